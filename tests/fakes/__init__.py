@@ -1,0 +1,1 @@
+"""Fakes of the outside worlds, and a stand-in gateway."""

@@ -1,0 +1,7 @@
+"""python -m vmdriver."""
+
+import sys
+
+from vmdriver.cli import main
+
+sys.exit(main())

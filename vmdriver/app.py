@@ -1,0 +1,320 @@
+"""The composition root: the only place that knows concrete classes. Turns a
+configuration into a running driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdriver import __version__
+from vmdriver.config import WITHOUT_MEANING, Config, Loaded
+from vmdriver.errors import ConfigError, DriverError
+from vmdriver.extensions.loader import load_extensions
+from vmdriver.host import facts, reaper
+from vmdriver.host.threads import Pool
+from vmdriver.hypervisor.accelerator import AcceleratorProbe
+from vmdriver.hypervisor.connection import (
+    Connection,
+    embed_uri,
+    write_embedded_configuration,
+)
+from vmdriver.hypervisor.machines import Machines
+from vmdriver.lifecycle.actions import Shared
+from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.lifecycle.extension_runner import ExtensionRunner
+from vmdriver.lifecycle.hub import Hub
+from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
+from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.settings import Settings, TlsFiles
+from vmdriver.lifecycle.steps import Ports, Undoer
+from vmdriver.network.host_network import HostNetwork
+from vmdriver.oci.store import ImagePolicy, ImageStore
+from vmdriver.service.server import check_path, serve
+from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
+from vmdriver.storage import boot
+from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.records import RecordStore
+
+_log = logging.getLogger(__name__)
+_LOCK_WAIT_S = 6.0
+
+
+def settings_from(config: Config) -> Settings:
+    """The core's view of the configuration."""
+    tls = None
+    if config.guest_tls_ca and config.guest_tls_cert and config.guest_tls_key:
+        tls = TlsFiles(config.guest_tls_ca, config.guest_tls_cert, config.guest_tls_key)
+    return Settings(
+        instance=config.instance,
+        state_dir=config.state_dir,
+        endpoint=config.openshell_endpoint,
+        default_image=config.default_image,
+        supervisor=config.supervisor_path,
+        tls=tls,
+        vcpus=config.vcpus,
+        memory_mib=config.mem_mib,
+        max_vcpus=max(config.max_vcpus, config.vcpus),
+        max_memory_mib=config.max_mem_mib,
+        max_sandboxes=config.max_sandboxes,
+        max_committed_memory_mib=config.max_committed_mem_mib,
+        stop_grace_s=config.stop_grace_s,
+        boot_timeout_s=config.boot_timeout_s,
+        crash_restarts=config.crash_restarts,
+        egress=config.egress,
+        address_pool=config.address_pool,
+        dns=facts.name_servers() if config.dns == "auto" else tuple(config.dns),
+        sandbox_uid=config.sandbox_uid,
+        sandbox_gid=config.sandbox_gid,
+        guest_log_level=config.log_level,
+        telemetry=config.telemetry,
+    )
+
+
+def qemu_owner(config: Config) -> Ownership:
+    """The user that QEMU runs as. ConfigError if the host has none of that name."""
+    ids = facts.user_ids(config.qemu_user)
+    group = facts.group_id(config.qemu_group)
+    if ids is None or group is None:
+        raise ConfigError(
+            f"qemu_user, qemu_group: this host has no user {config.qemu_user!r} or no group {config.qemu_group!r}",
+            resolution="run scripts/prepare-host, or name others",
+        )
+    return Ownership(ids[0], group)
+
+
+@dataclass(frozen=True)
+class FilePlaces:
+    """Implements lifecycle.launcher.Places."""
+
+    layout: Layout
+
+    def boot(self) -> BootChoice:
+        """The current boot files."""
+        found = boot.load(self.layout.boot)
+        return BootChoice(str(found.kernel), str(found.initramfs), found.digest)
+
+    def paths(self, sandbox_id: str) -> SandboxPaths:
+        """A sandbox's files."""
+        files = self.layout.sandbox(sandbox_id)
+        return SandboxPaths(
+            str(files.overlay), str(files.seed), str(files.status), str(files.console)
+        )
+
+
+class StateLock:
+    """One driver process per state directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    async def acquire(self, wait_s: float = _LOCK_WAIT_S) -> None:
+        """Wait a little for a predecessor that is ending. ConfigError if it does not."""
+        self._descriptor = os.open(
+            self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while not self.try_once():
+            if loop.time() > deadline:
+                raise ConfigError(
+                    f"state_dir: another driver works on {self._path.parent}",
+                    resolution="stop it, or use another state_dir",
+                )
+            await asyncio.sleep(0.05)
+
+    def try_open(self) -> bool:
+        """Take it if it is free, without waiting."""
+        try:
+            self._descriptor = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError:
+            return False
+        return self.try_once()
+
+    def try_once(self) -> bool:
+        """Take it if it is free."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class Driver:
+    """Everything of one driver process, wired."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.settings = settings_from(config)
+        self.layout = Layout(config.state_dir)
+        owner = qemu_owner(config)
+        self._files, self._hypervisor_calls = Pool("files", 8), Pool("libvirt", 8)
+        self.embedded = config.connection == "embed"
+        uri = embed_uri(self.layout.libvirt) if self.embedded else config.connection
+        self.connection = Connection(uri, self._hypervisor_calls)
+        self.machines = Machines(self.connection, config.instance, owner)
+        self.disks = DiskStore(self.layout, self._files, owner)
+        self.network = HostNetwork(
+            config.instance, owner, self._files, config.address_pool
+        )
+        policy = ImagePolicy(
+            config.overlay_disk_mib,
+            tuple(config.insecure_registries),
+            tuple(config.allowed_image_dirs),
+        )
+        self.images = ImageStore(self.layout.images, self._files, policy)
+        self.records = RecordStore(self.layout, self._files)
+        self.places = FilePlaces(self.layout)
+        self.accelerator = self._accelerator(owner)
+        self.extensions = ExtensionRunner(
+            load_extensions(config.extensions), config.extension, self.disks
+        )
+        self.hub = Hub(lambda: self.manager.snapshots())  # noqa: PLW0108 - made below
+        self.manager = Manager(
+            self._shared,
+            lambda sandbox_id: FileJournal(
+                self.layout.sandbox(sandbox_id).ledger, self._files
+            ),
+            self.settings,
+        )
+
+    def _accelerator(self, owner: Ownership) -> AcceleratorProbe:
+        try:
+            found = boot.load(self.layout.boot)
+            files = (str(found.kernel), str(found.initramfs), found.digest)
+        except DriverError:
+            files = ("", "", "")
+        config = self.config
+        return AcceleratorProbe(
+            self.machines,
+            config.accelerator if files[0] else "tcg",
+            files,
+            self.layout.accelerator,
+            self.layout.probe,
+            owner,
+            config.instance,
+            config.probe_deadline_s,
+        )
+
+    def _shared(self, manager: Manager) -> Shared:
+        ports = Ports(
+            self.machines, self.network, self.disks, self.images, self.records
+        )
+        pool = AddressPool(self.config.instance, self.config.address_pool)
+        launcher = Launcher(
+            ports,
+            self.settings,
+            self.extensions,
+            self.accelerator,
+            self.places,
+            pool,
+            self._files,
+        )
+        undoer = Undoer(ports, pool, self.extensions.undo)
+        return Shared(
+            ports,
+            self.settings,
+            launcher,
+            self.extensions,
+            undoer,
+            self.hub,
+            manager.forget,
+        )
+
+    async def recover(self) -> None:
+        """Prepare the host and take up what there is."""
+        self.prepare_connection()
+        await self.network.prepare()
+        await self.images.open()
+        await self.manager.recover()
+        self.accelerator.start()
+
+    def prepare_connection(self) -> None:
+        """Before the first call to libvirt."""
+        if self.embedded:
+            write_embedded_configuration(
+                self.layout.libvirt, self.config.qemu_user, self.config.qemu_group
+            )
+
+    def release_threads(self) -> None:
+        """Give the thread pools back."""
+        for pool in (self._files, self._hypervisor_calls):
+            pool.close()
+
+    async def close(self) -> None:
+        """Let everything go; machines stay."""
+        await self.accelerator.close()
+        await self.manager.close()
+        self.release_threads()
+
+
+async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Answers GetCapabilities at once, everything else after
+    recovery.
+    """
+    config = loaded.config
+    check_path(config.bind_socket)
+    for key, why in WITHOUT_MEANING.items():
+        if key in loaded.sources:
+            _log.info(
+                "%s (%s) is accepted and changes nothing: %s",
+                key,
+                loaded.sources[key],
+                why,
+            )
+    layout = Layout(config.state_dir)
+    layout.make()
+    lock = StateLock(layout.lock)
+    await lock.acquire()
+    reaper.install(asyncio.get_running_loop())
+    driver = Driver(config)
+    readiness = Readiness()
+    identity = Identity(
+        config.driver_name,
+        __version__,
+        config.default_image,
+        config.gateway_manages_lifecycle,
+    )
+    server = await serve(
+        config.bind_socket, ComputeDriver(identity, readiness, driver.hub)
+    )
+    _log.info("serving on %s; state in %s", config.bind_socket, config.state_dir)
+    recovery = asyncio.create_task(driver.recover())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({recovery, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if recovery.done():
+            recovery.result()
+            readiness.set(driver.manager)
+            _log.info("ready: %d sandboxes known", len(driver.manager.workers))
+            await stopping
+    finally:
+        _log.info("ending; machines go on")
+        for task in (recovery, stopping):
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, DriverError):
+            await recovery
+        driver.hub.close()  # open watches would otherwise hold the server for its whole grace
+        await server.stop(0.5)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await driver.close()
+        lock.release()

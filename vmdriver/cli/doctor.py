@@ -1,0 +1,273 @@
+"""vmdriver doctor: is this host fit, and if not, what is to be done."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdriver.app import Driver, StateLock, qemu_owner
+from vmdriver.cli.show import print_json
+from vmdriver.config import Config, Loaded
+from vmdriver.errors import CommandError, ConfigError, DriverError
+from vmdriver.host import facts, process
+from vmdriver.hypervisor.accelerator import KVM_DEVICE
+from vmdriver.service.server import check_path
+from vmdriver.storage import boot
+
+_TOOLS = {
+    "qemu-img": "qemu-utils",
+    "mke2fs": "e2fsprogs",
+    "nft": "nftables",
+    "skopeo": "skopeo",
+    "umoci": "umoci",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check. level: ok, warn or fail; `advice` says what to do."""
+
+    check: str
+    level: str
+    message: str
+    advice: str = ""
+
+
+def _tools(_config: Config) -> list[Finding]:
+    findings = []
+    for tool, package in _TOOLS.items():
+        path = shutil.which(
+            tool, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        )
+        level = "ok" if path else "fail"
+        findings.append(
+            Finding(
+                f"tool {tool}",
+                level,
+                path or "is missing",
+                "" if path else f"apt-get install {package}",
+            )
+        )
+    return findings
+
+
+def _permissions(config: Config) -> list[Finding]:
+    findings = [
+        Finding("root", "ok", "runs as root")
+        if os.geteuid() == 0
+        else Finding(
+            "root", "fail", "does not run as root", "taps and firewall tables need root"
+        )
+    ]
+    try:
+        owner = qemu_owner(config)
+        findings.append(
+            Finding("QEMU user", "ok", f"{config.qemu_user} ({owner.uid}:{owner.gid})")
+        )
+    except ConfigError as error:
+        findings.append(Finding("QEMU user", "fail", error.message, error.resolution))
+        return findings
+    if not Path("/dev/net/tun").exists():
+        findings.append(
+            Finding("tun device", "fail", "/dev/net/tun is missing", "modprobe tun")
+        )
+    for directory in [config.state_dir, *config.state_dir.parents]:
+        if directory.exists() and not directory.stat().st_mode & 0o001:
+            advice = f"chmod o+x {directory}: QEMU must reach its files through it"
+            findings.append(
+                Finding(
+                    "state directory",
+                    "fail",
+                    f"{directory} is closed to others",
+                    advice,
+                )
+            )
+    return findings
+
+
+def _files(config: Config) -> list[Finding]:
+    findings = []
+    try:
+        found = boot.load(config.state_dir / "boot")
+        findings.append(
+            Finding(
+                "boot files", "ok", f"{found.digest}, kernel {found.kernel_release}"
+            )
+        )
+    except DriverError as error:
+        findings.append(Finding("boot files", "fail", error.message, error.resolution))
+    supervisor = config.supervisor_path
+    if supervisor is None or not supervisor.is_file():
+        findings.append(
+            Finding(
+                "supervisor",
+                "fail",
+                "is not there",
+                "set supervisor_path to the openshell-sandbox program",
+            )
+        )
+    else:
+        findings.append(Finding("supervisor", "ok", str(supervisor)))
+    try:
+        check_path(config.bind_socket)
+        findings.append(Finding("socket path", "ok", str(config.bind_socket)))
+    except ConfigError as error:
+        findings.append(Finding("socket path", "fail", error.message, error.resolution))
+    space = next(p for p in [config.state_dir, *config.state_dir.parents] if p.exists())
+    free = shutil.disk_usage(space).free // 2**20
+    enough = free > config.overlay_disk_mib
+    advice = "" if enough else "less than one sandbox's disk: free some space"
+    findings.append(
+        Finding(
+            "disk space", "ok" if enough else "warn", f"{free} MiB are free", advice
+        )
+    )
+    return findings
+
+
+def _accelerator(config: Config) -> list[Finding]:
+    if config.accelerator == "tcg":
+        return [
+            Finding(
+                "accelerator",
+                "warn",
+                "tcg is configured: machines are slow",
+                "use auto",
+            )
+        ]
+    if not Path(KVM_DEVICE).exists():
+        advice = "enable virtualisation in the firmware, or nested virtualisation, and load kvm_intel or kvm_amd"
+        return [
+            Finding(
+                "accelerator",
+                "warn",
+                f"{KVM_DEVICE} is missing: machines run on TCG",
+                advice,
+            )
+        ]
+    owner = qemu_owner(config)
+    if not facts.may_use(KVM_DEVICE, owner.uid, owner.gid):
+        message = f"{config.qemu_user} may not use {KVM_DEVICE}; libvirt probes QEMU anew at every step"
+        return [
+            Finding(
+                "accelerator",
+                "fail",
+                message,
+                f"chgrp kvm {KVM_DEVICE}; chmod 0660 {KVM_DEVICE}",
+            )
+        ]
+    results = config.state_dir / "accelerator.json"
+    try:
+        known = json.loads(results.read_text())
+    except (OSError, ValueError):
+        known = {}
+    reasons = [
+        reason
+        for key, reason in known.items()
+        if key.startswith(facts.kernel_release())
+    ]
+    if not reasons:
+        return [
+            Finding(
+                "accelerator",
+                "ok",
+                f"{KVM_DEVICE} is there; a probe guest decides at the first start",
+            )
+        ]
+    if reasons[-1]:
+        advice = f"machines run on TCG; to probe again, remove {results}"
+        return [Finding("accelerator", "warn", reasons[-1], advice)]
+    return [Finding("accelerator", "ok", "a probe guest has booted on KVM")]
+
+
+async def _network(driver: Driver) -> list[Finding]:
+    try:
+        await driver.network.check_pool()
+        findings = [Finding("address pool", "ok", driver.config.address_pool)]
+    except DriverError as error:
+        findings = [Finding("address pool", "fail", error.message, error.resolution)]
+    for name in await driver.network.foreign_drops():
+        findings.append(
+            Finding(
+                "firewall",
+                "warn",
+                f"{name} drops forwarded packets by default",
+                "sandboxes reach the gateway but nothing else, unless that table accepts their addresses",
+            )
+        )
+    return findings
+
+
+async def _libvirt(driver: Driver) -> list[Finding]:
+    if driver.embedded:
+        driver.layout.libvirt.mkdir(parents=True, exist_ok=True)
+        lock = StateLock(driver.layout.lock)
+        alone = lock.try_open()
+        lock.release()
+        if not alone:
+            return [
+                Finding("libvirt", "ok", "a driver is running on this state directory")
+            ]
+        driver.prepare_connection()
+    try:
+        versions = await driver.machines.versions()
+    except DriverError as error:
+        return [
+            Finding(
+                "libvirt", "fail", error.text(), "install libvirt-daemon-driver-qemu"
+            )
+        ]
+    text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']} on {driver.connection.uri}"
+    return [Finding("libvirt", "ok", text)]
+
+
+async def _examine(loaded: Loaded) -> list[Finding]:
+    config = loaded.config
+    findings = [*_tools(config), *_permissions(config), *_files(config)]
+    if any(f.check == "QEMU user" and f.level == "fail" for f in findings):
+        return findings
+    findings += _accelerator(config)
+    driver = Driver(config)
+    checks: list[Callable[[Driver], Awaitable[list[Finding]]]] = [_network, _libvirt]
+    try:
+        for check in checks:
+            try:
+                findings += await check(driver)
+            except DriverError as error:
+                findings.append(
+                    Finding(check.__name__.strip("_"), "fail", error.text())
+                )
+        findings.append(await _qemu_version())
+    finally:
+        driver.release_threads()
+    return findings
+
+
+async def _qemu_version() -> Finding:
+    program = f"qemu-system-{facts.machine_architecture()}"
+    try:
+        done = await process.run([program, "--version"], deadline_s=10)
+    except CommandError as error:
+        return Finding("QEMU", "fail", error.message, f"apt-get install {program}")
+    return Finding("QEMU", "ok", done.stdout.decode().splitlines()[0])
+
+
+def doctor(loaded: Loaded, *, as_json: bool) -> int:
+    """0 when nothing fails; warnings do not count."""
+    findings = asyncio.run(_examine(loaded))
+    failed = any(finding.level == "fail" for finding in findings)
+    if as_json:
+        print_json(
+            {"ok": not failed, "findings": [vars(finding) for finding in findings]}
+        )
+        return 1 if failed else 0
+    for finding in findings:
+        print(f"{finding.level:4}  {finding.check}: {finding.message}")
+        if finding.advice:
+            print(f"      -> {finding.advice}")
+    return 1 if failed else 0

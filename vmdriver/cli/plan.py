@@ -1,0 +1,58 @@
+"""vmdriver plan: what a request would become, without doing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from vmdriver.app import Driver
+from vmdriver.config import Loaded
+from vmdriver.errors import ConfigError
+from vmdriver.lifecycle import planner, requests
+from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.lifecycle.guest import guest_endpoint
+from vmdriver.lifecycle.hooks import PlanDraft
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.service.codec import sandbox_from_json
+
+
+async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
+    driver = Driver(loaded.config)
+    settings = driver.settings
+    try:
+        spec, token = sandbox_from_json(text, loaded.config.default_image)
+        requests.check(spec, settings)
+        endpoint = guest_endpoint(settings.endpoint)
+        pool = AddressPool(settings.instance, settings.address_pool)
+        facts = planner.HostFacts(
+            accelerator="tcg" if loaded.config.accelerator == "tcg" else "kvm",
+            boot=driver.places.boot(),
+            base_disk="(made from the image at create)",
+            image_digest="(resolved at create)",
+            supervisor_disk="(made from supervisor_path)",
+            paths=driver.places.paths(spec.id),
+            lease=pool.take(spec.id, await driver.network.taken_names()),
+            own_networks=await driver.network.own_networks(),
+            gateway_address=None
+            if endpoint.on_host_loopback
+            else await driver.network.resolve(endpoint.host),
+            has_token=token is not None,
+        )
+        return planner.resolve(spec, settings, facts, PlanDraft())
+    finally:
+        driver.release_threads()
+
+
+def plan(loaded: Loaded, request: str) -> int:
+    """Print the plan as JSON. What extensions would add is not in it: their hooks may
+    act.
+    """
+    try:
+        text = sys.stdin.read() if request == "-" else Path(request).read_text()
+        json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"request {request}: {error}") from error
+    print(asyncio.run(_plan(loaded, text)).model_dump_json(indent=2))
+    return 0

@@ -1,0 +1,226 @@
+"""Commands that show: config, ls, inspect, console, sweep. They read; only sweep
+changes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vmdriver.app import Driver, StateLock
+from vmdriver.config import Loaded
+from vmdriver.errors import DriverError, NotFound
+from vmdriver.lifecycle import sweep as sweeping
+from vmdriver.lifecycle.ledger import replay
+from vmdriver.lifecycle.ports import Found
+from vmdriver.lifecycle.steps import Ports
+from vmdriver.model.record import SandboxRecord
+from vmdriver.storage.disks import console_tail, parse_report
+from vmdriver.storage.journal import read_lines
+from vmdriver.storage.layout import Layout, SandboxFiles
+
+
+def print_json(value: Any) -> None:
+    """One document, for machines."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns as wide as their longest cell."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        line = "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        )
+        print(line.rstrip())
+
+
+def config(loaded: Loaded, *, as_json: bool) -> int:
+    """Every setting, its value and where that came from."""
+    table = loaded.table()
+    if as_json:
+        print_json(
+            {key: {"value": value, "source": source} for key, value, source in table}
+        )
+    else:
+        rows = [(key, json.dumps(value), source) for key, value, source in table]
+        print_table(("setting", "value", "source"), rows)
+    return 0
+
+
+def ls(loaded: Loaded, *, as_json: bool) -> int:
+    """What the running driver lists."""
+    from vmdriver.service.client import list_sandboxes
+
+    found = list_sandboxes(loaded.config.bind_socket)
+    if as_json:
+        print_json(found)
+        return 0
+    rows = [
+        (
+            sandbox["id"],
+            sandbox["name"],
+            sandbox["workspace"],
+            f"{sandbox['type']}={sandbox['status']}",
+            sandbox["reason"],
+        )
+        for sandbox in found
+    ]
+    print_table(("id", "name", "workspace", "condition", "reason"), rows)
+    return 0
+
+
+def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
+    files = Layout(loaded.config.state_dir).sandbox(sandbox_id)
+    if not files.record.exists():
+        raise NotFound(
+            f"sandbox {sandbox_id} is not known in {loaded.config.state_dir}"
+        )
+    return files
+
+
+def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:
+    """Process of the machine, as the embedded libvirt noted it; needs no connection."""
+    pid_file = (
+        Layout(loaded.config.state_dir).libvirt / "run" / "qemu" / f"{domain}.pid"
+    )
+    try:
+        pid = int(pid_file.read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return {"domain": domain, "running": False}
+    return {"domain": domain, "running": True, "pid": pid}
+
+
+def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:
+    files = _files(loaded, sandbox_id)
+    record = SandboxRecord.model_validate_json(files.record.read_bytes())
+    held = replay(read_lines(files.ledger))
+    status = files.status.read_bytes() if files.status.exists() else b""
+    plan = record.plan
+    return {
+        "record": record.model_dump(mode="json"),
+        "ledger": [vars(entry) for entry in held.values()],
+        "guest": vars(parse_report(status)),
+        "machine": _machine(loaded, plan.domain) if plan else {"running": False},
+        "addresses": record.lease.model_dump() if record.lease else None,
+        "console_tail": console_tail(files.console),
+        "directory": str(files.directory),
+    }
+
+
+def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
+    """Everything on disk about one sandbox; the token is not among it."""
+    found = _inspection(loaded, sandbox_id)
+    if as_json:
+        print_json(found)
+        return 0
+    record, machine = found["record"], found["machine"]
+    print(f"sandbox    {sandbox_id}  {record['spec']['name']!r}")
+    print(f"image      {record['spec']['image']}")
+    print(
+        f"intent     {record['intent']}    phase {record['phase']}    launches {record['launches']}"
+    )
+    if record["failure"]:
+        print(
+            f"failure    {record['failure']['reason']}: {record['failure']['message']}"
+        )
+    print(f"machine    {machine}")
+    print(f"addresses  {found['addresses']}")
+    print(f"guest      {found['guest']}")
+    print("ledger")
+    for entry in found["ledger"]:
+        print(
+            f"  {entry['key']:20} {entry['scope']:10} {'held' if entry['done'] else 'begun'}"
+        )
+    print("console (its end)")
+    print("\n".join(f"  {line}" for line in found["console_tail"].splitlines()[-12:]))
+    return 0
+
+
+def console(loaded: Loaded, sandbox_id: str, *, follow: bool, as_json: bool) -> int:
+    """The console file, once or as it grows."""
+    path = _files(loaded, sandbox_id).console
+    if as_json:
+        print_json({"console": console_tail(path, 1024 * 1024)})
+        return 0
+    position = _copy_from(path, 0)
+    while follow:
+        time.sleep(0.2)
+        position = _copy_from(path, position)
+    return 0
+
+
+def _copy_from(path: Path, position: int) -> int:
+    """Print what is behind `position`; a file that became shorter was cut."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(position if position <= end else 0)
+            sys.stdout.write(file.read().decode("utf-8", errors="replace"))
+            sys.stdout.flush()
+            return file.tell()
+    except FileNotFoundError:
+        return 0
+
+
+async def _sweep(
+    loaded: Loaded, *, dry_run: bool
+) -> tuple[list[Found], list[str], bool]:
+    driver = Driver(loaded.config)
+    lock = StateLock(driver.layout.lock)
+    alone = lock.try_open()
+    known = {path.parent.name for path in driver.layout.sandboxes.glob("*/record.json")}
+    ports = Ports(
+        driver.machines, driver.network, driver.disks, driver.images, driver.records
+    )
+    problems: list[str] = []
+    failed = False
+    try:
+        if not alone and driver.embedded:
+            problems.append(
+                "a driver is running: it sweeps its own machines when it starts"
+            )
+            found = await driver.network.marked()
+        else:
+            driver.prepare_connection()
+            found = [*await driver.machines.marked(), *await driver.network.marked()]
+        orphans = [item for item in found if item.sandbox_id not in known]
+        for orphan in [] if dry_run else orphans:
+            try:
+                await sweeping.remove(ports, orphan, loaded.config.instance)
+            except DriverError as error:
+                failed = True
+                problems.append(f"{orphan.kind} {orphan.name}: {error.text()}")
+    finally:
+        driver.release_threads()
+        lock.release()
+    return orphans, problems, failed
+
+
+def sweep(loaded: Loaded, *, dry_run: bool, as_json: bool) -> int:
+    """0 when nothing is left over (or was removed), 1 when something could not be."""
+    orphans, problems, failed = asyncio.run(_sweep(loaded, dry_run=dry_run))
+    if as_json:
+        print_json(
+            {
+                "removed": not dry_run,
+                "orphans": [vars(o) for o in orphans],
+                "problems": problems,
+            }
+        )
+    else:
+        for orphan in orphans:
+            verb = "would remove" if dry_run else "removed"
+            print(f"{verb} {orphan.kind} {orphan.name} of sandbox {orphan.sandbox_id}")
+        if not orphans:
+            print("nothing is left over")
+        for problem in problems:
+            print(f"note: {problem}", file=sys.stderr)
+    return 1 if failed else 0

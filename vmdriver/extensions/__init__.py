@@ -1,0 +1,1 @@
+"""Extensions that we ship, one module each, and the loader for all."""

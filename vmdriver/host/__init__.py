@@ -1,0 +1,1 @@
+"""What every adapter needs from the host: commands, threads, retries, facts, logging."""

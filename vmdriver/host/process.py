@@ -1,0 +1,95 @@
+"""Runs commands. The only module that may: argument lists, a clean environment, a
+deadline, an own process group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vmdriver.errors import CommandError
+
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "HOME": "/root",
+}
+_KEPT_OUTPUT = 4000
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ended with status 0."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+def _tail(output: bytes) -> str:
+    return output.decode(errors="replace").strip()[-_KEPT_OUTPUT:]
+
+
+def _last_words(output: bytes) -> str:
+    """The last line that says something; some tools underline their complaint."""
+    lines = [line.strip() for line in _tail(output).splitlines()]
+    return next((line for line in reversed(lines) if line.strip("^~ ")), "")[:400]
+
+
+async def _end_group(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+async def run(
+    arguments: Sequence[str],
+    *,
+    deadline_s: float,
+    stdin: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+) -> Completed:
+    """Run a command to its end.
+
+    Raises CommandError when it is missing, ends with another status than 0, or takes
+    longer than `deadline_s`. When cancelled or late, its whole process group is killed
+    and reaped before this returns.
+    """
+    shown = shlex.join(arguments)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**_ENVIRONMENT, **(environment or {})},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CommandError(
+            f"{arguments[0]} cannot be run: {error.strerror}",
+            detail=shown,
+            resolution=f"install the program {arguments[0]}",
+        ) from error
+    try:
+        async with asyncio.timeout(deadline_s):
+            stdout, stderr = await process.communicate(stdin)
+    except TimeoutError as error:
+        await _end_group(process)
+        raise CommandError(
+            f"{arguments[0]} took longer than {deadline_s:g} s", detail=shown
+        ) from error
+    except asyncio.CancelledError:
+        await _end_group(process)
+        raise
+    if process.returncode != 0:
+        last_line = _last_words(stderr or stdout)
+        raise CommandError(
+            f"{arguments[0]} ended with status {process.returncode}: {last_line}",
+            detail=f"{shown}\n{_tail(stderr)}",
+        )
+    return Completed(stdout, stderr)

@@ -1,0 +1,54 @@
+"""Bounded thread pools that lift blocking calls off the event loop, without losing
+their effect when cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def finished(work: Awaitable[T]) -> T:
+    """Wait for `work` even when cancelled meanwhile; the cancellation is raised when it
+    has ended.
+
+    An effect on the host that was begun goes on whether or not anybody waits, so
+    whoever books it must wait.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            cancelled = True
+        except Exception:  # noqa: BLE001 - raised below, from the task itself
+            break
+    if cancelled:
+        task.exception()
+        raise asyncio.CancelledError
+    return task.result()
+
+
+class Pool:
+    """Threads for one outside world, so that a slow disk cannot starve the hypervisor."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix=f"vmdriver-{name}")
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run a blocking call in the pool; see `finished` for cancellation."""
+        loop = asyncio.get_running_loop()
+        return await finished(
+            loop.run_in_executor(self._executor, function, *arguments)
+        )
+
+    def close(self) -> None:
+        """Give the threads back; calls under way are not waited for."""
+        self._executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,176 @@
+"""One libvirt connection, its event thread and its thread pool; libvirt's errors end
+here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import libvirt
+
+from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
+from vmdriver.host.threads import Pool
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_UNAVAILABLE = {
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_INVALID_CONN,
+    libvirt.VIR_ERR_RPC,
+    libvirt.VIR_ERR_SYSTEM_ERROR,
+}
+_TIMED_OUT = {
+    libvirt.VIR_ERR_OPERATION_TIMEOUT,
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+    libvirt.VIR_ERR_AGENT_UNSYNCED,
+}
+_loop_started = threading.Lock()
+_loop_thread: threading.Thread | None = None
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn libvirt's errors into ours, by its error codes."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        code, text = error.get_error_code(), error.get_error_message() or str(error)
+        if code == libvirt.VIR_ERR_NO_DOMAIN:
+            raise NotFound(f"{what}: no such domain", detail=text) from error
+        if code in _TIMED_OUT:
+            raise TimedOut(f"{what}: {text}") from error
+        if code in _UNAVAILABLE:
+            raise Unavailable(
+                f"{what}: libvirt is not reachable",
+                detail=text,
+                reason="LibvirtUnavailable",
+            ) from error
+        raise HypervisorError(
+            f"{what}: {text}", detail=f"libvirt error {code}"
+        ) from error
+
+
+def _start_event_loop() -> None:
+    """libvirt's own loop in a daemon thread, once per process and before the first
+    connection.
+
+    Not libvirtaio: it touches asyncio's loop from worker threads (measured).
+    """
+    global _loop_thread  # noqa: PLW0603 - libvirt allows one implementation per process
+    with _loop_started:
+        if _loop_thread is not None:
+            return
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        # Without a timer the loop would block for ever in poll() when there is nothing
+        # to watch yet.
+        libvirt.virEventAddTimeout(1000, lambda *_: None, None)
+        _loop_thread = threading.Thread(
+            target=_run_event_loop, name="libvirt-events", daemon=True
+        )
+        _loop_thread.start()
+
+
+def _run_event_loop() -> None:
+    while True:
+        if libvirt.virEventRunDefaultImpl() < 0:
+            _log.error(
+                "libvirt's event loop failed; changes are noticed by looking only"
+            )
+            return
+
+
+def embed_uri(root: Path) -> str:
+    """URI of libvirt's QEMU driver inside this process, with its files below `root`."""
+    return f"qemu:///embed?root={root}"
+
+
+def write_embedded_configuration(root: Path, user: str, group: str) -> None:
+    """qemu.conf for the embedded driver. There is no virtlogd, and we own our files:
+    libvirt must not chown them.
+    """
+    directory = root / "etc"
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    lines = {
+        "stdio_handler": '"file"',
+        "seccomp_sandbox": "1",
+        "user": f'"{user}"',
+        "group": f'"{group}"',
+        "dynamic_ownership": "0",
+        "remember_owner": "0",
+        "auto_dump_bypass_cache": "0",
+    }
+    (directory / "qemu.conf").write_text(
+        "".join(f"{key} = {value}\n" for key, value in lines.items())
+    )
+
+
+class Connection:
+    """A libvirt connection that is opened again when it was lost. Calls run in a
+    bounded pool.
+    """
+
+    def __init__(self, uri: str, pool: Pool) -> None:
+        self.uri = uri
+        self._pool = pool
+        self._connection: Any = None
+        self._opening = threading.Lock()
+        self._on_event: Callable[[str], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def on_domain_event(self, call: Callable[[str], None]) -> None:
+        """Have domain names handed to `call` in this loop's thread. Before the first
+        use.
+        """
+        self._on_event, self._loop = call, asyncio.get_running_loop()
+
+    def _open(self) -> Any:
+        with self._opening:
+            if self._connection is not None and self._connection.isAlive() == 1:
+                return self._connection
+            _start_event_loop()
+            connection = libvirt.open(self.uri)
+            if "embed" not in self.uri and not self.uri.startswith("test:"):
+                connection.setKeepAlive(5, 3)
+            if self._on_event is not None:
+                self._subscribe(connection)
+            self._connection = connection
+            return connection
+
+    def _subscribe(self, connection: Any) -> None:
+        def hand_over(_connection: Any, domain: Any, *_rest: Any) -> None:
+            # In libvirt's thread: do nothing here but hand the name over.
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._deliver, domain.name())
+
+        connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, hand_over, None
+        )
+
+    def _deliver(self, name: str) -> None:
+        if self._on_event is not None:
+            self._on_event(name)
+
+    async def call(self, what: str, function: Callable[[Any], T]) -> T:
+        """Run `function(connection)` in the pool. NotFound, TimedOut, Unavailable,
+        HypervisorError.
+        """
+
+        def work() -> T:
+            with translated(what):
+                return function(self._open())
+
+        return await self._pool.run(work)
+
+    def close(self) -> None:
+        """Let the connection go; machines stay."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with translated("close"):
+                connection.close()

@@ -1,0 +1,185 @@
+"""A launch plan as libvirt domain XML. Pure; the golden tests pin it.
+
+Nothing in it stands in the way of saving and restoring memory: a versioned machine
+type, no 9p or virtiofs, no balloon, and under KVM a CPU model that libvirt expands and
+stores. Choices that were measured are in DECISIONS.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from xml.etree import ElementTree as Xml
+
+from vmdriver.lifecycle.ports import Ownership
+from vmdriver.model.plan import Disk, LaunchPlan
+
+METADATA = "https://openshell.dev/vmdriver/1"
+_DEVICE_NAMES = {"root": "vda", "seed": "vdb", "status": "vdc", "supervisor": "vdd"}
+_CPU_PERIOD_US = 100_000
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the XML needs to know about the hypervisor."""
+
+    domain_type: Literal["kvm", "qemu", "test"]
+    architecture: str
+    machine: str
+    """Versioned, such as pc-q35-7.2."""
+    emulator: str
+    owner: Ownership
+
+
+def _add(
+    parent: Xml.Element, tag: str, text: str | None = None, **attributes: str
+) -> Xml.Element:
+    element = Xml.SubElement(
+        parent, tag, {k.rstrip("_"): v for k, v in attributes.items()}
+    )
+    element.text = text
+    return element
+
+
+def _boot(
+    root: Xml.Element, kernel: str, initramfs: str, arguments: str, host: Host
+) -> None:
+    operating_system = _add(root, "os")
+    _add(operating_system, "type", "hvm", arch=host.architecture, machine=host.machine)
+    _add(operating_system, "kernel", kernel)
+    _add(operating_system, "initrd", initramfs)
+    _add(operating_system, "cmdline", arguments)
+
+
+def _common(root: Xml.Element, host: Host) -> None:
+    features = _add(root, "features")
+    _add(features, "acpi")
+    # A new id at every restore tells a kernel with the driver that its random state is
+    # not unique any more.
+    _add(root, "genid")
+    # "maximum" cannot be expanded under TCG, but is the same for the same QEMU; under
+    # KVM host-model becomes a named
+    # model with features in the stored XML, so that a restore elsewhere is checked and
+    # not hoped for.
+    _add(root, "cpu", mode="host-model" if host.domain_type == "kvm" else "maximum")
+    _add(root, "clock", offset="utc")
+    _add(root, "on_poweroff", "destroy")
+    _add(root, "on_reboot", "destroy")
+    _add(root, "on_crash", "destroy")
+
+
+def _disk(devices: Xml.Element, disk: Disk) -> None:
+    element = _add(devices, "disk", type="file", device="disk")
+    driver = _add(element, "driver", name="qemu", type=disk.format)
+    if not disk.read_only:
+        driver.set("discard", "unmap")
+        driver.set("detect_zeroes", "unmap")
+    _add(element, "source", file=disk.path)
+    if disk.backing is not None:
+        backing = _add(element, "backingStore", type="file")
+        _add(backing, "format", type="raw")
+        _add(backing, "source", file=disk.backing)
+        _add(backing, "backingStore")
+    _add(element, "target", dev=_DEVICE_NAMES[disk.role], bus="virtio")
+    if disk.read_only:
+        _add(element, "readonly")
+    _add(element, "serial", disk.role)
+
+
+def _console(devices: Xml.Element, path: str) -> None:
+    serial = _add(devices, "serial", type="file")
+    # Append: the file can then be cut while QEMU has it open.
+    _add(serial, "source", path=path, append="on")
+    _add(serial, "target", port="0")
+
+
+def _security(root: Xml.Element, owner: Ownership) -> None:
+    # relabel=no: our files belong to that user already, and libvirt must not touch
+    # shared base disks.
+    label = _add(root, "seclabel", type="static", model="dac", relabel="no")
+    _add(label, "label", f"+{owner.uid}:+{owner.gid}")
+
+
+def _devices(root: Xml.Element, host: Host) -> Xml.Element:
+    devices = _add(root, "devices")
+    _add(devices, "emulator", host.emulator)
+    # The default USB controller would only be more for the guest to probe.
+    _add(devices, "controller", type="usb", model="none")
+    return devices
+
+
+def _platform_devices(devices: Xml.Element) -> None:
+    rng = _add(devices, "rng", model="virtio")
+    _add(rng, "backend", "/dev/urandom", model="random")
+    _add(devices, "panic", model="isa")
+    _add(devices, "memballoon", model="none")
+
+
+def _text(root: Xml.Element) -> str:
+    Xml.indent(root)
+    return Xml.tostring(root, encoding="unicode") + "\n"
+
+
+def _cpu_tune(root: Xml.Element, plan: LaunchPlan) -> None:
+    if plan.cpu_quota_millis is not None:
+        tune = _add(root, "cputune")
+        _add(tune, "global_period", str(_CPU_PERIOD_US))
+        _add(tune, "global_quota", str(plan.cpu_quota_millis * _CPU_PERIOD_US // 1000))
+
+
+def render(plan: LaunchPlan, host: Host, mark: str, *, cpu_tune: bool = True) -> str:
+    """The sandbox's domain. `mark` goes into the metadata, where `marked` finds it."""
+    Xml.register_namespace("vmdriver", METADATA)
+    root = Xml.Element("domain", {"type": host.domain_type})
+    _add(root, "name", plan.domain)
+    _add(root, "uuid", plan.domain_uuid)
+    metadata = _add(root, "metadata")
+    Xml.SubElement(metadata, f"{{{METADATA}}}sandbox", {"mark": mark})
+    _add(root, "memory", str(plan.memory_mib), unit="MiB")
+    _add(root, "vcpu", str(plan.vcpus))
+    if cpu_tune:
+        _cpu_tune(root, plan)
+    _boot(root, plan.kernel, plan.initramfs, plan.kernel_arguments, host)
+    _common(root, host)
+    devices = _devices(root, host)
+    for disk in plan.disks:
+        _disk(devices, disk)
+    interface = _add(devices, "interface", type="ethernet")
+    _add(interface, "mac", address=plan.network.lease.mac)
+    _add(interface, "target", dev=plan.network.lease.tap, managed="no")
+    _add(interface, "model", type="virtio")
+    _console(devices, plan.console)
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "source", mode="bind")
+    _add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    _platform_devices(devices)
+    _security(root, host.owner)
+    return _text(root)
+
+
+def render_probe(
+    name: str, boot: tuple[str, str], status_disk: str, console: str, host: Host
+) -> str:
+    """The accelerator probe's guest: a kernel, our initramfs, and a disk to say "I am
+    here" on.
+    """
+    root = Xml.Element("domain", {"type": host.domain_type})
+    _add(root, "name", name)
+    _add(root, "memory", "256", unit="MiB")
+    _add(root, "vcpu", "1")
+    _boot(
+        root, *boot, "console=ttyS0 quiet panic=-1 rdinit=/init vmdriver_probe=1", host
+    )
+    _common(root, host)
+    devices = _devices(root, host)
+    _disk(devices, Disk(role="status", path=status_disk, format="raw", read_only=False))
+    _console(devices, console)
+    _platform_devices(devices)
+    _security(root, host.owner)
+    return _text(root)
+
+
+def read_mark(domain_xml: str) -> str:
+    """The mark in a domain's XML, or ""."""
+    element = Xml.fromstring(domain_xml).find(f"metadata/{{{METADATA}}}sandbox")  # noqa: S314 - libvirt's own output
+    return "" if element is None else element.get("mark", "")

@@ -1,0 +1,243 @@
+"""Implements lifecycle.ports.Hypervisor with libvirt domains."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+from xml.etree import ElementTree as Xml
+
+import libvirt
+
+from vmdriver.errors import DriverError, HypervisorError, NotFound
+from vmdriver.host import facts
+from vmdriver.hypervisor.connection import Connection, translated
+from vmdriver.hypervisor.domain_xml import Host, read_mark, render
+from vmdriver.lifecycle.ports import Found, Ownership
+from vmdriver.model.ids import parse_mark
+from vmdriver.model.phase import DomainState
+from vmdriver.model.plan import LaunchPlan
+
+_log = logging.getLogger(__name__)
+_RUNNING = {
+    libvirt.VIR_DOMAIN_RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED,
+    libvirt.VIR_DOMAIN_SHUTDOWN,
+}
+_GUEST_ROOT = "/sysroot"
+"""Where the image's root is mounted as the guest agent sees it (images/guest/init)."""
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+)
+
+
+class Machines:
+    """All domains of one driver instance on one connection."""
+
+    def __init__(self, connection: Connection, instance: str, owner: Ownership) -> None:
+        self._connection = connection
+        self._instance = instance
+        self._owner = owner
+        self._hint: Callable[[str], None] | None = None
+        self._hosts: dict[str, Host] = {}
+
+    def on_change(self, hint: Callable[[str], None]) -> None:
+        """See ports.Hypervisor."""
+        self._connection.on_domain_event(hint)
+
+    # --- the hypervisor's own facts
+
+    async def host(self, domain_type: Literal["kvm", "qemu"]) -> Host:
+        """What domains of that type are rendered for; asked of libvirt once."""
+        if domain_type not in self._hosts:
+            self._hosts[domain_type] = await self._connection.call(
+                "domain capabilities",
+                lambda connection: self._ask_host(connection, domain_type),
+            )
+        return self._hosts[domain_type]
+
+    def _ask_host(self, connection: Any, domain_type: Literal["kvm", "qemu"]) -> Host:
+        if connection.getType() == "TEST":
+            return Host("test", "i686", "pc", "/usr/bin/test-emulator", self._owner)
+        architecture = facts.machine_architecture()
+        alias = "q35" if architecture == "x86_64" else "virt"
+        text = connection.getDomainCapabilities(
+            None, architecture, alias, domain_type, 0
+        )
+        capabilities = Xml.fromstring(text)  # noqa: S314 - libvirt's own output
+        return Host(
+            domain_type=domain_type,
+            architecture=architecture,
+            machine=capabilities.findtext("machine") or alias,
+            emulator=capabilities.findtext("path")
+            or f"/usr/bin/qemu-system-{architecture}",
+            owner=self._owner,
+        )
+
+    async def versions(self) -> dict[str, str]:
+        """libvirt's and the hypervisor's version, for people and for cache keys."""
+
+        def ask(connection: Any) -> dict[str, str]:
+            return {
+                "libvirt": _version(connection.getLibVersion()),
+                "hypervisor": _version(connection.getVersion()),
+            }
+
+        return await self._connection.call("versions", ask)
+
+    # --- ports.Hypervisor
+
+    async def start(self, plan: LaunchPlan, mark: str) -> None:
+        """Define and start. A domain that is already running under this name is an
+        error: two machines, one disk.
+        """
+        host = await self.host("kvm" if plan.accelerator == "kvm" else "qemu")
+        text = render(plan, host, mark)
+        await self._connection.call(
+            f"start {plan.domain}",
+            lambda connection: _define_and_start(connection, text),
+        )
+
+    async def start_xml(self, name: str, text: str) -> None:
+        """Define and start a domain that is no sandbox (the accelerator probe)."""
+        await self._connection.call(
+            f"start {name}", lambda connection: _define_and_start(connection, text)
+        )
+
+    async def observe(self, domain: str) -> DomainState:
+        """See ports.Hypervisor."""
+
+        def look(connection: Any) -> DomainState:
+            try:
+                state, _reason = connection.lookupByName(domain).state()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return DomainState.ABSENT
+                raise
+            return _domain_state(state)
+
+        return await self._connection.call(f"look at {domain}", look)
+
+    async def flush(self, domain: str, timeout_s: float) -> bool:
+        """Freeze the guest's root file system: everything is on disk then, and nothing
+        can be written after it.
+        """
+
+        def freeze(connection: Any) -> bool:
+            machine = connection.lookupByName(domain)
+            machine.agentSetResponseTimeout(max(1, int(timeout_s)), 0)
+            return bool(machine.fsFreeze([_GUEST_ROOT], 0) > 0)
+
+        try:
+            async with asyncio.timeout(timeout_s + 1):
+                return await self._connection.call(f"flush {domain}", freeze)
+        except (DriverError, TimeoutError) as error:
+            _log.warning("flush of %s failed: %s", domain, error)
+            return False
+
+    async def destroy(self, domain: str) -> None:
+        """See ports.Hypervisor."""
+
+        def end(connection: Any) -> None:
+            machine = connection.lookupByName(domain)
+            if machine.isActive():
+                _tolerate(
+                    machine.destroy,
+                    libvirt.VIR_ERR_OPERATION_INVALID,
+                    libvirt.VIR_ERR_NO_DOMAIN,
+                )
+            _tolerate(lambda: _undefine(machine), libvirt.VIR_ERR_NO_DOMAIN)
+
+        try:
+            await self._connection.call(f"destroy {domain}", end)
+        except NotFound:
+            return
+
+    async def marked(self) -> list[Found]:
+        """See ports.Hypervisor."""
+
+        def search(connection: Any) -> list[Found]:
+            found = []
+            for machine in connection.listAllDomains():
+                if not machine.name().startswith(self._instance):
+                    continue
+                with translated("read a domain"):
+                    sandbox = parse_mark(read_mark(machine.XMLDesc()), self._instance)
+                if sandbox is not None:
+                    found.append(Found("domain", machine.name(), sandbox))
+            return found
+
+        return await self._connection.call("list domains", search)
+
+    async def xml(self, domain: str) -> str:
+        """The live domain XML, for people. NotFound."""
+        return await self._connection.call(
+            f"read {domain}", lambda c: str(c.lookupByName(domain).XMLDesc())
+        )
+
+    async def guest_ping(self, domain: str, timeout_s: int = 5) -> bool:
+        """Whether the guest agent answers."""
+
+        def ping(connection: Any) -> bool:
+            import libvirt_qemu
+
+            machine = connection.lookupByName(domain)
+            command = json.dumps({"execute": "guest-ping"})
+            return (
+                libvirt_qemu.qemuAgentCommand(machine, command, timeout_s, 0)
+                is not None
+            )
+
+        try:
+            return await self._connection.call(f"ping {domain}", ping)
+        except DriverError:
+            return False
+
+
+def _define_and_start(connection: Any, text: str) -> None:
+    machine = connection.defineXML(text)
+    if machine.isActive():
+        raise HypervisorError(f"domain {machine.name()} is running already")
+    try:
+        machine.create()
+    except libvirt.libvirtError:
+        _tolerate(lambda: _undefine(machine), libvirt.VIR_ERR_NO_DOMAIN)
+        raise
+
+
+def _undefine(machine: Any) -> None:
+    try:
+        machine.undefineFlags(_UNDEFINE)
+    except libvirt.libvirtError as error:
+        # The test driver knows no flags.
+        if error.get_error_code() not in {
+            libvirt.VIR_ERR_NO_SUPPORT,
+            libvirt.VIR_ERR_INVALID_ARG,
+        }:
+            raise
+        machine.undefine()
+
+
+def _tolerate(call: Callable[[], object], *codes: int) -> None:
+    try:
+        call()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in codes:
+            raise
+
+
+def _domain_state(state: int) -> DomainState:
+    if state in _RUNNING:
+        return DomainState.RUNNING
+    if state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}:
+        return DomainState.PAUSED
+    return (
+        DomainState.CRASHED if state == libvirt.VIR_DOMAIN_CRASHED else DomainState.OFF
+    )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

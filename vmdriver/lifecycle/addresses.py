@@ -1,0 +1,74 @@
+"""Which /30 of the pool belongs to whom. In memory; the ledgers are what is on disk."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from vmdriver.errors import Exhausted
+from vmdriver.model.ids import mac_address, tap_name
+from vmdriver.model.plan import Lease
+
+
+class AddressPool:
+    """Hands out leases. A block that was given back is not used again before the
+    others: late packets find nobody.
+    """
+
+    def __init__(self, instance: str, pool: str) -> None:
+        self._instance = instance
+        self._network = ipaddress.IPv4Network(pool)
+        self._size: int = 2 ** (30 - self._network.prefixlen)
+        self._leases: dict[str, Lease] = {}
+        self._next = 0
+
+    def adopt(self, sandbox_id: str, lease: Lease) -> None:
+        """Note a lease that a ledger holds."""
+        self._leases[sandbox_id] = lease
+        self._next = max(self._next, lease.index + 1)
+
+    def free(self, sandbox_id: str) -> None:
+        """Give a lease back."""
+        self._leases.pop(sandbox_id, None)
+
+    def take(self, sandbox_id: str, taken_interfaces: Iterable[str]) -> Lease:
+        """A lease with a free block and names that nobody has. The one it has, if it
+        has one. Exhausted.
+        """
+        if sandbox_id in self._leases:
+            return self._leases[sandbox_id]
+        index = self._free_block()
+        base = int(self._network.network_address) + 4 * index
+        salt = self._free_salt(sandbox_id, set(taken_interfaces))
+        lease = Lease(
+            index=index,
+            host_ip=str(ipaddress.IPv4Address(base + 1)),
+            guest_ip=str(ipaddress.IPv4Address(base + 2)),
+            mac=mac_address(self._instance, sandbox_id, salt),
+            tap=tap_name(self._instance, sandbox_id, salt),
+        )
+        self.adopt(sandbox_id, lease)
+        return lease
+
+    def _free_block(self) -> int:
+        used = {lease.index for lease in self._leases.values()}
+        for step in range(self._size):
+            index = (self._next + step) % self._size
+            if index not in used:
+                return index
+        raise Exhausted(
+            f"all {self._size} address blocks of {self._network} are in use",
+            reason="AddressPoolExhausted",
+            resolution="delete sandboxes or configure a larger address_pool",
+        )
+
+    def _free_salt(self, sandbox_id: str, taken: set[str]) -> int:
+        names = taken | {lease.tap for lease in self._leases.values()}
+        macs = {lease.mac for lease in self._leases.values()}
+        salt = 0
+        while (
+            tap_name(self._instance, sandbox_id, salt) in names
+            or mac_address(self._instance, sandbox_id, salt) in macs
+        ):
+            salt += 1
+        return salt

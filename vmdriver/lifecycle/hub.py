@@ -1,0 +1,106 @@
+"""Tells watchers what changes. Lives in the loop's thread, so that a list and what
+follows it have no gap between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vmdriver.model.condition import PlatformEvent, Snapshot
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A sandbox as it is now."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """A sandbox is gone."""
+
+    sandbox_id: str
+
+
+@dataclass(frozen=True)
+class Happened:
+    """A platform event of a sandbox."""
+
+    sandbox_id: str
+    event: PlatformEvent
+
+
+Notice = Changed | Deleted | Happened
+
+
+class Subscription:
+    """One watcher's bounded queue. When it is full the watcher has lost its place, and
+    is told so after what is in it.
+    """
+
+    def __init__(self, first: Iterable[Notice], limit: int) -> None:
+        self._backlog = list(first)
+        self._queue: asyncio.Queue[Notice] = asyncio.Queue(limit)
+        self.fell_behind = False
+        self._wake = asyncio.Event()
+        self.closed = False
+
+    def offer(self, notice: Notice) -> None:
+        """Queue a notice; the first that does not fit is the last that is looked at."""
+        if self.fell_behind or self.closed:
+            return
+        try:
+            self._queue.put_nowait(notice)
+        except asyncio.QueueFull:
+            self.fell_behind = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the stream after what is queued."""
+        self.closed = True
+        self._wake.set()
+
+    async def next(self) -> Notice | None:
+        """The next notice; None at the end (closed) or when the watcher fell behind."""
+        if self._backlog:
+            return self._backlog.pop(0)
+        while self._queue.empty():
+            if self.fell_behind or self.closed:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        return self._queue.get_nowait()
+
+
+class Hub:
+    """Every watcher gets the full list first, then every notice."""
+
+    def __init__(
+        self, current: Callable[[], Iterable[Snapshot]], limit: int = 1024
+    ) -> None:
+        self._current = current
+        self._limit = limit
+        self._subscriptions: set[Subscription] = set()
+
+    def subscribe(self) -> Subscription:
+        """A new watcher. List and registration happen without anything in between."""
+        subscription = Subscription([Changed(s) for s in self._current()], self._limit)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget a watcher."""
+        self._subscriptions.discard(subscription)
+
+    def publish(self, notice: Notice) -> None:
+        """Offer a notice to every watcher. Never waits."""
+        for subscription in self._subscriptions:
+            subscription.offer(notice)
+
+    def close(self) -> None:
+        """End every stream."""
+        for subscription in self._subscriptions:
+            subscription.close()

@@ -1,0 +1,212 @@
+"""Takes one sandbox from nothing held to a started machine. Everything it acquires goes
+through the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from vmdriver.errors import DriverError, Refused
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle import planner
+from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.lifecycle.extension_runner import ExtensionRunner
+from vmdriver.lifecycle.guest import guest_endpoint
+from vmdriver.lifecycle.hooks import PlanDraft, Reason
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.ports import AcceleratorChoice, BaseDisk
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import LEASE, OVERLAY, Ports, launch_steps
+from vmdriver.model.condition import Progress
+from vmdriver.model.plan import LaunchPlan, Lease
+from vmdriver.model.record import SandboxRecord
+
+_log = logging.getLogger(__name__)
+Tell = Callable[[str, str, Progress], None]
+"""Publishes a platform event: reason, message, progress."""
+
+
+class LaunchFailed(Exception):
+    """A launch did not come to be. `blame` is for clean-up hooks, `cause` for the user."""
+
+    def __init__(self, cause: DriverError, blame: Reason) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
+        self.blame = blame
+
+
+class Places(Protocol):
+    """What the launcher needs to know about files."""
+
+    def boot(self) -> planner.BootChoice:
+        """Kernel and initramfs of new launches; Refused when there are none."""
+
+    def paths(self, sandbox_id: str) -> planner.SandboxPaths:
+        """A sandbox's files."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Shared by all workers; holds no state of its own."""
+
+    ports: Ports
+    settings: Settings
+    extensions: ExtensionRunner
+    accelerator: AcceleratorChoice
+    places: Places
+    pool: AddressPool
+    files: Pool
+
+    async def plan(
+        self, record: SandboxRecord, ledger: Ledger, tell: Tell
+    ) -> tuple[LaunchPlan, PlanDraft]:
+        """Find out what is needed, ask the extensions, freeze. Holds the lease from
+        here on. LaunchFailed.
+        """
+        try:
+            disk = await self._image(record, ledger, tell)
+            lease = await self.lease(record, ledger)
+            facts = await self._facts(record, disk, lease)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
+        try:
+            draft = await self.extensions.configure_launch(record, ledger)
+            plan = planner.resolve(record.spec, self.settings, facts, draft)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
+        return plan, draft
+
+    async def _image(
+        self, record: SandboxRecord, ledger: Ledger, tell: Tell
+    ) -> BaseDisk:
+        overlay = ledger.get(OVERLAY)
+        if record.plan is not None and overlay is not None and overlay.done:
+            # The disk was made on this very base: the tag may have moved since, and the
+            # registry may be away.
+            base = record.plan.disk("root").backing
+            return BaseDisk(base or "", record.plan.image_digest)
+        tell(
+            "Scheduled",
+            "the sandbox is allocated",
+            Progress(
+                "requesting_sandbox",
+                "Sandbox allocated",
+                "pulling_image",
+                record.spec.image,
+            ),
+        )
+        disk = await self.ports.images.prepare(
+            record.spec.image,
+            lambda reason, detail: tell(
+                reason,
+                detail,
+                Progress(active_step="pulling_image", active_detail=detail),
+            ),
+        )
+        tell(
+            "Pulled",
+            f"the image is there: {disk.digest}",
+            Progress("pulling_image", "Image pulled", "starting_sandbox"),
+        )
+        return disk
+
+    async def lease(self, record: SandboxRecord, ledger: Ledger) -> Lease:
+        """The sandbox's address lease; taken once and kept until delete."""
+        held = ledger.get(LEASE)
+        if held is not None:
+            return Lease.model_validate(held.data)
+        lease = self.pool.take(record.id, await self.ports.network.taken_names())
+
+        async def adopt() -> None:
+            self.pool.adopt(record.id, lease)
+
+        await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
+        return lease
+
+    async def _facts(
+        self, record: SandboxRecord, disk: BaseDisk, lease: Lease
+    ) -> planner.HostFacts:
+        if self.settings.supervisor is None:
+            raise Refused(
+                "there is no supervisor to run in the sandbox",
+                reason="SupervisorMissing",
+                resolution="set supervisor_path to the openshell-sandbox program",
+            )
+        endpoint = guest_endpoint(self.settings.endpoint)
+        return planner.HostFacts(
+            accelerator=await self.accelerator.chosen(),
+            boot=self.places.boot(),
+            base_disk=disk.path,
+            image_digest=disk.digest,
+            supervisor_disk=str(
+                await self.ports.disks.supervisor_disk(Path(self.settings.supervisor))
+            ),
+            paths=self.places.paths(record.id),
+            lease=lease,
+            own_networks=await self.ports.network.own_networks(),
+            gateway_address=None
+            if endpoint.on_host_loopback
+            else await self.ports.network.resolve(endpoint.host),
+            has_token=await self.ports.records.token(record.id) is not None,
+        )
+
+    async def start(
+        self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
+    ) -> None:
+        """before_launch hooks, then the steps. `record` already holds the plan,
+        durably. LaunchFailed.
+        """
+        try:
+            await self.extensions.before_launch(record, ledger, plan, draft)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
+        added = {name: value for name, (value, _) in draft.collected("env").items()}
+        try:
+            secrets = await self._secrets(record)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
+        environment = {**plan.environment, **added}
+        for step in launch_steps(
+            self.ports, self.settings.instance, plan, environment, secrets
+        ):
+            try:
+                await ledger.acquire(step.key, step.scope, step.undo, step.acquire)
+            except DriverError as error:
+                _log.warning(
+                    "%s: step %s failed: %s [%s]",
+                    record.id,
+                    step.key,
+                    error,
+                    error.detail,
+                )
+                raise LaunchFailed(error, step.blame) from error
+
+    async def _secrets(self, record: SandboxRecord) -> dict[str, bytes]:
+        secrets: dict[str, bytes] = {}
+        token = await self.ports.records.token(record.id)
+        if token is not None:
+            secrets["auth/sandbox.jwt"] = token.get_secret_value().encode() + b"\n"
+        if (
+            self.settings.tls is not None
+            and guest_endpoint(self.settings.endpoint).secure
+        ):
+            tls = self.settings.tls
+            for name, path in (
+                ("ca.crt", tls.ca),
+                ("tls.crt", tls.cert),
+                ("tls.key", tls.key),
+            ):
+                try:
+                    secrets[f"tls/{name}"] = await self.files.run(path.read_bytes)
+                except OSError as error:
+                    raise Refused(
+                        f"the guests' TLS file {name} cannot be read: {error.strerror}",
+                        detail=str(path),
+                        reason="TlsFilesMissing",
+                        resolution="check guest_tls_ca, guest_tls_cert and guest_tls_key",
+                    ) from error
+        return secrets

@@ -1,0 +1,271 @@
+"""All sandboxes of this driver. RPCs end here: they store an intent and wake a worker;
+nothing is done in a handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from pydantic import SecretStr
+
+from vmdriver.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    Refused,
+    TimedOut,
+    Unavailable,
+)
+from vmdriver.lifecycle import requests, sweep
+from vmdriver.lifecycle.actions import Shared
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.ports import Guard, JournalOpener, no_checkpoint
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import LEASE
+from vmdriver.lifecycle.worker import SandboxWorker
+from vmdriver.model.condition import Snapshot
+from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.plan import Lease
+from vmdriver.model.record import (
+    MAIN_PROCESS_EXITED,
+    ExtensionState,
+    SandboxRecord,
+    utc_now,
+)
+from vmdriver.model.spec import SandboxSpec
+
+_log = logging.getLogger(__name__)
+_STOP_SLACK_S = 30.0
+_DELETE_WAIT_S = 30.0
+_CONSOLE_INTERVAL_S = 2.0
+
+
+class Manager:
+    """Knows every sandbox. `recover` must have returned before anything else is asked."""
+
+    def __init__(
+        self,
+        shared: Callable[[Manager], Shared],
+        journals: JournalOpener,
+        settings: Settings,
+        checkpoint: Guard = no_checkpoint,
+    ) -> None:
+        self.workers: dict[str, SandboxWorker] = {}
+        self.settings = settings
+        self._journals = journals
+        self._checkpoint = checkpoint
+        self._shared = shared(self)
+        self._creating: dict[str, SandboxRecord] = {}
+        self._console_task: asyncio.Task[None] | None = None
+
+    # --- start and end
+
+    async def recover(self) -> None:
+        """Read everything from disk, remove what nobody claims, and let every worker
+        take up its work.
+        """
+        ports = self._shared.ports
+        for record in await ports.records.load_all():
+            ledger = Ledger(self._journals(record.id), self._checkpoint)
+            held = ledger.get(LEASE)
+            if held is not None:
+                self._shared.launcher.pool.adopt(
+                    record.id, Lease.model_validate(held.data)
+                )
+            self.workers[record.id] = SandboxWorker(record, ledger, self._shared)
+        ports.hypervisor.on_change(self._hint)
+        for orphan in await sweep.orphans(ports, set(self.workers)):
+            _log.warning(
+                "removing %s %s: no record claims it", orphan.kind, orphan.name
+            )
+            await sweep.remove(ports, orphan, self.settings.instance)
+        for worker in self.workers.values():
+            if not _at_rest(worker):
+                worker.start()
+        self._console_task = asyncio.create_task(
+            self._bound_consoles(), name="console bounds"
+        )
+
+    async def close(self) -> None:
+        """Let go: workers end, machines stay."""
+        self._shared.hub.close()
+        if self._console_task is not None:
+            self._console_task.cancel()
+        await asyncio.gather(*(worker.close() for worker in self.workers.values()))
+
+    def _hint(self, domain: str) -> None:
+        for worker in self.workers.values():
+            plan = worker.record.plan
+            if plan is not None and plan.domain == domain:
+                worker.hint()
+
+    async def _bound_consoles(self) -> None:
+        while True:
+            await asyncio.sleep(_CONSOLE_INTERVAL_S)
+            for worker in list(self.workers.values()):
+                plan = worker.record.plan
+                if plan is not None and worker.record.phase in {
+                    Phase.RUNNING,
+                    Phase.LAUNCHING,
+                }:
+                    try:
+                        await self._shared.ports.disks.bound_console(plan.console)
+                    except OSError as error:
+                        _log.warning("console of %s: %s", worker.record.id, error)
+
+    def forget(self, sandbox_id: str) -> None:
+        """The sandbox is gone."""
+        self.workers.pop(sandbox_id, None)
+
+    # --- what the gateway asks
+
+    def snapshots(self) -> list[Snapshot]:
+        """Every sandbox as it is shown, sorted by name, then id."""
+        return sorted(
+            (w.snapshot for w in self.workers.values()), key=lambda s: (s.name, s.id)
+        )
+
+    def find(self, sandbox_id: str, name: str) -> SandboxWorker:
+        """By id, which must exist, else by name. InvalidRequest, NotFound, Refused if
+        the name is not unique.
+        """
+        if sandbox_id:
+            worker = self.workers.get(check_sandbox_id(sandbox_id, "sandbox_id"))
+            if worker is None:
+                raise NotFound(f"sandbox {sandbox_id} is not known")
+            return worker
+        if not name:
+            raise InvalidRequest("sandbox_id", "is empty, and so is sandbox_name")
+        matches = [w for w in self.workers.values() if w.record.spec.name == name]
+        if not matches:
+            raise NotFound(f"no sandbox is named {name!r}")
+        if len(matches) > 1:
+            raise Refused(
+                f"{len(matches)} sandboxes are named {name!r}",
+                resolution="ask by sandbox_id",
+            )
+        return matches[0]
+
+    def validate(self, spec: SandboxSpec) -> None:
+        """Whether a create of this spec would be accepted now."""
+        requests.check(spec, self.settings)
+        requests.check_admission(spec, self._records(), self.settings)
+
+    def _records(self) -> list[SandboxRecord]:
+        return [w.record for w in self.workers.values()] + list(self._creating.values())
+
+    async def create(self, spec: SandboxSpec, token: SecretStr | None) -> None:
+        """Accept a sandbox, durably. The machine comes up afterwards."""
+        if spec.id in self.workers or spec.id in self._creating:
+            raise AlreadyExists(f"sandbox {spec.id} exists")
+        self.validate(spec)
+        now = utc_now()
+        active = self._shared.extensions.active_for(spec)
+        record = SandboxRecord(
+            spec=spec,
+            created_at=now,
+            changed_at=now,
+            extensions=ExtensionState(active=active),
+        )
+        self._creating[spec.id] = record
+        try:
+            await self._shared.ports.records.create(record, token)
+            worker = SandboxWorker(
+                record, Ledger(self._journals(spec.id), self._checkpoint), self._shared
+            )
+            self.workers[spec.id] = worker
+        finally:
+            del self._creating[spec.id]
+        worker.announce()
+        worker.start()
+
+    async def stop(self, sandbox_id: str, name: str) -> None:
+        """Returns when the machine is down. Idempotent. TimedOut if it does not come
+        down.
+        """
+        worker = self.find(sandbox_id, name)
+        _refuse_if_deleting(worker)
+        if worker.record.intent is not Intent.STOPPED:
+            await worker.set_intent(Intent.STOPPED)
+        else:
+            worker.start()
+        await worker.until(
+            lambda record: (
+                record.phase is Phase.STOPPED or record.intent is not Intent.STOPPED
+            ),
+            self.settings.stop_grace_s + _STOP_SLACK_S,
+        )
+        if not worker.gone and worker.record.intent is Intent.RUNNING:
+            raise Refused(
+                f"sandbox {worker.record.id} was started again while it was being stopped"
+            )
+
+    async def start(self, sandbox_id: str, name: str) -> None:
+        """Accept a start, durably; does not wait for the machine. Idempotent."""
+        worker = self.find(sandbox_id, name)
+        _refuse_if_deleting(worker)
+        record = worker.record
+        if (
+            record.phase in {Phase.FAILING, Phase.FAILED}
+            and record.intent is Intent.RUNNING
+        ):
+            await self._start_failed(worker)
+        elif record.intent is not Intent.RUNNING:
+            self._check_memory(worker)
+            await worker.set_intent(Intent.RUNNING, crash_restarts=0)
+        else:
+            worker.start()
+
+    async def _start_failed(self, worker: SandboxWorker) -> None:
+        failure = worker.record.failure
+        if failure is not None and failure.reason == MAIN_PROCESS_EXITED:
+            raise Refused(
+                f"sandbox {worker.record.id}: {failure.message}",
+                reason=MAIN_PROCESS_EXITED,
+                resolution="its main process is not run twice; stop the sandbox first, or delete it",
+            )
+        if worker.record.phase is Phase.FAILING:
+            raise Unavailable(
+                f"sandbox {worker.record.id} is being cleaned up; try again"
+            )
+        await worker.set_intent(
+            Intent.RUNNING, phase=Phase.STOPPED, failure=None, crash_restarts=0
+        )
+
+    def _check_memory(self, worker: SandboxWorker) -> None:
+        others = [w.record for w in self.workers.values() if w is not worker]
+        requests.check_memory(worker.record.spec, others, self.settings)
+
+    async def delete(self, sandbox_id: str, name: str) -> bool:
+        """Remove a sandbox. False: it is not known. Returns when it is gone, or after
+        30 s while it is going.
+        """
+        try:
+            worker = self.find(sandbox_id, name)
+        except NotFound:
+            return False
+        if worker.record.intent is not Intent.DELETED:
+            await worker.set_intent(Intent.DELETED)
+        else:
+            worker.start()
+        try:
+            await worker.until(lambda _: False, _DELETE_WAIT_S)
+        except TimedOut:
+            _log.warning("delete of %s goes on in the background", worker.record.id)
+        return True
+
+
+def _refuse_if_deleting(worker: SandboxWorker) -> None:
+    if worker.record.intent is Intent.DELETED:
+        raise Refused(f"sandbox {worker.record.id} is being deleted", reason="Deleting")
+
+
+def _at_rest(worker: SandboxWorker) -> bool:
+    record = worker.record
+    settled = (record.intent is Intent.STOPPED and record.phase is Phase.STOPPED) or (
+        record.intent is Intent.RUNNING and record.phase is Phase.FAILED
+    )
+    return settled and not worker.ledger.held(Scope.RUNTIME)

@@ -1,0 +1,166 @@
+"""From a record, the host's facts and what extensions asked, to the frozen launch plan.
+Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmdriver.errors import Refused
+from vmdriver.lifecycle.guest import HOST_ALIASES, environment, guest_endpoint, hostname
+from vmdriver.lifecycle.hooks import PlanDraft
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.model import ids
+from vmdriver.model.plan import (
+    Accelerator,
+    Disk,
+    DropIn,
+    LaunchPlan,
+    Lease,
+    NetworkPlan,
+)
+from vmdriver.model.spec import Resources, SandboxSpec
+
+FEATURES = frozenset({"external-kernel-image", "guest-init-dropins", "tap-networking"})
+"""Features that an extension may require. Upstream also knows pci-passthrough, which
+this driver does not do yet.
+"""
+KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 rdinit=/init"
+"""panic=-1: a panic reboots at once, which QEMU turns into an end; the console is ttyS0
+on x86.
+"""
+
+
+@dataclass(frozen=True)
+class BootChoice:
+    """Kernel and initramfs of new launches."""
+
+    kernel: str
+    initramfs: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class SandboxPaths:
+    """Where this sandbox's files are."""
+
+    overlay: str
+    seed: str
+    status: str
+    console: str
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What was found out for this launch."""
+
+    accelerator: Accelerator
+    boot: BootChoice
+    base_disk: str
+    image_digest: str
+    supervisor_disk: str
+    paths: SandboxPaths
+    lease: Lease
+    own_networks: tuple[str, ...]
+    gateway_address: str | None
+    """IPv4 address of a gateway elsewhere; None when it is on this host's loopback."""
+    has_token: bool
+
+
+def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | None]:
+    """vCPUs, memory in MiB, and CPU quota in thousandths (None: no limit below the
+    vCPUs).
+    """
+    millis = resources.cpu_millis
+    vcpus = settings.vcpus if millis is None else -(-millis // 1000)
+    quota = millis if millis is not None and millis % 1000 else None
+    return vcpus, resources.memory_mib or settings.memory_mib, quota
+
+
+def _disks(facts: HostFacts) -> tuple[Disk, ...]:
+    paths = facts.paths
+    return (
+        Disk(
+            role="root",
+            path=paths.overlay,
+            format="qcow2",
+            read_only=False,
+            backing=facts.base_disk,
+        ),
+        Disk(role="seed", path=paths.seed, format="raw", read_only=True),
+        Disk(role="status", path=paths.status, format="raw", read_only=False),
+        Disk(
+            role="supervisor", path=facts.supervisor_disk, format="raw", read_only=True
+        ),
+    )
+
+
+def _network(facts: HostFacts, settings: Settings) -> NetworkPlan:
+    return NetworkPlan(
+        lease=facts.lease,
+        gateway_port=guest_endpoint(settings.endpoint).port,
+        gateway_address=facts.gateway_address,
+        dns=settings.dns,
+        egress=settings.egress,
+        pool=settings.address_pool,
+        denied_networks=facts.own_networks,
+    )
+
+
+def _check_features(draft: PlanDraft) -> tuple[str, ...]:
+    wanted = draft.collected("feature")
+    for feature, (_, extension) in wanted.items():
+        if feature not in FEATURES:
+            raise Refused(
+                f"extension {extension!r} requires {feature!r}, which this driver does not have",
+                reason="FeatureMissing",
+                resolution=f"it has {', '.join(sorted(FEATURES))}",
+            )
+    return tuple(sorted(wanted))
+
+
+def resolve(
+    spec: SandboxSpec, settings: Settings, facts: HostFacts, draft: PlanDraft
+) -> LaunchPlan:
+    """Freeze the plan. Raises Refused when what extensions asked for cannot be had."""
+    vcpus, memory_mib, quota = size_of(spec.resources, settings)
+    kernel = draft.value("kernel", facts.boot.kernel)
+    endpoint = guest_endpoint(settings.endpoint)
+    hosts = [(facts.lease.host_ip, name) for name in HOST_ALIASES]
+    if facts.gateway_address and facts.gateway_address != endpoint.host:
+        hosts.append((facts.gateway_address, endpoint.host))
+    added = {name: value for name, (value, _) in draft.collected("env").items()}
+    return LaunchPlan(
+        sandbox_id=spec.id,
+        domain=ids.domain_name(settings.instance, spec.id),
+        domain_uuid=ids.domain_uuid(settings.instance, spec.id),
+        accelerator=facts.accelerator,
+        vcpus=draft.value("vcpus", vcpus),
+        cpu_quota_millis=None if draft.value("vcpus", vcpus) != vcpus else quota,
+        memory_mib=draft.value("memory_mib", memory_mib),
+        kernel=kernel,
+        initramfs=draft.value("initramfs", facts.boot.initramfs),
+        kernel_profile=draft.value("kernel_profile", None),
+        kernel_arguments=KERNEL_ARGUMENTS,
+        boot_digest=facts.boot.digest if kernel == facts.boot.kernel else "external",
+        image=spec.image,
+        image_digest=facts.image_digest,
+        disks=_disks(facts),
+        console=facts.paths.console,
+        network=_network(facts, settings),
+        environment={**environment(spec, settings, has_token=facts.has_token), **added},
+        drop_ins=tuple(
+            DropIn(name=name, contents=contents, extension=extension)
+            for name, (contents, extension) in sorted(
+                draft.collected("drop_in").items()
+            )
+        ),
+        drop_in_environment={
+            n: v for n, v in added.items() if n.startswith("OPENSHELL_VM_DATA_")
+        },
+        required_features=_check_features(draft),
+        hostname=hostname(spec.name, spec.id),
+        hosts=tuple(hosts),
+        sandbox_uid=settings.sandbox_uid,
+        sandbox_gid=settings.sandbox_gid,
+    )

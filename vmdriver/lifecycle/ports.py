@@ -1,0 +1,220 @@
+"""The outside worlds as the core sees them. Each has an adapter folder and a fake in
+tests/fakes.
+
+Unless a method says otherwise: it raises HostError subclasses, every remove is fine
+with what is already gone, and a cancelled call has either not begun or finishes before
+the cancellation is raised (host.threads.finished).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import SecretStr
+
+from vmdriver.model.phase import DomainState
+from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
+from vmdriver.model.record import SandboxRecord
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """The host user that QEMU runs as."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class GuestReport:
+    """A status disk's record. phase: "" (nothing yet), started, exited, failed or
+    probed.
+    """
+
+    phase: str = ""
+    exit_code: int | None = None
+    reason: str = ""
+    stamps: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BaseDisk:
+    """An image as a disk: raw ext4, shared and never written."""
+
+    path: str
+    digest: str
+    """Digest of the image's manifest for this architecture, sha256:..."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A host object that carries our mark. kind: domain, tap, firewall or directory."""
+
+    kind: str
+    name: str
+    sandbox_id: str
+
+
+ProgressSink = Callable[[str, str], None]
+"""Takes a step's CamelCase reason (such as PullingImage) and one line of detail."""
+
+
+class Hypervisor(Protocol):
+    """Machines."""
+
+    async def start(self, plan: LaunchPlan, mark: str) -> None:
+        """Define the plan's domain and start it. Unavailable when there is no
+        connection.
+        """
+
+    async def observe(self, domain: str) -> DomainState:
+        """The domain's state now."""
+
+    async def flush(self, domain: str, timeout_s: float) -> bool:
+        """Write the guest's file systems out and hold them there. False: the guest did
+        not answer in time.
+        """
+
+    async def destroy(self, domain: str) -> None:
+        """End the machine at once and forget the domain."""
+
+    async def marked(self) -> list[Found]:
+        """Every domain with this instance's mark."""
+
+    def on_change(self, hint: Callable[[str], None]) -> None:
+        """Call `hint` with a domain's name, in the loop's thread, when it may have
+        changed.
+        """
+
+
+class AcceleratorChoice(Protocol):
+    """Which accelerator new machines use."""
+
+    async def chosen(self) -> Accelerator:
+        """Waits for the probe where one is under way."""
+
+    def note(self) -> str:
+        """Why it is not the one that was hoped for, or ""."""
+
+
+class Network(Protocol):
+    """Taps and firewall tables."""
+
+    async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
+        """Make the tap, mark it, give it the host's address and bring it up. An own
+        leftover is replaced.
+        """
+
+    async def remove_tap(self, tap: str, mark: str) -> None:
+        """Remove it, if it is there and carries that mark."""
+
+    async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
+        """Load the sandbox's table, replacing an older one, in one transaction."""
+
+    async def remove_rules(self, tap: str) -> None:
+        """Remove the table."""
+
+    async def taken_names(self) -> set[str]:
+        """Names of all interfaces of the host."""
+
+    async def own_networks(self) -> tuple[str, ...]:
+        """The host's directly connected IPv4 networks, without our taps'."""
+
+    async def resolve(self, host: str) -> str:
+        """An IPv4 address of that name. Unavailable if there is none."""
+
+    async def marked(self) -> list[Found]:
+        """Every tap and table with this instance's mark."""
+
+
+class Disks(Protocol):
+    """A sandbox's files."""
+
+    async def create_overlay(self, disk: Disk) -> None:
+        """Make the root disk's layer."""
+
+    async def write_launch_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """Write seed, status disk and console for a launch."""
+
+    async def remove(self, path: str) -> None:
+        """Remove one file."""
+
+    async def report(self, path: str) -> GuestReport:
+        """The guest's last report."""
+
+    def report_now(self, path: str) -> GuestReport:
+        """The same, at once, for polling."""
+
+    async def console_tail(self, path: str, size: int = 2000) -> str:
+        """End of the console, printable."""
+
+    async def bound_console(self, path: str) -> None:
+        """Keep the console's size in bounds."""
+
+    async def supervisor_disk(self, program: Path) -> Path:
+        """A disk with that program."""
+
+    async def extension_directory(self, sandbox_id: str, name: str) -> Path:
+        """An extension's private directory, made if absent."""
+
+
+class Images(Protocol):
+    """OCI images as base disks."""
+
+    async def prepare(self, reference: str, progress: ProgressSink) -> BaseDisk:
+        """Have the image as a disk. NotFound, Refused (other architecture), ImageError."""
+
+
+class Records(Protocol):
+    """Records on disk."""
+
+    async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
+        """Store a new sandbox. AlreadyExists."""
+
+    async def save(self, record: SandboxRecord) -> None:
+        """Replace a record."""
+
+    async def load_all(self) -> list[SandboxRecord]:
+        """Every readable record."""
+
+    async def token(self, sandbox_id: str) -> SecretStr | None:
+        """The sandbox's token."""
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Forget the sandbox and everything in its directory."""
+
+
+class Journal(Protocol):
+    """A ledger's lines on disk."""
+
+    def read(self) -> list[Mapping[str, Any]]:
+        """Every acknowledged line, oldest first."""
+
+    async def append(self, entry: Mapping[str, Any]) -> None:
+        """Add a line; durable when this returns."""
+
+    async def rewrite(self, entries: list[Mapping[str, Any]]) -> None:
+        """Replace all lines at once."""
+
+
+JournalOpener = Callable[[str], Journal]
+"""Opens a sandbox's journal by its id."""
+
+
+class Guard(Protocol):
+    """Where a test may stop the world; production uses `no_checkpoint`."""
+
+    def __call__(self, checkpoint: str) -> Awaitable[None]:
+        """Pass a checkpoint such as "tap:after-intent"."""
+
+
+async def no_checkpoint(checkpoint: str) -> None:
+    """Nothing happens at checkpoints outside tests."""

@@ -1,0 +1,170 @@
+"""What a create must satisfy before anything is done: fields, sizes, limits. Pure;
+errors name the field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vmdriver.errors import Exhausted, InvalidRequest, Refused
+from vmdriver.lifecycle.guest import check_environment_name, check_sizes, environment
+from vmdriver.lifecycle.planner import size_of
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.model.phase import Intent
+from vmdriver.model.quantity import mebibytes, millicpus
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.spec import Resources, SandboxSpec
+
+MIN_MEMORY_MIB = 128
+"""A Debian kernel with our initramfs does not reach its supervisor below this
+(measured: 96 MiB panics).
+"""
+DRIVER_CONFIG_KEYS: tuple[str, ...] = ("on_stop",)
+ON_STOP = ("shutdown",)
+
+
+def check_driver_config(config: Mapping[str, Any]) -> None:
+    """InvalidRequest for an unknown key or a wrong value, with the key's path."""
+    for key, value in config.items():
+        path = f"template.driver_config.{key}"
+        if key not in DRIVER_CONFIG_KEYS:
+            raise InvalidRequest(
+                path,
+                "is not a key of this driver",
+                resolution=f"known keys: {', '.join(DRIVER_CONFIG_KEYS)}",
+            )
+        if not isinstance(value, str):
+            raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")
+        if value not in ON_STOP:
+            raise InvalidRequest(path, f"must be one of {', '.join(ON_STOP)}")
+
+
+def check_numbers(value: Any, path: str) -> None:
+    """InvalidRequest where a Struct holds a number that is no exact integer (its
+    numbers are doubles).
+    """
+    if isinstance(value, float) and not (
+        math.isfinite(value) and value.is_integer() and abs(value) <= 2**53
+    ):
+        raise InvalidRequest(path, "must be an integer")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_numbers(inner, f"{path}.{key}")
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_numbers(inner, f"{path}[{index}]")
+
+
+def parse_resources(
+    cpu_request: str, cpu_limit: str, memory_request: str, memory_limit: str
+) -> Resources:
+    """Kubernetes quantities to what the machine gets: the limit, or else the request."""
+    path = "template.resources"
+    cpu = [
+        (f"{path}.cpu_{kind}", text)
+        for kind, text in (("request", cpu_request), ("limit", cpu_limit))
+        if text
+    ]
+    memory = [
+        (f"{path}.memory_{kind}", text)
+        for kind, text in (("request", memory_request), ("limit", memory_limit))
+        if text
+    ]
+    cpu_values = [millicpus(text, field) for field, text in cpu]
+    memory_values = [mebibytes(text, field) for field, text in memory]
+    if len(cpu_values) == 2 and cpu_values[0] > cpu_values[1]:
+        raise InvalidRequest(cpu[0][0], f"{cpu_request} is above cpu_limit {cpu_limit}")
+    if len(memory_values) == 2 and memory_values[0] > memory_values[1]:
+        raise InvalidRequest(
+            memory[0][0], f"{memory_request} is above memory_limit {memory_limit}"
+        )
+    return Resources(
+        cpu_millis=cpu_values[-1] if cpu_values else None,
+        memory_mib=memory_values[-1] if memory_values else None,
+    )
+
+
+def _check_size(spec: SandboxSpec, settings: Settings) -> None:
+    vcpus, memory_mib, _ = size_of(spec.resources, settings)
+    if vcpus > settings.max_vcpus:
+        raise InvalidRequest(
+            "template.resources.cpu_limit",
+            f"{vcpus} vCPUs are above the operator's maximum {settings.max_vcpus}",
+        )
+    if memory_mib > settings.max_memory_mib:
+        raise InvalidRequest(
+            "template.resources.memory_limit",
+            f"{memory_mib} MiB are above the operator's maximum {settings.max_memory_mib}",
+        )
+    if memory_mib < MIN_MEMORY_MIB:
+        raise InvalidRequest(
+            "template.resources.memory_limit",
+            f"{memory_mib} MiB are too few: a guest needs {MIN_MEMORY_MIB}",
+        )
+
+
+def check(spec: SandboxSpec, settings: Settings) -> None:
+    """Everything that can be said of a request alone."""
+    if not spec.image:
+        raise Refused(
+            "template.image: no image is named and the driver has no default image",
+            reason="ImageMissing",
+            resolution="name an image, or set default_image",
+        )
+    for name, value in spec.environment.items():
+        check_environment_name(name, "spec.environment")
+        if "\0" in value:
+            raise InvalidRequest(
+                f"spec.environment[{name!r}]",
+                "holds a NUL character, which no process can be given",
+            )
+    for index, argument in enumerate(spec.command):
+        if "\0" in argument:
+            raise InvalidRequest(
+                f"spec.command[{index}]",
+                "holds a NUL character, which no process can be given",
+            )
+    if spec.command and not spec.command[0]:
+        raise InvalidRequest("spec.command[0]", "is empty: it names the program to run")
+    check_driver_config(spec.driver_config)
+    _check_size(spec, settings)
+    check_sizes(environment(spec, settings, has_token=True))
+
+
+def committed_mib(records: Iterable[SandboxRecord], settings: Settings) -> int:
+    """Memory of all sandboxes that are meant to run, in MiB."""
+    return sum(
+        size_of(r.spec.resources, settings)[1]
+        for r in records
+        if r.intent is Intent.RUNNING
+    )
+
+
+def check_memory(
+    spec: SandboxSpec, others: Iterable[SandboxRecord], settings: Settings
+) -> None:
+    """Exhausted when this sandbox's memory does not fit beside the others'."""
+    have, wanted = committed_mib(others, settings), size_of(spec.resources, settings)[1]
+    if have + wanted > settings.max_committed_memory_mib:
+        raise Exhausted(
+            f"max_committed_mem_mib: {have} MiB of {settings.max_committed_memory_mib} MiB are committed, "
+            f"{wanted} MiB do not fit",
+            reason="MemoryExhausted",
+            resolution="stop or delete sandboxes, ask for less, or raise the limit",
+        )
+
+
+def check_admission(
+    spec: SandboxSpec, records: Iterable[SandboxRecord], settings: Settings
+) -> None:
+    """Exhausted when one sandbox more does not fit."""
+    known = [record for record in records if record.id != spec.id]
+    if len(known) >= settings.max_sandboxes:
+        raise Exhausted(
+            f"max_sandboxes: there are {len(known)} sandboxes, the limit is {settings.max_sandboxes}",
+            reason="SandboxLimit",
+            resolution="delete sandboxes or raise the limit",
+        )
+    check_memory(spec, known, settings)

@@ -1,0 +1,50 @@
+"""What the operator decided, as far as the core needs it. config.py makes it; nothing
+here reads a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdriver.model.plan import Egress
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """The guests' client bundle, as paths on this host."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One driver instance."""
+
+    instance: str
+    state_dir: Path
+    endpoint: str
+    """The gateway's URL as the operator gave it."""
+    default_image: str = ""
+    supervisor: Path | None = None
+    tls: TlsFiles | None = None
+    vcpus: int = 2
+    memory_mib: int = 2048
+    max_vcpus: int = 64
+    max_memory_mib: int = 1024 * 1024
+    max_sandboxes: int = 1000
+    max_committed_memory_mib: int = 1024 * 1024
+    stop_grace_s: float = 10.0
+    boot_timeout_s: float = 120.0
+    crash_restarts: int = 0
+    egress: Egress = "private-denied"
+    address_pool: str = "10.0.128.0/17"
+    dns: tuple[str, ...] = ()
+    sandbox_uid: int = 10001
+    sandbox_gid: int = 10001
+    guest_log_level: str = "info"
+    telemetry: bool = True
+    recheck_s: float = 30.0
+    """How often a resting worker looks although nothing told it to."""

@@ -1,0 +1,109 @@
+"""One sandbox's record in memory: changed on disk first, then for everybody who watches
+or waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from vmdriver.errors import TimedOut
+from vmdriver.lifecycle.hub import Changed, Happened, Hub
+from vmdriver.lifecycle.ports import Records
+from vmdriver.model.condition import PlatformEvent, Progress, Snapshot, snapshot_of
+from vmdriver.model.record import SandboxRecord, utc_now
+
+_log = logging.getLogger(__name__)
+
+
+class SandboxState:
+    """The record, what it is shown as, and who waits for it."""
+
+    def __init__(self, record: SandboxRecord, records: Records, hub: Hub) -> None:
+        self.record = record
+        self.snapshot: Snapshot = snapshot_of(record)
+        self.gone = False
+        self.trouble = ""
+        """The last error that is being retried, for whoever asks."""
+        self._records = records
+        self._hub = hub
+        self._saving = asyncio.Lock()
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def announce(self) -> None:
+        """Show a new sandbox to the watchers."""
+        self._hub.publish(Changed(self.snapshot))
+
+    async def until(
+        self, reached: Callable[[SandboxRecord], bool], timeout_s: float
+    ) -> None:
+        """Wait until the record satisfies a predicate or the sandbox is gone. TimedOut."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.gone and not reached(self.record):
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiters.add(waiter)
+                    try:
+                        await waiter
+                    finally:
+                        self._waiters.discard(waiter)
+        except TimeoutError as error:
+            text = f"sandbox {self.record.id} is not there yet after {timeout_s:g} s"
+            raise TimedOut(
+                f"{text}: {self.trouble}" if self.trouble else text
+            ) from error
+
+    async def update(self, **changes: Any) -> None:
+        """Change the record: on disk first, then for everybody."""
+        async with self._saving:
+            record = self.record.model_copy(update=changes)
+            if _shown(snapshot_of(record)) != _shown(self.snapshot):
+                record = record.model_copy(update={"changed_at": utc_now()})
+            await self._records.save(record)
+            self.record = record
+        self._publish()
+
+    def _publish(self) -> None:
+        snapshot = snapshot_of(self.record)
+        if snapshot != self.snapshot:
+            self.snapshot = snapshot
+            self._hub.publish(Changed(snapshot))
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def tell(
+        self,
+        reason: str,
+        message: str,
+        progress: Progress | None = None,
+        *,
+        warn: bool = False,
+    ) -> None:
+        """Publish a platform event."""
+        event = PlatformEvent(
+            reason=reason,
+            message=message,
+            at=utc_now(),
+            type="Warning" if warn else "Normal",
+            metadata=progress.metadata() if progress else {},
+        )
+        _log.log(
+            logging.WARNING if warn else logging.INFO,
+            "%s: %s: %s",
+            self.record.id,
+            reason,
+            message,
+        )
+        self._hub.publish(Happened(self.record.id, event))
+
+    def vanish(self) -> None:
+        """The sandbox is gone for good."""
+        self.gone = True
+        self._publish()
+
+
+def _shown(snapshot: Snapshot) -> list[tuple[str, str, str, str]]:
+    return [(c.type, c.status, c.reason, c.message) for c in snapshot.conditions]

@@ -1,0 +1,128 @@
+"""One sandbox's converge loop: look, decide, act, publish, until there is nothing to
+do; then rest until woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from vmdriver.errors import DriverError, HostError
+from vmdriver.host.retry import backoff_s
+from vmdriver.lifecycle.actions import SandboxActions
+from vmdriver.lifecycle.ledger import Scope
+from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
+
+_log = logging.getLogger(__name__)
+
+
+class SandboxWorker(SandboxActions):
+    """Owns one sandbox. Others only set its intent and wait."""
+
+    # --- for the manager
+
+    def start(self) -> None:
+        """Run the loop if it does not run. It ends by itself when there is nothing left
+        to look after.
+        """
+        self._wake.set()
+        if (self._task is None or self._task.done()) and not self.gone:
+            self._task = asyncio.create_task(
+                self._run(), name=f"worker {self.record.id}"
+            )
+
+    def hint(self) -> None:
+        """Something may have changed: look."""
+        self._wake.set()
+
+    async def set_intent(self, intent: Intent, **changes: Any) -> None:
+        """Store what is wanted, then wake the loop. A launch that is no longer wanted
+        is cancelled.
+        """
+        await self.update(intent=intent, **changes)
+        if intent is not Intent.RUNNING and self._launch is not None:
+            self._launch.cancel()
+        self.start()
+
+    async def close(self) -> None:
+        """End the loop; the machine stays as it is. A launch under way is finished or
+        undone by the next driver.
+        """
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    # --- the loop
+
+    async def _run(self) -> None:
+        failures = 0
+        while not self.gone:
+            self._wake.clear()
+            try:
+                rested = await self._turn()
+                failures, self.trouble = 0, ""
+            except DriverError as error:
+                failures += 1
+                self._note_trouble(error)
+                await self._sleep(backoff_s(failures - 1))
+                continue
+            except Exception as error:  # noqa: BLE001 - the loop outlives its bugs
+                failures += 1
+                _log.exception("%s: the worker failed", self.record.id)
+                self._note_trouble(HostError(f"internal error: {type(error).__name__}"))
+                await self._sleep(backoff_s(failures))
+                continue
+            if rested and self._nothing_to_watch() and not self._wake.is_set():
+                return
+            if rested:
+                await self._sleep(self._shared.settings.recheck_s)
+
+    def _nothing_to_watch(self) -> bool:
+        return self.record.phase in {
+            Phase.STOPPED,
+            Phase.FAILED,
+        } and not self.ledger.held(Scope.RUNTIME)
+
+    def _note_trouble(self, error: DriverError) -> None:
+        if error.text() != self.trouble:
+            self.tell(error.reason, error.text(), warn=True)
+        self.trouble = error.text()
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    async def _turn(self) -> bool:
+        """One look and one action. True: there was nothing to do."""
+        machine, report = await self.observe()
+        action = next_action(self.record.intent, self.record.phase, machine)
+        match action:
+            case Action.LAUNCH:
+                await self._launch_cancellably()
+            case Action.AWAIT_READY:
+                await self._await_ready()
+            case Action.CONFIRM_RUNNING:
+                await self._confirm_running(report)
+            case Action.RECORD_END:
+                await self._record_end(machine, report)
+            case Action.RECOVER_LOST:
+                await self._recover_lost()
+            case Action.CLEAN_UP:
+                await self._clean_up()
+            case Action.STOP:
+                await self._stop(machine)
+            case Action.DELETE:
+                await self._delete()
+            case Action.REST:
+                await self._rest(machine)
+        return action is Action.REST
+
+    async def _rest(self, machine: MachineState) -> None:
+        if self._adopted or machine is not MachineState.READY:
+            return
+        self._adopted = True
+        await self._adopt()

@@ -1,0 +1,103 @@
+"""What the gateway is shown, as a closed table.
+
+The gateway derives its phase from type, status and reason (contract §2.9). A reason
+outside its list of transient ones is a terminal error for it, so while anything may
+still come up the reason is always `Starting`; progress travels in platform events only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.record import SandboxRecord
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a sandbox's status."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    changed_at: datetime
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A sandbox as it is shown outside: everything but the spec."""
+
+    id: str
+    name: str
+    namespace: str
+    workspace: str
+    instance_id: str
+    conditions: tuple[Condition, ...]
+    deleting: bool = False
+
+
+@dataclass(frozen=True)
+class PlatformEvent:
+    """Something worth telling: `type` is Normal or Warning, `metadata` may carry
+    progress keys (contract §2.14).
+    """
+
+    reason: str
+    message: str
+    at: datetime
+    type: str = "Normal"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A provisioning step as the gateway's command line shows it."""
+
+    complete_step: str = ""
+    complete_label: str = ""
+    active_step: str = ""
+    active_detail: str = ""
+
+    def metadata(self) -> dict[str, str]:
+        """The keys that are set."""
+        prefix = "openshell.progress."
+        return {prefix + key: value for key, value in vars(self).items() if value}
+
+
+def _condition(record: SandboxRecord) -> tuple[str, str, str, str]:
+    failure = record.failure
+    if record.intent is Intent.DELETED or record.phase is Phase.DELETING:
+        return "Ready", "False", "Deleting", "the sandbox is being deleted"
+    if record.phase is Phase.STOPPED:
+        return "Suspended", "True", "Stopped", "the machine is down; its disk is kept"
+    if record.intent is Intent.STOPPED:
+        return "Ready", "False", "Starting", "the machine is being stopped"
+    if failure is not None and not failure.will_retry:
+        return "Ready", "False", failure.reason, failure.message
+    if record.phase is Phase.RUNNING:
+        return "Ready", "True", "Running", "the machine is running"
+    text = "the machine is starting"
+    return (
+        "Ready",
+        "False",
+        "Starting",
+        text if failure is None else f"{text} again: {failure.message}",
+    )
+
+
+def snapshot_of(record: SandboxRecord) -> Snapshot:
+    """The one condition that a record is shown as."""
+    kind, status, reason, message = _condition(record)
+    spec = record.spec
+    return Snapshot(
+        id=spec.id,
+        name=spec.name,
+        namespace=spec.namespace,
+        workspace=spec.workspace,
+        instance_id=record.plan.domain_uuid if record.plan else "",
+        conditions=(Condition(kind, status, reason, message, record.changed_at),),
+        deleting=record.intent is Intent.DELETED,
+    )

@@ -1,0 +1,128 @@
+"""Three enums with three owners, and the table that turns them into the next thing to
+do.
+
+Intent is what was asked (the gateway's or the operator's). Phase is what we are doing
+(ours, durable). MachineState is what the hypervisor and the guest's status disk say
+(theirs, never stored). `next_action` is the whole policy: create, start, stop, delete,
+failure and driver restart are the same loop over this table.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Intent(StrEnum):
+    """What was asked for last."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+
+
+class Phase(StrEnum):
+    """What we are doing about it; stored before it is begun."""
+
+    NEW = "new"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILING = "failing"
+    """Undoing a launch or a machine that ended; `failure` in the record says why."""
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+class DomainState(StrEnum):
+    """What libvirt says."""
+
+    ABSENT = "absent"
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+    CRASHED = "crashed"
+
+
+class MachineState(StrEnum):
+    """libvirt's word and the guest's own, put together."""
+
+    ABSENT = "absent"
+    """Nothing is running, and nothing ever reported: never started, or lost with the
+    host.
+    """
+    BOOTING = "booting"
+    READY = "ready"
+    EXITED = "exited"
+    """The main process has ended; the guest said with which code."""
+    BROKEN = "broken"
+    """The guest said that it could not set itself up."""
+    CRASHED = "crashed"
+    """The machine ended without the guest saying anything."""
+
+
+class Action(StrEnum):
+    """What the worker does next."""
+
+    REST = "rest"
+    LAUNCH = "launch"
+    AWAIT_READY = "await ready"
+    CONFIRM_RUNNING = "confirm running"
+    RECORD_END = "record end"
+    """The machine ended by itself: note why, then clean up."""
+    RECOVER_LOST = "recover lost"
+    """It was meant to run and is not there: start again after a host reboot, else it
+    crashed.
+    """
+    CLEAN_UP = "clean up"
+    STOP = "stop"
+    DELETE = "delete"
+
+
+_ENDED = {MachineState.EXITED, MachineState.BROKEN, MachineState.CRASHED}
+
+
+def machine_state(domain: DomainState, report: str) -> MachineState:
+    """Join libvirt's state with the guest's last report ("", "started", "exited" or
+    "failed").
+    """
+    if report == "exited" and domain is not DomainState.ABSENT:
+        return MachineState.EXITED
+    if report == "failed" and domain is not DomainState.ABSENT:
+        return MachineState.BROKEN
+    if domain in {DomainState.RUNNING, DomainState.PAUSED}:
+        return MachineState.READY if report == "started" else MachineState.BOOTING
+    if domain in {DomainState.OFF, DomainState.CRASHED}:
+        return MachineState.CRASHED
+    return MachineState.ABSENT
+
+
+def _when_meant_to_run(phase: Phase, machine: MachineState) -> Action:
+    if phase in {Phase.NEW, Phase.STOPPED}:
+        return Action.LAUNCH
+    if phase is Phase.STOPPING:
+        return Action.STOP
+    if phase is Phase.FAILING:
+        return Action.CLEAN_UP
+    if phase is Phase.FAILED:
+        return Action.REST
+    if machine in _ENDED:
+        return Action.RECORD_END
+    if phase is Phase.LAUNCHING:
+        return {
+            MachineState.ABSENT: Action.LAUNCH,
+            MachineState.BOOTING: Action.AWAIT_READY,
+            MachineState.READY: Action.CONFIRM_RUNNING,
+        }[machine]
+    return Action.RECOVER_LOST if machine is MachineState.ABSENT else Action.REST
+
+
+def next_action(intent: Intent, phase: Phase, machine: MachineState) -> Action:
+    """What to do now. Total: every combination has an answer, and repeating it is
+    harmless.
+    """
+    if intent is Intent.DELETED or phase is Phase.DELETING:
+        return Action.DELETE
+    if intent is Intent.STOPPED:
+        return Action.REST if phase is Phase.STOPPED else Action.STOP
+    return _when_meant_to_run(phase, machine)

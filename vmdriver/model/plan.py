@@ -1,0 +1,121 @@
+"""The launch plan: everything that decides what a machine will be, as one frozen,
+serialisable value.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from vmdriver.model.spec import Frozen
+
+Egress = Literal["open", "private-denied", "none"]
+Accelerator = Literal["kvm", "tcg"]
+DiskRole = Literal["root", "seed", "status", "supervisor"]
+
+
+class Lease(Frozen):
+    """An address lease: one /30 of the pool, with the names that go with it. Held from
+    create to delete.
+    """
+
+    index: int
+    """Number of the /30 block in the pool."""
+    host_ip: str
+    guest_ip: str
+    prefix_length: int = 30
+    mac: str
+    tap: str
+
+
+class NetworkPlan(Frozen):
+    """The sandbox's network: all of it or none."""
+
+    lease: Lease
+    gateway_port: int
+    gateway_address: str | None = None
+    """IPv4 address of a gateway elsewhere; None: it is on this host's loopback."""
+    dns: tuple[str, ...] = ()
+    egress: Egress
+    pool: str
+    """The whole pool, so that sandboxes can be kept from each other."""
+    denied_networks: tuple[str, ...] = ()
+    """The host's own networks, denied by egress "private-denied"."""
+
+    @property
+    def guest_interface(self) -> str:
+        """Address with prefix length, as `ip addr add` takes it."""
+        return f"{self.lease.guest_ip}/{self.lease.prefix_length}"
+
+    @property
+    def subnet(self) -> str:
+        """The /30 itself."""
+        return str(ipaddress.ip_interface(self.guest_interface).network)
+
+
+class Disk(Frozen):
+    """A file that the machine sees as a virtio block device; the guest finds it by
+    `role`, its serial.
+    """
+
+    role: DiskRole
+    path: str
+    format: Literal["raw", "qcow2"]
+    read_only: bool
+    backing: str | None = None
+
+
+class DropIn(Frozen):
+    """A program that runs in the guest as root before the supervisor; names sort the
+    order.
+    """
+
+    name: str
+    contents: str
+    extension: str
+
+
+class LaunchPlan(Frozen):
+    """A resolved launch. Printed by `vmdriver plan`, stored in the record, input of the
+    golden tests.
+    """
+
+    schema_version: Literal[1] = 1
+    sandbox_id: str
+    domain: str
+    domain_uuid: str
+    accelerator: Accelerator
+    vcpus: int
+    cpu_quota_millis: int | None = None
+    """Bandwidth limit in thousandths of a CPU; None: as many as there are vCPUs."""
+    memory_mib: int
+    kernel: str
+    initramfs: str
+    kernel_profile: str | None = None
+    kernel_arguments: str
+    boot_digest: str
+    """Which boot files these are; "external" for a kernel that an extension brought."""
+    image: str
+    image_digest: str
+    disks: tuple[Disk, ...]
+    console: str
+    network: NetworkPlan
+    environment: Mapping[str, str] = Field(default_factory=dict)
+    """The supervisor's whole environment. No secret is in it: those are files."""
+    drop_ins: tuple[DropIn, ...] = ()
+    drop_in_environment: Mapping[str, str] = Field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    """PCI addresses (DDDD:BB:DD.F) to pass through."""
+    required_features: tuple[str, ...] = ()
+    hostname: str
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Lines of the guest's /etc/hosts: address and name."""
+    sandbox_uid: int = 10001
+    sandbox_gid: int = 10001
+
+    def disk(self, role: DiskRole) -> Disk:
+        """The disk of that role."""
+        return next(disk for disk in self.disks if disk.role == role)

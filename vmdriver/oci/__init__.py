@@ -1,0 +1,3 @@
+"""Images: reference -> shared OCI layout -> root file system -> base disk, cached by
+digest.
+"""

@@ -1,0 +1,1 @@
+"""The gRPC edge: the only folder that knows protobuf."""

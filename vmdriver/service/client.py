@@ -1,0 +1,42 @@
+"""The command line's side of the socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.errors import Unavailable
+
+_DEADLINE_S = 10.0
+
+
+def list_sandboxes(path: Path) -> list[dict[str, str]]:
+    """Every sandbox of the driver on that socket, with its condition. Unavailable."""
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        stub = pb_grpc.ComputeDriverStub(channel)
+        try:
+            answer = stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=_DEADLINE_S)
+        except grpc.RpcError as error:
+            raise Unavailable(
+                f"no driver answers on {path}",
+                detail=str(error.details()),
+                resolution="start it with: vmdriver serve",
+            ) from error
+    return [_row(sandbox) for sandbox in answer.sandboxes]
+
+
+def _row(sandbox: pb.DriverSandbox) -> dict[str, str]:
+    condition = sandbox.status.conditions[0]
+    return {
+        "id": sandbox.id,
+        "name": sandbox.name,
+        "workspace": sandbox.workspace,
+        "type": condition.type,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "since": condition.last_transition_time,
+    }

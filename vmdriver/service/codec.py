@@ -1,0 +1,204 @@
+"""Messages to values and back. Every request is checked here, once; what comes out is
+valid in shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf import json_format, timestamp_pb2
+from pydantic import SecretStr
+
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.errors import InvalidRequest, Refused
+from vmdriver.lifecycle.hub import Changed, Deleted, Notice
+from vmdriver.lifecycle.requests import check_numbers, parse_resources
+from vmdriver.model.condition import Condition, PlatformEvent, Snapshot
+from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.spec import Resources, SandboxSpec
+
+EVENT_SOURCE = "vm"
+"""The gateway's command line renews its waiting time for events of this source
+(contract §2.14).
+"""
+_MAX_NAME = 253
+
+
+def _plain(value: Any) -> Any:
+    """Struct numbers are doubles: whole ones become int."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _driver_config(template: pb.DriverSandboxTemplate) -> Mapping[str, Any]:
+    if not template.HasField("driver_config"):
+        return {}
+    path = "template.driver_config"
+    try:
+        config = json_format.MessageToDict(template.driver_config)
+    except ValueError as error:
+        raise InvalidRequest(path, "holds a number that is not finite") from error
+    check_numbers(config, path)
+    return dict(_plain(config))
+
+
+def _refuse_unsupported(spec: pb.DriverSandboxSpec) -> None:
+    template = spec.template
+    if template.agent_socket_path:
+        raise Refused(
+            "template.agent_socket_path: is not supported by this driver",
+            resolution="leave it empty",
+        )
+    if template.HasField("platform_config") and template.platform_config.fields:
+        keys = ", ".join(sorted(template.platform_config.fields)[:5])
+        raise Refused(
+            f"template.platform_config: {keys[:200]}: these settings are for other platforms than virtual machines",
+            resolution="remove them, or use a driver for that platform",
+        )
+    if spec.HasField("resource_requirements") and spec.resource_requirements.HasField(
+        "gpu"
+    ):
+        if (
+            spec.resource_requirements.gpu.HasField("count")
+            and spec.resource_requirements.gpu.count == 0
+        ):
+            raise InvalidRequest(
+                "spec.resource_requirements.gpu.count", "must be at least 1"
+            )
+        raise Refused(
+            "spec.resource_requirements.gpu: this driver does not pass GPUs through yet",
+            reason="GpuUnsupported",
+            resolution="ask for a sandbox without a GPU",
+        )
+
+
+def _resources(template: pb.DriverSandboxTemplate) -> Resources:
+    asked = template.resources
+    return parse_resources(
+        asked.cpu_request, asked.cpu_limit, asked.memory_request, asked.memory_limit
+    )
+
+
+def _check_text(value: str, field: str, longest: int) -> str:
+    if len(value) > longest:
+        raise InvalidRequest(field, f"is longer than {longest} characters")
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise InvalidRequest(field, "holds control characters")
+    return value
+
+
+def decode_sandbox(
+    message: Any, default_image: str
+) -> tuple[SandboxSpec, SecretStr | None]:
+    """A create or validate request's content. InvalidRequest, Refused."""
+    if not message.HasField("sandbox"):
+        raise InvalidRequest("sandbox", "is missing")
+    sandbox: pb.DriverSandbox = message.sandbox
+    sandbox_id = check_sandbox_id(sandbox.id)
+    name = _check_text(sandbox.name, "sandbox.name", _MAX_NAME)
+    if not sandbox.HasField("spec"):
+        raise InvalidRequest("sandbox.spec", "is missing")
+    spec, template = sandbox.spec, sandbox.spec.template
+    _refuse_unsupported(spec)
+    value = SandboxSpec(
+        id=sandbox_id,
+        name=name,
+        namespace=_check_text(sandbox.namespace, "sandbox.namespace", _MAX_NAME),
+        workspace=_check_text(sandbox.workspace, "sandbox.workspace", _MAX_NAME),
+        image=_check_text(template.image, "template.image", 1024) or default_image,
+        log_level=_check_text(spec.log_level, "spec.log_level", 32),
+        environment={**template.environment, **spec.environment},
+        command=tuple(spec.command),
+        tty=spec.tty,
+        labels=dict(template.labels),
+        resources=_resources(template),
+        driver_config=_driver_config(template),
+    )
+    return value, SecretStr(spec.sandbox_token) if spec.sandbox_token else None
+
+
+def sandbox_from_json(
+    text: str, default_image: str
+) -> tuple[SandboxSpec, SecretStr | None]:
+    """The same from a DriverSandbox in protobuf's JSON mapping."""
+    request = pb.CreateSandboxRequest()
+    try:
+        json_format.Parse(text, request.sandbox)
+    except json_format.ParseError as error:
+        raise InvalidRequest("sandbox", str(error)) from error
+    return decode_sandbox(request, default_image)
+
+
+def _timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def _encode_condition(condition: Condition) -> pb.DriverCondition:
+    moment = condition.changed_at.astimezone(UTC)
+    return pb.DriverCondition(
+        type=condition.type,
+        status=condition.status,
+        reason=condition.reason,
+        message=condition.message,
+        last_transition_time=moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        transition_time=_timestamp(moment),
+    )
+
+
+def encode_snapshot(snapshot: Snapshot) -> pb.DriverSandbox:
+    """A sandbox as the gateway is shown it; never its spec."""
+    return pb.DriverSandbox(
+        id=snapshot.id,
+        name=snapshot.name,
+        namespace=snapshot.namespace,
+        workspace=snapshot.workspace,
+        status=pb.DriverSandboxStatus(
+            sandbox_name=snapshot.name,
+            instance_id=snapshot.instance_id,
+            conditions=[
+                _encode_condition(condition) for condition in snapshot.conditions
+            ],
+            deleting=snapshot.deleting,
+        ),
+    )
+
+
+def encode_event(event: PlatformEvent) -> pb.DriverPlatformEvent:
+    """A platform event, with its time in both generations' fields."""
+    return pb.DriverPlatformEvent(
+        timestamp_ms=int(event.at.timestamp() * 1000),
+        source=EVENT_SOURCE,
+        type=event.type,
+        reason=event.reason,
+        message=event.message,
+        metadata=event.metadata,
+        event_time=_timestamp(event.at),
+    )
+
+
+def encode_notice(notice: Notice) -> pb.WatchSandboxesEvent:
+    """A hub notice as a watch event."""
+    if isinstance(notice, Changed):
+        return pb.WatchSandboxesEvent(
+            sandbox=pb.WatchSandboxesSandboxEvent(
+                sandbox=encode_snapshot(notice.snapshot)
+            )
+        )
+    if isinstance(notice, Deleted):
+        return pb.WatchSandboxesEvent(
+            deleted=pb.WatchSandboxesDeletedEvent(sandbox_id=notice.sandbox_id)
+        )
+    return pb.WatchSandboxesEvent(
+        platform_event=pb.WatchSandboxesPlatformEvent(
+            sandbox_id=notice.sandbox_id, event=encode_event(notice.event)
+        )
+    )

@@ -1,0 +1,122 @@
+"""Errors to status codes, in one place. Nothing else aborts a call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from vmdriver import errors
+
+_log = logging.getLogger(__name__)
+STATUS: tuple[tuple[type[errors.DriverError], grpc.StatusCode], ...] = (
+    (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.NotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
+    (errors.Refused, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.Exhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.TimedOut, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.HostError, grpc.StatusCode.INTERNAL),
+)
+_LONGEST_TEXT = 2000
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """The code and the text that a caller gets. What is unknown stays opaque, with an
+    id that the log has too.
+    """
+    if isinstance(error, errors.DriverError):
+        for kind, code in STATUS:
+            if isinstance(error, kind):
+                return code, error.text()[:_LONGEST_TEXT]
+    incident = uuid.uuid4().hex[:12]
+    _log.error("incident %s", incident, exc_info=error)
+    return (
+        grpc.StatusCode.INTERNAL,
+        f"internal error; incident {incident} in the driver's log",
+    )
+
+
+async def _abort(context: Any, method: str, error: BaseException) -> None:
+    code, text = status_of(error)
+    if isinstance(error, errors.DriverError):
+        _log.info(
+            "%s: %s: %s %s", method.rpartition("/")[2], code.name, text, error.detail
+        )
+    await context.abort(code, text)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Wraps every handler, unary and streaming."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Replace the handler by one that translates what it raises."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = str(handler_call_details.method)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _streaming(handler.unary_stream, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(handler.unary_unary, method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+
+def _unary(
+    inner: Callable[..., Awaitable[Any]], method: str
+) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: Any) -> Any:
+        # In a task of its own: a client that goes away ends this handler, never what it
+        # has begun.
+        task = asyncio.ensure_future(inner(request, context))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # something inside was cancelled: a client must not wait for its own deadline
+                await _abort(
+                    context, method, errors.Unavailable("the driver is shutting down")
+                )
+            task.add_done_callback(_consume)
+            raise
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place that turns every error into a status
+            await _abort(context, method, error)
+
+    return call
+
+
+def _consume(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.info("a call whose client went away ended with: %s", task.exception())
+
+
+def _streaming(
+    inner: Callable[..., AsyncIterator[Any]], method: str
+) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in inner(request, context):
+                yield response
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            await _abort(context, method, error)
+
+    return call

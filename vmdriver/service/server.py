@@ -1,0 +1,125 @@
+"""The gRPC server on a Unix socket that only its owner can reach."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+import grpc
+
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.errors import ConfigError
+from vmdriver.service.interceptor import ErrorInterceptor
+from vmdriver.service.servicer import ComputeDriver
+
+MAX_PATH = 107
+"""Longest AF_UNIX path in bytes, without its NUL (unix(7), sun_path[108])."""
+_MAX_MESSAGE = 16 * 1024 * 1024
+_WAIT_FOR_PREDECESSOR_S = 6.0
+
+
+def check_path(path: Path) -> None:
+    """ConfigError for a path that cannot be a socket's."""
+    size = len(os.fsencode(path))
+    if size > MAX_PATH:
+        raise ConfigError(
+            f"bind_socket: the path is {size} bytes long, a Unix socket's may have {MAX_PATH}",
+            detail=str(path),
+            resolution="choose a shorter path",
+        )
+    if not path.is_absolute():
+        raise ConfigError(f"bind_socket: {path} is not an absolute path")
+
+
+def secure_directory(directory: Path) -> None:
+    """Make it, or check that it is a directory of ours, and close it to others.
+    ConfigError.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = directory.lstat()
+    except OSError as error:
+        raise ConfigError(
+            f"bind_socket: {directory} cannot be made: {error.strerror}"
+        ) from error
+    if not stat.S_ISDIR(info.st_mode):
+        raise ConfigError(
+            f"bind_socket: {directory} is not a directory (links are not followed)"
+        )
+    if info.st_uid != os.geteuid():
+        raise ConfigError(
+            f"bind_socket: {directory} belongs to uid {info.st_uid}, not to us",
+            resolution="choose a directory of your own for the socket",
+        )
+    if stat.S_IMODE(info.st_mode) & 0o1000:
+        raise ConfigError(
+            f"bind_socket: {directory} is a shared directory (sticky)",
+            resolution="use a directory of its own",
+        )
+    directory.chmod(0o700)
+
+
+async def _answers(path: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError as error:
+        if error.errno in {errno.ECONNREFUSED, errno.ENOENT}:
+            return False
+        raise ConfigError(f"bind_socket: {path}: {error.strerror}") from error
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+async def remove_stale(path: Path) -> None:
+    """Remove a socket of ours that nobody answers on. ConfigError for anything else
+    that is there.
+    """
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(info.st_mode):
+        raise ConfigError(
+            f"bind_socket: {path} exists and is not a socket",
+            resolution="remove it, or choose another",
+        )
+    if info.st_uid != os.geteuid():
+        raise ConfigError(
+            f"bind_socket: {path} belongs to uid {info.st_uid}, not to us"
+        )
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _WAIT_FOR_PREDECESSOR_S
+    while await _answers(path):  # a driver that is being replaced may still be ending
+        if loop.time() > deadline:
+            raise ConfigError(
+                f"bind_socket: another program answers on {path}",
+                resolution="stop it, or choose another path",
+            )
+        await asyncio.sleep(0.1)
+    path.unlink(missing_ok=True)
+
+
+async def serve(path: Path, service: ComputeDriver) -> grpc.aio.Server:
+    """A started server on that path, mode 0600 in a directory 0700."""
+    check_path(path)
+    secure_directory(path.parent)
+    await remove_stale(path)
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=[
+            ("grpc.max_receive_message_length", _MAX_MESSAGE),
+            ("grpc.max_send_message_length", _MAX_MESSAGE),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    pb_grpc.add_ComputeDriverServicer_to_server(service, server)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    path.chmod(0o600)
+    return server

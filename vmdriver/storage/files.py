@@ -1,0 +1,55 @@
+"""Durable file operations: a file is there as a whole, or not at all, also after a
+power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and removals in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
+    """Write a file with exactly that mode from its first byte on; an old one is
+    replaced.
+    """
+    path.unlink(missing_ok=True)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode
+    )
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write beside, then rename into place."""
+    part = path.with_name(f".{path.name}.part")
+    write_new(part, data, mode)
+    part.replace(path)
+    sync_directory(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, never following a link; absent is
+    fine.
+    """
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+    else:
+        return
+    sync_directory(path.parent)

@@ -1,0 +1,123 @@
+"""Where every file is. Nothing else in this project joins paths of the state directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdriver.model.ids import check_sandbox_id
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The state directory.
+
+    Directories are 0711: QEMU, another user, must reach its own files through them but
+    may not list them.
+    """
+
+    root: Path
+
+    @property
+    def sandboxes(self) -> Path:
+        """One directory per sandbox, named by its id."""
+        return self.root / "sandboxes"
+
+    @property
+    def images(self) -> Path:
+        """The shared OCI layout and the base disks made from it."""
+        return self.root / "images"
+
+    @property
+    def boot(self) -> Path:
+        """Kernel and initramfs, by digest; `current` names those that new launches use."""
+        return self.root / "boot"
+
+    @property
+    def supervisors(self) -> Path:
+        """Read-only disks with the operator's supervisor, by digest."""
+        return self.root / "supervisors"
+
+    @property
+    def libvirt(self) -> Path:
+        """Root of the embedded libvirt driver."""
+        return self.root / "libvirt"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one driver process that works on this directory."""
+        return self.root / "driver.lock"
+
+    @property
+    def accelerator(self) -> Path:
+        """Results of the accelerator probe."""
+        return self.root / "accelerator.json"
+
+    @property
+    def probe(self) -> Path:
+        """The probe guest's status disk and console."""
+        return self.root / "probe"
+
+    def sandbox(self, sandbox_id: str) -> SandboxFiles:
+        """One sandbox's files; refuses ids that are no single path component."""
+        return SandboxFiles(self.sandboxes / check_sandbox_id(sandbox_id))
+
+    def make(self) -> None:
+        """Make the directories that are always there."""
+        for path in (
+            self.root,
+            self.sandboxes,
+            self.images,
+            self.boot,
+            self.supervisors,
+            self.libvirt,
+            self.probe,
+        ):
+            path.mkdir(mode=0o711, parents=True, exist_ok=True)
+            path.chmod(0o711)
+
+
+@dataclass(frozen=True)
+class SandboxFiles:
+    """The files of one sandbox."""
+
+    directory: Path
+
+    @property
+    def record(self) -> Path:
+        """What we know of it (JSON)."""
+        return self.directory / "record.json"
+
+    @property
+    def ledger(self) -> Path:
+        """What we hold for it (one JSON object a line)."""
+        return self.directory / "ledger.jsonl"
+
+    @property
+    def token(self) -> Path:
+        """The sandbox token, 0600, ours alone."""
+        return self.directory / "token"
+
+    @property
+    def overlay(self) -> Path:
+        """The qcow2 layer that the guest writes to."""
+        return self.directory / "root.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        """What the guest is given, as a tar on a raw disk."""
+        return self.directory / "seed.img"
+
+    @property
+    def status(self) -> Path:
+        """What the guest says last, on a raw disk of fixed size."""
+        return self.directory / "status.img"
+
+    @property
+    def console(self) -> Path:
+        """The guest's serial console."""
+        return self.directory / "console.log"
+
+    def extension(self, name: str) -> Path:
+        """An extension's private directory, 0700."""
+        return self.directory / "extensions" / name
