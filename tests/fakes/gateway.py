@@ -90,17 +90,23 @@ class Gateway:
         self._server.server_close()
         self._thread.join()
 
+    def _next_job(self, session: Session, instance: str) -> dict[str, Any]:
+        """Wait up to 10 s. A guest that was stopped leaves its question behind: it must not take the next one's work."""
+        for _ in range(20):
+            if self._ended or session.hellos[-1]["instance"] != instance:
+                return {}
+            try:
+                job = session.jobs.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if session.hellos[-1]["instance"] == instance:
+                return job
+            session.jobs.put(job)
+        return {}
+
     def _answer(self, path: str, session: Session, message: dict[str, Any], token: str) -> dict[str, Any]:
         if path == "/work":
-            for _ in range(20):
-                # A guest that was stopped leaves its question behind: it must not take the next one's work.
-                if self._ended or session.hellos[-1]["instance"] != message["instance"]:
-                    return {}
-                try:
-                    return session.jobs.get(timeout=0.5)
-                except queue.Empty:
-                    continue
-            return {}
+            return self._next_job(session, message["instance"])
         with session.changed:
             if path == "/hello":
                 session.hellos.append(message)

@@ -5,7 +5,10 @@ here.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +33,8 @@ _TIMED_OUT = {
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
     libvirt.VIR_ERR_AGENT_UNSYNCED,
 }
+_LONGEST_ROOT = 27
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 _loop_started = threading.Lock()
 _loop_thread: threading.Thread | None = None
 
@@ -86,9 +91,21 @@ def _run_event_loop() -> None:
             return
 
 
-def embed_uri(root: Path) -> str:
-    """URI of libvirt's QEMU driver inside this process, with its files below `root`."""
-    return f"qemu:///embed?root={root}"
+def embed_uri(root: Path, short_links: Path = Path("/run/vmdriver")) -> str:
+    """URI of libvirt's QEMU driver inside this process, with its files below `root`.
+
+    libvirt makes Unix sockets below it, whose paths may have 107 bytes, of which its own part
+    takes up to 80. A longer root (or one that a URI would have to escape) is reached through
+    a short link, always the same one, since libvirt stores these paths.
+    """
+    if len(os.fsencode(root)) <= _LONGEST_ROOT and _PLAIN_PATH.fullmatch(str(root)):
+        return f"qemu:///embed?root={root}"
+    short_links.mkdir(mode=0o711, parents=True, exist_ok=True)
+    link = short_links / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+    if not (link.is_symlink() and link.readlink() == root):
+        link.unlink(missing_ok=True)
+        link.symlink_to(root)
+    return f"qemu:///embed?root={link}"
 
 
 def write_embedded_configuration(root: Path, user: str, group: str) -> None:
