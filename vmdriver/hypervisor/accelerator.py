@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from vmdriver.errors import DriverError
+from vmdriver.errors import DriverError, HypervisorError
 from vmdriver.host import facts
 from vmdriver.hypervisor.domain_xml import render_probe
 from vmdriver.hypervisor.machines import Machines
@@ -25,6 +25,7 @@ from vmdriver.model.plan import Accelerator
 
 _log = logging.getLogger(__name__)
 KVM_DEVICE = "/dev/kvm"
+_QEMU_ENDED = "closed the monitor"
 
 
 class AcceleratorProbe:
@@ -120,7 +121,7 @@ class AcceleratorProbe:
     async def _probe(self) -> str:
         """Boot a guest on KVM; "" when it said that it is there, else what happened.
 
-        An error of the hypervisor itself is raised: it says nothing about KVM.
+        Other errors of the hypervisor are raised: they say nothing about KVM.
         """
         status, console = self._work / "status.img", self._work / "console.log"
         for path, size in ((status, 65536), (console, 0)):
@@ -133,6 +134,10 @@ class AcceleratorProbe:
         try:
             await self._machines.start_xml(self._name, text)
             return await self._wait(status)
+        except HypervisorError as error:
+            if _QEMU_ENDED not in error.message:
+                raise
+            return f"QEMU itself ended on KVM: {error.message.splitlines()[-1].strip()[:200]}"
         finally:
             await self._machines.destroy(self._name)
 

@@ -1,0 +1,127 @@
+"""A whole driver on a fake host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.world import (
+    FakeAccelerator,
+    FakeDisks,
+    FakeHypervisor,
+    FakeImages,
+    FakeJournal,
+    FakeNetwork,
+    FakeRecords,
+    World,
+)
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.actions import Shared
+from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.lifecycle.extension_runner import ExtensionRunner
+from vmdriver.lifecycle.hooks import LifecycleExtension
+from vmdriver.lifecycle.hub import Hub
+from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.ledger import replay
+from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
+from vmdriver.lifecycle.ports import Guard, no_checkpoint
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import Ports, Undoer
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.spec import SandboxSpec
+
+SETTINGS = Settings(
+    instance="test", state_dir=Path("/state"), endpoint="http://127.0.0.1:17670", supervisor=Path("/supervisor"),
+    recheck_s=0.5,
+)
+FINAL = {Intent.RUNNING: {Phase.RUNNING, Phase.FAILED}, Intent.STOPPED: {Phase.STOPPED}, Intent.DELETED: set()}
+"""Phases in which a sandbox stays, by what was asked."""
+
+
+class FakePlaces:
+    def boot(self) -> BootChoice:
+        return BootChoice("/kernel", "/initramfs", "boot")
+
+    def paths(self, sandbox_id: str) -> SandboxPaths:
+        return SandboxPaths(*(f"{sandbox_id}/{name}" for name in ("root.qcow2", "seed.img", "status.img", "console.log")))
+
+
+def spec(sandbox_id: str = "s1", **changes: Any) -> SandboxSpec:
+    return SandboxSpec(**{"id": sandbox_id, "name": f"name-{sandbox_id}", "image": "example.org/image:1", **changes})
+
+
+class FakeDriver:
+    """One driver process on a World. Make another on the same World to see what a restart does."""
+
+    def __init__(
+        self,
+        world: World,
+        checkpoint: Guard = no_checkpoint,
+        settings: Settings = SETTINGS,
+        extensions: Sequence[LifecycleExtension] = (),
+        watch_limit: int = 1024,
+    ) -> None:
+        self.world = world
+        world.dead = False
+        instance = settings.instance
+        self.hypervisor = FakeHypervisor(world, instance)
+        records = FakeRecords(world, checkpoint)
+        ports = Ports(self.hypervisor, FakeNetwork(world, instance), FakeDisks(world), FakeImages(world), records)
+        self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
+        pool = AddressPool(instance, settings.address_pool)
+        runner = ExtensionRunner(extensions, {}, ports.disks)
+        self._files = Pool("test", 1)
+        launcher = Launcher(ports, settings, runner, FakeAccelerator(), FakePlaces(), pool, self._files)
+
+        def shared(manager: Manager) -> Shared:
+            return Shared(ports, settings, launcher, runner, Undoer(ports, pool, runner.undo), self.hub, manager.forget)
+
+        self.manager = Manager(shared, lambda sandbox_id: FakeJournal(world, sandbox_id), settings, checkpoint)
+
+    async def settled(self, timeout_s: float = 5.0) -> None:
+        """Wait until every sandbox is where it stays."""
+        async with asyncio.timeout(timeout_s):
+            for worker in list(self.manager.workers.values()):
+                await worker.until(lambda record: record.phase in FINAL[record.intent], timeout_s)
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    def phase(self, sandbox_id: str = "s1") -> Phase:
+        return self.manager.workers[sandbox_id].record.phase
+
+    async def close(self) -> None:
+        await self.manager.close()
+        self._files.close()
+
+    async def kill(self) -> None:
+        """As SIGKILL: nothing of this process has any effect from now on."""
+        self.world.dead = True
+        tasks = [w._task for w in self.manager.workers.values() if w._task is not None]
+        tasks += [w._launch for w in self.manager.workers.values() if w._launch is not None]
+        if self.manager._console_task is not None:
+            tasks.append(self.manager._console_task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._files.close()
+
+
+def held_objects(world: World) -> set[str]:
+    """What the ledgers on disk claim, in the words of World.objects."""
+    claimed = set()
+    for journal in world.journals.values():
+        import json
+
+        for entry in replay([json.loads(line) for line in journal]).values():
+            data = entry.data
+            claimed |= {
+                "machine": {f"machine {data.get('domain')}"},
+                "tap": {f"tap {data.get('tap')}"},
+                "firewall": {f"firewall {data.get('tap')}"},
+                "launch-files": {f"file {data.get('seed')}"},
+                "overlay": {f"file {data.get('path')}"},
+            }.get(entry.key, set())
+    return claimed

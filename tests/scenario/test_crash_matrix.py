@@ -1,0 +1,290 @@
+"""Stop the world at every checkpoint of every sequence of intents; a new driver must put things right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+import vmdriver.lifecycle.manager as manager_module
+from tests.fakes.driver import FakeDriver, held_objects, spec
+from tests.fakes.world import Crash, World
+from vmdriver.errors import DriverError
+from vmdriver.host.threads import finished
+from vmdriver.lifecycle.ledger import Held, Ledger
+from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.model.phase import Phase
+
+SEQUENCES = {
+    "create": ("create",),
+    "create-stop": ("create", "stop"),
+    "create-stop-start": ("create", "stop", "start"),
+    "create-delete": ("create", "delete"),
+    "create-stop-delete": ("create", "stop", "delete"),
+    "create-exit-stop-start": ("create", "exit", "stop", "start"),
+    "create-crash-delete": ("create", "crash", "delete"),
+}
+EXPECTED = {
+    "create": Phase.RUNNING, "start": Phase.RUNNING, "stop": Phase.STOPPED, "exit": Phase.FAILED, "crash": Phase.FAILED,
+}
+
+
+class Bomb:
+    """Counts checkpoints; at the chosen one the process is killed."""
+
+    def __init__(self, world: World, at: int | None = None) -> None:
+        self.world, self.at, self.passed = world, at, 0
+        self.exploded = asyncio.Event()
+        self.names: list[str] = []
+
+    async def __call__(self, checkpoint: str) -> None:
+        if self.world.dead:
+            raise Crash(checkpoint)
+        self.names.append(checkpoint)
+        if self.passed == self.at:
+            self.world.dead = True
+            self.exploded.set()
+            raise Crash(checkpoint)
+        self.passed += 1
+
+
+async def perform(driver: FakeDriver, step: str) -> None:
+    """One intent (or one event of the guest), and wait for its end, as a gateway that retries would."""
+    manager, world = driver.manager, driver.world
+    try:
+        if step == "create":
+            await manager.create(spec(), None)
+        elif step == "stop":
+            await manager.stop("s1", "")
+        elif step == "start":
+            await manager.start("s1", "")
+        elif step == "delete":
+            await manager.delete("s1", "")
+        elif driver.phase() is Phase.RUNNING:
+            domain = manager.workers["s1"].record.plan.domain
+            world.end_machine(domain, GuestReport("exited", 3) if step == "exit" else None)
+            driver.hypervisor.hint(domain)
+            await manager.workers["s1"].until(lambda record: record.phase is Phase.FAILED, 5)
+    except DriverError as error:
+        if step not in {"create", "start"} or "exist" not in str(error):
+            raise
+    await driver.settled()
+
+
+async def run_until_crash(world: World, bomb: Bomb, steps: tuple[str, ...]) -> bool:
+    """Run the steps in one process; True if it was killed on the way."""
+    driver = FakeDriver(world, bomb)
+
+    async def play() -> None:
+        await driver.manager.recover()
+        await driver.settled()
+        for step in steps:
+            await perform(driver, step)
+
+    playing = asyncio.create_task(play())
+    exploded = asyncio.create_task(bomb.exploded.wait())
+    await asyncio.wait({playing, exploded}, return_when=asyncio.FIRST_COMPLETED)
+    if not bomb.exploded.is_set():
+        exploded.cancel()
+        await playing
+        await driver.close()
+        return False
+    playing.cancel()
+    await asyncio.gather(playing, return_exceptions=True)
+    await driver.kill()
+    return True
+
+
+def check_books(world: World) -> None:
+    unclaimed = world.objects() - held_objects(world)
+    assert not unclaimed, f"on the host, but in no ledger: {unclaimed}"
+
+
+async def check_recovery(world: World, steps: tuple[str, ...]) -> None:
+    """A new process, never crashing: the remaining intents are reached and nothing is left over."""
+    driver = FakeDriver(world)
+    await driver.manager.recover()
+    await driver.settled()
+    check_books(world)
+    remaining = steps if "s1" in driver.manager.workers or "delete" not in steps else ()
+    for step in remaining if remaining else ():
+        if step == "create" and "s1" in driver.manager.workers:
+            continue
+        await perform(driver, step)
+    if steps[-1] == "delete":
+        assert not driver.manager.workers
+        assert world.objects() == set()
+        assert world.records == {}
+    else:
+        assert driver.phase() is EXPECTED[steps[-1]]
+        held = held_objects(world)
+        assert world.objects() == held
+        running = [d for d in world.domains if world.domains[d] == "running"]
+        assert len(running) == (1 if driver.phase() is Phase.RUNNING else 0)
+    await driver.close()
+
+
+async def count_checkpoints(steps: tuple[str, ...]) -> int:
+    world = World()
+    bomb = Bomb(world)
+    assert not await run_until_crash(world, bomb, steps)
+    return bomb.passed
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+async def test_a_crash_at_any_checkpoint_is_recovered_from(name: str) -> None:
+    steps = SEQUENCES[name]
+    total = await count_checkpoints(steps)
+    assert total > 20, "the sequence must pass many checkpoints for this test to mean something"
+    for at in range(total):
+        world = World()
+        assert await run_until_crash(world, Bomb(world, at), steps), f"no crash at {at}"
+        check_books(world)
+        await check_recovery(world, steps)
+
+
+@pytest.mark.parametrize("name", ["create-stop-start", "create-delete"])
+async def test_two_crashes_in_a_row_are_recovered_from(name: str) -> None:
+    steps = SEQUENCES[name]
+    total = await count_checkpoints(steps)
+    runs = 0
+    for first in range(0, total, 2):
+        for second in range(0, total, 5):
+            world = World()
+            assert await run_until_crash(world, Bomb(world, first), steps)
+            left = steps if "s1" in world.records else ("create", *steps[1:])
+            rest = tuple(s for s in left if s != "create" or "s1" not in world.records)
+            await run_until_crash(world, Bomb(world, second), rest)
+            check_books(world)
+            await check_recovery(world, steps)
+            runs += 1
+    assert runs > 100
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["prepare", "create overlay", "write launch files", "make tap", "load rules", "start"],
+)
+async def test_a_failing_step_is_undone_and_shown(call: str) -> None:
+    world = World()
+    world.fail = lambda made: made.startswith(call)
+    driver = FakeDriver(world)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    record = driver.manager.workers["s1"].record
+    assert record.phase is Phase.FAILED
+    assert record.failure is not None
+    assert record.failure.reason == "ProvisioningFailed"
+    assert "on purpose" in record.failure.message
+    assert not world.domains
+    assert not world.taps
+    assert not world.tables
+    world.fail = lambda _made: False
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.phase() is Phase.RUNNING, "Start after a failed launch tries again"
+    await driver.manager.delete("s1", "")
+    assert world.objects() == set()
+    await driver.close()
+
+
+@pytest.mark.parametrize("call", ["destroy", "remove rules", "remove tap", "remove s1", "remove record"])
+async def test_a_release_that_fails_at_first_is_tried_again(call: str) -> None:
+    world = World()
+    driver = FakeDriver(world)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    failures = iter([True])
+    world.fail = lambda made: made.startswith(call) and next(failures, False)
+    assert await driver.manager.delete("s1", "")
+    assert next(failures, None) is None, "the failure must have happened"
+    assert world.objects() == set()
+    assert world.records == {}
+    await driver.close()
+
+
+@pytest.mark.parametrize("ending", ["stop", "delete"])
+async def test_a_launch_cancelled_at_any_step_leaves_nothing(ending: str) -> None:
+    total = await count_checkpoints(("create",))
+    for at in range(total):
+        world = World()
+        reached = asyncio.Event()
+        passed = 0
+
+        async def pause(_name: str, at: int = at, reached: asyncio.Event = reached) -> None:
+            nonlocal passed
+            passed += 1
+            if passed == at + 1:
+                reached.set()
+                await asyncio.sleep(0.002)
+
+        driver = FakeDriver(world, pause)
+        await driver.manager.recover()
+        creating = asyncio.create_task(driver.manager.create(spec(), None))
+        await reached.wait()
+        await creating
+        if ending == "stop":
+            await driver.manager.stop("s1", "")
+            assert driver.phase() is Phase.STOPPED
+            assert not world.domains
+            assert not world.taps
+        else:
+            await driver.manager.delete("s1", "")
+            assert world.objects() == set()
+        await driver.close()
+
+
+class JournalsAfterTheEffect(Ledger):
+    """A mutant: acts first and writes the intent afterwards."""
+
+    async def acquire(self, key, scope, data, effect):  # type: ignore[no-untyped-def]
+        present = self._held.get(key)
+        if present is not None and present.done:
+            return None
+        result = await finished(effect())
+        await self._checkpoint(f"{key}:after-effect")
+        await self._write({"op": "intent", "key": key, "scope": scope.value, "data": dict(data)})
+        self._held[key] = Held(key, scope, dict(data), done=True)
+        await self._write({"op": "done", "key": key})
+        return result
+
+
+class StrikesBeforeTheRelease(Ledger):
+    """A mutant: forgets first and undoes afterwards."""
+
+    async def release(self, scope, undo: Callable[[Held], Awaitable[None]]):  # type: ignore[no-untyped-def]
+        for entry in reversed(self.held(scope)):
+            await self._write({"op": "released", "key": entry.key})
+            self._held.pop(entry.key, None)
+            await self._checkpoint(f"{entry.key}:before-release")
+            await finished(undo(entry))
+        return []
+
+
+@pytest.mark.parametrize("mutant", [JournalsAfterTheEffect, StrikesBeforeTheRelease])
+async def test_the_matrix_catches_a_wrong_ledger(mutant: type[Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager_module, "Ledger", mutant)
+    caught = 0
+    steps = SEQUENCES["create-stop"]
+    for at in range(await count_checkpoints(steps)):
+        world = World()
+        if await run_until_crash(world, Bomb(world, at), steps):
+            caught += bool(world.objects() - held_objects(world))
+    assert caught, "the mutant went unnoticed"
+
+
+async def test_the_ledger_on_disk_names_everything_needed_for_the_undo() -> None:
+    world = World()
+    driver = FakeDriver(world)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    keys = [json.loads(line)["key"] for line in world.journals["s1"]]
+    assert keys[0] == "lease"
+    assert keys[-1] == "machine"
+    assert held_objects(world) == world.objects()
+    await driver.close()
