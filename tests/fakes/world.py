@@ -137,7 +137,8 @@ class FakeNetwork:
 
     async def marked(self) -> list[Found]:
         both = (("tap", self._world.taps), ("firewall", self._world.tables))
-        return [Found(kind, n, parse_mark(m, self._instance) or "") for kind, all_ in both for n, m in all_.items()]
+        found = [Found(kind, n, parse_mark(m, self._instance) or "") for kind, all_ in both for n, m in all_.items()]
+        return [f for f in found if f.sandbox_id]
 
 
 class FakeDisks:

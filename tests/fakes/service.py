@@ -1,0 +1,58 @@
+"""The real gRPC server, on a real socket, over a driver on a fake host."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tests.fakes.driver import FakeDriver
+from tests.fakes.world import World
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.service.server import serve
+from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
+
+IDENTITY = Identity("vmdriver", "0", "example.org/default:1", False)
+
+
+@dataclass
+class Served:
+    """A client's view, and what is behind it."""
+
+    stub: Any
+    driver: FakeDriver
+    socket: Path
+
+    async def create(self, sandbox_id: str = "s1", **changes: Any) -> None:
+        await self.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox(sandbox_id, **changes)))
+        await self.driver.settled()
+
+
+def sandbox(sandbox_id: str = "s1", name: str | None = None, **spec: Any) -> pb.DriverSandbox:
+    spec.setdefault("template", pb.DriverSandboxTemplate(image="example.org/image:1"))
+    return pb.DriverSandbox(
+        id=sandbox_id, name=name or f"name-{sandbox_id}", workspace="w", spec=pb.DriverSandboxSpec(**spec)
+    )
+
+
+@asynccontextmanager
+async def served(directory: Path, recover: bool = True, **options: Any) -> AsyncIterator[Served]:
+    driver = FakeDriver(options.pop("world", World()), **options)
+    readiness = Readiness()
+    socket = directory / "run" / "d.sock"
+    server = await serve(socket, ComputeDriver(IDENTITY, readiness, driver.hub))
+    if recover:
+        await driver.manager.recover()
+        readiness.set(driver.manager)
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+            yield Served(pb_grpc.ComputeDriverStub(channel), driver, socket)
+    finally:
+        driver.hub.close()
+        await server.stop(0.2)
+        await driver.close()
