@@ -6,6 +6,7 @@ What it does, chain by chain:
     to_gateway   the gateway's port at the tap's host address leads to the gateway on
                  the host's loopback
     input        of the host the guest reaches that port, and nothing else
+    output       the host itself sends the guest only answers
     forward      outwards as `egress` says, never to other sandboxes or link-local;
                  inwards only answers
     postrouting  what leaves does so under the host's address
@@ -108,6 +109,17 @@ def _forward_chain(plan: NetworkPlan) -> list[str]:
     ]
 
 
+def _output_chain(plan: NetworkPlan) -> list[str]:
+    tap = plan.lease.tap
+    return [
+        "chain output {",
+        "type filter hook output priority filter; policy accept;",
+        f'oifname "{tap}" ct state established,related accept',
+        f'oifname "{tap}" drop',
+        "}",
+    ]
+
+
 def _raw_chain(plan: NetworkPlan) -> list[str]:
     tap, lease = plan.lease.tap, plan.lease
     return [
@@ -134,7 +146,14 @@ def render(plan: NetworkPlan, mark: str) -> str:
     work whether or not it was there.
     """
     name = table_name(plan.lease.tap)
-    chains = (_raw_chain, _dnat_chain, _input_chain, _forward_chain, _postrouting_chain)
+    chains = (
+        _raw_chain,
+        _dnat_chain,
+        _input_chain,
+        _output_chain,
+        _forward_chain,
+        _postrouting_chain,
+    )
     body = [line for chain in chains for line in chain(plan)]
     return "\n".join(
         [

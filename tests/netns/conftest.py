@@ -1,0 +1,112 @@
+"""A host of its own for each test: a fresh network namespace, and namespaces around it for guests and servers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def run(*command: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=check, capture_output=True, text=True, **options)
+
+
+STRICT = """\
+table ip strict {
+chain fwd {
+type filter hook forward priority 0; policy drop;
+}
+}
+"""
+"""A table of somebody else that forwards nothing."""
+SERVER = """
+import socket, sys, threading
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind((sys.argv[1], int(sys.argv[2]))); s.listen(); print("up", flush=True)
+while True:
+    c, peer = s.accept(); c.sendall(peer[0].encode()); c.close()
+"""
+CLIENT = """
+import socket, sys
+try:
+    c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.7, (sys.argv[3], 0) if len(sys.argv) > 3 else None)
+    print(c.recv(99).decode())
+except OSError as e:
+    print("no", e)
+"""
+
+
+@dataclass
+class Net:
+    """The host is this thread's own namespace."""
+
+    prefix: str
+    spaces: list[str] = field(default_factory=list)
+    servers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def space(self, name: str) -> str:
+        full = f"{self.prefix}-{name}"
+        run("ip", "netns", "add", full)
+        self.spaces.append(full)
+        run("ip", "-n", full, "link", "set", "lo", "up")
+        return full
+
+    def link(self, name: str, here: str, space: str, address: str, peer: str) -> None:
+        """A veth from the host (`here`, with `address`) to eth0 in a namespace (`peer`)."""
+        run("ip", "link", "add", here, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "addr", "add", address, "dev", here)
+        run("ip", "link", "set", here, "up")
+        run("ip", "-n", space, "addr", "add", peer, "dev", "eth0")
+        run("ip", "-n", space, "link", "set", "eth0", "up")
+        run("ip", "-n", space, "route", "add", "default", "via", address.split("/")[0])
+
+    def serve(self, address: str, port: int, space: str | None = None) -> None:
+        inside = ["ip", "netns", "exec", space] if space else []
+        server = subprocess.Popen(
+            [*inside, sys.executable, "-c", SERVER, address, str(port)], stdout=subprocess.PIPE, text=True
+        )
+        assert server.stdout is not None
+        assert server.stdout.readline() == "up\n"
+        self.servers.append(server)
+
+    def dial(self, space: str | None, address: str, port: int, source: str | None = None) -> str | None:
+        """What the server saw as our address, or None when it could not be reached."""
+        inside = ["ip", "netns", "exec", space] if space else []
+        done = run(*inside, sys.executable, "-c", CLIENT, address, str(port), *([source] if source else []))
+        answer = done.stdout.strip()
+        return None if answer.startswith("no") else answer
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.terminate()
+            server.wait()
+            if server.stdout:
+                server.stdout.close()
+        for space in self.spaces:
+            run("ip", "netns", "del", space)
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    if os.geteuid() != 0:
+        pytest.fail("the netns tier needs root")
+    with open("/proc/thread-self/ns/net") as original:
+        if _libc.unshare(CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        net = Net(f"vmdt{os.getpid()}")
+        try:
+            run("ip", "link", "set", "lo", "up")
+            yield net
+        finally:
+            with contextlib.suppress(Exception):
+                net.close()
+            _libc.setns(original.fileno(), CLONE_NEWNET)

@@ -1,0 +1,95 @@
+"""Taps and tables on a real kernel, in a namespace of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.conftest import STRICT, Net, run
+from vmdriver.errors import ConfigError, NetworkError
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.lifecycle.ports import Found, Ownership
+from vmdriver.model.plan import NetworkPlan
+from vmdriver.network.host_network import HostNetwork
+
+POOL = "10.0.128.0/17"
+
+
+def network_plan(sandbox_id: str = "s1", pool: AddressPool | None = None, **changes: object) -> NetworkPlan:
+    lease = (pool or AddressPool("test", POOL)).take(sandbox_id, ())
+    values = {"lease": lease, "gateway_port": 17670, "egress": "private-denied", "pool": POOL, **changes}
+    return NetworkPlan(**values)
+
+
+@pytest.fixture
+def host(net: Net) -> Iterator[HostNetwork]:
+    files = Pool("test", 2)
+    yield HostNetwork("test", Ownership(os.getuid(), os.getgid()), files, POOL)
+    files.close()
+
+
+async def test_a_tap_is_made_marked_addressed_and_removed(host: HostNetwork) -> None:
+    plan = network_plan()
+    tap = plan.lease.tap
+    for _ in range(2):  # an own leftover is replaced
+        await host.make_tap(plan, "vmdriver/test/s1")
+    shown = run("ip", "-d", "addr", "show", tap).stdout
+    assert "10.0.128.1/30" in shown
+    assert "vmdriver/test/s1" in shown
+    assert "UP" in shown
+    assert Path(f"/proc/sys/net/ipv4/conf/{tap}/route_localnet").read_text() == "1\n"
+    assert await host.marked() == [Found("tap", tap, "s1")]
+    for _ in range(2):
+        await host.remove_tap(tap, "vmdriver/test/s1")
+    assert tap not in run("ip", "link").stdout
+
+
+async def test_an_interface_of_somebody_else_is_left_alone(host: HostNetwork) -> None:
+    plan = network_plan()
+    run("ip", "link", "add", plan.lease.tap, "type", "veth", "peer", "name", "other")
+    run("ip", "link", "set", plan.lease.tap, "alias", "precious")
+    with pytest.raises(NetworkError, match="left alone"):
+        await host.make_tap(plan, "vmdriver/test/s1")
+    with pytest.raises(NetworkError, match="left alone"):
+        await host.remove_tap(plan.lease.tap, "vmdriver/test/s1")
+    assert plan.lease.tap in run("ip", "link").stdout
+
+
+async def test_a_table_is_loaded_replaced_found_and_removed(host: HostNetwork) -> None:
+    plan = network_plan()
+    for _ in range(2):
+        await host.load_rules(plan, "vmdriver/test/s1")
+    assert [(f.kind, f.sandbox_id) for f in await host.marked()] == [("firewall", "s1")]
+    table = (await host.marked())[0].name
+    for _ in range(2):
+        await host.remove_rules(table)
+    assert await host.marked() == []
+
+
+async def test_a_pool_in_use_is_refused(host: HostNetwork, net: Net) -> None:
+    await host.prepare()
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "1\n"
+    await host.make_tap(network_plan(), "vmdriver/test/s1")
+    await host.check_pool()  # our own taps' routes do not count
+    run("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+    run("ip", "addr", "add", "10.0.130.1/24", "dev", "lan0")
+    run("ip", "link", "set", "lan0", "up")
+    assert await host.own_networks() == ("10.0.130.0/24",)
+    with pytest.raises(ConfigError, match="10.0.130.0/24"):
+        await host.check_pool()
+
+
+async def test_the_supervisors_inner_network_is_refused_as_a_pool(net: Net) -> None:
+    files = Pool("test", 1)
+    with pytest.raises(ConfigError, match="10.200.0.0/24"):
+        await HostNetwork("test", Ownership(0, 0), files, "10.200.0.0/16").check_pool()
+    files.close()
+
+
+async def test_forward_chains_that_drop_are_named(host: HostNetwork) -> None:
+    run("nft", "-f", "-", input=STRICT)
+    assert await host.foreign_drops() == ["ip strict fwd"]

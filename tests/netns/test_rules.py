@@ -1,0 +1,172 @@
+"""What the rule set lets through, tried with real packets between namespaces."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.netns.conftest import STRICT, Net, run
+from tests.netns.test_host_network import network_plan
+from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.model.plan import NetworkPlan
+from vmdriver.network import ruleset
+
+PORT = 17670
+
+
+def load(plan: NetworkPlan, owner: str = "vmdriver/test/s1") -> None:
+    subprocess.run(["nft", "-f", "-"], input=ruleset.render(plan, owner), text=True, check=True)
+
+
+def guest(net: Net, name: str, plan: NetworkPlan) -> str:
+    """A namespace that stands for the guest: the tap's name on the host's side, the lease's MAC and address inside."""
+    space = net.space(name)
+    lease = plan.lease
+    net.link(name, lease.tap, space, f"{lease.host_ip}/30", f"{lease.guest_ip}/30")
+    run("ip", "-n", space, "link", "set", "eth0", "down")
+    run("ip", "-n", space, "link", "set", "eth0", "address", lease.mac)
+    run("ip", "-n", space, "link", "set", "eth0", "up")
+    run("ip", "-n", space, "route", "replace", "default", "via", lease.host_ip)
+    for setting in ("route_localnet=1", "rp_filter=1"):
+        run("sysctl", "-qw", f"net.ipv4.conf.{lease.tap}.{setting}")
+    return space
+
+
+@pytest.fixture
+def around(net: Net) -> Net:
+    """A host with a public server, a private one, a metadata service, and its gateway on the loopback."""
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    for name, here, there in (
+        ("public", "203.0.113.1/24", "203.0.113.10/24"),
+        ("private", "10.99.0.1/24", "10.99.0.10/24"),
+        ("meta", "169.254.169.1/24", "169.254.169.254/24"),
+        ("cgnat", "100.64.0.1/24", "100.64.0.10/24"),
+    ):
+        space = net.space(name)
+        net.link(name, name, space, here, there)
+        net.serve(there.split("/")[0], 80, space)
+    net.serve("127.0.0.1", PORT)
+    net.serve("127.0.0.1", 9999)
+    net.serve("0.0.0.0", 8888)
+    return net
+
+
+def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT)
+    space = guest(around, "g", plan)
+    load(plan)
+    host = plan.lease.host_ip
+    assert around.dial(space, host, PORT) == plan.lease.guest_ip
+    assert around.dial(space, host, 9999) is None
+    assert around.dial(space, host, 8888) is None, "not even what listens everywhere"
+    run("ip", "-n", space, "route", "add", "127.0.0.2/32", "via", host)
+    assert around.dial(space, "127.0.0.2", PORT) is None
+    assert around.dial(space, "203.0.113.1", 8888) is None, "nor at another of the host's addresses"
+    assert around.dial(space, "203.0.113.1", PORT) is None
+
+
+@pytest.mark.parametrize(
+    ("egress", "public", "private"), [("open", True, True), ("private-denied", True, False), ("none", False, False)]
+)
+def test_egress(around: Net, egress: str, public: bool, private: bool) -> None:
+    plan = network_plan(gateway_port=PORT, egress=egress)
+    space = guest(around, "g", plan)
+    load(plan)
+    seen = around.dial(space, "203.0.113.10", 80)
+    assert (seen is not None) is public
+    if public:
+        assert seen == "203.0.113.1", "under the host's address"
+    assert (around.dial(space, "10.99.0.10", 80) is not None) is private
+    assert (around.dial(space, "100.64.0.10", 80) is not None) is private
+    assert around.dial(space, "169.254.169.254", 80) is None, "metadata services never"
+    assert around.dial(space, plan.lease.host_ip, PORT) is not None
+
+
+def test_the_hosts_own_networks_count_as_private(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT, denied_networks=("203.0.113.0/24",))
+    space = guest(around, "g", plan)
+    load(plan)
+    assert around.dial(space, "203.0.113.10", 80) is None
+
+
+def test_a_name_server_that_is_configured_is_reached_although_private(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT, dns=("10.99.0.10",))
+    space = guest(around, "g", plan)
+    load(plan)
+    around.serve("10.99.0.10", 53, f"{around.prefix}-private")
+    assert around.dial(space, "10.99.0.10", 53) is not None
+    assert around.dial(space, "10.99.0.10", 80) is None
+
+
+def test_a_gateway_elsewhere_is_reached_although_private(around: Net) -> None:
+    plan = network_plan(gateway_port=80, gateway_address="10.99.0.10", egress="none")
+    space = guest(around, "g", plan)
+    load(plan)
+    assert around.dial(space, "10.99.0.10", 80) is not None
+    assert around.dial(space, "203.0.113.10", 80) is None
+
+
+def test_a_forged_address_or_mac_gets_nowhere(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT, egress="open")
+    space = guest(around, "g", plan)
+    load(plan)
+    run("ip", "-n", space, "addr", "add", "203.0.113.77/32", "dev", "eth0")
+    assert around.dial(space, "203.0.113.10", 80, "203.0.113.77") is None
+    assert around.dial(space, "203.0.113.10", 80) is not None
+    run("ip", "-n", space, "link", "set", "eth0", "address", "02:00:00:00:00:99")
+    assert around.dial(space, "203.0.113.10", 80) is None
+    assert around.dial(space, plan.lease.host_ip, PORT) is None
+
+
+def test_nobody_can_reach_into_the_sandbox(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT, egress="open")
+    space = guest(around, "g", plan)
+    around.serve("0.0.0.0", 22, space)
+    assert around.dial(None, plan.lease.guest_ip, 22) is not None, "without rules the way is open"
+    load(plan)
+    assert around.dial(f"{around.prefix}-public", plan.lease.guest_ip, 22) is None
+    assert around.dial(None, plan.lease.guest_ip, 22) is None, "nor the host itself"
+
+
+def test_sandboxes_cannot_reach_each_other(around: Net) -> None:
+    pool = AddressPool("test", "10.0.128.0/17")
+    first, second = (network_plan(n, pool, gateway_port=PORT, egress="open") for n in ("s1", "s2"))
+    one, two = guest(around, "g1", first), guest(around, "g2", second)
+    for plan, owner in ((first, "vmdriver/test/s1"), (second, "vmdriver/test/s2")):
+        load(plan, owner)
+    around.serve("0.0.0.0", 80, two)
+    assert around.dial(one, second.lease.guest_ip, 80) is None
+    assert around.dial(one, second.lease.host_ip, PORT) is None, "nor the gateway by another's address"
+    assert around.dial(one, "203.0.113.10", 80) is not None
+
+
+def test_ipv6_is_dropped(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT, egress="open")
+    space = guest(around, "g", plan)
+    run("ip", "addr", "add", "fd00::1/64", "dev", plan.lease.tap, "nodad")
+    run("ip", "-n", space, "addr", "add", "fd00::2/64", "dev", "eth0", "nodad")
+    server = ("::", 7777)
+    script = "import socket,sys;s=socket.socket(socket.AF_INET6);s.settimeout(.7);print(s.connect_ex(('fd00::1',7777)))"
+    listener = subprocess.Popen(
+        ["python3", "-c", f"import socket,time;s=socket.create_server({server!r},family=socket.AF_INET6);print(1,flush=True);time.sleep(20)"],
+        stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        listener.stdout.readline()
+        assert run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip() == "0"
+        load(plan)
+        assert run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip() != "0"
+    finally:
+        listener.kill()
+        listener.wait()
+        listener.stdout.close()
+
+
+def test_beside_a_table_that_drops_all_forwarding_the_gateway_is_reached_and_nothing_leaks(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT, egress="open")
+    space = guest(around, "g", plan)
+    run("nft", "-f", "-", input=STRICT)
+    load(plan)
+    assert around.dial(space, plan.lease.host_ip, PORT) is not None
+    assert around.dial(space, "203.0.113.10", 80) is None, "an accept of ours cannot overrule another table's drop"
