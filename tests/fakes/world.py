@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, HostError
-from vmdriver.lifecycle.ports import BaseDisk, Found, GuestReport, ProgressSink
+from vmdriver.lifecycle.ports import BaseDisk, Found, GuestReport, ProgressSink, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
@@ -126,8 +126,8 @@ class FakeNetwork:
         self._world.act(f"remove rules {tap}")
         self._world.tables.pop(tap, None)
 
-    async def taken_names(self) -> set[str]:
-        return {"lo", *self._world.taps}
+    async def taken(self) -> Taken:
+        return Taken(frozenset({"lo", *self._world.taps}))
 
     async def own_networks(self) -> tuple[str, ...]:
         return ("192.0.2.0/24",)

@@ -22,7 +22,7 @@ def run(*command: str, check: bool = True, **options: object) -> subprocess.Comp
 
 STRICT = """\
 table ip strict {
-chain fwd {
+chain forwarding {
 type filter hook forward priority 0; policy drop;
 }
 }

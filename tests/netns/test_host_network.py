@@ -12,7 +12,7 @@ from tests.netns.conftest import STRICT, Net, run
 from vmdriver.errors import ConfigError, NetworkError
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.ports import Found, Ownership
+from vmdriver.lifecycle.ports import Found, Ownership, Taken
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.host_network import HostNetwork
 
@@ -20,7 +20,7 @@ POOL = "10.0.128.0/17"
 
 
 def network_plan(sandbox_id: str = "s1", pool: AddressPool | None = None, **changes: object) -> NetworkPlan:
-    lease = (pool or AddressPool("test", POOL)).take(sandbox_id, ())
+    lease = (pool or AddressPool("test", POOL)).take(sandbox_id, Taken())
     values = {"lease": lease, "gateway_port": 17670, "egress": "private-denied", "pool": POOL, **changes}
     return NetworkPlan(**values)
 
@@ -92,4 +92,4 @@ async def test_the_supervisors_inner_network_is_refused_as_a_pool(net: Net) -> N
 
 async def test_forward_chains_that_drop_are_named(host: HostNetwork) -> None:
     run("nft", "-f", "-", input=STRICT)
-    assert await host.foreign_drops() == ["ip strict fwd"]
+    assert await host.foreign_drops() == ["ip strict forwarding"]

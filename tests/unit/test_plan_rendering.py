@@ -19,7 +19,7 @@ from vmdriver.hypervisor.domain_xml import Host, read_mark, render, render_probe
 from vmdriver.lifecycle import guest, planner
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.hooks import PlanDraft
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports import Ownership, Taken
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
@@ -43,7 +43,7 @@ def plan(gateway_address: str | None = None, endpoint: str = "http://127.0.0.1:1
         image_digest="sha256:" + "0" * 64,
         supervisor_disk="/state/supervisors/x.img",
         paths=planner.SandboxPaths(*(f"/state/sandboxes/s1/{n}" for n in ("root.qcow2", "seed.img", "status.img", "console.log"))),
-        lease=AddressPool("test", own.address_pool).take("s1", ()),
+        lease=AddressPool("test", own.address_pool).take("s1", Taken()),
         own_networks=("192.0.2.0/24",),
         gateway_address=gateway_address,
         has_token=True,

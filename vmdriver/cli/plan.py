@@ -33,7 +33,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             image_digest="(resolved at create)",
             supervisor_disk="(made from supervisor_path)",
             paths=driver.places.paths(spec.id),
-            lease=pool.take(spec.id, await driver.network.taken_names()),
+            lease=pool.take(spec.id, await driver.network.taken()),
             own_networks=await driver.network.own_networks(),
             gateway_address=None
             if endpoint.on_host_loopback

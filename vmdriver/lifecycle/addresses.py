@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
-
 from vmdriver.errors import Exhausted
+from vmdriver.lifecycle.ports import Taken
 from vmdriver.model.ids import mac_address, tap_name
 from vmdriver.model.plan import Lease
 
@@ -31,15 +30,15 @@ class AddressPool:
         """Give a lease back."""
         self._leases.pop(sandbox_id, None)
 
-    def take(self, sandbox_id: str, taken_interfaces: Iterable[str]) -> Lease:
+    def take(self, sandbox_id: str, taken: Taken) -> Lease:
         """A lease with a free block and names that nobody has. The one it has, if it
         has one. Exhausted.
         """
         if sandbox_id in self._leases:
             return self._leases[sandbox_id]
-        index = self._free_block()
+        index = self._free_block(taken.addresses)
         base = int(self._network.network_address) + 4 * index
-        salt = self._free_salt(sandbox_id, set(taken_interfaces))
+        salt = self._free_salt(sandbox_id, taken.names)
         lease = Lease(
             index=index,
             host_ip=str(ipaddress.IPv4Address(base + 1)),
@@ -50,8 +49,10 @@ class AddressPool:
         self.adopt(sandbox_id, lease)
         return lease
 
-    def _free_block(self) -> int:
+    def _free_block(self, taken: frozenset[str]) -> int:
         used = {lease.index for lease in self._leases.values()}
+        base = int(self._network.network_address)
+        used |= {(int(ipaddress.IPv4Address(a)) - base) // 4 for a in taken}
         for step in range(self._size):
             index = (self._next + step) % self._size
             if index not in used:
@@ -62,7 +63,7 @@ class AddressPool:
             resolution="delete sandboxes or configure a larger address_pool",
         )
 
-    def _free_salt(self, sandbox_id: str, taken: set[str]) -> int:
+    def _free_salt(self, sandbox_id: str, taken: frozenset[str]) -> int:
         names = taken | {lease.tap for lease in self._leases.values()}
         macs = {lease.mac for lease in self._leases.values()}
         salt = 0

@@ -84,7 +84,8 @@ class ExtensionRunner:
         self._disks = disks
 
     def active_for(self, spec: SandboxSpec) -> tuple[str, ...]:
-        """Names of the extensions that will accompany this sandbox; stored at create."""
+        """Names of the extensions that will accompany this sandbox; stored at create.
+        """
         return tuple(
             e.name for e in self._extensions.values() if is_active(e, spec.labels)
         )

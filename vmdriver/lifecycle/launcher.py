@@ -31,7 +31,8 @@ Tell = Callable[[str, str, Progress], None]
 
 
 class LaunchFailed(Exception):
-    """A launch did not come to be. `blame` is for clean-up hooks, `cause` for the user."""
+    """A launch did not come to be. `blame` is for clean-up hooks, `cause` for the user.
+    """
 
     def __init__(self, cause: DriverError, blame: Reason) -> None:
         super().__init__(cause.message)
@@ -119,7 +120,7 @@ class Launcher:
         held = ledger.get(LEASE)
         if held is not None:
             return Lease.model_validate(held.data)
-        lease = self.pool.take(record.id, await self.ports.network.taken_names())
+        lease = self.pool.take(record.id, await self.ports.network.taken())
 
         async def adopt() -> None:
             self.pool.adopt(record.id, lease)

@@ -44,7 +44,8 @@ _CONSOLE_INTERVAL_S = 2.0
 
 
 class Manager:
-    """Knows every sandbox. `recover` must have returned before anything else is asked."""
+    """Knows every sandbox. `recover` must have returned before anything else is asked.
+    """
 
     def __init__(
         self,

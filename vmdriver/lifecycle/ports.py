@@ -58,6 +58,14 @@ class Found:
     sandbox_id: str
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Interface names and IPv4 addresses in use on the host."""
+
+    names: frozenset[str] = frozenset()
+    addresses: frozenset[str] = frozenset()
+
+
 ProgressSink = Callable[[str, str], None]
 """Takes a step's CamelCase reason (such as PullingImage) and one line of detail."""
 
@@ -117,8 +125,10 @@ class Network(Protocol):
     async def remove_rules(self, tap: str) -> None:
         """Remove the table."""
 
-    async def taken_names(self) -> set[str]:
-        """Names of all interfaces of the host."""
+    async def taken(self) -> Taken:
+        """What other interfaces of the host, another driver's taps among them, have
+        taken.
+        """
 
     async def own_networks(self) -> tuple[str, ...]:
         """The host's directly connected IPv4 networks, without our taps'."""
@@ -170,7 +180,8 @@ class Images(Protocol):
     """OCI images as base disks."""
 
     async def prepare(self, reference: str, progress: ProgressSink) -> BaseDisk:
-        """Have the image as a disk. NotFound, Refused (other architecture), ImageError."""
+        """Have the image as a disk. NotFound, Refused (other architecture), ImageError.
+        """
 
 
 class Records(Protocol):

@@ -60,7 +60,8 @@ def check_numbers(value: Any, path: str) -> None:
 def parse_resources(
     cpu_request: str, cpu_limit: str, memory_request: str, memory_limit: str
 ) -> Resources:
-    """Kubernetes quantities to what the machine gets: the limit, or else the request."""
+    """Kubernetes quantities to what the machine gets: the limit, or else the request.
+    """
     path = "template.resources"
     cpu = [
         (f"{path}.cpu_{kind}", text)

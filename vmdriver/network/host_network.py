@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vmdriver.errors import CommandError, ConfigError, NetworkError, Unavailable
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import Found, Ownership
+from vmdriver.lifecycle.ports import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import ruleset
@@ -191,14 +191,14 @@ class HostNetwork:
                 tables.append({"name": name, "comment": _comment(text.stdout.decode())})
         return tables
 
-    async def taken_names(self) -> set[str]:
+    async def taken(self) -> Taken:
         """See ports.Network."""
         with _translated("list links"):
             async with _netlink() as netlink:
-                return {
-                    _attribute(link, "IFLA_IFNAME")
-                    async for link in await netlink.link("dump")
-                }
+                names = [_attribute(link, "IFLA_IFNAME") async for link in await netlink.link("dump")]
+                found = await netlink.addr("dump", family=socket.AF_INET)
+                addresses = [_attribute(address, "IFA_ADDRESS") async for address in found]
+        return Taken(frozenset(names), frozenset(addresses))
 
     async def own_networks(self) -> tuple[str, ...]:
         """See ports.Network."""
@@ -260,7 +260,8 @@ class HostNetwork:
         ]
 
     async def prepare(self) -> None:
-        """Before anything else: refuse a pool that overlaps, and let the host forward."""
+        """Before anything else: refuse a pool that overlaps, and let the host forward.
+        """
         await self.check_pool()
         await self._pool.run(_write_sysctls, {"ipv4/ip_forward": "1"})
 

@@ -1,0 +1,116 @@
+"""SIGKILL the driver at awkward moments; the next one adopts or finishes, and nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from tests.system.conftest import BIN, Driver
+from vmdriver._proto import compute_driver_pb2 as pb
+
+COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /sandbox/counter; sleep 0.1; done"
+
+
+def test_killed_while_running_the_machine_goes_on_and_is_adopted(driver: Driver) -> None:
+    box = driver.create(command=["/bin/sh", "-c", COUNTER])
+    driver.wait(box, "Running")
+    pid = driver.machine_pid(box)
+    before = int(driver.gateway.shell(box, "cat /sandbox/counter"))
+    driver.restart()
+    assert driver.condition(box)[1] == "Running"
+    assert driver.machine_pid(box) == pid
+    time.sleep(0.5)
+    assert int(driver.gateway.shell(box, "cat /sandbox/counter")) > before
+    assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never noticed"
+    driver.stop(box)
+    assert driver.delete(box)
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.5, 1.0, 3.0])
+def test_killed_during_create_the_next_driver_finishes(driver: Driver, after_s: float) -> None:
+    box = driver.create(wait=False)
+    time.sleep(after_s)
+    driver.restart()
+    driver.gateway.wait_hello(box)
+    driver.wait(box, "Running")
+    assert driver.delete(box)
+
+
+@pytest.mark.parametrize("after_s", [0.01, 0.15, 0.3])
+def test_killed_during_stop_the_next_driver_finishes(driver: Driver, after_s: float) -> None:
+    box = driver.create()
+    driver.wait(box, "Running")
+    driver.gateway.shell(box, "echo kept > /sandbox/f; sync")
+    threading.Thread(target=quietly, args=(lambda: driver.stop(box),), daemon=True).start()
+    time.sleep(after_s)
+    driver.restart()
+    driver.wait(box, "Stopped")
+    driver.start_sandbox(box)
+    driver.gateway.wait_hello(box, 2)
+    assert driver.gateway.shell(box, "cat /sandbox/f") == "kept\n"
+
+
+@pytest.mark.parametrize("after_s", [0.01, 0.1, 0.25])
+def test_killed_during_delete_the_next_driver_finishes(driver: Driver, after_s: float) -> None:
+    box = driver.create()
+    driver.wait(box, "Running")
+    threading.Thread(target=quietly, args=(lambda: driver.delete(box),), daemon=True).start()
+    time.sleep(after_s)
+    driver.restart()
+    deadline = time.monotonic() + 20
+    while driver.stub.ListSandboxes(pb.ListSandboxesRequest()).sandboxes:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def quietly(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except (grpc.RpcError, ValueError):
+        return
+
+
+def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
+    new_driver: Callable[..., Driver],
+) -> None:
+    driver = new_driver(
+        *("--expected-peer-pid", str(os.getpid()), "--log-level", "info", "--otlp-endpoint", "http://127.0.0.1:4317"),
+        *("--default-image", "example.org/x:1", "--bootstrap-image", "example.org/b:1", "--krun-log-level", "1"),
+        "--allow-same-uid-peer",
+        command=[str(BIN / "openshell-driver-vm")],
+    )
+    driver.kill(signal.SIGTERM)
+    begun = time.monotonic()
+    driver.start()
+    assert time.monotonic() - begun < 3, "GetCapabilities within 3 s of the spawn"
+    assert driver.stub.GetCapabilities(pb.GetCapabilitiesRequest()).default_image == "example.org/x:1"
+    assert "otlp_endpoint" in driver.log.read_text(), "what has no meaning is said"
+    box = driver.create()
+    pid = driver.machine_pid(box)
+    assert driver.kill(signal.SIGTERM) < 3
+    assert driver.process.returncode == 0
+    os.kill(pid, 0)
+    driver.start()
+    assert driver.machine_pid(box) == pid
+
+
+def test_a_watching_gateway_does_not_hold_the_end_up(driver: Driver) -> None:
+    watch = driver.stub.WatchSandboxes(pb.WatchSandboxesRequest())
+    threading.Thread(target=quietly, args=(lambda: list(watch),), daemon=True).start()
+    time.sleep(0.3)
+    assert driver.kill(signal.SIGTERM) < 3
+
+
+def test_a_second_driver_on_the_same_state_is_refused(driver: Driver) -> None:
+    arguments = driver.arguments()
+    arguments[arguments.index("--bind-socket") + 1] += "2"
+    done = subprocess.run([str(BIN / "vmdriver"), "serve", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "another driver works on" in done.stderr

@@ -1,0 +1,42 @@
+"""The address pool."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmdriver.errors import Exhausted
+from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.lifecycle.ports import Taken
+from vmdriver.model.ids import tap_name
+
+
+def test_each_sandbox_gets_a_block_of_its_own_and_keeps_it() -> None:
+    pool = AddressPool("i", "10.0.128.0/28")
+    leases = [pool.take(f"s{n}", Taken()) for n in range(4)]
+    assert [lease.index for lease in leases] == [0, 1, 2, 3]
+    assert leases[1].host_ip == "10.0.128.5"
+    assert pool.take("s2", Taken()) == leases[2]
+    with pytest.raises(Exhausted, match=r"10\.0\.128\.0/28"):
+        pool.take("s4", Taken())
+    pool.free("s1")
+    assert pool.take("s4", Taken()).index == 1
+
+
+def test_a_freed_block_is_the_last_to_be_used_again() -> None:
+    pool = AddressPool("i", "10.0.128.0/28")
+    pool.take("a", Taken())
+    pool.free("a")
+    assert pool.take("b", Taken()).index == 1
+
+
+def test_blocks_and_names_of_others_on_this_host_are_left_alone() -> None:
+    pool = AddressPool("i", "10.0.128.0/28")
+    lease = pool.take("a", Taken(frozenset({tap_name("i", "a")}), frozenset({"10.0.128.1", "10.0.128.6", "192.0.2.1"})))
+    assert lease.index == 2
+    assert lease.tap != tap_name("i", "a")
+
+
+def test_leases_from_ledgers_count() -> None:
+    pool, other = AddressPool("i", "10.0.128.0/28"), AddressPool("i", "10.0.128.0/28")
+    pool.adopt("x", other.take("x", Taken()))
+    assert pool.take("y", Taken()).index == 1
