@@ -12,7 +12,7 @@ from tenacity import (
     retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ async def retried(
     policy = AsyncRetrying(
         retry=retry_if_exception_type(on),
         stop=stop_after_attempt(attempts) | stop_after_delay(within_s),
-        wait=wait_exponential_jitter(initial=first_wait_s, max=10.0),
+        wait=wait_random_exponential(multiplier=first_wait_s, max=10.0),
         reraise=True,
     )
 

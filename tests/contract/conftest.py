@@ -1,0 +1,66 @@
+"""Ports, each on its fake and on the real thing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.world import FakeHypervisor, World
+from vmdriver.host import facts, reaper
+from vmdriver.host.threads import Pool
+from vmdriver.hypervisor.connection import Connection, embed_uri, write_embedded_configuration
+from vmdriver.hypervisor.machines import Machines
+from vmdriver.lifecycle.ports import Ownership
+
+TEST_NODE = """<node><cpu><mhz>1000</mhz><model>i686</model><active>2</active><nodes>1</nodes><sockets>1</sockets>
+<cores>2</cores><threads>1</threads></cpu><memory>8000000</memory></node>"""
+
+
+def qemu_owner() -> Ownership:
+    ids, group = facts.user_ids("libvirt-qemu"), facts.group_id("kvm")
+    assert ids is not None
+    assert group is not None
+    return Ownership(ids[0], group)
+
+
+@pytest.fixture(scope="session")
+def embedded_root() -> Iterator[Path]:
+    """One for all: a process opens one embedded root in its life. Short, for libvirt's sockets."""
+    root = Path(tempfile.mkdtemp(prefix="vmdc"))
+    root.chmod(0o755)
+    write_embedded_configuration(root, "libvirt-qemu", "kvm")
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(params=["fake", "libvirt test driver", "QEMU"])
+async def hypervisor(
+    request: pytest.FixtureRequest, tmp_path: Path, embedded_root: Path
+) -> AsyncIterator[object]:
+    """The port, and as `.world` what a plan needs to be there."""
+    if request.param == "fake":
+        fake = FakeHypervisor(World(), "test")
+        fake.name = "fake"
+        yield fake
+        return
+    pool = Pool("contract", 2)
+    if request.param == "libvirt test driver":
+        node = tmp_path / "node.xml"
+        node.write_text(TEST_NODE)
+        connection = Connection(f"test://{node}", pool)  # a private file: test:///default is shared in the process
+    else:
+        connection = Connection(embed_uri(embedded_root), pool)
+        reaper.install(asyncio.get_running_loop())
+    machines = Machines(connection, "test", qemu_owner() if os.geteuid() == 0 else Ownership(0, 0))
+    machines.name = request.param  # type: ignore[attr-defined]
+    yield machines
+    for found in await machines.marked():
+        await machines.destroy(found.name)
+    connection.close()
+    pool.close()

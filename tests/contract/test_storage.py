@@ -1,0 +1,163 @@
+"""Records, journal and disks on a real file system."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from tests.fakes.driver import spec
+from vmdriver.errors import AlreadyExists, InvalidRequest, Refused, StorageError
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.ports import Ownership
+from vmdriver.model.phase import Phase
+from vmdriver.model.plan import Disk
+from vmdriver.model.record import SandboxRecord, utc_now
+from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.records import RecordStore
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    pool = Pool("storage", 2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "state")
+    layout.make()
+    return layout
+
+
+@pytest.fixture
+def records(layout: Layout, pool: Pool) -> RecordStore:
+    return RecordStore(layout, pool)
+
+
+def record(sandbox_id: str = "s1") -> SandboxRecord:
+    return SandboxRecord(spec=spec(sandbox_id), created_at=utc_now(), changed_at=utc_now())
+
+
+async def test_records_come_back_as_they_were(records: RecordStore, layout: Layout) -> None:
+    await records.create(record(), SecretStr("t"))
+    changed = record().model_copy(update={"phase": Phase.RUNNING})
+    await records.save(changed)
+    assert await records.load_all() == [changed]
+    assert (await records.token("s1")).get_secret_value() == "t"
+    for path in (layout.sandbox("s1").record, layout.sandbox("s1").token):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(AlreadyExists):
+        await records.create(record(), None)
+    for _ in range(2):
+        await records.remove("s1")
+    assert list(layout.sandboxes.iterdir()) == []
+
+
+async def test_a_half_made_sandbox_never_was(records: RecordStore, layout: Layout) -> None:
+    (layout.sandboxes / ".new-s1").mkdir()
+    (layout.sandboxes / ".new-s1" / "record.json").write_text("{")
+    assert await records.load_all() == []
+    assert list(layout.sandboxes.iterdir()) == []
+
+
+async def test_a_damaged_record_is_left_alone_and_harms_no_other(records: RecordStore, layout: Layout) -> None:
+    await records.create(record("good"), None)
+    await records.create(record("bad"), None)
+    layout.sandbox("bad").record.write_text("not json")
+    assert [r.id for r in await records.load_all()] == ["good"]
+    assert layout.sandbox("bad").record.exists()
+
+
+async def test_a_link_in_place_of_a_sandbox_is_not_followed(records: RecordStore, layout: Layout, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (layout.sandboxes / "evil").symlink_to(precious)
+    with pytest.raises(StorageError, match="is a link"):
+        await records.remove("evil")
+    assert precious.exists()
+    with pytest.raises(InvalidRequest):
+        layout.sandbox("../precious")
+
+
+async def test_a_torn_last_line_is_forgotten_and_overwritten(layout: Layout, pool: Pool) -> None:
+    path = layout.root / "ledger"
+    journal = FileJournal(path, pool)
+    await journal.append({"op": "intent", "key": "a", "scope": "runtime", "data": {}})
+    with path.open("ab") as file:
+        file.write(b'{"op":"int')
+    assert len(journal.read()) == 1
+    await journal.append({"op": "done", "key": "a"})
+    assert [line["op"] for line in journal.read()] == ["intent", "done"]
+    path.write_bytes(b"garbage\n")
+    with pytest.raises(StorageError, match="damaged"):
+        journal.read()
+
+
+async def test_a_ledger_stays_small_over_many_lives(layout: Layout, pool: Pool) -> None:
+    path = layout.root / "ledger"
+    ledger = Ledger(FileJournal(path, pool))
+
+    async def nothing(*_: object) -> None:
+        return
+
+    await ledger.acquire("kept", Scope.PERSISTENT, {"x": 1}, nothing)
+    for _ in range(60):
+        await ledger.acquire("run", Scope.RUNTIME, {}, nothing)
+        assert await ledger.release(Scope.RUNTIME, nothing) == []
+    assert len(path.read_bytes().splitlines()) < 80
+    again = Ledger(FileJournal(path, pool))
+    assert [(h.key, h.done, dict(h.data)) for h in again.held()] == [("kept", True, {"x": 1})]
+
+
+@pytest.fixture
+def disks(layout: Layout, pool: Pool) -> DiskStore:
+    return DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
+
+
+async def test_an_overlay_is_made_on_its_base_and_removed(disks: DiskStore, layout: Layout) -> None:
+    base, path = layout.root / "base", layout.root / "root.qcow2"
+    base.write_bytes(b"\0" * 2**20)
+    disk = Disk(role="root", path=str(path), format="qcow2", read_only=False, backing=str(base))
+    for _ in range(2):
+        await disks.create_overlay(disk)
+    assert path.read_bytes()[:4] == b"QFI\xfb"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for _ in range(2):
+        await disks.remove(str(path))
+    with pytest.raises(StorageError, match="not ours"):
+        await disks.remove("/etc/passwd")
+
+
+async def test_a_console_is_cut_and_keeps_its_end(disks: DiskStore, layout: Layout) -> None:
+    path = layout.root / "console.log"
+    with path.open("ab") as writer:
+        writer.write(b"x" * 3_000_000 + b"the end")
+        writer.flush()
+        await disks.bound_console(str(path))
+        assert path.stat().st_size < 400_000
+        writer.write(b" and more")  # as QEMU does, with O_APPEND
+    assert (await disks.console_tail(str(path))).endswith("the end and more")
+
+
+async def test_a_supervisor_disk_is_made_once_per_content(disks: DiskStore, layout: Layout) -> None:
+    program = layout.root / "sup"
+    program.write_text("#!/bin/sh\n")
+    first = await disks.supervisor_disk(program)
+    assert await disks.supervisor_disk(program) == first
+    program.write_text("#!/bin/sh\ntrue\n")
+    assert await disks.supervisor_disk(program) != first
+    assert len(list(layout.supervisors.iterdir())) == 2
+    with pytest.raises(Refused, match="supervisor_path"):
+        try:
+            await disks.supervisor_disk(layout.root / "missing")
+        except Refused as error:
+            raise Refused(error.text()) from error
