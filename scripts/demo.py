@@ -36,7 +36,10 @@ def say(text: str) -> None:
 
 
 def build() -> None:
-    for script, target in (("build-boot-files", "boot"), ("build-demo-image", "demo-image")):
+    for script, target in (
+        ("build-boot-files", "boot"),
+        ("build-demo-image", "demo-image"),
+    ):
         say(f"images/{script} ...")
         subprocess.run([str(ROOT / "images" / script), str(WORK / target)], check=True)
 
@@ -46,9 +49,30 @@ def driver(state: Path, registry_address: str, gateway: Gateway) -> Iterator[Pat
     """vmdriver serve; yields its socket. A short path: Unix sockets may have 107 bytes."""
     socket = Path(f"/run/vmdriver-demo-{INSTANCE}/driver.sock")
     command = [
-        *(str(ROOT / ".venv/bin/vmdriver"), "serve", "--state-dir", str(state), "--bind-socket", str(socket)),
-        *("--instance", INSTANCE, "--openshell-endpoint", gateway.url, "--insecure-registries", registry_address),
-        *("--supervisor-path", str(ROOT / "images/stand-in-supervisor"), "--vcpus", "1", "--mem-mib", "512"),
+        *(
+            str(ROOT / ".venv/bin/vmdriver"),
+            "serve",
+            "--state-dir",
+            str(state),
+            "--bind-socket",
+            str(socket),
+        ),
+        *(
+            "--instance",
+            INSTANCE,
+            "--openshell-endpoint",
+            gateway.url,
+            "--insecure-registries",
+            registry_address,
+        ),
+        *(
+            "--supervisor-path",
+            str(ROOT / "images/stand-in-supervisor"),
+            "--vcpus",
+            "1",
+            "--mem-mib",
+            "512",
+        ),
     ]
     log = state.parent / "demo-driver.log"
     with log.open("wb") as output:
@@ -111,7 +135,10 @@ class Watcher:
 def request(image: str) -> pb.DriverSandbox:
     template = pb.DriverSandboxTemplate(image=image)
     spec = pb.DriverSandboxSpec(
-        template=template, sandbox_token="a-demo-token", command=["/bin/sleep", "infinity"], environment={"DEMO": "yes"}
+        template=template,
+        sandbox_token="a-demo-token",
+        command=["/bin/sleep", "infinity"],
+        environment={"DEMO": "yes"},
     )
     return pb.DriverSandbox(id=SANDBOX, name="demo", workspace="default", spec=spec)
 
@@ -119,9 +146,13 @@ def request(image: str) -> pb.DriverSandbox:
 def life(stub: Any, gateway: Gateway, image: str) -> dict[str, Any]:
     """Create, use, stop, start, delete; returns the figures."""
     figures: dict[str, Any] = {}
-    capabilities = stub.GetCapabilities(pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=30)
+    capabilities = stub.GetCapabilities(
+        pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=30
+    )
     say(f"GetCapabilities: {capabilities.driver_name} {capabilities.driver_version}")
-    stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=SANDBOX))  # of a demo that was interrupted
+    stub.DeleteSandbox(
+        pb.DeleteSandboxRequest(sandbox_id=SANDBOX)
+    )  # of a demo that was interrupted
     sandbox = request(image)
     stub.ValidateSandboxCreate(pb.ValidateSandboxCreateRequest(sandbox=sandbox))
     say("ValidateSandboxCreate: accepted")
@@ -169,7 +200,10 @@ def main() -> int:
     gateway = Gateway()
     figures: dict[str, Any] = {"ok": False}
     try:
-        with registry(WORK / "registry") as address, driver(state, address, gateway) as socket:
+        with (
+            registry(WORK / "registry") as address,
+            driver(state, address, gateway) as socket,
+        ):
             image = f"{address}/demo:latest"
             push(WORK / "demo-image", "demo", image)
             say(f"pushed the demo image to a registry on {address}")
@@ -178,11 +212,22 @@ def main() -> int:
         left = leftovers(INSTANCE, state)
         for item in left:
             say(f"left over: {item}")
-        known = json.loads((state / "accelerator.json").read_text()) if (state / "accelerator.json").exists() else {}
+        known = (
+            json.loads((state / "accelerator.json").read_text())
+            if (state / "accelerator.json").exists()
+            else {}
+        )
         accelerator = "kvm" if known and not list(known.values())[-1] else "tcg"
         figures = {"ok": not left, "accelerator": accelerator}
-        figures |= {key: round(value, 3) for key, value in measured.items()} | {"leftovers": len(left)}
-    except (RuntimeError, TimeoutError, grpc.RpcError, subprocess.SubprocessError) as error:
+        figures |= {key: round(value, 3) for key, value in measured.items()} | {
+            "leftovers": len(left)
+        }
+    except (
+        RuntimeError,
+        TimeoutError,
+        grpc.RpcError,
+        subprocess.SubprocessError,
+    ) as error:
         say(f"failed: {error}")
         figures["error"] = str(error)
     finally:

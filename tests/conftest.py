@@ -12,7 +12,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
+    parser.addoption(
+        "--regenerate", action="store_true", help="write the golden files anew"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +42,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def no_threads_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    left = [t for t in threading.enumerate() if t not in before and not t.daemon and t.is_alive()]
+    left = [
+        t
+        for t in threading.enumerate()
+        if t not in before and not t.daemon and t.is_alive()
+    ]
     left = [t for t in left if not t.name.startswith(("vmdriver-", "asyncio_"))]
     assert not left, f"threads left over: {left}"

@@ -25,9 +25,9 @@ from vmdriver.hypervisor.connection import (
     write_embedded_configuration,
 )
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.lifecycle.actions import Shared
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
+from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.manager import Manager
@@ -86,7 +86,8 @@ def qemu_owner(config: Config) -> Ownership:
     group = facts.group_id(config.qemu_group)
     if ids is None or group is None:
         raise ConfigError(
-            f"qemu_user, qemu_group: this host has no user {config.qemu_user!r} or no group {config.qemu_group!r}",
+            f"qemu_user, qemu_group: this host has no user {config.qemu_user!r} "
+            f"or no group {config.qemu_group!r}",
             resolution="run scripts/prepare-host, or name others",
         )
     return Ownership(ids[0], group)

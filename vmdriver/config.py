@@ -92,7 +92,9 @@ class Config(BaseModel):
     )
     gateway_manages_lifecycle: bool = Field(
         False,
-        description="true: the gateway stops all sandboxes when it ends and starts them again",
+        description=(
+            "true: the gateway stops all sandboxes when it ends and starts them again"
+        ),
     )
     default_image: str = Field("", description="image for requests that name none")
     supervisor_path: Path | None = Field(
@@ -192,7 +194,9 @@ class Config(BaseModel):
     )
     extensions: list[str] = Field(
         [],
-        description="extensions to load, in this order (entry points vmdriver.extensions)",
+        description=(
+            "extensions to load, in this order (entry points vmdriver.extensions)"
+        ),
     )
     extension: dict[str, dict[str, Any]] = Field(
         {}, description="[extension.<name>] tables, one per extension"
@@ -264,11 +268,13 @@ class Config(BaseModel):
         tls = (self.guest_tls_ca, self.guest_tls_cert, self.guest_tls_key)
         if any(tls) and not all(tls):
             raise ValueError(
-                "guest_tls_ca, guest_tls_cert and guest_tls_key go together: all or none"
+                "guest_tls_ca, guest_tls_cert and guest_tls_key go together: all "
+                "or none"
             )
         if self.openshell_endpoint.startswith("https:") and not all(tls):
             raise ValueError(
-                "openshell_endpoint is https: guest_tls_ca, guest_tls_cert and guest_tls_key are needed"
+                "openshell_endpoint is https: guest_tls_ca, guest_tls_cert and "
+                "guest_tls_key are needed"
             )
         return self
 

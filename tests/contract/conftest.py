@@ -14,7 +14,11 @@ import pytest
 from tests.fakes.world import FakeHypervisor, World
 from vmdriver.host import facts, reaper
 from vmdriver.host.threads import Pool
-from vmdriver.hypervisor.connection import Connection, embed_uri, write_embedded_configuration
+from vmdriver.hypervisor.connection import (
+    Connection,
+    embed_uri,
+    write_embedded_configuration,
+)
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.lifecycle.ports import Ownership
 
@@ -53,11 +57,15 @@ async def hypervisor(
     if request.param == "libvirt test driver":
         node = tmp_path / "node.xml"
         node.write_text(TEST_NODE)
-        connection = Connection(f"test://{node}", pool)  # a private file: test:///default is shared in the process
+        connection = Connection(
+            f"test://{node}", pool
+        )  # a private file: test:///default is shared in the process
     else:
         connection = Connection(embed_uri(embedded_root), pool)
         reaper.install(asyncio.get_running_loop())
-    machines = Machines(connection, "test", qemu_owner() if os.geteuid() == 0 else Ownership(0, 0))
+    machines = Machines(
+        connection, "test", qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
+    )
     machines.name = request.param  # type: ignore[attr-defined]
     yield machines
     for found in await machines.marked():

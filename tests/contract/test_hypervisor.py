@@ -28,7 +28,9 @@ def plan(tmp_path: Path, hypervisor: Any) -> LaunchPlan:
     value = example_plan()
     if hypervisor.name == "fake":
         world: World = hypervisor._world
-        world.taps[value.network.lease.tap] = world.tables[value.network.lease.tap] = MARK
+        world.taps[value.network.lease.tap] = world.tables[value.network.lease.tap] = (
+            MARK
+        )
         world.files |= {value.disk("root").path, value.disk("seed").path}
         return value
     if hypervisor.name != "QEMU":
@@ -42,7 +44,11 @@ def plan(tmp_path: Path, hypervisor: Any) -> LaunchPlan:
         path = tmp_path / f"{disk.role}.img"
         path.write_bytes(b"\0" * 65536)
         os.chown(path, owner.uid, owner.gid)
-        disks.append(disk.model_copy(update={"path": str(path), "format": "raw", "backing": None}))
+        disks.append(
+            disk.model_copy(
+                update={"path": str(path), "format": "raw", "backing": None}
+            )
+        )
     console = tmp_path / "console.log"
     console.touch()
     os.chown(console, owner.uid, owner.gid)
@@ -68,13 +74,17 @@ def tap(plan: LaunchPlan, hypervisor: Any) -> Any:
         subprocess.run(["ip", "link", "del", name], check=True)
 
 
-async def test_what_is_not_there_is_absent_and_can_be_destroyed(hypervisor: Any) -> None:
+async def test_what_is_not_there_is_absent_and_can_be_destroyed(
+    hypervisor: Any,
+) -> None:
     assert await hypervisor.observe("test-nobody") is DomainState.ABSENT
     await hypervisor.destroy("test-nobody")
     assert await hypervisor.marked() == []
 
 
-async def test_a_machine_starts_is_found_and_is_destroyed_for_good(hypervisor: Any, plan: LaunchPlan) -> None:
+async def test_a_machine_starts_is_found_and_is_destroyed_for_good(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
     await hypervisor.start(plan, MARK)
     assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
     assert await hypervisor.marked() == [Found("domain", plan.domain, "s1")]
@@ -85,7 +95,9 @@ async def test_a_machine_starts_is_found_and_is_destroyed_for_good(hypervisor: A
     await hypervisor.destroy(plan.domain)
 
 
-async def test_two_machines_on_one_disk_are_refused(hypervisor: Any, plan: LaunchPlan) -> None:
+async def test_two_machines_on_one_disk_are_refused(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
     await hypervisor.start(plan, MARK)
     with pytest.raises(HostError):
         await hypervisor.start(plan, MARK)
@@ -93,7 +105,9 @@ async def test_two_machines_on_one_disk_are_refused(hypervisor: Any, plan: Launc
     await hypervisor.destroy(plan.domain)
 
 
-async def test_changes_are_hinted_at_in_the_loops_thread(hypervisor: Any, plan: LaunchPlan) -> None:
+async def test_changes_are_hinted_at_in_the_loops_thread(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
     if hypervisor.name == "fake":
         pytest.skip("the fake hints only when a test says so")
     hints: list[str] = []
@@ -111,7 +125,9 @@ async def test_changes_are_hinted_at_in_the_loops_thread(hypervisor: Any, plan: 
     await hypervisor.destroy(plan.domain)
 
 
-async def test_a_flush_without_an_agent_fails_in_time(hypervisor: Any, plan: LaunchPlan) -> None:
+async def test_a_flush_without_an_agent_fails_in_time(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
     if hypervisor.name == "fake":
         pytest.skip("the fake's guest always answers")
     await hypervisor.start(plan, MARK)

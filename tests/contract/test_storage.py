@@ -44,10 +44,14 @@ def records(layout: Layout, pool: Pool) -> RecordStore:
 
 
 def record(sandbox_id: str = "s1") -> SandboxRecord:
-    return SandboxRecord(spec=spec(sandbox_id), created_at=utc_now(), changed_at=utc_now())
+    return SandboxRecord(
+        spec=spec(sandbox_id), created_at=utc_now(), changed_at=utc_now()
+    )
 
 
-async def test_records_come_back_as_they_were(records: RecordStore, layout: Layout) -> None:
+async def test_records_come_back_as_they_were(
+    records: RecordStore, layout: Layout
+) -> None:
     await records.create(record(), SecretStr("t"))
     changed = record().model_copy(update={"phase": Phase.RUNNING})
     await records.save(changed)
@@ -62,14 +66,18 @@ async def test_records_come_back_as_they_were(records: RecordStore, layout: Layo
     assert list(layout.sandboxes.iterdir()) == []
 
 
-async def test_a_half_made_sandbox_never_was(records: RecordStore, layout: Layout) -> None:
+async def test_a_half_made_sandbox_never_was(
+    records: RecordStore, layout: Layout
+) -> None:
     (layout.sandboxes / ".new-s1").mkdir()
     (layout.sandboxes / ".new-s1" / "record.json").write_text("{")
     assert await records.load_all() == []
     assert list(layout.sandboxes.iterdir()) == []
 
 
-async def test_a_damaged_record_is_left_alone_and_harms_no_other(records: RecordStore, layout: Layout) -> None:
+async def test_a_damaged_record_is_left_alone_and_harms_no_other(
+    records: RecordStore, layout: Layout
+) -> None:
     await records.create(record("good"), None)
     await records.create(record("bad"), None)
     layout.sandbox("bad").record.write_text("not json")
@@ -77,7 +85,9 @@ async def test_a_damaged_record_is_left_alone_and_harms_no_other(records: Record
     assert layout.sandbox("bad").record.exists()
 
 
-async def test_a_link_in_place_of_a_sandbox_is_not_followed(records: RecordStore, layout: Layout, tmp_path: Path) -> None:
+async def test_a_link_in_place_of_a_sandbox_is_not_followed(
+    records: RecordStore, layout: Layout, tmp_path: Path
+) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (layout.sandboxes / "evil").symlink_to(precious)
@@ -88,7 +98,9 @@ async def test_a_link_in_place_of_a_sandbox_is_not_followed(records: RecordStore
         layout.sandbox("../precious")
 
 
-async def test_a_torn_last_line_is_forgotten_and_overwritten(layout: Layout, pool: Pool) -> None:
+async def test_a_torn_last_line_is_forgotten_and_overwritten(
+    layout: Layout, pool: Pool
+) -> None:
     path = layout.root / "ledger"
     journal = FileJournal(path, pool)
     await journal.append({"op": "intent", "key": "a", "scope": "runtime", "data": {}})
@@ -115,7 +127,9 @@ async def test_a_ledger_stays_small_over_many_lives(layout: Layout, pool: Pool) 
         assert await ledger.release(Scope.RUNTIME, nothing) == []
     assert len(path.read_bytes().splitlines()) < 80
     again = Ledger(FileJournal(path, pool))
-    assert [(h.key, h.done, dict(h.data)) for h in again.held()] == [("kept", True, {"x": 1})]
+    assert [(h.key, h.done, dict(h.data)) for h in again.held()] == [
+        ("kept", True, {"x": 1})
+    ]
 
 
 @pytest.fixture
@@ -123,10 +137,14 @@ def disks(layout: Layout, pool: Pool) -> DiskStore:
     return DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
 
 
-async def test_an_overlay_is_made_on_its_base_and_removed(disks: DiskStore, layout: Layout) -> None:
+async def test_an_overlay_is_made_on_its_base_and_removed(
+    disks: DiskStore, layout: Layout
+) -> None:
     base, path = layout.root / "base", layout.root / "root.qcow2"
     base.write_bytes(b"\0" * 2**20)
-    disk = Disk(role="root", path=str(path), format="qcow2", read_only=False, backing=str(base))
+    disk = Disk(
+        role="root", path=str(path), format="qcow2", read_only=False, backing=str(base)
+    )
     for _ in range(2):
         await disks.create_overlay(disk)
     assert path.read_bytes()[:4] == b"QFI\xfb"
@@ -137,7 +155,9 @@ async def test_an_overlay_is_made_on_its_base_and_removed(disks: DiskStore, layo
         await disks.remove("/etc/passwd")
 
 
-async def test_a_console_is_cut_and_keeps_its_end(disks: DiskStore, layout: Layout) -> None:
+async def test_a_console_is_cut_and_keeps_its_end(
+    disks: DiskStore, layout: Layout
+) -> None:
     path = layout.root / "console.log"
     with path.open("ab") as writer:
         writer.write(b"x" * 3_000_000 + b"the end")
@@ -148,7 +168,9 @@ async def test_a_console_is_cut_and_keeps_its_end(disks: DiskStore, layout: Layo
     assert (await disks.console_tail(str(path))).endswith("the end and more")
 
 
-async def test_a_supervisor_disk_is_made_once_per_content(disks: DiskStore, layout: Layout) -> None:
+async def test_a_supervisor_disk_is_made_once_per_content(
+    disks: DiskStore, layout: Layout
+) -> None:
     program = layout.root / "sup"
     program.write_text("#!/bin/sh\n")
     first = await disks.supervisor_disk(program)

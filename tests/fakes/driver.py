@@ -18,9 +18,9 @@ from tests.fakes.world import (
     World,
 )
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.actions import Shared
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
+from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
@@ -34,10 +34,17 @@ from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.spec import SandboxSpec
 
 SETTINGS = Settings(
-    instance="test", state_dir=Path("/state"), endpoint="http://127.0.0.1:17670", supervisor=Path("/supervisor"),
+    instance="test",
+    state_dir=Path("/state"),
+    endpoint="http://127.0.0.1:17670",
+    supervisor=Path("/supervisor"),
     recheck_s=0.5,
 )
-FINAL = {Intent.RUNNING: {Phase.RUNNING, Phase.FAILED}, Intent.STOPPED: {Phase.STOPPED}, Intent.DELETED: set()}
+FINAL = {
+    Intent.RUNNING: {Phase.RUNNING, Phase.FAILED},
+    Intent.STOPPED: {Phase.STOPPED},
+    Intent.DELETED: set(),
+}
 """Phases in which a sandbox stays, by what was asked."""
 
 
@@ -46,11 +53,23 @@ class FakePlaces:
         return BootChoice("/kernel", "/initramfs", "boot")
 
     def paths(self, sandbox_id: str) -> SandboxPaths:
-        return SandboxPaths(*(f"{sandbox_id}/{name}" for name in ("root.qcow2", "seed.img", "status.img", "console.log")))
+        return SandboxPaths(
+            *(
+                f"{sandbox_id}/{name}"
+                for name in ("root.qcow2", "seed.img", "status.img", "console.log")
+            )
+        )
 
 
 def spec(sandbox_id: str = "s1", **changes: Any) -> SandboxSpec:
-    return SandboxSpec(**{"id": sandbox_id, "name": f"name-{sandbox_id}", "image": "example.org/image:1", **changes})
+    return SandboxSpec(
+        **{
+            "id": sandbox_id,
+            "name": f"name-{sandbox_id}",
+            "image": "example.org/image:1",
+            **changes,
+        }
+    )
 
 
 class FakeDriver:
@@ -67,25 +86,48 @@ class FakeDriver:
         self.world = world
         world.dead = False
         instance = settings.instance
-        self.hypervisor = FakeHypervisor(world, instance)
+        self.hypervisor = FakeHypervisor(world, instance, checkpoint)
         records = FakeRecords(world, checkpoint)
-        ports = Ports(self.hypervisor, FakeNetwork(world, instance), FakeDisks(world), FakeImages(world), records)
+        ports = Ports(
+            self.hypervisor,
+            FakeNetwork(world, instance),
+            FakeDisks(world),
+            FakeImages(world),
+            records,
+        )
         self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
         pool = AddressPool(instance, settings.address_pool)
         runner = ExtensionRunner(extensions, {}, ports.disks)
         self._files = Pool("test", 1)
-        launcher = Launcher(ports, settings, runner, FakeAccelerator(), FakePlaces(), pool, self._files)
+        launcher = Launcher(
+            ports, settings, runner, FakeAccelerator(), FakePlaces(), pool, self._files
+        )
 
         def shared(manager: Manager) -> Shared:
-            return Shared(ports, settings, launcher, runner, Undoer(ports, pool, runner.undo), self.hub, manager.forget)
+            return Shared(
+                ports,
+                settings,
+                launcher,
+                runner,
+                Undoer(ports, pool, runner.undo),
+                self.hub,
+                manager.forget,
+            )
 
-        self.manager = Manager(shared, lambda sandbox_id: FakeJournal(world, sandbox_id), settings, checkpoint)
+        self.manager = Manager(
+            shared,
+            lambda sandbox_id: FakeJournal(world, sandbox_id),
+            settings,
+            checkpoint,
+        )
 
     async def settled(self, timeout_s: float = 5.0) -> None:
         """Wait until every sandbox is where it stays."""
         async with asyncio.timeout(timeout_s):
             for worker in list(self.manager.workers.values()):
-                await worker.until(lambda record: record.phase in FINAL[record.intent], timeout_s)
+                await worker.until(
+                    lambda record: record.phase in FINAL[record.intent], timeout_s
+                )
             for _ in range(20):
                 await asyncio.sleep(0)
 
@@ -100,7 +142,9 @@ class FakeDriver:
         """As SIGKILL: nothing of this process has any effect from now on."""
         self.world.dead = True
         tasks = [w._task for w in self.manager.workers.values() if w._task is not None]
-        tasks += [w._launch for w in self.manager.workers.values() if w._launch is not None]
+        tasks += [
+            w._launch for w in self.manager.workers.values() if w._launch is not None
+        ]
         if self.manager._console_task is not None:
             tasks.append(self.manager._console_task)
         for task in tasks:

@@ -36,7 +36,9 @@ class Session:
 class Gateway:
     """Listens on 127.0.0.1 only; a port of 0 lets the kernel choose."""
 
-    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.sessions: dict[str, Session] = {}
         self._jobs = 0
         self._ended = False
@@ -46,25 +48,35 @@ class Gateway:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
         self._thread.start()
 
     def session(self, sandbox_id: str) -> Session:
         return self.sessions.setdefault(sandbox_id, Session())
 
-    def wait_hello(self, sandbox_id: str, count: int = 1, timeout_s: float = 90) -> dict[str, Any]:
+    def wait_hello(
+        self, sandbox_id: str, count: int = 1, timeout_s: float = 90
+    ) -> dict[str, Any]:
         """Wait until the sandbox's supervisor has called for the `count`-th time."""
         session = self.session(sandbox_id)
         with session.changed:
-            if not session.changed.wait_for(lambda: len(session.hellos) >= count, timeout_s):
-                raise TimeoutError(f"the supervisor of {sandbox_id} did not call within {timeout_s} s")
+            if not session.changed.wait_for(
+                lambda: len(session.hellos) >= count, timeout_s
+            ):
+                raise TimeoutError(
+                    f"the supervisor of {sandbox_id} did not call within {timeout_s} s"
+                )
             return session.hellos[count - 1]
 
     def wait_exit(self, sandbox_id: str, timeout_s: float = 60) -> int:
         session = self.session(sandbox_id)
         with session.changed:
             if not session.changed.wait_for(lambda: bool(session.exits), timeout_s):
-                raise TimeoutError(f"{sandbox_id} did not report an exit within {timeout_s} s")
+                raise TimeoutError(
+                    f"{sandbox_id} did not report an exit within {timeout_s} s"
+                )
             return session.exits[-1]
 
     def run(self, sandbox_id: str, *command: str, timeout_s: float = 60) -> Completed:
@@ -74,8 +86,12 @@ class Gateway:
             self._jobs += 1
             number = self._jobs
             session.jobs.put({"job": number, "run": list(command)})
-            if not session.changed.wait_for(lambda: number in session.results, timeout_s):
-                raise TimeoutError(f"{command!r} in {sandbox_id} took longer than {timeout_s} s")
+            if not session.changed.wait_for(
+                lambda: number in session.results, timeout_s
+            ):
+                raise TimeoutError(
+                    f"{command!r} in {sandbox_id} took longer than {timeout_s} s"
+                )
             return session.results[number]
 
     def shell(self, sandbox_id: str, script: str, timeout_s: float = 60) -> str:
@@ -104,7 +120,9 @@ class Gateway:
             session.jobs.put(job)
         return {}
 
-    def _answer(self, path: str, session: Session, message: dict[str, Any], token: str) -> dict[str, Any]:
+    def _answer(
+        self, path: str, session: Session, message: dict[str, Any], token: str
+    ) -> dict[str, Any]:
         if path == "/work":
             return self._next_job(session, message["instance"])
         with session.changed:
@@ -114,7 +132,10 @@ class Gateway:
             elif path == "/exit":
                 session.exits.append(message["code"])
             elif path == "/result":
-                out, err = base64.b64decode(message["stdout"]), base64.b64decode(message["stderr"])
+                out, err = (
+                    base64.b64decode(message["stdout"]),
+                    base64.b64decode(message["stderr"]),
+                )
                 session.results[message["job"]] = Completed(message["code"], out, err)
             session.changed.notify_all()
         return {}
@@ -125,7 +146,9 @@ class Gateway:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 session = gateway.session(self.headers.get("X-Sandbox-Id", ""))
                 token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-                data = json.dumps(gateway._answer(self.path, session, json.loads(body), token)).encode()
+                data = json.dumps(
+                    gateway._answer(self.path, session, json.loads(body), token)
+                ).encode()
                 try:
                     self.send_response(200)
                     self.send_header("Content-Length", str(len(data)))

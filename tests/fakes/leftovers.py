@@ -21,14 +21,18 @@ def leftovers(instance: str, state: Path) -> list[str]:
             found.append("tap " + line.split(":")[1].strip())
     for line in _output("nft", "list", "tables").splitlines():
         name = line.split()[-1]
-        if name.startswith("vmdriver_") and f'"vmdriver/{instance}/' in _output("nft", "list", "table", "inet", name):
+        if name.startswith("vmdriver_") and f'"vmdriver/{instance}/' in _output(
+            "nft", "list", "table", "inet", name
+        ):
             found.append("table " + name)
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"qemu-system" in command[0] and any(f"guest={prefix}-".encode() in part for part in command):
+        if b"qemu-system" in command[0] and any(
+            f"guest={prefix}-".encode() in part for part in command
+        ):
             found.append(f"QEMU {process.name}")
     sandboxes = state / "sandboxes"
     if sandboxes.exists():

@@ -28,7 +28,9 @@ def registry(directory: Path) -> Iterator[str]:
         f"http: {{addr: '{address}'}}\n"
     )
     with (directory / "registry.log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(config)], stdout=log, stderr=log
+        )
         try:
             _wait(address, process)
             yield address
@@ -42,7 +44,10 @@ def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(200):
         if process.poll() is not None:
             raise RuntimeError(f"docker-registry ended with {process.returncode}")
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, int(port)), 1),
+        ):
             return
         time.sleep(0.05)
     raise TimeoutError("docker-registry did not start")
@@ -51,6 +56,14 @@ def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
 def push(layout: Path, tag: str, target: str) -> None:
     """Copy an image from an OCI layout into the registry."""
     subprocess.run(
-        ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:{tag}", f"docker://{target}"],
-        check=True, capture_output=True,
+        [
+            "skopeo",
+            "copy",
+            "--quiet",
+            "--dest-tls-verify=false",
+            f"oci:{layout}:{tag}",
+            f"docker://{target}",
+        ],
+        check=True,
+        capture_output=True,
     )

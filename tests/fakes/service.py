@@ -29,19 +29,28 @@ class Served:
     socket: Path
 
     async def create(self, sandbox_id: str = "s1", **changes: Any) -> None:
-        await self.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox(sandbox_id, **changes)))
+        await self.stub.CreateSandbox(
+            pb.CreateSandboxRequest(sandbox=sandbox(sandbox_id, **changes))
+        )
         await self.driver.settled()
 
 
-def sandbox(sandbox_id: str = "s1", name: str | None = None, **spec: Any) -> pb.DriverSandbox:
+def sandbox(
+    sandbox_id: str = "s1", name: str | None = None, **spec: Any
+) -> pb.DriverSandbox:
     spec.setdefault("template", pb.DriverSandboxTemplate(image="example.org/image:1"))
     return pb.DriverSandbox(
-        id=sandbox_id, name=name or f"name-{sandbox_id}", workspace="w", spec=pb.DriverSandboxSpec(**spec)
+        id=sandbox_id,
+        name=name or f"name-{sandbox_id}",
+        workspace="w",
+        spec=pb.DriverSandboxSpec(**spec),
     )
 
 
 @asynccontextmanager
-async def served(directory: Path, recover: bool = True, **options: Any) -> AsyncIterator[Served]:
+async def served(
+    directory: Path, recover: bool = True, **options: Any
+) -> AsyncIterator[Served]:
     driver = FakeDriver(options.pop("world", World()), **options)
     readiness = Readiness()
     socket = directory / "run" / "d.sock"

@@ -11,7 +11,14 @@ from typing import Any
 from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, HostError
-from vmdriver.lifecycle.ports import BaseDisk, Found, GuestReport, ProgressSink, Taken
+from vmdriver.lifecycle.ports import (
+    BaseDisk,
+    Found,
+    GuestReport,
+    ProgressSink,
+    Taken,
+    no_checkpoint,
+)
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
@@ -39,7 +46,9 @@ class World:
     calls: list[str] = field(default_factory=list)
     fail: Callable[[str], bool] = lambda _call: False
     starts: dict[str, int] = field(default_factory=dict)
-    seeds: dict[str, tuple[Mapping[str, str], Mapping[str, bytes]]] = field(default_factory=dict)
+    seeds: dict[str, tuple[Mapping[str, str], Mapping[str, bytes]]] = field(
+        default_factory=dict
+    )
     flushed: list[str] = field(default_factory=list)
 
     def act(self, call: str) -> None:
@@ -69,8 +78,13 @@ class World:
 
 
 class FakeHypervisor:
-    def __init__(self, world: World, instance: str) -> None:
-        self._world, self._instance = world, instance
+    def __init__(
+        self,
+        world: World,
+        instance: str,
+        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+    ) -> None:
+        self._world, self._instance, self._checkpoint = world, instance, checkpoint
         self.hint: Callable[[str], None] = lambda _name: None
 
     async def start(self, plan: LaunchPlan, mark: str) -> None:
@@ -80,9 +94,14 @@ class FakeHypervisor:
             raise HostError("two machines on one disk")
         assert plan.network.lease.tap in world.taps, "a machine without its tap"
         assert plan.network.lease.tap in world.tables, "a machine without its firewall"
-        assert {plan.disk("root").path, plan.disk("seed").path} <= world.files, "a machine without its disks"
-        world.domains[plan.domain] = DomainState.RUNNING
+        assert {plan.disk("root").path, plan.disk("seed").path} <= world.files, (
+            "a machine without its disks"
+        )
         world.marks[plan.domain] = mark
+        for half_way in (DomainState.OFF, DomainState.PAUSED):
+            world.domains[plan.domain] = half_way
+            await self._checkpoint(f"machine:{half_way}")
+        world.domains[plan.domain] = DomainState.RUNNING
         world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
         world.reports[plan.disk("status").path] = GuestReport("started")
 
@@ -99,7 +118,10 @@ class FakeHypervisor:
         self._world.domains.pop(domain, None)
 
     async def marked(self) -> list[Found]:
-        found = [Found("domain", d, parse_mark(self._world.marks[d], self._instance) or "") for d in self._world.domains]
+        found = [
+            Found("domain", d, parse_mark(self._world.marks[d], self._instance) or "")
+            for d in self._world.domains
+        ]
         return [f for f in found if f.sandbox_id]
 
     def on_change(self, hint: Callable[[str], None]) -> None:
@@ -137,7 +159,11 @@ class FakeNetwork:
 
     async def marked(self) -> list[Found]:
         both = (("tap", self._world.taps), ("firewall", self._world.tables))
-        found = [Found(kind, n, parse_mark(m, self._instance) or "") for kind, all_ in both for n, m in all_.items()]
+        found = [
+            Found(kind, n, parse_mark(m, self._instance) or "")
+            for kind, all_ in both
+            for n, m in all_.items()
+        ]
         return [f for f in found if f.sandbox_id]
 
 
@@ -150,7 +176,10 @@ class FakeDisks:
         self._world.files.add(disk.path)
 
     async def write_launch_files(
-        self, plan: LaunchPlan, environment: Mapping[str, str], secrets: Mapping[str, bytes]
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
     ) -> None:
         self._world.act("write launch files")
         self._world.files.add(plan.disk("seed").path)
@@ -193,7 +222,9 @@ class FakeImages:
 class FakeRecords:
     """Records as JSON texts, so that what cannot be stored is noticed."""
 
-    def __init__(self, world: World, checkpoint: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self, world: World, checkpoint: Callable[[str], Awaitable[None]]
+    ) -> None:
         self._world, self._checkpoint = world, checkpoint
 
     async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
@@ -212,7 +243,10 @@ class FakeRecords:
         await self._checkpoint("record:after-save")
 
     async def load_all(self) -> list[SandboxRecord]:
-        return [SandboxRecord.model_validate_json(text) for text in self._world.records.values()]
+        return [
+            SandboxRecord.model_validate_json(text)
+            for text in self._world.records.values()
+        ]
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         return self._world.tokens.get(sandbox_id)

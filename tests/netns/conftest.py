@@ -16,8 +16,12 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def run(*command: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=check, capture_output=True, text=True, **options)
+def run(
+    *command: str, check: bool = True, **options: object
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, check=check, capture_output=True, text=True, **options
+    )
 
 
 STRICT = """\
@@ -62,7 +66,19 @@ class Net:
 
     def link(self, name: str, here: str, space: str, address: str, peer: str) -> None:
         """A veth from the host (`here`, with `address`) to eth0 in a namespace (`peer`)."""
-        run("ip", "link", "add", here, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run(
+            "ip",
+            "link",
+            "add",
+            here,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            space,
+        )
         run("ip", "addr", "add", address, "dev", here)
         run("ip", "link", "set", here, "up")
         run("ip", "-n", space, "addr", "add", peer, "dev", "eth0")
@@ -72,16 +88,28 @@ class Net:
     def serve(self, address: str, port: int, space: str | None = None) -> None:
         inside = ["ip", "netns", "exec", space] if space else []
         server = subprocess.Popen(
-            [*inside, sys.executable, "-c", SERVER, address, str(port)], stdout=subprocess.PIPE, text=True
+            [*inside, sys.executable, "-c", SERVER, address, str(port)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert server.stdout is not None
         assert server.stdout.readline() == "up\n"
         self.servers.append(server)
 
-    def dial(self, space: str | None, address: str, port: int, source: str | None = None) -> str | None:
+    def dial(
+        self, space: str | None, address: str, port: int, source: str | None = None
+    ) -> str | None:
         """What the server saw as our address, or None when it could not be reached."""
         inside = ["ip", "netns", "exec", space] if space else []
-        done = run(*inside, sys.executable, "-c", CLIENT, address, str(port), *([source] if source else []))
+        done = run(
+            *inside,
+            sys.executable,
+            "-c",
+            CLIENT,
+            address,
+            str(port),
+            *([source] if source else []),
+        )
         answer = done.stdout.strip()
         return None if answer.startswith("no") else answer
 

@@ -19,9 +19,17 @@ from vmdriver.network.host_network import HostNetwork
 POOL = "10.0.128.0/17"
 
 
-def network_plan(sandbox_id: str = "s1", pool: AddressPool | None = None, **changes: object) -> NetworkPlan:
+def network_plan(
+    sandbox_id: str = "s1", pool: AddressPool | None = None, **changes: object
+) -> NetworkPlan:
     lease = (pool or AddressPool("test", POOL)).take(sandbox_id, Taken())
-    values = {"lease": lease, "gateway_port": 17670, "egress": "private-denied", "pool": POOL, **changes}
+    values = {
+        "lease": lease,
+        "gateway_port": 17670,
+        "egress": "private-denied",
+        "pool": POOL,
+        **changes,
+    }
     return NetworkPlan(**values)
 
 

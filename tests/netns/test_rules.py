@@ -16,7 +16,9 @@ PORT = 17670
 
 
 def load(plan: NetworkPlan, owner: str = "vmdriver/test/s1") -> None:
-    subprocess.run(["nft", "-f", "-"], input=ruleset.render(plan, owner), text=True, check=True)
+    subprocess.run(
+        ["nft", "-f", "-"], input=ruleset.render(plan, owner), text=True, check=True
+    )
 
 
 def guest(net: Net, name: str, plan: NetworkPlan) -> str:
@@ -52,7 +54,9 @@ def around(net: Net) -> Net:
     return net
 
 
-def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(around: Net) -> None:
+def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(
+    around: Net,
+) -> None:
     plan = network_plan(gateway_port=PORT)
     space = guest(around, "g", plan)
     load(plan)
@@ -62,12 +66,15 @@ def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(aro
     assert around.dial(space, host, 8888) is None, "not even what listens everywhere"
     run("ip", "-n", space, "route", "add", "127.0.0.2/32", "via", host)
     assert around.dial(space, "127.0.0.2", PORT) is None
-    assert around.dial(space, "203.0.113.1", 8888) is None, "nor at another of the host's addresses"
+    assert around.dial(space, "203.0.113.1", 8888) is None, (
+        "nor at another of the host's addresses"
+    )
     assert around.dial(space, "203.0.113.1", PORT) is None
 
 
 @pytest.mark.parametrize(
-    ("egress", "public", "private"), [("open", True, True), ("private-denied", True, False), ("none", False, False)]
+    ("egress", "public", "private"),
+    [("open", True, True), ("private-denied", True, False), ("none", False, False)],
 )
 def test_egress(around: Net, egress: str, public: bool, private: bool) -> None:
     plan = network_plan(gateway_port=PORT, egress=egress)
@@ -90,7 +97,9 @@ def test_the_hosts_own_networks_count_as_private(around: Net) -> None:
     assert around.dial(space, "203.0.113.10", 80) is None
 
 
-def test_a_name_server_that_is_configured_is_reached_although_private(around: Net) -> None:
+def test_a_name_server_that_is_configured_is_reached_although_private(
+    around: Net,
+) -> None:
     plan = network_plan(gateway_port=PORT, dns=("10.99.0.10",))
     space = guest(around, "g", plan)
     load(plan)
@@ -123,7 +132,9 @@ def test_nobody_can_reach_into_the_sandbox(around: Net) -> None:
     plan = network_plan(gateway_port=PORT, egress="open")
     space = guest(around, "g", plan)
     around.serve("0.0.0.0", 22, space)
-    assert around.dial(None, plan.lease.guest_ip, 22) is not None, "without rules the way is open"
+    assert around.dial(None, plan.lease.guest_ip, 22) is not None, (
+        "without rules the way is open"
+    )
     load(plan)
     assert around.dial(f"{around.prefix}-public", plan.lease.guest_ip, 22) is None
     assert around.dial(None, plan.lease.guest_ip, 22) is None, "nor the host itself"
@@ -131,13 +142,17 @@ def test_nobody_can_reach_into_the_sandbox(around: Net) -> None:
 
 def test_sandboxes_cannot_reach_each_other(around: Net) -> None:
     pool = AddressPool("test", "10.0.128.0/17")
-    first, second = (network_plan(n, pool, gateway_port=PORT, egress="open") for n in ("s1", "s2"))
+    first, second = (
+        network_plan(n, pool, gateway_port=PORT, egress="open") for n in ("s1", "s2")
+    )
     one, two = guest(around, "g1", first), guest(around, "g2", second)
     for plan, owner in ((first, "vmdriver/test/s1"), (second, "vmdriver/test/s2")):
         load(plan, owner)
     around.serve("0.0.0.0", 80, two)
     assert around.dial(one, second.lease.guest_ip, 80) is None
-    assert around.dial(one, second.lease.host_ip, PORT) is None, "nor the gateway by another's address"
+    assert around.dial(one, second.lease.host_ip, PORT) is None, (
+        "nor the gateway by another's address"
+    )
     assert around.dial(one, "203.0.113.10", 80) is not None
 
 
@@ -149,24 +164,39 @@ def test_ipv6_is_dropped(around: Net) -> None:
     server = ("::", 7777)
     script = "import socket,sys;s=socket.socket(socket.AF_INET6);s.settimeout(.7);print(s.connect_ex(('fd00::1',7777)))"
     listener = subprocess.Popen(
-        ["python3", "-c", f"import socket,time;s=socket.create_server({server!r},family=socket.AF_INET6);print(1,flush=True);time.sleep(20)"],
-        stdout=subprocess.PIPE, text=True,
+        [
+            "python3",
+            "-c",
+            f"import socket,time;s=socket.create_server({server!r},family=socket.AF_INET6);print(1,flush=True);time.sleep(20)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         listener.stdout.readline()
-        assert run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip() == "0"
+        assert (
+            run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip()
+            == "0"
+        )
         load(plan)
-        assert run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip() != "0"
+        assert (
+            run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip()
+            != "0"
+        )
     finally:
         listener.kill()
         listener.wait()
         listener.stdout.close()
 
 
-def test_beside_a_table_that_drops_all_forwarding_the_gateway_is_reached_and_nothing_leaks(around: Net) -> None:
+def test_beside_a_table_that_drops_all_forwarding_the_gateway_is_reached_and_nothing_leaks(
+    around: Net,
+) -> None:
     plan = network_plan(gateway_port=PORT, egress="open")
     space = guest(around, "g", plan)
     run("nft", "-f", "-", input=STRICT)
     load(plan)
     assert around.dial(space, plan.lease.host_ip, PORT) is not None
-    assert around.dial(space, "203.0.113.10", 80) is None, "an accept of ours cannot overrule another table's drop"
+    assert around.dial(space, "203.0.113.10", 80) is None, (
+        "an accept of ours cannot overrule another table's drop"
+    )

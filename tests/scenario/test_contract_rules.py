@@ -28,7 +28,9 @@ def condition(message: pb.DriverSandbox) -> tuple[str, str, str]:
 
 
 async def get(s, sandbox_id: str = "s1") -> pb.DriverSandbox:
-    return (await s.stub.GetSandbox(pb.GetSandboxRequest(sandbox_id=sandbox_id))).sandbox
+    return (
+        await s.stub.GetSandbox(pb.GetSandboxRequest(sandbox_id=sandbox_id))
+    ).sandbox
 
 
 async def refused(call, code: grpc.StatusCode, text: str = "") -> str:
@@ -42,7 +44,10 @@ async def refused(call, code: grpc.StatusCode, text: str = "") -> str:
 async def test_rule_1_answers_carry_the_gateways_id_and_name(short: Path) -> None:
     async with served(short) as s:
         await s.create("s1", name="my-name")
-        for found in (await get(s), (await s.stub.ListSandboxes(pb.ListSandboxesRequest())).sandboxes[0]):
+        for found in (
+            await get(s),
+            (await s.stub.ListSandboxes(pb.ListSandboxesRequest())).sandboxes[0],
+        ):
             assert (found.id, found.name, found.workspace) == ("s1", "my-name", "w")
             assert not found.HasField("spec")
 
@@ -62,7 +67,11 @@ async def test_rule_3_on_the_way_up_the_reason_is_transient(short: Path) -> None
         await s.create()
         await asyncio.sleep(0.1)
         reader.cancel()
-        shown = [condition(e.sandbox.sandbox) for e in seen if e.WhichOneof("payload") == "sandbox"]
+        shown = [
+            condition(e.sandbox.sandbox)
+            for e in seen
+            if e.WhichOneof("payload") == "sandbox"
+        ]
         assert shown[-1] == ("Ready", "True", "Running")
         assert set(shown[:-1]) == {("Ready", "False", "Starting")}
 
@@ -76,9 +85,13 @@ async def test_rule_4_a_delete_is_followed_by_a_deleted_event(short: Path) -> No
     async with served(short) as s:
         await s.create()
         seen: list = []
-        reader = asyncio.create_task(collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen))
+        reader = asyncio.create_task(
+            collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen)
+        )
         await asyncio.sleep(0.1)
-        assert (await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))).deleted
+        assert (
+            await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        ).deleted
         await asyncio.sleep(0.1)
         reader.cancel()
         assert seen[-1].deleted.sandbox_id == "s1"
@@ -100,7 +113,9 @@ async def test_rule_5_start_does_not_wait_for_the_guest(short: Path) -> None:
         s.driver.hypervisor.start = slow
         async with asyncio.timeout(1):
             await s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1"))
-        assert '"intent":"running"' in world.records["s1"], "the start is durable before it is accepted"
+        assert '"intent":"running"' in world.records["s1"], (
+            "the start is durable before it is accepted"
+        )
         held_back.set()
         await s.driver.settled()
         assert s.driver.phase() is Phase.RUNNING
@@ -113,7 +128,9 @@ async def test_rule_7_failed_sandboxes_stay_listed_until_delete(short: Path) -> 
         await s.create()
         assert condition(await get(s)) == ("Ready", "False", "ProvisioningFailed")
         world.fail = lambda call: False
-        assert (await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))).deleted
+        assert (
+            await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        ).deleted
 
 
 async def test_rule_8_unclaimed_host_objects_are_removed_at_start(short: Path) -> None:
@@ -124,11 +141,15 @@ async def test_rule_8_unclaimed_host_objects_are_removed_at_start(short: Path) -
         assert world.taps == {"foreign": "vmdriver/other/gone"}
 
 
-async def test_rule_9_calls_wait_for_recovery_and_never_for_ever(short: Path, monkeypatch) -> None:
+async def test_rule_9_calls_wait_for_recovery_and_never_for_ever(
+    short: Path, monkeypatch
+) -> None:
     monkeypatch.setattr("vmdriver.service.servicer._READY_WAIT_S", 0.2)
     async with served(short, recover=False) as s:
         await s.stub.GetCapabilities(pb.GetCapabilitiesRequest())
-        await refused(s.stub.ListSandboxes(pb.ListSandboxesRequest()), grpc.StatusCode.UNAVAILABLE)
+        await refused(
+            s.stub.ListSandboxes(pb.ListSandboxesRequest()), grpc.StatusCode.UNAVAILABLE
+        )
         await refused(get(s), grpc.StatusCode.UNAVAILABLE)
 
 
@@ -146,11 +167,17 @@ async def test_rule_12_a_stop_never_signals_the_main_process(short: Path) -> Non
     async with served(short, world=world) as s:
         await s.create()
         await s.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
-        calls = [call.split()[0] for call in world.calls if call.split()[0] in {"flush", "destroy", "shutdown"}]
+        calls = [
+            call.split()[0]
+            for call in world.calls
+            if call.split()[0] in {"flush", "destroy", "shutdown"}
+        ]
         assert calls == ["flush", "destroy"]
 
 
-async def test_rule_13_after_a_driver_restart_machines_are_adopted(short: Path, caplog) -> None:
+async def test_rule_13_after_a_driver_restart_machines_are_adopted(
+    short: Path, caplog
+) -> None:
     caplog.set_level("INFO")
     world = World()
     async with served(short, world=world) as s:
@@ -173,23 +200,40 @@ async def test_stop_start_and_delete_are_idempotent(short: Path) -> None:
             await s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_name="name-s1"))
         await s.driver.settled()
         assert s.driver.phase() is Phase.RUNNING
-        both = [s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1")) for _ in range(2)]
+        both = [
+            s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+            for _ in range(2)
+        ]
         assert (await both[0]).deleted
         await both[1]
-        assert not (await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))).deleted
+        assert not (
+            await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        ).deleted
 
 
 async def test_unknown_ids(short: Path) -> None:
     async with served(short) as s:
         missing = grpc.StatusCode.NOT_FOUND
         await refused(get(s, "nobody"), missing, "nobody")
-        await refused(s.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="nobody")), missing)
-        await refused(s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="nobody")), missing)
-        assert not (await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="nobody"))).deleted
-        await refused(s.stub.GetSandbox(pb.GetSandboxRequest()), grpc.StatusCode.INVALID_ARGUMENT, "sandbox_id")
+        await refused(
+            s.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="nobody")), missing
+        )
+        await refused(
+            s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="nobody")), missing
+        )
+        assert not (
+            await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="nobody"))
+        ).deleted
+        await refused(
+            s.stub.GetSandbox(pb.GetSandboxRequest()),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "sandbox_id",
+        )
 
 
-async def test_a_second_create_of_an_id_is_refused_and_changes_nothing(short: Path) -> None:
+async def test_a_second_create_of_an_id_is_refused_and_changes_nothing(
+    short: Path,
+) -> None:
     async with served(short) as s:
         await s.create()
         call = s.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox("s1")))
@@ -197,10 +241,16 @@ async def test_a_second_create_of_an_id_is_refused_and_changes_nothing(short: Pa
         assert s.driver.phase() is Phase.RUNNING
 
 
-async def test_a_gateway_of_the_next_generation_is_refused_with_a_reason(short: Path) -> None:
+async def test_a_gateway_of_the_next_generation_is_refused_with_a_reason(
+    short: Path,
+) -> None:
     async with served(short) as s:
         request = pb.GetCapabilitiesRequest(gateway=pb.GatewayIdentity())
-        text = await refused(s.stub.GetCapabilities(request), grpc.StatusCode.FAILED_PRECONDITION, "v0.0.69 to v0.0.116")
+        text = await refused(
+            s.stub.GetCapabilities(request),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "v0.0.69 to v0.0.116",
+        )
         assert "0.1" in text
 
 
@@ -209,7 +259,9 @@ async def test_capabilities_and_workspaces(short: Path) -> None:
         answer = await s.stub.GetCapabilities(pb.GetCapabilitiesRequest())
         assert answer.default_image == "example.org/default:1"
         assert not answer.gateway_manages_lifecycle
-        empty = await s.stub.GetGatewayListenerRequirements(pb.GetGatewayListenerRequirementsRequest())
+        empty = await s.stub.GetGatewayListenerRequirements(
+            pb.GetGatewayListenerRequirementsRequest()
+        )
         assert not empty.requirements
         for _ in range(2):
             await s.stub.EnsureWorkspace(pb.EnsureWorkspaceRequest(workspace="w"))
@@ -221,18 +273,29 @@ async def test_watch_has_no_gap_between_list_and_changes(short: Path) -> None:
         for number in range(20):
             await s.create(f"s{number}")
         seen: list = []
-        reader = asyncio.create_task(collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen))
-        deletes = [s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=f"s{n}")) for n in range(20)]
+        reader = asyncio.create_task(
+            collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen)
+        )
+        deletes = [
+            s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=f"s{n}"))
+            for n in range(20)
+        ]
         for call in deletes:
             await call
         await asyncio.sleep(0.2)
         reader.cancel()
-        listed = {e.sandbox.sandbox.id for e in seen if e.WhichOneof("payload") == "sandbox"}
-        gone = {e.deleted.sandbox_id for e in seen if e.WhichOneof("payload") == "deleted"}
+        listed = {
+            e.sandbox.sandbox.id for e in seen if e.WhichOneof("payload") == "sandbox"
+        }
+        gone = {
+            e.deleted.sandbox_id for e in seen if e.WhichOneof("payload") == "deleted"
+        }
         assert listed <= gone, "whatever was listed was seen to go"
 
 
-async def test_a_watcher_that_falls_behind_is_aborted_not_silently_short(short: Path) -> None:
+async def test_a_watcher_that_falls_behind_is_aborted_not_silently_short(
+    short: Path,
+) -> None:
     async with served(short, watch_limit=5) as s:
         watch = s.stub.WatchSandboxes(pb.WatchSandboxesRequest())
         await s.create()
@@ -249,7 +312,9 @@ async def test_a_watcher_that_falls_behind_is_aborted_not_silently_short(short: 
         assert caught.value.code() is grpc.StatusCode.ABORTED
 
 
-async def test_the_end_of_the_main_process_is_final_and_carries_its_code(short: Path) -> None:
+async def test_the_end_of_the_main_process_is_final_and_carries_its_code(
+    short: Path,
+) -> None:
     world = World()
     async with served(short, world=world) as s:
         await s.create()
@@ -260,21 +325,27 @@ async def test_the_end_of_the_main_process_is_final_and_carries_its_code(short: 
         assert condition(await get(s)) == ("Ready", "False", "MainProcessExited")
         assert "exit code 7" in (await get(s)).status.conditions[0].message
         start = s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1"))
-        await refused(start, grpc.StatusCode.FAILED_PRECONDITION, "stop the sandbox first")
+        await refused(
+            start, grpc.StatusCode.FAILED_PRECONDITION, "stop the sandbox first"
+        )
         await s.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
         await s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1"))
         await s.driver.settled()
         assert s.driver.phase() is Phase.RUNNING
 
 
-async def test_a_crash_is_restarted_as_often_as_configured_without_a_terminal_reason(short: Path) -> None:
+async def test_a_crash_is_restarted_as_often_as_configured_without_a_terminal_reason(
+    short: Path,
+) -> None:
     import dataclasses
 
     world, seen = World(), []
     settings = dataclasses.replace(SETTINGS, crash_restarts=1)
     async with served(short, world=world, settings=settings) as s:
         await s.create()
-        reader = asyncio.create_task(collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen))
+        reader = asyncio.create_task(
+            collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen)
+        )
         await asyncio.sleep(0.05)
         domain = next(iter(world.domains))
         for expected in (Phase.RUNNING, Phase.FAILED):
@@ -283,17 +354,26 @@ async def test_a_crash_is_restarted_as_often_as_configured_without_a_terminal_re
             s.driver.hypervisor.hint(domain)
             worker = s.driver.manager.workers["s1"]
             await worker.until(
-                lambda r, e=expected, n=starts: r.phase is e and (world.starts[domain] > n or e is Phase.FAILED), 5
+                lambda r, e=expected, n=starts: (
+                    r.phase is e and (world.starts[domain] > n or e is Phase.FAILED)
+                ),
+                5,
             )
         await asyncio.sleep(0.05)
         reader.cancel()
-        reasons = [condition(e.sandbox.sandbox)[2] for e in seen if e.WhichOneof("payload") == "sandbox"]
+        reasons = [
+            condition(e.sandbox.sandbox)[2]
+            for e in seen
+            if e.WhichOneof("payload") == "sandbox"
+        ]
         assert reasons[-1] == "MachineCrashed"
         assert "MachineCrashed" not in reasons[:-1]
         assert "last words" in (await get(s)).status.conditions[0].message
 
 
-async def test_after_a_host_reboot_what_was_meant_to_run_is_started_again(short: Path, monkeypatch) -> None:
+async def test_after_a_host_reboot_what_was_meant_to_run_is_started_again(
+    short: Path, monkeypatch
+) -> None:
     world = World()
     async with served(short, world=world) as s:
         await s.create("s1")
@@ -302,13 +382,17 @@ async def test_after_a_host_reboot_what_was_meant_to_run_is_started_again(short:
     from vmdriver.host import facts
     from vmdriver.model.phase import DomainState
 
-    world.domains = dict.fromkeys(world.domains, DomainState.OFF)  # definitions survive, machines do not
+    world.domains = dict.fromkeys(
+        world.domains, DomainState.OFF
+    )  # definitions survive, machines do not
     world.taps.clear()
     world.tables.clear()
     monkeypatch.setattr(facts, "boot_id", lambda: "another boot")
     async with served(short, world=world) as s:
         await s.driver.settled()
-        await s.driver.manager.workers["s1"].until(lambda r: r.launches == 2 and r.phase is Phase.RUNNING, 5)
+        await s.driver.manager.workers["s1"].until(
+            lambda r: r.launches == 2 and r.phase is Phase.RUNNING, 5
+        )
         assert s.driver.phase("s2") is Phase.STOPPED
 
 
@@ -322,7 +406,9 @@ async def test_a_client_that_goes_away_changes_nothing(short: Path) -> None:
         assert not s.driver.manager.workers, "the delete went on"
 
 
-async def test_the_token_reaches_the_guests_seed_and_nothing_else(short: Path, caplog) -> None:
+async def test_the_token_reaches_the_guests_seed_and_nothing_else(
+    short: Path, caplog
+) -> None:
     world = World()
     async with served(short, world=world) as s:
         await s.create(sandbox_token="very-secret-token")
@@ -343,14 +429,22 @@ async def test_the_socket_is_closed_to_others(short: Path) -> None:
 async def test_limits_on_number_and_memory_name_themselves(short: Path) -> None:
     import dataclasses
 
-    settings = dataclasses.replace(SETTINGS, max_sandboxes=2, max_committed_memory_mib=3000)
+    settings = dataclasses.replace(
+        SETTINGS, max_sandboxes=2, max_committed_memory_mib=3000
+    )
     async with served(short, settings=settings) as s:
         await s.create("s1")
         second = pb.ValidateSandboxCreateRequest(sandbox=sandbox("s2"))
         over = grpc.StatusCode.RESOURCE_EXHAUSTED
-        await refused(s.stub.ValidateSandboxCreate(second), over, "max_committed_mem_mib")
+        await refused(
+            s.stub.ValidateSandboxCreate(second), over, "max_committed_mem_mib"
+        )
         await s.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
         await s.create("s2")
-        await refused(s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1")), over, "max_committed_mem_mib")
+        await refused(
+            s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1")),
+            over,
+            "max_committed_mem_mib",
+        )
         third = pb.ValidateSandboxCreateRequest(sandbox=sandbox("s3"))
         await refused(s.stub.ValidateSandboxCreate(third), over, "max_sandboxes")

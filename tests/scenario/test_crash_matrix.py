@@ -27,7 +27,11 @@ SEQUENCES = {
     "create-crash-delete": ("create", "crash", "delete"),
 }
 EXPECTED = {
-    "create": Phase.RUNNING, "start": Phase.RUNNING, "stop": Phase.STOPPED, "exit": Phase.FAILED, "crash": Phase.FAILED,
+    "create": Phase.RUNNING,
+    "start": Phase.RUNNING,
+    "stop": Phase.STOPPED,
+    "exit": Phase.FAILED,
+    "crash": Phase.FAILED,
 }
 
 
@@ -64,9 +68,13 @@ async def perform(driver: FakeDriver, step: str) -> None:
             await manager.delete("s1", "")
         elif driver.phase() is Phase.RUNNING:
             domain = manager.workers["s1"].record.plan.domain
-            world.end_machine(domain, GuestReport("exited", 3) if step == "exit" else None)
+            world.end_machine(
+                domain, GuestReport("exited", 3) if step == "exit" else None
+            )
             driver.hypervisor.hint(domain)
-            await manager.workers["s1"].until(lambda record: record.phase is Phase.FAILED, 5)
+            await manager.workers["s1"].until(
+                lambda record: record.phase is Phase.FAILED, 5
+            )
     except DriverError as error:
         if step not in {"create", "start"} or "exist" not in str(error):
             raise
@@ -137,7 +145,9 @@ async def count_checkpoints(steps: tuple[str, ...]) -> int:
 async def test_a_crash_at_any_checkpoint_is_recovered_from(name: str) -> None:
     steps = SEQUENCES[name]
     total = await count_checkpoints(steps)
-    assert total > 20, "the sequence must pass many checkpoints for this test to mean something"
+    assert total > 20, (
+        "the sequence must pass many checkpoints for this test to mean something"
+    )
     for at in range(total):
         world = World()
         assert await run_until_crash(world, Bomb(world, at), steps), f"no crash at {at}"
@@ -165,7 +175,14 @@ async def test_two_crashes_in_a_row_are_recovered_from(name: str) -> None:
 
 @pytest.mark.parametrize(
     "call",
-    ["prepare", "create overlay", "write launch files", "make tap", "load rules", "start"],
+    [
+        "prepare",
+        "create overlay",
+        "write launch files",
+        "make tap",
+        "load rules",
+        "start",
+    ],
 )
 async def test_a_failing_step_is_undone_and_shown(call: str) -> None:
     world = World()
@@ -191,7 +208,9 @@ async def test_a_failing_step_is_undone_and_shown(call: str) -> None:
     await driver.close()
 
 
-@pytest.mark.parametrize("call", ["destroy", "remove rules", "remove tap", "remove s1", "remove record"])
+@pytest.mark.parametrize(
+    "call", ["destroy", "remove rules", "remove tap", "remove s1", "remove record"]
+)
 async def test_a_release_that_fails_at_first_is_tried_again(call: str) -> None:
     world = World()
     driver = FakeDriver(world)
@@ -215,7 +234,9 @@ async def test_a_launch_cancelled_at_any_step_leaves_nothing(ending: str) -> Non
         reached = asyncio.Event()
         passed = 0
 
-        async def pause(_name: str, at: int = at, reached: asyncio.Event = reached) -> None:
+        async def pause(
+            _name: str, at: int = at, reached: asyncio.Event = reached
+        ) -> None:
             nonlocal passed
             passed += 1
             if passed == at + 1:
@@ -247,7 +268,9 @@ class JournalsAfterTheEffect(Ledger):
             return None
         result = await finished(effect())
         await self._checkpoint(f"{key}:after-effect")
-        await self._write({"op": "intent", "key": key, "scope": scope.value, "data": dict(data)})
+        await self._write(
+            {"op": "intent", "key": key, "scope": scope.value, "data": dict(data)}
+        )
         self._held[key] = Held(key, scope, dict(data), done=True)
         await self._write({"op": "done", "key": key})
         return result
@@ -266,7 +289,9 @@ class StrikesBeforeTheRelease(Ledger):
 
 
 @pytest.mark.parametrize("mutant", [JournalsAfterTheEffect, StrikesBeforeTheRelease])
-async def test_the_matrix_catches_a_wrong_ledger(mutant: type[Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_matrix_catches_a_wrong_ledger(
+    mutant: type[Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(manager_module, "Ledger", mutant)
     caught = 0
     steps = SEQUENCES["create-stop"]

@@ -25,7 +25,13 @@ def empty_log() -> None:
 class Recorder(LifecycleExtension):
     """Writes down what is called; `broken` names the hook that fails."""
 
-    def __init__(self, name: str, broken: str = "", vcpus: int | None = None, saves: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        name: str,
+        broken: str = "",
+        vcpus: int | None = None,
+        saves: Mapping[str, Any] | None = None,
+    ):
         self.name = name  # type: ignore[misc]
         self.broken, self.vcpus, self.saves = broken, vcpus, saves
 
@@ -62,7 +68,9 @@ def names(hook: str) -> list[str]:
     return [entry[0] for entry in LOG if entry[1] == hook]
 
 
-async def started(*extensions: LifecycleExtension, world: World | None = None, **changes: Any) -> FakeDriver:
+async def started(
+    *extensions: LifecycleExtension, world: World | None = None, **changes: Any
+) -> FakeDriver:
     driver = FakeDriver(world or World(), extensions=extensions)
     await driver.manager.recover()
     if "s1" not in driver.manager.workers:
@@ -78,7 +86,9 @@ async def test_set_up_in_order_and_clean_up_in_reverse() -> None:
     assert driver.world.seeds["s1"][0]["FROM_A"]
     await driver.manager.stop("s1", "")
     assert names("after_launch_failed") == ["b", "a"]
-    assert {entry[2] for entry in LOG if entry[1] == "after_launch_failed"} == {"Stopped"}
+    assert {entry[2] for entry in LOG if entry[1] == "after_launch_failed"} == {
+        "Stopped"
+    }
     await driver.manager.start("s1", "")
     await driver.settled()
     assert names("before_restore") == ["a", "b"]
@@ -89,12 +99,16 @@ async def test_set_up_in_order_and_clean_up_in_reverse() -> None:
 
 
 async def test_only_what_ran_is_undone() -> None:
-    driver = await started(Recorder("a"), Recorder("b", broken="configure_launch"), Recorder("c"))
+    driver = await started(
+        Recorder("a"), Recorder("b", broken="configure_launch"), Recorder("c")
+    )
     failure = driver.manager.workers["s1"].record.failure
     assert driver.phase() is Phase.FAILED
     assert "'b'" in failure.message
     assert names("after_launch_failed") == ["b", "a"]
-    assert [e[2] for e in LOG if e[1] == "after_launch_failed"] == ["BeforeLaunchHookFailed"] * 2
+    assert [e[2] for e in LOG if e[1] == "after_launch_failed"] == [
+        "BeforeLaunchHookFailed"
+    ] * 2
     await driver.manager.delete("s1", "")
     assert names("after_delete") == ["b", "a"]
     await driver.close()
@@ -158,7 +172,15 @@ class OnLabel(Recorder):
 
 @pytest.mark.parametrize(
     ("value", "active"),
-    [("enabled", True), (" YES ", True), ("on", True), ("1", True), ("no", False), ("", False), ("maybe", False)],
+    [
+        ("enabled", True),
+        (" YES ", True),
+        ("on", True),
+        ("1", True),
+        ("no", False),
+        ("", False),
+        ("maybe", False),
+    ],
 )
 async def test_activation_by_label(value: str, active: bool) -> None:
     driver = await started(OnLabel("a"), labels={"openshell.io/extension.audit": value})
@@ -177,7 +199,9 @@ class Greedy(LifecycleExtension):
 
 async def test_what_belongs_to_the_driver_cannot_be_set() -> None:
     driver = await started(Greedy())
-    assert "belongs to the driver" in driver.manager.workers["s1"].record.failure.message
+    assert (
+        "belongs to the driver" in driver.manager.workers["s1"].record.failure.message
+    )
     await driver.close()
 
 
@@ -191,7 +215,9 @@ class Slow(LifecycleExtension):
 
 async def test_an_extension_that_takes_too_long_is_given_up() -> None:
     driver = await started(Slow())
-    assert "took longer than 0.05 s" in driver.manager.workers["s1"].record.failure.message
+    assert (
+        "took longer than 0.05 s" in driver.manager.workers["s1"].record.failure.message
+    )
     await driver.close()
 
 
@@ -204,7 +230,10 @@ class Full(LifecycleExtension):
 
 async def test_an_extensions_own_words_reach_the_user() -> None:
     driver = await started(Full())
-    assert "LicencesExhausted: no more licences" in driver.manager.workers["s1"].record.failure.message
+    assert (
+        "LicencesExhausted: no more licences"
+        in driver.manager.workers["s1"].record.failure.message
+    )
     await driver.close()
 
 
@@ -214,7 +243,9 @@ async def test_a_clean_up_that_fails_does_not_keep_the_machine() -> None:
     assert driver.phase() is Phase.STOPPED
     assert not driver.world.domains
     assert not driver.world.taps
-    assert driver.manager.workers["s1"].ledger.get("launch-hook:a"), "kept, to be tried again"
+    assert driver.manager.workers["s1"].ledger.get("launch-hook:a"), (
+        "kept, to be tried again"
+    )
     driver.manager._shared.extensions._extensions["a"].broken = ""
     await driver.manager.delete("s1", "")
     assert not driver.manager.workers
@@ -235,8 +266,10 @@ async def test_a_sandbox_whose_extension_is_not_loaded_is_not_started() -> None:
 
 
 def test_bad_and_doubled_names_are_refused_at_start() -> None:
-    for extensions in ([Recorder("a/b")], [Recorder("..")], [Recorder("a"), Recorder("a")]):
+    for extensions in (
+        [Recorder("a/b")],
+        [Recorder("..")],
+        [Recorder("a"), Recorder("a")],
+    ):
         with pytest.raises(ConfigError):
             FakeDriver(World(), extensions=extensions)
-
-

@@ -74,18 +74,47 @@ class Driver:
 
     def arguments(self) -> list[str]:
         return [
-            *("--state-dir", str(self.host.state), "--bind-socket", str(self.socket), "--instance", INSTANCE),
-            *("--openshell-endpoint", self.gateway.url, "--insecure-registries", self.host.registry),
-            *("--supervisor-path", str(ROOT / "images" / "stand-in-supervisor"), "--accelerator", "tcg"),
-            *("--vcpus", "1", "--mem-mib", "512", "--overlay-disk-mib", "1024", *self.options),
+            *(
+                "--state-dir",
+                str(self.host.state),
+                "--bind-socket",
+                str(self.socket),
+                "--instance",
+                INSTANCE,
+            ),
+            *(
+                "--openshell-endpoint",
+                self.gateway.url,
+                "--insecure-registries",
+                self.host.registry,
+            ),
+            *(
+                "--supervisor-path",
+                str(ROOT / "images" / "stand-in-supervisor"),
+                "--accelerator",
+                "tcg",
+            ),
+            *(
+                "--vcpus",
+                "1",
+                "--mem-mib",
+                "512",
+                "--overlay-disk-mib",
+                "1024",
+                *self.options,
+            ),
         ]
 
     def start(self) -> None:
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen([*self.command, *self.arguments()], stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [*self.command, *self.arguments()], stdout=output, stderr=output
+            )
         self.channel = grpc.insecure_channel(f"unix:{self.socket}")
         self.stub = pb_grpc.ComputeDriverStub(self.channel)
-        self.stub.GetCapabilities(pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=20)
+        self.stub.GetCapabilities(
+            pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=20
+        )
 
     def kill(self, number: int = signal.SIGKILL) -> float:
         """End the process; seconds until it had ended."""
@@ -105,7 +134,9 @@ class Driver:
         sandbox_id = f"test-{os.getpid()}-{next(_numbers)}"
         spec.setdefault("command", ["/bin/sleep", "infinity"])
         spec.setdefault("template", pb.DriverSandboxTemplate(image=self.host.image))
-        sandbox = pb.DriverSandbox(id=sandbox_id, name="box", spec=pb.DriverSandboxSpec(**spec))
+        sandbox = pb.DriverSandbox(
+            id=sandbox_id, name="box", spec=pb.DriverSandboxSpec(**spec)
+        )
         self.used.append(sandbox_id)
         self.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox), timeout=20)
         if wait:
@@ -113,7 +144,9 @@ class Driver:
         return sandbox_id
 
     def condition(self, sandbox_id: str) -> tuple[str, str, str]:
-        found = self.stub.GetSandbox(pb.GetSandboxRequest(sandbox_id=sandbox_id), timeout=20).sandbox
+        found = self.stub.GetSandbox(
+            pb.GetSandboxRequest(sandbox_id=sandbox_id), timeout=20
+        ).sandbox
         first = found.status.conditions[0]
         return f"{first.type}={first.status}", first.reason, first.message
 
@@ -128,14 +161,21 @@ class Driver:
         self.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id=sandbox_id), timeout=60)
 
     def start_sandbox(self, sandbox_id: str) -> None:
-        self.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id=sandbox_id), timeout=20)
+        self.stub.StartSandbox(
+            pb.StartSandboxRequest(sandbox_id=sandbox_id), timeout=20
+        )
 
     def delete(self, sandbox_id: str) -> bool:
-        return self.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=sandbox_id), timeout=60).deleted
+        return self.stub.DeleteSandbox(
+            pb.DeleteSandboxRequest(sandbox_id=sandbox_id), timeout=60
+        ).deleted
 
     def cli(self, *arguments: str) -> Any:
         done = subprocess.run(
-            [str(BIN / "vmdriver"), *arguments, "--json", *self.arguments()], capture_output=True, text=True, check=False
+            [str(BIN / "vmdriver"), *arguments, "--json", *self.arguments()],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode in {0, 1}, done.stderr
         return json.loads(done.stdout)
@@ -153,14 +193,23 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def new_driver(
-    host: Host, gateway: Gateway, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    host: Host,
+    gateway: Gateway,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Callable[..., Driver]]:
     """Makes drivers; at the end everything of theirs must be gone, and what failed is shown."""
     made: list[Driver] = []
 
     def make(*options: str, **more: Any) -> Driver:
         directory = tmp_path_factory.mktemp("d")
-        driver = Driver(host, more.pop("gateway", gateway), directory / "run" / "d.sock", list(options), **more)
+        driver = Driver(
+            host,
+            more.pop("gateway", gateway),
+            directory / "run" / "d.sock",
+            list(options),
+            **more,
+        )
         driver.log = directory / "driver.log"
         made.append(driver)
         driver.start()
@@ -195,7 +244,9 @@ def _dump(driver: Driver) -> None:
         directory = driver.host.state / "sandboxes" / sandbox_id
         for name in ("record.json", "ledger.jsonl", "console.log"):
             if (directory / name).exists():
-                print(f"--- {sandbox_id}/{name}\n{(directory / name).read_text(errors='replace')[-4000:]}")
+                print(
+                    f"--- {sandbox_id}/{name}\n{(directory / name).read_text(errors='replace')[-4000:]}"
+                )
 
 
 @pytest.fixture

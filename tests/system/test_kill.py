@@ -18,7 +18,9 @@ from vmdriver._proto import compute_driver_pb2 as pb
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /sandbox/counter; sleep 0.1; done"
 
 
-def test_killed_while_running_the_machine_goes_on_and_is_adopted(driver: Driver) -> None:
+def test_killed_while_running_the_machine_goes_on_and_is_adopted(
+    driver: Driver,
+) -> None:
     box = driver.create(command=["/bin/sh", "-c", COUNTER])
     driver.wait(box, "Running")
     pid = driver.machine_pid(box)
@@ -34,7 +36,9 @@ def test_killed_while_running_the_machine_goes_on_and_is_adopted(driver: Driver)
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.5, 1.0, 3.0])
-def test_killed_during_create_the_next_driver_finishes(driver: Driver, after_s: float) -> None:
+def test_killed_during_create_the_next_driver_finishes(
+    driver: Driver, after_s: float
+) -> None:
     box = driver.create(wait=False)
     time.sleep(after_s)
     driver.restart()
@@ -44,11 +48,15 @@ def test_killed_during_create_the_next_driver_finishes(driver: Driver, after_s: 
 
 
 @pytest.mark.parametrize("after_s", [0.01, 0.15, 0.3])
-def test_killed_during_stop_the_next_driver_finishes(driver: Driver, after_s: float) -> None:
+def test_killed_during_stop_the_next_driver_finishes(
+    driver: Driver, after_s: float
+) -> None:
     box = driver.create()
     driver.wait(box, "Running")
     driver.gateway.shell(box, "echo kept > /sandbox/f; sync")
-    threading.Thread(target=quietly, args=(lambda: driver.stop(box),), daemon=True).start()
+    threading.Thread(
+        target=quietly, args=(lambda: driver.stop(box),), daemon=True
+    ).start()
     time.sleep(after_s)
     driver.restart()
     driver.wait(box, "Stopped")
@@ -58,10 +66,14 @@ def test_killed_during_stop_the_next_driver_finishes(driver: Driver, after_s: fl
 
 
 @pytest.mark.parametrize("after_s", [0.01, 0.1, 0.25])
-def test_killed_during_delete_the_next_driver_finishes(driver: Driver, after_s: float) -> None:
+def test_killed_during_delete_the_next_driver_finishes(
+    driver: Driver, after_s: float
+) -> None:
     box = driver.create()
     driver.wait(box, "Running")
-    threading.Thread(target=quietly, args=(lambda: driver.delete(box),), daemon=True).start()
+    threading.Thread(
+        target=quietly, args=(lambda: driver.delete(box),), daemon=True
+    ).start()
     time.sleep(after_s)
     driver.restart()
     deadline = time.monotonic() + 20
@@ -81,8 +93,22 @@ def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
     new_driver: Callable[..., Driver],
 ) -> None:
     driver = new_driver(
-        *("--expected-peer-pid", str(os.getpid()), "--log-level", "info", "--otlp-endpoint", "http://127.0.0.1:4317"),
-        *("--default-image", "example.org/x:1", "--bootstrap-image", "example.org/b:1", "--krun-log-level", "1"),
+        *(
+            "--expected-peer-pid",
+            str(os.getpid()),
+            "--log-level",
+            "info",
+            "--otlp-endpoint",
+            "http://127.0.0.1:4317",
+        ),
+        *(
+            "--default-image",
+            "example.org/x:1",
+            "--bootstrap-image",
+            "example.org/b:1",
+            "--krun-log-level",
+            "1",
+        ),
         "--allow-same-uid-peer",
         command=[str(BIN / "openshell-driver-vm")],
     )
@@ -90,7 +116,10 @@ def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
     begun = time.monotonic()
     driver.start()
     assert time.monotonic() - begun < 3, "GetCapabilities within 3 s of the spawn"
-    assert driver.stub.GetCapabilities(pb.GetCapabilitiesRequest()).default_image == "example.org/x:1"
+    assert (
+        driver.stub.GetCapabilities(pb.GetCapabilitiesRequest()).default_image
+        == "example.org/x:1"
+    )
     assert "otlp_endpoint" in driver.log.read_text(), "what has no meaning is said"
     box = driver.create()
     pid = driver.machine_pid(box)
@@ -111,6 +140,11 @@ def test_a_watching_gateway_does_not_hold_the_end_up(driver: Driver) -> None:
 def test_a_second_driver_on_the_same_state_is_refused(driver: Driver) -> None:
     arguments = driver.arguments()
     arguments[arguments.index("--bind-socket") + 1] += "2"
-    done = subprocess.run([str(BIN / "vmdriver"), "serve", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(BIN / "vmdriver"), "serve", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "another driver works on" in done.stderr

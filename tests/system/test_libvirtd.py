@@ -14,12 +14,22 @@ from tests.system.conftest import Driver
 
 @pytest.fixture
 def libvirtd() -> Iterator[None]:
-    if Path("/run/libvirt/libvirt-sock").exists() and subprocess.run(["pgrep", "-x", "libvirtd"], check=False, capture_output=True).stdout:
+    if (
+        Path("/run/libvirt/libvirt-sock").exists()
+        and subprocess.run(
+            ["pgrep", "-x", "libvirtd"], check=False, capture_output=True
+        ).stdout
+    ):
         pytest.skip("this host's own libvirtd is running and is not ours to use")
     processes = []
     try:
-        for program, socket in (("virtlogd", "virtlogd-sock"), ("libvirtd", "libvirt-sock")):
-            processes.append(subprocess.Popen([f"/usr/sbin/{program}"], stderr=subprocess.DEVNULL))
+        for program, socket in (
+            ("virtlogd", "virtlogd-sock"),
+            ("libvirtd", "libvirt-sock"),
+        ):
+            processes.append(
+                subprocess.Popen([f"/usr/sbin/{program}"], stderr=subprocess.DEVNULL)
+            )
             for _ in range(200):
                 if Path("/run/libvirt", socket).exists():
                     break
@@ -29,11 +39,19 @@ def libvirtd() -> Iterator[None]:
         for process in reversed(processes):
             process.terminate()
             process.wait(20)
-        for name in ("libvirt-sock", "libvirt-sock-ro", "libvirt-admin-sock", "virtlogd-sock", "virtlogd-admin-sock"):
+        for name in (
+            "libvirt-sock",
+            "libvirt-sock-ro",
+            "libvirt-admin-sock",
+            "virtlogd-sock",
+            "virtlogd-admin-sock",
+        ):
             Path("/run/libvirt", name).unlink(missing_ok=True)
 
 
-def test_a_sandbox_on_a_libvirt_daemon(libvirtd: None, new_driver: Callable[..., Driver]) -> None:
+def test_a_sandbox_on_a_libvirt_daemon(
+    libvirtd: None, new_driver: Callable[..., Driver]
+) -> None:
     driver = new_driver("--connection", "qemu:///system")
     box = driver.create()
     driver.wait(box, "Running")

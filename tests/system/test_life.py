@@ -17,7 +17,7 @@ from vmdriver._proto import compute_driver_pb2 as pb
 
 NASTY = {
     "SPACES": "  a  b  ",
-    "QUOTES": "it's \"quoted\" `x` $HOME \\n",
+    "QUOTES": 'it\'s "quoted" `x` $HOME \\n',
     "NEWLINES": "one\ntwo\n",
     "UTF8": "é ü 漢字 🎉",
     "IFS": "x",
@@ -33,7 +33,9 @@ def test_a_sandbox_lives_stops_starts_and_goes(driver: Driver) -> None:
     hello = gateway.session(box).hellos[0]["environment"]
     expected = {
         **NASTY,
-        "OPENSHELL_USER_ENVIRONMENT": json.dumps(NASTY, ensure_ascii=False, sort_keys=True),
+        "OPENSHELL_USER_ENVIRONMENT": json.dumps(
+            NASTY, ensure_ascii=False, sort_keys=True
+        ),
         "HOME": "/sandbox",
         "USER": "sandbox",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -54,14 +56,19 @@ def test_a_sandbox_lives_stops_starts_and_goes(driver: Driver) -> None:
     check_guest(driver, box)
     check_no_secret(driver, box, "secret-token-4711")
 
-    gateway.shell(box, "dd if=/dev/urandom of=/sandbox/data bs=1M count=8 2>/dev/null; md5sum /sandbox/data > /sandbox/sum")
+    gateway.shell(
+        box,
+        "dd if=/dev/urandom of=/sandbox/data bs=1M count=8 2>/dev/null; md5sum /sandbox/data > /sandbox/sum",
+    )
     begun = time.monotonic()
     driver.stop(box)
     assert time.monotonic() - begun < 10
     assert driver.condition(box)[:2] == ("Suspended=True", "Stopped")
     driver.start_sandbox(box)
     gateway.wait_hello(box, 2)
-    assert "OK" in gateway.shell(box, "cd / && md5sum -c /sandbox/sum"), "written without sync, and there after the stop"
+    assert "OK" in gateway.shell(box, "cd / && md5sum -c /sandbox/sum"), (
+        "written without sync, and there after the stop"
+    )
     driver.wait(box, "Running")
     assert driver.delete(box)
     assert not driver.delete(box)
@@ -73,11 +80,20 @@ def check_guest(driver: Driver, box: str) -> None:
     assert shell(box, "stat -c '%U %a' /opt/openshell/auth/sandbox.jwt") == "root 600\n"
     assert shell(box, "hostname") == "box\n"
     assert "10.0.128." in shell(box, "grep host.openshell.internal /etc/hosts")
-    assert "/init" in shell(box, "tr '\\0' ' ' < /proc/1/cmdline"), "our init stays PID 1"
+    assert "/init" in shell(box, "tr '\\0' ' ' < /proc/1/cmdline"), (
+        "our init stays PID 1"
+    )
     shell(box, "for i in 1 2 3 4 5; do (sleep 0.1 &) ; done; sleep 1")
-    assert shell(box, "cat /proc/[0-9]*/stat | awk '$3 == \"Z\"' | wc -l") == "0\n", "PID 1 reaps orphans"
-    assert shell(box, "unshare -U true && echo yes") == "yes\n", "user namespaces work: we are in no chroot"
-    shell(box, "ip netns add x && ip link add va type veth peer name vb && nft add table inet t && ip netns del x")
+    assert shell(box, "cat /proc/[0-9]*/stat | awk '$3 == \"Z\"' | wc -l") == "0\n", (
+        "PID 1 reaps orphans"
+    )
+    assert shell(box, "unshare -U true && echo yes") == "yes\n", (
+        "user namespaces work: we are in no chroot"
+    )
+    shell(
+        box,
+        "ip netns add x && ip link add va type veth peer name vb && nft add table inet t && ip netns del x",
+    )
     assert "ext4" in shell(box, "grep ' / ' /proc/mounts")
     assert shell(box, "grep -c secret /proc/cmdline || true") == "0\n"
 
@@ -87,8 +103,16 @@ def check_no_secret(driver: Driver, box: str, secret: str) -> None:
     pid = driver.machine_pid(box)
     assert secret.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert secret.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
-    for path in [*directory.rglob("*"), *(driver.host.state / "libvirt").rglob("*"), driver.log]:
-        if path.is_file() and path.stat().st_size < 2**22 and secret.encode() in path.read_bytes():
+    for path in [
+        *directory.rglob("*"),
+        *(driver.host.state / "libvirt").rglob("*"),
+        driver.log,
+    ]:
+        if (
+            path.is_file()
+            and path.stat().st_size < 2**22
+            and secret.encode() in path.read_bytes()
+        ):
             assert path.name in {"token", "seed.img"}, path
             assert path.stat().st_mode & 0o077 == 0, f"{path} can be read by others"
     status = Path(f"/proc/{pid}/status").read_text()
@@ -97,7 +121,9 @@ def check_no_secret(driver: Driver, box: str, secret: str) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_the_end_of_the_main_process_is_reported_with_its_code(driver: Driver, code: int) -> None:
+def test_the_end_of_the_main_process_is_reported_with_its_code(
+    driver: Driver, code: int
+) -> None:
     box = driver.create(wait=False, command=["/bin/sh", "-c", f"exit {code}"])
     message = driver.wait(box, "MainProcessExited")
     assert message == f"the main process ended with exit code {code}"
@@ -107,13 +133,17 @@ def test_the_end_of_the_main_process_is_reported_with_its_code(driver: Driver, c
 def test_a_guest_panic_is_a_crash_and_shows_the_console(driver: Driver) -> None:
     box = driver.create()
     driver.wait(box, "Running")
-    driver.gateway.session(box).jobs.put({"job": 0, "run": ["/bin/sh", "-c", "echo c > /proc/sysrq-trigger"]})
+    driver.gateway.session(box).jobs.put(
+        {"job": 0, "run": ["/bin/sh", "-c", "echo c > /proc/sysrq-trigger"]}
+    )
     message = driver.wait(box, "MachineCrashed")
     assert "console" in message
     assert driver.delete(box)
 
 
-def test_a_killed_qemu_is_a_crash_that_is_restarted_when_configured(new_driver: Callable[..., Driver]) -> None:
+def test_a_killed_qemu_is_a_crash_that_is_restarted_when_configured(
+    new_driver: Callable[..., Driver],
+) -> None:
     driver = new_driver("--crash-restarts", "1")
     box = driver.create()
     driver.wait(box, "Running")
@@ -129,7 +159,10 @@ def test_a_killed_qemu_is_a_crash_that_is_restarted_when_configured(new_driver: 
 
 def test_a_fraction_of_a_cpu_and_memory_are_given(driver: Driver) -> None:
     template = pb.DriverSandboxTemplate(
-        image=driver.host.image, resources=pb.DriverResourceRequirements(cpu_limit="1500m", memory_limit="640Mi")
+        image=driver.host.image,
+        resources=pb.DriverResourceRequirements(
+            cpu_limit="1500m", memory_limit="640Mi"
+        ),
     )
     box = driver.create(template=template)
     assert driver.gateway.shell(box, "nproc") == "2\n"
@@ -140,7 +173,9 @@ def test_a_fraction_of_a_cpu_and_memory_are_given(driver: Driver) -> None:
 def test_the_gateways_certificate_is_verified_for_its_host_name(
     new_driver: Callable[..., Driver], tmp_path: Path
 ) -> None:
-    files = {name: tmp_path / name for name in ("ca.crt", "ca.key", "tls.crt", "tls.key")}
+    files = {
+        name: tmp_path / name for name in ("ca.crt", "ca.key", "tls.crt", "tls.key")
+    }
     make_certificates(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files["tls.crt"], files["tls.key"])
@@ -149,13 +184,21 @@ def test_the_gateways_certificate_is_verified_for_its_host_name(
     gateway = Gateway(tls=context)
     try:
         driver = new_driver(
-            *("--guest-tls-ca", str(files["ca.crt"]), "--guest-tls-cert", str(files["tls.crt"])),
+            *(
+                "--guest-tls-ca",
+                str(files["ca.crt"]),
+                "--guest-tls-cert",
+                str(files["tls.crt"]),
+            ),
             *("--guest-tls-key", str(files["tls.key"])),
             gateway=gateway,
         )
         box = driver.create()
         hello = gateway.session(box).hellos[0]["environment"]
-        assert hello["OPENSHELL_ENDPOINT"] == f"https://host.openshell.internal:{gateway.port}"
+        assert (
+            hello["OPENSHELL_ENDPOINT"]
+            == f"https://host.openshell.internal:{gateway.port}"
+        )
         assert gateway.shell(box, "stat -c '%a' /opt/openshell/tls/tls.key") == "600\n"
     finally:
         driver.delete(box)
@@ -164,18 +207,65 @@ def test_the_gateways_certificate_is_verified_for_its_host_name(
 
 def make_certificates(directory: Path) -> None:
     def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+        subprocess.run(
+            ["openssl", *arguments], cwd=directory, check=True, capture_output=True
+        )
 
-    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-            "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=test ca", "-addext", "keyUsage=critical,keyCertSign")
-    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=gateway")
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.crt",
+        "-subj",
+        "/CN=test ca",
+        "-addext",
+        "keyUsage=critical,keyCertSign",
+    )
+    openssl(
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-keyout",
+        "tls.key",
+        "-out",
+        "tls.csr",
+        "-subj",
+        "/CN=gateway",
+    )
     (directory / "san").write_text("subjectAltName=DNS:host.openshell.internal\n")
-    openssl("x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-days", "2",
-            "-out", "tls.crt", "-extfile", "san")
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        "tls.csr",
+        "-CA",
+        "ca.crt",
+        "-CAkey",
+        "ca.key",
+        "-days",
+        "2",
+        "-out",
+        "tls.crt",
+        "-extfile",
+        "san",
+    )
 
 
-def test_an_extension_adds_drop_ins_and_environment(new_driver: Callable[..., Driver], tmp_path: Path) -> None:
+def test_an_extension_adds_drop_ins_and_environment(
+    new_driver: Callable[..., Driver], tmp_path: Path
+) -> None:
     drop_ins = tmp_path / "init.d"
     drop_ins.mkdir()
     (drop_ins / "10-first").write_text(
@@ -193,7 +283,10 @@ def test_an_extension_adds_drop_ins_and_environment(new_driver: Callable[..., Dr
     config.write_text(text)
     driver.restart()
     box = driver.create()
-    assert driver.gateway.shell(box, "cat /sandbox/from-drop-in").strip() == "before-supervisor"
+    assert (
+        driver.gateway.shell(box, "cat /sandbox/from-drop-in").strip()
+        == "before-supervisor"
+    )
     assert driver.gateway.session(box).hellos[0]["environment"]["COLOUR"] == "1"
     driver.delete(box)
     (drop_ins / "20-broken").write_text("#!/bin/sh\nexit 4\n")
@@ -213,10 +306,31 @@ def test_commands_show_what_there_is(driver: Driver, host: Host) -> None:
     assert [e["key"] for e in found["ledger"]][-1] == "machine"
     assert found["guest"]["phase"] == "started"
     assert driver.cli("config")["mem_mib"] == {"value": 512, "source": "flag --mem-mib"}
-    subprocess.run(["ip", "link", "add", "vmdorphan", "type", "veth", "peer", "name", "vmdorphan2"], check=True)
-    subprocess.run(["ip", "link", "set", "vmdorphan", "alias", "vmdriver/vmdriver-test/nobody"], check=True)
+    subprocess.run(
+        [
+            "ip",
+            "link",
+            "add",
+            "vmdorphan",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "vmdorphan2",
+        ],
+        check=True,
+    )
+    subprocess.run(
+        ["ip", "link", "set", "vmdorphan", "alias", "vmdriver/vmdriver-test/nobody"],
+        check=True,
+    )
     swept = driver.cli("sweep", "--dry-run")
     assert [o["name"] for o in swept["orphans"]] == ["vmdorphan"]
     driver.cli("sweep")
     assert driver.cli("sweep")["orphans"] == []
-    assert "vmdorphan" not in subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+    assert (
+        "vmdorphan"
+        not in subprocess.run(
+            ["ip", "link"], capture_output=True, text=True, check=True
+        ).stdout
+    )

@@ -31,7 +31,13 @@ def test_a_freed_block_is_the_last_to_be_used_again() -> None:
 
 def test_blocks_and_names_of_others_on_this_host_are_left_alone() -> None:
     pool = AddressPool("i", "10.0.128.0/28")
-    lease = pool.take("a", Taken(frozenset({tap_name("i", "a")}), frozenset({"10.0.128.1", "10.0.128.6", "192.0.2.1"})))
+    lease = pool.take(
+        "a",
+        Taken(
+            frozenset({tap_name("i", "a")}),
+            frozenset({"10.0.128.1", "10.0.128.6", "192.0.2.1"}),
+        ),
+    )
     assert lease.index == 2
     assert lease.tap != tap_name("i", "a")
 

@@ -13,21 +13,59 @@ from tests.fakes.driver import spec
 from vmdriver.errors import InvalidRequest
 from vmdriver.model import ids
 from vmdriver.model.condition import snapshot_of
-from vmdriver.model.phase import Action, DomainState, Intent, MachineState, Phase, machine_state, next_action
+from vmdriver.model.phase import (
+    Action,
+    DomainState,
+    Intent,
+    MachineState,
+    Phase,
+    machine_state,
+    next_action,
+)
 from vmdriver.model.quantity import mebibytes, millicpus, parse_quantity
 from vmdriver.model.record import Failure, SandboxRecord, utc_now
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1", 1), ("500m", Fraction(1, 2)), ("1.5", Fraction(3, 2)), ("2Gi", 2 * 2**30), ("2G", 2 * 10**9), (".5", Fraction(1, 2)),
-     ("1e3", 1000), ("1E", 10**18), ("100n", Fraction(1, 10**7)), ("+3", 3), ("5.", 5), ("1E2", 100)],
+    [
+        ("1", 1),
+        ("500m", Fraction(1, 2)),
+        ("1.5", Fraction(3, 2)),
+        ("2Gi", 2 * 2**30),
+        ("2G", 2 * 10**9),
+        (".5", Fraction(1, 2)),
+        ("1e3", 1000),
+        ("1E", 10**18),
+        ("100n", Fraction(1, 10**7)),
+        ("+3", 3),
+        ("5.", 5),
+        ("1E2", 100),
+    ],
 )
 def test_quantities(text: str, value: Fraction) -> None:
     assert parse_quantity(text, "f") == value
 
 
-@pytest.mark.parametrize("text", ["", " 1", "1 ", "1GiB", "abc", "1,5", "0", "-1", "0m", "1e", "NaN", "١", "1_000", "9" * 65])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " 1",
+        "1 ",
+        "1GiB",
+        "abc",
+        "1,5",
+        "0",
+        "-1",
+        "0m",
+        "1e",
+        "NaN",
+        "١",
+        "1_000",
+        "9" * 65,
+    ],
+)
 def test_no_quantities(text: str) -> None:
     with pytest.raises(InvalidRequest, match="the.field"):
         parse_quantity(text, "the.field")
@@ -121,13 +159,21 @@ def test_the_table_cell_by_cell() -> None:
         (DomainState.OFF, "failed", MachineState.BROKEN),
     ],
 )
-def test_libvirts_word_and_the_guests(domain: DomainState, report: str, expected: MachineState) -> None:
+def test_libvirts_word_and_the_guests(
+    domain: DomainState, report: str, expected: MachineState
+) -> None:
     assert machine_state(domain, report) is expected
 
 
 TRANSIENT = {
-    "reconcilererror", "dependenciesnotready", "supervisornotconnected", "starting", "containerstarting",
-    "containercreated", "healthcheckstarting", "inspectfailed",
+    "reconcilererror",
+    "dependenciesnotready",
+    "supervisornotconnected",
+    "starting",
+    "containerstarting",
+    "containercreated",
+    "healthcheckstarting",
+    "inspectfailed",
 }
 
 
@@ -137,7 +183,9 @@ def gateway_phase(record: SandboxRecord) -> str:
     if snapshot.deleting:
         return "DELETING"
     conditions = snapshot.conditions
-    if any(c.type.lower() == "suspended" and c.status.lower() == "true" for c in conditions):
+    if any(
+        c.type.lower() == "suspended" and c.status.lower() == "true" for c in conditions
+    ):
         return "STOPPED"
     ready = next((c for c in conditions if c.type == "Ready"), None)
     if ready is None:
@@ -147,9 +195,16 @@ def gateway_phase(record: SandboxRecord) -> str:
     return "PROVISIONING" if ready.reason.lower() in TRANSIENT else "ERROR"
 
 
-def record(intent: Intent, phase: Phase, failure: Failure | None = None) -> SandboxRecord:
+def record(
+    intent: Intent, phase: Phase, failure: Failure | None = None
+) -> SandboxRecord:
     return SandboxRecord(
-        spec=spec(), intent=intent, phase=phase, failure=failure, created_at=utc_now(), changed_at=utc_now()
+        spec=spec(),
+        intent=intent,
+        phase=phase,
+        failure=failure,
+        created_at=utc_now(),
+        changed_at=utc_now(),
     )
 
 
@@ -162,10 +217,14 @@ def test_the_gateway_sees_every_state_as_it_is() -> None:
         assert gateway_phase(record(Intent.RUNNING, phase)) == "PROVISIONING"
         assert gateway_phase(record(Intent.RUNNING, phase, retried)) == "PROVISIONING"
     assert gateway_phase(record(Intent.RUNNING, Phase.RUNNING)) == "READY"
-    assert gateway_phase(record(Intent.RUNNING, Phase.FAILING, retried)) == "PROVISIONING"
+    assert (
+        gateway_phase(record(Intent.RUNNING, Phase.FAILING, retried)) == "PROVISIONING"
+    )
     for phase in (Phase.FAILING, Phase.FAILED):
         assert gateway_phase(record(Intent.RUNNING, phase, crash)) == "ERROR"
-        assert gateway_phase(record(Intent.STOPPED, phase, crash)) == "PROVISIONING", "a stop of it is under way"
+        assert gateway_phase(record(Intent.STOPPED, phase, crash)) == "PROVISIONING", (
+            "a stop of it is under way"
+        )
     assert gateway_phase(record(Intent.STOPPED, Phase.STOPPED)) == "STOPPED"
     for phase in (Phase.RUNNING, Phase.STOPPING, Phase.LAUNCHING):
         assert gateway_phase(record(Intent.STOPPED, phase)) == "PROVISIONING"

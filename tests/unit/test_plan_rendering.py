@@ -27,22 +27,41 @@ from vmdriver.storage import seed
 from vmdriver.storage.disks import parse_report
 
 Golden = Callable[[str, str], None]
-TCG = Host("qemu", "x86_64", "pc-q35-7.2", "/usr/bin/qemu-system-x86_64", Ownership(64055, 107))
-KVM = Host("kvm", "x86_64", "pc-q35-7.2", "/usr/bin/qemu-system-x86_64", Ownership(64055, 107))
+TCG = Host(
+    "qemu", "x86_64", "pc-q35-7.2", "/usr/bin/qemu-system-x86_64", Ownership(64055, 107)
+)
+KVM = Host(
+    "kvm", "x86_64", "pc-q35-7.2", "/usr/bin/qemu-system-x86_64", Ownership(64055, 107)
+)
 
 
-def plan(gateway_address: str | None = None, endpoint: str = "http://127.0.0.1:17670", **changes: object) -> LaunchPlan:
+def plan(
+    gateway_address: str | None = None,
+    endpoint: str = "http://127.0.0.1:17670",
+    **changes: object,
+) -> LaunchPlan:
     import dataclasses
 
-    own = dataclasses.replace(SETTINGS, endpoint=endpoint, dns=("192.0.2.53",), **changes.pop("settings", {}))
-    wanted = spec(environment={"A": "x y", "B": "q\"u'o\nte"}, command=("/bin/run", "--flag"), **changes)
+    own = dataclasses.replace(
+        SETTINGS, endpoint=endpoint, dns=("192.0.2.53",), **changes.pop("settings", {})
+    )
+    wanted = spec(
+        environment={"A": "x y", "B": "q\"u'o\nte"},
+        command=("/bin/run", "--flag"),
+        **changes,
+    )
     facts = planner.HostFacts(
         accelerator="tcg",
         boot=FakePlaces().boot(),
         base_disk="/state/images/base.ext4",
         image_digest="sha256:" + "0" * 64,
         supervisor_disk="/state/supervisors/x.img",
-        paths=planner.SandboxPaths(*(f"/state/sandboxes/s1/{n}" for n in ("root.qcow2", "seed.img", "status.img", "console.log"))),
+        paths=planner.SandboxPaths(
+            *(
+                f"/state/sandboxes/s1/{n}"
+                for n in ("root.qcow2", "seed.img", "status.img", "console.log")
+            )
+        ),
         lease=AddressPool("test", own.address_pool).take("s1", Taken()),
         own_networks=("192.0.2.0/24",),
         gateway_address=gateway_address,
@@ -56,30 +75,55 @@ def plan(gateway_address: str | None = None, endpoint: str = "http://127.0.0.1:1
 
 
 def test_the_plan(golden: Golden) -> None:
-    golden("plan.json", plan(resources=Resources(cpu_millis=1500, memory_mib=768)).model_dump_json(indent=1) + "\n")
+    golden(
+        "plan.json",
+        plan(resources=Resources(cpu_millis=1500, memory_mib=768)).model_dump_json(
+            indent=1
+        )
+        + "\n",
+    )
 
 
 @pytest.mark.parametrize(("name", "host"), [("tcg", TCG), ("kvm", KVM)])
 def test_the_domain_xml(name: str, host: Host, golden: Golden) -> None:
-    text = render(plan(resources=Resources(cpu_millis=1500, memory_mib=768)), host, "vmdriver/test/s1")
+    text = render(
+        plan(resources=Resources(cpu_millis=1500, memory_mib=768)),
+        host,
+        "vmdriver/test/s1",
+    )
     golden(f"domain-{name}.xml", text)
     assert read_mark(text) == "vmdriver/test/s1"
 
 
 def test_the_probes_domain_xml(golden: Golden) -> None:
-    golden("domain-probe.xml", render_probe("test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM))
+    golden(
+        "domain-probe.xml",
+        render_probe(
+            "test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM
+        ),
+    )
 
 
 def test_nothing_secret_or_unsavable_is_in_the_domain() -> None:
     text = render(plan(), TCG, "m")
-    for word in ("filesystem", "9p", "host-passthrough", "hostdev", "memballoon model=\"virtio\"", "sandbox.jwt"):
+    for word in (
+        "filesystem",
+        "9p",
+        "host-passthrough",
+        "hostdev",
+        'memballoon model="virtio"',
+        "sandbox.jwt",
+    ):
         assert word not in text
     assert "pc-q35-7.2" in text
 
 
 @pytest.mark.parametrize("egress", ["open", "private-denied", "none"])
 def test_the_rule_set(egress: str, golden: Golden) -> None:
-    golden(f"rules-{egress}.nft", ruleset.render(plan(settings={"egress": egress}).network, "vmdriver/test/s1"))
+    golden(
+        f"rules-{egress}.nft",
+        ruleset.render(plan(settings={"egress": egress}).network, "vmdriver/test/s1"),
+    )
 
 
 def test_the_rule_set_for_a_gateway_elsewhere(golden: Golden) -> None:
@@ -94,7 +138,11 @@ def test_the_rule_set_for_a_gateway_elsewhere(golden: Golden) -> None:
         ("https://localhost", "https://host.openshell.internal:443", True),
         ("http://0.0.0.0:80/", "http://host.openshell.internal:80/", True),
         ("http://[::1]:8080", "http://host.openshell.internal:8080", True),
-        ("https://host.openshell.internal:8443", "https://host.openshell.internal:8443", True),
+        (
+            "https://host.openshell.internal:8443",
+            "https://host.openshell.internal:8443",
+            True,
+        ),
         ("https://gateway.example:8443/x", "https://gateway.example:8443/x", False),
         ("http://192.0.2.7:1", "http://192.0.2.7:1", False),
     ],
@@ -104,7 +152,9 @@ def test_the_endpoint_keeps_its_name(url: str, expected: str, local: bool) -> No
     assert (endpoint.url, endpoint.on_host_loopback) == (expected, local)
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x", "127.0.0.1:80", "http://", "http://u:p@h/"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://x", "127.0.0.1:80", "http://", "http://u:p@h/"]
+)
 def test_no_endpoints(url: str) -> None:
     with pytest.raises(ValueError, match="is not an http"):
         guest.guest_endpoint(url)
@@ -117,22 +167,41 @@ def test_the_main_process_is_passed_exactly() -> None:
     assert "=" not in text
     body = text.removeprefix("base64url:")
     value = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    assert value == {"version": 1, "command": ["/bin/x", "a b", "", "é\n"], "tty": False}
+    assert value == {
+        "version": 1,
+        "command": ["/bin/x", "a b", "", "é\n"],
+        "tty": False,
+    }
     empty = guest.main_process_spec((), tty=False).removeprefix("base64url:")
-    assert json.loads(base64.urlsafe_b64decode(empty + "=" * (-len(empty) % 4)))["command"] == ["/bin/bash", "-l"]
+    assert json.loads(base64.urlsafe_b64decode(empty + "=" * (-len(empty) % 4)))[
+        "command"
+    ] == ["/bin/bash", "-l"]
 
 
 def test_ours_wins_over_the_users_environment() -> None:
-    values = guest.environment(spec(environment={"PATH": "/evil", "HOME": "/x", "A": "1"}), SETTINGS, has_token=False)
+    values = guest.environment(
+        spec(environment={"PATH": "/evil", "HOME": "/x", "A": "1"}),
+        SETTINGS,
+        has_token=False,
+    )
     assert values["HOME"] == "/sandbox"
     assert "/evil" not in values["PATH"]
-    assert json.loads(values["OPENSHELL_USER_ENVIRONMENT"])["PATH"] == "/evil", "its own processes get what it asked for"
+    assert json.loads(values["OPENSHELL_USER_ENVIRONMENT"])["PATH"] == "/evil", (
+        "its own processes get what it asked for"
+    )
     assert "OPENSHELL_SANDBOX_TOKEN_FILE" not in values
     assert "OPENSHELL_TLS_CA" not in values
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("My Box!", "my-box"), ("", "sandbox-s1"), ("-a-", "a"), ("x" * 80, "x" * 63), ("ÄÖ", "sandbox-s1")]
+    ("name", "expected"),
+    [
+        ("My Box!", "my-box"),
+        ("", "sandbox-s1"),
+        ("-a-", "a"),
+        ("x" * 80, "x" * 63),
+        ("ÄÖ", "sandbox-s1"),
+    ],
 )
 def test_host_names(name: str, expected: str) -> None:
     assert guest.hostname(name, "s1") == expected
@@ -140,11 +209,17 @@ def test_host_names(name: str, expected: str) -> None:
 
 def test_the_seed_holds_what_init_reads() -> None:
     value = plan()
-    data = seed.build(value, {**value.environment, "X": "1"}, seed.Secrets({"auth/sandbox.jwt": b"t\n", "tls/tls.crt": b"c"}))
+    data = seed.build(
+        value,
+        {**value.environment, "X": "1"},
+        seed.Secrets({"auth/sandbox.jwt": b"t\n", "tls/tls.crt": b"c"}),
+    )
     assert len(data) % seed.BLOCK == 0
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         members = {m.name: m for m in archive.getmembers()}
-        content = {n: archive.extractfile(m).read() for n, m in members.items() if m.isfile()}
+        content = {
+            n: archive.extractfile(m).read() for n, m in members.items() if m.isfile()
+        }
     assert members["openshell/auth/sandbox.jwt"].mode == 0o600
     assert members["openshell/auth"].mode == 0o700
     assert members["openshell/tls/tls.crt"].mode == 0o644
@@ -155,26 +230,40 @@ def test_the_seed_holds_what_init_reads() -> None:
     assert b"X=1\0" in content["environ"]
     init = (Path(__file__).parents[2] / "images/guest/init").read_text()
     for name in re.findall(r'"\$SEED/([a-z./-]+)"', init):
-        assert name in content or any(m.startswith(name.rstrip("/.")) for m in members), f"init reads {name}"
+        assert name in content or any(
+            m.startswith(name.rstrip("/.")) for m in members
+        ), f"init reads {name}"
 
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("launch") / "launch"
     source = Path(__file__).parents[2] / "images/guest/launch.c"
-    subprocess.run(["gcc", "-Wall", "-Werror", "-o", str(program), str(source)], check=True)
+    subprocess.run(
+        ["gcc", "-Wall", "-Werror", "-o", str(program), str(source)], check=True
+    )
     return program
 
 
-VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
+VALUES = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60
+)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,20}\Z"), VALUES, max_size=6))
-def test_every_byte_of_a_value_survives_the_way_into_a_process(launch: Path, values: dict[str, str]) -> None:
+@given(
+    st.dictionaries(
+        st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,20}\Z"), VALUES, max_size=6
+    )
+)
+def test_every_byte_of_a_value_survives_the_way_into_a_process(
+    launch: Path, values: dict[str, str]
+) -> None:
     environ = launch.parent / "environ"
     environ.write_bytes(seed.environ_bytes(values))
-    out = subprocess.run([launch, environ, "/usr/bin/env", "-0"], capture_output=True, check=True).stdout
+    out = subprocess.run(
+        [launch, environ, "/usr/bin/env", "-0"], capture_output=True, check=True
+    ).stdout
     got = dict(item.decode().split("=", 1) for item in out.split(b"\0") if item)
     assert got == values
 
@@ -187,6 +276,8 @@ def test_whatever_the_guest_writes_is_a_report(data: bytes) -> None:
 
 
 def test_reports() -> None:
-    report = parse_report(b"phase=exited\ncode=3\ninit=2.79 modules=3.30 supervisor=3.81\n" + b"\0" * 100)
+    report = parse_report(
+        b"phase=exited\ncode=3\ninit=2.79 modules=3.30 supervisor=3.81\n" + b"\0" * 100
+    )
     assert (report.phase, report.exit_code) == ("exited", 3)
     assert report.stamps == {"init": 2.79, "modules": 3.3, "supervisor": 3.81}

@@ -141,7 +141,7 @@ def _accelerator(config: Config) -> list[Finding]:
             )
         ]
     if not Path(KVM_DEVICE).exists():
-        advice = "enable virtualisation in the firmware, or nested virtualisation, and load kvm_intel or kvm_amd"
+        advice = "enable (nested) virtualisation, and load kvm_intel or kvm_amd"
         return [
             Finding(
                 "accelerator",
@@ -152,7 +152,10 @@ def _accelerator(config: Config) -> list[Finding]:
         ]
     owner = qemu_owner(config)
     if not facts.may_use(KVM_DEVICE, owner.uid, owner.gid):
-        message = f"{config.qemu_user} may not use {KVM_DEVICE}; libvirt probes QEMU anew at every step"
+        message = (
+            f"{config.qemu_user} may not use {KVM_DEVICE}; libvirt then probes QEMU "
+            "anew at every step"
+        )
         return [
             Finding(
                 "accelerator",
@@ -197,7 +200,8 @@ async def _network(driver: Driver) -> list[Finding]:
                 "firewall",
                 "warn",
                 f"{name} drops forwarded packets by default",
-                "sandboxes reach the gateway but nothing else, unless that table accepts their addresses",
+                "sandboxes reach the gateway but nothing else, unless that table "
+                "accepts their addresses",
             )
         )
     return findings
@@ -222,7 +226,7 @@ async def _libvirt(driver: Driver) -> list[Finding]:
                 "libvirt", "fail", error.text(), "install libvirt-daemon-driver-qemu"
             )
         ]
-    text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']} on {driver.connection.uri}"
+    text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     return [Finding("libvirt", "ok", text)]
 
 

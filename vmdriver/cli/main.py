@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan = command(
         "plan",
-        "print the launch plan of a request (JSON file, - for standard input); does nothing",
+        "print the launch plan of a request (JSON file, - for standard input); "
+        "does nothing",
     )
     plan.add_argument("request", help="a DriverSandbox message as JSON")
     sweep = command(

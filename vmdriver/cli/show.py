@@ -125,7 +125,8 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     print(f"sandbox    {sandbox_id}  {record['spec']['name']!r}")
     print(f"image      {record['spec']['image']}")
     print(
-        f"intent     {record['intent']}    phase {record['phase']}    launches {record['launches']}"
+        f"intent     {record['intent']}    phase {record['phase']}    launches "
+        f"{record['launches']}"
     )
     if record["failure"]:
         print(
@@ -137,7 +138,8 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     print("ledger")
     for entry in found["ledger"]:
         print(
-            f"  {entry['key']:20} {entry['scope']:10} {'held' if entry['done'] else 'begun'}"
+            f"  {entry['key']:20} {entry['scope']:10} "
+            f"{'held' if entry['done'] else 'begun'}"
         )
     print("console (its end)")
     print("\n".join(f"  {line}" for line in found["console_tail"].splitlines()[-12:]))

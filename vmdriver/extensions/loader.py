@@ -29,7 +29,8 @@ def load_extensions(names: Sequence[str]) -> list[LifecycleExtension]:
             extension = point.load()()
         except Exception as error:
             raise ConfigError(
-                f"extensions: {name!r} cannot be loaded: {type(error).__name__}: {error}"
+                f"extensions: {name!r} cannot be loaded: {type(error).__name__}: "
+                f"{error}"
             ) from error
         if not isinstance(extension, LifecycleExtension):
             raise ConfigError(f"extensions: {name!r} is not a LifecycleExtension")

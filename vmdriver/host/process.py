@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmdriver.errors import CommandError
 
+_log = logging.getLogger(__name__)
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -75,6 +78,7 @@ async def run(
             detail=shown,
             resolution=f"install the program {arguments[0]}",
         ) from error
+    begun = time.monotonic()
     try:
         async with asyncio.timeout(deadline_s):
             stdout, stderr = await process.communicate(stdin)
@@ -86,6 +90,7 @@ async def run(
     except asyncio.CancelledError:
         await _end_group(process)
         raise
+    _log.debug("outside: %s took %.4f s", arguments[0], time.monotonic() - begun)
     if process.returncode != 0:
         last_line = _last_words(stderr or stdout)
         raise CommandError(

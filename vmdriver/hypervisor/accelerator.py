@@ -98,7 +98,10 @@ class AcceleratorProbe:
         if not Path(KVM_DEVICE).exists():
             return f"{KVM_DEVICE} does not exist"
         if not facts.may_use(KVM_DEVICE, self._owner.uid, self._owner.gid):
-            return f"{KVM_DEVICE} may not be used by the user that QEMU runs as; chgrp it to QEMU's group, mode 0660"
+            return (
+                f"{KVM_DEVICE} may not be used by the user that QEMU runs as; "
+                "chgrp it to QEMU's group, mode 0660"
+            )
         try:
             versions = await self._machines.versions()
             key = f"{facts.kernel_release()} qemu-{versions['hypervisor']} {self._boot_digest}"

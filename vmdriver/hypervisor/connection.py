@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,8 +181,12 @@ class Connection:
         """
 
         def work() -> T:
-            with translated(what):
-                return function(self._open())
+            begun = time.monotonic()
+            try:
+                with translated(what):
+                    return function(self._open())
+            finally:
+                _log.debug("outside: %s took %.4f s", what, time.monotonic() - begun)
 
         return await self._pool.run(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+
 from vmdriver.errors import Exhausted
 from vmdriver.lifecycle.ports import Taken
 from vmdriver.model.ids import mac_address, tap_name

@@ -84,8 +84,7 @@ class ExtensionRunner:
         self._disks = disks
 
     def active_for(self, spec: SandboxSpec) -> tuple[str, ...]:
-        """Names of the extensions that will accompany this sandbox; stored at create.
-        """
+        """Names of the extensions that will accompany this sandbox; stored at create."""
         return tuple(
             e.name for e in self._extensions.values() if is_active(e, spec.labels)
         )
@@ -94,9 +93,12 @@ class ExtensionRunner:
         missing = set(record.extensions.active) - set(self._extensions)
         if missing:
             raise Refused(
-                f"extension {sorted(missing)[0]!r} takes part in this sandbox but is not loaded",
+                f"extension {sorted(missing)[0]!r} takes part in this sandbox but "
+                "is not loaded",
                 reason="ExtensionMissing",
-                resolution="list it in the configuration's `extensions` and restart the driver",
+                resolution=(
+                    "list it in the configuration's `extensions` and restart the driver"
+                ),
             )
         return [
             e for e in self._extensions.values() if e.name in record.extensions.active
@@ -127,7 +129,8 @@ class ExtensionRunner:
                 await work
         except TimeoutError as error:
             raise Refused(
-                f"extension {extension.name!r}: {hook} took longer than {extension.timeout_s:g} s",
+                f"extension {extension.name!r}: {hook} took longer than "
+                f"{extension.timeout_s:g} s",
                 reason="ExtensionTimedOut",
             ) from error
         except DriverError:
@@ -137,7 +140,8 @@ class ExtensionRunner:
                 "extension %s failed in %s for %s", extension.name, hook, record.id
             )
             raise Refused(
-                f"extension {extension.name!r} failed in {hook}: {type(error).__name__}",
+                f"extension {extension.name!r} failed in {hook}: "
+                f"{type(error).__name__}",
                 reason="ExtensionFailed",
             ) from error
         finally:
@@ -239,7 +243,9 @@ class ExtensionRunner:
             raise CleanupError(
                 f"extension {name!r} has something to undo but is not loaded",
                 reason="ExtensionMissing",
-                resolution="list it in the configuration's `extensions` and restart the driver",
+                resolution=(
+                    "list it in the configuration's `extensions` and restart the driver"
+                ),
             )
         saved = {**_saved(ledger, STAY + name), **_saved(ledger, RUN + name)}
         context = await self._context(record, name, ledger, held.key)

@@ -147,7 +147,8 @@ def check_sizes(values: Mapping[str, str]) -> None:
         if size > MAX_ENVIRONMENT_STRING:
             raise InvalidRequest(
                 fields.get(name, f"spec.environment[{name!r}]"),
-                f"is {size} bytes as the supervisor receives it; the kernel passes {MAX_ENVIRONMENT_STRING} at most",
+                f"is {size} bytes as the supervisor receives it; the kernel "
+                f"passes {MAX_ENVIRONMENT_STRING} at most",
                 resolution="make it shorter, or put it into a file of the image",
             )
 

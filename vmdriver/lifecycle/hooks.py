@@ -123,7 +123,8 @@ class PlanDraft:
         present = self._values.get(field_name)
         if present is not None and present[0] != value:
             raise Refused(
-                f"extensions {present[1]!r} and {self._extension!r} both set {field_name}, differently",
+                f"extensions {present[1]!r} and {self._extension!r} both set "
+                f"{field_name}, differently",
                 reason="ExtensionConflict",
                 resolution="disable one of them for this sandbox",
             )

@@ -31,8 +31,7 @@ Tell = Callable[[str, str, Progress], None]
 
 
 class LaunchFailed(Exception):
-    """A launch did not come to be. `blame` is for clean-up hooks, `cause` for the user.
-    """
+    """A launch did not come to be. `blame` is for clean-up hooks, `cause` for the user."""
 
     def __init__(self, cause: DriverError, blame: Reason) -> None:
         super().__init__(cause.message)
@@ -208,6 +207,8 @@ class Launcher:
                         f"the guests' TLS file {name} cannot be read: {error.strerror}",
                         detail=str(path),
                         reason="TlsFilesMissing",
-                        resolution="check guest_tls_ca, guest_tls_cert and guest_tls_key",
+                        resolution=(
+                            "check guest_tls_ca, guest_tls_cert and guest_tls_key"
+                        ),
                     ) from error
         return secrets

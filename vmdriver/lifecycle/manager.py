@@ -19,7 +19,7 @@ from vmdriver.errors import (
     Unavailable,
 )
 from vmdriver.lifecycle import requests, sweep
-from vmdriver.lifecycle.actions import Shared
+from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import Guard, JournalOpener, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
@@ -44,8 +44,7 @@ _CONSOLE_INTERVAL_S = 2.0
 
 
 class Manager:
-    """Knows every sandbox. `recover` must have returned before anything else is asked.
-    """
+    """Knows every sandbox. `recover` must have returned before anything else is asked."""
 
     def __init__(
         self,
@@ -201,7 +200,8 @@ class Manager:
         )
         if not worker.gone and worker.record.intent is Intent.RUNNING:
             raise Refused(
-                f"sandbox {worker.record.id} was started again while it was being stopped"
+                f"sandbox {worker.record.id} was started again while it was being "
+                "stopped"
             )
 
     async def start(self, sandbox_id: str, name: str) -> None:
@@ -226,7 +226,10 @@ class Manager:
             raise Refused(
                 f"sandbox {worker.record.id}: {failure.message}",
                 reason=MAIN_PROCESS_EXITED,
-                resolution="its main process is not run twice; stop the sandbox first, or delete it",
+                resolution=(
+                    "its main process is not run twice; stop the sandbox "
+                    "first, or delete it"
+                ),
             )
         if worker.record.phase is Phase.FAILING:
             raise Unavailable(

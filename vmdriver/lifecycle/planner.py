@@ -112,7 +112,8 @@ def _check_features(draft: PlanDraft) -> tuple[str, ...]:
     for feature, (_, extension) in wanted.items():
         if feature not in FEATURES:
             raise Refused(
-                f"extension {extension!r} requires {feature!r}, which this driver does not have",
+                f"extension {extension!r} requires {feature!r}, which this driver "
+                "does not have",
                 reason="FeatureMissing",
                 resolution=f"it has {', '.join(sorted(FEATURES))}",
             )

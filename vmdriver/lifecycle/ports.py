@@ -180,8 +180,7 @@ class Images(Protocol):
     """OCI images as base disks."""
 
     async def prepare(self, reference: str, progress: ProgressSink) -> BaseDisk:
-        """Have the image as a disk. NotFound, Refused (other architecture), ImageError.
-        """
+        """Have the image as a disk. NotFound, Refused (other architecture), ImageError."""
 
 
 class Records(Protocol):

@@ -60,8 +60,7 @@ def check_numbers(value: Any, path: str) -> None:
 def parse_resources(
     cpu_request: str, cpu_limit: str, memory_request: str, memory_limit: str
 ) -> Resources:
-    """Kubernetes quantities to what the machine gets: the limit, or else the request.
-    """
+    """Kubernetes quantities to what the machine gets: the limit, or else the request."""
     path = "template.resources"
     cpu = [
         (f"{path}.cpu_{kind}", text)
@@ -97,7 +96,8 @@ def _check_size(spec: SandboxSpec, settings: Settings) -> None:
     if memory_mib > settings.max_memory_mib:
         raise InvalidRequest(
             "template.resources.memory_limit",
-            f"{memory_mib} MiB are above the operator's maximum {settings.max_memory_mib}",
+            f"{memory_mib} MiB are above the operator's maximum "
+            f"{settings.max_memory_mib}",
         )
     if memory_mib < MIN_MEMORY_MIB:
         raise InvalidRequest(
@@ -150,7 +150,8 @@ def check_memory(
     have, wanted = committed_mib(others, settings), size_of(spec.resources, settings)[1]
     if have + wanted > settings.max_committed_memory_mib:
         raise Exhausted(
-            f"max_committed_mem_mib: {have} MiB of {settings.max_committed_memory_mib} MiB are committed, "
+            f"max_committed_mem_mib: {have} MiB of "
+            f"{settings.max_committed_memory_mib} MiB are committed, "
             f"{wanted} MiB do not fit",
             reason="MemoryExhausted",
             resolution="stop or delete sandboxes, ask for less, or raise the limit",
@@ -164,7 +165,8 @@ def check_admission(
     known = [record for record in records if record.id != spec.id]
     if len(known) >= settings.max_sandboxes:
         raise Exhausted(
-            f"max_sandboxes: there are {len(known)} sandboxes, the limit is {settings.max_sandboxes}",
+            f"max_sandboxes: there are {len(known)} sandboxes, the limit is "
+            f"{settings.max_sandboxes}",
             reason="SandboxLimit",
             resolution="delete sandboxes or raise the limit",
         )

@@ -39,8 +39,7 @@ class SandboxState:
     async def until(
         self, reached: Callable[[SandboxRecord], bool], timeout_s: float
     ) -> None:
-        """Wait until the record satisfies a predicate or the sandbox is gone. TimedOut.
-        """
+        """Wait until the record satisfies a predicate or the sandbox is gone. TimedOut."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.gone and not reached(self.record):

@@ -8,8 +8,7 @@ from vmdriver.model.ids import mark
 
 
 async def orphans(ports: Ports, known: set[str]) -> list[Found]:
-    """What is marked as ours and claimed by nobody, machines first: they hold the rest.
-    """
+    """What is marked as ours and claimed by nobody, machines first: they hold the rest."""
     found = [*await ports.hypervisor.marked(), *await ports.network.marked()]
     return [item for item in found if item.sandbox_id not in known]
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from vmdriver.errors import DriverError, HostError
 from vmdriver.host.retry import backoff_s
-from vmdriver.lifecycle.actions import SandboxActions
+from vmdriver.lifecycle.end_actions import EndActions
+from vmdriver.lifecycle.launch_actions import LaunchActions
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
 
 _log = logging.getLogger(__name__)
 
 
-class SandboxWorker(SandboxActions):
+class SandboxWorker(LaunchActions, EndActions):
     """Owns one sandbox. Others only set its intent and wait."""
 
     # --- for the manager

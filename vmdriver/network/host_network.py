@@ -195,9 +195,14 @@ class HostNetwork:
         """See ports.Network."""
         with _translated("list links"):
             async with _netlink() as netlink:
-                names = [_attribute(link, "IFLA_IFNAME") async for link in await netlink.link("dump")]
+                names = [
+                    _attribute(link, "IFLA_IFNAME")
+                    async for link in await netlink.link("dump")
+                ]
                 found = await netlink.addr("dump", family=socket.AF_INET)
-                addresses = [_attribute(address, "IFA_ADDRESS") async for address in found]
+                addresses = [
+                    _attribute(address, "IFA_ADDRESS") async for address in found
+                ]
         return Taken(frozenset(names), frozenset(addresses))
 
     async def own_networks(self) -> tuple[str, ...]:
@@ -260,8 +265,7 @@ class HostNetwork:
         ]
 
     async def prepare(self) -> None:
-        """Before anything else: refuse a pool that overlaps, and let the host forward.
-        """
+        """Before anything else: refuse a pool that overlaps, and let the host forward."""
         await self.check_pool()
         await self._pool.run(_write_sysctls, {"ipv4/ip_forward": "1"})
 

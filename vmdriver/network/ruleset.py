@@ -58,7 +58,10 @@ def _input_chain(plan: NetworkPlan) -> list[str]:
     tap, port = plan.lease.tap, plan.gateway_port
     if plan.gateway_address is None:
         # Only what to_gateway let in: 127.0.0.1 itself, asked for by the guest, is not.
-        reachable = f'iifname "{tap}" ct status dnat ct original ip daddr {plan.lease.host_ip} tcp dport {port} accept'
+        reachable = (
+            f'iifname "{tap}" ct status dnat '
+            f"ct original ip daddr {plan.lease.host_ip} tcp dport {port} accept"
+        )
     else:
         reachable = (
             f'iifname "{tap}" ip daddr {plan.gateway_address} tcp dport {port} accept'

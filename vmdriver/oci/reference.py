@@ -57,7 +57,9 @@ def parse(text: str) -> Reference:
         raise InvalidRequest(
             FIELD,
             f"{text[:128]!r} is not an image reference",
-            resolution="write host/name:tag, host/name@sha256:..., or a lower-case short name",
+            resolution=(
+                "write host/name:tag, host/name@sha256:..., or a lower-case short name"
+            ),
         )
     host, path = match["host"], match["path"]
     if host in {"index.docker.io", "registry-1.docker.io"}:

@@ -130,7 +130,10 @@ class ImageStore:
             raise InvalidRequest(
                 FIELD,
                 f"{text[:200]!r} is not below a directory that the operator allows",
-                resolution="list the directory in allowed_image_dirs, or use a registry reference",
+                resolution=(
+                    "list the directory in allowed_image_dirs, or use a "
+                    "registry reference"
+                ),
             )
         if not (path / "index.json").is_file():
             raise NotFound(
@@ -292,7 +295,10 @@ def _skopeo_error(source: str, error: CommandError) -> DriverError:
             f"{FIELD}: the registry does not give out {name}",
             detail=error.detail,
             reason="ImageDenied",
-            resolution="check the name, and the credentials in the containers auth.json of the driver's user",
+            resolution=(
+                "check the name, and the credentials in the containers "
+                "auth.json of the driver's user"
+            ),
         )
     if any(word in text for word in _MISSING):
         return NotFound(

@@ -59,7 +59,8 @@ def _refuse_unsupported(spec: pb.DriverSandboxSpec) -> None:
     if template.HasField("platform_config") and template.platform_config.fields:
         keys = ", ".join(sorted(template.platform_config.fields)[:5])
         raise Refused(
-            f"template.platform_config: {keys[:200]}: these settings are for other platforms than virtual machines",
+            f"template.platform_config: {keys[:200]}: these settings are for "
+            "other platforms than virtual machines",
             resolution="remove them, or use a driver for that platform",
         )
     if spec.HasField("resource_requirements") and spec.resource_requirements.HasField(
@@ -73,7 +74,8 @@ def _refuse_unsupported(spec: pb.DriverSandboxSpec) -> None:
                 "spec.resource_requirements.gpu.count", "must be at least 1"
             )
         raise Refused(
-            "spec.resource_requirements.gpu: this driver does not pass GPUs through yet",
+            "spec.resource_requirements.gpu: this driver does not pass GPUs "
+            "through yet",
             reason="GpuUnsupported",
             resolution="ask for a sandbox without a GPU",
         )

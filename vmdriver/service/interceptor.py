@@ -88,7 +88,8 @@ def _unary(
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if task.cancelled():  # something inside was cancelled: a client must not wait for its own deadline
+            # Something inside was cancelled: a client must not wait for its own deadline.
+            if task.cancelled():
                 await _abort(
                     context, method, errors.Unavailable("the driver is shutting down")
                 )

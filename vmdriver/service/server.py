@@ -27,7 +27,8 @@ def check_path(path: Path) -> None:
     size = len(os.fsencode(path))
     if size > MAX_PATH:
         raise ConfigError(
-            f"bind_socket: the path is {size} bytes long, a Unix socket's may have {MAX_PATH}",
+            f"bind_socket: the path is {size} bytes long, a Unix socket's may "
+            f"have {MAX_PATH}",
             detail=str(path),
             resolution="choose a shorter path",
         )

@@ -71,10 +71,13 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         """
         if request.HasField("gateway"):
             raise Refused(
-                f"this driver speaks the 0.0 contract of OpenShell gateways {SUPPORTED_GATEWAYS}; this gateway is of the "
+                "this driver speaks the 0.0 contract of OpenShell gateways "
+                f"{SUPPORTED_GATEWAYS}; this gateway is of the "
                 "0.1 generation, whose contract differs in more than its capabilities",
                 reason="GatewayUnsupported",
-                resolution="use a gateway of that range, or a driver release that supports 0.1",
+                resolution=(
+                    "use a gateway of that range, or a driver release that supports 0.1"
+                ),
             )
         own = self._identity
         return pb.GetCapabilitiesResponse(

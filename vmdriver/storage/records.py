@@ -71,7 +71,8 @@ class RecordStore:
             )
         except OSError as error:
             raise StorageError(
-                f"the record of sandbox {record.id} cannot be written: {error.strerror}",
+                f"the record of sandbox {record.id} cannot be written: "
+                f"{error.strerror}",
                 detail=str(error),
                 resolution="check free space and permissions of the state directory",
             ) from error

@@ -1,0 +1,109 @@
+"""Configuration: precedence, sources, clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmdriver.config import Config, load
+from vmdriver.errors import ConfigError
+
+
+def loaded(
+    tmp_path: Path,
+    text: str = "",
+    flags: dict[str, str] | None = None,
+    **environment: str,
+):
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    return load(file=file, flags=flags, environment=environment)
+
+
+def test_file_environment_flag_in_rising_precedence(tmp_path: Path) -> None:
+    text = "vcpus = 3\nmem_mib = 300\negress = 'none'"
+    result = loaded(
+        tmp_path, text, {"vcpus": "5"}, VMDRIVER_VCPUS="4", VMDRIVER_MEM_MIB="400"
+    )
+    assert (result.config.vcpus, result.config.mem_mib, result.config.egress) == (
+        5,
+        400,
+        "none",
+    )
+    sources = {key: source for key, _, source in result.table()}
+    assert sources["vcpus"] == "flag --vcpus"
+    assert sources["mem_mib"] == "environment VMDRIVER_MEM_MIB"
+    assert sources["egress"].startswith("file ")
+    assert sources["stop_grace_s"] == "default"
+
+
+def test_upstreams_environment_names_are_read_below_ours(tmp_path: Path) -> None:
+    result = loaded(
+        tmp_path, OPENSHELL_VM_DRIVER_VCPUS="7", OPENSHELL_GRPC_ENDPOINT="http://x:1"
+    )
+    assert result.config.vcpus == 7
+    assert (
+        loaded(tmp_path, OPENSHELL_VM_DRIVER_VCPUS="7", VMDRIVER_VCPUS="8").config.vcpus
+        == 8
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vcpu = 3", ["'vcpu'", "did you mean 'vcpus'?"]),
+        ("vcpus = 0", ["vcpus", "greater than or equal to 1"]),
+        ("egress = 'some'", ["egress", "private-denied"]),
+        ("address_pool = '10.0.0.0/31'", ["address_pool", "/30"]),
+        ("address_pool = '10.0.0.1/24'", ["address_pool"]),
+        ("instance = 'A b'", ["instance"]),
+        ("log_level = 'loud'", ["log_level", "debug"]),
+        ("openshell_endpoint = 'x'", ["openshell_endpoint"]),
+        ("openshell_endpoint = 'https://x'", ["guest_tls_ca"]),
+        ("guest_tls_ca = '/x'", ["all or none"]),
+        ("dns = ['x']", ["dns"]),
+        ("vcpus = ", ["cannot be read"]),
+    ],
+)
+def test_errors_name_the_setting_and_the_way_out(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    for word in words:
+        assert word in caught.value.text()
+
+
+def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(file=tmp_path / "none", environment={})
+
+
+def test_lists_are_comma_separated_outside_the_file(tmp_path: Path) -> None:
+    result = loaded(
+        tmp_path, flags={"insecure_registries": "a:1, b:2"}, VMDRIVER_DNS="192.0.2.1"
+    )
+    assert result.config.insecure_registries == ["a:1", "b:2"]
+    assert result.config.dns == ["192.0.2.1"]
+
+
+def test_what_looks_secret_is_hidden(tmp_path: Path) -> None:
+    result = loaded(tmp_path, "[extension.x]\napi_token = 'hush'\nplain = 1")
+    table = {key: value for key, value, _ in result.table()}
+    assert table["extension"] == {"x": {"api_token": "**********", "plain": 1}}
+
+
+def test_every_flag_of_a_stock_gateway_is_a_setting() -> None:
+    for flag in (
+        "bind-socket expected-peer-pid log-level otlp-endpoint openshell-endpoint state-dir default-image bootstrap-image "
+        "krun-log-level vcpus mem-mib overlay-disk-mib guest-tls-ca guest-tls-cert guest-tls-key allow-same-uid-peer"
+    ).split():
+        assert flag.replace("-", "_") in Config.model_fields
+
+
+def test_the_readme_describes_every_setting() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for name, field in Config.model_fields.items():
+        assert f"`{name}`" in readme, f"README.md says nothing of {name}"
+        assert field.description

@@ -1,0 +1,216 @@
+"""Errors to status codes, references, sockets, logs, commands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmdriver import errors
+from vmdriver.host import process
+from vmdriver.host.log import parse_level, set_up
+from vmdriver.host.threads import Pool, finished
+from vmdriver.hypervisor.connection import embed_uri
+from vmdriver.oci.reference import parse
+from vmdriver.service import server
+from vmdriver.service.interceptor import status_of
+
+
+def subclasses(kind: type) -> set[type]:
+    return {kind} | {s for child in kind.__subclasses__() for s in subclasses(child)}
+
+
+def test_every_error_has_its_status() -> None:
+    base = errors.DriverError
+    for kind in subclasses(base) - {base}:
+        error = (
+            kind("field", "problem")
+            if kind is errors.InvalidRequest
+            else kind("problem")
+        )
+        code, text = status_of(error)
+        assert code is not grpc.StatusCode.UNKNOWN
+        assert "problem" in text
+        assert code is not grpc.StatusCode.INTERNAL or issubclass(
+            kind, errors.HostError
+        )
+
+
+def test_what_is_unknown_stays_opaque(caplog: pytest.LogCaptureFixture) -> None:
+    code, text = status_of(RuntimeError("the secret"))
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in text
+    incident = text.split("incident ")[1].split()[0]
+    assert incident in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("debian", "docker.io/library/debian:latest"),
+        ("debian:12", "docker.io/library/debian:12"),
+        ("me/tool", "docker.io/me/tool:latest"),
+        ("docker.io/debian", "docker.io/library/debian:latest"),
+        ("index.docker.io/x/y", "docker.io/x/y:latest"),
+        ("127.0.0.1:5000/a/b:c", "127.0.0.1:5000/a/b:c"),
+        ("localhost/a", "localhost/a:latest"),
+        ("ghcr.io/a/b:t@sha256:" + "0" * 64, "ghcr.io/a/b@sha256:" + "0" * 64),
+    ],
+)
+def test_references(text: str, expected: str) -> None:
+    assert str(parse(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "UPPER",
+        "a//b",
+        "a:",
+        "a@sha256:1",
+        "--help",
+        "a b",
+        "host/",
+        "/a",
+        "a:b:c",
+        "docker://a",
+        "x" * 513,
+    ],
+)
+def test_no_references(text: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match=r"template\.image"):
+        parse(text)
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_reference_or_a_clear_error(text: str) -> None:
+    try:
+        reference = parse(text)
+    except errors.InvalidRequest:
+        return
+    assert not str(reference).startswith("-")
+    assert "\n" not in str(reference)
+
+
+def test_a_long_socket_path_is_refused_before_anything_starts() -> None:
+    server.check_path(Path("/" + "x" * 106))
+    with pytest.raises(errors.ConfigError, match="108 bytes"):
+        server.check_path(Path("/" + "x" * 107))
+    with pytest.raises(errors.ConfigError, match="absolute"):
+        server.check_path(Path("x"))
+
+
+async def test_only_a_stale_socket_of_ours_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_WAIT_FOR_PREDECESSOR_S", 0.2)
+    path = tmp_path / "s"
+    await server.remove_stale(path)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    await server.remove_stale(path)
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(errors.ConfigError, match="not a socket"):
+        await server.remove_stale(path)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.ConfigError, match="not a socket"):
+        await server.remove_stale(path)
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as live:
+        live.bind(str(path))
+        live.listen()
+        with pytest.raises(errors.ConfigError, match="another program answers"):
+            await server.remove_stale(path)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 0)
+        with pytest.raises(errors.ConfigError, match="belongs to uid 12345"):
+            await server.remove_stale(path)
+
+
+def test_the_sockets_directory_must_be_ours(tmp_path: Path) -> None:
+    server.secure_directory(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(errors.ConfigError, match="links are not followed"):
+        server.secure_directory(tmp_path / "link")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    with pytest.raises(errors.ConfigError, match="sticky"):
+        server.secure_directory(shared)
+
+
+async def test_a_command_that_takes_too_long_is_ended_with_its_children() -> None:
+    with pytest.raises(errors.CommandError, match="longer than"):
+        await process.run(["sh", "-c", "sleep 60 & echo $! >&2; wait"], deadline_s=0.3)
+    with pytest.raises(errors.CommandError, match="status 3: bye"):
+        await process.run(["sh", "-c", "echo bye >&2; exit 3"], deadline_s=5)
+    with pytest.raises(errors.CommandError) as caught:
+        await process.run(["no-such-program"], deadline_s=5)
+    assert "install the program no-such-program" in caught.value.text()
+    done = await process.run(
+        [sys.executable, "-c", "import os; print(sorted(os.environ))"], deadline_s=10
+    )
+    assert "PYTEST" not in done.stdout.decode(), "the environment is a clean one"
+
+
+async def test_work_that_was_begun_is_finished_before_a_cancellation_shows() -> None:
+    pool, ended = Pool("t", 1), []
+
+    def work() -> None:
+        import time
+
+        time.sleep(0.1)
+        ended.append(True)
+
+    task = asyncio.create_task(pool.run(work))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [True]
+    pool.close()
+
+    async def fails() -> None:
+        raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        await finished(fails())
+
+
+def test_a_forged_log_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        for style in ("text", "json"):
+            set_up("info", style)
+            logging.getLogger("vmdriver.x").info("a\nERROR forged")
+            assert len(capsys.readouterr().err.splitlines()) == 1
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    assert parse_level("openshell=debug,x=info") == logging.DEBUG
+
+
+def test_a_long_libvirt_root_is_reached_through_a_short_link(tmp_path: Path) -> None:
+    assert (
+        embed_uri(Path("/var/lib/vmdriver/libvirt"))
+        == "qemu:///embed?root=/var/lib/vmdriver/libvirt"
+    )
+    for root in (tmp_path / ("x" * 80), tmp_path / "a b"):
+        link = Path(embed_uri(root, tmp_path / "links").partition("root=")[2])
+        assert link.readlink() == root
+        assert embed_uri(root, tmp_path / "links").endswith(str(link)), (
+            "the same each time"
+        )

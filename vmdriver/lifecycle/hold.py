@@ -1,0 +1,101 @@
+"""A sandbox's record together with what is held for it: the ground that launches and
+ends stand on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vmdriver.errors import CleanupError, DriverError
+from vmdriver.host import facts
+from vmdriver.lifecycle.extension_runner import RUN, ExtensionRunner
+from vmdriver.lifecycle.hooks import Reason
+from vmdriver.lifecycle.hub import Hub
+from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.state import SandboxState
+from vmdriver.lifecycle.steps import MACHINE, Ports, Undoer
+from vmdriver.model.phase import DomainState, MachineState, Phase, machine_state
+from vmdriver.model.record import Failure, SandboxRecord
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all workers share."""
+
+    ports: Ports
+    settings: Settings
+    launcher: Launcher
+    extensions: ExtensionRunner
+    undoer: Undoer
+    hub: Hub
+    forget: Callable[[str], None]
+    """Called when the sandbox is gone."""
+
+
+class SandboxHold(SandboxState):
+    """Record, ledger, and the wake-up of whoever looks after them."""
+
+    def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:
+        super().__init__(record, shared.ports.records, shared.hub)
+        self.ledger = ledger
+        self._shared = shared
+        self._wake = asyncio.Event()
+        self._launch: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._adopted = record.phase is not Phase.RUNNING
+
+    async def observe(self) -> tuple[MachineState, GuestReport]:
+        """What libvirt and the guest say now."""
+        plan, held = self.record.plan, self.ledger.get(MACHINE)
+        if plan is None or held is None:
+            return MachineState.ABSENT, GuestReport()
+        domain = await self._shared.ports.hypervisor.observe(plan.domain)
+        report = await self._shared.ports.disks.report(plan.disk("status").path)
+        if domain is not DomainState.RUNNING and not report.phase and not held.done:
+            # A start that was cut off half-way: defined, perhaps paused, but never let go.
+            domain = DomainState.ABSENT
+        rebooted = self.record.host_boot_id != facts.boot_id()
+        if rebooted and domain in {DomainState.OFF, DomainState.CRASHED}:
+            # It ended with the host, unless it had said before that it was ending by itself.
+            domain = domain if report.phase == "exited" else DomainState.ABSENT
+        return machine_state(domain, report.phase), report
+
+    async def _tail(self) -> str:
+        plan = self.record.plan
+        return await self._shared.ports.disks.console_tail(plan.console) if plan else ""
+
+    async def _end(self, failure: Failure) -> None:
+        self.tell(failure.reason, failure.message, warn=True)
+        await self.update(
+            phase=Phase.FAILING,
+            failure=failure,
+            unwind_reason=Reason.PROCESS_EXITED.value,
+        )
+
+    async def _unwind(self, scope: Scope | None, reason: Reason) -> None:
+        errors = await self.ledger.release(
+            scope,
+            lambda held: self._shared.undoer.undo(
+                self.record, self.ledger, held, reason
+            ),
+        )
+        if not errors:
+            return
+        texts = "; ".join(
+            e.text() if isinstance(e, DriverError) else repr(e) for e in errors
+        )
+        if scope is Scope.RUNTIME and all(
+            held.key.startswith(RUN) for held in self.ledger.held(scope)
+        ):
+            # Only an extension's own clean-up is left. The machine is down; that one is
+            # tried again at the next chance.
+            self.tell("ExtensionCleanupFailed", texts, warn=True)
+            return
+        raise CleanupError(
+            f"{len(errors)} of the sandbox's resources could not be released: {texts}"
+        )

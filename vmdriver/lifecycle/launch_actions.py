@@ -1,0 +1,159 @@
+"""What brings a machine up: launch it, wait for its word, confirm it; or adopt one that
+runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from vmdriver.errors import DriverError, HostError
+from vmdriver.host import facts
+from vmdriver.lifecycle import endings
+from vmdriver.lifecycle.hold import SandboxHold
+from vmdriver.lifecycle.hooks import Reason, RestoreKind
+from vmdriver.lifecycle.launcher import LaunchFailed
+from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.model.condition import Progress
+from vmdriver.model.ids import mark
+from vmdriver.model.phase import Intent, MachineState, Phase
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.03
+
+
+class LaunchActions(SandboxHold):
+    """Actions LAUNCH, AWAIT_READY, CONFIRM_RUNNING, and adoption. Each may be cut off
+    anywhere by a crash and is begun again by the next process: the ledger says how far
+    it came.
+    """
+
+    async def _adopt(self) -> None:
+        shared, record = self._shared, self.record
+        try:
+            await shared.extensions.before_restore(
+                record, self.ledger, RestoreKind.ADOPTED
+            )
+        except DriverError as error:
+            self.tell(error.reason, error.text(), warn=True)
+        if (
+            record.plan is not None
+        ):  # whoever emptied the firewall while we were away did not mean to open it
+            await shared.ports.network.load_rules(
+                record.plan.network, mark(shared.settings.instance, record.id)
+            )
+        self.tell("Adopted", "the machine was running and goes on")
+        for problem in await shared.extensions.after_restore(
+            record, self.ledger, RestoreKind.ADOPTED
+        ):
+            self.tell("ExtensionFailed", problem, warn=True)
+
+    async def _launch_cancellably(self) -> None:
+        """A stop or delete that comes meanwhile cancels the launch; steps that were
+        begun are finished first.
+        """
+        self._launch = asyncio.create_task(self._launch_machine())
+        try:
+            await asyncio.shield(self._launch)
+        except asyncio.CancelledError:
+            self._launch.cancel()
+            await asyncio.wait({self._launch})
+            if self._task is not None and self._task.cancelling():
+                raise
+        except LaunchFailed as failed:
+            failure = endings.provisioning_failed(failed.cause)
+            self.tell(failure.reason, failure.message, warn=True)
+            await self.update(
+                phase=Phase.FAILING, failure=failure, unwind_reason=failed.blame.value
+            )
+        except DriverError:
+            raise  # of our own files or an undo: tried again
+        except Exception as error:  # noqa: BLE001 - a bug must not become an endless retry
+            _log.exception("%s: the launch failed", self.record.id)
+            failure = endings.provisioning_failed(
+                HostError(f"internal error: {type(error).__name__}")
+            )
+            blame = Reason.LAUNCHER_SPAWN_FAILED.value
+            await self.update(phase=Phase.FAILING, failure=failure, unwind_reason=blame)
+        finally:
+            self._launch = None
+
+    async def _launch_machine(self) -> None:
+        shared = self._shared
+        again = self.record.launches > 0
+        if self.record.intent is not Intent.RUNNING:
+            return
+        await self.update(phase=Phase.LAUNCHING)
+        await self._unwind(
+            Scope.RUNTIME, Reason(self.record.unwind_reason or Reason.STOPPED)
+        )
+        if again:
+            try:
+                await shared.extensions.before_restore(
+                    self.record, self.ledger, RestoreKind.RELAUNCHED
+                )
+            except DriverError as error:
+                raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
+        plan, draft = await shared.launcher.plan(self.record, self.ledger, self.tell)
+        await self.update(
+            plan=plan,
+            lease=plan.network.lease,
+            launches=self.record.launches + 1,
+            host_boot_id=facts.boot_id(),
+            unwind_reason="",
+            boot_seconds={},
+        )
+        note = shared.launcher.accelerator.note()
+        if note:
+            self.tell("AcceleratorFallback", note, warn=True)
+        await shared.launcher.start(self.record, self.ledger, plan, draft)
+        self.tell(
+            "Started",
+            "the machine is started",
+            Progress(active_step="starting_sandbox", active_detail="booting"),
+        )
+        if again:
+            for problem in await shared.extensions.after_restore(
+                self.record, self.ledger, RestoreKind.RELAUNCHED
+            ):
+                self.tell("ExtensionFailed", problem, warn=True)
+
+    async def _await_ready(self) -> None:
+        """Poll the status disk, which is cheap, until the guest says something; look at
+        the domain once a second.
+        """
+        plan = self.record.plan
+        assert plan is not None  # noqa: S101 - a machine without a plan is absent
+        path, loop = plan.disk("status").path, asyncio.get_running_loop()
+        deadline = loop.time() + self._shared.settings.boot_timeout_s
+        look_again = loop.time() + 1.0
+        while not self._shared.ports.disks.report_now(path).phase:
+            if self._wake.is_set() or loop.time() > look_again:
+                look_again = loop.time() + 1.0
+                self._wake.clear()
+                machine, _ = await self.observe()
+                if (
+                    machine is not MachineState.BOOTING
+                    or self.record.intent is not Intent.RUNNING
+                ):
+                    return
+            if loop.time() > deadline:
+                await self._end(
+                    endings.not_ready(
+                        self._shared.settings.boot_timeout_s, await self._tail()
+                    )
+                )
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _confirm_running(self, report: GuestReport) -> None:
+        self._adopted = True
+        await self.update(
+            phase=Phase.RUNNING, failure=None, boot_seconds=dict(report.stamps)
+        )
+        self.tell(
+            "Running",
+            "the supervisor has been started",
+            Progress("starting_sandbox", "Sandbox ready"),
+        )
