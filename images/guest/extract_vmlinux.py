@@ -26,7 +26,9 @@ def main(source: str, target: str) -> None:
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (setup_sectors + 1) * 512 + offset
     payload = image[start : start + length]
-    command = next((c for magic, c in DECOMPRESSORS.items() if payload.startswith(magic)), None)
+    command = next(
+        (c for magic, c in DECOMPRESSORS.items() if payload.startswith(magic)), None
+    )
     if command is None:
         raise SystemExit(f"{source}: unknown kernel compression {payload[:6].hex()}")
     # The four bytes behind the stream hold the unpacked size; the tools call that trailing garbage.

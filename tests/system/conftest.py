@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,19 +44,20 @@ class Host:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def host() -> Iterator[Host]:
     if os.geteuid() != 0:
         pytest.fail("the system tier needs root")
-    base = tmp_path_factory.mktemp("system")
-    for directory in (base, *base.parents):
-        if directory.is_relative_to("/tmp") and directory != Path("/tmp"):
-            directory.chmod(0o755)  # QEMU's user must get through
+    base = Path(tempfile.mkdtemp(prefix="vmdriver-test-"))
+    base.chmod(
+        0o755
+    )  # QEMU's user must get through, which pytest's own directories do not allow
     state = base / "state with space"
     state.mkdir()
     (state / "boot").symlink_to(WORK / "boot")
     with registry(base / "registry") as address:
         push(WORK / "demo-image", "demo", f"{address}/demo:latest")
         yield Host(address, state)
+    shutil.rmtree(base)
 
 
 @dataclass

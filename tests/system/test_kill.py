@@ -137,6 +137,19 @@ def test_a_watching_gateway_does_not_hold_the_end_up(driver: Driver) -> None:
     assert driver.kill(signal.SIGTERM) < 3
 
 
+def test_a_machine_that_hangs_is_stopped_within_the_bound(
+    new_driver: Callable[..., Driver],
+) -> None:
+    driver = new_driver("--stop-grace-s", "2")
+    box = driver.create()
+    driver.wait(box, "Running")
+    os.kill(driver.machine_pid(box), signal.SIGSTOP)
+    begun = time.monotonic()
+    driver.stop(box)
+    assert time.monotonic() - begun < 12
+    assert driver.condition(box)[1] == "Stopped"
+
+
 def test_a_second_driver_on_the_same_state_is_refused(driver: Driver) -> None:
     arguments = driver.arguments()
     arguments[arguments.index("--bind-socket") + 1] += "2"

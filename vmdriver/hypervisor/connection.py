@@ -27,8 +27,9 @@ _UNAVAILABLE = {
     libvirt.VIR_ERR_NO_CONNECT,
     libvirt.VIR_ERR_INVALID_CONN,
     libvirt.VIR_ERR_RPC,
-    libvirt.VIR_ERR_SYSTEM_ERROR,
 }
+# A system error is one of the connection only when these report it; else a file's, or QEMU's.
+_CONNECTION_DOMAINS = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
 _TIMED_OUT = {
     libvirt.VIR_ERR_OPERATION_TIMEOUT,
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
@@ -51,7 +52,11 @@ def translated(what: str) -> Iterator[None]:
             raise NotFound(f"{what}: no such domain", detail=text) from error
         if code in _TIMED_OUT:
             raise TimedOut(f"{what}: {text}") from error
-        if code in _UNAVAILABLE:
+        lost = (
+            code == libvirt.VIR_ERR_SYSTEM_ERROR
+            and error.get_error_domain() in _CONNECTION_DOMAINS
+        )
+        if code in _UNAVAILABLE or lost:
             raise Unavailable(
                 f"{what}: libvirt is not reachable",
                 detail=text,

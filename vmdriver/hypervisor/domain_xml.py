@@ -127,7 +127,7 @@ def _cpu_tune(root: Xml.Element, plan: LaunchPlan) -> None:
         _add(tune, "global_quota", str(plan.cpu_quota_millis * _CPU_PERIOD_US // 1000))
 
 
-def render(plan: LaunchPlan, host: Host, mark: str, *, cpu_tune: bool = True) -> str:
+def render(plan: LaunchPlan, host: Host, mark: str) -> str:
     """The sandbox's domain. `mark` goes into the metadata, where `marked` finds it."""
     Xml.register_namespace("vmdriver", METADATA)
     root = Xml.Element("domain", {"type": host.domain_type})
@@ -137,8 +137,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, *, cpu_tune: bool = True) ->
     Xml.SubElement(metadata, f"{{{METADATA}}}sandbox", {"mark": mark})
     _add(root, "memory", str(plan.memory_mib), unit="MiB")
     _add(root, "vcpu", str(plan.vcpus))
-    if cpu_tune:
-        _cpu_tune(root, plan)
+    _cpu_tune(root, plan)
     _boot(root, plan.kernel, plan.initramfs, plan.kernel_arguments, host)
     _common(root, host)
     devices = _devices(root, host)
