@@ -146,7 +146,8 @@ def test_a_machine_that_hangs_is_stopped_within_the_bound(
     os.kill(driver.machine_pid(box), signal.SIGSTOP)
     begun = time.monotonic()
     driver.stop(box)
-    assert time.monotonic() - begun < 12
+    # Grace for the flush, then libvirt's own: SIGTERM, and SIGKILL 10 s later.
+    assert time.monotonic() - begun < 2 + 15
     assert driver.condition(box)[1] == "Stopped"
 
 
