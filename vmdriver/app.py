@@ -5,7 +5,6 @@ configuration into a running driver.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import os
@@ -311,11 +310,9 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         _log.info("ending; machines go on")
         for task in (recovery, stopping):
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, DriverError):
-            await recovery
+        await asyncio.wait({recovery, stopping}, timeout=0.5)
         driver.hub.close()  # open watches would otherwise hold the server for its whole grace
         await server.stop(0.5)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.5):
-                await driver.close()
+        # Not asyncio.timeout: what was begun on the host cannot be cancelled, only left behind.
+        await asyncio.wait({asyncio.ensure_future(driver.close())}, timeout=1.0)
         lock.release()

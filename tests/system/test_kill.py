@@ -151,6 +151,19 @@ def test_a_machine_that_hangs_is_stopped_within_the_bound(
     assert driver.condition(box)[1] == "Stopped"
 
 
+def test_told_to_end_while_a_machine_hangs_the_driver_ends_soon(driver: Driver) -> None:
+    box = driver.create()
+    driver.wait(box, "Running")
+    os.kill(driver.machine_pid(box), signal.SIGSTOP)
+    threading.Thread(
+        target=quietly, args=(lambda: driver.stop(box),), daemon=True
+    ).start()
+    time.sleep(1)
+    assert driver.kill(signal.SIGTERM) < 3
+    driver.start()
+    driver.wait(box, "Stopped")
+
+
 def test_a_second_driver_on_the_same_state_is_refused(driver: Driver) -> None:
     arguments = driver.arguments()
     arguments[arguments.index("--bind-socket") + 1] += "2"

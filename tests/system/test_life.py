@@ -60,6 +60,9 @@ def test_a_sandbox_lives_stops_starts_and_goes(driver: Driver) -> None:
         box,
         "dd if=/dev/urandom of=/sandbox/data bs=1M count=8 2>/dev/null; md5sum /sandbox/data > /sandbox/sum",
     )
+    gateway.shell(
+        box, "sed -i /^sandbox:/d /etc/passwd /etc/group"
+    )  # as an image without the user
     begun = time.monotonic()
     driver.stop(box)
     assert time.monotonic() - begun < 10
@@ -68,6 +71,10 @@ def test_a_sandbox_lives_stops_starts_and_goes(driver: Driver) -> None:
     gateway.wait_hello(box, 2)
     assert "OK" in gateway.shell(box, "cd / && md5sum -c /sandbox/sum"), (
         "written without sync, and there after the stop"
+    )
+    line = gateway.shell(box, "grep ^sandbox: /etc/passwd")
+    assert line == "sandbox:x:10001:10001::/sandbox:/bin/sh\n", (
+        "the user is made where there is none"
     )
     driver.wait(box, "Running")
     assert driver.delete(box)

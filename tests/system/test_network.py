@@ -1,0 +1,88 @@
+"""What a real guest reaches: listeners in other network namespaces, beside other tables, and not the host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.netns.conftest import STRICT, Net
+from tests.system.conftest import Driver
+
+DIAL = """
+import socket, sys
+try:
+    c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)
+    print(c.recv(99).decode())
+except OSError as e:
+    print("no", e)
+"""
+
+
+@pytest.fixture
+def around() -> Iterator[Net]:
+    """Servers around this host, in namespaces of their own."""
+    net = Net(f"vmds{os.getpid()}")
+    try:
+        for name, here, there in (
+            ("vmdpub", "203.0.113.1/24", "203.0.113.10/24"),
+            ("vmdpriv", "10.99.0.1/24", "10.99.0.10/24"),
+            ("vmdmeta", "169.254.169.1/24", "169.254.169.254/24"),
+        ):
+            space = net.space(name)
+            net.link(name, name, space, here, there)
+            net.serve(there.split("/")[0], 80, space)
+        net.serve("0.0.0.0", 18888)
+        yield net
+    finally:
+        net.close()
+
+
+def reaches(driver: Driver, box: str, address: str, port: int) -> str | None:
+    answer = (
+        driver.gateway.run(box, "python3", "-c", DIAL, address, str(port))
+        .stdout.decode()
+        .strip()
+    )
+    return None if answer.startswith("no") else answer
+
+
+def test_what_a_guest_reaches_under_the_default_egress(
+    driver: Driver, around: Net
+) -> None:
+    box, other = driver.create(), driver.create()
+    addresses = {b: driver.cli("inspect", b)["addresses"] for b in (box, other)}
+    host, guest = addresses[box]["host_ip"], addresses[box]["guest_ip"]
+    # 203.0.113.0/24 is a network of this host here, and thereby private to it.
+    assert reaches(driver, box, "203.0.113.10", 80) is None
+    assert reaches(driver, box, "10.99.0.10", 80) is None
+    assert reaches(driver, box, "169.254.169.254", 80) is None
+    assert reaches(driver, box, host, 18888) is None
+    assert reaches(driver, box, addresses[other]["guest_ip"], 22) is None
+    assert around.dial(f"{around.prefix}-vmdpub", guest, 22) is None
+
+
+def test_open_egress_goes_out_under_the_hosts_address_and_a_strict_table_wins(
+    new_driver, around: Net
+) -> None:
+    driver = new_driver("--egress", "open")
+    box = driver.create()
+    assert reaches(driver, box, "203.0.113.10", 80) == "203.0.113.1"
+    assert reaches(driver, box, "10.99.0.10", 80) == "10.99.0.1"
+    assert reaches(driver, box, "169.254.169.254", 80) is None
+    subprocess.run(["nft", "-f", "-"], input=STRICT, text=True, check=True)
+    try:
+        assert (
+            driver.gateway.shell(box, "echo the gateway is still there")
+            == "the gateway is still there\n"
+        )
+        assert reaches(driver, box, "203.0.113.10", 80) is None
+        findings = {f["check"]: f for f in driver.cli("doctor")["findings"]}
+        assert "ip strict forwarding" in findings["firewall"]["message"]
+        driver.stop(box)
+        driver.start_sandbox(box)
+        driver.gateway.wait_hello(box, 2)
+    finally:
+        subprocess.run(["nft", "delete", "table", "ip", "strict"], check=True)
