@@ -27,9 +27,11 @@ sys.path.insert(0, str(ROOT))
 
 import grpc  # noqa: E402
 
+from tests.fakes import serve  # noqa: E402
 from tests.fakes.driver import SETTINGS, spec  # noqa: E402
 from tests.fakes.gateway import Gateway  # noqa: E402
 from tests.fakes.registry import push, registry  # noqa: E402
+from tests.fakes.serve import WORK  # noqa: E402
 from tests.fakes.service import served  # noqa: E402
 from tests.fakes.world import World  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
@@ -37,7 +39,6 @@ from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
 from vmdriver.model.phase import Intent, Phase  # noqa: E402
 from vmdriver.model.record import SandboxRecord, utc_now  # noqa: E402
 
-WORK = ROOT / ".work"
 INSTANCE = "vmdriver-bench"
 
 
@@ -140,40 +141,16 @@ class Process:
 
     def __init__(self, state: Path, gateway: Gateway, registry_address: str) -> None:
         self.state, self.socket = state, Path(tempfile.mkdtemp()) / "run" / "d.sock"
-        self.command = [
-            *(
-                str(ROOT / ".venv/bin/vmdriver"),
-                "serve",
-                "--state-dir",
-                str(state),
-                "--bind-socket",
-                str(self.socket),
-            ),
-            *(
-                "--instance",
-                INSTANCE,
-                "--openshell-endpoint",
-                gateway.url,
-                "--insecure-registries",
-                registry_address,
-            ),
-            *(
-                "--supervisor-path",
-                str(ROOT / "images/stand-in-supervisor"),
-                "--accelerator",
-                "tcg",
-            ),
-            *(
-                "--vcpus",
-                "1",
-                "--mem-mib",
-                "512",
-                "--max-sandboxes",
-                "2000",
-                "--log-level",
-                "debug",
-            ),
-        ]
+        where = (state, self.socket, INSTANCE, gateway.url, registry_address)
+        more = (
+            "--accelerator",
+            "tcg",
+            "--max-sandboxes",
+            "2000",
+            "--log-level",
+            "debug",
+        )
+        self.command = [*serve.SERVE, *serve.arguments(*where, *more)]
         self.log = self.state / "bench.log"
 
     def __enter__(self) -> Process:

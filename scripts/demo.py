@@ -19,13 +19,14 @@ sys.path.insert(0, str(ROOT))
 
 import grpc  # noqa: E402
 
+from tests.fakes import serve  # noqa: E402
 from tests.fakes.gateway import Gateway  # noqa: E402
 from tests.fakes.leftovers import leftovers  # noqa: E402
 from tests.fakes.registry import push, registry  # noqa: E402
+from tests.fakes.serve import WORK  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
 
-WORK = ROOT / ".work"
 BEGUN = time.monotonic()
 SANDBOX = "demo-0001"
 INSTANCE = "vmdriver-demo"
@@ -48,32 +49,8 @@ def build() -> None:
 def driver(state: Path, registry_address: str, gateway: Gateway) -> Iterator[Path]:
     """vmdriver serve; yields its socket. A short path: Unix sockets may have 107 bytes."""
     socket = Path(f"/run/vmdriver-demo-{INSTANCE}/driver.sock")
-    command = [
-        *(
-            str(ROOT / ".venv/bin/vmdriver"),
-            "serve",
-            "--state-dir",
-            str(state),
-            "--bind-socket",
-            str(socket),
-        ),
-        *(
-            "--instance",
-            INSTANCE,
-            "--openshell-endpoint",
-            gateway.url,
-            "--insecure-registries",
-            registry_address,
-        ),
-        *(
-            "--supervisor-path",
-            str(ROOT / "images/stand-in-supervisor"),
-            "--vcpus",
-            "1",
-            "--mem-mib",
-            "512",
-        ),
-    ]
+    where = (state, socket, INSTANCE, gateway.url, registry_address)
+    command = [*serve.SERVE, *serve.arguments(*where)]
     log = state.parent / "demo-driver.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)

@@ -18,15 +18,14 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.fakes import serve
 from tests.fakes.gateway import Gateway
 from tests.fakes.leftovers import leftovers
 from tests.fakes.registry import push, registry
+from tests.fakes.serve import BIN, WORK
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 
-ROOT = Path(__file__).resolve().parents[2]
-WORK = ROOT / ".work"
-BIN = ROOT / ".venv" / "bin"
 INSTANCE = "vmdriver-test"
 _numbers = itertools.count(1)
 
@@ -68,44 +67,16 @@ class Driver:
     gateway: Gateway
     socket: Path
     options: list[str]
-    command: list[str] = field(default_factory=lambda: [str(BIN / "vmdriver"), "serve"])
+    command: list[str] = field(default_factory=lambda: list(serve.SERVE))
     process: subprocess.Popen[bytes] | None = None
     channel: grpc.Channel | None = None
     log: Path = Path("/dev/null")
     used: list[str] = field(default_factory=list)
 
     def arguments(self) -> list[str]:
-        return [
-            *(
-                "--state-dir",
-                str(self.host.state),
-                "--bind-socket",
-                str(self.socket),
-                "--instance",
-                INSTANCE,
-            ),
-            *(
-                "--openshell-endpoint",
-                self.gateway.url,
-                "--insecure-registries",
-                self.host.registry,
-            ),
-            *(
-                "--supervisor-path",
-                str(ROOT / "images" / "stand-in-supervisor"),
-                "--accelerator",
-                "tcg",
-            ),
-            *(
-                "--vcpus",
-                "1",
-                "--mem-mib",
-                "512",
-                "--overlay-disk-mib",
-                "1024",
-                *self.options,
-            ),
-        ]
+        more = ["--accelerator", "tcg", "--overlay-disk-mib", "1024", *self.options]
+        where = (self.host.state, self.socket, INSTANCE)
+        return serve.arguments(*where, self.gateway.url, self.host.registry, *more)
 
     def start(self) -> None:
         with self.log.open("ab") as output:

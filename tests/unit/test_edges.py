@@ -146,9 +146,11 @@ def test_the_sockets_directory_must_be_ours(tmp_path: Path) -> None:
         server.secure_directory(tmp_path / "link")
     shared = tmp_path / "shared"
     shared.mkdir()
-    shared.chmod(0o1777)
-    with pytest.raises(errors.ConfigError, match="sticky"):
+    shared.chmod(0o755)
+    (shared / "precious").touch()
+    with pytest.raises(errors.ConfigError, match="is open to others"):
         server.secure_directory(shared)
+    assert shared.stat().st_mode & 0o777 == 0o755, "left as it was"
 
 
 async def test_a_command_that_takes_too_long_is_ended_with_its_children() -> None:

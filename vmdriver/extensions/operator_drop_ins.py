@@ -1,10 +1,9 @@
-"""Adds init drop-ins and environment from the operator's configuration. The example to
-copy from.
+"""Adds init drop-ins and environment from the operator's configuration; the example.
 
 extensions = ["operator-drop-ins"]
 
 [extension.operator-drop-ins]
-directory = "/etc/vmdriver/init.d"            # every regular file in it, sorted by name
+directory = "/etc/vmdriver/init.d"    # every regular file in it, sorted by name
 environment = { HTTPS_PROXY = "http://proxy.example:3128" }
 """
 

@@ -1,17 +1,16 @@
-"""The extension API: what may be written by others to shape and accompany a sandbox's
-launch.
+"""The extension API: what others may write to shape and accompany a sandbox's launch.
 
 An extension is a class with async methods, all optional. This page is its manual.
 
 When which hook runs
 --------------------
-    create / start:   configure_launch -> (plan is frozen) -> before_launch -> machine
-                      starts start again:      before_restore(relaunched) -> the same ->
-                      after_restore(relaunched) driver restart:
-                      before_restore(adopted) -> after_restore(adopted)      the machine
-                      was running all the time stop, end, failed launch:
-                      after_launch_failed(reason)
-    delete:           after_launch_failed if something was up -> after_delete
+    create, start     configure_launch, (plan is frozen), before_launch, machine starts
+    start again       before_restore(relaunched), the same, after_restore(relaunched)
+    driver restart    before_restore(adopted), after_restore(adopted)
+    stop, end, failed launch    after_launch_failed(reason)
+    delete            after_launch_failed if something was up, then after_delete
+
+`Adopted` means that the machine was running all the time.
 
 Order and undo
 --------------

@@ -1,6 +1,4 @@
-"""What brings a machine up: launch it, wait for its word, confirm it; or adopt one that
-runs.
-"""
+"""What brings a machine up: launch, wait for its word, confirm; or adopt a running one."""
 
 from __future__ import annotations
 
@@ -37,9 +35,8 @@ class LaunchActions(SandboxHold):
             )
         except DriverError as error:
             self.tell(error.reason, error.text(), warn=True)
-        if (
-            record.plan is not None
-        ):  # whoever emptied the firewall while we were away did not mean to open it
+        if record.plan is not None:
+            # Whoever emptied the firewall while we were away did not mean to open it.
             await shared.ports.network.load_rules(
                 record.plan.network, mark(shared.settings.instance, record.id)
             )

@@ -56,10 +56,12 @@ def secure_directory(directory: Path) -> None:
             f"bind_socket: {directory} belongs to uid {info.st_uid}, not to us",
             resolution="choose a directory of your own for the socket",
         )
-    if stat.S_IMODE(info.st_mode) & 0o1000:
+    # Closing a directory that others use (/run, /tmp) would break them.
+    others = [p for p in directory.iterdir() if not p.is_socket()]
+    if stat.S_IMODE(info.st_mode) & 0o077 and others:
         raise ConfigError(
-            f"bind_socket: {directory} is a shared directory (sticky)",
-            resolution="use a directory of its own",
+            f"bind_socket: {directory} is open to others and holds {others[0].name}",
+            resolution="give the socket a directory of its own",
         )
     directory.chmod(0o700)
 

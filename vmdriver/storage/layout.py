@@ -64,8 +64,8 @@ class Layout:
 
     def make(self) -> None:
         """Make the directories that are always there."""
+        self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         for path in (
-            self.root,
             self.sandboxes,
             self.images,
             self.boot,
@@ -73,7 +73,7 @@ class Layout:
             self.libvirt,
             self.probe,
         ):
-            path.mkdir(mode=0o711, parents=True, exist_ok=True)
+            path.mkdir(mode=0o711, exist_ok=True)
             path.chmod(0o711)
 
 

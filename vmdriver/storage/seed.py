@@ -6,9 +6,8 @@ What images/guest/init finds in it:
                                  ended by a NUL
     drop-in-environ              the same for init drop-ins
     hostname hosts resolv.conf   as they appear below /etc in the guest
-    net/address net/gateway      the guest's IPv4 address with prefix length; the
-                                 default route sandbox-uid sandbox-gid      for images
-                                 without a user "sandbox"
+    net/address net/gateway      IPv4 address with prefix length; the default route
+    sandbox-uid sandbox-gid      for images without a user "sandbox"
     openshell/...                copied to /opt/openshell: auth/sandbox.jwt, tls/*,
                                  init.d/*, init.d.manifest
 """
