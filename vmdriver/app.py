@@ -21,6 +21,7 @@ from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.connection import (
     Connection,
     embed_uri,
+    remove_torn_definitions,
     write_embedded_configuration,
 )
 from vmdriver.hypervisor.machines import Machines
@@ -248,11 +249,12 @@ class Driver:
         self.accelerator.start()
 
     def prepare_connection(self) -> None:
-        """Before the first call to libvirt."""
+        """Before the first call to libvirt, with the lock held."""
         if self.embedded:
             write_embedded_configuration(
                 self.layout.libvirt, self.config.qemu_user, self.config.qemu_group
             )
+            remove_torn_definitions(self.layout.libvirt)
 
     def release_threads(self) -> None:
         """Give the thread pools back."""

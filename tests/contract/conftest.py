@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.world import FakeHypervisor, World
-from vmdriver.host import facts, reaper
+from vmdriver.host import facts
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.connection import (
     Connection,
@@ -62,7 +61,6 @@ async def hypervisor(
         )  # a private file: test:///default is shared in the process
     else:
         connection = Connection(embed_uri(embedded_root), pool)
-        reaper.install(asyncio.get_running_loop())
     machines = Machines(
         connection, "test", qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
     )

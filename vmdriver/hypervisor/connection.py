@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from xml.etree import ElementTree as Xml
 
 import libvirt
 
@@ -132,6 +133,20 @@ def write_embedded_configuration(root: Path, user: str, group: str) -> None:
     (directory / "qemu.conf").write_text(
         "".join(f"{key} = {value}\n" for key, value in lines.items())
     )
+
+
+def remove_torn_definitions(root: Path) -> None:
+    """Remove domain definitions that a killed process left half-written.
+
+    libvirt ignores them, so nothing would ever undefine them. Only for whoever holds the
+    state directory's lock.
+    """
+    for path in (root / "etc" / "qemu").glob("*.xml"):
+        try:
+            Xml.parse(path)  # noqa: S314 - written by libvirt for root alone
+        except Xml.ParseError:
+            _log.warning("removing the half-written definition %s", path.name)
+            path.unlink()
 
 
 class Connection:
