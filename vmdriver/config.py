@@ -8,6 +8,7 @@ README's table come from its fields.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import ipaddress
 import os
 import tomllib
@@ -84,8 +85,9 @@ class Config(BaseModel):
         description="the gateway's URL, as this host reaches it",
     )
     instance: str = Field(
-        "vmdriver",
-        description="name in every mark; tells drivers that share a host apart",
+        "",
+        description="name in every mark; tells drivers that share a host apart; empty: "
+        "vmdriver, and for another state_dir vmdriver-<hash of it>",
     )
     driver_name: str = Field(
         "vmdriver", description="name that GetCapabilities answers with"
@@ -220,7 +222,7 @@ class Config(BaseModel):
     @field_validator("instance")
     @classmethod
     def _instance(cls, value: str) -> str:
-        return check_instance(value)
+        return check_instance(value) if value else value
 
     @field_validator("log_level")
     @classmethod
@@ -277,6 +279,16 @@ class Config(BaseModel):
                 "guest_tls_key are needed"
             )
         return self
+
+
+def own_instance(config: Config) -> str:
+    """The instance's name: two state directories must never sweep each other's objects."""
+    if config.instance:
+        return config.instance
+    if config.state_dir == Config.model_fields["state_dir"].default:
+        return "vmdriver"
+    digest = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:8]
+    return f"vmdriver-{digest}"
 
 
 @dataclass(frozen=True)
@@ -386,7 +398,9 @@ def load(
         key: f"flag --{key.replace('_', '-')}" for key in given
     }
     try:
-        return Loaded(Config.model_validate(values), sources)
+        config = Config.model_validate(values)
+        named = config.model_copy(update={"instance": own_instance(config)})
+        return Loaded(named, sources)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

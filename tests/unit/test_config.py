@@ -94,6 +94,18 @@ def test_what_looks_secret_is_hidden(tmp_path: Path) -> None:
     assert table["extension"] == {"x": {"api_token": "**********", "plain": 1}}
 
 
+def test_two_state_directories_are_two_instances(tmp_path: Path) -> None:
+    one, two = (
+        loaded(tmp_path, f"state_dir = '/srv/{n}'").config.instance for n in "ab"
+    )
+    assert one != two
+    assert one == loaded(tmp_path, "state_dir = '/srv/a'").config.instance
+    assert loaded(tmp_path).config.instance == "vmdriver"
+    assert (
+        loaded(tmp_path, "state_dir = '/srv/a'\ninstance = 'x'").config.instance == "x"
+    )
+
+
 def test_every_flag_of_a_stock_gateway_is_a_setting() -> None:
     for flag in (
         "bind-socket expected-peer-pid log-level otlp-endpoint openshell-endpoint state-dir default-image bootstrap-image "
