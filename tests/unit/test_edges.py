@@ -210,7 +210,10 @@ def test_a_long_libvirt_root_is_reached_through_a_short_link(tmp_path: Path) -> 
         embed_uri(Path("/var/lib/vmdriver/libvirt"))
         == "qemu:///embed?root=/var/lib/vmdriver/libvirt"
     )
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "stale").symlink_to(tmp_path / "gone")
     for root in (tmp_path / ("x" * 80), tmp_path / "a b"):
+        root.mkdir()
         link = Path(embed_uri(root, tmp_path / "links").partition("root=")[2])
         assert link.readlink() == root
         assert embed_uri(root, tmp_path / "links").endswith(str(link)), (

@@ -108,6 +108,9 @@ def embed_uri(root: Path, short_links: Path = Path("/run/vmdriver")) -> str:
     if len(os.fsencode(root)) <= _LONGEST_ROOT and _PLAIN_PATH.fullmatch(str(root)):
         return f"qemu:///embed?root={root}"
     short_links.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for stale in short_links.iterdir():
+        if stale.is_symlink() and not stale.exists():
+            stale.unlink()  # its state directory is gone
     link = short_links / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     if not (link.is_symlink() and link.readlink() == root):
         link.unlink(missing_ok=True)
