@@ -110,7 +110,7 @@ def _devices(root: Xml.Element, host: Host) -> Xml.Element:
 
 def _platform_devices(devices: Xml.Element) -> None:
     rng = _add(devices, "rng", model="virtio")
-    _add(rng, "backend", "/dev/urandom", model="random")
+    _add(rng, "backend", model="builtin")
     _add(devices, "panic", model="isa")
     _add(devices, "memballoon", model="none")
 
