@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,6 +11,7 @@ import libvirt
 
 from vmdriver.errors import DriverError, HypervisorError, NotFound
 from vmdriver.host import facts
+from vmdriver.hypervisor import guest_agent
 from vmdriver.hypervisor.connection import Connection, translated
 from vmdriver.hypervisor.domain_xml import Host, read_mark, render
 from vmdriver.lifecycle.ports import Found, Ownership
@@ -26,8 +25,8 @@ _RUNNING = {
     libvirt.VIR_DOMAIN_BLOCKED,
     libvirt.VIR_DOMAIN_SHUTDOWN,
 }
-_GUEST_ROOT = "/sysroot"
-"""Where the image's root is mounted as the guest agent sees it (images/guest/init)."""
+_FREEZE = ("/bin/busybox", "fsfreeze", "--freeze", "/sysroot")
+"""The image's root as the guest agent sees it (images/guest/init)."""
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -122,19 +121,20 @@ class Machines:
         return await self._connection.call(f"look at {domain}", look)
 
     async def flush(self, domain: str, timeout_s: float) -> bool:
-        """Freeze the guest's root file system: everything is on disk then, and nothing
-        can be written after it.
+        """Freeze the guest's root file system: everything is on disk then, and nothing can
+        be written after it.
+
+        A command in the guest does it: which mounts guest-fsfreeze-freeze itself picks
+        differs between agents (7.2 takes /sysroot, 10.0 does not).
         """
 
         def freeze(connection: Any) -> bool:
             machine = connection.lookupByName(domain)
-            machine.agentSetResponseTimeout(max(1, int(timeout_s)), 0)
-            return bool(machine.fsFreeze([_GUEST_ROOT], 0) > 0)
+            return guest_agent.run(machine, _FREEZE, timeout_s) == 0
 
         try:
-            async with asyncio.timeout(timeout_s + 1):
-                return await self._connection.call(f"flush {domain}", freeze)
-        except (DriverError, TimeoutError) as error:
+            return await self._connection.call(f"flush {domain}", freeze)
+        except DriverError as error:
             _log.warning("flush of %s failed: %s", domain, error)
             return False
 
@@ -177,24 +177,6 @@ class Machines:
         return await self._connection.call(
             f"read {domain}", lambda c: str(c.lookupByName(domain).XMLDesc())
         )
-
-    async def guest_ping(self, domain: str, timeout_s: int = 5) -> bool:
-        """Whether the guest agent answers."""
-
-        def ping(connection: Any) -> bool:
-            import libvirt_qemu
-
-            machine = connection.lookupByName(domain)
-            command = json.dumps({"execute": "guest-ping"})
-            return (
-                libvirt_qemu.qemuAgentCommand(machine, command, timeout_s, 0)
-                is not None
-            )
-
-        try:
-            return await self._connection.call(f"ping {domain}", ping)
-        except DriverError:
-            return False
 
 
 def _define_and_start(connection: Any, text: str) -> None:
