@@ -162,6 +162,35 @@ async def test_rule_11_stop_says_ok_only_when_the_machine_is_down(short: Path) -
         assert len(world.flushed) == 1, "file systems are flushed first"
 
 
+async def test_a_stop_that_a_delete_overtakes_is_ok_only_when_the_machine_is_gone(
+    short: Path,
+) -> None:
+    world = World()
+    async with served(short, world=world) as s:
+        await s.create()
+        held_back = asyncio.Event()
+        real = s.driver.hypervisor.destroy
+
+        async def slow(domain: str) -> None:
+            await held_back.wait()
+            await real(domain)
+
+        s.driver.hypervisor.destroy = slow
+        stop = asyncio.ensure_future(
+            s.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
+        )
+        await asyncio.sleep(0.05)
+        delete = asyncio.ensure_future(
+            s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        )
+        await asyncio.sleep(0.05)
+        assert not stop.done()
+        held_back.set()
+        await stop
+        assert world.domains == {}
+        await delete
+
+
 async def test_rule_12_a_stop_never_signals_the_main_process(short: Path) -> None:
     world = World()
     async with served(short, world=world) as s:

@@ -192,9 +192,10 @@ class Manager:
             await worker.set_intent(Intent.STOPPED)
         else:
             worker.start()
+        # A delete that comes meanwhile ends the machine too: then until it is gone.
         await worker.until(
             lambda record: (
-                record.phase is Phase.STOPPED or record.intent is not Intent.STOPPED
+                record.phase is Phase.STOPPED or record.intent is Intent.RUNNING
             ),
             self.settings.stop_grace_s + _STOP_SLACK_S,
         )
