@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 
 import grpc  # noqa: E402
 import libvirt  # noqa: E402

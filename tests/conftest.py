@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 GOLDEN = Path(__file__).parent / "golden"
 
 

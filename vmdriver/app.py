@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdriver import __version__
-from vmdriver.config import WITHOUT_MEANING, Config, Loaded
+from vmdriver.config import WITHOUT_MEANING, Loaded
+from vmdriver.config_model import Config
 from vmdriver.errors import ConfigError, DriverError
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.host import facts, reaper

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vmdriver.config import Config, load
+from vmdriver.config import load
+from vmdriver.config_model import Config
 from vmdriver.errors import ConfigError
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from vmdriver.app import Driver, StateLock, qemu_owner
 from vmdriver.cli.show import print_json
-from vmdriver.config import Config, Loaded
+from vmdriver.config import Loaded
+from vmdriver.config_model import Config
 from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import facts, process
 from vmdriver.hypervisor.accelerator import KVM_DEVICE

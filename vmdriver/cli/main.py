@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.config import Config, Loaded, load, quiet_libraries
+from vmdriver.config import Loaded, load, quiet_libraries
+from vmdriver.config_model import Config
 from vmdriver.errors import DriverError
 
 _SWITCHES = {
