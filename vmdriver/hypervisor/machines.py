@@ -172,12 +172,6 @@ class Machines:
 
         return await self._connection.call("list domains", search)
 
-    async def xml(self, domain: str) -> str:
-        """The live domain XML, for people. NotFound."""
-        return await self._connection.call(
-            f"read {domain}", lambda c: str(c.lookupByName(domain).XMLDesc())
-        )
-
 
 def _define_and_start(connection: Any, text: str) -> None:
     machine = connection.defineXML(text)

@@ -4,7 +4,6 @@ serialisable value.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Literal
 
@@ -49,11 +48,6 @@ class NetworkPlan(Frozen):
     def guest_interface(self) -> str:
         """Address with prefix length, as `ip addr add` takes it."""
         return f"{self.lease.guest_ip}/{self.lease.prefix_length}"
-
-    @property
-    def subnet(self) -> str:
-        """The /30 itself."""
-        return str(ipaddress.ip_interface(self.guest_interface).network)
 
 
 class Disk(Frozen):

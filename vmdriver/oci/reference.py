@@ -28,11 +28,6 @@ class Reference:
     tag: str
     digest: str
 
-    @property
-    def pinned(self) -> bool:
-        """Whether it names one image for ever."""
-        return bool(self.digest)
-
     def __str__(self) -> str:
         # Tools take a tag or a digest, not both.
         return f"{self.host}/{self.path}" + (
