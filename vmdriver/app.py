@@ -8,6 +8,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from vmdriver.hypervisor.connection import (
     write_embedded_configuration,
 )
 from vmdriver.hypervisor.machines import Machines
+from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.hold import Shared
@@ -44,6 +46,7 @@ from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.records import RecordStore
 
 _log = logging.getLogger(__name__)
@@ -78,6 +81,20 @@ def settings_from(config: Config) -> Settings:
         sandbox_gid=config.sandbox_gid,
         guest_log_level=config.log_level,
         telemetry=config.telemetry,
+        on_stop=config.on_stop,
+        on_restore_failure=config.on_restore_failure,
+        freeze_timeout_s=config.freeze_timeout_s,
+        restore_timeout_s=config.restore_timeout_s,
+        max_snapshots=config.max_snapshots,
+        max_snapshot_bytes=config.max_snapshot_mib * 2**20,
+        max_host_snapshots=config.max_host_snapshots,
+        max_host_snapshot_bytes=config.max_host_snapshot_mib * 2**20,
+        snapshot_retention_days=config.snapshot_retention_days,
+        max_layers=config.max_layers,
+        templates_enabled=config.templates_enabled,
+        templates_scope=config.templates_scope,
+        warm_pool=config.warm_pool,
+        warm_pool_memory_mib=config.warm_pool_memory_mib,
     )
 
 
@@ -109,8 +126,20 @@ class FilePlaces:
         """A sandbox's files."""
         files = self.layout.sandbox(sandbox_id)
         return SandboxPaths(
-            str(files.overlay), str(files.seed), str(files.status), str(files.console)
+            seed=str(files.seed),
+            status=str(files.status),
+            console=str(files.console),
+            suspended=str(files.suspended),
+            kept=str(files.kept),
+            snapshots=str(files.snapshots),
+            part=str(files.part),
+            scratch=str(files.scratch),
         )
+
+    def new_layer(self, sandbox_id: str) -> str:
+        """See Places."""
+        name = f"{sandbox_id}.{secrets.token_hex(4)}.qcow2"
+        return str(self.layout.layers / name)
 
 
 class StateLock:
@@ -184,6 +213,8 @@ class Driver:
         )
         self.images = ImageStore(self.layout.images, self._files, policy)
         self.records = RecordStore(self.layout, self._files)
+        self.memory = DomainMemory(self.connection)
+        self.memory_images = MemoryImages(self._files, owner)
         self.places = FilePlaces(self.layout)
         self.accelerator = self._accelerator(owner)
         self.extensions = ExtensionRunner(
@@ -217,9 +248,7 @@ class Driver:
         )
 
     def _shared(self, manager: Manager) -> Shared:
-        ports = Ports(
-            self.machines, self.network, self.disks, self.images, self.records
-        )
+        ports = self.ports()
         pool = AddressPool(self.config.instance, self.config.address_pool)
         launcher = Launcher(
             ports,
@@ -230,7 +259,7 @@ class Driver:
             pool,
             self._files,
         )
-        undoer = Undoer(ports, pool, self.extensions.undo)
+        undoer = Undoer(ports, pool, self.extensions.undo, manager.layers_of_others)
         return Shared(
             ports,
             self.settings,
@@ -239,6 +268,20 @@ class Driver:
             undoer,
             self.hub,
             manager.forget,
+            manager.layers_of_others,
+            manager.host_snapshots,
+        )
+
+    def ports(self) -> Ports:
+        """Every outside world."""
+        return Ports(
+            self.machines,
+            self.network,
+            self.disks,
+            self.images,
+            self.records,
+            self.memory,
+            self.memory_images,
         )
 
     async def recover(self) -> None:

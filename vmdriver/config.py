@@ -100,11 +100,19 @@ def quiet_libraries() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # noqa: TID251
 
 
+def _flattened(values: dict[str, Any]) -> dict[str, Any]:
+    """[templates] enabled = ... is templates_enabled."""
+    flat = {key: value for key, value in values.items() if key != "templates"}
+    for key, value in dict(values.get("templates", {})).items():
+        flat[f"templates_{key}"] = value
+    return flat
+
+
 def _read_file(path: Path | None) -> tuple[dict[str, Any], str]:
     explicit = path is not None
     path = path or DEFAULT_FILE
     try:
-        return tomllib.loads(path.read_text()), f"file {path}"
+        return _flattened(tomllib.loads(path.read_text())), f"file {path}"
     except FileNotFoundError as error:
         if explicit:
             raise ConfigError(f"configuration file {path} does not exist") from error

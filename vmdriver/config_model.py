@@ -95,6 +95,50 @@ class Config(BaseModel):
     stop_grace_s: float = Field(
         10.0, ge=0, le=600, description="time for a guest to flush its disks at a stop"
     )
+    on_stop: Literal["shutdown", "suspend"] = Field(
+        "shutdown",
+        description="what a stop does: end the machine, or keep its memory; "
+        "driver_config.on_stop wins",
+    )
+    on_restore_failure: Literal["cold-boot", "fail"] = Field(
+        "cold-boot", description="when kept memory cannot be restored"
+    )
+    freeze_timeout_s: float = Field(
+        10.0, gt=0, le=600, description="time for a guest to freeze its workload"
+    )
+    restore_timeout_s: float = Field(
+        30.0, gt=0, le=600, description="time for a restored guest to answer"
+    )
+    max_snapshots: int = Field(16, ge=0, description="most snapshots of one sandbox")
+    max_snapshot_mib: int = Field(
+        65536, ge=0, description="most disk space of one sandbox's snapshots, MiB"
+    )
+    max_host_snapshots: int = Field(1000, ge=0, description="most snapshots in all")
+    max_host_snapshot_mib: int = Field(
+        524288, ge=0, description="most disk space of all snapshots, MiB"
+    )
+    snapshot_retention_days: float = Field(
+        0.0, ge=0, description="snapshots older than this are removed; 0: never"
+    )
+    max_layers: int = Field(
+        16, ge=2, le=64, description="longest chain of a root disk's layers"
+    )
+    templates_enabled: bool = Field(
+        True, description="new sandboxes go on from a booted template's memory"
+    )
+    templates_scope: Literal["host", "workspace"] = Field(
+        "host", description="who may share a template's memory pages"
+    )
+    warm_pool: int = Field(
+        0, ge=0, le=1000, description="forks of each template kept waiting for a create"
+    )
+    warm_pool_memory_mib: int = Field(
+        1024, ge=0, description="most memory that all waiting forks may use, MiB"
+    )
+    admin_socket: Path | None = Field(
+        None,
+        description="socket of vmdriver.admin.v1; none: admin.sock in state_dir/run",
+    )
     boot_timeout_s: float = Field(
         120.0, gt=0, le=3600, description="time from start to the supervisor's start"
     )

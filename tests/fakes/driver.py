@@ -13,6 +13,8 @@ from tests.fakes.world import (
     FakeHypervisor,
     FakeImages,
     FakeJournal,
+    FakeMemory,
+    FakeMemoryStore,
     FakeNetwork,
     FakeRecords,
     World,
@@ -31,6 +33,7 @@ from vmdriver.lifecycle.ports import Guard, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports, Undoer
 from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.record import SandboxRecord, layers_of
 from vmdriver.model.spec import SandboxSpec
 
 SETTINGS = Settings(
@@ -43,12 +46,15 @@ SETTINGS = Settings(
 FINAL = {
     Intent.RUNNING: {Phase.RUNNING, Phase.FAILED},
     Intent.STOPPED: {Phase.STOPPED},
+    Intent.SUSPENDED: {Phase.SUSPENDED, Phase.STOPPED},
     Intent.DELETED: set(),
 }
 """Phases in which a sandbox stays, by what was asked."""
 
 
 class FakePlaces:
+    layers = 0
+
     def boot(self) -> BootChoice:
         return BootChoice("/kernel", "/initramfs", "boot")
 
@@ -56,9 +62,16 @@ class FakePlaces:
         return SandboxPaths(
             *(
                 f"{sandbox_id}/{name}"
-                for name in ("root.qcow2", "seed.img", "status.img", "console.log")
+                for name in (
+                    *("seed.img", "status.img", "console.log", "suspended"),
+                    *("not-restored", "snapshots", "capture.part", "load.image"),
+                )
             )
         )
+
+    def new_layer(self, sandbox_id: str) -> str:
+        self.layers += 1
+        return f"layers/{sandbox_id}.{self.layers}.{id(self)}.qcow2"
 
 
 def spec(sandbox_id: str = "s1", **changes: Any) -> SandboxSpec:
@@ -87,6 +100,7 @@ class FakeDriver:
         world.dead = False
         instance = settings.instance
         self.hypervisor = FakeHypervisor(world, instance, checkpoint)
+        self.memory = FakeMemory(world, checkpoint)
         records = FakeRecords(world, checkpoint)
         ports = Ports(
             self.hypervisor,
@@ -94,6 +108,8 @@ class FakeDriver:
             FakeDisks(world),
             FakeImages(world),
             records,
+            self.memory,
+            FakeMemoryStore(world),
         )
         self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
         pool = AddressPool(instance, settings.address_pool)
@@ -109,9 +125,11 @@ class FakeDriver:
                 settings,
                 launcher,
                 runner,
-                Undoer(ports, pool, runner.undo),
+                Undoer(ports, pool, runner.undo, manager.layers_of_others),
                 self.hub,
                 manager.forget,
+                manager.layers_of_others,
+                manager.host_snapshots,
             )
 
         self.manager = Manager(
@@ -155,7 +173,11 @@ class FakeDriver:
 
 def held_objects(world: World) -> set[str]:
     """What the ledgers on disk claim, in the words of World.objects."""
-    claimed = set()
+    claimed = {
+        f"file {layer}"
+        for text in world.records.values()
+        for layer in layers_of(SandboxRecord.model_validate_json(text))
+    }
     for journal in world.journals.values():
         import json
 
@@ -167,5 +189,6 @@ def held_objects(world: World) -> set[str]:
                 "firewall": {f"firewall {data.get('tap')}"},
                 "launch-files": {f"file {data.get('seed')}"},
                 "overlay": {f"file {data.get('path')}"},
+                "capture:layer": {f"file {data.get('path')}"},
             }.get(entry.key, set())
     return claimed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,16 +11,19 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from vmdriver.errors import AlreadyExists, HostError
+from vmdriver.errors import AlreadyExists, HostError, NotFound
 from vmdriver.lifecycle.ports import (
     BaseDisk,
+    Captured,
     Found,
     GuestReport,
     ProgressSink,
+    SavedMachine,
     Taken,
     no_checkpoint,
 )
 from vmdriver.model.ids import parse_mark
+from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part, Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
 from vmdriver.model.record import SandboxRecord
@@ -50,6 +54,20 @@ class World:
         default_factory=dict
     )
     flushed: list[str] = field(default_factory=list)
+    frozen: set[str] = field(default_factory=set)
+    """Domains whose workload is frozen."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Directory -> what is in it: "" while it is made, then the manifest's JSON."""
+    memories: dict[str, int] = field(default_factory=dict)
+    """Directory -> the guest's tick when it was captured."""
+    ticks: dict[str, int] = field(default_factory=dict)
+    """Domain -> a count that grows whenever its workload runs: no tick may be lived twice."""
+    lived: list[tuple[str, int]] = field(default_factory=list)
+    root_layers: dict[str, str] = field(default_factory=dict)
+    """Domain -> the layer that it writes to."""
+    written: dict[str, int] = field(default_factory=dict)
+    """Layer -> the tick that the guest wrote to it last."""
+    damaged: set[str] = field(default_factory=set)
 
     def act(self, call: str) -> None:
         """Every effect passes here: a dead driver has none, and a test may make one fail."""
@@ -102,20 +120,26 @@ class FakeHypervisor:
             world.domains[plan.domain] = half_way
             await self._checkpoint(f"machine:{half_way}")
         world.domains[plan.domain] = DomainState.RUNNING
+        world.root_layers[plan.domain] = plan.disk("root").path
+        world.ticks[plan.domain] = 0
         world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
         world.reports[plan.disk("status").path] = GuestReport("started")
 
     async def observe(self, domain: str) -> DomainState:
         return self._world.domains.get(domain, DomainState.ABSENT)
 
-    async def flush(self, domain: str, timeout_s: float) -> bool:
-        self._world.act(f"flush {domain}")
-        self._world.flushed.append(domain)
-        return True
+    async def build(self, accelerator: Accelerator) -> Versions:
+        return Versions(hypervisor="7.2", libvirt="9.0", machine="pc-q35-7.2")
+
+    async def remark(self, domain: str, mark: str) -> None:
+        self._world.act(f"mark {domain}")
+        self._world.marks[domain] = mark
 
     async def destroy(self, domain: str) -> None:
         self._world.act(f"destroy {domain}")
         self._world.domains.pop(domain, None)
+        self._world.frozen.discard(domain)
+        self._world.root_layers.pop(domain, None)
 
     async def marked(self) -> list[Found]:
         found = [
@@ -167,6 +191,170 @@ class FakeNetwork:
         return [f for f in found if f.sandbox_id]
 
 
+class FakeMemory:
+    """Machines that can be paused, and a guest whose workload ticks when it runs."""
+
+    def __init__(
+        self, world: World, checkpoint: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._world, self._checkpoint = world, checkpoint
+
+    def _there(self, domain: str) -> None:
+        if self._world.domains.get(domain) not in {
+            DomainState.RUNNING,
+            DomainState.PAUSED,
+        }:
+            raise NotFound(f"no domain {domain}")
+
+    def tick(self, domain: str) -> int:
+        """The workload runs for a moment."""
+        world = self._world
+        assert world.domains[domain] is DomainState.RUNNING
+        assert domain not in world.frozen
+        world.ticks[domain] += 1
+        world.lived.append((domain, world.ticks[domain]))
+        world.written[world.root_layers[domain]] = world.ticks[domain]
+        return world.ticks[domain]
+
+    async def pause(self, domain: str) -> None:
+        self._world.act(f"pause {domain}")
+        self._there(domain)
+        self._world.domains[domain] = DomainState.PAUSED
+
+    async def go_on(self, domain: str) -> None:
+        self._world.act(f"go on {domain}")
+        if self._world.domains.get(domain) is DomainState.PAUSED:
+            self._world.domains[domain] = DomainState.RUNNING
+
+    async def ask(
+        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
+    ) -> dict[str, str]:
+        world = self._world
+        world.act(f"{verb} {domain}")
+        self._there(domain)
+        assert world.domains[domain] is DomainState.RUNNING, f"{verb} of a paused guest"
+        if verb == "flush":
+            world.flushed.append(domain)
+        elif verb == "freeze":
+            world.frozen.add(domain)
+            return {"boot_id": "guest-boot"}
+        elif verb in {"thaw", "renew"}:
+            world.frozen.discard(domain)
+        elif verb == "adopt":
+            for path in world.reports:
+                if path.startswith(world.marks[domain].rpartition("/")[2]):
+                    world.reports[path] = GuestReport("started")
+        return {}
+
+    async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
+        world = self._world
+        world.act(f"capture {domain}")
+        assert world.domains[domain] is DomainState.PAUSED
+        assert domain in world.frozen, (
+            "captured with a workload that would go on at once"
+        )
+        world.memories[memory.rpartition("/")[0]] = world.ticks[domain]
+        await self._checkpoint("capture:half-way")
+        return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
+
+    async def load(
+        self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
+    ) -> None:
+        world = self._world
+        world.act(f"load {plan.domain}")
+        assert world.domains.get(plan.domain) in {None, DomainState.OFF}, "two machines"
+        assert plan.network.lease.tap in world.tables, "a machine without its firewall"
+        root = plan.disk("root")
+        tick = world.memories[saved.memory.rpartition("/")[0]]
+        below = [world.written.get(layer, 0) for layer in (root.path, *root.backing)]
+        assert max(below) <= tick, "a disk that is newer than the memory"
+        world.marks[plan.domain] = mark
+        world.domains[plan.domain] = DomainState.PAUSED
+        await self._checkpoint("load:paused")
+        world.root_layers[plan.domain] = root.path
+        world.ticks[plan.domain] = tick
+        world.frozen.add(plan.domain)
+
+    async def switch_layer(self, domain: str, layer: str) -> None:
+        self._world.act(f"switch {domain} to {layer}")
+        assert self._world.domains[domain] is DomainState.PAUSED
+        assert layer in self._world.files
+        self._world.root_layers[domain] = layer
+
+    async def root_layer(self, domain: str) -> str:
+        return self._world.root_layers.get(domain, "")
+
+
+class FakeMemoryStore:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def begin(self, directory: str, needed_bytes: int) -> str:
+        self._world.act(f"begin image {directory}")
+        self._world.images[directory] = ""
+        return f"{directory}/memory"
+
+    async def end(self, directory: str) -> None:
+        return
+
+    async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
+        self._world.act(f"write image {directory}")
+        return (Part(name="memory", size=8192, stored=4096, digests=("d",)),)
+
+    async def publish(
+        self, directory: str, target: str, manifest: MemoryManifest
+    ) -> str:
+        world = self._world
+        world.act(f"publish {target}")
+        world.images.pop(directory)
+        world.images[target] = manifest.model_dump_json()
+        world.memories[target] = world.memories.pop(directory)
+        return _digest(world.images[target])
+
+    async def read(self, directory: str) -> tuple[MemoryManifest, str]:
+        text = self._world.images.get(directory)
+        if not text:
+            raise NotFound(f"no image {directory}")
+        return MemoryManifest.model_validate_json(text), _digest(text)
+
+    async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
+        return ["memory has changed"] if directory in self._world.damaged else []
+
+    async def saved(self, directory: str) -> SavedMachine:
+        return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
+
+    async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
+        """A file's content is what was written to it last."""
+        written = self._world.written
+        return tuple(
+            FileIdentity(
+                path=p, size=1, inode=1, modified_ns=written.get(p, 0), changed_ns=0
+            )
+            for p in paths
+        )
+
+    async def move(self, directory: str, target: str) -> None:
+        self._world.act(f"move {directory}")
+        if directory in self._world.images:
+            self._world.images[target] = self._world.images.pop(directory)
+
+    async def remove(self, directory: str) -> None:
+        self._world.act(f"remove image {directory}")
+        self._world.images.pop(directory, None)
+
+    async def listed(self, parent: str) -> list[str]:
+        found = [
+            d.removeprefix(parent + "/")
+            for d in self._world.images
+            if d.startswith(parent + "/")
+        ]
+        return sorted(found)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class FakeDisks:
     def __init__(self, world: World) -> None:
         self._world = world
@@ -174,6 +362,36 @@ class FakeDisks:
     async def create_overlay(self, disk: Disk) -> None:
         self._world.act(f"create overlay {disk.path}")
         self._world.files.add(disk.path)
+
+    async def merge_layer(self, layer: str, below: str) -> None:
+        world = self._world
+        world.act(f"merge {layer}")
+        assert layer not in world.root_layers.values(), "merged under a running machine"
+        world.written[below] = max(
+            world.written.get(layer, 0), world.written.get(below, 0)
+        )
+
+    async def freeze_layer(self, path: str) -> int:
+        self._world.act(f"freeze layer {path}")
+        assert path not in self._world.root_layers.values()
+        return 4096
+
+    async def flush_status(self, path: str) -> None:
+        return
+
+    async def write_resume_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        self._world.act("write resume files")
+        self._world.files.add(plan.disk("seed").path)
+        self._world.reports[plan.disk("status").path] = GuestReport("started")
+
+    async def write_barrier_files(self, plan: LaunchPlan) -> None:
+        self._world.act("write barrier files")
+        self._world.files.add(plan.disk("seed").path)
 
     async def write_launch_files(
         self,
@@ -255,6 +473,9 @@ class FakeRecords:
         await self._checkpoint("record:before-remove")
         self._world.act("remove record")
         self._world.records.pop(sandbox_id, None)
+        for directory in list(self._world.images):
+            if directory.startswith(f"{sandbox_id}/"):
+                del self._world.images[directory]
         self._world.tokens.pop(sandbox_id, None)
         self._world.journals.pop(sandbox_id, None)
         await self._checkpoint("record:after-remove")

@@ -113,6 +113,9 @@ running  launching    launch           await ready      confirm running  record 
 running  running      recover lost     rest             rest             record end    record end    record end
 running  stopping     stop             stop             stop             stop          stop          stop
 running  stopped      launch           launch           launch           launch        launch        launch
+running  suspending   suspend          suspend          suspend          suspend       suspend       suspend
+running  suspended    resume           resume           resume           resume        resume        resume
+running  resuming     resume           resume           resume           resume        resume        resume
 running  failing      clean up         clean up         clean up         clean up      clean up      clean up
 running  failed       rest             rest             rest             rest          rest          rest
 running  deleting     delete           delete           delete           delete        delete        delete
@@ -121,9 +124,23 @@ stopped  launching    stop             stop             stop             stop   
 stopped  running      stop             stop             stop             stop          stop          stop
 stopped  stopping     stop             stop             stop             stop          stop          stop
 stopped  stopped      rest             rest             rest             rest          rest          rest
+stopped  suspending   stop             stop             stop             stop          stop          stop
+stopped  suspended    rest             rest             rest             rest          rest          rest
+stopped  resuming     stop             stop             stop             stop          stop          stop
 stopped  failing      stop             stop             stop             stop          stop          stop
 stopped  failed       stop             stop             stop             stop          stop          stop
 stopped  deleting     delete           delete           delete           delete        delete        delete
+suspended  new          stop           stop             stop             stop          stop          stop
+suspended  launching    stop           stop             stop             stop          stop          stop
+suspended  running      stop           stop             suspend          stop          stop          stop
+suspended  stopping     stop           stop             stop             stop          stop          stop
+suspended  stopped      rest           rest             rest             rest          rest          rest
+suspended  suspending   suspend        suspend          suspend          suspend       suspend       suspend
+suspended  suspended    rest           rest             rest             rest          rest          rest
+suspended  resuming     resume         resume           resume           resume        resume        resume
+suspended  failing      stop           stop             stop             stop          stop          stop
+suspended  failed       stop           stop             stop             stop          stop          stop
+suspended  deleting     delete         delete           delete           delete        delete        delete
 """
 
 

@@ -30,6 +30,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             accelerator="tcg" if loaded.config.accelerator == "tcg" else "kvm",
             boot=driver.places.boot(),
             base_disk="(made from the image at create)",
+            layers=(driver.places.new_layer(spec.id),),
             image_digest="(resolved at create)",
             supervisor_disk="(made from supervisor_path)",
             paths=driver.places.paths(spec.id),

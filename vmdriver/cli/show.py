@@ -19,7 +19,6 @@ from vmdriver.errors import DriverError, NotFound
 from vmdriver.lifecycle import sweep as sweeping
 from vmdriver.lifecycle.ledger import replay
 from vmdriver.lifecycle.ports import Found
-from vmdriver.lifecycle.steps import Ports
 from vmdriver.model.record import SandboxRecord
 from vmdriver.storage.disks import console_tail, parse_report
 from vmdriver.storage.journal import read_lines
@@ -179,9 +178,7 @@ async def _sweep(
     lock = StateLock(driver.layout.lock)
     alone = lock.try_open()
     known = {path.parent.name for path in driver.layout.sandboxes.glob("*/record.json")}
-    ports = Ports(
-        driver.machines, driver.network, driver.disks, driver.images, driver.records
-    )
+    ports = driver.ports()
     problems: list[str] = []
     failed = False
     try:

@@ -31,6 +31,14 @@ def oci_architecture() -> str:
     )
 
 
+def available_memory_bytes() -> int:
+    """MemAvailable of /proc/meminfo: what can be used without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def memory_mib() -> int:
     """Physical memory of the host in MiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20

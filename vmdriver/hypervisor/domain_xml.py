@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree as Xml
 
+from vmdriver.hypervisor.guest_channel import CHANNEL
+from vmdriver.hypervisor.ram_stream import MAIN_BLOCK
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.model.plan import Disk, LaunchPlan
 
 METADATA = "https://openshell.dev/vmdriver/1"
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _DEVICE_NAMES = {"root": "vda", "seed": "vdb", "status": "vdc", "supervisor": "vdd"}
 _CPU_PERIOD_US = 100_000
 
@@ -75,15 +78,20 @@ def _disk(devices: Xml.Element, disk: Disk) -> None:
         driver.set("discard", "unmap")
         driver.set("detect_zeroes", "unmap")
     _add(element, "source", file=disk.path)
-    if disk.backing is not None:
-        backing = _add(element, "backingStore", type="file")
-        _add(backing, "format", type="raw")
-        _add(backing, "source", file=disk.backing)
-        _add(backing, "backingStore")
+    _backing(element, disk.backing)
     _add(element, "target", dev=_DEVICE_NAMES[disk.role], bus="virtio")
     if disk.read_only:
         _add(element, "readonly")
     _add(element, "serial", disk.role)
+
+
+def _backing(element: Xml.Element, layers: tuple[str, ...]) -> None:
+    for path in layers:
+        element = _add(element, "backingStore", type="file")
+        _add(element, "format", type="raw" if path == layers[-1] else "qcow2")
+        _add(element, "source", file=path)
+    if layers:
+        _add(element, "backingStore")
 
 
 def _console(devices: Xml.Element, path: str) -> None:
@@ -150,10 +158,105 @@ def render(plan: LaunchPlan, host: Host, mark: str) -> str:
     _console(devices, plan.console)
     channel = _add(devices, "channel", type="unix")
     _add(channel, "source", mode="bind")
-    _add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    _add(channel, "target", type="virtio", name=CHANNEL)
     _platform_devices(devices)
     _security(root, host.owner)
     return _text(root)
+
+
+def for_restore(saved: str, plan: LaunchPlan, mark: str, memory: str) -> str:
+    """The machine that an image was taken of, as the plan's: the plan's name, disks, tap and
+    console, its RAM mapped copy-on-write from the file `memory`. Everything that its guest
+    has seen (models, addresses on the buses, CPU) stays as it was.
+    """
+    Xml.register_namespace("vmdriver", METADATA)
+    Xml.register_namespace("qemu", _QEMU)
+    root = Xml.fromstring(saved)  # noqa: S314 - libvirt's own output
+    root.attrib.pop("id", None)
+    _set_text(root, "name", plan.domain)
+    _set_text(root, "uuid", plan.domain_uuid)
+    for tag in ("cputune", f"{{{_QEMU}}}commandline", "metadata"):
+        for element in root.findall(tag):
+            root.remove(element)
+    metadata = _add(root, "metadata")
+    Xml.SubElement(metadata, f"{{{METADATA}}}sandbox", {"mark": mark})
+    _cpu_tune(root, plan)
+    devices = root.find("devices")
+    if devices is None:
+        raise ValueError("the saved domain has no devices")
+    for element in devices.findall("disk"):
+        _redirect_disk(element, plan.disk(element.findtext("serial", "")))  # type: ignore[arg-type]
+    for path, attribute, value in (
+        ("interface/mac", "address", plan.network.lease.mac),
+        ("interface/target", "dev", plan.network.lease.tap),
+        ("serial/source", "path", plan.console),
+        ("console/source", "path", plan.console),
+    ):
+        for element in devices.findall(path):
+            element.set(attribute, value)
+    for element in devices.findall("channel/source"):
+        element.attrib.pop("path", None)
+    _map_memory(root, plan, memory)
+    return _text(root)
+
+
+def _set_text(root: Xml.Element, tag: str, text: str) -> None:
+    element = root.find(tag)
+    if element is None:
+        element = Xml.SubElement(root, tag)
+    element.text = text
+
+
+def _redirect_disk(element: Xml.Element, disk: Disk) -> None:
+    for tag in ("source", "backingStore"):
+        for child in element.findall(tag):
+            element.remove(child)
+    _add(element, "source", file=disk.path)
+    _backing(element, disk.backing)
+
+
+def _map_memory(root: Xml.Element, plan: LaunchPlan, memory: str) -> None:
+    """libvirt 9.0 cannot name the file of a guest's RAM itself. Its own RAM object stays
+    unused; of two -machine options QEMU takes the later one's value.
+    """
+    path = memory.replace(",", ",,")
+    size = f"{plan.memory_mib}M"
+    backend = (
+        f"memory-backend-file,id={MAIN_BLOCK},size={size},mem-path={path},share=off"
+    )
+    command = Xml.SubElement(root, f"{{{_QEMU}}}commandline")
+    for value in ("-object", backend, "-machine", f"memory-backend={MAIN_BLOCK}"):
+        Xml.SubElement(command, f"{{{_QEMU}}}arg", {"value": value})
+
+
+def read_element(domain_xml: str, tag: str) -> str:
+    """An element of a domain's XML as text, or ""."""
+    element = Xml.fromstring(domain_xml).find(tag)  # noqa: S314 - libvirt's own output
+    return "" if element is None else Xml.tostring(element, encoding="unicode").strip()
+
+
+def read_machine_type(domain_xml: str) -> str:
+    """Such as pc-q35-7.2, or ""."""
+    element = Xml.fromstring(domain_xml).find("os/type")  # noqa: S314 - libvirt's own output
+    return "" if element is None else element.get("machine", "")
+
+
+def read_channel(domain_xml: str) -> str:
+    """Path of the agent's socket of a running domain, or ""."""
+    for channel in Xml.fromstring(domain_xml).iterfind("devices/channel"):  # noqa: S314 - libvirt's own output
+        target, source = channel.find("target"), channel.find("source")
+        if target is not None and target.get("name") == CHANNEL and source is not None:
+            return source.get("path", "")
+    return ""
+
+
+def read_root_layer(domain_xml: str) -> str:
+    """The file that the root disk is written to, or ""."""
+    for disk in Xml.fromstring(domain_xml).iterfind("devices/disk"):  # noqa: S314 - libvirt's own output
+        source = disk.find("source")
+        if disk.findtext("serial") == "root" and source is not None:
+            return source.get("file", "")
+    return ""
 
 
 def render_probe(

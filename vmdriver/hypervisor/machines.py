@@ -9,15 +9,15 @@ from xml.etree import ElementTree as Xml
 
 import libvirt
 
-from vmdriver.errors import DriverError, HypervisorError, NotFound
+from vmdriver.errors import HypervisorError, NotFound
 from vmdriver.host import facts
-from vmdriver.hypervisor import guest_agent
 from vmdriver.hypervisor.connection import Connection, translated
-from vmdriver.hypervisor.domain_xml import Host, read_mark, render
+from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
 from vmdriver.lifecycle.ports import Found, Ownership
 from vmdriver.model.ids import parse_mark
+from vmdriver.model.memory_image import Versions
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import Accelerator, LaunchPlan
 
 _log = logging.getLogger(__name__)
 _RUNNING = {
@@ -25,8 +25,6 @@ _RUNNING = {
     libvirt.VIR_DOMAIN_BLOCKED,
     libvirt.VIR_DOMAIN_SHUTDOWN,
 }
-_FREEZE = ("/bin/busybox", "fsfreeze", "--freeze", "/sysroot")
-"""The image's root as the guest agent sees it (images/guest/init)."""
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -42,6 +40,7 @@ class Machines:
         self._owner = owner
         self._hint: Callable[[str], None] | None = None
         self._hosts: dict[str, Host] = {}
+        self._build: dict[str, str] | None = None
 
     def on_change(self, hint: Callable[[str], None]) -> None:
         """See ports.Hypervisor."""
@@ -87,6 +86,13 @@ class Machines:
 
         return await self._connection.call("versions", ask)
 
+    async def build(self, accelerator: Accelerator) -> Versions:
+        """See ports.Hypervisor."""
+        if self._build is None:
+            self._build = await self.versions()
+        host = await self.host("kvm" if accelerator == "kvm" else "qemu")
+        return Versions(machine=host.machine, **self._build)
+
     # --- ports.Hypervisor
 
     async def start(self, plan: LaunchPlan, mark: str) -> None:
@@ -120,24 +126,6 @@ class Machines:
 
         return await self._connection.call(f"look at {domain}", look)
 
-    async def flush(self, domain: str, timeout_s: float) -> bool:
-        """Freeze the guest's root file system: everything is on disk then, and nothing can
-        be written after it.
-
-        A command in the guest does it: which mounts guest-fsfreeze-freeze itself picks
-        differs between agents (7.2 takes /sysroot, 10.0 does not).
-        """
-
-        def freeze(connection: Any) -> bool:
-            machine = connection.lookupByName(domain)
-            return guest_agent.run(machine, _FREEZE, timeout_s) == 0
-
-        try:
-            return await self._connection.call(f"flush {domain}", freeze)
-        except DriverError as error:
-            _log.warning("flush of %s failed: %s", domain, error)
-            return False
-
     async def destroy(self, domain: str) -> None:
         """See ports.Hypervisor."""
 
@@ -155,6 +143,17 @@ class Machines:
             await self._connection.call(f"destroy {domain}", end)
         except NotFound:
             return
+
+    async def remark(self, domain: str, mark: str) -> None:
+        """See ports.Hypervisor."""
+        text = f"<sandbox mark='{mark}'/>"
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        await self._connection.call(
+            f"mark {domain}",
+            lambda connection: connection.lookupByName(domain).setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "vmdriver", METADATA, flags
+            ),
+        )
 
     async def marked(self) -> list[Found]:
         """See ports.Hypervisor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from vmdriver.errors import DriverError
 from vmdriver.host import facts
 from vmdriver.lifecycle import endings
 from vmdriver.lifecycle.hold import SandboxHold
@@ -62,22 +63,44 @@ class EndActions(SandboxHold):
             await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
         plan = self.record.plan
         if plan is not None and machine is MachineState.READY:
-            flushed = await self._shared.ports.hypervisor.flush(
-                plan.domain, self._shared.settings.stop_grace_s
-            )
-            if not flushed:
-                self.tell(
-                    "FlushFailed",
-                    "the guest did not flush its file systems in time",
-                    warn=True,
-                )
+            await self._flush(plan.domain)
         await self._unwind(Scope.RUNTIME, Reason.STOPPED)
-        await self.update(phase=Phase.STOPPED, failure=None, crash_restarts=0)
+        await self._merge_layers()
+        kept = self.record.memory is not None and not self.record.memory.consumed
+        await self.update(
+            phase=Phase.SUSPENDED if kept else Phase.STOPPED,
+            memory=self.record.memory if kept else None,
+            failure=None,
+            crash_restarts=0,
+            note="",
+        )
         self.tell(
             "Stopped",
             "the machine was stopped in "
             f"{asyncio.get_running_loop().time() - begun:.2f} s",
         )
+
+    async def _flush(self, domain: str) -> None:
+        grace_s = self._shared.settings.stop_grace_s
+        try:
+            await self._shared.ports.memory.ask(domain, "flush", {}, max(grace_s, 0.01))
+        except DriverError as error:
+            text = f"the guest did not flush its file systems: {error.text()}"
+            self.tell("FlushFailed", text, warn=True)
+
+    async def _merge_layers(self) -> None:
+        """Write the topmost layer into the one below while nobody else needs that one, so
+        that a chain does not grow with every snapshot that ever was.
+        """
+        while len(self.record.layers) - self.record.inherited_layers > 1:
+            *rest, below, top = self.record.layers
+            kept = (e.layers for e in self.record.snapshots)
+            others = self._shared.layers_of_others(self.record.id)
+            if below in others or any(below in layers for layers in kept):
+                return
+            await self._shared.ports.disks.merge_layer(top, below)
+            await self.update(layers=(*rest, below))
+            await self._shared.ports.disks.remove(top)
 
     async def _delete(self) -> None:
         if self.record.phase is not Phase.DELETING:

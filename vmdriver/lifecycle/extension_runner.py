@@ -160,15 +160,7 @@ class ExtensionRunner:
         draft = PlanDraft()
         for extension in self._active(record):
             key = RUN + extension.name
-            await ledger.acquire(
-                STAY + extension.name,
-                Scope.PERSISTENT,
-                {"extension": extension.name},
-                _nothing,
-            )
-            await ledger.acquire(
-                key, Scope.RUNTIME, {"extension": extension.name}, _nothing
-            )
+            await self._note_run(ledger, extension.name)
             draft.on_behalf_of(extension.name)
             context = await self._context(
                 record, extension.name, ledger, key, save=_saver(ledger, extension.name)
@@ -200,16 +192,50 @@ class ExtensionRunner:
         self, record: SandboxRecord, ledger: Ledger, kind: RestoreKind
     ) -> None:
         """In order; the first error is raised."""
+        runs_again = kind not in {RestoreKind.ADOPTED, RestoreKind.RELAUNCHED}
         for extension in self._active(record):
-            context = await self._context(
-                record, extension.name, ledger, STAY + extension.name
-            )
+            if runs_again:
+                await self._note_run(ledger, extension.name)
+            context = await self._saving_context(record, extension.name, ledger)
             await self._call(
                 extension,
                 "before_restore",
                 record,
                 extension.before_restore(context, kind),
             )
+
+    async def before_capture(
+        self,
+        record: SandboxRecord,
+        ledger: Ledger,
+        hook: str,
+        call: Callable[[LifecycleExtension, HookContext], Awaitable[None]],
+    ) -> None:
+        """before_suspend, before_snapshot and before_fork: in order; the first error is
+        raised, and is a veto.
+        """
+        for extension in self._active(record):
+            context = await self._saving_context(record, extension.name, ledger)
+            await self._call(extension, hook, record, call(extension, context))
+
+    def saved(self, record: SandboxRecord, ledger: Ledger) -> dict[str, Any]:
+        """What each extension of this sandbox has saved."""
+        states = {n: _saved(ledger, STAY + n) for n in record.extensions.active}
+        return {name: dict(state) for name, state in states.items() if state}
+
+    async def _note_run(self, ledger: Ledger, name: str) -> None:
+        data = {"extension": name, "saved": dict(_saved(ledger, STAY + name))}
+        await ledger.acquire(
+            STAY + name, Scope.PERSISTENT, {"extension": name}, _nothing
+        )
+        await ledger.acquire(RUN + name, Scope.RUNTIME, data, _nothing)
+
+    async def _saving_context(
+        self, record: SandboxRecord, name: str, ledger: Ledger
+    ) -> HookContext:
+        return await self._context(
+            record, name, ledger, STAY + name, save=_saver(ledger, name)
+        )
 
     async def after_restore(
         self, record: SandboxRecord, ledger: Ledger, kind: RestoreKind
@@ -275,6 +301,7 @@ def _saver(ledger: Ledger, name: str) -> Callable[[Mapping[str, Any]], Awaitable
 
     async def save(state: Mapping[str, Any]) -> None:
         for key in (STAY + name, RUN + name):
-            await ledger.remember(key, {"extension": name, "saved": dict(state)})
+            if ledger.get(key) is not None:
+                await ledger.remember(key, {"extension": name, "saved": dict(state)})
 
     return save

@@ -35,6 +35,10 @@ class Shared:
     hub: Hub
     forget: Callable[[str], None]
     """Called when the sandbox is gone."""
+    layers_of_others: Callable[[str], set[str]]
+    """Every root disk layer that somebody else than this sandbox needs."""
+    host_snapshots: Callable[[], tuple[int, int]]
+    """Number and bytes of all snapshots on this host."""
 
 
 class SandboxHold(SandboxState):

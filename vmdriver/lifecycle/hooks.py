@@ -5,12 +5,22 @@ An extension is a class with async methods, all optional. This page is its manua
 When which hook runs
 --------------------
     create, start     configure_launch, (plan is frozen), before_launch, machine starts
+    from a template   the same, with before_restore(template) before the machine goes on
+                      and after_restore(template) behind it
     start again       before_restore(relaunched), the same, after_restore(relaunched)
     driver restart    before_restore(adopted), after_restore(adopted)
+    suspend           before_suspend, memory is kept, after_launch_failed(Suspended)
+    resume            before_restore(resumed), machine goes on, after_restore(resumed)
+    snapshot          before_snapshot; the machine goes on
+    back to one       after_launch_failed(Stopped), before_restore(snapshot), machine goes
+                      on, after_restore(snapshot)
+    fork of a disk    before_fork for the source, then a create of the new one
     stop, end, failed launch    after_launch_failed(reason)
     delete            after_launch_failed if something was up, then after_delete
 
-`Adopted` means that the machine was running all the time.
+`Adopted` means that the machine was running all the time. After `resumed` and `snapshot`
+there is no configure_launch and no before_launch: what a run needs on the host is taken in
+before_restore, which may `save`.
 
 Order and undo
 --------------
@@ -50,6 +60,8 @@ class Reason(StrEnum):
     LAUNCHER_SPAWN_FAILED = "LauncherSpawnFailed"
     PROCESS_EXITED = "ProcessExited"
     STOPPED = "Stopped"
+    SUSPENDED = "Suspended"
+    """The machine is down, but its memory is kept: before_restore follows some day."""
 
 
 class RestoreKind(StrEnum):
@@ -59,6 +71,12 @@ class RestoreKind(StrEnum):
     """The machine ran on while no driver did."""
     RELAUNCHED = "relaunched"
     """A cold boot from the kept disk."""
+    RESUMED = "resumed"
+    """From its memory, as if nothing had happened."""
+    SNAPSHOT = "snapshot"
+    """Back to a named snapshot: memory and disk of that moment, or its disk only."""
+    TEMPLATE = "template"
+    """A new sandbox whose machine goes on from a template's memory instead of booting."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,9 @@ class HookContext:
     saved: Mapping[str, Any] = field(default_factory=dict)
     """What `save` was given last; in clean-up hooks, whatever process runs them."""
     save: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
-    """Store JSON-able state durably. Only in configure_launch and before_launch."""
+    """Store JSON-able state durably. In configure_launch, before_launch, before_suspend,
+    before_snapshot, before_fork, and before_restore of what runs again.
+    """
 
 
 class PlanDraft:
@@ -251,6 +271,21 @@ class LifecycleExtension:
     async def before_restore(self, context: HookContext, kind: RestoreKind) -> None:
         """A sandbox returns from persisted state. An error refuses a relaunch; an
         adoption goes on regardless.
+        """
+
+    async def before_suspend(self, context: HookContext, plan: LaunchPlan) -> None:
+        """The machine's memory is about to be kept and the machine to end. An error refuses
+        that: `vmdriver suspend` fails, a gateway's stop becomes a shutdown.
+        """
+
+    async def before_snapshot(
+        self, context: HookContext, plan: LaunchPlan, name: str
+    ) -> None:
+        """A snapshot is about to be taken. An error refuses it; the machine goes on."""
+
+    async def before_fork(self, context: HookContext, fork: SandboxView) -> None:
+        """A new sandbox is about to start from a snapshot of this one. An error refuses
+        its create.
         """
 
     async def after_restore(self, context: HookContext, kind: RestoreKind) -> None:

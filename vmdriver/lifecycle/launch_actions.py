@@ -13,6 +13,7 @@ from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.restore_check import secrets_digest
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import Intent, MachineState, Phase
@@ -93,8 +94,17 @@ class LaunchActions(SandboxHold):
             except DriverError as error:
                 raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
         plan, draft = await shared.launcher.plan(self.record, self.ledger, self.tell)
+        try:
+            secrets = await shared.launcher.secrets(self.record)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
+        root = plan.disk("root")
         await self.update(
             plan=plan,
+            layers=(*reversed(root.backing[:-1]), root.path),
+            base=root.backing[-1],
+            image_digest=plan.image_digest,
+            secrets_digest=secrets_digest(secrets),
             lease=plan.network.lease,
             launches=self.record.launches + 1,
             host_boot_id=facts.boot_id(),
@@ -104,7 +114,7 @@ class LaunchActions(SandboxHold):
         note = shared.launcher.accelerator.note()
         if note:
             self.tell("AcceleratorFallback", note, warn=True)
-        await shared.launcher.start(self.record, self.ledger, plan, draft)
+        await shared.launcher.start(self.record, self.ledger, plan, draft, secrets)
         self.tell(
             "Started",
             "the machine is started",

@@ -5,7 +5,7 @@ through the ledger.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from vmdriver.lifecycle.hooks import PlanDraft, Reason
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import AcceleratorChoice, BaseDisk
 from vmdriver.lifecycle.settings import Settings
-from vmdriver.lifecycle.steps import LEASE, OVERLAY, Ports, launch_steps
+from vmdriver.lifecycle.steps import LEASE, Ports, Step, launch_steps
 from vmdriver.model.condition import Progress
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import SandboxRecord
@@ -48,6 +48,9 @@ class Places(Protocol):
     def paths(self, sandbox_id: str) -> planner.SandboxPaths:
         """A sandbox's files."""
 
+    def new_layer(self, sandbox_id: str) -> str:
+        """A path for one more layer of its root disk; never the same one twice."""
+
 
 @dataclass(frozen=True)
 class Launcher:
@@ -68,7 +71,7 @@ class Launcher:
         here on. LaunchFailed.
         """
         try:
-            disk = await self._image(record, ledger, tell)
+            disk = await self._image(record, tell)
             lease = await self.lease(record, ledger)
             facts = await self._facts(record, disk, lease)
         except DriverError as error:
@@ -80,15 +83,11 @@ class Launcher:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
         return plan, draft
 
-    async def _image(
-        self, record: SandboxRecord, ledger: Ledger, tell: Tell
-    ) -> BaseDisk:
-        overlay = ledger.get(OVERLAY)
-        if record.plan is not None and overlay is not None and overlay.done:
+    async def _image(self, record: SandboxRecord, tell: Tell) -> BaseDisk:
+        if record.base:
             # The disk was made on this very base: the tag may have moved since, and the
             # registry may be away.
-            base = record.plan.disk("root").backing
-            return BaseDisk(base or "", record.plan.image_digest)
+            return BaseDisk(record.base, record.image_digest)
         tell(
             "Scheduled",
             "the sandbox is allocated",
@@ -141,6 +140,7 @@ class Launcher:
             accelerator=await self.accelerator.chosen(),
             boot=self.places.boot(),
             base_disk=disk.path,
+            layers=self._layers(record),
             image_digest=disk.digest,
             supervisor_disk=str(
                 await self.ports.disks.supervisor_disk(Path(self.settings.supervisor))
@@ -154,8 +154,18 @@ class Launcher:
             has_token=await self.ports.records.token(record.id) is not None,
         )
 
+    def _layers(self, record: SandboxRecord) -> tuple[str, ...]:
+        if len(record.layers) > record.inherited_layers:
+            return record.layers
+        return (*record.layers, self.places.new_layer(record.id))
+
     async def start(
-        self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
+        self,
+        record: SandboxRecord,
+        ledger: Ledger,
+        plan: LaunchPlan,
+        draft: PlanDraft,
+        secrets: Mapping[str, bytes],
     ) -> None:
         """before_launch hooks, then the steps. `record` already holds the plan,
         durably. LaunchFailed.
@@ -165,14 +175,16 @@ class Launcher:
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
         added = {name: value for name, (value, _) in draft.collected("env").items()}
-        try:
-            secrets = await self._secrets(record)
-        except DriverError as error:
-            raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
         environment = {**plan.environment, **added}
-        for step in launch_steps(
+        steps = launch_steps(
             self.ports, self.settings.instance, plan, environment, secrets
-        ):
+        )
+        await self.take(record, ledger, steps)
+
+    @staticmethod
+    async def take(record: SandboxRecord, ledger: Ledger, steps: list[Step]) -> None:
+        """Acquire what the steps say, in order. LaunchFailed."""
+        for step in steps:
             try:
                 await ledger.acquire(step.key, step.scope, step.undo, step.acquire)
             except DriverError as error:
@@ -185,7 +197,10 @@ class Launcher:
                 )
                 raise LaunchFailed(error, step.blame) from error
 
-    async def _secrets(self, record: SandboxRecord) -> dict[str, bytes]:
+    async def secrets(self, record: SandboxRecord) -> dict[str, bytes]:
+        """Token and TLS files for the guest, by path below /opt/openshell. Refused when a
+        TLS file cannot be read.
+        """
         secrets: dict[str, bytes] = {}
         token = await self.ports.records.token(record.id)
         if token is not None:

@@ -26,6 +26,8 @@ class Scope(StrEnum):
 
     RUNTIME = "runtime"
     """While the machine runs; given back by stop, failure and crash."""
+    CAPTURE = "capture"
+    """While the machine is held still for its memory or disk to be kept."""
     PERSISTENT = "persistent"
     """From create to delete."""
 

@@ -33,6 +33,7 @@ from vmdriver.model.record import (
     MAIN_PROCESS_EXITED,
     ExtensionState,
     SandboxRecord,
+    layers_of,
     utc_now,
 )
 from vmdriver.model.spec import SandboxSpec
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 _STOP_SLACK_S = 30.0
 _DELETE_WAIT_S = 30.0
 _CONSOLE_INTERVAL_S = 2.0
+_DOWN = {Phase.STOPPED, Phase.SUSPENDED}
 
 
 class Manager:
@@ -116,6 +118,20 @@ class Manager:
                     except OSError as error:
                         _log.warning("console of %s: %s", worker.record.id, error)
 
+    def records(self) -> list[SandboxRecord]:
+        """Of every sandbox, those among them that are just being accepted."""
+        return [w.record for w in self.workers.values()] + list(self._creating.values())
+
+    def layers_of_others(self, sandbox_id: str) -> set[str]:
+        """Every layer that another sandbox than this one needs."""
+        others = (layers_of(r) for r in self.records() if r.id != sandbox_id)
+        return set().union(*others)
+
+    def host_snapshots(self) -> tuple[int, int]:
+        """Number and bytes of every sandbox's snapshots."""
+        entries = [e for record in self.records() for e in record.snapshots]
+        return len(entries), sum(entry.stored_bytes for entry in entries)
+
     def forget(self, sandbox_id: str) -> None:
         """The sandbox is gone."""
         self.workers.pop(sandbox_id, None)
@@ -152,10 +168,7 @@ class Manager:
     def validate(self, spec: SandboxSpec) -> None:
         """Whether a create of this spec would be accepted now."""
         requests.check(spec, self.settings)
-        requests.check_admission(spec, self._records(), self.settings)
-
-    def _records(self) -> list[SandboxRecord]:
-        return [w.record for w in self.workers.values()] + list(self._creating.values())
+        requests.check_admission(spec, self.records(), self.settings)
 
     async def create(self, spec: SandboxSpec, token: SecretStr | None) -> None:
         """Accept a sandbox, durably. The machine comes up afterwards."""
@@ -183,21 +196,21 @@ class Manager:
         worker.start()
 
     async def stop(self, sandbox_id: str, name: str) -> None:
-        """Returns when the machine is down. Idempotent. TimedOut if it does not come
-        down.
+        """Returns when the machine is down, its memory kept if that is its way to stop.
+        Idempotent. TimedOut if it does not come down.
         """
         worker = self.find(sandbox_id, name)
         _refuse_if_deleting(worker)
-        if worker.record.intent is not Intent.STOPPED:
-            await worker.set_intent(Intent.STOPPED)
-        else:
+        if worker.record.intent in {Intent.STOPPED, Intent.SUSPENDED}:
             worker.start()
+        elif requests.stop_mode(worker.record.spec, self.settings) == "suspend":
+            await worker.set_intent(Intent.SUSPENDED, stop_anyway=True)
+        else:
+            await worker.set_intent(Intent.STOPPED)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
         await worker.until(
-            lambda record: (
-                record.phase is Phase.STOPPED or record.intent is Intent.RUNNING
-            ),
-            self.settings.stop_grace_s + _STOP_SLACK_S,
+            lambda record: record.phase in _DOWN or record.intent is Intent.RUNNING,
+            self._stop_limit_s(),
         )
         if not worker.gone and worker.record.intent is Intent.RUNNING:
             raise Refused(
@@ -236,8 +249,18 @@ class Manager:
             raise Unavailable(
                 f"sandbox {worker.record.id} is being cleaned up; try again"
             )
+        memory = worker.record.memory
+        kept = memory is not None and not memory.consumed
         await worker.set_intent(
-            Intent.RUNNING, phase=Phase.STOPPED, failure=None, crash_restarts=0
+            Intent.RUNNING,
+            phase=Phase.SUSPENDED if kept else Phase.STOPPED,
+            failure=None,
+            crash_restarts=0,
+        )
+
+    def _stop_limit_s(self) -> float:
+        return (
+            self.settings.stop_grace_s + self.settings.freeze_timeout_s + _STOP_SLACK_S
         )
 
     def _check_memory(self, worker: SandboxWorker) -> None:
@@ -270,7 +293,9 @@ def _refuse_if_deleting(worker: SandboxWorker) -> None:
 
 def _at_rest(worker: SandboxWorker) -> bool:
     record = worker.record
-    settled = (record.intent is Intent.STOPPED and record.phase is Phase.STOPPED) or (
-        record.intent is Intent.RUNNING and record.phase is Phase.FAILED
-    )
-    return settled and not worker.ledger.held(Scope.RUNTIME)
+    held = worker.ledger.held(Scope.RUNTIME) + worker.ledger.held(Scope.CAPTURE)
+    if held or record.reverting:
+        return False
+    if record.intent is Intent.RUNNING:
+        return record.phase is Phase.FAILED
+    return record.phase in _DOWN

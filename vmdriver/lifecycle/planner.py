@@ -44,10 +44,19 @@ class BootChoice:
 class SandboxPaths:
     """Where this sandbox's files are."""
 
-    overlay: str
     seed: str
     status: str
     console: str
+    suspended: str
+    """Memory image of the suspended machine."""
+    kept: str
+    """The last memory image that could not be restored."""
+    snapshots: str
+    """Directory of the snapshots' memory images."""
+    part: str
+    """An image under way."""
+    scratch: str
+    """A file that loading a machine needs for a moment."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class HostFacts:
     accelerator: Accelerator
     boot: BootChoice
     base_disk: str
+    layers: tuple[str, ...]
+    """The root disk's qcow2 layers on it, bottom first."""
     image_digest: str
     supervisor_disk: str
     paths: SandboxPaths
@@ -77,15 +88,29 @@ def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | N
     return vcpus, resources.memory_mib or settings.memory_mib, quota
 
 
+def below(layers: tuple[str, ...], base: str) -> tuple[str, ...]:
+    """What the topmost layer stands on, nearest first."""
+    return (*reversed(layers[:-1]), base)
+
+
+def on_layers(plan: LaunchPlan, layers: tuple[str, ...], base: str) -> LaunchPlan:
+    """The same machine on other layers of its root disk."""
+    root = plan.disk("root").model_copy(
+        update={"path": layers[-1], "backing": below(layers, base)}
+    )
+    rest = (disk for disk in plan.disks if disk.role != "root")
+    return plan.model_copy(update={"disks": (root, *rest)})
+
+
 def _disks(facts: HostFacts) -> tuple[Disk, ...]:
     paths = facts.paths
     return (
         Disk(
             role="root",
-            path=paths.overlay,
+            path=facts.layers[-1],
             format="qcow2",
             read_only=False,
-            backing=facts.base_disk,
+            backing=below(facts.layers, facts.base_disk),
         ),
         Disk(role="seed", path=paths.seed, format="raw", read_only=True),
         Disk(role="status", path=paths.status, format="raw", read_only=False),

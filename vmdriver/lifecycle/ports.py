@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
+from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part, Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
 from vmdriver.model.record import SandboxRecord
@@ -30,8 +31,8 @@ class Ownership:
 
 @dataclass(frozen=True)
 class GuestReport:
-    """A status disk's record. phase: "" (nothing yet), started, exited, failed or
-    probed.
+    """A status disk's record. phase: "" (nothing yet), waiting (at a template's barrier),
+    started, exited, failed or probed.
     """
 
     phase: str = ""
@@ -66,6 +67,28 @@ class Taken:
     addresses: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A stopped machine's memory, written; the guest's RAM is in the file that was named."""
+
+    state: bytes
+    domain_xml: str
+    stored_bytes: int
+    machine: str
+    """Machine type, versioned."""
+    cpu: str
+    """libvirt's <cpu> element."""
+
+
+@dataclass(frozen=True)
+class SavedMachine:
+    """What a machine is loaded from. `memory` is the path of the file with its RAM."""
+
+    state: bytes
+    domain_xml: str
+    memory: str
+
+
 ProgressSink = Callable[[str, str], None]
 """Takes a step's CamelCase reason (such as PullingImage) and one line of detail."""
 
@@ -81,21 +104,59 @@ class Hypervisor(Protocol):
     async def observe(self, domain: str) -> DomainState:
         """The domain's state now."""
 
-    async def flush(self, domain: str, timeout_s: float) -> bool:
-        """Write the guest's file systems out and hold them there. False: the guest did
-        not answer in time.
-        """
-
     async def destroy(self, domain: str) -> None:
         """End the machine at once and forget the domain."""
 
     async def marked(self) -> list[Found]:
         """Every domain with this instance's mark."""
 
+    async def build(self, accelerator: Accelerator) -> Versions:
+        """What new machines are made by."""
+
+    async def remark(self, domain: str, mark: str) -> None:
+        """Give a domain another mark: it belongs to somebody else from now on."""
+
     def on_change(self, hint: Callable[[str], None]) -> None:
         """Call `hint` with a domain's name, in the loop's thread, when it may have
         changed.
         """
+
+
+class MachineMemory(Protocol):
+    """A machine's memory, its disk layer under it, and the agent in its guest."""
+
+    async def pause(self, domain: str) -> None:
+        """Stop its virtual CPUs. NotFound."""
+
+    async def go_on(self, domain: str) -> None:
+        """Let them run. Fine with what runs already, and with no such machine."""
+
+    async def ask(
+        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
+    ) -> dict[str, str]:
+        """Ask the guest's agent. TimedOut, HypervisorError with the guest's words,
+        NotFound.
+        """
+
+    async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
+        """Write a paused machine's RAM to the file `memory`, which is there and empty. It
+        stays paused and can go on, also after an error. StorageError for the file's.
+        """
+
+    async def load(
+        self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
+    ) -> None:
+        """Have the plan's machine as it was when it was saved, paused. `scratch`: path of
+        a file to use meanwhile.
+        """
+
+    async def switch_layer(self, domain: str, layer: str) -> None:
+        """From now on the root disk is written to `layer`, an empty one on the present
+        one.
+        """
+
+    async def root_layer(self, domain: str) -> str:
+        """The layer that a running machine writes to; "" if there is no such machine."""
 
 
 class AcceleratorChoice(Protocol):
@@ -144,7 +205,18 @@ class Disks(Protocol):
     """A sandbox's files."""
 
     async def create_overlay(self, disk: Disk) -> None:
-        """Make the root disk's layer."""
+        """Make the root disk's layer. Exhausted."""
+
+    async def merge_layer(self, layer: str, below: str) -> None:
+        """Write a layer's content into the one below it. No machine uses them. May be
+        repeated.
+        """
+
+    async def freeze_layer(self, path: str) -> int:
+        """Nobody is to write to it any more; the bytes that it occupies."""
+
+    async def flush_status(self, path: str) -> None:
+        """Make the status disk's content durable."""
 
     async def write_launch_files(
         self,
@@ -153,6 +225,19 @@ class Disks(Protocol):
         secrets: Mapping[str, bytes],
     ) -> None:
         """Write seed, status disk and console for a launch."""
+
+    async def write_resume_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """Write the seed for a machine that has booted already, and have its status disk
+        say so.
+        """
+
+    async def write_barrier_files(self, plan: LaunchPlan) -> None:
+        """Write seed, status disk and console for a template."""
 
     async def remove(self, path: str) -> None:
         """Remove one file."""
@@ -174,6 +259,48 @@ class Disks(Protocol):
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         """An extension's private directory, made if absent."""
+
+
+class MemoryStore(Protocol):
+    """Memory images on disk. `directory` is an image's."""
+
+    async def begin(self, directory: str, needed_bytes: int) -> str:
+        """Make the directory, empty, with an empty file for the memory, whose path is
+        returned. Exhausted unless that much space is free beside what other images under
+        way may need.
+        """
+
+    async def end(self, directory: str) -> None:
+        """The image is complete or given up: its space is not reserved any more."""
+
+    async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
+        """Write the small parts, digest all, make all durable."""
+
+    async def publish(
+        self, directory: str, target: str, manifest: MemoryManifest
+    ) -> str:
+        """Write the manifest, then give the directory its name. The manifest's digest."""
+
+    async def read(self, directory: str) -> tuple[MemoryManifest, str]:
+        """Manifest and its digest. NotFound; Refused for one that cannot be read."""
+
+    async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
+        """What of the parts is not as it was, in words."""
+
+    async def saved(self, directory: str) -> SavedMachine:
+        """What to load."""
+
+    async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
+        """What these files are now. NotFound names the first that is missing."""
+
+    async def move(self, directory: str, target: str) -> None:
+        """Give an image another name; what has it is removed."""
+
+    async def remove(self, directory: str) -> None:
+        """Remove an image."""
+
+    async def listed(self, parent: str) -> list[str]:
+        """Names of the directories in a directory; none if it is absent."""
 
 
 class Images(Protocol):

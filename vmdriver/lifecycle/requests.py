@@ -5,6 +5,7 @@ errors name the field.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,8 +22,9 @@ MIN_MEMORY_MIB = 128
 """Our boot files (Debian 12, kernel 6.1) panic for want of memory with 96 MiB and reach
 init with 128 (measured under TCG).
 """
-DRIVER_CONFIG_KEYS: tuple[str, ...] = ("on_stop",)
-ON_STOP = ("shutdown",)
+DRIVER_CONFIG_KEYS: tuple[str, ...] = ("on_stop", "from_snapshot")
+ON_STOP = ("shutdown", "suspend")
+_SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 def check_driver_config(config: Mapping[str, Any]) -> None:
@@ -37,8 +39,34 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
             )
         if not isinstance(value, str):
             raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")
-        if value not in ON_STOP:
+        if key == "on_stop" and value not in ON_STOP:
             raise InvalidRequest(path, f"must be one of {', '.join(ON_STOP)}")
+        if key == "from_snapshot":
+            split_snapshot(value, path)
+
+
+def split_snapshot(text: str, field: str) -> tuple[str, str]:
+    """`SANDBOX/NAME` as sandbox (id or name) and snapshot. InvalidRequest."""
+    sandbox, slash, name = text.partition("/")
+    if not sandbox or not slash:
+        raise InvalidRequest(field, "must be SANDBOX/NAME: a sandbox and its snapshot")
+    return sandbox, check_snapshot_name(name, field)
+
+
+def check_snapshot_name(name: str, field: str) -> str:
+    """InvalidRequest unless it may be a snapshot's name, which is a directory's too."""
+    if not _SNAPSHOT_NAME.fullmatch(name):
+        raise InvalidRequest(
+            field,
+            f"{name[:80]!r} is not a snapshot's name: letters, digits, . _ -, at most 63, "
+            "a letter or digit first",
+        )
+    return name
+
+
+def stop_mode(spec: SandboxSpec, settings: Settings) -> str:
+    """What StopSandbox does with this one: the request's word, or the operator's."""
+    return str(spec.driver_config.get("on_stop", settings.on_stop))
 
 
 def check_numbers(value: Any, path: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vmdriver.model.plan import Egress
 
@@ -46,5 +47,21 @@ class Settings:
     sandbox_gid: int = 10001
     guest_log_level: str = "info"
     telemetry: bool = True
+    on_stop: Literal["shutdown", "suspend"] = "shutdown"
+    on_restore_failure: Literal["cold-boot", "fail"] = "cold-boot"
+    freeze_timeout_s: float = 10.0
+    restore_timeout_s: float = 30.0
+    max_snapshots: int = 16
+    max_snapshot_bytes: int = 64 * 2**30
+    max_host_snapshots: int = 1000
+    max_host_snapshot_bytes: int = 512 * 2**30
+    snapshot_retention_days: float = 0.0
+    """0: snapshots stay until they are removed."""
+    max_layers: int = 16
+    """Longest chain of a root disk's layers."""
+    templates_enabled: bool = False
+    templates_scope: Literal["host", "workspace"] = "host"
+    warm_pool: int = 0
+    warm_pool_memory_mib: int = 1024
     recheck_s: float = 30.0
     """How often a resting worker looks although nothing told it to."""

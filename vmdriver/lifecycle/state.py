@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from vmdriver.errors import TimedOut
+from vmdriver.errors import DriverError, TimedOut
 from vmdriver.lifecycle.hub import Changed, Happened, Hub
 from vmdriver.lifecycle.ports import Records
 from vmdriver.model.condition import PlatformEvent, Progress, Snapshot, snapshot_of
@@ -27,6 +27,8 @@ class SandboxState:
         self.gone = False
         self.trouble = ""
         """The last error that is being retried, for whoever asks."""
+        self.refusal: DriverError | None = None
+        """Why the last suspension was not to be."""
         self._records = records
         self._hub = hub
         self._saving = asyncio.Lock()

@@ -7,6 +7,7 @@ else is in place.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,19 @@ from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import RUN, STAY
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Held, Ledger, Scope
-from vmdriver.lifecycle.ports import Disks, Hypervisor, Images, Network, Records
+from vmdriver.lifecycle.ports import (
+    Disks,
+    Hypervisor,
+    Images,
+    MachineMemory,
+    MemoryStore,
+    Network,
+    Records,
+)
 from vmdriver.model.ids import mark
+from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import SandboxRecord
+from vmdriver.model.record import SandboxRecord, layers_of
 
 LEASE = "lease"
 OVERLAY = "overlay"
@@ -26,6 +36,12 @@ FILES = "launch-files"
 TAP = "tap"
 FIREWALL = "firewall"
 MACHINE = "machine"
+_THAW_TIMEOUT_S = 10.0
+IMAGE_PART = "capture:image"
+FROZEN = "capture:frozen"
+PAUSED = "capture:paused"
+WRITTEN = "capture:memory"
+LAYER = "capture:layer"
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class Ports:
     disks: Disks
     images: Images
     records: Records
+    memory: MachineMemory
+    memory_store: MemoryStore
 
 
 @dataclass(frozen=True)
@@ -52,32 +70,9 @@ class Step:
     blame: Reason
 
 
-def launch_steps(
-    ports: Ports,
-    instance: str,
-    plan: LaunchPlan,
-    environment: Mapping[str, str],
-    secrets: Mapping[str, bytes],
-) -> list[Step]:
-    """The steps from a frozen plan to a running machine."""
-    owner = mark(instance, plan.sandbox_id)
-    network, root = plan.network, plan.disk("root")
-    tap = network.lease.tap
+def _network_steps(ports: Ports, plan: LaunchPlan, owner: str) -> list[Step]:
+    network, tap = plan.network, plan.network.lease.tap
     return [
-        Step(
-            OVERLAY,
-            Scope.PERSISTENT,
-            {"path": root.path},
-            lambda: ports.disks.create_overlay(root),
-            Reason.GUEST_PREPARE_FAILED,
-        ),
-        Step(
-            FILES,
-            Scope.RUNTIME,
-            {"seed": plan.disk("seed").path},
-            lambda: ports.disks.write_launch_files(plan, environment, secrets),
-            Reason.GUEST_PREPARE_FAILED,
-        ),
         Step(
             TAP,
             Scope.RUNTIME,
@@ -92,13 +87,81 @@ def launch_steps(
             lambda: ports.network.load_rules(network, owner),
             Reason.LAUNCHER_SPAWN_FAILED,
         ),
-        Step(
-            MACHINE,
-            Scope.RUNTIME,
-            {"domain": plan.domain},
-            lambda: ports.hypervisor.start(plan, owner),
-            Reason.LAUNCHER_SPAWN_FAILED,
+    ]
+
+
+def _machine_step(plan: LaunchPlan, start: Callable[[], Awaitable[None]]) -> Step:
+    return Step(
+        MACHINE,
+        Scope.RUNTIME,
+        {"domain": plan.domain},
+        start,
+        Reason.LAUNCHER_SPAWN_FAILED,
+    )
+
+
+def _files_step(plan: LaunchPlan, write: Callable[[], Awaitable[None]]) -> Step:
+    return Step(
+        FILES,
+        Scope.RUNTIME,
+        {"seed": plan.disk("seed").path},
+        write,
+        Reason.GUEST_PREPARE_FAILED,
+    )
+
+
+def overlay_step(ports: Ports, plan: LaunchPlan) -> Step:
+    """The root disk's own layer."""
+    root = plan.disk("root")
+    return Step(
+        OVERLAY,
+        Scope.PERSISTENT,
+        {"path": root.path},
+        lambda: ports.disks.create_overlay(root),
+        Reason.GUEST_PREPARE_FAILED,
+    )
+
+
+def launch_steps(
+    ports: Ports,
+    instance: str,
+    plan: LaunchPlan,
+    environment: Mapping[str, str],
+    secrets: Mapping[str, bytes],
+    start: Callable[[], Awaitable[None]] | None = None,
+) -> list[Step]:
+    """The steps from a frozen plan to a running machine, which `start` starts: by booting
+    unless said otherwise.
+    """
+    owner = mark(instance, plan.sandbox_id)
+    return [
+        overlay_step(ports, plan),
+        _files_step(
+            plan, lambda: ports.disks.write_launch_files(plan, environment, secrets)
         ),
+        *_network_steps(ports, plan, owner),
+        _machine_step(plan, start or (lambda: ports.hypervisor.start(plan, owner))),
+    ]
+
+
+def resume_steps(
+    ports: Ports,
+    instance: str,
+    plan: LaunchPlan,
+    secrets: Mapping[str, bytes],
+    load: Callable[[], Awaitable[None]],
+) -> list[Step]:
+    """The steps from a memory image to a machine that is loaded and paused. What its guest
+    said last stays on the status disk.
+    """
+    owner = mark(instance, plan.sandbox_id)
+    return [
+        _files_step(
+            plan,
+            lambda: ports.disks.write_resume_files(plan, plan.environment, secrets),
+        ),
+        *_network_steps(ports, plan, owner),
+        _machine_step(plan, load),
     ]
 
 
@@ -106,11 +169,16 @@ class Undoer:
     """Gives back one ledger entry, in whatever process. Idempotent."""
 
     def __init__(
-        self, ports: Ports, pool: AddressPool, run_hook: Callable[..., Awaitable[None]]
+        self,
+        ports: Ports,
+        pool: AddressPool,
+        run_hook: Callable[..., Awaitable[None]],
+        layers_of_others: Callable[[str], set[str]],
     ) -> None:
         self._ports = ports
         self._pool = pool
         self._run_hook = run_hook
+        self._layers_of_others = layers_of_others
 
     async def undo(
         self, record: SandboxRecord, ledger: Ledger, held: Held, reason: Reason
@@ -130,8 +198,38 @@ class Undoer:
             # holds secrets.
             await ports.disks.remove(data["seed"])
         elif held.key == OVERLAY:
-            await ports.disks.remove(data["path"])
+            await self.drop_layers(record.id, {data["path"], *layers_of(record)})
         elif held.key == LEASE:
             self._pool.free(record.id)
         else:
+            await self._undo_capture(record, held)
+
+    async def drop_layers(self, sandbox_id: str, layers: set[str]) -> None:
+        """Remove those of these layers that no other sandbox or template stands on."""
+        for path in sorted(layers - self._layers_of_others(sandbox_id)):
+            await self._ports.disks.remove(path)
+
+    async def _undo_capture(self, record: SandboxRecord, held: Held) -> None:
+        """After a capture, whether it came to its end or not, the machine goes on, if it is
+        still there.
+        """
+        data, ports = held.data, self._ports
+        if held.key == IMAGE_PART:
+            await ports.memory_store.remove(data["directory"])
+        elif held.key == FROZEN:
+            await self.thaw(data["domain"])
+        elif held.key == PAUSED:
+            await ports.memory.go_on(data["domain"])
+        elif held.key == LAYER:
+            if data["path"] not in record.layers:
+                await ports.disks.remove(data["path"])
+        elif held.key != WRITTEN:
             raise LookupError(f"no undo for ledger entry {held.key}")
+
+    async def thaw(self, domain: str) -> None:
+        """Let a frozen workload run, the wall clock set; fine where nothing runs."""
+        ports = self._ports
+        if await ports.hypervisor.observe(domain) is not DomainState.RUNNING:
+            return
+        clock = {"clock_ns": str(time.time_ns())}
+        await ports.memory.ask(domain, "thaw", clock, _THAW_TIMEOUT_S)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from vmdriver.errors import DriverError, HostError
@@ -14,12 +15,13 @@ from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.end_actions import EndActions
 from vmdriver.lifecycle.launch_actions import LaunchActions
 from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.snapshot_actions import SnapshotActions
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
 
 _log = logging.getLogger(__name__)
 
 
-class SandboxWorker(LaunchActions, EndActions):
+class SandboxWorker(LaunchActions, EndActions, SnapshotActions):
     """Owns one sandbox. Others only set its intent and wait."""
 
     # --- for the manager
@@ -80,10 +82,12 @@ class SandboxWorker(LaunchActions, EndActions):
                 return
             if rested:
                 await self._sleep(self._shared.settings.recheck_s)
+        self._dismiss_jobs()
 
     def _nothing_to_watch(self) -> bool:
         return self.record.phase in {
             Phase.STOPPED,
+            Phase.SUSPENDED,
             Phase.FAILED,
         } and not self.ledger.held(Scope.RUNTIME)
 
@@ -99,31 +103,48 @@ class SandboxWorker(LaunchActions, EndActions):
 
     async def _turn(self) -> bool:
         """One look and one action. True: there was nothing to do."""
+        if self._has_stale_capture():
+            await self._abandon_capture()
+        if self.record.reverting and self.record.intent is not Intent.DELETED:
+            await self._revert()
         machine, report = await self.observe()
         action = next_action(self.record.intent, self.record.phase, machine)
         match action:
-            case Action.LAUNCH:
-                await self._launch_cancellably()
-            case Action.AWAIT_READY:
-                await self._await_ready()
+            case Action.REST:
+                return await self._rest(machine)
             case Action.CONFIRM_RUNNING:
                 await self._confirm_running(report)
             case Action.RECORD_END:
                 await self._record_end(machine, report)
-            case Action.RECOVER_LOST:
-                await self._recover_lost()
-            case Action.CLEAN_UP:
-                await self._clean_up()
             case Action.STOP:
                 await self._stop(machine)
-            case Action.DELETE:
-                await self._delete()
-            case Action.REST:
-                await self._rest(machine)
-        return action is Action.REST
+            case Action.SUSPEND:
+                await self._suspend(machine)
+            case _:
+                await self._plain_actions[action]()
+        return False
 
-    async def _rest(self, machine: MachineState) -> None:
-        if self._adopted or machine is not MachineState.READY:
-            return
-        self._adopted = True
-        await self._adopt()
+    @property
+    def _plain_actions(self) -> Mapping[Action, Callable[[], Awaitable[None]]]:
+        """Those that look at nothing but the record."""
+        return {
+            Action.LAUNCH: self._launch_cancellably,
+            Action.AWAIT_READY: self._await_ready,
+            Action.RECOVER_LOST: self._recover_lost,
+            Action.CLEAN_UP: self._clean_up,
+            Action.RESUME: self._resume,
+            Action.DELETE: self._delete,
+        }
+
+    def _has_stale_capture(self) -> bool:
+        """Something is held still by a capture that nobody is at any more."""
+        going_on = self.record.phase is not Phase.SUSPENDING
+        kept = self.record.intent is not Intent.DELETED
+        return going_on and kept and bool(self.ledger.held(Scope.CAPTURE))
+
+    async def _rest(self, machine: MachineState) -> bool:
+        """True: there was nothing to do at all."""
+        if not self._adopted and machine is MachineState.READY:
+            self._adopted = True
+            await self._adopt()
+        return not await self._next_job(machine)

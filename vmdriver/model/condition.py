@@ -73,12 +73,21 @@ def _condition(record: SandboxRecord) -> tuple[str, str, str, str]:
         return "Ready", "False", "Deleting", "the sandbox is being deleted"
     if record.phase is Phase.STOPPED:
         return "Suspended", "True", "Stopped", "the machine is down; its disk is kept"
-    if record.intent is Intent.STOPPED:
+    if record.phase is Phase.SUSPENDED:
+        text = "the machine is suspended; its memory and disk are kept"
+        return "Suspended", "True", "Suspended", text
+    if record.intent in {Intent.STOPPED, Intent.SUSPENDED}:
         return "Ready", "False", "Starting", "the machine is being stopped"
     if failure is not None and not failure.will_retry:
         return "Ready", "False", failure.reason, failure.message
     if record.phase is Phase.RUNNING:
-        return "Ready", "True", "Running", "the machine is running"
+        text = "the machine is running"
+        return (
+            "Ready",
+            "True",
+            "Running",
+            f"{text}; {record.note}" if record.note else text,
+        )
     text = "the machine is starting"
     return (
         "Ready",

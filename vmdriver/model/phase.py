@@ -17,6 +17,8 @@ class Intent(StrEnum):
 
     RUNNING = "running"
     STOPPED = "stopped"
+    SUSPENDED = "suspended"
+    """Down, with its memory kept."""
     DELETED = "deleted"
 
 
@@ -28,6 +30,11 @@ class Phase(StrEnum):
     RUNNING = "running"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    """Nothing runs or is held; the memory is on disk."""
+    RESUMING = "resuming"
+    """Coming back from memory; `memory` in the record says from which image and how far."""
     FAILING = "failing"
     """Undoing a launch or a machine that ended; `failure` in the record says why."""
     FAILED = "failed"
@@ -76,6 +83,8 @@ class Action(StrEnum):
     """
     CLEAN_UP = "clean up"
     STOP = "stop"
+    SUSPEND = "suspend"
+    RESUME = "resume"
     DELETE = "delete"
 
 
@@ -102,6 +111,10 @@ def _when_meant_to_run(phase: Phase, machine: MachineState) -> Action:
         return Action.LAUNCH
     if phase is Phase.STOPPING:
         return Action.STOP
+    if phase is Phase.SUSPENDING:
+        return Action.SUSPEND
+    if phase in {Phase.SUSPENDED, Phase.RESUMING}:
+        return Action.RESUME
     if phase is Phase.FAILING:
         return Action.CLEAN_UP
     if phase is Phase.FAILED:
@@ -117,12 +130,27 @@ def _when_meant_to_run(phase: Phase, machine: MachineState) -> Action:
     return Action.RECOVER_LOST if machine is MachineState.ABSENT else Action.REST
 
 
+def _when_meant_to_be_suspended(phase: Phase, machine: MachineState) -> Action:
+    if phase in {Phase.SUSPENDED, Phase.STOPPED}:
+        return Action.REST
+    if phase is Phase.RESUMING:
+        return Action.RESUME  # what was begun is finished, then suspended again
+    if phase is Phase.SUSPENDING:
+        return Action.SUSPEND
+    if phase is Phase.RUNNING and machine is MachineState.READY:
+        return Action.SUSPEND
+    return Action.STOP  # there is no memory worth keeping
+
+
 def next_action(intent: Intent, phase: Phase, machine: MachineState) -> Action:
     """What to do now. Total: every combination has an answer, and repeating it is
     harmless.
     """
     if intent is Intent.DELETED or phase is Phase.DELETING:
         return Action.DELETE
+    if intent is Intent.SUSPENDED:
+        return _when_meant_to_be_suspended(phase, machine)
     if intent is Intent.STOPPED:
-        return Action.REST if phase is Phase.STOPPED else Action.STOP
+        down = phase in {Phase.STOPPED, Phase.SUSPENDED}
+        return Action.REST if down else Action.STOP
     return _when_meant_to_run(phase, machine)

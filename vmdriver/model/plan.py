@@ -59,7 +59,8 @@ class Disk(Frozen):
     path: str
     format: Literal["raw", "qcow2"]
     read_only: bool
-    backing: str | None = None
+    backing: tuple[str, ...] = ()
+    """What is below a qcow2 layer: other layers, nearest first, and at the end the raw base."""
 
 
 class DropIn(Frozen):
@@ -109,6 +110,8 @@ class LaunchPlan(Frozen):
     """Lines of the guest's /etc/hosts: address and name."""
     sandbox_uid: int = 10001
     sandbox_gid: int = 10001
+    template: str | None = None
+    """Key of the template that the machine goes on from; None: it boots."""
 
     def disk(self, role: DiskRole) -> Disk:
         """The disk of that role."""

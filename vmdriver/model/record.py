@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.spec import Frozen, SandboxSpec
@@ -17,6 +18,7 @@ from vmdriver.model.spec import Frozen, SandboxSpec
 MAIN_PROCESS_EXITED = "MainProcessExited"
 MACHINE_CRASHED = "MachineCrashed"
 PROVISIONING_FAILED = "ProvisioningFailed"
+RESTORE_FAILED = "RestoreFailed"
 
 
 class Failure(Frozen):
@@ -66,10 +68,37 @@ class SandboxRecord(Frozen):
     started.
     """
 
+    layers: tuple[str, ...] = ()
+    """The root disk's qcow2 layers, bottom first; the last one is written to."""
+    inherited_layers: int = 0
+    """How many of these, from the bottom, were made for another sandbox or a template."""
+    base: str = ""
+    """The raw disk below them, made from the image."""
+    image_digest: str = ""
+    """Of the image that the base was made from; resolved once, at the first launch."""
+    memory: MemoryRef | None = None
+    """What the machine goes on from when it is resumed."""
+    snapshots: tuple[SnapshotEntry, ...] = ()
+    secrets_digest: str = ""
+    """sha256 over token and TLS files as the guest was given them last."""
+    note: str = ""
+    """What the user should know of the running machine, such as that its memory was lost."""
+    last_restore: Mapping[str, float] = Field(default_factory=dict)
+    """Seconds of each step of the last return from memory."""
+    reverting: str = ""
+    """Name of the snapshot that the sandbox is being returned to."""
+    stop_anyway: bool = False
+    """A suspension that cannot be is a stop instead: the gateway asked for a stop."""
+
     @property
     def id(self) -> str:
         """The sandbox's id."""
         return self.spec.id
+
+
+def layers_of(record: SandboxRecord) -> set[str]:
+    """Every qcow2 layer that this sandbox needs, its snapshots' among them."""
+    return set(record.layers).union(*(entry.layers for entry in record.snapshots))
 
 
 def utc_now() -> datetime:

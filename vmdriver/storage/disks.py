@@ -7,7 +7,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from vmdriver.errors import Exhausted, Refused, StorageError
@@ -48,7 +49,9 @@ def parse_report(data: bytes) -> GuestReport:
     phase = fields.get("phase", "")
     code = fields.get("code", "")
     return GuestReport(
-        phase=phase if phase in {"started", "exited", "failed", "probed"} else "",
+        phase=phase
+        if phase in {"waiting", "started", "exited", "failed", "probed"}
+        else "",
         exit_code=int(code) if code.isdigit() and len(code) < 4 else None,
         reason="".join(c if c.isprintable() else "?" for c in fields.get("reason", ""))[
             :500
@@ -74,7 +77,7 @@ class DiskStore:
         replaced.
         """
         path = Path(disk.path)
-        if disk.backing is None:
+        if not disk.backing:
             raise StorageError(f"disk {path.name} has no base")
         self._check_free_space(path.parent)
         await self._pool.run(lambda: path.unlink(missing_ok=True))
@@ -86,9 +89,9 @@ class DiskStore:
                 "-f",
                 "qcow2",
                 "-F",
-                "raw",
+                "raw" if len(disk.backing) == 1 else "qcow2",
                 "-b",
-                disk.backing,
+                disk.backing[0],
                 "-o",
                 _OVERLAY_OPTIONS,
                 str(path),
@@ -96,6 +99,33 @@ class DiskStore:
             deadline_s=60,
         )
         await self._pool.run(self._give, path, 0o600)
+
+    async def merge_layer(self, layer: str, below: str) -> None:
+        """Write a layer's content into the one below it, which takes its place."""
+        await self._pool.run(self._give, Path(below), 0o600)
+        # -d: the emptied layer would not be used again anyway.
+        await process.run(
+            ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", "-b", below, layer],
+            deadline_s=600,
+        )
+
+    async def freeze_layer(self, path: str) -> int:
+        """Take the right to write away, and make the content durable."""
+
+        def freeze() -> int:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, 0o400)
+                os.fsync(descriptor)
+                return os.fstat(descriptor).st_blocks * 512
+            finally:
+                os.close(descriptor)
+
+        return await self._pool.run(freeze)
+
+    async def flush_status(self, path: str) -> None:
+        """Make the status disk's content durable."""
+        await self._pool.run(files.sync_file, Path(path))
 
     @staticmethod
     def _check_free_space(directory: Path) -> None:
@@ -117,19 +147,46 @@ class DiskStore:
         data = seed.build(plan, environment, seed.Secrets(secrets))
         await self._pool.run(self._write_launch_files, plan, data)
 
+    async def write_barrier_files(self, plan: LaunchPlan) -> None:
+        """The same for a template."""
+        data = seed.build_barrier(plan)
+        await self._pool.run(self._write_launch_files, plan, data)
+
     def _write_launch_files(self, plan: LaunchPlan, data: bytes) -> None:
-        try:
-            for path, content, mode in (
-                (Path(plan.disk("seed").path), data, 0o400),
-                (Path(plan.disk("status").path), b"\0" * _STATUS_BYTES, 0o600),
-                (Path(plan.console), b"", 0o600),
+        with _seed_errors():
+            self._write_seed(plan, data, seed.disk_bytes(len(data)))
+            for path, content in (
+                (Path(plan.disk("status").path), b"\0" * _STATUS_BYTES),
+                (Path(plan.console), b""),
             ):
                 files.write_new(path, content, 0o600, sync=False)
-                self._give(path, mode)
-        except OSError as error:
-            raise StorageError(
-                f"launch files cannot be written: {error.strerror}", detail=str(error)
-            ) from error
+                self._give(path, 0o600)
+
+    async def write_resume_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """See ports.Disks."""
+        data = seed.build(plan, environment, seed.Secrets(secrets))
+
+        def write() -> None:
+            with _seed_errors():
+                self._write_seed(plan, data, seed.disk_bytes(len(data)))
+                status = Path(plan.disk("status").path)
+                if self._report(str(status)).phase != "started":
+                    record = b"phase=started\n".ljust(_STATUS_BYTES, b"\0")
+                    files.write_new(status, record, sync=False)
+                    self._give(status, 0o600)
+
+        await self._pool.run(write)
+
+    def _write_seed(self, plan: LaunchPlan, data: bytes, size: int) -> None:
+        path = Path(plan.disk("seed").path)
+        files.write_new(path, data, 0o600, sync=False)
+        os.truncate(path, size)
+        self._give(path, 0o400)
 
     async def remove(self, path: str) -> None:
         """Remove one file below the state directory."""
@@ -231,6 +288,16 @@ class DiskStore:
             lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True)
         )
         return path
+
+
+@contextmanager
+def _seed_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"launch files cannot be written: {error.strerror}", detail=str(error)
+        ) from error
 
 
 def console_tail(path: Path, size: int = 2000) -> str:

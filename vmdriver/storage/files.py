@@ -18,6 +18,15 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_new(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
     """Write a file with exactly that mode from its first byte on; an old one is
     replaced.

@@ -39,6 +39,16 @@ class Layout:
         return self.root / "supervisors"
 
     @property
+    def layers(self) -> Path:
+        """qcow2 layers of root disks. Several sandboxes may stand on the same one."""
+        return self.root / "layers"
+
+    @property
+    def templates(self) -> Path:
+        """Memory images of booted guests that belong to nobody yet, by key."""
+        return self.root / "templates"
+
+    @property
     def libvirt(self) -> Path:
         """Root of the embedded libvirt driver."""
         return self.root / "libvirt"
@@ -70,6 +80,8 @@ class Layout:
             self.images,
             self.boot,
             self.supervisors,
+            self.layers,
+            self.templates,
             self.libvirt,
             self.probe,
         ):
@@ -99,11 +111,6 @@ class SandboxFiles:
         return self.directory / "token"
 
     @property
-    def overlay(self) -> Path:
-        """The qcow2 layer that the guest writes to."""
-        return self.directory / "root.qcow2"
-
-    @property
     def seed(self) -> Path:
         """What the guest is given, as a tar on a raw disk."""
         return self.directory / "seed.img"
@@ -117,6 +124,31 @@ class SandboxFiles:
     def console(self) -> Path:
         """The guest's serial console."""
         return self.directory / "console.log"
+
+    @property
+    def suspended(self) -> Path:
+        """The memory image of a suspended machine."""
+        return self.directory / "suspended"
+
+    @property
+    def kept(self) -> Path:
+        """The last memory image that could not be restored, for the operator."""
+        return self.directory / "not-restored"
+
+    @property
+    def snapshots(self) -> Path:
+        """Memory images of snapshots, by name."""
+        return self.directory / "snapshots"
+
+    @property
+    def part(self) -> Path:
+        """An image that is being made."""
+        return self.directory / "capture.part"
+
+    @property
+    def scratch(self) -> Path:
+        """What libvirt loads a machine's state from; there for a moment only."""
+        return self.directory / "load.image"
 
     def extension(self, name: str) -> Path:
         """An extension's private directory, 0700."""

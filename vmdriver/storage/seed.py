@@ -6,10 +6,13 @@ What images/guest/init finds in it:
                                  ended by a NUL
     drop-in-environ              the same for init drop-ins
     hostname hosts resolv.conf   as they appear below /etc in the guest
-    net/address net/gateway      IPv4 address with prefix length; the default route
+    machine-id uuid              the machine's identity
+    net/mac net/address net/gateway    MAC; IPv4 address with prefix length; default route
     sandbox-uid sandbox-gid      for images without a user "sandbox"
     openshell/...                copied to /opt/openshell: auth/sandbox.jwt, tls/*,
                                  init.d/*, init.d.manifest
+    barrier                      only for a template, and then nothing but it and the ids:
+                                 init waits to be adopted, and reads the disk again
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ from dataclasses import dataclass
 
 from vmdriver.model.plan import LaunchPlan
 
-BLOCK = 512
+UNIT = 1024 * 1024
+"""The disk's size is a multiple of this, so that a guest that has seen it once can be given
+another content; what is not used is a hole.
+"""
+_SLACK = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,25 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
     return {
         "environ": environ_bytes(environment),
         "drop-in-environ": environ_bytes(drop_in_environment),
+        "machine-id": f"{plan.domain_uuid.replace('-', '')}\n".encode(),
+        "uuid": f"{plan.domain_uuid}\n".encode(),
         "hostname": f"{plan.hostname}\n".encode(),
         "hosts": _host_lines(plan).encode(),
         "resolv.conf": resolvers.encode(),
+        "net/mac": f"{plan.network.lease.mac}\n".encode(),
         "net/address": f"{plan.network.guest_interface}\n".encode(),
         "net/gateway": f"{plan.network.lease.host_ip}\n".encode(),
-        "sandbox-uid": f"{plan.sandbox_uid}\n".encode(),
-        "sandbox-gid": f"{plan.sandbox_gid}\n".encode(),
+        **_ids(plan),
         "openshell/init.d.manifest": "".join(
             f"{d.name}\n" for d in plan.drop_ins
         ).encode(),
+    }
+
+
+def _ids(plan: LaunchPlan) -> dict[str, bytes]:
+    return {
+        "sandbox-uid": f"{plan.sandbox_uid}\n".encode(),
+        "sandbox-gid": f"{plan.sandbox_gid}\n".encode(),
     }
 
 
@@ -87,9 +103,7 @@ def _add_directory(archive: tarfile.TarFile, name: str, mode: int) -> None:
 
 
 def build(plan: LaunchPlan, environment: Mapping[str, str], secrets: Secrets) -> bytes:
-    """The disk's bytes, a multiple of BLOCK. `environment` is the plan's and what hooks
-    added to it.
-    """
+    """What is on the disk. `environment` is the plan's and what hooks added to it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for directory in ("net", "openshell", "openshell/init.d", "openshell/tls"):
@@ -111,5 +125,18 @@ def build(plan: LaunchPlan, environment: Mapping[str, str], secrets: Secrets) ->
                 data,
                 0o644 if name.endswith(".crt") else 0o600,
             )
-    data = buffer.getvalue()
-    return data + b"\0" * (-len(data) % BLOCK)
+    return buffer.getvalue()
+
+
+def build_barrier(plan: LaunchPlan) -> bytes:
+    """The same for a template: nothing of anybody's."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in {"barrier": b"", **_ids(plan)}.items():
+            _add(archive, name, data, 0o644)
+    return buffer.getvalue()
+
+
+def disk_bytes(content: int) -> int:
+    """Size of a disk for that many bytes."""
+    return -(-(content + _SLACK) // UNIT) * UNIT

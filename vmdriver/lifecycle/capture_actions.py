@@ -1,0 +1,195 @@
+"""Holding a machine still while its memory is kept: for a suspension or a snapshot.
+
+Every step is in the ledger with the scope CAPTURE before it is taken. Giving that scope
+back, in whatever process, means: what was half written is removed, the machine goes on, the
+workload is thawed. So a capture that fails or is cut off leaves the sandbox running as
+before; one that has published its manifest leaves the same, or is a suspension and ends the
+machine first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from vmdriver.errors import Refused
+from vmdriver.host import facts
+from vmdriver.lifecycle import planner, restore_check
+from vmdriver.lifecycle.hold import SandboxHold
+from vmdriver.lifecycle.hooks import Reason
+from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.ports import Captured
+from vmdriver.lifecycle.steps import FROZEN, IMAGE_PART, LAYER, PAUSED, WRITTEN
+from vmdriver.model.memory_image import ImageKind, MemoryManifest, MemoryRef
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import utc_now
+
+_log = logging.getLogger(__name__)
+_STATE_BYTES = 16 * 2**20
+"""Room for everything of an image that is not the guest's RAM; QEMU writes under 1 MiB."""
+
+
+class Stopwatch:
+    """Seconds of named steps, in order."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Count what happens inside as that step."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.steps[name] = self.steps.get(name, 0.0) + time.monotonic() - begun
+
+    def text(self) -> str:
+        """Total and steps, on one line."""
+        parts = ", ".join(f"{n} {s * 1e3:.0f} ms" for n, s in self.steps.items())
+        return f"{sum(self.steps.values()):.2f} s ({parts})"
+
+
+def files_of(plan: LaunchPlan) -> tuple[str, ...]:
+    """Every file that a machine of this plan reads and that must stay as it is."""
+    root = plan.disk("root")
+    supervisor = plan.disk("supervisor").path
+    return (plan.kernel, plan.initramfs, supervisor, root.path, *root.backing)
+
+
+class CaptureActions(SandboxHold):
+    """What suspensions and snapshots have in common."""
+
+    async def _abandon_capture(self) -> None:
+        """Let the machine go on after a capture that was cut off or has failed."""
+        await self._settle_layer()
+        errors = await self.ledger.release(
+            Scope.CAPTURE,
+            lambda held: self._shared.undoer.undo(
+                self.record, self.ledger, held, Reason.STOPPED
+            ),
+        )
+        if errors:
+            raise errors[0]
+
+    async def _settle_layer(self) -> None:
+        """The machine knows whether it writes to the new layer already."""
+        held, plan = self.ledger.get(LAYER), self.record.plan
+        if held is None or plan is None or held.data["path"] in self.record.layers:
+            return
+        path = held.data["path"]
+        if await self._shared.ports.memory.root_layer(plan.domain) == path:
+            await self._stand_on((*self.record.layers, path))
+
+    async def _stand_on(self, layers: tuple[str, ...], **changes: Any) -> None:
+        """Record and plan say from now on what the root disk consists of."""
+        plan = self.record.plan
+        if plan is not None:
+            plan = planner.on_layers(plan, layers, self.record.base)
+        await self.update(layers=layers, plan=plan, **changes)
+
+    def _refuse_devices(self, plan: LaunchPlan) -> None:
+        if plan.devices:
+            raise Refused(
+                f"the machine has a passed-through device ({plan.devices[0]}), whose state "
+                "cannot be kept",
+                reason="DevicePassedThrough",
+                resolution="stop it instead, or take a snapshot of the disk only",
+            )
+
+    async def _hold_step(self, key: str, data: Mapping[str, Any], effect: Any) -> Any:
+        return await self.ledger.acquire(key, Scope.CAPTURE, data, effect)
+
+    async def _freeze(self, plan: LaunchPlan, watch: Stopwatch) -> str:
+        """Workload frozen, disks flushed, machine paused. The guest's boot id."""
+        memory, settings = self._shared.ports.memory, self._shared.settings
+        domain = {"domain": plan.domain}
+        limit = settings.freeze_timeout_s
+
+        async def freeze() -> dict[str, str]:
+            fields = {"timeout_ms": str(int(limit * 1000))}
+            return await memory.ask(plan.domain, "freeze", fields, limit + 5)
+
+        with watch.step("freeze"):
+            answer = await self._hold_step(FROZEN, domain, freeze)
+        with watch.step("pause"):
+            await self._hold_step(PAUSED, domain, lambda: memory.pause(plan.domain))
+        return str(answer.get("boot_id", ""))
+
+    async def _begin_image(self, plan: LaunchPlan, directory: str) -> str:
+        store = self._shared.ports.memory_store
+        needed = plan.memory_mib * 2**20 + _STATE_BYTES
+        data = {"directory": directory}
+        path = await self._hold_step(
+            IMAGE_PART, data, lambda: store.begin(directory, needed)
+        )
+        return str(path)
+
+    async def _write_memory(self, plan: LaunchPlan, path: str) -> Captured:
+        memory = self._shared.ports.memory
+        captured = await self._hold_step(
+            WRITTEN,
+            {"domain": plan.domain},
+            lambda: memory.capture(plan.domain, path, plan.memory_mib),
+        )
+        assert isinstance(captured, Captured)  # noqa: S101 - a capture is never resumed half-way
+        return captured
+
+    async def _publish_image(
+        self,
+        kind: ImageKind,
+        name: str,
+        target: str,
+        captured: Captured,
+        guest_boot_id: str,
+        plan: LaunchPlan,
+        watch: Stopwatch,
+    ) -> MemoryRef:
+        """Everything durable, the manifest last, then the image's name."""
+        ports, part = (
+            self._shared.ports,
+            self._shared.launcher.places.paths(self.record.id).part,
+        )
+        with watch.step("write out"):
+            await ports.disks.flush_status(plan.disk("status").path)
+            files, parts = await asyncio.gather(
+                ports.memory_store.identify(files_of(plan)),
+                ports.memory_store.write_parts(part, captured),
+            )
+        token = await ports.records.token(self.record.id)
+        secret = token.get_secret_value() if token else ""
+        versions = await ports.hypervisor.build(plan.accelerator)
+        manifest = MemoryManifest(
+            kind=kind,
+            name=name,
+            sandbox_id=self.record.id,
+            workspace=self.record.spec.workspace,
+            created_at=utc_now(),
+            host_boot_id=facts.boot_id(),
+            guest_boot_id=guest_boot_id,
+            spec=self.record.spec,
+            plan=plan,
+            versions=versions.model_copy(update={"machine": captured.machine}),
+            cpu=captured.cpu,
+            boot_digest=plan.boot_digest,
+            supervisor_digest=plan.disk("supervisor").path.rpartition("/")[2],
+            files=files,
+            parts=parts,
+            token_expires_at=restore_check.token_expiry(secret),
+            secrets_digest=self.record.secrets_digest,
+            extensions=self._shared.extensions.saved(self.record, self.ledger),
+        )
+        with watch.step("publish"):
+            digest = await ports.memory_store.publish(part, target, manifest)
+            await ports.memory_store.end(part)
+        return MemoryRef(
+            directory=target,
+            digest=digest,
+            kind=kind,
+            name=name,
+            stored_bytes=manifest.stored_bytes,
+        )

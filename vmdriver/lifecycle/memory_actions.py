@@ -1,0 +1,286 @@
+"""Going down with the memory kept, and coming back from it."""
+
+from __future__ import annotations
+
+import logging
+import secrets as randomness
+import time
+
+from vmdriver.errors import DriverError, NotFound, Refused
+from vmdriver.host import facts
+from vmdriver.lifecycle import planner, restore_check
+from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
+from vmdriver.lifecycle.hooks import Reason, RestoreKind
+from vmdriver.lifecycle.launcher import LaunchFailed
+from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.steps import MACHINE, resume_steps
+from vmdriver.model.condition import Progress
+from vmdriver.model.ids import mark
+from vmdriver.model.memory_image import MemoryManifest, MemoryRef
+from vmdriver.model.phase import DomainState, Intent, MachineState, Phase
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import RESTORE_FAILED, Failure
+
+_log = logging.getLogger(__name__)
+_KINDS = {
+    "suspended": RestoreKind.RESUMED,
+    "snapshot": RestoreKind.SNAPSHOT,
+    "template": RestoreKind.TEMPLATE,
+}
+
+
+class MemoryActions(CaptureActions):
+    """Actions SUSPEND and RESUME. Each is begun again after a crash; ledger,
+    manifest and record say how far it came.
+    """
+
+    # --- down
+
+    async def _suspend(self, machine: MachineState) -> None:
+        paths = self._shared.launcher.places.paths(self.record.id)
+        if self.record.phase is not Phase.SUSPENDING:
+            await self._shared.ports.memory_store.remove(paths.suspended)
+            await self.update(phase=Phase.SUSPENDING, memory=None)
+        watch = Stopwatch()
+        try:
+            ref = await self._published(paths.suspended)
+            if ref is None:
+                await self._abandon_capture()
+                ref = await self._take(machine, paths.suspended, watch)
+        except DriverError as error:
+            await self._not_suspended(error)
+            return
+        with watch.step("release"):
+            await self._unwind(Scope.RUNTIME, Reason.SUSPENDED)
+            await self._abandon_capture()
+        await self.update(
+            phase=Phase.SUSPENDED, memory=ref, failure=None, note="", crash_restarts=0
+        )
+        size = f"{ref.stored_bytes / 2**20:.0f} MiB"
+        self.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
+
+    async def _published(self, directory: str) -> MemoryRef | None:
+        """The image, if an earlier process came that far."""
+        store = self._shared.ports.memory_store
+        try:
+            manifest, digest = await store.read(directory)
+        except (NotFound, Refused):
+            return None
+        return MemoryRef(
+            directory=directory,
+            digest=digest,
+            kind=manifest.kind,
+            stored_bytes=manifest.stored_bytes,
+        )
+
+    async def _take(
+        self, machine: MachineState, target: str, watch: Stopwatch
+    ) -> MemoryRef:
+        plan, shared = self.record.plan, self._shared
+        if plan is None or machine is not MachineState.READY:
+            raise Refused("the machine is not there any more", reason="MachineLost")
+        self._refuse_devices(plan)
+        with watch.step("hooks"):
+            await shared.extensions.before_capture(
+                self.record,
+                self.ledger,
+                "before_suspend",
+                lambda extension, context: extension.before_suspend(context, plan),
+            )
+        part = shared.launcher.places.paths(self.record.id).part
+        memory = await self._begin_image(plan, part)
+        boot_id = await self._freeze(plan, watch)
+        with watch.step("memory"):
+            captured = await self._write_memory(plan, memory)
+        return await self._publish_image(
+            "suspended", "", target, captured, boot_id, plan, watch
+        )
+
+    async def _not_suspended(self, error: DriverError) -> None:
+        """As before, if the machine is there; a stop that was asked for happens anyway."""
+        self.refusal = error
+        await self._abandon_capture()
+        machine, _ = await self.observe()
+        if machine is not MachineState.READY:
+            await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+            text = f"the memory is lost, the disk is kept: {error.text()}"
+        elif self.record.stop_anyway:
+            await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+            text = f"it is shut down instead: {error.text()}"
+        else:
+            await self.update(phase=Phase.RUNNING, intent=Intent.RUNNING)
+            text = f"it goes on: {error.text()}"
+        self.tell(
+            "SuspendFailed", f"the sandbox could not be suspended; {text}", warn=True
+        )
+
+    async def drop_memory(self) -> None:
+        """Of a suspended sandbox; its next start is a cold boot."""
+        ref = self.record.memory
+        if self.record.phase is not Phase.SUSPENDED:
+            return
+        if ref is not None and ref.kind == "suspended":
+            await self._shared.ports.memory_store.remove(ref.directory)
+        await self.update(phase=Phase.STOPPED, memory=None)
+        self.tell(
+            "MemoryDropped", "the memory was dropped; the disk is kept", warn=True
+        )
+
+    # --- up
+
+    async def _resume(self) -> None:
+        if self.record.phase is not Phase.RESUMING:
+            await self.update(phase=Phase.RESUMING, failure=None)
+        ref, watch = self.record.memory, Stopwatch()
+        try:
+            if ref is None:
+                raise Refused("there is no memory image", reason="ImageMissing")
+            if not ref.consumed:
+                manifest = await self._load(ref, watch)
+            else:
+                manifest = await self._loaded_before(ref)
+            await self._let_go(manifest, watch)
+        except LaunchFailed as failed:
+            await self._not_restored(failed.cause)
+            return
+        except DriverError as error:
+            await self._not_restored(error)
+            return
+        await self._resumed(ref, watch)
+
+    async def _load(self, ref: MemoryRef, watch: Stopwatch) -> MemoryManifest:
+        """Check, then have the machine paused, and mark the image as used."""
+        shared, record = self._shared, self.record
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)  # of a try that was cut off
+        with watch.step("check"):
+            manifest, plan = await self._checked(ref)
+            secrets = await shared.launcher.secrets(record)
+            problems = await shared.ports.memory_store.damage(
+                ref.directory, manifest.parts
+            )
+        if problems:
+            raise Refused(
+                f"the memory image is damaged: {'; '.join(problems)}",
+                reason="ImageDamaged",
+            )
+        with watch.step("hooks"):
+            await shared.extensions.before_restore(
+                record, self.ledger, _KINDS[ref.kind]
+            )
+        saved = await shared.ports.memory_store.saved(ref.directory)
+        owner = mark(shared.settings.instance, record.id)
+        scratch = shared.launcher.places.paths(record.id).scratch
+        steps = resume_steps(
+            shared.ports,
+            shared.settings.instance,
+            plan,
+            secrets,
+            lambda: shared.ports.memory.load(plan, owner, saved, scratch),
+        )
+        await self.update(
+            plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
+        )
+        for step in steps:
+            with watch.step("load" if step.key == MACHINE else "network and files"):
+                await shared.launcher.take(self.record, self.ledger, [step])
+        with watch.step("mark as used"):
+            used = ref.model_copy(update={"consumed": True})
+            await self.update(memory=used)
+        return manifest
+
+    async def _checked(self, ref: MemoryRef) -> tuple[MemoryManifest, LaunchPlan]:
+        ports, old = self._shared.ports, self.record.plan
+        if old is None:
+            raise Refused("the sandbox has no plan", reason="ImageMismatch")
+        manifest, digest = await ports.memory_store.read(ref.directory)
+        plan = planner.on_layers(manifest.plan, self.record.layers, self.record.base)
+        now = restore_check.HostNow(
+            versions=await ports.hypervisor.build(plan.accelerator),
+            files=await ports.memory_store.identify(
+                tuple(identity.path for identity in manifest.files)
+            ),
+            time_s=time.time(),
+            available_memory_bytes=facts.available_memory_bytes(),
+        )
+        found = restore_check.differences(manifest, digest, ref, old, now)
+        if found:
+            raise Refused("; ".join(found), reason="ImageMismatch")
+        return manifest, plan
+
+    async def _loaded_before(self, ref: MemoryRef) -> MemoryManifest:
+        """A process before this one got past the point of no return."""
+        plan = self.record.plan
+        domain = DomainState.ABSENT
+        if plan is not None and self.ledger.get(MACHINE) is not None:
+            domain = await self._shared.ports.hypervisor.observe(plan.domain)
+        if domain not in {DomainState.RUNNING, DomainState.PAUSED}:
+            raise Refused(
+                "the machine had gone on from it and has ended since",
+                reason="ImageUsed",
+            )
+        manifest, _ = await self._shared.ports.memory_store.read(ref.directory)
+        return manifest
+
+    async def _let_go(self, manifest: MemoryManifest, watch: Stopwatch) -> None:
+        """The machine runs, its workload frozen; what must be new is made so; thaw."""
+        ports, plan = self._shared.ports, self.record.plan
+        assert plan is not None  # noqa: S101 - it was loaded from one
+        fresh = restore_check.secrets_digest(
+            await self._shared.launcher.secrets(self.record)
+        )
+        with watch.step("go on"):
+            await ports.memory.go_on(plan.domain)
+        fields = {"seed": randomness.token_hex(64)}
+        if fresh != manifest.secrets_digest:
+            fields["files"] = "1"
+        with watch.step("hygiene"):
+            fields["clock_ns"] = str(time.time_ns())
+            timeout_s = self._shared.settings.restore_timeout_s
+            answer = await ports.memory.ask(plan.domain, "renew", fields, timeout_s)
+        _log.info("%s: hygiene in the guest: %s", self.record.id, answer)
+        await self.update(secrets_digest=fresh)
+
+    async def _resumed(self, ref: MemoryRef, watch: Stopwatch) -> None:
+        self._adopted = True
+        await self.update(
+            phase=Phase.RUNNING,
+            memory=None,
+            failure=None,
+            last_restore=dict(watch.steps),
+        )
+        if ref.kind == "suspended":
+            # The running machine keeps its mapping of the file; nobody else finds it.
+            await self._shared.ports.memory_store.remove(ref.directory)
+        kind = _KINDS[ref.kind]
+        self.tell(
+            "Restored",
+            f"{kind.value} in {watch.text()}",
+            Progress("starting_sandbox", "Sandbox ready"),
+        )
+        for problem in await self._shared.extensions.after_restore(
+            self.record, self.ledger, kind
+        ):
+            self.tell("ExtensionFailed", problem, warn=True)
+
+    async def _not_restored(self, error: DriverError) -> None:
+        """The image is kept aside; then a cold boot or a failure, as the operator wants."""
+        ports, ref = self._shared.ports, self.record.memory
+        paths = self._shared.launcher.places.paths(self.record.id)
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        why = f"its memory could not be restored: {error.text()}"
+        if self._shared.settings.on_restore_failure == "fail" and not (
+            ref is not None and ref.consumed
+        ):
+            self.tell(RESTORE_FAILED, why, warn=True)
+            failure = Failure(reason=RESTORE_FAILED, message=why)
+            await self.update(phase=Phase.FAILED, failure=failure)
+            return
+        lost = (
+            "processes and unsaved work of that moment are lost; the disk is as it was"
+        )
+        if ref is not None and ref.kind == "suspended":
+            await ports.memory_store.move(ref.directory, paths.kept)
+            lost += f"; the memory image is kept in {paths.kept.rpartition('/')[2]}"
+        text = f"it was booted from its disk, since {why}; {lost}"
+        self.tell(RESTORE_FAILED, text, warn=True)
+        await self.update(phase=Phase.LAUNCHING, memory=None, note=text)

@@ -1,0 +1,122 @@
+"""Whether a memory image may be given to a machine, and what an image is made with. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vmdriver.model.memory_image import (
+    FileIdentity,
+    MemoryManifest,
+    MemoryRef,
+    Versions,
+)
+from vmdriver.model.plan import LaunchPlan
+
+_WHAT = {
+    "size": "its size",
+    "inode": "the file itself",
+    "modified_ns": "its content",
+    "changed_ns": "its content or rights",
+}
+
+_SAME = ("vcpus", "memory_mib", "accelerator", "boot_digest", "image_digest")
+
+
+@dataclass(frozen=True)
+class HostNow:
+    """What is true at the moment of a restore."""
+
+    versions: Versions
+    files: tuple[FileIdentity, ...]
+    time_s: float
+    """Seconds since 1970."""
+    available_memory_bytes: int
+
+
+def token_expiry(token: str) -> int | None:
+    """The exp of a JWT in seconds since 1970; None where there is none (or 0: no end). The
+    signature is the gateway's to check.
+    """
+    try:
+        body = token.split(".")[1]
+        padded = body + "=" * (-len(body) % 4)
+        claims = json.loads(base64.urlsafe_b64decode(padded))
+        expiry = claims.get("exp", 0)
+        return int(expiry) or None
+    except (IndexError, ValueError, AttributeError, TypeError, binascii.Error):
+        return None
+
+
+def secrets_digest(secrets: Mapping[str, bytes]) -> str:
+    """One digest over names and contents, so that a change is noticed without keeping them."""
+    digest = hashlib.sha256()
+    for name, data in sorted(secrets.items()):
+        digest.update(f"{name}\0{len(data)}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _file_differences(
+    was: Sequence[FileIdentity], now: Sequence[FileIdentity]
+) -> list[str]:
+    current = {identity.path: identity for identity in now}
+    found = []
+    for identity in was:
+        other = current.get(identity.path)
+        name = identity.path.rpartition("/")[2]
+        if other is None:
+            found.append(f"{name} is gone")
+            continue
+        for key, text in _WHAT.items():
+            if getattr(identity, key) != getattr(other, key):
+                found.append(f"{name} was changed after the capture ({text})")
+                break
+    return found
+
+
+def _machine_differences(
+    was: LaunchPlan, now: LaunchPlan, keys: Sequence[str]
+) -> list[str]:
+    return [
+        f"the plan's {key} was {getattr(was, key)} and is {getattr(now, key)}"
+        for key in keys
+        if getattr(was, key) != getattr(now, key)
+    ]
+
+
+def differences(
+    manifest: MemoryManifest,
+    digest: str,
+    ref: MemoryRef,
+    plan: LaunchPlan,
+    now: HostNow,
+) -> list[str]:
+    """Everything that stands in the way of loading the image, in words; none: it may be
+    loaded. The parts' own digests are checked by whoever reads them.
+    """
+    if digest != ref.digest:
+        return ["its manifest is not the one that was written at the capture"]
+    found = []
+    if ref.consumed:
+        found.append("its machine has gone on from it before")
+    if manifest.sandbox_id != plan.sandbox_id and manifest.kind != "template":
+        found.append(f"it is of sandbox {manifest.sandbox_id}")
+    for key, was in manifest.versions.model_dump().items():
+        is_now = getattr(now.versions, key)
+        if was != is_now:
+            found.append(f"{key} was {was} and is {is_now}")
+    # A sandbox may have been started anew since a snapshot; the snapshot's own plan counts.
+    keys = _SAME if manifest.kind == "suspended" else ("image_digest",)
+    found += _machine_differences(manifest.plan, plan, keys)
+    found += _file_differences(manifest.files, now.files)
+    if manifest.token_expires_at is not None and manifest.token_expires_at < now.time_s:
+        found.append("the sandbox's token has expired meanwhile")
+    if manifest.stored_bytes > now.available_memory_bytes:
+        needed, free = manifest.stored_bytes >> 20, now.available_memory_bytes >> 20
+        found.append(f"the host has {free} MiB of memory left, {needed} are needed")
+    return found

@@ -1,0 +1,259 @@
+"""Named snapshots: taken while the sandbox goes on, returned to, removed.
+
+A snapshot is the disk's layers up to now, which nobody writes to again, and (unless it is of
+the disk only) the memory of the same moment. The sandbox continues on a new, empty layer.
+Returning to it puts another new layer on the snapshot's, so it can be returned to any number
+of times and is never changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from vmdriver.errors import AlreadyExists, DriverError, Exhausted, NotFound, Refused
+from vmdriver.lifecycle import planner
+from vmdriver.lifecycle.capture_actions import Stopwatch
+from vmdriver.lifecycle.hold import Shared
+from vmdriver.lifecycle.hooks import Reason
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.memory_actions import MemoryActions
+from vmdriver.lifecycle.requests import check_snapshot_name
+from vmdriver.lifecycle.steps import LAYER
+from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
+from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.record import SandboxRecord, layers_of, utc_now
+
+Job = Callable[[MachineState], Awaitable[None]]
+
+
+class SnapshotActions(MemoryActions):
+    """What an operator asks for between two turns of the loop, one after the other."""
+
+    def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:
+        super().__init__(record, ledger, shared)
+        self._jobs: deque[tuple[Job, asyncio.Future[None]]] = deque()
+
+    async def perform(self, job: Job) -> None:
+        """Have the loop do it when it rests; returns when it is done, raises what it
+        raises.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._jobs.append((job, future))
+        self.start()
+        await future
+
+    def start(self) -> None:
+        """Run the loop; the worker does."""
+        raise NotImplementedError
+
+    async def _next_job(self, machine: MachineState) -> bool:
+        """True: there was one."""
+        if not self._jobs:
+            return False
+        job, future = self._jobs.popleft()
+        try:
+            await job(machine)
+        except DriverError as error:
+            if not future.done():
+                future.set_exception(error)
+        except BaseException:
+            future.cancel()
+            raise
+        else:
+            if not future.done():
+                future.set_result(None)
+        return True
+
+    def _dismiss_jobs(self) -> None:
+        while self._jobs:
+            _, future = self._jobs.popleft()
+            if not future.done():
+                future.set_exception(NotFound(f"sandbox {self.record.id} was deleted"))
+
+    # --- take
+
+    def find_snapshot(self, name: str) -> SnapshotEntry:
+        """The snapshot of that name. NotFound."""
+        for entry in self.record.snapshots:
+            if entry.name == name:
+                return entry
+        raise NotFound(f"sandbox {self.record.id} has no snapshot {name!r}")
+
+    def _check_room(self, name: str) -> None:
+        settings, record = self._shared.settings, self.record
+        check_snapshot_name(name, "name")
+        if any(entry.name == name for entry in record.snapshots):
+            raise AlreadyExists(f"sandbox {record.id} has a snapshot {name!r} already")
+        own = sum(entry.stored_bytes for entry in record.snapshots)
+        host_count, host_bytes = self._shared.host_snapshots()
+        for have, most, key, unit in (
+            (len(record.snapshots), settings.max_snapshots, "max_snapshots", 1),
+            (own, settings.max_snapshot_bytes, "max_snapshot_mib", 2**20),
+            (host_count, settings.max_host_snapshots, "max_host_snapshots", 1),
+            (
+                host_bytes,
+                settings.max_host_snapshot_bytes,
+                "max_host_snapshot_mib",
+                2**20,
+            ),
+        ):
+            if have >= most:
+                raise Exhausted(
+                    f"{key}: {have // unit} of {most // unit} are used",
+                    reason="SnapshotLimit",
+                    resolution="remove snapshots, or raise the limit",
+                )
+        if len(record.layers) >= settings.max_layers:
+            raise Exhausted(
+                f"the root disk has {len(record.layers)} layers, the limit is "
+                f"{settings.max_layers}",
+                reason="TooManyLayers",
+                resolution="remove snapshots, then stop the sandbox: layers that no "
+                "snapshot needs are merged",
+            )
+
+    async def take_snapshot(
+        self, name: str, disk_only: bool, machine: MachineState
+    ) -> None:
+        """Job: take one. Refused, AlreadyExists, Exhausted, HostError; then nothing has
+        changed.
+        """
+        plan, phase = self.record.plan, self.record.phase
+        runs = phase is Phase.RUNNING and machine is MachineState.READY
+        if plan is None or not (runs or (phase is Phase.STOPPED and disk_only)):
+            raise Refused(
+                f"sandbox {self.record.id} is {phase.value}",
+                reason="NotRunning",
+                resolution="start or resume it; of a stopped one --disk-only is possible",
+            )
+        self._check_room(name)
+        if not disk_only:
+            self._refuse_devices(plan)
+        await self._shared.extensions.before_capture(
+            self.record,
+            self.ledger,
+            "before_snapshot",
+            lambda extension, context: extension.before_snapshot(context, plan, name),
+        )
+        watch = Stopwatch()
+        try:
+            if runs:
+                entry = await self._of_running(name, disk_only, plan, watch)
+            else:
+                entry = await self._of_stopped(name)
+            await self.update(snapshots=(*self.record.snapshots, entry))
+        finally:
+            await self._abandon_capture()
+        size = f"{entry.stored_bytes / 2**20:.0f} MiB"
+        self.tell("SnapshotTaken", f"{name} ({size}) in {watch.text()}")
+
+    async def _of_running(
+        self, name: str, disk_only: bool, plan: LaunchPlan, watch: Stopwatch
+    ) -> SnapshotEntry:
+        ports, layers = self._shared.ports, self.record.layers
+        paths = self._shared.launcher.places.paths(self.record.id)
+        memory_path, captured = "", None
+        if not disk_only:
+            memory_path = await self._begin_image(plan, paths.part)
+        layer = await self._new_layer(layers)
+        boot_id = await self._freeze(plan, watch)
+        if not disk_only:
+            with watch.step("memory"):
+                captured = await self._write_memory(plan, memory_path)
+        with watch.step("disk"):
+            await ports.memory.switch_layer(plan.domain, layer)
+            await self._settle_layer()
+        with watch.step("go on"):
+            # As giving the capture back does, but before the files are written out.
+            await ports.memory.go_on(plan.domain)
+            await self._shared.undoer.thaw(plan.domain)
+        still = sum(watch.steps.values())
+        disk_bytes = await ports.disks.freeze_layer(layers[-1])
+        ref: MemoryRef | None = None
+        if captured is not None:
+            target = f"{paths.snapshots}/{name}"
+            ref = await self._publish_image(
+                "snapshot", name, target, captured, boot_id, plan, watch
+            )
+        self.tell(
+            "SnapshotReleased", f"{name}: the workload stood still for {still:.3f} s"
+        )
+        return SnapshotEntry(
+            name=name,
+            created_at=utc_now(),
+            layers=layers,
+            memory=ref,
+            disk_bytes=disk_bytes,
+        )
+
+    async def _of_stopped(self, name: str) -> SnapshotEntry:
+        layers = self.record.layers
+        layer = await self._new_layer(layers)
+        disk_bytes = await self._shared.ports.disks.freeze_layer(layers[-1])
+        await self._stand_on((*layers, layer))
+        return SnapshotEntry(
+            name=name, created_at=utc_now(), layers=layers, disk_bytes=disk_bytes
+        )
+
+    async def _new_layer(self, on: tuple[str, ...]) -> str:
+        path = self._shared.launcher.places.new_layer(self.record.id)
+        disk = Disk(
+            role="root",
+            path=path,
+            format="qcow2",
+            read_only=False,
+            backing=planner.below((*on, path), self.record.base),
+        )
+        create = self._shared.ports.disks.create_overlay
+        await self._hold_step(LAYER, {"path": path}, lambda: create(disk))
+        return path
+
+    # --- remove
+
+    async def remove_snapshot(self, name: str) -> None:
+        """Job: remove one, with whatever only it needed. NotFound."""
+        entry = self.find_snapshot(name)
+        rest = tuple(e for e in self.record.snapshots if e.name != name)
+        memory = self.record.memory
+        if memory is not None and memory == entry.memory:
+            raise Refused(
+                f"snapshot {name!r} is being restored", reason="SnapshotInUse"
+            )
+        await self.update(snapshots=rest)
+        if entry.memory is not None:
+            await self._shared.ports.memory_store.remove(entry.memory.directory)
+        unneeded = set(entry.layers) - layers_of(self.record)
+        await self._shared.undoer.drop_layers(self.record.id, unneeded)
+        self.tell("SnapshotRemoved", name)
+
+    # --- return
+
+    async def return_to(self, name: str) -> None:
+        """Job: note that the sandbox is to be as it was then. What it is now is lost."""
+        self.find_snapshot(name)
+        await self.update(reverting=name, intent=Intent.RUNNING, crash_restarts=0)
+
+    async def _revert(self) -> None:
+        """Everything of now away; a new layer on the snapshot's; then the ordinary way up."""
+        entry = self.find_snapshot(self.record.reverting)
+        old, present = layers_of(self.record), self.record.memory
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        if present is not None and present.kind == "suspended":
+            await self._shared.ports.memory_store.remove(present.directory)
+        layer = await self._new_layer(entry.layers)
+        phase = Phase.STOPPED if entry.memory is None else Phase.SUSPENDED
+        await self._stand_on(
+            (*entry.layers, layer),
+            memory=entry.memory,
+            phase=phase,
+            reverting="",
+            failure=None,
+            note="",
+        )
+        await self._abandon_capture()
+        unneeded = old - layers_of(self.record)
+        await self._shared.undoer.drop_layers(self.record.id, unneeded)
+        self.tell("Reverted", f"the sandbox returns to its snapshot {entry.name}")

@@ -1,0 +1,136 @@
+"""A machine's memory on disk, and what must be true for it to be given back to a machine.
+
+An image is a directory: `memory` (the guest's RAM, sparse, mapped copy-on-write by whoever
+goes on from it), `state` (devices and the rest of QEMU's stream), `domain.xml` (the machine
+as libvirt had it) and, written last, `manifest.json`. Without a manifest it does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.spec import Frozen, SandboxSpec
+
+MEMORY, STATE, DOMAIN = "memory", "state", "domain.xml"
+ImageKind = Literal["suspended", "snapshot", "template"]
+
+
+class Part(Frozen):
+    """One file of an image."""
+
+    name: str
+    size: int
+    """Bytes, holes counted."""
+    stored: int
+    """Bytes that are not in holes."""
+    digests: tuple[str, ...]
+    """sha256 of each 64 MiB: over the index and the content of every 64 KiB block that is
+    not zero.
+    """
+
+
+class FileIdentity(Frozen):
+    """A file that an image depends on. Any write to it changes one of these."""
+
+    path: str
+    size: int
+    inode: int
+    modified_ns: int
+    changed_ns: int
+
+
+class Versions(Frozen):
+    """What made the image, and must load it."""
+
+    hypervisor: str
+    libvirt: str
+    machine: str
+    """Versioned, such as pc-q35-7.2."""
+
+
+class MemoryManifest(Frozen):
+    """manifest.json."""
+
+    schema_version: Literal[1] = 1
+    kind: ImageKind
+    name: str = ""
+    """A snapshot's name."""
+    sandbox_id: str
+    workspace: str
+    created_at: datetime
+    host_boot_id: str
+    guest_boot_id: str = ""
+    spec: SandboxSpec | None = None
+    """None for a template: nobody's."""
+    plan: LaunchPlan
+    versions: Versions
+    cpu: str
+    """libvirt's <cpu> element of the running machine, expanded where libvirt expands it."""
+    boot_digest: str
+    supervisor_digest: str
+    files: tuple[FileIdentity, ...]
+    """Kernel, initramfs, supervisor disk, and every layer of the root disk down to its base."""
+    parts: tuple[Part, ...]
+    token_expires_at: int | None = None
+    """Seconds since 1970, from the JWT's exp; None: no token, or one without an end."""
+    secrets_digest: str = ""
+    """sha256 over token and TLS files as the guest has them: tells whether to renew them."""
+    extensions: Mapping[str, Any] = {}
+    """What each extension had saved."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Disk space of all parts."""
+        return sum(part.stored for part in self.parts)
+
+
+class MemoryRef(Frozen):
+    """A record's pointer to the image that its machine goes on from."""
+
+    directory: str
+    digest: str
+    """sha256 of manifest.json: an edited manifest is noticed."""
+    kind: ImageKind
+    name: str = ""
+    stored_bytes: int = 0
+    consumed: bool = False
+    """True from before the first instruction on: then it is never loaded again."""
+
+
+class SnapshotEntry(Frozen):
+    """A named snapshot in its sandbox's record. Its layers are never written again."""
+
+    name: str
+    created_at: datetime
+    layers: tuple[str, ...]
+    """The root disk's qcow2 layers, bottom first."""
+    memory: MemoryRef | None = None
+    """None: of the disk only."""
+    disk_bytes: int = 0
+    """What its top layer occupies."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Disk space that goes with it, as far as nobody else uses it."""
+        return self.disk_bytes + (self.memory.stored_bytes if self.memory else 0)
+
+
+class CaptureTimes(Frozen):
+    """Seconds of each step of a capture or a restore, in order of their names' entry."""
+
+    steps: Mapping[str, float] = {}
+
+    @property
+    def total_s(self) -> float:
+        """All steps together."""
+        return sum(self.steps.values())
+
+    def text(self) -> str:
+        """One line: every step with its time."""
+        parts = [
+            f"{name} {seconds * 1e3:.0f} ms" for name, seconds in self.steps.items()
+        ]
+        return f"{self.total_s:.2f} s ({', '.join(parts)})"

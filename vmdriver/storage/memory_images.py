@@ -1,0 +1,260 @@
+"""Implements lifecycle.ports.MemoryStore: memory images as directories (model/memory_image.py
+says what is in them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ports import Captured, Ownership, SavedMachine
+from vmdriver.model.memory_image import (
+    DOMAIN,
+    MEMORY,
+    STATE,
+    FileIdentity,
+    MemoryManifest,
+    Part,
+)
+from vmdriver.storage import files
+
+SEGMENT = 64 * 2**20
+BLOCK = 64 * 1024
+_MANIFEST = "manifest.json"
+_ZEROS = b"\0" * BLOCK
+
+
+def _data_blocks(descriptor: int, start: int, end: int) -> list[int]:
+    """Offsets of the blocks in [start, end) that may hold something, by the file system's
+    account of holes.
+    """
+    found: list[int] = []
+    at = start
+    while at < end:
+        try:
+            data = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            break
+        if data >= end:
+            break
+        hole = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
+        first = max(data - data % BLOCK, at)
+        found += range(first, hole, BLOCK)
+        at = -(-hole // BLOCK) * BLOCK
+    return found
+
+
+def segment_digest(path: Path, index: int) -> tuple[str, int]:
+    """sha256 of one segment, and how many bytes of it are not zero (in whole blocks)."""
+    digest, stored = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = index * SEGMENT
+        for offset in _data_blocks(descriptor, start, start + SEGMENT):
+            block = os.pread(descriptor, BLOCK, offset)
+            if block.strip(b"\0") if len(block) < BLOCK else block != _ZEROS:
+                digest.update(offset.to_bytes(8, "big"))
+                digest.update(block)
+                stored += len(block)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest(), stored
+
+
+class MemoryImages:
+    """All memory images. `owner`: the user that QEMU runs as; it maps the memory."""
+
+    def __init__(self, pool: Pool, owner: Ownership) -> None:
+        self._pool = pool
+        self._owner = owner
+        self._reserved: dict[str, int] = {}
+
+    async def begin(self, directory: str, needed_bytes: int) -> str:
+        """See ports.MemoryStore."""
+        path = Path(directory)
+        free = shutil.disk_usage(path.parent).free - sum(self._reserved.values())
+        if needed_bytes > free:
+            raise Exhausted(
+                f"{needed_bytes // 2**20} MiB may be needed for the machine's memory, "
+                f"{max(free, 0) // 2**20} MiB are free",
+                reason="DiskFull",
+                resolution="free space in the state directory, or remove snapshots",
+            )
+        self._reserved[directory] = needed_bytes
+        return await self._pool.run(self._begin, path)
+
+    def _begin(self, path: Path) -> str:
+        files.remove_tree(path)
+        path.mkdir(mode=0o711)
+        path.chmod(0o711)
+        memory = path / MEMORY
+        files.write_new(memory, b"", 0o600, sync=False)
+        os.chown(memory, self._owner.uid, self._owner.gid)
+        return str(memory)
+
+    async def end(self, directory: str) -> None:
+        """See ports.MemoryStore."""
+        self._reserved.pop(directory, None)
+
+    async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
+        """See ports.MemoryStore."""
+        path = Path(directory)
+        try:
+            for name, data in (
+                (STATE, captured.state),
+                (DOMAIN, captured.domain_xml.encode()),
+            ):
+                await self._pool.run(files.write_new, path / name, data)
+            # Writing out and digesting need different things: both at once.
+            names = (MEMORY, STATE, DOMAIN)
+            parts, _ = await asyncio.gather(
+                asyncio.gather(*(self._part(path / name) for name in names)),
+                self._pool.run(files.sync_file, path / MEMORY),
+            )
+        except OSError as error:
+            raise StorageError(
+                f"the memory image cannot be written: {error.strerror}",
+                detail=str(error),
+                resolution="free space in the state directory",
+            ) from error
+        return tuple(parts)
+
+    async def _part(self, path: Path) -> Part:
+        size = path.stat().st_size
+        segments = range(-(-size // SEGMENT))
+        found = await asyncio.gather(
+            *(self._pool.run(segment_digest, path, index) for index in segments)
+        )
+        return Part(
+            name=path.name,
+            size=size,
+            stored=sum(stored for _, stored in found),
+            digests=tuple(digest for digest, _ in found),
+        )
+
+    async def publish(
+        self, directory: str, target: str, manifest: MemoryManifest
+    ) -> str:
+        """See ports.MemoryStore."""
+        return await self._pool.run(
+            self._publish, Path(directory), Path(target), manifest
+        )
+
+    @staticmethod
+    def _publish(path: Path, target: Path, manifest: MemoryManifest) -> str:
+        data = manifest.model_dump_json(indent=1).encode()
+        try:
+            target.parent.mkdir(mode=0o711, exist_ok=True)
+            files.remove_tree(target)
+            files.replace(path / _MANIFEST, data)
+            path.rename(target)
+            files.sync_directory(target.parent)
+        except OSError as error:
+            raise StorageError(
+                f"the memory image cannot be stored: {error.strerror}",
+                detail=str(error),
+            ) from error
+        return hashlib.sha256(data).hexdigest()
+
+    async def read(self, directory: str) -> tuple[MemoryManifest, str]:
+        """See ports.MemoryStore."""
+        return await self._pool.run(self._read, Path(directory))
+
+    @staticmethod
+    def _read(path: Path) -> tuple[MemoryManifest, str]:
+        try:
+            data = (path / _MANIFEST).read_bytes()
+            manifest = MemoryManifest.model_validate_json(data)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"there is no memory image {path.name}", detail=str(path)
+            ) from error
+        except (OSError, ValidationError) as error:
+            raise Refused(
+                f"the manifest of memory image {path.name} cannot be read",
+                detail=str(error),
+                reason="ManifestDamaged",
+            ) from error
+        return manifest, hashlib.sha256(data).hexdigest()
+
+    async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
+        """See ports.MemoryStore."""
+        checks = (self._damage(Path(directory), part) for part in parts)
+        return [text for text in await asyncio.gather(*checks) if text]
+
+    async def _damage(self, directory: Path, part: Part) -> str:
+        path = directory / part.name
+        try:
+            if path.is_symlink() or path.stat().st_size != part.size:
+                return f"{part.name} has another size than it had"
+            found = await self._part(path)
+        except OSError as error:
+            return f"{part.name} cannot be read: {error.strerror}"
+        for index, (was, now) in enumerate(
+            zip(part.digests, found.digests, strict=True)
+        ):
+            if was != now:
+                return f"{part.name} has changed (between {index * 64} and {index * 64 + 64} MiB)"
+        return ""
+
+    async def saved(self, directory: str) -> SavedMachine:
+        """See ports.MemoryStore."""
+        path = Path(directory)
+        try:
+            state = await self._pool.run((path / STATE).read_bytes)
+            text = await self._pool.run((path / DOMAIN).read_text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(
+                f"memory image {path.name} cannot be read", detail=str(error)
+            ) from error
+        return SavedMachine(state, text, str(path / MEMORY))
+
+    async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
+        """See ports.MemoryStore."""
+        return await self._pool.run(lambda: tuple(_identity(path) for path in paths))
+
+    async def move(self, directory: str, target: str) -> None:
+        """See ports.MemoryStore."""
+
+        def rename() -> None:
+            source, wanted = Path(directory), Path(target)
+            if source.exists():
+                files.remove_tree(wanted)
+                wanted.parent.mkdir(mode=0o711, exist_ok=True)
+                source.rename(wanted)
+                files.sync_directory(wanted.parent)
+
+        await self._pool.run(rename)
+
+    async def remove(self, directory: str) -> None:
+        """See ports.MemoryStore."""
+        self._reserved.pop(directory, None)
+        await self._pool.run(files.remove_tree, Path(directory))
+
+    async def listed(self, parent: str) -> list[str]:
+        """See ports.MemoryStore."""
+        path = Path(parent)
+        return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+
+
+def _identity(path: str) -> FileIdentity:
+    try:
+        info = Path(path).stat()
+    except OSError as error:
+        raise NotFound(
+            f"{Path(path).name}, which the memory image needs, is gone", detail=path
+        ) from error
+    return FileIdentity(
+        path=path,
+        size=info.st_size,
+        inode=info.st_ino,
+        modified_ns=info.st_mtime_ns,
+        changed_ns=info.st_ctime_ns,
+    )
