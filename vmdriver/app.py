@@ -5,11 +5,9 @@ configuration into a running driver.
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import logging
-import os
-import secrets
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vmdriver import __version__
@@ -18,6 +16,7 @@ from vmdriver.config_model import Config
 from vmdriver.errors import ConfigError, DriverError
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.host import facts, reaper
+from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.connection import (
@@ -34,12 +33,12 @@ from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.manager import Manager
-from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.lifecycle.settings import Settings, TlsFiles
 from vmdriver.lifecycle.steps import Ports, Undoer
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.store import ImagePolicy, ImageStore
+from vmdriver.service import admin, servicer
 from vmdriver.service.server import check_path, serve
 from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
 from vmdriver.storage import boot
@@ -47,10 +46,10 @@ from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
+from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 
 _log = logging.getLogger(__name__)
-_LOCK_WAIT_S = 6.0
 
 
 def settings_from(config: Config) -> Settings:
@@ -98,6 +97,11 @@ def settings_from(config: Config) -> Settings:
     )
 
 
+def admin_socket(config: Config) -> Path:
+    """Where operators' commands find the driver."""
+    return config.admin_socket or config.state_dir / "run" / "admin.sock"
+
+
 def qemu_owner(config: Config) -> Ownership:
     """The user that QEMU runs as. ConfigError if the host has none of that name."""
     ids = facts.user_ids(config.qemu_user)
@@ -109,84 +113,6 @@ def qemu_owner(config: Config) -> Ownership:
             resolution="run scripts/prepare-host, or name others",
         )
     return Ownership(ids[0], group)
-
-
-@dataclass(frozen=True)
-class FilePlaces:
-    """Implements lifecycle.launcher.Places."""
-
-    layout: Layout
-
-    def boot(self) -> BootChoice:
-        """The current boot files."""
-        found = boot.load(self.layout.boot)
-        return BootChoice(str(found.kernel), str(found.initramfs), found.digest)
-
-    def paths(self, sandbox_id: str) -> SandboxPaths:
-        """A sandbox's files."""
-        files = self.layout.sandbox(sandbox_id)
-        return SandboxPaths(
-            seed=str(files.seed),
-            status=str(files.status),
-            console=str(files.console),
-            suspended=str(files.suspended),
-            kept=str(files.kept),
-            snapshots=str(files.snapshots),
-            part=str(files.part),
-            scratch=str(files.scratch),
-        )
-
-    def new_layer(self, sandbox_id: str) -> str:
-        """See Places."""
-        name = f"{sandbox_id}.{secrets.token_hex(4)}.qcow2"
-        return str(self.layout.layers / name)
-
-
-class StateLock:
-    """One driver process per state directory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
-
-    async def acquire(self, wait_s: float = _LOCK_WAIT_S) -> None:
-        """Wait a little for a predecessor that is ending. ConfigError if it does not."""
-        self._descriptor = os.open(
-            self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
-        while not self.try_once():
-            if loop.time() > deadline:
-                raise ConfigError(
-                    f"state_dir: another driver works on {self._path.parent}",
-                    resolution="stop it, or use another state_dir",
-                )
-            await asyncio.sleep(0.05)
-
-    def try_open(self) -> bool:
-        """Take it if it is free, without waiting."""
-        try:
-            self._descriptor = os.open(
-                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-        except OSError:
-            return False
-        return self.try_once()
-
-    def try_once(self) -> bool:
-        """Take it if it is free."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def release(self) -> None:
-        """Let the next one in."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 class Driver:
@@ -216,6 +142,7 @@ class Driver:
         self.memory = DomainMemory(self.connection)
         self.memory_images = MemoryImages(self._files, owner)
         self.places = FilePlaces(self.layout)
+        self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
         self.extensions = ExtensionRunner(
             load_extensions(config.extensions), config.extension, self.disks
@@ -291,6 +218,12 @@ class Driver:
         await self.images.open()
         await self.manager.recover()
         self.accelerator.start()
+        # libvirt asks QEMU what it can do at the first question; nobody should wait for that.
+        self._warm_up = asyncio.create_task(self._know_the_hypervisor(), name="warm-up")
+
+    async def _know_the_hypervisor(self) -> None:
+        with contextlib.suppress(DriverError):
+            await self.machines.build(await self.accelerator.chosen())
 
     def prepare_connection(self) -> None:
         """Before the first call to libvirt, with the lock held."""
@@ -307,6 +240,8 @@ class Driver:
 
     async def close(self) -> None:
         """Let everything go; machines stay."""
+        if self._warm_up is not None:
+            self._warm_up.cancel()
         await self.accelerator.close()
         await self.manager.close()
         self.release_threads()
@@ -318,6 +253,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     """
     config = loaded.config
     check_path(config.bind_socket)
+    check_path(admin_socket(config), "admin_socket")
     for key, why in WITHOUT_MEANING.items():
         if key in loaded.sources:
             _log.info(
@@ -339,9 +275,12 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         config.default_image,
         config.gateway_manages_lifecycle,
     )
-    server = await serve(
-        config.bind_socket, ComputeDriver(identity, readiness, driver.hub)
-    )
+    compute = ComputeDriver(identity, readiness, driver.hub)
+    operators = admin.Admin(readiness, driver.hub)
+    servers = [
+        await serve(config.bind_socket, partial(servicer.register, compute)),
+        await serve(admin_socket(config), partial(admin.register, operators)),
+    ]
     _log.info("serving on %s; state in %s", config.bind_socket, config.state_dir)
     recovery = asyncio.create_task(driver.recover())
     stopping = asyncio.create_task(stop.wait())
@@ -358,7 +297,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
             task.cancel()
         await asyncio.wait({recovery, stopping}, timeout=0.5)
         driver.hub.close()  # open watches would otherwise hold the server for its whole grace
-        await server.stop(0.5)
+        await asyncio.gather(*(server.stop(0.5) for server in servers))
         # Not asyncio.timeout: what was begun on the host cannot be cancelled, only left behind.
         await asyncio.wait({asyncio.ensure_future(driver.close())}, timeout=1.0)
         lock.release()

@@ -249,6 +249,7 @@ class Config(BaseModel):
     @field_validator(
         "state_dir",
         "bind_socket",
+        "admin_socket",
         "supervisor_path",
         "guest_tls_ca",
         "guest_tls_cert",

@@ -163,8 +163,8 @@ class FakeDriver:
         tasks += [
             w._launch for w in self.manager.workers.values() if w._launch is not None
         ]
-        if self.manager._console_task is not None:
-            tasks.append(self.manager._console_task)
+        if self.manager.housekeeping.task is not None:
+            tasks.append(self.manager.housekeeping.task)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import queue
+import socket
 import ssl
 import threading
 from dataclasses import dataclass, field
@@ -106,25 +107,33 @@ class Gateway:
         self._server.server_close()
         self._thread.join()
 
-    def _next_job(self, session: Session, instance: str) -> dict[str, Any]:
+    def _next_job(
+        self, session: Session, instance: str, peer: socket.socket
+    ) -> dict[str, Any]:
         """Wait up to 10 s. A guest that was stopped leaves its question behind: it must not take the next one's work."""
-        for _ in range(20):
-            if self._ended or session.hellos[-1]["instance"] != instance:
+        for _ in range(200):
+            stale = session.hellos[-1]["instance"] != instance
+            if self._ended or stale or not _alive(peer):
                 return {}
             try:
-                job = session.jobs.get(timeout=0.5)
+                job = session.jobs.get(timeout=0.05)
             except queue.Empty:
                 continue
-            if session.hellos[-1]["instance"] == instance:
+            if session.hellos[-1]["instance"] == instance and _alive(peer):
                 return job
             session.jobs.put(job)
         return {}
 
     def _answer(
-        self, path: str, session: Session, message: dict[str, Any], token: str
+        self,
+        path: str,
+        session: Session,
+        message: dict[str, Any],
+        token: str,
+        peer: socket.socket,
     ) -> dict[str, Any]:
         if path == "/work":
-            return self._next_job(session, message["instance"])
+            return self._next_job(session, message["instance"], peer)
         with session.changed:
             if path == "/hello":
                 session.hellos.append(message)
@@ -146,9 +155,10 @@ class Gateway:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 session = gateway.session(self.headers.get("X-Sandbox-Id", ""))
                 token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-                data = json.dumps(
-                    gateway._answer(self.path, session, json.loads(body), token)
-                ).encode()
+                answer = gateway._answer(
+                    self.path, session, json.loads(body), token, self.connection
+                )
+                data = json.dumps(answer).encode()
                 try:
                     self.send_response(200)
                     self.send_header("Content-Length", str(len(data)))
@@ -161,3 +171,15 @@ class Gateway:
                 pass
 
         return Handler
+
+
+def _alive(peer: socket.socket) -> bool:
+    """Whether the other end is still there, as far as our kernel knows."""
+    if isinstance(peer, ssl.SSLSocket):
+        return True
+    try:
+        return peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.service.server import serve
-from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
+from vmdriver.service.servicer import ComputeDriver, Identity, Readiness, register
 
 IDENTITY = Identity("vmdriver", "0", "example.org/default:1", False)
 
@@ -54,7 +55,10 @@ async def served(
     driver = FakeDriver(options.pop("world", World()), **options)
     readiness = Readiness()
     socket = directory / "run" / "d.sock"
-    server = await serve(socket, ComputeDriver(IDENTITY, readiness, driver.hub))
+    server = await serve(
+        socket,
+        partial(register, ComputeDriver(IDENTITY, readiness, driver.hub)),
+    )
     if recover:
         await driver.manager.recover()
         readiness.set(driver.manager)

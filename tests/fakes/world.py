@@ -363,6 +363,9 @@ class FakeDisks:
         self._world.act(f"create overlay {disk.path}")
         self._world.files.add(disk.path)
 
+    async def layers(self) -> list[str]:
+        return [f for f in self._world.files if f.startswith("layers/")]
+
     async def merge_layer(self, layer: str, below: str) -> None:
         world = self._world
         world.act(f"merge {layer}")
@@ -465,6 +468,9 @@ class FakeRecords:
             SandboxRecord.model_validate_json(text)
             for text in self._world.records.values()
         ]
+
+    def unreadable(self) -> list[str]:
+        return []
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         return self._world.tokens.get(sandbox_id)

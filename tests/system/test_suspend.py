@@ -20,7 +20,8 @@ def suspending(driver: Driver, **spec: object) -> str:
     return box
 
 
-def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
+def test_a_sandbox_goes_on_where_it_was(new_driver) -> None:
+    driver = new_driver("--log-level", "debug")
     counter = "i=0; while :; do i=$((i+1)); echo $i > /tmp/counter; sleep 0.1; done"
     box = suspending(driver, command=["/bin/sh", "-c", counter])
     shell = driver.gateway.shell
@@ -36,5 +37,15 @@ def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
     print("start", time.monotonic() - begun)
     assert shell(box, "cat /dev/shm/note") == "kept\n"
     assert int(shell(box, "cat /tmp/counter")) > before
+    begun = time.monotonic()
+    print(shell(box, "date; dmesg | tail -5; ip neigh"), time.monotonic() - begun)
+    print(
+        [
+            line
+            for line in driver.log.read_text().splitlines()
+            if "estored" in line or "uspended" in line or "hygiene" in line
+        ]
+    )
+    print(driver.log.read_text()[-9000:])
     assert len(driver.gateway.session(box).hellos) == 1
     assert driver.delete(box)

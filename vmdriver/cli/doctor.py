@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdriver.app import Driver, StateLock, qemu_owner
+from vmdriver.app import Driver, qemu_owner
 from vmdriver.cli.show import print_json
 from vmdriver.config import Loaded
 from vmdriver.config_model import Config
 from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import facts, process
+from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor.accelerator import KVM_DEVICE
 from vmdriver.service.server import check_path
 from vmdriver.storage import boot

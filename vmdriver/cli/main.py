@@ -60,6 +60,18 @@ def _common() -> argparse.ArgumentParser:
     return common
 
 
+def _leaf(
+    commands: Any, common: argparse.ArgumentParser, name: str, text: str
+) -> argparse.ArgumentParser:
+    """A command that takes every setting, and prints JSON if asked to."""
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, parents=[common], allow_abbrev=False
+    )
+    if name != "serve":
+        sub.add_argument("--json", action="store_true", help="print JSON for machines")
+    return sub
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vmdriver",
@@ -70,42 +82,68 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common()
-
-    def command(name: str, text: str, *, json: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, parents=[common], allow_abbrev=False
-        )
-        if json:
-            sub.add_argument(
-                "--json", action="store_true", help="print JSON for machines"
-            )
-        return sub
-
-    command("serve", "run the driver on its socket", json=False)
-    command("config", "print the effective settings and where each comes from")
-    command("doctor", "check this host and say what to do about what is wrong")
-    command("ls", "list the sandboxes of the running driver")
-    inspect = command(
-        "inspect",
-        "show all that is known of one sandbox; works without a running driver",
-    )
-    inspect.add_argument("id", help="sandbox id")
-    console = command("console", "print a sandbox's console")
-    console.add_argument("id", help="sandbox id")
-    console.add_argument(
+    for name, text in (
+        ("serve", "run the driver on its socket"),
+        ("config", "print the effective settings and where each comes from"),
+        ("doctor", "check this host and say what to do about what is wrong"),
+        ("ls", "list the sandboxes of the running driver"),
+    ):
+        _leaf(commands, common, name, text)
+    text = "show all that is known of one sandbox; works without a running driver"
+    one = _leaf(commands, common, "inspect", text)
+    one.add_argument("id", help="sandbox id")
+    one = _leaf(commands, common, "console", "print a sandbox's console")
+    one.add_argument("id", help="sandbox id")
+    one.add_argument(
         "--follow", "-f", action="store_true", help="go on printing what comes"
     )
-    plan = command(
-        "plan",
+    text = (
         "print the launch plan of a request (JSON file, - for standard input); "
-        "does nothing",
+        "does nothing"
     )
-    plan.add_argument("request", help="a DriverSandbox message as JSON")
-    sweep = command(
-        "sweep", "remove host objects that carry our mark and belong to no sandbox"
-    )
-    sweep.add_argument("--dry-run", action="store_true", help="only list them")
+    one = _leaf(commands, common, "plan", text)
+    one.add_argument("request", help="a DriverSandbox message as JSON")
+    text = "remove host objects that carry our mark and belong to no sandbox"
+    one = _leaf(commands, common, "sweep", text)
+    one.add_argument("--dry-run", action="store_true", help="only list them")
+    _add_memory_commands(commands, common)
     return parser
+
+
+def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    sandbox = "sandbox id, or a unique name"
+    one = _leaf(commands, common, "suspend", "put a sandbox away with its memory")
+    one.add_argument("id", help=sandbox)
+    text = "bring a suspended (or stopped) sandbox back"
+    one = _leaf(commands, common, "resume", text)
+    one.add_argument("id", help=sandbox)
+    one.add_argument(
+        "--cold", action="store_true", help="drop the memory and boot from the disk"
+    )
+    text = "take, list, show, remove and return to snapshots"
+    group = commands.add_parser("snapshot", help=text, description=text)
+    actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, text in (
+        ("create", "take a snapshot; the sandbox goes on"),
+        ("ls", "list a sandbox's snapshots"),
+        ("show", "show one"),
+        ("rm", "remove one"),
+        ("restore", "make the sandbox what it was then; what it is now is lost"),
+    ):
+        one = _leaf(actions, common, action, text)
+        one.add_argument("id", help=sandbox)
+        if action != "ls":
+            one.add_argument("name", help="the snapshot's name")
+        if action == "create":
+            one.add_argument(
+                "--disk-only", action="store_true", help="without the memory"
+            )
+    text = "list and remove templates of booted guests"
+    group = commands.add_parser("template", help=text, description=text)
+    actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _leaf(actions, common, "ls", "list them")
+    one = _leaf(actions, common, "rm", "remove one; it is built again when needed")
+    one.add_argument("key", help="as `ls` shows it")
 
 
 def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
@@ -121,8 +159,10 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.plan import plan
 
         return plan(loaded, arguments.request)
-    from vmdriver.cli import show
+    from vmdriver.cli import memory, show
 
+    if arguments.command in {"suspend", "resume", "snapshot", "template"}:
+        return int(getattr(memory, arguments.command)(loaded, arguments))
     commands: dict[str, Any] = {
         "config": lambda: show.config(loaded, as_json=arguments.json),
         "ls": lambda: show.ls(loaded, as_json=arguments.json),

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vmdriver.app import Driver, StateLock
+from vmdriver.app import Driver
 from vmdriver.config import Loaded
 from vmdriver.errors import DriverError, NotFound
+from vmdriver.host.lock import StateLock
 from vmdriver.lifecycle import sweep as sweeping
 from vmdriver.lifecycle.ledger import replay
 from vmdriver.lifecycle.ports import Found

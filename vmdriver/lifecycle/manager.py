@@ -20,6 +20,7 @@ from vmdriver.errors import (
 )
 from vmdriver.lifecycle import requests, sweep
 from vmdriver.lifecycle.hold import Shared
+from vmdriver.lifecycle.housekeeping import Housekeeping
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import Guard, JournalOpener, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
@@ -27,6 +28,7 @@ from vmdriver.lifecycle.steps import LEASE
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.condition import Snapshot
 from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
 from vmdriver.model.record import (
@@ -41,7 +43,6 @@ from vmdriver.model.spec import SandboxSpec
 _log = logging.getLogger(__name__)
 _STOP_SLACK_S = 30.0
 _DELETE_WAIT_S = 30.0
-_CONSOLE_INTERVAL_S = 2.0
 _DOWN = {Phase.STOPPED, Phase.SUSPENDED}
 
 
@@ -61,7 +62,9 @@ class Manager:
         self._checkpoint = checkpoint
         self._shared = shared(self)
         self._creating: dict[str, SandboxRecord] = {}
-        self._console_task: asyncio.Task[None] | None = None
+        self.housekeeping = Housekeeping(
+            lambda: self.workers.values(), self._shared.ports.disks, settings
+        )
 
     # --- start and end
 
@@ -84,18 +87,18 @@ class Manager:
                 "removing %s %s: no record claims it", orphan.kind, orphan.name
             )
             await sweep.remove(ports, orphan, self.settings.instance)
+        await sweep.remove_unneeded_files(
+            ports, self._shared.launcher.places, self.records()
+        )
         for worker in self.workers.values():
             if not _at_rest(worker):
                 worker.start()
-        self._console_task = asyncio.create_task(
-            self._bound_consoles(), name="console bounds"
-        )
+        self.housekeeping.start()
 
     async def close(self) -> None:
         """Let go: workers end, machines stay."""
         self._shared.hub.close()
-        if self._console_task is not None:
-            self._console_task.cancel()
+        self.housekeeping.stop()
         await asyncio.gather(*(worker.close() for worker in self.workers.values()))
 
     def _hint(self, domain: str) -> None:
@@ -103,20 +106,6 @@ class Manager:
             plan = worker.record.plan
             if plan is not None and plan.domain == domain:
                 worker.hint()
-
-    async def _bound_consoles(self) -> None:
-        while True:
-            await asyncio.sleep(_CONSOLE_INTERVAL_S)
-            for worker in list(self.workers.values()):
-                plan = worker.record.plan
-                if plan is not None and worker.record.phase in {
-                    Phase.RUNNING,
-                    Phase.LAUNCHING,
-                }:
-                    try:
-                        await self._shared.ports.disks.bound_console(plan.console)
-                    except OSError as error:
-                        _log.warning("console of %s: %s", worker.record.id, error)
 
     def records(self) -> list[SandboxRecord]:
         """Of every sandbox, those among them that are just being accepted."""
@@ -168,6 +157,7 @@ class Manager:
     def validate(self, spec: SandboxSpec) -> None:
         """Whether a create of this spec would be accepted now."""
         requests.check(spec, self.settings)
+        self._fork_source(spec)
         requests.check_admission(spec, self.records(), self.settings)
 
     async def create(self, spec: SandboxSpec, token: SecretStr | None) -> None:
@@ -183,6 +173,21 @@ class Manager:
             changed_at=now,
             extensions=ExtensionState(active=active),
         )
+        source = self._fork_source(spec)
+        if source is not None:
+            await source[0].allow_fork(spec)
+            # Looked up again: it may have gone while the extensions were asked.
+            worker, entry = self._fork_source(spec) or source
+            record = record.model_copy(
+                update={
+                    "layers": entry.layers,
+                    "inherited_layers": len(entry.layers),
+                    "base": worker.record.base,
+                    "image_digest": worker.record.image_digest,
+                }
+            )
+            if spec.id in self.workers or spec.id in self._creating:
+                raise AlreadyExists(f"sandbox {spec.id} exists")
         self._creating[spec.id] = record
         try:
             await self._shared.ports.records.create(record, token)
@@ -194,6 +199,26 @@ class Manager:
             del self._creating[spec.id]
         worker.announce()
         worker.start()
+
+    def _fork_source(
+        self, spec: SandboxSpec
+    ) -> tuple[SandboxWorker, SnapshotEntry] | None:
+        """The snapshot that a new sandbox starts from. NotFound when it is not there, or
+        of another workspace: that one's names are nobody else's business.
+        """
+        text = spec.driver_config.get("from_snapshot")
+        if text is None:
+            return None
+        field = "template.driver_config.from_snapshot"
+        sandbox, name = requests.split_snapshot(str(text), field)
+        for worker in self.workers.values():
+            known = worker.record.spec
+            if known.workspace == spec.workspace and sandbox in {known.id, known.name}:
+                return worker, worker.find_snapshot(name)
+        raise NotFound(
+            f"{field}: there is no sandbox {sandbox!r} in workspace {spec.workspace!r}",
+            resolution="name a sandbox of the same workspace, and one of its snapshots",
+        )
 
     async def stop(self, sandbox_id: str, name: str) -> None:
         """Returns when the machine is down, its memory kept if that is its way to stop.
@@ -210,7 +235,7 @@ class Manager:
         # A delete that comes meanwhile ends the machine too: then until it is gone.
         await worker.until(
             lambda record: record.phase in _DOWN or record.intent is Intent.RUNNING,
-            self._stop_limit_s(),
+            self.stop_limit_s(),
         )
         if not worker.gone and worker.record.intent is Intent.RUNNING:
             raise Refused(
@@ -258,7 +283,8 @@ class Manager:
             crash_restarts=0,
         )
 
-    def _stop_limit_s(self) -> float:
+    def stop_limit_s(self) -> float:
+        """The longest that a stop may take."""
         return (
             self.settings.stop_grace_s + self.settings.freeze_timeout_s + _STOP_SLACK_S
         )
@@ -294,7 +320,7 @@ def _refuse_if_deleting(worker: SandboxWorker) -> None:
 def _at_rest(worker: SandboxWorker) -> bool:
     record = worker.record
     held = worker.ledger.held(Scope.RUNTIME) + worker.ledger.held(Scope.CAPTURE)
-    if held or record.reverting:
+    if held or record.reverting or record.intent is Intent.DELETED:
         return False
     if record.intent is Intent.RUNNING:
         return record.phase is Phase.FAILED

@@ -207,6 +207,9 @@ class Disks(Protocol):
     async def create_overlay(self, disk: Disk) -> None:
         """Make the root disk's layer. Exhausted."""
 
+    async def layers(self) -> list[str]:
+        """Paths of all layers that there are."""
+
     async def merge_layer(self, layer: str, below: str) -> None:
         """Write a layer's content into the one below it. No machine uses them. May be
         repeated.
@@ -321,6 +324,9 @@ class Records(Protocol):
 
     async def load_all(self) -> list[SandboxRecord]:
         """Every readable record."""
+
+    def unreadable(self) -> list[str]:
+        """Ids of those that could not be read then."""
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         """The sandbox's token."""

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from vmdriver.errors import AlreadyExists, DriverError, Exhausted, NotFound, Refused
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.capture_actions import Stopwatch
+from vmdriver.lifecycle.extension_runner import view_of
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Ledger, Scope
@@ -25,6 +26,7 @@ from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
+from vmdriver.model.spec import SandboxSpec
 
 Job = Callable[[MachineState], Awaitable[None]]
 
@@ -210,6 +212,16 @@ class SnapshotActions(MemoryActions):
         create = self._shared.ports.disks.create_overlay
         await self._hold_step(LAYER, {"path": path}, lambda: create(disk))
         return path
+
+    async def allow_fork(self, spec: SandboxSpec) -> None:
+        """Ask the extensions whether a new sandbox may start from a snapshot of this one."""
+        fork = view_of(spec)
+        await self._shared.extensions.before_capture(
+            self.record,
+            self.ledger,
+            "before_fork",
+            lambda extension, context: extension.before_fork(context, fork),
+        )
 
     # --- remove
 

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
+from vmdriver.lifecycle.launcher import Places
 from vmdriver.lifecycle.ports import Found
 from vmdriver.lifecycle.steps import Ports
 from vmdriver.model.ids import mark
+from vmdriver.model.record import SandboxRecord, layers_of
+
+_log = logging.getLogger(__name__)
 
 
 async def orphans(ports: Ports, known: set[str]) -> list[Found]:
     """What is marked as ours and claimed by nobody, machines first: they hold the rest."""
     found = [*await ports.hypervisor.marked(), *await ports.network.marked()]
     return [item for item in found if item.sandbox_id not in known]
+
+
+async def remove_unneeded_files(
+    ports: Ports, places: Places, records: Sequence[SandboxRecord]
+) -> None:
+    """Layers and snapshots' images that a killed driver had made or was removing."""
+    needed = set().union(*(layers_of(record) for record in records))
+    # Whose record cannot be read may need any of them.
+    layers = [] if ports.records.unreadable() else await ports.disks.layers()
+    for path in layers:
+        if path not in needed:
+            _log.warning("removing layer %s: no sandbox needs it", path)
+            await ports.disks.remove(path)
+    for record in records:
+        known = {entry.name for entry in record.snapshots}
+        parent = places.paths(record.id).snapshots
+        for name in await ports.memory_store.listed(parent):
+            if name not in known:
+                await ports.memory_store.remove(f"{parent}/{name}")
 
 
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:

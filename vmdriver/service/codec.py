@@ -138,7 +138,8 @@ def sandbox_from_json(
     return decode_sandbox(request, default_image)
 
 
-def _timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
+def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
+    """In protobuf's own form."""
     stamp = timestamp_pb2.Timestamp()
     stamp.FromDatetime(moment)
     return stamp
@@ -152,7 +153,7 @@ def _encode_condition(condition: Condition) -> pb.DriverCondition:
         reason=condition.reason,
         message=condition.message,
         last_transition_time=moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        transition_time=_timestamp(moment),
+        transition_time=timestamp(moment),
     )
 
 
@@ -183,7 +184,7 @@ def encode_event(event: PlatformEvent) -> pb.DriverPlatformEvent:
         reason=event.reason,
         message=event.message,
         metadata=event.metadata,
-        event_time=_timestamp(event.at),
+        event_time=timestamp(event.at),
     )
 
 

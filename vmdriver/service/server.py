@@ -7,14 +7,13 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 
-from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.errors import ConfigError
 from vmdriver.service.interceptor import ErrorInterceptor
-from vmdriver.service.servicer import ComputeDriver
 
 MAX_PATH = 107
 """Longest AF_UNIX path in bytes, without its NUL (unix(7), sun_path[108])."""
@@ -22,18 +21,18 @@ _MAX_MESSAGE = 16 * 1024 * 1024
 _WAIT_FOR_PREDECESSOR_S = 6.0
 
 
-def check_path(path: Path) -> None:
+def check_path(path: Path, setting: str = "bind_socket") -> None:
     """ConfigError for a path that cannot be a socket's."""
     size = len(os.fsencode(path))
     if size > MAX_PATH:
         raise ConfigError(
-            f"bind_socket: the path is {size} bytes long, a Unix socket's may "
+            f"{setting}: the path is {size} bytes long, a Unix socket's may "
             f"have {MAX_PATH}",
             detail=str(path),
             resolution="choose a shorter path",
         )
     if not path.is_absolute():
-        raise ConfigError(f"bind_socket: {path} is not an absolute path")
+        raise ConfigError(f"{setting}: {path} is not an absolute path")
 
 
 def secure_directory(directory: Path) -> None:
@@ -108,8 +107,12 @@ async def remove_stale(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-async def serve(path: Path, service: ComputeDriver) -> grpc.aio.Server:
-    """A started server on that path, mode 0600 in a directory 0700."""
+async def serve(
+    path: Path, register: Callable[[grpc.aio.Server], None]
+) -> grpc.aio.Server:
+    """A started server on that path, mode 0600 in a directory 0700; `register` adds its
+    service.
+    """
     check_path(path)
     secure_directory(path.parent)
     await remove_stale(path)
@@ -121,7 +124,7 @@ async def serve(path: Path, service: ComputeDriver) -> grpc.aio.Server:
             ("grpc.so_reuseport", 0),
         ],
     )
-    pb_grpc.add_ComputeDriverServicer_to_server(service, server)
+    register(server)
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     path.chmod(0o600)

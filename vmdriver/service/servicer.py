@@ -55,6 +55,11 @@ class Readiness:
             raise Unavailable("the driver is still starting") from error
 
 
+def register(service: ComputeDriver, server: Any) -> None:
+    """Serve it."""
+    pb_grpc.add_ComputeDriverServicer_to_server(service, server)
+
+
 class ComputeDriver(pb_grpc.ComputeDriverServicer):
     """The service. Errors are raised; the interceptor turns them into status codes."""
 

@@ -100,6 +100,11 @@ class DiskStore:
         )
         await self._pool.run(self._give, path, 0o600)
 
+    async def layers(self) -> list[str]:
+        """See ports.Disks."""
+        found = await self._pool.run(lambda: list(self._layout.layers.glob("*.qcow2")))
+        return [str(path) for path in found]
+
     async def merge_layer(self, layer: str, below: str) -> None:
         """Write a layer's content into the one below it, which takes its place."""
         await self._pool.run(self._give, Path(below), 0o600)

@@ -26,6 +26,11 @@ class RecordStore:
     def __init__(self, layout: Layout, pool: Pool) -> None:
         self._layout = layout
         self._pool = pool
+        self._unreadable: list[str] = []
+
+    def unreadable(self) -> list[str]:
+        """See ports.Records."""
+        return list(self._unreadable)
 
     async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
         """Make the sandbox's directory with record and token, all at once.
@@ -85,6 +90,7 @@ class RecordStore:
 
     def _load_all(self) -> list[SandboxRecord]:
         found = []
+        self._unreadable = []
         for directory in sorted(self._layout.sandboxes.iterdir()):
             if directory.name.startswith(_HALF_MADE):
                 files.remove_tree(directory)
@@ -92,6 +98,8 @@ class RecordStore:
             record = self._load(directory)
             if record is not None:
                 found.append(record)
+            else:
+                self._unreadable.append(directory.name)
         return found
 
     @staticmethod

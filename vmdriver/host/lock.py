@@ -1,0 +1,59 @@
+"""One driver process per state directory."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+
+from vmdriver.errors import ConfigError
+
+_LOCK_WAIT_S = 6.0
+
+
+class StateLock:
+    """One driver process per state directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    async def acquire(self, wait_s: float = _LOCK_WAIT_S) -> None:
+        """Wait a little for a predecessor that is ending. ConfigError if it does not."""
+        self._descriptor = os.open(
+            self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while not self.try_once():
+            if loop.time() > deadline:
+                raise ConfigError(
+                    f"state_dir: another driver works on {self._path.parent}",
+                    resolution="stop it, or use another state_dir",
+                )
+            await asyncio.sleep(0.05)
+
+    def try_open(self) -> bool:
+        """Take it if it is free, without waiting."""
+        try:
+            self._descriptor = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError:
+            return False
+        return self.try_once()
+
+    def try_once(self) -> bool:
+        """Take it if it is free."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,109 @@
+"""What operators ask for beyond the gateway's contract. Each returns when it is done, and
+raises why it is not.
+"""
+
+from __future__ import annotations
+
+from vmdriver.errors import HostError, NotFound, Refused
+from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.worker import SandboxWorker
+from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.model.phase import Intent, MachineState, Phase
+
+_RESTORE_SLACK_S = 60.0
+
+
+class Operations:
+    """On the sandboxes of one manager."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        settings = manager.settings
+        self._up_limit_s = (
+            settings.boot_timeout_s + settings.restore_timeout_s + _RESTORE_SLACK_S
+        )
+
+    def find(self, sandbox: str) -> SandboxWorker:
+        """By id, or by a name that is unique on this host. NotFound, Refused,
+        InvalidRequest.
+        """
+        if sandbox in self._manager.workers:
+            return self._manager.workers[sandbox]
+        worker = self._manager.find("", sandbox)
+        if worker.record.intent is Intent.DELETED:
+            raise Refused(f"sandbox {sandbox} is being deleted", reason="Deleting")
+        return worker
+
+    async def suspend(self, worker: SandboxWorker) -> None:
+        """Put it away with its memory. Refused when it does not run, or must not."""
+        record = worker.record
+        if record.phase is Phase.SUSPENDED:
+            return
+        if record.phase is not Phase.RUNNING or record.intent is not Intent.RUNNING:
+            raise Refused(
+                f"sandbox {record.id} is {record.phase.value}",
+                reason="NotRunning",
+                resolution="only a running sandbox can be suspended",
+            )
+        await worker.set_intent(Intent.SUSPENDED, stop_anyway=False)
+        limit_s = self._manager.stop_limit_s()
+        await worker.until(
+            lambda r: (
+                r.phase in {Phase.SUSPENDED, Phase.STOPPED}
+                or r.intent is Intent.RUNNING
+            ),
+            limit_s,
+        )
+        self._must_exist(worker)
+        if worker.record.phase is not Phase.SUSPENDED:
+            raise worker.refusal or Refused(
+                f"sandbox {record.id} was not suspended: it is "
+                f"{worker.record.phase.value}"
+            )
+
+    async def resume(self, worker: SandboxWorker, *, cold: bool = False) -> None:
+        """Bring it back, from its memory if it has some and `cold` does not say otherwise."""
+        if cold:
+            await worker.perform(lambda _: worker.drop_memory())
+        await self._manager.start(worker.record.id, "")
+        await self._up(worker)
+
+    async def _up(self, worker: SandboxWorker) -> None:
+        await worker.until(
+            lambda r: not r.reverting and r.phase in {Phase.RUNNING, Phase.FAILED},
+            self._up_limit_s,
+        )
+        self._must_exist(worker)
+        failure = worker.record.failure
+        if worker.record.phase is Phase.FAILED and failure is not None:
+            raise HostError(failure.message, reason=failure.reason)
+
+    async def create_snapshot(
+        self, worker: SandboxWorker, name: str, *, disk_only: bool
+    ) -> None:
+        """Take a snapshot; the sandbox goes on."""
+
+        async def take(machine: MachineState) -> None:
+            await worker.take_snapshot(name, disk_only, machine)
+
+        await worker.perform(take)
+
+    async def restore_snapshot(self, worker: SandboxWorker, name: str) -> None:
+        """Make it what it was then. NotFound for another name."""
+        worker.find_snapshot(name)
+        await worker.perform(lambda _: worker.return_to(name))
+        await self._up(worker)
+
+    async def delete_snapshot(self, worker: SandboxWorker, name: str) -> None:
+        """Remove a snapshot. NotFound."""
+        worker.find_snapshot(name)
+        await worker.perform(lambda _: worker.remove_snapshot(name))
+
+    def snapshots(self, worker: SandboxWorker) -> tuple[SnapshotEntry, ...]:
+        """Oldest first."""
+        return worker.record.snapshots
+
+    @staticmethod
+    def _must_exist(worker: SandboxWorker) -> None:
+        if worker.gone:
+            raise NotFound(f"sandbox {worker.record.id} was deleted meanwhile")

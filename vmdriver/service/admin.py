@@ -1,0 +1,134 @@
+"""vmdriver.admin.v1.Admin: what the vmdriver command asks of a running driver."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+from google.protobuf import timestamp_pb2
+
+from vmdriver._proto import admin_pb2 as pb
+from vmdriver._proto import admin_pb2_grpc as pb_grpc
+from vmdriver.lifecycle.hub import Happened, Hub
+from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.worker import SandboxWorker
+from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.service.codec import timestamp
+from vmdriver.service.servicer import Readiness
+
+
+def register(service: Admin, server: Any) -> None:
+    """Serve it."""
+    pb_grpc.add_AdminServicer_to_server(service, server)
+
+
+class Admin(pb_grpc.AdminServicer):
+    """The service. Errors are raised; the interceptor turns them into status codes."""
+
+    def __init__(self, readiness: Readiness, hub: Hub) -> None:
+        self._readiness = readiness
+        self._hub = hub
+
+    async def _operations(self) -> Operations:
+        return Operations(await self._readiness.manager())
+
+    async def Suspend(
+        self, request: pb.SuspendRequest, context: Any
+    ) -> AsyncIterator[pb.Progress]:
+        """Ends when it is suspended."""
+        operations = await self._operations()
+        worker = operations.find(request.sandbox)
+        async for event in self._told(worker, operations.suspend(worker)):
+            yield event
+
+    async def Resume(
+        self, request: pb.ResumeRequest, context: Any
+    ) -> AsyncIterator[pb.Progress]:
+        """Ends when it runs."""
+        operations = await self._operations()
+        worker = operations.find(request.sandbox)
+        work = operations.resume(worker, cold=request.cold)
+        async for event in self._told(worker, work):
+            yield event
+
+    async def CreateSnapshot(
+        self, request: pb.CreateSnapshotRequest, context: Any
+    ) -> AsyncIterator[pb.Progress]:
+        """Ends when the snapshot is durable."""
+        operations = await self._operations()
+        worker = operations.find(request.sandbox)
+        work = operations.create_snapshot(
+            worker, request.name, disk_only=request.disk_only
+        )
+        async for event in self._told(worker, work):
+            yield event
+
+    async def RestoreSnapshot(
+        self, request: pb.RestoreSnapshotRequest, context: Any
+    ) -> AsyncIterator[pb.Progress]:
+        """Ends when the sandbox runs."""
+        operations = await self._operations()
+        worker = operations.find(request.sandbox)
+        work = operations.restore_snapshot(worker, request.name)
+        async for event in self._told(worker, work):
+            yield event
+
+    async def ListSnapshots(
+        self, request: pb.ListSnapshotsRequest, context: Any
+    ) -> pb.ListSnapshotsResponse:
+        """Oldest first."""
+        operations = await self._operations()
+        entries = operations.snapshots(operations.find(request.sandbox))
+        return pb.ListSnapshotsResponse(snapshots=[_encode(e) for e in entries])
+
+    async def DeleteSnapshot(
+        self, request: pb.DeleteSnapshotRequest, context: Any
+    ) -> pb.DeleteSnapshotResponse:
+        """NOT_FOUND for one that is not there."""
+        operations = await self._operations()
+        worker = operations.find(request.sandbox)
+        await operations.delete_snapshot(worker, request.name)
+        return pb.DeleteSnapshotResponse()
+
+    async def _told(
+        self, worker: SandboxWorker, work: Awaitable[None]
+    ) -> AsyncIterator[pb.Progress]:
+        """The sandbox's events while `work` is done. It goes on if the client goes away."""
+        subscription = self._hub.subscribe()
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda _: subscription.close())
+        try:
+            while (notice := await subscription.next()) is not None:
+                if not isinstance(notice, Happened):
+                    continue
+                if notice.sandbox_id == worker.record.id:
+                    event = notice.event
+                    yield pb.Progress(
+                        time=timestamp(event.at),
+                        reason=event.reason,
+                        message=event.message,
+                        warning=event.type == "Warning",
+                    )
+            await task
+        finally:
+            self._hub.unsubscribe(subscription)
+            if not task.done():
+                task.add_done_callback(_consume)
+
+
+def _consume(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _encode(entry: SnapshotEntry) -> pb.Snapshot:
+    created: timestamp_pb2.Timestamp = timestamp(entry.created_at)
+    return pb.Snapshot(
+        name=entry.name,
+        created=created,
+        memory=entry.memory is not None,
+        memory_bytes=entry.memory.stored_bytes if entry.memory else 0,
+        disk_bytes=entry.disk_bytes,
+        layers=entry.layers,
+    )

@@ -1,0 +1,111 @@
+"""The command line's side of the admin socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+
+from vmdriver._proto import admin_pb2 as pb
+from vmdriver._proto import admin_pb2_grpc as pb_grpc
+from vmdriver.errors import DriverError, Unavailable
+
+_DEADLINE_S = 60.0
+Tell = Callable[[str, str, bool], None]
+"""Takes an event: reason, message, whether it is a warning."""
+
+
+@contextmanager
+def _stub(path: Path) -> Iterator[Any]:
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        try:
+            yield pb_grpc.AdminStub(channel)
+        except grpc.RpcError as error:
+            text = str(error.details())
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise Unavailable(
+                    f"no driver answers on {path}",
+                    detail=text,
+                    resolution="start it with: vmdriver serve",
+                ) from error
+            raise DriverError(text, reason=error.code().name) from error
+
+
+def _follow(events: Iterable[pb.Progress], tell: Tell) -> None:
+    for event in events:
+        tell(event.reason, event.message, event.warning)
+
+
+def suspend(path: Path, sandbox: str, tell: Tell) -> None:
+    """Returns when it is suspended. DriverError with the driver's words."""
+    with _stub(path) as stub:
+        _follow(stub.Suspend(pb.SuspendRequest(sandbox=sandbox)), tell)
+
+
+def resume(path: Path, sandbox: str, cold: bool, tell: Tell) -> None:
+    """Returns when it runs."""
+    with _stub(path) as stub:
+        _follow(stub.Resume(pb.ResumeRequest(sandbox=sandbox, cold=cold)), tell)
+
+
+def create_snapshot(
+    path: Path, sandbox: str, name: str, disk_only: bool, tell: Tell
+) -> None:
+    """Returns when it is durable."""
+    request = pb.CreateSnapshotRequest(sandbox=sandbox, name=name, disk_only=disk_only)
+    with _stub(path) as stub:
+        _follow(stub.CreateSnapshot(request), tell)
+
+
+def restore_snapshot(path: Path, sandbox: str, name: str, tell: Tell) -> None:
+    """Returns when the sandbox runs."""
+    request = pb.RestoreSnapshotRequest(sandbox=sandbox, name=name)
+    with _stub(path) as stub:
+        _follow(stub.RestoreSnapshot(request), tell)
+
+
+def delete_snapshot(path: Path, sandbox: str, name: str) -> None:
+    """Returns when it is gone."""
+    request = pb.DeleteSnapshotRequest(sandbox=sandbox, name=name)
+    with _stub(path) as stub:
+        stub.DeleteSnapshot(request, timeout=_DEADLINE_S)
+
+
+def list_snapshots(path: Path, sandbox: str) -> list[dict[str, Any]]:
+    """As protobuf's JSON mapping has them."""
+    with _stub(path) as stub:
+        request = pb.ListSnapshotsRequest(sandbox=sandbox)
+        answer = stub.ListSnapshots(request, timeout=_DEADLINE_S)
+    return [_plain(entry) for entry in answer.snapshots]
+
+
+def list_templates(path: Path) -> list[dict[str, Any]]:
+    """The same of templates."""
+    with _stub(path) as stub:
+        answer = stub.ListTemplates(pb.ListTemplatesRequest(), timeout=_DEADLINE_S)
+    return [_plain(entry) for entry in answer.templates]
+
+
+def delete_template(path: Path, key: str) -> None:
+    """Returns when it is gone."""
+    with _stub(path) as stub:
+        stub.DeleteTemplate(pb.DeleteTemplateRequest(key=key), timeout=_DEADLINE_S)
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    found = json_format.MessageToDict(
+        message,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+    )
+    # The mapping writes 64-bit numbers as text.
+    return {
+        key: int(value)
+        if isinstance(value, str) and key.endswith(("_bytes", "_mib"))
+        else value
+        for key, value in found.items()
+    }

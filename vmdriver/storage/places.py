@@ -1,0 +1,41 @@
+"""Which files a launch uses: implements lifecycle.launcher.Places on the state directory."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
+from vmdriver.storage import boot
+from vmdriver.storage.layout import Layout
+
+
+@dataclass(frozen=True)
+class FilePlaces:
+    """Implements lifecycle.launcher.Places."""
+
+    layout: Layout
+
+    def boot(self) -> BootChoice:
+        """The current boot files."""
+        found = boot.load(self.layout.boot)
+        return BootChoice(str(found.kernel), str(found.initramfs), found.digest)
+
+    def paths(self, sandbox_id: str) -> SandboxPaths:
+        """A sandbox's files."""
+        files = self.layout.sandbox(sandbox_id)
+        return SandboxPaths(
+            seed=str(files.seed),
+            status=str(files.status),
+            console=str(files.console),
+            suspended=str(files.suspended),
+            kept=str(files.kept),
+            snapshots=str(files.snapshots),
+            part=str(files.part),
+            scratch=str(files.scratch),
+        )
+
+    def new_layer(self, sandbox_id: str) -> str:
+        """See Places."""
+        name = f"{sandbox_id}.{secrets.token_hex(4)}.qcow2"
+        return str(self.layout.layers / name)
