@@ -26,7 +26,7 @@ from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
-from vmdriver.lifecycle.ledger import replay
+from vmdriver.lifecycle.ledger import Scope, replay
 from vmdriver.lifecycle.manager import Manager
 from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports import Guard, no_checkpoint
@@ -146,6 +146,10 @@ class FakeDriver:
                 await worker.until(
                     lambda record: record.phase in FINAL[record.intent], timeout_s
                 )
+                while (
+                    worker.ledger.held(Scope.CAPTURE) or worker.record.reverting
+                ) and not worker.gone:
+                    await asyncio.sleep(0.001)
             for _ in range(20):
                 await asyncio.sleep(0)
 

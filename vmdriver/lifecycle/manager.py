@@ -19,16 +19,16 @@ from vmdriver.errors import (
     Unavailable,
 )
 from vmdriver.lifecycle import requests, sweep
+from vmdriver.lifecycle.disk_fork import fork_source
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.housekeeping import Housekeeping
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import Guard, JournalOpener, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
-from vmdriver.lifecycle.steps import LEASE
+from vmdriver.lifecycle.steps import LAYER, LEASE
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.condition import Snapshot
 from vmdriver.model.ids import check_sandbox_id
-from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
 from vmdriver.model.record import (
@@ -63,7 +63,7 @@ class Manager:
         self._shared = shared(self)
         self._creating: dict[str, SandboxRecord] = {}
         self.housekeeping = Housekeeping(
-            lambda: self.workers.values(), self._shared.ports.disks, settings
+            self.workers.values, self._shared.ports.disks, settings
         )
 
     # --- start and end
@@ -88,12 +88,16 @@ class Manager:
             )
             await sweep.remove(ports, orphan, self.settings.instance)
         await sweep.remove_unneeded_files(
-            ports, self._shared.launcher.places, self.records()
+            ports, self._shared.launcher.places, self.records(), self._layers_begun()
         )
         for worker in self.workers.values():
             if not _at_rest(worker):
                 worker.start()
         self.housekeeping.start()
+
+    def _layers_begun(self) -> set[str]:
+        entries = (worker.ledger.get(LAYER) for worker in self.workers.values())
+        return {entry.data["path"] for entry in entries if entry is not None}
 
     async def close(self) -> None:
         """Let go: workers end, machines stay."""
@@ -157,7 +161,7 @@ class Manager:
     def validate(self, spec: SandboxSpec) -> None:
         """Whether a create of this spec would be accepted now."""
         requests.check(spec, self.settings)
-        self._fork_source(spec)
+        fork_source(self.workers.values(), spec)
         requests.check_admission(spec, self.records(), self.settings)
 
     async def create(self, spec: SandboxSpec, token: SecretStr | None) -> None:
@@ -173,11 +177,11 @@ class Manager:
             changed_at=now,
             extensions=ExtensionState(active=active),
         )
-        source = self._fork_source(spec)
+        source = fork_source(self.workers.values(), spec)
         if source is not None:
             await source[0].allow_fork(spec)
             # Looked up again: it may have gone while the extensions were asked.
-            worker, entry = self._fork_source(spec) or source
+            worker, entry = fork_source(self.workers.values(), spec) or source
             record = record.model_copy(
                 update={
                     "layers": entry.layers,
@@ -199,26 +203,6 @@ class Manager:
             del self._creating[spec.id]
         worker.announce()
         worker.start()
-
-    def _fork_source(
-        self, spec: SandboxSpec
-    ) -> tuple[SandboxWorker, SnapshotEntry] | None:
-        """The snapshot that a new sandbox starts from. NotFound when it is not there, or
-        of another workspace: that one's names are nobody else's business.
-        """
-        text = spec.driver_config.get("from_snapshot")
-        if text is None:
-            return None
-        field = "template.driver_config.from_snapshot"
-        sandbox, name = requests.split_snapshot(str(text), field)
-        for worker in self.workers.values():
-            known = worker.record.spec
-            if known.workspace == spec.workspace and sandbox in {known.id, known.name}:
-                return worker, worker.find_snapshot(name)
-        raise NotFound(
-            f"{field}: there is no sandbox {sandbox!r} in workspace {spec.workspace!r}",
-            resolution="name a sandbox of the same workspace, and one of its snapshots",
-        )
 
     async def stop(self, sandbox_id: str, name: str) -> None:
         """Returns when the machine is down, its memory kept if that is its way to stop.

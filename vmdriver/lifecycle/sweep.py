@@ -21,10 +21,12 @@ async def orphans(ports: Ports, known: set[str]) -> list[Found]:
 
 
 async def remove_unneeded_files(
-    ports: Ports, places: Places, records: Sequence[SandboxRecord]
+    ports: Ports, places: Places, records: Sequence[SandboxRecord], begun: set[str]
 ) -> None:
-    """Layers and snapshots' images that a killed driver had made or was removing."""
-    needed = set().union(*(layers_of(record) for record in records))
+    """Layers and snapshots' images that a killed driver had made or was removing. `begun`:
+    layers in some ledger, which a machine may be writing to already.
+    """
+    needed = begun.union(*(layers_of(record) for record in records))
     # Whose record cannot be read may need any of them.
     layers = [] if ports.records.unreadable() else await ports.disks.layers()
     for path in layers:
