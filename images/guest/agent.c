@@ -6,6 +6,8 @@
  *     0xFF NUMBER VERB [KEY=VALUE ...] '\n'        0xFF drops whatever half a request came before it
  *     NUMBER ok [KEY=VALUE ...] '\n'   or   NUMBER error TEXT '\n'
  *
+ * A number that comes again is answered again, and nothing is done: whoever asks may have to ask twice to be heard.
+ *
  * ping                        answers
  * flush                       freezes the root file system: everything is on disk, nothing more can be written
  * freeze timeout_ms=N         stops every process of the workload (cgroup freezer), then writes the disks out
@@ -396,11 +398,7 @@ static int is(const char *line, const char *verb) {
     return strncmp(line, verb, length) == 0 && (line[length] == ' ' || line[length] == '\0');
 }
 
-static void answer_to(char *line) {
-    char *request = strchr(line, ' ');
-    if (!request)
-        return;
-    *request++ = '\0';
+static void perform(const char *request) {
     strcpy(answer, "ok");
     if (is(request, "flush"))
         flush();
@@ -416,8 +414,20 @@ static void answer_to(char *line) {
         adopt(request);
     else if (!is(request, "ping"))
         strcpy(answer, "error unknown verb");
-    char reply[sizeof answer + 64];
-    int size = snprintf(reply, sizeof reply, "%.40s %s\n", line, answer);
+}
+
+static void answer_to(char *line) {
+    static char last[64], reply[sizeof answer + sizeof last + 8];
+    char *request = strchr(line, ' ');
+    if (!request || request - line >= (long)sizeof last)
+        return;
+    *request++ = '\0';
+    if (strcmp(line, last) != 0) {
+        strcpy(last, line);
+        perform(request);
+        snprintf(reply, sizeof reply, "%.63s %s\n", line, answer);
+    }
+    ssize_t size = strlen(reply);
     if (write(port, reply, size) != size)
         return; /* whoever asked has gone */
 }

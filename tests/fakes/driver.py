@@ -64,7 +64,13 @@ class FakePlaces:
                 f"{sandbox_id}/{name}"
                 for name in (
                     *("seed.img", "status.img", "console.log", "suspended"),
-                    *("not-restored", "snapshots", "capture.part", "load.image"),
+                    *(
+                        "mapped",
+                        "not-restored",
+                        "snapshots",
+                        "capture.part",
+                        "load.image",
+                    ),
                 )
             )
         )

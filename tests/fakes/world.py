@@ -164,6 +164,9 @@ class FakeNetwork:
         self._world.act(f"remove tap {tap}")
         self._world.taps.pop(tap, None)
 
+    async def reset_connections(self, guest_ip: str) -> None:
+        self._world.act(f"reset connections with {guest_ip}")
+
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
         self._world.act(f"load rules {plan.lease.tap}")
         self._world.tables[plan.lease.tap] = mark
@@ -332,6 +335,15 @@ class FakeMemoryStore:
             )
             for p in paths
         )
+
+    async def retire(self, directory: str, target: str) -> None:
+        self._world.act(f"retire {directory}")
+        if directory in self._world.images:
+            del self._world.images[directory]
+            self._world.images[target] = ""
+
+    async def read_ahead(self, directory: str) -> None:
+        return
 
     async def move(self, directory: str, target: str) -> None:
         self._world.act(f"move {directory}")

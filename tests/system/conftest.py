@@ -74,7 +74,8 @@ class Driver:
     used: list[str] = field(default_factory=list)
 
     def arguments(self) -> list[str]:
-        more = ["--accelerator", "tcg", "--overlay-disk-mib", "1024", *self.options]
+        more = ["--accelerator", "tcg", "--overlay-disk-mib", "1024"]
+        more += ["--templates-enabled", "false", *self.options]
         where = (self.host.state, self.socket, INSTANCE)
         return serve.arguments(*where, self.gateway.url, self.host.registry, *more)
 
@@ -152,6 +153,18 @@ class Driver:
         )
         assert done.returncode in {0, 1}, done.stderr
         return json.loads(done.stdout)
+
+    def operate(self, *arguments: str, fails: bool = False) -> list[dict[str, Any]]:
+        """An operator's command that tells events, one JSON object a line; its error's text if it fails."""
+        done = subprocess.run(
+            [str(BIN / "vmdriver"), *arguments, "--json", *self.arguments()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        return [*events, {"error": done.stderr}] if fails else events
 
     def machine_pid(self, sandbox_id: str) -> int:
         return int(self.cli("inspect", sandbox_id)["machine"]["pid"])

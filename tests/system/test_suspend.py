@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import json
 
 from google.protobuf import struct_pb2
 
 from tests.system.conftest import Driver
 from vmdriver._proto import compute_driver_pb2 as pb
+
+COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /tmp/counter; sleep 0.1; done"
 
 
 def suspending(driver: Driver, **spec: object) -> str:
@@ -20,32 +22,75 @@ def suspending(driver: Driver, **spec: object) -> str:
     return box
 
 
-def test_a_sandbox_goes_on_where_it_was(new_driver) -> None:
-    driver = new_driver("--log-level", "debug")
-    counter = "i=0; while :; do i=$((i+1)); echo $i > /tmp/counter; sleep 0.1; done"
-    box = suspending(driver, command=["/bin/sh", "-c", counter])
+def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
+    box = suspending(driver, command=["/bin/sh", "-c", COUNTER])
     shell = driver.gateway.shell
     shell(box, "echo kept > /dev/shm/note")
     before = int(shell(box, "cat /tmp/counter"))
-    begun = time.monotonic()
     driver.stop(box)
-    print("stop", time.monotonic() - begun)
     assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
-    begun = time.monotonic()
+    assert held_on_host(driver, box) == [], "no tap, no table, no machine"
+    driver.restart()
+    assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
     driver.start_sandbox(box)
     driver.wait(box, "Running")
-    print("start", time.monotonic() - begun)
     assert shell(box, "cat /dev/shm/note") == "kept\n"
     assert int(shell(box, "cat /tmp/counter")) > before
-    begun = time.monotonic()
-    print(shell(box, "date; dmesg | tail -5; ip neigh"), time.monotonic() - begun)
-    print(
-        [
-            line
-            for line in driver.log.read_text().splitlines()
-            if "estored" in line or "uspended" in line or "hygiene" in line
-        ]
-    )
-    print(driver.log.read_text()[-9000:])
-    assert len(driver.gateway.session(box).hellos) == 1
+    assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never ended"
+    directory = driver.host.state / "sandboxes" / box
+    assert not (directory / "suspended").exists(), "an image is used once"
+    driver.operate("suspend", box)
+    assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
+    events = driver.operate("resume", box)
+    assert events[-1]["reason"] == "Restored", events
+    assert shell(box, "cat /dev/shm/note") == "kept\n"
+    record = json.loads((directory / "record.json").read_text())
+    assert record["last_restore"]["load"] > 0
     assert driver.delete(box)
+
+
+def held_on_host(driver: Driver, box: str) -> list[str]:
+    """What the ledger says is held beyond address and disk."""
+    entries = driver.cli("inspect", box)["ledger"]
+    return [e["key"] for e in entries if e["scope"] != "persistent"]
+
+
+def test_snapshots_are_returned_to_and_forked(driver: Driver) -> None:
+    box = driver.create(command=["/bin/sh", "-c", COUNTER])
+    driver.wait(box, "Running")
+    shell = driver.gateway.shell
+    shell(box, "echo one > /sandbox/file; echo one > /dev/shm/note; sync")
+    driver.operate("snapshot", "create", box, "one")
+    at_one = int(shell(box, "cat /tmp/counter"))
+    shell(box, "echo two > /sandbox/file; echo two > /dev/shm/note; rm /bin/true")
+    driver.operate("snapshot", "create", box, "two", "--disk-only")
+    shell(box, "echo three > /sandbox/file")
+    found = driver.cli("snapshot", "ls", box)
+    assert [(s["name"], s["memory"]) for s in found] == [("one", True), ("two", False)]
+    assert found[0]["memory_bytes"] < 300 * 2**20, "zero pages are not stored"
+    for _ in range(2):
+        driver.operate("snapshot", "restore", box, "one")
+        assert shell(box, "cat /sandbox/file /dev/shm/note") == "one\none\n"
+        assert int(shell(box, "cat /tmp/counter")) < at_one + 100
+        shell(box, "echo changed > /sandbox/file; /bin/true; sync")
+    fork = fork_of(driver, box, "two")
+    assert shell(fork, "cat /sandbox/file") == "two\n"
+    assert shell(fork, "test -e /dev/shm/note || echo none") == "none\n", "cold"
+    driver.operate("snapshot", "restore", box, "two")
+    assert shell(box, "cat /sandbox/file") == "two\n"
+    ids = [shell(b, "cat /etc/machine-id; hostname") for b in (box, fork)]
+    assert ids[0] != ids[1]
+    assert driver.delete(box), "the fork needs its layers and keeps them"
+    shell(fork, "cat /sandbox/file /usr/bin/* > /dev/null")
+    driver.stop(fork)
+    assert driver.delete(fork)
+    assert list((driver.host.state / "layers").iterdir()) == []
+
+
+def fork_of(driver: Driver, box: str, name: str) -> str:
+    config = struct_pb2.Struct()
+    config.update({"from_snapshot": f"{box}/{name}"})
+    template = pb.DriverSandboxTemplate(image=driver.host.image, driver_config=config)
+    fork = driver.create(template=template)
+    driver.wait(fork, "Running")
+    return fork

@@ -61,7 +61,13 @@ def plan(
                 f"/state/sandboxes/s1/{n}"
                 for n in (
                     *("seed.img", "status.img", "console.log", "suspended"),
-                    *("not-restored", "snapshots", "capture.part", "load.image"),
+                    *(
+                        "mapped",
+                        "not-restored",
+                        "snapshots",
+                        "capture.part",
+                        "load.image",
+                    ),
                 )
             )
         ),

@@ -110,6 +110,7 @@ class LaunchActions(SandboxHold):
             host_boot_id=facts.boot_id(),
             unwind_reason="",
             boot_seconds={},
+            mapped="",
         )
         note = shared.launcher.accelerator.note()
         if note:

@@ -13,7 +13,7 @@ from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
 from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.ledger import Scope
-from vmdriver.lifecycle.steps import MACHINE, resume_steps
+from vmdriver.lifecycle.steps import MACHINE, MAPPED, resume_steps
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.memory_image import MemoryManifest, MemoryRef
@@ -53,11 +53,11 @@ class MemoryActions(CaptureActions):
         with watch.step("release"):
             await self._unwind(Scope.RUNTIME, Reason.SUSPENDED)
             await self._abandon_capture()
+        size = f"{ref.stored_bytes / 2**20:.0f} MiB"
+        self.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
         await self.update(
             phase=Phase.SUSPENDED, memory=ref, failure=None, note="", crash_restarts=0
         )
-        size = f"{ref.stored_bytes / 2**20:.0f} MiB"
-        self.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
 
     async def _published(self, directory: str) -> MemoryRef | None:
         """The image, if an earlier process came that far."""
@@ -89,6 +89,7 @@ class MemoryActions(CaptureActions):
             )
         part = shared.launcher.places.paths(self.record.id).part
         memory = await self._begin_image(plan, part)
+        await self._read_ahead()
         boot_id = await self._freeze(plan, watch)
         with watch.step("memory"):
             captured = await self._write_memory(plan, memory)
@@ -136,10 +137,10 @@ class MemoryActions(CaptureActions):
             if ref is None:
                 raise Refused("there is no memory image", reason="ImageMissing")
             if not ref.consumed:
-                manifest = await self._load(ref, watch)
+                await self._load(ref, watch)
             else:
-                manifest = await self._loaded_before(ref)
-            await self._let_go(manifest, watch)
+                await self._check_loaded()
+            await self._let_go(watch)
         except LaunchFailed as failed:
             await self._not_restored(failed.cause)
             return
@@ -148,7 +149,7 @@ class MemoryActions(CaptureActions):
             return
         await self._resumed(ref, watch)
 
-    async def _load(self, ref: MemoryRef, watch: Stopwatch) -> MemoryManifest:
+    async def _load(self, ref: MemoryRef, watch: Stopwatch) -> None:
         """Check, then have the machine paused, and mark the image as used."""
         shared, record = self._shared, self.record
         await self._unwind(Scope.RUNTIME, Reason.STOPPED)  # of a try that was cut off
@@ -185,8 +186,7 @@ class MemoryActions(CaptureActions):
                 await shared.launcher.take(self.record, self.ledger, [step])
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
-            await self.update(memory=used)
-        return manifest
+            await self.update(memory=used, secrets_digest=manifest.secrets_digest)
 
     async def _checked(self, ref: MemoryRef) -> tuple[MemoryManifest, LaunchPlan]:
         ports, old = self._shared.ports, self.record.plan
@@ -207,7 +207,7 @@ class MemoryActions(CaptureActions):
             raise Refused("; ".join(found), reason="ImageMismatch")
         return manifest, plan
 
-    async def _loaded_before(self, ref: MemoryRef) -> MemoryManifest:
+    async def _check_loaded(self) -> None:
         """A process before this one got past the point of no return."""
         plan = self.record.plan
         domain = DomainState.ABSENT
@@ -218,10 +218,8 @@ class MemoryActions(CaptureActions):
                 "the machine had gone on from it and has ended since",
                 reason="ImageUsed",
             )
-        manifest, _ = await self._shared.ports.memory_store.read(ref.directory)
-        return manifest
 
-    async def _let_go(self, manifest: MemoryManifest, watch: Stopwatch) -> None:
+    async def _let_go(self, watch: Stopwatch) -> None:
         """The machine runs, its workload frozen; what must be new is made so; thaw."""
         ports, plan = self._shared.ports, self.record.plan
         assert plan is not None  # noqa: S101 - it was loaded from one
@@ -231,7 +229,7 @@ class MemoryActions(CaptureActions):
         with watch.step("go on"):
             await ports.memory.go_on(plan.domain)
         fields = {"seed": randomness.token_hex(64)}
-        if fresh != manifest.secrets_digest:
+        if fresh != self.record.secrets_digest:
             fields["files"] = "1"
         with watch.step("hygiene"):
             fields["clock_ns"] = str(time.time_ns())
@@ -242,20 +240,28 @@ class MemoryActions(CaptureActions):
 
     async def _resumed(self, ref: MemoryRef, watch: Stopwatch) -> None:
         self._adopted = True
-        await self.update(
-            phase=Phase.RUNNING,
-            memory=None,
-            failure=None,
-            last_restore=dict(watch.steps),
-        )
+        directory, store = ref.directory, self._shared.ports.memory_store
         if ref.kind == "suspended":
-            # The running machine keeps its mapping of the file; nobody else finds it.
-            await self._shared.ports.memory_store.remove(ref.directory)
+            # The machine maps its file as long as it runs; without a manifest it is no image.
+            used = directory = self._shared.launcher.places.paths(self.record.id).mapped
+            await self.ledger.acquire(
+                MAPPED,
+                Scope.RUNTIME,
+                {"directory": used},
+                lambda: store.retire(ref.directory, used),
+            )
         kind = _KINDS[ref.kind]
         self.tell(
             "Restored",
             f"{kind.value} in {watch.text()}",
             Progress("starting_sandbox", "Sandbox ready"),
+        )
+        await self.update(
+            phase=Phase.RUNNING,
+            memory=None,
+            mapped=directory,
+            failure=None,
+            last_restore=dict(watch.steps),
         )
         for problem in await self._shared.extensions.after_restore(
             self.record, self.ledger, kind

@@ -49,6 +49,8 @@ class SandboxPaths:
     console: str
     suspended: str
     """Memory image of the suspended machine."""
+    mapped: str
+    """Memory that a resumed machine maps; no image any more."""
     kept: str
     """The last memory image that could not be restored."""
     snapshots: str

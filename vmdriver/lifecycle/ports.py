@@ -180,6 +180,9 @@ class Network(Protocol):
     async def remove_tap(self, tap: str, mark: str) -> None:
         """Remove it, if it is there and carries that mark."""
 
+    async def reset_connections(self, guest_ip: str) -> None:
+        """Have this host's own TCP connections with a guest that is gone end at once."""
+
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
         """Load the sandbox's table, replacing an older one, in one transaction."""
 
@@ -295,6 +298,12 @@ class MemoryStore(Protocol):
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
         """What these files are now. NotFound names the first that is missing."""
+
+    async def retire(self, directory: str, target: str) -> None:
+        """Make it no image any more, its memory only mapped by a machine. May be repeated."""
+
+    async def read_ahead(self, directory: str) -> None:
+        """Have the memory in the page cache, holes as well."""
 
     async def move(self, directory: str, target: str) -> None:
         """Give an image another name; what has it is removed."""

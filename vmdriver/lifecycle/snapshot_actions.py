@@ -160,6 +160,7 @@ class SnapshotActions(MemoryActions):
         memory_path, captured = "", None
         if not disk_only:
             memory_path = await self._begin_image(plan, paths.part)
+            await self._read_ahead()
         layer = await self._new_layer(layers)
         boot_id = await self._freeze(plan, watch)
         if not disk_only:

@@ -37,6 +37,7 @@ TAP = "tap"
 FIREWALL = "firewall"
 MACHINE = "machine"
 _THAW_TIMEOUT_S = 10.0
+MAPPED = "mapped-memory"
 IMAGE_PART = "capture:image"
 FROZEN = "capture:frozen"
 PAUSED = "capture:paused"
@@ -76,7 +77,7 @@ def _network_steps(ports: Ports, plan: LaunchPlan, owner: str) -> list[Step]:
         Step(
             TAP,
             Scope.RUNTIME,
-            {"tap": tap, "mark": owner},
+            {"tap": tap, "mark": owner, "guest_ip": network.lease.guest_ip},
             lambda: ports.network.make_tap(network, owner),
             Reason.LAUNCHER_SPAWN_FAILED,
         ),
@@ -193,12 +194,15 @@ class Undoer:
             await ports.network.remove_rules(data["tap"])
         elif held.key == TAP:
             await ports.network.remove_tap(data["tap"], data["mark"])
+            await ports.network.reset_connections(data["guest_ip"])
         elif held.key == FILES:
             # The status disk and the console stay: they say how it ended. The seed
             # holds secrets.
             await ports.disks.remove(data["seed"])
         elif held.key == OVERLAY:
             await self.drop_layers(record.id, {data["path"], *layers_of(record)})
+        elif held.key == MAPPED:
+            await ports.memory_store.remove(data["directory"])
         elif held.key == LEASE:
             self._pool.free(record.id)
         else:

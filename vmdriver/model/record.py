@@ -78,6 +78,8 @@ class SandboxRecord(Frozen):
     """Of the image that the base was made from; resolved once, at the first launch."""
     memory: MemoryRef | None = None
     """What the machine goes on from when it is resumed."""
+    mapped: str = ""
+    """Directory of the image whose memory the running machine maps; "": it has booted."""
     snapshots: tuple[SnapshotEntry, ...] = ()
     secrets_digest: str = ""
     """sha256 over token and TLS files as the guest was given them last."""

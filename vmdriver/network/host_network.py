@@ -88,7 +88,10 @@ class HostNetwork:
                     gid=self._owner.gid,
                 )
                 index = (await netlink.link_lookup(ifname=lease.tap))[0]
-                await netlink.link("set", index=index, ifalias=mark)
+                # Always the same address: a guest that comes back from memory knows it.
+                await netlink.link(
+                    "set", index=index, ifalias=mark, address=host_mac(lease.mac)
+                )
                 await self._configure_tap(lease.tap)
                 await netlink.addr(
                     "add",
@@ -124,6 +127,18 @@ class HostNetwork:
                         )
                     with _ignore_missing():
                         await netlink.link("del", index=link["index"])
+
+    async def reset_connections(self, guest_ip: str) -> None:
+        """See ports.Network."""
+        address = str(ipaddress.IPv4Address(guest_ip))
+        try:
+            # -K: sock_diag's SOCK_DESTROY; a kernel without it just lists them.
+            await process.run(
+                ["ss", "-K", "-H", "-t", "-n", "dst", address],
+                deadline_s=_NFT_DEADLINE_S,
+            )
+        except CommandError as error:
+            _log.warning("connections with %s were not reset: %s", address, error)
 
     # --- tables
 
@@ -283,6 +298,12 @@ class HostNetwork:
                 reason="GatewayUnresolved",
             ) from error
         return str(found[0][4][0])
+
+
+def host_mac(guest_mac: str) -> str:
+    """The tap's own address: the guest's with one bit of its first byte changed."""
+    first, rest = guest_mac.split(":", 1)
+    return f"{int(first, 16) ^ 0x40:02x}:{rest}"
 
 
 def _comment(table_text: str) -> str:

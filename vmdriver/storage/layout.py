@@ -131,6 +131,11 @@ class SandboxFiles:
         return self.directory / "suspended"
 
     @property
+    def mapped(self) -> Path:
+        """The memory that a resumed machine maps; no image any more."""
+        return self.directory / "mapped"
+
+    @property
     def kept(self) -> Path:
         """The last memory image that could not be restored, for the operator."""
         return self.directory / "not-restored"

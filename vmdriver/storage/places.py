@@ -29,6 +29,7 @@ class FilePlaces:
             status=str(files.status),
             console=str(files.console),
             suspended=str(files.suspended),
+            mapped=str(files.mapped),
             kept=str(files.kept),
             snapshots=str(files.snapshots),
             part=str(files.part),
