@@ -36,6 +36,7 @@ from vmdriver.lifecycle.manager import Manager
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.lifecycle.settings import Settings, TlsFiles
 from vmdriver.lifecycle.steps import Ports, Undoer
+from vmdriver.lifecycle.templates import Templates
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.store import ImagePolicy, ImageStore
 from vmdriver.service import admin, servicer
@@ -187,6 +188,13 @@ class Driver:
             self._files,
         )
         undoer = Undoer(ports, pool, self.extensions.undo, manager.layers_of_others)
+        templates = Templates(
+            ports,
+            self.settings,
+            launcher,
+            manager.records,
+            str(self.layout.templates),
+        )
         return Shared(
             ports,
             self.settings,
@@ -196,6 +204,7 @@ class Driver:
             self.hub,
             manager.forget,
             manager.layers_of_others,
+            templates,
             manager.host_snapshots,
         )
 

@@ -32,6 +32,7 @@ from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports import Guard, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports, Undoer
+from vmdriver.lifecycle.templates import Templates
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord, layers_of
 from vmdriver.model.spec import SandboxSpec
@@ -135,6 +136,7 @@ class FakeDriver:
                 self.hub,
                 manager.forget,
                 manager.layers_of_others,
+                Templates(ports, settings, launcher, manager.records, "templates"),
                 manager.host_snapshots,
             )
 

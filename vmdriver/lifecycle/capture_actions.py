@@ -54,13 +54,6 @@ class Stopwatch:
         return f"{sum(self.steps.values()):.2f} s ({parts})"
 
 
-def files_of(plan: LaunchPlan) -> tuple[str, ...]:
-    """Every file that a machine of this plan reads and that must stay as it is."""
-    root = plan.disk("root")
-    supervisor = plan.disk("supervisor").path
-    return (plan.kernel, plan.initramfs, supervisor, root.path, *root.backing)
-
-
 class CaptureActions(SandboxHold):
     """What suspensions and snapshots have in common."""
 
@@ -164,7 +157,7 @@ class CaptureActions(SandboxHold):
         with watch.step("write out"):
             await ports.disks.flush_status(plan.disk("status").path)
             files, parts = await asyncio.gather(
-                ports.memory_store.identify(files_of(plan)),
+                ports.memory_store.identify(planner.files_of(plan)),
                 ports.memory_store.write_parts(part, captured),
             )
         token = await ports.records.token(self.record.id)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vmdriver.errors import CleanupError, DriverError
 from vmdriver.host import facts
 from vmdriver.lifecycle.extension_runner import RUN, ExtensionRunner
-from vmdriver.lifecycle.hooks import Reason
+from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.ledger import Ledger, Scope
@@ -19,6 +19,7 @@ from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.state import SandboxState
 from vmdriver.lifecycle.steps import MACHINE, Ports, Undoer
+from vmdriver.lifecycle.templates import Templates
 from vmdriver.model.phase import DomainState, MachineState, Phase, machine_state
 from vmdriver.model.record import Failure, SandboxRecord
 
@@ -37,6 +38,7 @@ class Shared:
     """Called when the sandbox is gone."""
     layers_of_others: Callable[[str], set[str]]
     """Every root disk layer that somebody else than this sandbox needs."""
+    templates: Templates
     host_snapshots: Callable[[], tuple[int, int]]
     """Number and bytes of all snapshots on this host."""
 
@@ -60,14 +62,23 @@ class SandboxHold(SandboxState):
             return MachineState.ABSENT, GuestReport()
         domain = await self._shared.ports.hypervisor.observe(plan.domain)
         report = await self._shared.ports.disks.report(plan.disk("status").path)
-        if domain is not DomainState.RUNNING and not report.phase and not held.done:
-            # A start that was cut off half-way: defined, perhaps paused, but never let go.
+        half_way = not held.done and not report.phase
+        if half_way and (domain is not DomainState.RUNNING or plan.template):
+            # A start that was cut off: defined, perhaps paused, never let go; or loaded
+            # from a template and never told who it is.
             domain = DomainState.ABSENT
         rebooted = self.record.host_boot_id != facts.boot_id()
         if rebooted and domain in {DomainState.OFF, DomainState.CRASHED}:
             # It ended with the host, unless it had said before that it was ending by itself.
             domain = domain if report.phase == "exited" else DomainState.ABSENT
         return machine_state(domain, report.phase), report
+
+    async def _tell_restored(self, kind: RestoreKind) -> None:
+        """after_restore hooks; their errors are shown and change nothing."""
+        for problem in await self._shared.extensions.after_restore(
+            self.record, self.ledger, kind
+        ):
+            self.tell("ExtensionFailed", problem, warn=True)
 
     async def _tail(self) -> str:
         plan = self.record.plan

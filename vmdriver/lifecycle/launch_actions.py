@@ -8,7 +8,7 @@ import logging
 from vmdriver.errors import DriverError, HostError
 from vmdriver.host import facts
 from vmdriver.lifecycle import endings
-from vmdriver.lifecycle.hold import SandboxHold
+from vmdriver.lifecycle.fork_actions import ForkActions
 from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.ledger import Scope
@@ -17,12 +17,13 @@ from vmdriver.lifecycle.restore_check import secrets_digest
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.03
 
 
-class LaunchActions(SandboxHold):
+class LaunchActions(ForkActions):
     """Actions LAUNCH, AWAIT_READY, CONFIRM_RUNNING, and adoption. Each may be cut off
     anywhere by a crash and is begun again by the next process: the ledger says how far
     it came.
@@ -79,53 +80,62 @@ class LaunchActions(SandboxHold):
 
     async def _launch_machine(self) -> None:
         shared = self._shared
-        again = self.record.launches > 0
+        kind = RestoreKind.RELAUNCHED if self.record.launches > 0 else None
         if self.record.intent is not Intent.RUNNING:
             return
         await self.update(phase=Phase.LAUNCHING)
         await self._unwind(
             Scope.RUNTIME, Reason(self.record.unwind_reason or Reason.STOPPED)
         )
-        if again:
-            try:
-                await shared.extensions.before_restore(
-                    self.record, self.ledger, RestoreKind.RELAUNCHED
-                )
-            except DriverError as error:
-                raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
+        if kind is not None:
+            await self._ask_to_restore(kind)
         plan, draft = await shared.launcher.plan(self.record, self.ledger, self.tell)
         try:
             secrets = await shared.launcher.secrets(self.record)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
-        root = plan.disk("root")
-        await self.update(
-            plan=plan,
-            layers=(*reversed(root.backing[:-1]), root.path),
-            base=root.backing[-1],
-            image_digest=plan.image_digest,
-            secrets_digest=secrets_digest(secrets),
-            lease=plan.network.lease,
-            launches=self.record.launches + 1,
-            host_boot_id=facts.boot_id(),
-            unwind_reason="",
-            boot_seconds={},
-            mapped="",
-        )
+        plan, start = await self._forked(plan)
+        await self._note_launch(plan, secrets_digest(secrets))
         note = shared.launcher.accelerator.note()
         if note:
             self.tell("AcceleratorFallback", note, warn=True)
-        await shared.launcher.start(self.record, self.ledger, plan, draft, secrets)
+        if start is not None:
+            kind = RestoreKind.TEMPLATE
+            await self._ask_to_restore(kind)
+        await shared.launcher.start(
+            self.record, self.ledger, plan, draft, secrets, start
+        )
         self.tell(
             "Started",
             "the machine is started",
             Progress(active_step="starting_sandbox", active_detail="booting"),
         )
-        if again:
-            for problem in await shared.extensions.after_restore(
-                self.record, self.ledger, RestoreKind.RELAUNCHED
-            ):
-                self.tell("ExtensionFailed", problem, warn=True)
+        if kind is not None:
+            await self._tell_restored(kind)
+
+    async def _note_launch(self, plan: LaunchPlan, digest: str) -> None:
+        root, record = plan.disk("root"), self.record
+        inherited = len(root.backing) - 1 if plan.template else record.inherited_layers
+        await self.update(
+            plan=plan,
+            layers=(*reversed(root.backing[:-1]), root.path),
+            inherited_layers=inherited,
+            base=root.backing[-1],
+            image_digest=plan.image_digest,
+            secrets_digest=digest,
+            lease=plan.network.lease,
+            launches=record.launches + 1,
+            host_boot_id=facts.boot_id(),
+            unwind_reason="",
+            boot_seconds={},
+            mapped="",
+        )
+
+    async def _ask_to_restore(self, kind: RestoreKind) -> None:
+        try:
+            await self._shared.extensions.before_restore(self.record, self.ledger, kind)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
 
     async def _await_ready(self) -> None:
         """Poll the status disk, which is cheap, until the guest says something; look at
@@ -157,6 +167,9 @@ class LaunchActions(SandboxHold):
 
     async def _confirm_running(self, report: GuestReport) -> None:
         self._adopted = True
+        plan = self.record.plan
+        if plan is not None and plan.template is None and self.record.launches == 1:
+            await self._shared.templates.want(plan, self.record.spec.workspace)
         await self.update(
             phase=Phase.RUNNING, failure=None, boot_seconds=dict(report.stamps)
         )

@@ -5,8 +5,8 @@ through the ledger.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +63,8 @@ class Launcher:
     places: Places
     pool: AddressPool
     files: Pool
+    building: set[str] = field(default_factory=set)
+    """Layers of templates that are being built."""
 
     async def plan(
         self, record: SandboxRecord, ledger: Ledger, tell: Tell
@@ -166,6 +168,7 @@ class Launcher:
         plan: LaunchPlan,
         draft: PlanDraft,
         secrets: Mapping[str, bytes],
+        start: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """before_launch hooks, then the steps. `record` already holds the plan,
         durably. LaunchFailed.
@@ -177,7 +180,7 @@ class Launcher:
         added = {name: value for name, (value, _) in draft.collected("env").items()}
         environment = {**plan.environment, **added}
         steps = launch_steps(
-            self.ports, self.settings.instance, plan, environment, secrets
+            self.ports, self.settings.instance, plan, environment, secrets, start
         )
         await self.take(record, ledger, steps)
 

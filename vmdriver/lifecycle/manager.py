@@ -61,6 +61,7 @@ class Manager:
         self._journals = journals
         self._checkpoint = checkpoint
         self._shared = shared(self)
+        self.templates = self._shared.templates
         self._creating: dict[str, SandboxRecord] = {}
         self.housekeeping = Housekeeping(
             self.workers.values, self._shared.ports.disks, settings
@@ -82,6 +83,7 @@ class Manager:
                 )
             self.workers[record.id] = SandboxWorker(record, ledger, self._shared)
         ports.hypervisor.on_change(self._hint)
+        await self._shared.templates.recover()
         for orphan in await sweep.orphans(ports, set(self.workers)):
             _log.warning(
                 "removing %s %s: no record claims it", orphan.kind, orphan.name
@@ -97,12 +99,14 @@ class Manager:
 
     def _layers_begun(self) -> set[str]:
         entries = (worker.ledger.get(LAYER) for worker in self.workers.values())
-        return {entry.data["path"] for entry in entries if entry is not None}
+        begun = {entry.data["path"] for entry in entries if entry is not None}
+        return begun | self._shared.templates.layers()
 
     async def close(self) -> None:
         """Let go: workers end, machines stay."""
         self._shared.hub.close()
         self.housekeeping.stop()
+        await self._shared.templates.close()
         await asyncio.gather(*(worker.close() for worker in self.workers.values()))
 
     def _hint(self, domain: str) -> None:
@@ -118,7 +122,7 @@ class Manager:
     def layers_of_others(self, sandbox_id: str) -> set[str]:
         """Every layer that another sandbox than this one needs."""
         others = (layers_of(r) for r in self.records() if r.id != sandbox_id)
-        return set().union(*others)
+        return self._shared.templates.layers().union(*others)
 
     def host_snapshots(self) -> tuple[int, int]:
         """Number and bytes of every sandbox's snapshots."""

@@ -95,6 +95,13 @@ def below(layers: tuple[str, ...], base: str) -> tuple[str, ...]:
     return (*reversed(layers[:-1]), base)
 
 
+def files_of(plan: LaunchPlan) -> tuple[str, ...]:
+    """Every file that a machine of this plan reads and that must stay as it is."""
+    root = plan.disk("root")
+    supervisor = plan.disk("supervisor").path
+    return (plan.kernel, plan.initramfs, supervisor, root.path, *root.backing)
+
+
 def on_layers(plan: LaunchPlan, layers: tuple[str, ...], base: str) -> LaunchPlan:
     """The same machine on other layers of its root disk."""
     root = plan.disk("root").model_copy(

@@ -19,9 +19,10 @@ from vmdriver.lifecycle.extension_runner import view_of
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Ledger, Scope
-from vmdriver.lifecycle.memory_actions import MemoryActions
 from vmdriver.lifecycle.requests import check_snapshot_name
+from vmdriver.lifecycle.resume_actions import ResumeActions
 from vmdriver.lifecycle.steps import LAYER
+from vmdriver.lifecycle.suspend_actions import SuspendActions
 from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
@@ -31,7 +32,7 @@ from vmdriver.model.spec import SandboxSpec
 Job = Callable[[MachineState], Awaitable[None]]
 
 
-class SnapshotActions(MemoryActions):
+class SnapshotActions(SuspendActions, ResumeActions):
     """What an operator asks for between two turns of the loop, one after the other."""
 
     def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:

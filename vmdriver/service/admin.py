@@ -12,6 +12,7 @@ from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.lifecycle.hub import Happened, Hub
 from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.templates import Template
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.service.codec import timestamp
@@ -91,6 +92,21 @@ class Admin(pb_grpc.AdminServicer):
         await operations.delete_snapshot(worker, request.name)
         return pb.DeleteSnapshotResponse()
 
+    async def ListTemplates(
+        self, request: pb.ListTemplatesRequest, context: Any
+    ) -> pb.ListTemplatesResponse:
+        """Those that can be used."""
+        manager = await self._readiness.manager()
+        found = [_encode_template(t) for t in manager.templates.listed()]
+        return pb.ListTemplatesResponse(templates=found)
+
+    async def DeleteTemplate(
+        self, request: pb.DeleteTemplateRequest, context: Any
+    ) -> pb.DeleteTemplateResponse:
+        """NOT_FOUND for one that is not there."""
+        await (await self._readiness.manager()).templates.remove(request.key)
+        return pb.DeleteTemplateResponse()
+
     async def _told(
         self, worker: SandboxWorker, work: Awaitable[None]
     ) -> AsyncIterator[pb.Progress]:
@@ -120,6 +136,20 @@ class Admin(pb_grpc.AdminServicer):
 def _consume(task: asyncio.Future[None]) -> None:
     if not task.cancelled():
         task.exception()
+
+
+def _encode_template(template: Template) -> pb.Template:
+    manifest = template.manifest
+    return pb.Template(
+        key=template.key,
+        image_digest=manifest.plan.image_digest,
+        vcpus=manifest.plan.vcpus,
+        memory_mib=manifest.plan.memory_mib,
+        workspace=manifest.workspace,
+        stored_bytes=manifest.stored_bytes,
+        created=timestamp(manifest.created_at),
+        used=timestamp(template.used_at),
+    )
 
 
 def _encode(entry: SnapshotEntry) -> pb.Snapshot:

@@ -1,0 +1,116 @@
+"""Going down with the memory kept."""
+
+from __future__ import annotations
+
+import logging
+
+from vmdriver.errors import DriverError, NotFound, Refused
+from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
+from vmdriver.lifecycle.hooks import Reason, RestoreKind
+from vmdriver.lifecycle.ledger import Scope
+from vmdriver.model.memory_image import MemoryRef
+from vmdriver.model.phase import Intent, MachineState, Phase
+
+_log = logging.getLogger(__name__)
+_KINDS = {
+    "suspended": RestoreKind.RESUMED,
+    "snapshot": RestoreKind.SNAPSHOT,
+    "template": RestoreKind.TEMPLATE,
+}
+
+
+class SuspendActions(CaptureActions):
+    """Action SUSPEND. It is begun again after a crash; ledger, manifest and record say how
+    far it came.
+    """
+
+    async def _suspend(self, machine: MachineState) -> None:
+        paths = self._shared.launcher.places.paths(self.record.id)
+        if self.record.phase is not Phase.SUSPENDING:
+            await self._shared.ports.memory_store.remove(paths.suspended)
+            await self.update(phase=Phase.SUSPENDING, memory=None)
+        watch = Stopwatch()
+        try:
+            ref = await self._published(paths.suspended)
+            if ref is None:
+                await self._abandon_capture()
+                ref = await self._take(machine, paths.suspended, watch)
+        except DriverError as error:
+            await self._not_suspended(error)
+            return
+        with watch.step("release"):
+            await self._unwind(Scope.RUNTIME, Reason.SUSPENDED)
+            await self._abandon_capture()
+        size = f"{ref.stored_bytes / 2**20:.0f} MiB"
+        self.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
+        await self.update(
+            phase=Phase.SUSPENDED, memory=ref, failure=None, note="", crash_restarts=0
+        )
+
+    async def _published(self, directory: str) -> MemoryRef | None:
+        """The image, if an earlier process came that far."""
+        store = self._shared.ports.memory_store
+        try:
+            manifest, digest = await store.read(directory)
+        except (NotFound, Refused):
+            return None
+        return MemoryRef(
+            directory=directory,
+            digest=digest,
+            kind=manifest.kind,
+            stored_bytes=manifest.stored_bytes,
+        )
+
+    async def _take(
+        self, machine: MachineState, target: str, watch: Stopwatch
+    ) -> MemoryRef:
+        plan, shared = self.record.plan, self._shared
+        if plan is None or machine is not MachineState.READY:
+            raise Refused("the machine is not there any more", reason="MachineLost")
+        self._refuse_devices(plan)
+        with watch.step("hooks"):
+            await shared.extensions.before_capture(
+                self.record,
+                self.ledger,
+                "before_suspend",
+                lambda extension, context: extension.before_suspend(context, plan),
+            )
+        part = shared.launcher.places.paths(self.record.id).part
+        memory = await self._begin_image(plan, part)
+        await self._read_ahead()
+        boot_id = await self._freeze(plan, watch)
+        with watch.step("memory"):
+            captured = await self._write_memory(plan, memory)
+        return await self._publish_image(
+            "suspended", "", target, captured, boot_id, plan, watch
+        )
+
+    async def _not_suspended(self, error: DriverError) -> None:
+        """As before, if the machine is there; a stop that was asked for happens anyway."""
+        self.refusal = error
+        await self._abandon_capture()
+        machine, _ = await self.observe()
+        if machine is not MachineState.READY:
+            await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+            text = f"the memory is lost, the disk is kept: {error.text()}"
+        elif self.record.stop_anyway:
+            await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+            text = f"it is shut down instead: {error.text()}"
+        else:
+            await self.update(phase=Phase.RUNNING, intent=Intent.RUNNING)
+            text = f"it goes on: {error.text()}"
+        self.tell(
+            "SuspendFailed", f"the sandbox could not be suspended; {text}", warn=True
+        )
+
+    async def drop_memory(self) -> None:
+        """Of a suspended sandbox; its next start is a cold boot."""
+        ref = self.record.memory
+        if self.record.phase is not Phase.SUSPENDED:
+            return
+        if ref is not None and ref.kind == "suspended":
+            await self._shared.ports.memory_store.remove(ref.directory)
+        await self.update(phase=Phase.STOPPED, memory=None)
+        self.tell(
+            "MemoryDropped", "the memory was dropped; the disk is kept", warn=True
+        )

@@ -1,0 +1,162 @@
+"""Boots a guest up to its barrier and keeps its memory.
+
+Nothing of it is in a ledger: every host object carries a mark that belongs to no sandbox, so
+that the next driver's sweep removes what a killed one had made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from vmdriver.errors import DriverError, TimedOut
+from vmdriver.host import facts
+from vmdriver.lifecycle import planner
+from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import Ports
+from vmdriver.model import ids
+from vmdriver.model.memory_image import MemoryManifest
+from vmdriver.model.phase import DomainState
+from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.record import utc_now
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.05
+_STATE_BYTES = 16 * 2**20
+
+
+class TemplateBuild:
+    """One build. Leaves the template, or nothing."""
+
+    def __init__(self, ports: Ports, settings: Settings, launcher: Launcher) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._launcher = launcher
+
+    def _plan(self, key: str, plan: LaunchPlan, part: str, owner: str) -> LaunchPlan:
+        """The machine of a sandbox's plan, as nobody's: no environment, no drop-ins, an
+        address that it never uses.
+        """
+        lease = self._launcher.pool.take(owner, self._taken)
+        layer = self._launcher.places.new_layer(f"template-{key}")
+        disks = tuple(
+            disk
+            if disk.role == "supervisor"
+            else Disk(
+                role=disk.role,
+                path=f"{part}/{disk.role}.img",
+                format=disk.format,
+                read_only=disk.read_only,
+            )
+            for disk in plan.disks
+        )
+        network = plan.network.model_copy(
+            update={"lease": lease, "egress": "none", "dns": ()}
+        )
+        nobody = plan.model_copy(
+            update={
+                "sandbox_id": owner,
+                "domain": ids.domain_name(self._settings.instance, owner),
+                "domain_uuid": ids.domain_uuid(self._settings.instance, owner),
+                "disks": disks,
+                "console": f"{part}/console.log",
+                "network": network,
+                "environment": {},
+                "drop_ins": (),
+                "drop_in_environment": {},
+                "cpu_quota_millis": None,
+                "hostname": "template",
+                "hosts": (),
+                "template": None,
+            }
+        )
+        base = plan.disk("root").backing[-1]
+        return planner.on_layers(nobody, (layer,), base)
+
+    async def run(
+        self, key: str, plan: LaunchPlan, workspace: str, target: str
+    ) -> MemoryManifest:
+        """Build it. DriverError; cancellable; nothing is left over then."""
+        ports, owner = self._ports, f"template-{key}"
+        part = f"{target}.part"
+        self._taken = await ports.network.taken()
+        needed = plan.memory_mib * 2**20 + _STATE_BYTES
+        memory = await ports.memory_store.begin(part, needed)
+        nobody = self._plan(key, plan, part, owner)
+        layer = nobody.disk("root").path
+        self._launcher.building.add(layer)
+        try:
+            return await self._run(nobody, workspace, part, target, memory)
+        except BaseException:
+            await ports.disks.remove(layer)
+            raise
+        finally:
+            await self._clean_up(nobody, part)
+            self._launcher.building.discard(layer)
+
+    async def _run(
+        self, plan: LaunchPlan, workspace: str, part: str, target: str, memory: str
+    ) -> MemoryManifest:
+        ports, mark = self._ports, ids.mark(self._settings.instance, plan.sandbox_id)
+        await ports.disks.create_overlay(plan.disk("root"))
+        await ports.disks.write_barrier_files(plan)
+        await ports.network.make_tap(plan.network, mark)
+        await ports.network.load_rules(plan.network, mark)
+        await ports.hypervisor.start(plan, mark)
+        await self._wait(plan)
+        await ports.memory.pause(plan.domain)
+        captured = await ports.memory.capture(plan.domain, memory, plan.memory_mib)
+        await ports.hypervisor.destroy(plan.domain)
+        await ports.disks.freeze_layer(plan.disk("root").path)
+        versions = await ports.hypervisor.build(plan.accelerator)
+        parts = await ports.memory_store.write_parts(part, captured)
+        manifest = MemoryManifest(
+            kind="template",
+            sandbox_id=plan.sandbox_id,
+            workspace=workspace,
+            created_at=utc_now(),
+            host_boot_id=facts.boot_id(),
+            plan=plan,
+            versions=versions.model_copy(update={"machine": captured.machine}),
+            cpu=captured.cpu,
+            boot_digest=plan.boot_digest,
+            supervisor_digest=plan.disk("supervisor").path.rpartition("/")[2],
+            files=await ports.memory_store.identify(planner.files_of(plan)),
+            parts=parts,
+        )
+        await ports.memory_store.publish(part, target, manifest)
+        return manifest
+
+    async def _wait(self, plan: LaunchPlan) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.boot_timeout_s
+        status = plan.disk("status").path
+        while self._ports.disks.report_now(status).phase != "waiting":
+            report = self._ports.disks.report_now(status)
+            state = await self._ports.hypervisor.observe(plan.domain)
+            if state is not DomainState.RUNNING or report.phase:
+                tail = await self._ports.disks.console_tail(plan.console, 300)
+                raise TimedOut(
+                    f"the template's guest ended before its barrier: {report.reason}",
+                    detail=tail,
+                )
+            if loop.time() > deadline:
+                raise TimedOut("the template's guest did not reach its barrier in time")
+            await asyncio.sleep(_POLL_S)
+
+    async def _clean_up(self, plan: LaunchPlan, part: str) -> None:
+        ports, tap = self._ports, plan.network.lease.tap
+        mark = ids.mark(self._settings.instance, plan.sandbox_id)
+        for work in (
+            ports.hypervisor.destroy(plan.domain),
+            ports.network.remove_rules(tap),
+            ports.network.remove_tap(tap, mark),
+            ports.memory_store.remove(part),
+        ):
+            try:
+                await work
+            except DriverError as error:
+                _log.warning("after a template's build: %s", error)
+        self._launcher.pool.free(plan.sandbox_id)
+        await ports.memory_store.end(part)

@@ -1,0 +1,241 @@
+"""Templates: guests that were booted once, up to a barrier before anything of anybody was in
+them, and whose memory new sandboxes go on from instead of booting.
+
+A template is bound to everything that its guest has seen: image, boot files, supervisor,
+shape, hypervisor. A change of any of these is another key, and the old one is collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from vmdriver.errors import DriverError, NotFound
+from vmdriver.host import facts
+from vmdriver.lifecycle import planner, requests
+from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import Ports
+from vmdriver.lifecycle.template_build import TemplateBuild
+from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import SandboxRecord, utc_now
+
+_log = logging.getLogger(__name__)
+_FORMAT = 1
+"""Raised when the guest's way to the barrier changes."""
+_MOST = 16
+_FAILED_FOR_S = 600.0
+
+
+@dataclass(frozen=True)
+class Template:
+    """One that can be used."""
+
+    key: str
+    directory: str
+    manifest: MemoryManifest
+    memory: FileIdentity
+    """The memory file when it was checked last: any write since then is noticed."""
+    used_at: datetime
+
+    @property
+    def layer(self) -> str:
+        """The root disk's layer that the guest had written to before the barrier."""
+        return self.manifest.plan.disk("root").path
+
+
+def template_key(plan: LaunchPlan, versions: Versions, workspace: str) -> str:
+    """Names everything that the guest has seen at the barrier."""
+    inputs = {
+        "format": _FORMAT,
+        "image": plan.image_digest,
+        "base": plan.disk("root").backing[-1],
+        "boot": plan.boot_digest,
+        "arguments": plan.kernel_arguments,
+        "supervisor": plan.disk("supervisor").path,
+        "shape": [plan.vcpus, plan.memory_mib, plan.accelerator],
+        "ids": [plan.sandbox_uid, plan.sandbox_gid],
+        "versions": versions.model_dump(),
+        "workspace": workspace,
+    }
+    text = json.dumps(inputs, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class Templates:
+    """All templates of this driver. Builds one at a time, in the background."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        settings: Settings,
+        launcher: Launcher,
+        records: Callable[[], list[SandboxRecord]],
+        directory: str,
+    ) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._launcher = launcher
+        self._records = records
+        self._directory = directory
+        self._known: dict[str, Template] = {}
+        self._failed: dict[str, float] = {}
+        self._wanted: dict[str, tuple[LaunchPlan, str]] = {}
+        self._builder: asyncio.Task[None] | None = None
+
+    # --- at start and end
+
+    async def recover(self) -> None:
+        """Read what there is; remove what was half made or can never be used again."""
+        store = self._ports.memory_store
+        if not self._settings.templates_enabled:
+            return
+        for name in await store.listed(self._directory):
+            directory = f"{self._directory}/{name}"
+            try:
+                manifest, _ = await store.read(directory)
+                versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
+                if template_key(manifest.plan, versions, manifest.workspace) != name:
+                    raise NotFound("it is of another hypervisor")
+                if manifest.boot_digest != self._launcher.places.boot().digest:
+                    raise NotFound("it is of other boot files")
+                self._known[name] = await self._checked(name, manifest)
+            except DriverError as error:
+                _log.info("template %s is removed: %s", name, error)
+                await store.remove(directory)
+
+    async def _checked(self, key: str, manifest: MemoryManifest) -> Template:
+        store, directory = self._ports.memory_store, f"{self._directory}/{key}"
+        problems = await store.damage(directory, manifest.parts)
+        now = await store.identify(tuple(f.path for f in manifest.files))
+        if problems or now != manifest.files:
+            raise NotFound(f"it has changed: {problems or 'a file that it needs'}")
+        (memory,) = await store.identify((f"{directory}/{MEMORY}",))
+        return Template(key, directory, manifest, memory, manifest.created_at)
+
+    async def close(self) -> None:
+        """Give up a build under way; what it had made is removed."""
+        self._wanted.clear()
+        if self._builder is not None:
+            self._builder.cancel()
+            await asyncio.wait({self._builder})
+
+    # --- use
+
+    def layers(self) -> set[str]:
+        """Layers that templates stand on, and that of a build under way."""
+        return {t.layer for t in self._known.values()} | self._launcher.building
+
+    def listed(self) -> list[Template]:
+        """Those that can be used, by key."""
+        return [self._known[key] for key in sorted(self._known)]
+
+    async def key_of(self, plan: LaunchPlan, workspace: str) -> str:
+        """The key of the template that would fit, or "" where none may be used."""
+        if not self._settings.templates_enabled or plan.boot_digest == "external":
+            return ""
+        if plan.devices:
+            return ""
+        shared = self._settings.templates_scope == "host"
+        versions = await self._ports.hypervisor.build(plan.accelerator)
+        return template_key(plan, versions, "" if shared else workspace)
+
+    async def find(self, key: str) -> Template | None:
+        """The template, if it is there and nobody has written to it."""
+        found = self._known.get(key)
+        if found is None:
+            return None
+        try:
+            now = await self._ports.memory_store.identify((found.memory.path,))
+            if now != (found.memory,):
+                raise NotFound("its memory was written to")
+        except DriverError as error:
+            _log.warning("template %s is given up: %s", key, error)
+            await self.remove(key)
+            return None
+        self._known[key] = replace(found, used_at=utc_now())
+        return found
+
+    async def remove(self, key: str) -> None:
+        """Machines that were forked from it go on: they have its files open. NotFound."""
+        found = self._known.pop(key, None)
+        if found is None:
+            raise NotFound(f"there is no template {key!r}")
+        await self._ports.memory_store.remove(found.directory)
+        if not any(found.layer in record.layers for record in self._records()):
+            await self._ports.disks.remove(found.layer)
+
+    # --- build
+
+    async def want(self, plan: LaunchPlan, workspace: str) -> None:
+        """A machine of this plan has just booted: the next one should not have to."""
+        key = await self.key_of(plan, workspace)
+        if not key or key in self._known or key in self._wanted:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._failed.get(key, 0.0):
+            return
+        self._wanted[key] = (plan, workspace)
+        if self._builder is None or self._builder.done():
+            self._builder = asyncio.create_task(
+                self._build_all(), name="template builds"
+            )
+
+    async def _build_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._wanted:
+            key, (plan, workspace) = next(iter(self._wanted.items()))
+            try:
+                await self._build(key, plan, workspace)
+            except DriverError as error:
+                self._failed[key] = loop.time() + _FAILED_FOR_S
+                _log.warning("template %s could not be built: %s", key, error.text())
+            except Exception:  # noqa: BLE001 - a bug must not end every later build
+                self._failed[key] = loop.time() + _FAILED_FOR_S
+                _log.exception("template %s could not be built", key)
+            finally:
+                self._wanted.pop(key, None)
+
+    async def _build(self, key: str, plan: LaunchPlan, workspace: str) -> None:
+        if not self._has_room(plan):
+            _log.info("template %s is not built: there is no memory for it now", key)
+            return
+        shared = self._settings.templates_scope == "host"
+        build = TemplateBuild(self._ports, self._settings, self._launcher)
+        manifest = await build.run(
+            key, plan, "" if shared else workspace, f"{self._directory}/{key}"
+        )
+        self._known[key] = await self._checked(key, manifest)
+        _log.info(
+            "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)",
+            key,
+            plan.image,
+            plan.vcpus,
+            plan.memory_mib,
+            manifest.stored_bytes >> 20,
+        )
+        while len(self._known) > _MOST:
+            oldest = min(self._known.values(), key=lambda t: t.used_at)
+            await self.remove(oldest.key)
+
+    def _has_room(self, plan: LaunchPlan) -> bool:
+        settings = self._settings
+        committed = requests.committed_mib(self._records(), settings)
+        within = committed + plan.memory_mib <= settings.max_committed_memory_mib
+        return within and facts.available_memory_bytes() > plan.memory_mib * 2**20
+
+
+def on_template(plan: LaunchPlan, template: Template, layer: str) -> LaunchPlan:
+    """The same sandbox, going on from a template: its own layer stands on the template's."""
+    base = plan.disk("root").backing[-1]
+    below = tuple(reversed(template.manifest.plan.disk("root").backing[:-1]))
+    layers = (*below, template.layer, layer)
+    return planner.on_layers(plan, layers, base).model_copy(
+        update={"template": template.key}
+    )
