@@ -37,6 +37,7 @@ from vmdriver.lifecycle.ports import Ownership
 from vmdriver.lifecycle.settings import Settings, TlsFiles
 from vmdriver.lifecycle.steps import Ports, Undoer
 from vmdriver.lifecycle.templates import Templates
+from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.store import ImagePolicy, ImageStore
 from vmdriver.service import admin, servicer
@@ -195,6 +196,10 @@ class Driver:
             manager.records,
             str(self.layout.templates),
         )
+        warm_pool = WarmPool(
+            ports, self.settings, launcher, templates, str(self.layout.warm)
+        )
+        templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
         return Shared(
             ports,
             self.settings,
@@ -205,6 +210,7 @@ class Driver:
             manager.forget,
             manager.layers_of_others,
             templates,
+            warm_pool,
             manager.host_snapshots,
         )
 

@@ -33,6 +33,7 @@ from vmdriver.lifecycle.ports import Guard, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports, Undoer
 from vmdriver.lifecycle.templates import Templates
+from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord, layers_of
 from vmdriver.model.spec import SandboxSpec
@@ -127,6 +128,11 @@ class FakeDriver:
         )
 
         def shared(manager: Manager) -> Shared:
+            templates = Templates(
+                ports, settings, launcher, manager.records, "templates"
+            )
+            warm_pool = WarmPool(ports, settings, launcher, templates, "warm")
+            templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
             return Shared(
                 ports,
                 settings,
@@ -136,7 +142,8 @@ class FakeDriver:
                 self.hub,
                 manager.forget,
                 manager.layers_of_others,
-                Templates(ports, settings, launcher, manager.records, "templates"),
+                templates,
+                warm_pool,
                 manager.host_snapshots,
             )
 

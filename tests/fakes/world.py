@@ -160,6 +160,11 @@ class FakeNetwork:
         self._world.act(f"make tap {plan.lease.tap}")
         self._world.taps[plan.lease.tap] = mark
 
+    async def remark_tap(self, tap: str, mark: str) -> None:
+        self._world.act(f"mark tap {tap}")
+        assert tap in self._world.taps
+        self._world.taps[tap] = mark
+
     async def remove_tap(self, tap: str, mark: str) -> None:
         self._world.act(f"remove tap {tap}")
         self._world.taps.pop(tap, None)
@@ -406,7 +411,19 @@ class FakeDisks:
 
     async def write_barrier_files(self, plan: LaunchPlan) -> None:
         self._world.act("write barrier files")
+        self._world.reports[plan.disk("status").path] = GuestReport("waiting")
+
+    async def take_over_files(
+        self,
+        waiting: LaunchPlan,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        self._world.act("take over files")
         self._world.files.add(plan.disk("seed").path)
+        self._world.reports.pop(waiting.disk("status").path, None)
+        self._world.reports[plan.disk("status").path] = GuestReport()
 
     async def write_launch_files(
         self,

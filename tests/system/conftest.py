@@ -104,12 +104,12 @@ class Driver:
         self.kill(number)
         self.start()
 
-    def create(self, wait: bool = True, **spec: Any) -> str:
+    def create(self, wait: bool = True, name: str = "box", **spec: Any) -> str:
         sandbox_id = f"test-{os.getpid()}-{next(_numbers)}"
         spec.setdefault("command", ["/bin/sleep", "infinity"])
         spec.setdefault("template", pb.DriverSandboxTemplate(image=self.host.image))
         sandbox = pb.DriverSandbox(
-            id=sandbox_id, name="box", spec=pb.DriverSandboxSpec(**spec)
+            id=sandbox_id, name=name, spec=pb.DriverSandboxSpec(**spec)
         )
         self.used.append(sandbox_id)
         self.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox), timeout=20)
@@ -153,6 +153,10 @@ class Driver:
         )
         assert done.returncode in {0, 1}, done.stderr
         return json.loads(done.stdout)
+
+    def cli_plain(self, *arguments: str) -> None:
+        """A command that says nothing when all is well."""
+        self.operate(*arguments)
 
     def operate(self, *arguments: str, fails: bool = False) -> list[dict[str, Any]]:
         """An operator's command that tells events, one JSON object a line; its error's text if it fails."""

@@ -20,6 +20,7 @@ from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.state import SandboxState
 from vmdriver.lifecycle.steps import MACHINE, Ports, Undoer
 from vmdriver.lifecycle.templates import Templates
+from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.model.phase import DomainState, MachineState, Phase, machine_state
 from vmdriver.model.record import Failure, SandboxRecord
 
@@ -39,6 +40,7 @@ class Shared:
     layers_of_others: Callable[[str], set[str]]
     """Every root disk layer that somebody else than this sandbox needs."""
     templates: Templates
+    warm_pool: WarmPool
     host_snapshots: Callable[[], tuple[int, int]]
     """Number and bytes of all snapshots on this host."""
 

@@ -94,17 +94,15 @@ class LaunchActions(ForkActions):
             secrets = await shared.launcher.secrets(self.record)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
-        plan, start = await self._forked(plan)
+        plan, beginning = await self._choose_beginning(plan)
         await self._note_launch(plan, secrets_digest(secrets))
         note = shared.launcher.accelerator.note()
         if note:
             self.tell("AcceleratorFallback", note, warn=True)
-        if start is not None:
+        if beginning.template is not None:
             kind = RestoreKind.TEMPLATE
             await self._ask_to_restore(kind)
-        await shared.launcher.start(
-            self.record, self.ledger, plan, draft, secrets, start
-        )
+        await self._start_machine(plan, draft, secrets, beginning)
         self.tell(
             "Started",
             "the machine is started",

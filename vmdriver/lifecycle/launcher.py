@@ -5,7 +5,7 @@ through the ledger.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from vmdriver.lifecycle.hooks import PlanDraft, Reason
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import AcceleratorChoice, BaseDisk
 from vmdriver.lifecycle.settings import Settings
-from vmdriver.lifecycle.steps import LEASE, Ports, Step, launch_steps
+from vmdriver.lifecycle.steps import LEASE, Ports, Step
 from vmdriver.model.condition import Progress
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import SandboxRecord
@@ -161,28 +161,18 @@ class Launcher:
             return record.layers
         return (*record.layers, self.places.new_layer(record.id))
 
-    async def start(
-        self,
-        record: SandboxRecord,
-        ledger: Ledger,
-        plan: LaunchPlan,
-        draft: PlanDraft,
-        secrets: Mapping[str, bytes],
-        start: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """before_launch hooks, then the steps. `record` already holds the plan,
-        durably. LaunchFailed.
+    async def prepare(
+        self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
+    ) -> dict[str, str]:
+        """before_launch hooks; the supervisor's environment with what they added. `record`
+        already holds the plan, durably. LaunchFailed.
         """
         try:
             await self.extensions.before_launch(record, ledger, plan, draft)
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
         added = {name: value for name, (value, _) in draft.collected("env").items()}
-        environment = {**plan.environment, **added}
-        steps = launch_steps(
-            self.ports, self.settings.instance, plan, environment, secrets, start
-        )
-        await self.take(record, ledger, steps)
+        return {**plan.environment, **added}
 
     @staticmethod
     async def take(record: SandboxRecord, ledger: Ledger, steps: list[Step]) -> None:

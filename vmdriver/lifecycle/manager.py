@@ -62,6 +62,7 @@ class Manager:
         self._checkpoint = checkpoint
         self._shared = shared(self)
         self.templates = self._shared.templates
+        self.warm_pool = self._shared.warm_pool
         self._creating: dict[str, SandboxRecord] = {}
         self.housekeeping = Housekeeping(
             self.workers.values, self._shared.ports.disks, settings
@@ -84,6 +85,7 @@ class Manager:
             self.workers[record.id] = SandboxWorker(record, ledger, self._shared)
         ports.hypervisor.on_change(self._hint)
         await self._shared.templates.recover()
+        await self._shared.warm_pool.recover()
         for orphan in await sweep.orphans(ports, set(self.workers)):
             _log.warning(
                 "removing %s %s: no record claims it", orphan.kind, orphan.name
@@ -107,6 +109,7 @@ class Manager:
         self._shared.hub.close()
         self.housekeeping.stop()
         await self._shared.templates.close()
+        await self._shared.warm_pool.close()
         await asyncio.gather(*(worker.close() for worker in self.workers.values()))
 
     def _hint(self, domain: str) -> None:
@@ -122,7 +125,8 @@ class Manager:
     def layers_of_others(self, sandbox_id: str) -> set[str]:
         """Every layer that another sandbox than this one needs."""
         others = (layers_of(r) for r in self.records() if r.id != sandbox_id)
-        return self._shared.templates.layers().union(*others)
+        shared = self._shared
+        return shared.templates.layers().union(shared.warm_pool.layers(), *others)
 
     def host_snapshots(self) -> tuple[int, int]:
         """Number and bytes of every sandbox's snapshots."""

@@ -25,6 +25,8 @@ FEATURES = frozenset({"external-kernel-image", "guest-init-dropins", "tap-networ
 """Features that an extension may require. Upstream also knows pci-passthrough, which
 this driver does not do yet.
 """
+_TEMPLATE_SEED_BYTES = 512 * 1024
+"""The disk has 1 MiB; tar's own blocks, TLS files and the token need some of it."""
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 rdinit=/init"
 """panic=-1: a panic reboots at once, which QEMU turns into an end; the console is ttyS0
 on x86.
@@ -100,6 +102,21 @@ def files_of(plan: LaunchPlan) -> tuple[str, ...]:
     root = plan.disk("root")
     supervisor = plan.disk("supervisor").path
     return (plan.kernel, plan.initramfs, supervisor, root.path, *root.backing)
+
+
+def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
+    """The same machine at another address."""
+    old = plan.network.lease.host_ip
+    hosts = tuple((lease.host_ip if a == old else a, name) for a, name in plan.hosts)
+    network = plan.network.model_copy(update={"lease": lease})
+    return plan.model_copy(update={"network": network, "hosts": hosts})
+
+
+def fits_template_seed(plan: LaunchPlan) -> bool:
+    """Whether what the guest is given fits on the seed disk that a template's guest knows."""
+    size = sum(len(d.contents.encode()) + 1024 for d in plan.drop_ins)
+    size += sum(len(k) + len(v.encode()) for k, v in plan.environment.items())
+    return size < _TEMPLATE_SEED_BYTES
 
 
 def on_layers(plan: LaunchPlan, layers: tuple[str, ...], base: str) -> LaunchPlan:

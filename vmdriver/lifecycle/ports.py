@@ -177,6 +177,9 @@ class Network(Protocol):
         leftover is replaced.
         """
 
+    async def remark_tap(self, tap: str, mark: str) -> None:
+        """Give a tap another mark: it belongs to somebody else from now on."""
+
     async def remove_tap(self, tap: str, mark: str) -> None:
         """Remove it, if it is there and carries that mark."""
 
@@ -240,6 +243,17 @@ class Disks(Protocol):
     ) -> None:
         """Write the seed for a machine that has booted already, and have its status disk
         say so.
+        """
+
+    async def take_over_files(
+        self,
+        waiting: LaunchPlan,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """Give a waiting machine's seed, status disk and console the plan's names, and
+        write the seed, while the machine has them open.
         """
 
     async def write_barrier_files(self, plan: LaunchPlan) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmdriver.lifecycle.addresses import AddressPool
@@ -142,6 +142,39 @@ def launch_steps(
         ),
         *_network_steps(ports, plan, owner),
         _machine_step(plan, start or (lambda: ports.hypervisor.start(plan, owner))),
+    ]
+
+
+def claim_steps(
+    ports: Ports,
+    instance: str,
+    plan: LaunchPlan,
+    waiting: LaunchPlan,
+    environment: Mapping[str, str],
+    secrets: Mapping[str, bytes],
+    adopt: Callable[[], Awaitable[None]],
+) -> list[Step]:
+    """The steps that make a waiting machine this sandbox's: everything is there already and
+    gets another owner.
+    """
+    owner, tap = mark(instance, plan.sandbox_id), plan.network.lease.tap
+    overlay, (tap_step, rules) = (
+        overlay_step(ports, plan),
+        _network_steps(ports, plan, owner),
+    )
+
+    async def is_there() -> None:
+        return
+
+    return [
+        replace(overlay, acquire=is_there),
+        _files_step(
+            plan,
+            lambda: ports.disks.take_over_files(waiting, plan, environment, secrets),
+        ),
+        replace(tap_step, acquire=lambda: ports.network.remark_tap(tap, owner)),
+        rules,
+        _machine_step(plan, adopt),
     ]
 
 

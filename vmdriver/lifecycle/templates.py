@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -88,6 +88,9 @@ class Templates:
         self._failed: dict[str, float] = {}
         self._wanted: dict[str, tuple[LaunchPlan, str]] = {}
         self._builder: asyncio.Task[None] | None = None
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called when there is a new one."""
+        self.on_gone: Callable[[str], Awaitable[None]] = _nobody_minds
 
     # --- at start and end
 
@@ -140,7 +143,7 @@ class Templates:
         """The key of the template that would fit, or "" where none may be used."""
         if not self._settings.templates_enabled or plan.boot_digest == "external":
             return ""
-        if plan.devices:
+        if plan.devices or not planner.fits_template_seed(plan):
             return ""
         shared = self._settings.templates_scope == "host"
         versions = await self._ports.hypervisor.build(plan.accelerator)
@@ -167,6 +170,7 @@ class Templates:
         found = self._known.pop(key, None)
         if found is None:
             raise NotFound(f"there is no template {key!r}")
+        await self.on_gone(key)
         await self._ports.memory_store.remove(found.directory)
         if not any(found.layer in record.layers for record in self._records()):
             await self._ports.disks.remove(found.layer)
@@ -212,6 +216,7 @@ class Templates:
             key, plan, "" if shared else workspace, f"{self._directory}/{key}"
         )
         self._known[key] = await self._checked(key, manifest)
+        self.on_ready()
         _log.info(
             "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)",
             key,
@@ -229,6 +234,10 @@ class Templates:
         committed = requests.committed_mib(self._records(), settings)
         within = committed + plan.memory_mib <= settings.max_committed_memory_mib
         return within and facts.available_memory_bytes() > plan.memory_mib * 2**20
+
+
+async def _nobody_minds(key: str) -> None:
+    pass
 
 
 def on_template(plan: LaunchPlan, template: Template, layer: str) -> LaunchPlan:

@@ -113,6 +113,13 @@ class HostNetwork:
         }
         await self._pool.run(_write_sysctls, values)
 
+    async def remark_tap(self, tap: str, mark: str) -> None:
+        """See ports.Network."""
+        with _translated(f"tap {tap}"):
+            async with _netlink() as netlink:
+                index = (await netlink.link_lookup(ifname=tap))[0]
+                await netlink.link("set", index=index, ifalias=mark)
+
     async def remove_tap(self, tap: str, mark: str) -> None:
         """See ports.Network."""
         with _translated(f"tap {tap}"):

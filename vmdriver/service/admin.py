@@ -97,7 +97,8 @@ class Admin(pb_grpc.AdminServicer):
     ) -> pb.ListTemplatesResponse:
         """Those that can be used."""
         manager = await self._readiness.manager()
-        found = [_encode_template(t) for t in manager.templates.listed()]
+        count = manager.warm_pool.count
+        found = [_encode_template(t, count(t.key)) for t in manager.templates.listed()]
         return pb.ListTemplatesResponse(templates=found)
 
     async def DeleteTemplate(
@@ -138,7 +139,7 @@ def _consume(task: asyncio.Future[None]) -> None:
         task.exception()
 
 
-def _encode_template(template: Template) -> pb.Template:
+def _encode_template(template: Template, waiting: int) -> pb.Template:
     manifest = template.manifest
     return pb.Template(
         key=template.key,
@@ -147,6 +148,7 @@ def _encode_template(template: Template) -> pb.Template:
         memory_mib=manifest.plan.memory_mib,
         workspace=manifest.workspace,
         stored_bytes=manifest.stored_bytes,
+        waiting=waiting,
         created=timestamp(manifest.created_at),
         used=timestamp(template.used_at),
     )

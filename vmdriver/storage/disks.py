@@ -152,6 +152,30 @@ class DiskStore:
         data = seed.build(plan, environment, seed.Secrets(secrets))
         await self._pool.run(self._write_launch_files, plan, data)
 
+    async def take_over_files(
+        self,
+        waiting: LaunchPlan,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """See ports.Disks."""
+        data = seed.build(plan, environment, seed.Secrets(secrets))
+        await self._pool.run(self._take_over_files, waiting, plan, data)
+
+    @staticmethod
+    def _take_over_files(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
+        with _seed_errors():
+            known = Path(waiting.disk("seed").path)
+            if seed.disk_bytes(len(data)) > known.stat().st_size:
+                raise Refused("the seed is larger than a waiting machine can see")
+            # Into the same file: QEMU has it open.
+            with known.open("r+b") as file:
+                file.write(data)
+            Path(waiting.console).rename(plan.console)
+            for role in ("seed", "status"):
+                Path(waiting.disk(role).path).rename(plan.disk(role).path)
+
     async def write_barrier_files(self, plan: LaunchPlan) -> None:
         """The same for a template."""
         data = seed.build_barrier(plan)

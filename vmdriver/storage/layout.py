@@ -49,6 +49,11 @@ class Layout:
         return self.root / "templates"
 
     @property
+    def warm(self) -> Path:
+        """Files of machines that wait at a template's barrier for their sandbox."""
+        return self.root / "warm"
+
+    @property
     def libvirt(self) -> Path:
         """Root of the embedded libvirt driver."""
         return self.root / "libvirt"
@@ -82,6 +87,7 @@ class Layout:
             self.supervisors,
             self.layers,
             self.templates,
+            self.warm,
             self.libvirt,
             self.probe,
         ):

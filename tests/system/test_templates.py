@@ -1,0 +1,68 @@
+"""New sandboxes that go on from a template's memory, on real machines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tests.system.conftest import Driver
+
+
+def wait_for_template(driver: Driver, timeout_s: float = 60) -> dict[str, object]:
+    deadline = time.monotonic() + timeout_s
+    while not (found := driver.cli("template", "ls")):
+        assert time.monotonic() < deadline, driver.log.read_text()[-3000:]
+        time.sleep(0.2)
+    return found[0]
+
+
+IDENTITY = """
+cat /etc/machine-id; cat /sys/class/dmi/id/product_uuid; hostname; cat /proc/sys/kernel/random/boot_id
+head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '; cat /sys/class/net/eth0/address
+ip -4 -o addr show eth0 | awk '{print $4}'
+"""
+
+
+def test_forks_start_without_a_boot_and_share_nothing_that_is_their_own(
+    new_driver: Callable[..., Driver],
+) -> None:
+    driver = new_driver("--templates-enabled", "true")
+    begun = time.monotonic()
+    first = driver.create(name="cold")
+    driver.wait(first, "Running")
+    cold_s = time.monotonic() - begun
+    template = wait_for_template(driver)
+    boxes, times = [], []
+    for number in range(8):
+        begun = time.monotonic()
+        boxes.append(driver.create(name=f"fork-{number}", wait=False))
+        driver.wait(boxes[-1], "Running")
+        times.append(time.monotonic() - begun)
+    print(f"cold {cold_s:.2f} s, forks {times}")
+    assert min(times) < cold_s / 2
+    seen = [
+        driver.gateway.wait_hello(b) and identity(driver, b) for b in [first, *boxes]
+    ]
+    for column in zip(*seen, strict=True):
+        assert len(set(column)) == 9, column
+    shell = driver.gateway.shell
+    for box in boxes[:2]:
+        assert shell(box, "cat /sandbox/mine 2>/dev/null || echo none") == "none\n"
+        shell(box, f"echo {box} > /sandbox/mine; sync")
+    assert (
+        driver.cli("inspect", boxes[0])["record"]["plan"]["template"] == template["key"]
+    )
+    driver.cli_plain("template", "rm", str(template["key"]))
+    assert (
+        shell(boxes[0], "cat /sandbox/mine; ls -R /usr >/dev/null") == f"{boxes[0]}\n"
+    )
+    driver.stop(boxes[0])
+    driver.start_sandbox(boxes[0])
+    driver.gateway.wait_hello(boxes[0], 2)
+    assert shell(boxes[0], "cat /sandbox/mine") == f"{boxes[0]}\n"
+    for box in [first, *boxes]:
+        assert driver.delete(box)
+
+
+def identity(driver: Driver, box: str) -> list[str]:
+    return driver.gateway.shell(box, IDENTITY).split()
