@@ -413,6 +413,9 @@ class FakeDisks:
         self._world.act("write barrier files")
         self._world.reports[plan.disk("status").path] = GuestReport("waiting")
 
+    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
+        return
+
     async def take_over_files(
         self,
         waiting: LaunchPlan,

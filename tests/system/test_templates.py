@@ -66,3 +66,44 @@ def test_forks_start_without_a_boot_and_share_nothing_that_is_their_own(
 
 def identity(driver: Driver, box: str) -> list[str]:
     return driver.gateway.shell(box, IDENTITY).split()
+
+
+def wait_for_waiting(driver: Driver, count: int, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not any(t["waiting"] == count for t in driver.cli("template", "ls")):
+        assert time.monotonic() < deadline, driver.log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
+    new_driver: Callable[..., Driver],
+) -> None:
+    driver = new_driver("--templates-enabled", "true", "--warm-pool", "2")
+    first = driver.create()
+    driver.wait(first, "Running")
+    wait_for_waiting(driver, 2)
+    begun = time.monotonic()
+    box = driver.create(wait=False, name="claimed")
+    driver.wait(box, "Running")
+    print(f"claimed in {time.monotonic() - begun:.2f} s")
+    driver.gateway.wait_hello(box)
+    assert all(
+        a != b
+        for a, b in zip(identity(driver, first), identity(driver, box), strict=True)
+    )
+    wait_for_waiting(driver, 2)
+    driver.restart()  # nobody's machines do not outlive their driver
+    wait_for_waiting(driver, 2)
+    shell = driver.gateway.shell
+    shell(box, "echo kept > /sandbox/file")
+    driver.operate("suspend", box)
+    driver.operate("resume", box)
+    assert shell(box, "cat /sandbox/file") == "kept\n"
+    driver.operate("snapshot", "create", box, "s")
+    driver.operate("snapshot", "restore", box, "s")
+    assert shell(box, "cat /sandbox/file") == "kept\n"
+    driver.stop(box)
+    driver.start_sandbox(box)
+    driver.gateway.wait_hello(box, 2)
+    for one in (first, box):
+        assert driver.delete(one)

@@ -256,6 +256,11 @@ class Disks(Protocol):
         write the seed, while the machine has them open.
         """
 
+    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
+        """Remove the directories of waiting machines that neither wait (`keep`) nor have
+        become a sandbox's.
+        """
+
     async def write_barrier_files(self, plan: LaunchPlan) -> None:
         """Write seed, status disk and console for a template."""
 

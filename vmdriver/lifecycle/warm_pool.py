@@ -57,9 +57,7 @@ class WarmPool:
 
     async def recover(self) -> None:
         """Remove what a driver before this one left, and begin to fill."""
-        store = self._ports.memory_store
-        for name in await store.listed(self._directory):
-            await store.remove(f"{self._directory}/{name}")
+        await self._ports.disks.remove_abandoned(self._directory, set())
         self.refill()
 
     def refill(self) -> None:
@@ -97,6 +95,8 @@ class WarmPool:
             await self.discard(one)
 
     async def _fill(self) -> None:
+        keep = {one.owner for one in self._waiting}
+        await self._ports.disks.remove_abandoned(self._directory, keep)
         most = self._settings.warm_pool_memory_mib // _MIB_EACH
         for template in self._templates.listed():
             while self.count(template.key) < self._settings.warm_pool:

@@ -172,9 +172,19 @@ class DiskStore:
             # Into the same file: QEMU has it open.
             with known.open("r+b") as file:
                 file.write(data)
-            Path(waiting.console).rename(plan.console)
-            for role in ("seed", "status"):
-                Path(waiting.disk(role).path).rename(plan.disk(role).path)
+            for old, new in (
+                (waiting.console, plan.console),
+                (waiting.disk("seed").path, plan.disk("seed").path),
+                (waiting.disk("status").path, plan.disk("status").path),
+            ):
+                Path(old).rename(new)
+                # QEMU opens its files again by name when it lets them go and takes them
+                # back, as around a capture (measured, 7.2).
+                Path(old).symlink_to(new)
+
+    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
+        """See ports.Disks."""
+        await self._pool.run(_remove_abandoned, Path(parent), keep)
 
     async def write_barrier_files(self, plan: LaunchPlan) -> None:
         """The same for a template."""
@@ -317,6 +327,13 @@ class DiskStore:
             lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True)
         )
         return path
+
+
+def _remove_abandoned(parent: Path, keep: set[str]) -> None:
+    for directory in list(parent.iterdir()):
+        taken = any(p.is_symlink() and p.exists() for p in directory.iterdir())
+        if directory.name not in keep and not taken:
+            files.remove_tree(directory)
 
 
 @contextmanager
