@@ -381,7 +381,10 @@ static int renew(const char *line) {
 }
 
 static int adopt(const char *line) {
-    int barrier = open("/run/barrier", O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    int barrier, tries = 0;
+    /* Init says that it waits just before it opens its end; a fork may be asked in between. */
+    while ((barrier = open("/run/barrier", O_WRONLY | O_NONBLOCK | O_CLOEXEC)) < 0 && errno == ENXIO && tries++ < 1000)
+        usleep(2000);
     if (barrier < 0)
         return fail("this machine waits at no barrier");
     int done = set_clock(line) == 0 && mix_entropy(line) == 0;

@@ -231,17 +231,18 @@ def test_the_seed_holds_what_init_reads() -> None:
         content = {
             n: archive.extractfile(m).read() for n, m in members.items() if m.isfile()
         }
-    assert members["openshell/auth/sandbox.jwt"].mode == 0o600
-    assert members["openshell/auth"].mode == 0o700
-    assert members["openshell/tls/tls.crt"].mode == 0o644
-    assert members["openshell/init.d/50-trust"].mode == 0o755
-    assert content["openshell/init.d.manifest"] == b"50-trust\n"
-    assert content["net/address"] == b"10.0.128.2/30\n"
-    assert b"10.0.128.1 host.openshell.internal\n" in content["hosts"]
-    assert b"X=1\0" in content["environ"]
+    assert members["root/opt/openshell/auth/sandbox.jwt"].mode == 0o600
+    assert members["root/opt/openshell/auth"].mode == 0o700
+    assert members["root/opt/openshell/tls/tls.crt"].mode == 0o644
+    assert members["root/opt/openshell/init.d/50-trust"].mode == 0o755
+    assert content["root/opt/openshell/init.d.manifest"] == b"50-trust\n"
+    assert content["init/address"] == b"10.0.128.2/30\n"
+    assert b"10.0.128.1 host.openshell.internal\n" in content["root/etc/hosts"]
+    assert b"X=1\0" in content["init/environ"]
     init = (Path(__file__).parents[2] / "images/guest/init").read_text()
     for name in re.findall(r'"\$SEED/([a-z./-]+)"', init):
-        assert name in {"barrier", *content} or any(
+        name = f"init/{name}"
+        assert name in {"init/barrier", *content} or any(
             m.startswith(name.rstrip("/.")) for m in members
         ), f"init reads {name}"
 

@@ -77,8 +77,6 @@ class ForkActions(SandboxHold):
             if waiting is not None:
                 await self._shared.warm_pool.discard(waiting)
             raise
-        finally:
-            self._shared.warm_pool.refill()
 
     def _steps(
         self,

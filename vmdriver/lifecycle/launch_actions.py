@@ -168,6 +168,7 @@ class LaunchActions(ForkActions):
         plan = self.record.plan
         if plan is not None and plan.template is None and self.record.launches == 1:
             await self._shared.templates.want(plan, self.record.spec.workspace)
+        self._shared.warm_pool.refill()
         await self.update(
             phase=Phase.RUNNING, failure=None, boot_seconds=dict(report.stamps)
         )

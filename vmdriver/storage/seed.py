@@ -2,17 +2,17 @@
 
 What images/guest/init finds in it:
 
-    environ                      the supervisor's environment, NAME=VALUE strings each
+    init/environ                 the supervisor's environment, NAME=VALUE strings each
                                  ended by a NUL
-    drop-in-environ              the same for init drop-ins
-    hostname hosts resolv.conf   as they appear below /etc in the guest
-    machine-id uuid              the machine's identity
-    net/mac net/address net/gateway    MAC; IPv4 address with prefix length; default route
-    sandbox-uid sandbox-gid      for images without a user "sandbox"
-    openshell/...                copied to /opt/openshell: auth/sandbox.jwt, tls/*,
-                                 init.d/*, init.d.manifest
-    barrier                      only for a template, and then nothing but it and the ids:
+    init/drop-in-environ         the same for init drop-ins
+    init/uuid                    the machine's, as firmware would tell it
+    init/mac init/address init/gateway    MAC; IPv4 address with prefix length; default route
+    init/sandbox-uid init/sandbox-gid     for images without a user "sandbox"
+    init/barrier                 only for a template, and then nothing but it and the ids:
                                  init waits to be adopted, and reads the disk again
+    root/...                     put over the image's own: etc/hostname, hosts, resolv.conf,
+                                 machine-id; opt/openshell (in memory) with auth/sandbox.jwt,
+                                 tls/*, init.d/*, init.d.manifest
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ UNIT = 1024 * 1024
 another content; what is not used is a hole.
 """
 _SLACK = 64 * 1024
+_OPENSHELL = "root/opt/openshell"
+_MODES = {"root/etc/machine-id": 0o444, "init/uuid": 0o400}
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,18 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
         **plan.drop_in_environment,
     }
     return {
-        "environ": environ_bytes(environment),
-        "drop-in-environ": environ_bytes(drop_in_environment),
-        "machine-id": f"{plan.domain_uuid.replace('-', '')}\n".encode(),
-        "uuid": f"{plan.domain_uuid}\n".encode(),
-        "hostname": f"{plan.hostname}\n".encode(),
-        "hosts": _host_lines(plan).encode(),
-        "resolv.conf": resolvers.encode(),
-        "net/mac": f"{plan.network.lease.mac}\n".encode(),
-        "net/address": f"{plan.network.guest_interface}\n".encode(),
-        "net/gateway": f"{plan.network.lease.host_ip}\n".encode(),
+        "init/environ": environ_bytes(environment),
+        "init/drop-in-environ": environ_bytes(drop_in_environment),
+        "root/etc/machine-id": f"{plan.domain_uuid.replace('-', '')}\n".encode(),
+        "init/uuid": f"{plan.domain_uuid}\n".encode(),
+        "root/etc/hostname": f"{plan.hostname}\n".encode(),
+        "root/etc/hosts": _host_lines(plan).encode(),
+        "root/etc/resolv.conf": resolvers.encode(),
+        "init/mac": f"{plan.network.lease.mac}\n".encode(),
+        "init/address": f"{plan.network.guest_interface}\n".encode(),
+        "init/gateway": f"{plan.network.lease.host_ip}\n".encode(),
         **_ids(plan),
-        "openshell/init.d.manifest": "".join(
+        "root/opt/openshell/init.d.manifest": "".join(
             f"{d.name}\n" for d in plan.drop_ins
         ).encode(),
     }
@@ -83,8 +85,8 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
 
 def _ids(plan: LaunchPlan) -> dict[str, bytes]:
     return {
-        "sandbox-uid": f"{plan.sandbox_uid}\n".encode(),
-        "sandbox-gid": f"{plan.sandbox_gid}\n".encode(),
+        "init/sandbox-uid": f"{plan.sandbox_uid}\n".encode(),
+        "init/sandbox-gid": f"{plan.sandbox_gid}\n".encode(),
     }
 
 
@@ -106,22 +108,23 @@ def build(plan: LaunchPlan, environment: Mapping[str, str], secrets: Secrets) ->
     """What is on the disk. `environment` is the plan's and what hooks added to it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for directory in ("net", "openshell", "openshell/init.d", "openshell/tls"):
+        # busybox's tar takes a directory's members only where it is one itself.
+        for directory in ("init", "root", f"{_OPENSHELL}/init.d", f"{_OPENSHELL}/tls"):
             _add_directory(archive, directory, 0o755)
-        _add_directory(archive, "openshell/auth", 0o700)
+        _add_directory(archive, f"{_OPENSHELL}/auth", 0o700)
         for name, data in _plain_files(plan, environment).items():
-            _add(archive, name, data, 0o644)
+            _add(archive, name, data, _MODES.get(name, 0o644))
         for drop_in in plan.drop_ins:
             _add(
                 archive,
-                f"openshell/init.d/{drop_in.name}",
+                f"{_OPENSHELL}/init.d/{drop_in.name}",
                 drop_in.contents.encode(),
                 0o755,
             )
         for name, data in secrets.files.items():
             _add(
                 archive,
-                f"openshell/{name}",
+                f"{_OPENSHELL}/{name}",
                 data,
                 0o644 if name.endswith(".crt") else 0o600,
             )
@@ -132,7 +135,8 @@ def build_barrier(plan: LaunchPlan) -> bytes:
     """The same for a template: nothing of anybody's."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in {"barrier": b"", **_ids(plan)}.items():
+        _add_directory(archive, "init", 0o755)
+        for name, data in {"init/barrier": b"", **_ids(plan)}.items():
             _add(archive, name, data, 0o644)
     return buffer.getvalue()
 
