@@ -8,6 +8,7 @@ import queue
 import socket
 import ssl
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,6 +33,7 @@ class Session:
     changed: threading.Condition = field(default_factory=threading.Condition)
     jobs: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
     results: dict[int, Completed] = field(default_factory=dict)
+    held: threading.Event = field(default_factory=threading.Event)
 
 
 class Gateway:
@@ -132,6 +134,8 @@ class Gateway:
         token: str,
         peer: socket.socket,
     ) -> dict[str, Any]:
+        if path == "/hold":
+            return self._hold(session, peer)
         if path == "/work":
             return self._next_job(session, message["instance"], peer)
         with session.changed:
@@ -148,6 +152,18 @@ class Gateway:
                 session.results[message["job"]] = Completed(message["code"], out, err)
             session.changed.notify_all()
         return {}
+
+    def _hold(self, session: Session, peer: socket.socket) -> dict[str, Any]:
+        """Keep the caller waiting until it is gone."""
+        session.held.clear()
+        while not self._ended and _alive(peer):
+            time.sleep(0.01)
+        session.held.set()
+        return {}
+
+    def held_ends(self, sandbox_id: str, timeout_s: float) -> bool:
+        """Whether a caller of /hold is known to be gone within that time."""
+        return self.session(sandbox_id).held.wait(timeout_s)
 
     def _handler(gateway) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler class is `self` below
         class Handler(BaseHTTPRequestHandler):

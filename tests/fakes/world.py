@@ -112,9 +112,10 @@ class FakeHypervisor:
             raise HostError("two machines on one disk")
         assert plan.network.lease.tap in world.taps, "a machine without its tap"
         assert plan.network.lease.tap in world.tables, "a machine without its firewall"
-        assert {plan.disk("root").path, plan.disk("seed").path} <= world.files, (
-            "a machine without its disks"
-        )
+        needed = {plan.disk("root").path}
+        if "/template-" not in mark:
+            needed.add(plan.disk("seed").path)
+        assert needed <= world.files, "a machine without its disks"
         world.marks[plan.domain] = mark
         for half_way in (DomainState.OFF, DomainState.PAUSED):
             world.domains[plan.domain] = half_way
@@ -123,7 +124,10 @@ class FakeHypervisor:
         world.root_layers[plan.domain] = plan.disk("root").path
         world.ticks[plan.domain] = 0
         world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
-        world.reports[plan.disk("status").path] = GuestReport("started")
+        nobodys = "/template-" in mark
+        world.reports[plan.disk("status").path] = GuestReport(
+            "waiting" if nobodys else "started"
+        )
 
     async def observe(self, domain: str) -> DomainState:
         return self._world.domains.get(domain, DomainState.ABSENT)
@@ -258,7 +262,8 @@ class FakeMemory:
         world = self._world
         world.act(f"capture {domain}")
         assert world.domains[domain] is DomainState.PAUSED
-        assert domain in world.frozen, (
+        nobodys = "/template-" in world.marks[domain]
+        assert nobodys or domain in world.frozen, (
             "captured with a workload that would go on at once"
         )
         world.memories[memory.rpartition("/")[0]] = world.ticks[domain]
@@ -281,7 +286,8 @@ class FakeMemory:
         await self._checkpoint("load:paused")
         world.root_layers[plan.domain] = root.path
         world.ticks[plan.domain] = tick
-        world.frozen.add(plan.domain)
+        if plan.template is None:
+            world.frozen.add(plan.domain)
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         self._world.act(f"switch {domain} to {layer}")

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def new_driver(
     def make(*options: str, **more: Any) -> Driver:
         directory = tmp_path_factory.mktemp("d")
         driver = Driver(
-            host,
+            replace(host, state=more.pop("state", host.state)),
             more.pop("gateway", gateway),
             directory / "run" / "d.sock",
             list(options),
@@ -211,6 +211,8 @@ def new_driver(
         for driver in made:
             _dump(driver)
     for driver in made:
+        if not driver.host.state.exists():
+            continue  # the test has ended it, with a state of its own
         if driver.process is not None and driver.process.poll() is not None:
             driver.start()
         for sandbox_id in driver.used:

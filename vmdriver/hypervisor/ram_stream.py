@@ -50,14 +50,18 @@ class _Source:
         self.at = 0
         self.end = 0
 
-    def fill(self, least: int) -> None:
-        """Have `least` bytes from `at` on. Moves bytes: views of them must be gone."""
+    def fill(self, least: int, *, or_end: bool = False) -> None:
+        """Have `least` bytes from `at` on, or as many as there are still to come. Moves
+        bytes: views of them must be gone.
+        """
         if len(self.buffer) - self.at < max(least, 64 * 1024):
             left = self.end - self.at
             self.view[:left] = bytes(self.view[self.at : self.end])
             self.at, self.end = 0, left
         while self.end - self.at < least:
             got = os.readv(self._descriptor, [self.view[self.end :]])
+            if got == 0 and or_end:
+                return
             if got == 0:
                 raise HypervisorError("QEMU's memory stream ended before its end")
             self.end += got
@@ -135,7 +139,7 @@ class _Splitter:
             self._copy(5)
             return True
         if kind in {_SECTION_START, _SECTION_FULL}:
-            source.fill(6 + 255)
+            source.fill(6 + 255, or_end=True)
             length = source.view[source.at + 5]
             name = bytes(source.view[source.at + 6 : source.at + 6 + length])
             if name != b"ram":

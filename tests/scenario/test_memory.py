@@ -1,0 +1,459 @@
+"""Policies around kept memory: what is refused, what follows a failure, who is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import timedelta
+
+import pytest
+
+import vmdriver.lifecycle.restore_check as restore_check_module
+from tests.fakes.driver import SETTINGS, FakeDriver, held_objects, spec
+from tests.fakes.world import World
+from vmdriver.errors import (
+    AlreadyExists,
+    Exhausted,
+    HostError,
+    InvalidRequest,
+    NotFound,
+    Refused,
+)
+from vmdriver.lifecycle.hooks import LifecycleExtension
+from vmdriver.lifecycle.operations import Operations
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import utc_now
+
+
+async def running(world: World | None = None, **options: object) -> FakeDriver:
+    driver = FakeDriver(world or World(), **options)
+    await driver.manager.recover()
+    await driver.manager.create(spec(driver_config={"on_stop": "suspend"}), None)
+    await driver.settled()
+    assert driver.phase() is Phase.RUNNING
+    return driver
+
+
+def operations(driver: FakeDriver) -> tuple[Operations, object]:
+    found = Operations(driver.manager)
+    return found, found.find("s1")
+
+
+async def test_a_stop_that_suspends_holds_nothing_and_a_start_goes_on() -> None:
+    driver = await running()
+    domain = driver.manager.workers["s1"].record.plan.domain
+    driver.memory.tick(domain)
+    await driver.manager.stop("s1", "")
+    assert driver.phase() is Phase.SUSPENDED
+    condition = driver.manager.snapshots()[0].conditions[0]
+    assert (condition.type, condition.status) == ("Suspended", "True")
+    world = driver.world
+    assert not world.domains
+    assert not world.taps
+    assert not world.tables
+    await driver.manager.stop("s1", "")
+    assert driver.phase() is Phase.SUSPENDED, "stopped again it stays as it is"
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.memory.tick(domain) == 2
+    assert world.starts[domain] == 1, "it was not booted"
+    assert driver.manager.workers["s1"].record.memory is None
+    await driver.close()
+
+
+async def test_two_resumes_at_once_are_one() -> None:
+    driver = await running()
+    await driver.manager.stop("s1", "")
+    found, worker = operations(driver)
+    await asyncio.gather(
+        *(found.resume(worker) for _ in range(5)), driver.manager.start("s1", "")
+    )
+    assert sum(call.startswith("load test-") for call in driver.world.calls) == 1
+    await driver.close()
+
+
+@pytest.mark.parametrize("policy", ["cold-boot", "fail"])
+async def test_a_damaged_image_is_not_loaded(policy: str) -> None:
+    driver = await running(
+        settings=dataclasses.replace(SETTINGS, on_restore_failure=policy)
+    )
+    await driver.manager.stop("s1", "")
+    world = driver.world
+    world.damaged.add("s1/suspended")
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    record = driver.manager.workers["s1"].record
+    assert not any(call.startswith("load test-") for call in world.calls), "not a byte"
+    if policy == "fail":
+        assert record.phase is Phase.FAILED
+        assert record.failure.reason == "RestoreFailed"
+        world.damaged.clear()
+        await driver.manager.start("s1", "")
+        await driver.settled()
+        assert driver.phase() is Phase.RUNNING
+        assert sum(world.starts.values()) == 1, "its memory was kept for another try"
+    else:
+        assert record.phase is Phase.RUNNING
+        message = driver.manager.snapshots()[0].conditions[0].message
+        assert "could not be restored" in message
+        assert "memory has changed" in message
+        assert "s1/not-restored" in world.images
+        world.damaged.clear()
+        await driver.manager.stop("s1", "")
+        await driver.manager.start("s1", "")
+        await driver.settled()
+        assert driver.manager.workers["s1"].record.note == "", (
+            "said until the next stop"
+        )
+    await driver.close()
+
+
+@pytest.mark.parametrize("call", ["load test-", "renew", "go on"])
+async def test_what_fails_on_the_way_back_is_booted_cold_and_never_runs_twice(
+    call: str,
+) -> None:
+    driver = await running()
+    await driver.manager.stop("s1", "")
+    driver.world.fail = lambda made: made.startswith(call)
+    await driver.manager.start("s1", "")
+    await driver.manager.workers["s1"].until(lambda r: r.phase is Phase.RUNNING, 5)
+    driver.world.fail = lambda _made: False
+    assert sum(driver.world.starts.values()) == 2
+    assert [s for s in driver.world.domains.values() if s == "running"] == ["running"]
+    assert driver.manager.workers["s1"].record.memory is None
+    await driver.close()
+
+
+async def test_an_expired_token_and_another_hypervisor_stand_in_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(restore_check_module, "token_expiry", lambda _token: 1)
+    driver = await running()
+    await driver.manager.stop("s1", "")
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert "token has expired" in driver.manager.workers["s1"].record.note
+    await driver.close()
+
+
+class Veto(LifecycleExtension):
+    name = "veto"
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.no = ""
+
+    def _say(self, hook: str) -> None:
+        self.heard.append(hook)
+        if self.no == hook.split()[0]:
+            raise Refused(f"not now: {hook}")
+
+    async def before_suspend(self, context, plan: LaunchPlan) -> None:
+        await context.save({"suspended": True})
+        self._say("before_suspend")
+
+    async def before_snapshot(self, context, plan: LaunchPlan, name: str) -> None:
+        self._say(f"before_snapshot {name}")
+
+    async def before_fork(self, context, fork) -> None:
+        self._say(f"before_fork {fork.id}")
+
+    async def before_restore(self, context, kind) -> None:
+        self._say(f"before_restore {kind.value} {dict(context.saved)}")
+
+    async def after_restore(self, context, kind) -> None:
+        self._say(f"after_restore {kind.value}")
+
+    async def after_launch_failed(self, context, reason) -> None:
+        self._say(f"after_launch_failed {reason.value}")
+
+
+async def test_extensions_are_asked_and_told() -> None:
+    veto = Veto()
+    driver = await running(extensions=[veto])
+    found, worker = operations(driver)
+    await found.suspend(worker)
+    await found.resume(worker)
+    await found.create_snapshot(worker, "a", disk_only=False)
+    await found.restore_snapshot(worker, "a")
+    await driver.manager.create(
+        spec("s2", driver_config={"from_snapshot": "s1/a"}), None
+    )
+    await driver.settled()
+    assert veto.heard == [
+        "before_suspend",
+        "after_launch_failed Suspended",
+        "before_restore resumed {'suspended': True}",
+        "after_restore resumed",
+        "before_snapshot a",
+        "after_launch_failed Stopped",
+        "before_restore snapshot {'suspended': True}",
+        "after_restore snapshot",
+        "before_fork s2",
+    ]
+    await driver.close()
+
+
+async def test_a_veto_keeps_the_sandbox_running_but_not_from_being_stopped() -> None:
+    veto = Veto()
+    driver = await running(extensions=[veto])
+    found, worker = operations(driver)
+    veto.no = "before_suspend"
+    with pytest.raises(Refused, match="not now"):
+        await found.suspend(worker)
+    assert driver.phase() is Phase.RUNNING
+    assert worker.record.intent is Intent.RUNNING
+    assert not driver.world.frozen
+    await driver.manager.stop("s1", "")
+    assert driver.phase() is Phase.STOPPED, "the gateway's stop is a shutdown instead"
+    veto.no = "before_snapshot"
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    with pytest.raises(Refused, match="not now"):
+        await found.create_snapshot(worker, "a", disk_only=False)
+    assert worker.record.snapshots == ()
+    veto.no = "before_fork"
+    await driver.close()
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["begin image", "freeze s", "pause", "capture", "write image", "publish", "switch"],
+)
+async def test_a_capture_that_fails_leaves_the_sandbox_as_it_was(call: str) -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    domain = worker.record.plan.domain
+    driver.memory.tick(domain)
+    for operation in (
+        lambda: found.suspend(worker),
+        lambda: found.create_snapshot(worker, "a", disk_only=False),
+    ):
+        failures = iter([True])
+        name = call if call != "freeze s" else f"freeze {domain}"
+        driver.world.fail = lambda made, n=name, f=failures: (
+            made.startswith(n) and next(f, False)
+        )
+        if call == "switch" and operation.__code__.co_names == ("suspend",):
+            continue
+        with pytest.raises(HostError):
+            await operation()
+        driver.world.fail = lambda _made: False
+        await driver.settled()
+        assert driver.phase() is Phase.RUNNING
+        assert not driver.world.frozen
+        assert driver.world.domains[domain] == "running"
+        assert worker.record.snapshots == ()
+        assert driver.world.objects() == held_objects(driver.world)
+        driver.memory.tick(domain)
+    await driver.close()
+
+
+async def test_snapshots_have_names_limits_and_an_end() -> None:
+    settings = dataclasses.replace(SETTINGS, max_snapshots=3, max_layers=8)
+    driver = await running(settings=settings)
+    found, worker = operations(driver)
+    for bad in ("", ".x", "a/b", "x" * 64, "a b", "é"):
+        with pytest.raises(InvalidRequest):
+            await found.create_snapshot(worker, bad, disk_only=True)
+    for name in ("a", "b", "c"):
+        await found.create_snapshot(worker, name, disk_only=name == "b")
+    with pytest.raises(AlreadyExists):
+        await found.create_snapshot(worker, "a", disk_only=True)
+    with pytest.raises(Exhausted, match="max_snapshots"):
+        await found.create_snapshot(worker, "d", disk_only=True)
+    with pytest.raises(NotFound):
+        await found.restore_snapshot(worker, "d")
+    for name in ("a", "b", "c"):
+        await found.delete_snapshot(worker, name)
+    with pytest.raises(NotFound):
+        await found.delete_snapshot(worker, "a")
+    assert len(worker.record.layers) == 4
+    await found.suspend(worker)
+    await found.resume(worker, cold=True)
+    await driver.manager.delete("s1", "")
+    assert driver.world.objects() == set()
+    await driver.close()
+
+
+async def test_chains_are_bounded_and_merged_when_nobody_needs_them() -> None:
+    driver = await running(settings=dataclasses.replace(SETTINGS, max_layers=3))
+    found, worker = operations(driver)
+    for name in ("a", "b"):
+        await found.create_snapshot(worker, name, disk_only=True)
+    with pytest.raises(Exhausted, match="3 layers"):
+        await found.create_snapshot(worker, "c", disk_only=True)
+    for name in ("a", "b"):
+        await found.delete_snapshot(worker, name)
+    await worker.set_intent(Intent.STOPPED)
+    await driver.settled()
+    assert len(worker.record.layers) == 1
+    assert worker.record.plan is not None
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    await found.create_snapshot(worker, "c", disk_only=True)
+    assert driver.world.objects() == held_objects(driver.world)
+    await driver.close()
+
+
+async def test_old_snapshots_are_removed() -> None:
+    driver = await running(
+        settings=dataclasses.replace(SETTINGS, snapshot_retention_days=7)
+    )
+    found, worker = operations(driver)
+    for name in ("old", "new"):
+        await found.create_snapshot(worker, name, disk_only=True)
+    old = worker.record.snapshots[0].model_copy(
+        update={"created_at": utc_now() - timedelta(days=8)}
+    )
+    await worker.update(snapshots=(old, worker.record.snapshots[1]))
+    await driver.manager.housekeeping.remove_expired()
+    assert [s.name for s in worker.record.snapshots] == ["new"]
+    await driver.close()
+
+
+async def test_a_fork_of_a_disk_stays_in_its_workspace_and_keeps_what_it_stands_on() -> (
+    None
+):
+    driver = await running()
+    found, worker = operations(driver)
+    await found.create_snapshot(worker, "a", disk_only=False)
+    fork = {"from_snapshot": "s1/a"}
+    with pytest.raises(NotFound, match="workspace"):
+        await driver.manager.create(
+            spec("s2", workspace="other", driver_config=fork), None
+        )
+    with pytest.raises(NotFound):
+        await driver.manager.create(
+            spec("s2", driver_config={"from_snapshot": "s1/b"}), None
+        )
+    with pytest.raises(InvalidRequest):
+        await driver.manager.create(
+            spec("s2", driver_config={"from_snapshot": "s1"}), None
+        )
+    await driver.manager.create(spec("s2", driver_config=fork), None)
+    await driver.settled()
+    forked = driver.manager.workers["s2"].record
+    assert forked.layers[:1] == worker.record.snapshots[0].layers
+    assert not any(call.startswith("load test-") for call in driver.world.calls), (
+        "cold: no memory"
+    )
+    await driver.manager.delete("s1", "")
+    assert set(forked.layers) <= {
+        f.removeprefix("file ") for f in driver.world.objects()
+    }
+    await driver.manager.delete("s2", "")
+    assert driver.world.objects() == set()
+    await driver.close()
+
+
+# --- templates and the pool
+
+
+TEMPLATES = dataclasses.replace(SETTINGS, templates_enabled=True)
+
+
+async def with_template(**settings: object) -> FakeDriver:
+    driver = FakeDriver(World(), settings=dataclasses.replace(TEMPLATES, **settings))
+    await driver.manager.recover()
+    await driver.manager.create(spec("first"), None)
+    await driver.settled()
+    for _ in range(200):
+        if driver.manager.templates.listed():
+            break
+        await asyncio.sleep(0.01)
+    assert driver.manager.templates.listed()
+    return driver
+
+
+async def test_the_second_of_a_shape_goes_on_from_a_template() -> None:
+    driver = await with_template()
+    world = driver.world
+    assert not any("template" in name for name in world.taps.values()), (
+        "nothing of it is left"
+    )
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    record = driver.manager.workers["second"].record
+    assert record.plan.template == driver.manager.templates.listed()[0].key
+    assert record.plan.domain not in world.starts, "it did not boot"
+    await driver.manager.stop("second", "")
+    await driver.manager.start("second", "")
+    await driver.settled()
+    assert world.starts[record.plan.domain] == 1, (
+        "from then on it boots from its own disk"
+    )
+    for name in ("first", "second"):
+        await driver.manager.delete(name, "")
+    assert {
+        o for o in world.objects() if not o.startswith("file layers/template")
+    } == set()
+    await driver.close()
+
+
+@pytest.mark.parametrize("call", ["load test-", "adopt"])
+async def test_a_template_that_does_not_work_costs_a_boot_and_nothing_else(
+    call: str,
+) -> None:
+    driver = await with_template()
+    driver.world.fail = lambda made: made.startswith(call)
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    assert driver.phase("second") is Phase.RUNNING
+    assert driver.world.starts[driver.manager.workers["second"].record.plan.domain] == 1
+    await driver.close()
+
+
+async def test_a_template_that_was_written_to_is_given_up() -> None:
+    driver = await with_template()
+    (template,) = driver.manager.templates.listed()
+    driver.world.written[template.memory.path] = 1
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    assert driver.manager.workers["second"].record.plan.template is None
+    await driver.close()
+
+
+async def test_workspaces_share_templates_only_where_the_operator_says_so() -> None:
+    driver = await with_template(templates_scope="workspace")
+    await driver.manager.create(spec("second", workspace="other"), None)
+    await driver.settled()
+    assert driver.manager.workers["second"].record.plan.template is None
+    await driver.close()
+
+
+async def test_a_machine_that_waits_is_taken_over_whole() -> None:
+    driver = await with_template(warm_pool=2)
+    pool, (template,) = driver.manager.warm_pool, driver.manager.templates.listed()
+    for _ in range(200):
+        if pool.count(template.key) == 2:
+            break
+        await asyncio.sleep(0.01)
+    waiting = {
+        d
+        for d, m in driver.world.marks.items()
+        if "/warm-" in m and d in driver.world.domains
+    }
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    record = driver.manager.workers["second"].record
+    assert record.plan.domain in waiting
+    assert driver.world.marks[record.plan.domain].endswith("/second")
+    assert driver.world.taps[record.lease.tap].endswith("/second")
+    assert record.plan.network.lease == record.lease
+    world = driver.world
+    await driver.kill()
+    again = FakeDriver(world, settings=TEMPLATES)
+    await again.manager.recover()
+    await again.settled()
+    assert not [
+        m for d, m in world.marks.items() if "/warm-" in m and d in world.domains
+    ]
+    assert again.phase("second") is Phase.RUNNING
+    await again.manager.delete("second", "")
+    await again.manager.delete("first", "")
+    assert {
+        o for o in world.objects() if not o.startswith("file layers/template")
+    } == set()
+    await again.close()

@@ -1,0 +1,108 @@
+"""What is promised of kept memory, shown on real machines: one unbroken time, nothing lived twice, nobody left waiting."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+from tests.system.conftest import Driver
+from tests.system.test_suspend import suspending
+from tests.system.test_templates import wait_for_template
+from tests.system.workloads import CHAIN, HOLDER, check_chain, command
+
+
+def chain(driver: Driver, box: str) -> list[tuple[int, float, float]]:
+    return check_chain(driver.gateway.shell(box, "cat /sandbox/chain"))
+
+
+def test_twenty_suspensions_and_five_returns_leave_one_unbroken_chain(
+    driver: Driver,
+) -> None:
+    box = suspending(driver, command=command(CHAIN))
+    driver.gateway.shell(box, "while [ ! -s /sandbox/chain ]; do sleep 0.1; done")
+    length = 0
+    for _ in range(20):
+        driver.stop(box)
+        driver.start_sandbox(box)
+        driver.wait(box, "Running")
+        links = chain(driver, box)
+        assert len(links) > length, "the workload goes on"
+        length = len(links)
+    for number in range(5):
+        driver.operate("snapshot", "create", box, f"s{number}")
+        at = len(chain(driver, box))
+        time.sleep(0.5)
+        before = len(chain(driver, box))
+        driver.operate("snapshot", "restore", box, f"s{max(0, number - 1)}")
+        after = len(chain(driver, box))
+        assert after < before or number == 0 or at > after
+    assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never ended"
+    assert driver.delete(box)
+
+
+def test_twenty_forks_each_run_a_chain_of_their_own(
+    new_driver: Callable[..., Driver],
+) -> None:
+    driver = new_driver("--templates-enabled", "true")
+    first = driver.create(command=command(CHAIN))
+    driver.wait(first, "Running")
+    wait_for_template(driver)
+    for number in range(20):
+        box = driver.create(name=f"f{number}", command=command(CHAIN))
+        driver.gateway.shell(
+            box, "while [ ! -s /sandbox/chain ]; do sleep 0.1; done; sleep 0.3"
+        )
+        links = chain(driver, box)
+        assert abs(links[0][1] - time.time()) < 30, "the clock is the host's"
+        assert "template" in driver.cli("inspect", box)["record"]["plan"]
+        assert driver.cli("inspect", box)["record"]["plan"]["template"]
+        assert driver.delete(box)
+    assert len(chain(driver, first)) > 100, "the first one never noticed"
+
+
+def test_after_a_minute_the_clock_is_right_before_the_workload_runs(
+    driver: Driver,
+) -> None:
+    box = suspending(driver, command=command(CHAIN))
+    driver.gateway.shell(box, "while [ ! -s /sandbox/chain ]; do sleep 0.1; done")
+    driver.stop(box)
+    time.sleep(60)
+    driver.start_sandbox(box)
+    driver.wait(box, "Running")
+    time.sleep(1)
+    links = chain(driver, box)
+    gaps = [(b[1] - a[1], b) for a, b in itertools.pairwise(links)]
+    longest, first = max(gaps)
+    assert longest > 60, "the suspension is to be seen"
+    begun = time.time()
+    steady = float(
+        driver.gateway.shell(box, "python3 -c 'import time; print(time.monotonic())'")
+    )
+    middle = (begun + time.time()) / 2
+    error_s = first[1] - (middle - (steady - first[2]))
+    uncertain_s = (time.time() - begun) / 2
+    print(f"clock error {error_s:+.3f} s, known to {uncertain_s:.3f} s")
+    assert abs(error_s) <= 0.5 + uncertain_s
+
+
+def test_both_ends_of_a_connection_know_within_two_seconds(driver: Driver) -> None:
+    box = suspending(driver)
+    shell, gateway = driver.gateway.shell, driver.gateway
+    port = gateway.port
+    shell(
+        box,
+        f"cat > /tmp/hold.py <<'X'\n{HOLDER}\nX\n(python3 /tmp/hold.py {port} {box} &) ; sleep 1",
+    )
+    shell(box, "test ! -e /tmp/held")
+    driver.stop(box)
+    assert gateway.held_ends(box, 2), "the host's end is told at once"
+    driver.start_sandbox(box)
+    driver.wait(box, "Running")
+    thawed = time.monotonic()
+    got = shell(
+        box,
+        "for i in $(seq 40); do [ -e /tmp/held ] && break; sleep 0.05; done; cat /tmp/held",
+    )
+    assert "ConnectionAborted" in got or "ConnectionReset" in got, got
+    assert time.monotonic() - thawed < 4, "two seconds, and the time of asking"

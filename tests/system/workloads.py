@@ -1,0 +1,55 @@
+"""Programs that run in sandboxes and would notice if anything went wrong with time, memory or disk."""
+
+from __future__ import annotations
+
+import hashlib
+
+CHAIN = """
+import hashlib, os, time
+h, n = "start", 0
+out = open("/sandbox/chain", "a")
+while True:
+    n += 1
+    h = hashlib.sha256(f"{h} {n}".encode()).hexdigest()
+    out.write(f"{n} {h} {time.time():.3f} {time.monotonic():.3f}\\n")
+    out.flush()
+    if n % 10 == 0:
+        os.fsync(out.fileno())
+    time.sleep(0.02)
+"""
+"""A hash chain in memory, each link written to the disk with both clocks."""
+
+
+def command(program: str) -> list[str]:
+    return ["/usr/bin/python3", "-c", program]
+
+
+def check_chain(text: str) -> list[tuple[int, float, float]]:
+    """Every link follows from the one before: disk and memory agree, and no moment was lived twice. Returns number, wall
+    clock and monotonic clock of each.
+    """
+    h, found = "start", []
+    for number, line in enumerate(text.splitlines(), 1):
+        n, digest, wall, steady = line.split()
+        h = hashlib.sha256(f"{h} {number}".encode()).hexdigest()
+        assert int(n) == number, f"link {number} is called {n}"
+        assert digest == h, f"the chain is broken at {number}"
+        found.append((number, float(wall), float(steady)))
+    assert found == sorted(found, key=lambda link: link[2]), (
+        "the steady clock went back"
+    )
+    assert found == sorted(found, key=lambda link: link[1]), "the wall clock went back"
+    return found
+
+
+HOLDER = """
+import json, os, socket, sys, time
+s = socket.create_connection(("host.openshell.internal", int(sys.argv[1])))
+s.sendall(b"POST /hold HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\nX-Sandbox-Id: " + sys.argv[2].encode() + b"\\r\\n\\r\\n{}")
+try:
+    got = repr(s.recv(1))
+except OSError as error:
+    got = repr(error)
+open("/tmp/held", "w").write(f"{time.monotonic():.3f} {got}")
+"""
+"""Holds a connection to the gateway and writes down when and how it ended."""
