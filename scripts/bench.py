@@ -142,7 +142,9 @@ async def fan_out(watchers: int = 10, events: int = 1000) -> float:
 class Process:
     """vmdriver serve on a state directory."""
 
-    def __init__(self, state: Path, gateway: Gateway, registry_address: str) -> None:
+    def __init__(
+        self, state: Path, gateway: Gateway, registry_address: str, *options: str
+    ) -> None:
         self.state, self.socket = state, Path(tempfile.mkdtemp()) / "run" / "d.sock"
         where = (state, self.socket, INSTANCE, gateway.url, registry_address)
         more = (
@@ -152,6 +154,7 @@ class Process:
             "2000",
             "--log-level",
             "debug",
+            *(options or ("--templates-enabled", "false")),
         )
         self.command = [*serve.SERVE, *serve.arguments(*where, *more)]
         self.log = self.state / "bench.log"
@@ -261,8 +264,12 @@ def plain_domain(state: Path, sandbox_id: str) -> tuple[Path, Path]:
     files = state / "plain-files"
     files.mkdir(exist_ok=True)
     source = state / "sandboxes" / sandbox_id
-    for name in ("root.qcow2", "seed.img", "status.img", "console.log"):
-        subprocess.run(["cp", "-p", source / name, files / name], check=True)
+    for name in ("seed.img", "status.img", "console.log"):
+        if (source / name).exists():  # the seed is gone while the machine is down
+            subprocess.run(["cp", "-p", source / name, files / name], check=True)
+    layer = json.loads((source / "record.json").read_text())["layers"][-1]
+    subprocess.run(["cp", "-p", layer, files / "root.qcow2"], check=True)
+    text = text.replace(layer, str(files / "root.qcow2"))
     text = text.replace(str(source), str(files)).replace(domain, "bench-plain")
     text = re.sub(r"<uuid>[^<]*</uuid>", "", text)
     text = re.sub(r"target dev='vmd\w+'", "target dev='vmdbench'", text)
@@ -466,4 +473,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -135,6 +135,7 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     print(f"machine    {machine}")
     print(f"addresses  {found['addresses']}")
     print(f"guest      {found['guest']}")
+    _print_memory(record)
     print("ledger")
     for entry in found["ledger"]:
         print(
@@ -144,6 +145,19 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     print("console (its end)")
     print("\n".join(f"  {line}" for line in found["console_tail"].splitlines()[-12:]))
     return 0
+
+
+def _print_memory(record: dict[str, Any]) -> None:
+    if record["memory"]:
+        stored = record["memory"]["stored_bytes"] >> 20
+        print(f"memory     {record['memory']['kind']}, {stored} MiB on disk")
+    if record["last_restore"]:
+        steps = record["last_restore"].items()
+        text = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in steps)
+        print(f"restored   {text}")
+    for entry in record["snapshots"]:
+        what = "memory and disk" if entry["memory"] else "disk only"
+        print(f"snapshot   {entry['name']}  {entry['created_at']}  {what}")
 
 
 def console(loaded: Loaded, sandbox_id: str, *, follow: bool, as_json: bool) -> int:

@@ -1,0 +1,413 @@
+"""Measures suspend, resume, snapshots, forks against plain libvirt and QEMU doing the same, in one run. Started by scripts/bench restore.
+
+Every figure is a median of at least 5 rounds. The two sides take turns on the same files, with the same domain XML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts"))
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
+
+import libvirt_qemu  # noqa: E402
+from bench import (
+    INSTANCE,
+    PlainLibvirt,
+    Process,
+    median,
+    table,
+    wait_reason,
+)
+from google.protobuf import struct_pb2  # noqa: E402
+
+from tests.fakes.gateway import Gateway  # noqa: E402
+from tests.fakes.registry import push, registry  # noqa: E402
+from tests.fakes.serve import WORK  # noqa: E402
+from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
+from vmdriver.hypervisor.domain_xml import for_restore  # noqa: E402
+from vmdriver.hypervisor.memory import _write_save_image  # noqa: E402
+from vmdriver.model.plan import LaunchPlan  # noqa: E402
+
+SHAPES = ((256, 64), (1024, 64), (4096, 64), (4096, 1024))
+TOUCH = "import os,time; m=bytearray(os.urandom(1<<20))*{mib}; open('/tmp/touched','w'); time.sleep(1e9)"
+
+
+def sandbox(
+    name: str, image: str, memory_mib: int, touched_mib: int
+) -> pb.DriverSandbox:
+    config = struct_pb2.Struct()
+    config.update({"on_stop": "suspend"})
+    resources = pb.DriverResourceRequirements(memory_limit=f"{memory_mib}Mi")
+    template = pb.DriverSandboxTemplate(
+        image=image, driver_config=config, resources=resources
+    )
+    command = (
+        ["/usr/bin/python3", "-c", TOUCH.format(mib=touched_mib)]
+        if touched_mib
+        else ["/bin/sleep", "infinity"]
+    )
+    spec = pb.DriverSandboxSpec(template=template, command=command)
+    return pb.DriverSandbox(id=f"bench-{os.getpid()}-{name}", name=name, spec=spec)
+
+
+def timed(call: Any) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+class Sandbox:
+    def __init__(
+        self, driver: Process, gateway: Gateway, message: pb.DriverSandbox
+    ) -> None:
+        self.driver, self.stub, self.gateway, self.id = (
+            driver,
+            driver.stub,
+            gateway,
+            message.id,
+        )
+        self.create_s = timed(lambda: self._create(message))
+
+    def _create(self, message: pb.DriverSandbox) -> None:
+        self.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=message))
+        wait_reason(self.stub, self.id, "Running")
+
+    @property
+    def directory(self) -> Path:
+        return self.driver.state / "sandboxes" / self.id
+
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.directory / "record.json").read_text())
+
+    def suspend(self) -> float:
+        return timed(
+            lambda: self.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id=self.id))
+        )
+
+    def start(self) -> float:
+        def up() -> None:
+            self.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id=self.id))
+            wait_reason(self.stub, self.id, "Running")
+
+        return timed(up)
+
+    def delete(self) -> None:
+        self.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=self.id))
+
+    def pid(self) -> int:
+        domain = self.record()["plan"]["domain"]
+        return int(
+            (
+                self.driver.state / "libvirt" / "run" / "qemu" / f"{domain}.pid"
+            ).read_text()
+        )
+
+    def pss_mib(self) -> float:
+        text = Path(f"/proc/{self.pid()}/smaps_rollup").read_text()
+        return int(re.search(r"Pss:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
+
+
+class Plain:
+    """The same machine with the same memory under a libvirt of our own: what QEMU and libvirt need for the same work."""
+
+    def __init__(self, box: Sandbox) -> None:
+        files = box.driver.state / "plain-files"
+        shutil.rmtree(files, ignore_errors=True)
+        files.mkdir()
+        files.chmod(0o755)
+        own = box.driver.state / "plain" / "etc"
+        own.mkdir(parents=True, exist_ok=True)
+        shutil.copy(
+            box.driver.state / "libvirt" / "etc" / "qemu.conf", own / "qemu.conf"
+        )
+        self.libvirt = PlainLibvirt(own.parent)
+        self.image = files / "image"
+        plan = LaunchPlan.model_validate(box.record()["plan"])
+        suspended = box.directory / "suspended"
+        disks = []
+        for disk in plan.disks:
+            copy = files / f"{disk.role}.img"
+            if disk.role == "seed":
+                copy.write_bytes(b"\0" * 2**20)
+            else:
+                subprocess.run(["cp", "-p", disk.path, copy], check=True)
+            copy.chmod(0o666)
+            disks.append(disk.model_copy(update={"path": str(copy)}))
+        console, memory = files / "console.log", files / "memory"
+        console.write_bytes(b"")
+        subprocess.run(
+            ["cp", "-p", "--sparse=always", suspended / "memory", memory], check=True
+        )
+        console.chmod(0o666)
+        lease = plan.network.lease.model_copy(update={"tap": "vmdbench"})
+        network = plan.network.model_copy(update={"lease": lease})
+        changes = {
+            "domain": "bench-plain",
+            "domain_uuid": str(uuid.uuid4()),
+            "disks": tuple(disks),
+            "network": network,
+        }
+        plan = plan.model_copy(update={**changes, "console": str(console)})
+        text = for_restore(
+            (suspended / "domain.xml").read_text(), plan, "bench", str(memory)
+        )
+        _write_save_image(self.image, text, (suspended / "state").read_bytes())
+        self.domain = self.libvirt.connection.defineXML(text)
+        self.restore()
+        self.domain.resume()
+
+    def monitor(self, command: str, **arguments: Any) -> Any:
+        text = json.dumps({"execute": command, "arguments": arguments})
+        return json.loads(libvirt_qemu.qemuMonitorCommand(self.domain, text, 0))[
+            "return"
+        ]
+
+    def write(self) -> tuple[float, int]:
+        """Seconds in which a stopped QEMU writes its memory into a file, and the file's size. It goes on afterwards."""
+        self.domain.suspend()
+        descriptor = os.open(self.image, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        begun = time.perf_counter()
+        self.monitor("migrate-set-parameters", **{"max-bandwidth": 2**40})
+        libvirt_qemu.qemuMonitorCommandWithFiles(
+            self.domain,
+            '{"execute":"getfd","arguments":{"fdname":"f"}}',
+            [descriptor],
+            0,
+        )
+        self.monitor("migrate", uri="fd:f")
+        while self.monitor("query-migrate")["status"] not in {"completed", "failed"}:
+            time.sleep(0.004)
+        os.fdatasync(descriptor)  # ours is durable when it says so
+        took = time.perf_counter() - begun
+        size = os.fstat(descriptor).st_size
+        os.close(descriptor)
+        self.domain.resume()
+        return took, size
+
+    def save(self) -> float:
+        return timed(lambda: self.domain.save(str(self.image)))
+
+    def restore(self) -> float:
+        """libvirt's own restore of its own save file, up to the running machine."""
+        took = timed(lambda: self.libvirt.connection.restore(str(self.image)))
+        self.domain = self.libvirt.connection.lookupByUUID(self.domain.UUID())
+        return took
+
+    def end(self) -> None:
+        self.domain.destroy()
+        self.domain.undefine()
+
+
+def shape(
+    driver: Process, gateway: Gateway, image: str, ram: int, touched: int, rounds: int
+) -> dict[str, float]:
+    box = Sandbox(driver, gateway, sandbox(f"m{ram}-{touched}", image, ram, touched))
+    gateway.wait_hello(box.id)
+    gateway.shell(
+        box.id, "while [ ! -e /tmp/touched ]; do sleep 0.1; done", timeout_s=300
+    )
+    result: dict[str, list[float]] = {
+        k: [] for k in ("suspend", "resume", "write", "save", "restore", "size")
+    }
+    steps: list[dict[str, float]] = []
+    stored = 0
+    for number in range(rounds + 1):
+        suspend_s = box.suspend()
+        if number == 0:
+            plain = Plain(box)
+        stored = box.record()["memory"]["stored_bytes"]
+        write_s, plain_size = plain.write()
+        save_s = plain.save()
+        restore_s = plain.restore()
+        resume_s = box.start()
+        if number == 0:
+            continue  # caches are filled by the first
+        for key, value in (
+            ("suspend", suspend_s),
+            ("resume", resume_s),
+            ("write", write_s),
+            ("save", save_s),
+            ("restore", restore_s),
+            ("size", stored / plain_size),
+        ):
+            result[key].append(value)
+        steps.append(box.record()["last_restore"])
+    plain.end()
+    box.delete()
+    found = {key: median(values) for key, values in result.items()}
+    found["stored_mib"] = stored / 2**20
+    found["steps"] = {k: median([s[k] for s in steps]) for k in steps[0]}  # type: ignore[assignment]
+    return found
+
+
+def show(shapes: dict[str, dict[str, Any]], cold_s: float) -> None:
+    rows = []
+    for name, v in shapes.items():
+        rows.append(
+            (
+                name,
+                f"suspend {v['suspend']:.2f} s = {v['suspend'] / v['write']:.2f} x QEMU's write, {v['suspend'] / v['save']:.2f} x virsh save; "
+                f"resume {v['resume']:.2f} s = {v['resume'] / cold_s:.2f} x cold boot, {v['resume'] / v['restore']:.2f} x virsh restore; "
+                f"stored {v['stored_mib']:.0f} MiB = {v['size']:.2f} x QEMU's file",
+            )
+        )
+    table("RAM / touched by the workload (goals: 1.2, -, 0.15, 1.2, 1.1)", rows)
+    first = next(iter(shapes.values()))["steps"]
+    total = sum(first.values())
+    print("\nWhere a resume's time goes")
+    for step, seconds in first.items():
+        print(
+            f"  {step.ljust(20)} {seconds * 1e3:7.0f} ms  {'#' * round(60 * seconds / total)}"
+        )
+
+
+def wait_template(driver: Process, waiting: int) -> None:
+    from vmdriver.service.admin_client import list_templates
+
+    deadline = time.monotonic() + 120
+    while not any(
+        t["waiting"] >= waiting
+        for t in list_templates(driver.state / "run" / "admin.sock")
+    ):
+        if time.monotonic() > deadline:
+            raise RuntimeError("no template")
+        time.sleep(0.1)
+
+
+def forks(state: Path, gateway: Gateway, address: str, rounds: int) -> dict[str, float]:
+    image, found = f"{address}/demo:1", {}
+    off = ("--templates-enabled", "false")
+    with Process(state, gateway, address, *off) as driver:
+        times, memory = [], []
+        for number in range(rounds + 1):
+            box = Sandbox(driver, gateway, sandbox(f"cold{number}", image, 512, 0))
+            gateway.wait_hello(box.id)
+            times.append(box.create_s)
+            memory.append(box.pss_mib())
+            box.delete()
+        found["cold_s"], found["cold_pss"] = median(times[1:]), median(memory)
+    with Process(state, gateway, address, "--templates-enabled", "true") as driver:
+        first = Sandbox(driver, gateway, sandbox("first", image, 512, 0))
+        wait_template(driver, 0)
+        first.delete()
+        times = []
+        for number in range(rounds + 1):
+            box = Sandbox(driver, gateway, sandbox(f"fork{number}", image, 512, 0))
+            times.append(box.create_s)
+            box.delete()
+        found["fork_s"] = median(times[1:])
+        found["eight_s"] = median(
+            [eight(driver, gateway, image, n, found) for n in range(rounds)]
+        )
+    with Process(
+        state, gateway, address, "--templates-enabled", "true", "--warm-pool", "1"
+    ) as driver:
+        times = []
+        for number in range(rounds + 1):
+            wait_template(driver, 1)
+            time.sleep(0.5)
+            box = Sandbox(driver, gateway, sandbox(f"warm{number}", image, 512, 0))
+            times.append(box.create_s)
+            box.delete()
+        found["warm_s"] = median(times[1:])
+    return found
+
+
+def eight(
+    driver: Process, gateway: Gateway, image: str, number: int, found: dict[str, float]
+) -> float:
+    messages = [sandbox(f"eight{number}-{n}", image, 512, 0) for n in range(8)]
+    begun = time.perf_counter()
+    for message in messages:
+        driver.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=message))
+    for message in messages:
+        wait_reason(driver.stub, message.id, "Running")
+    took = time.perf_counter() - begun
+    boxes = [Sandbox.__new__(Sandbox) for _ in messages]
+    for box, message in zip(boxes, messages, strict=True):
+        box.driver, box.stub, box.gateway, box.id = (
+            driver,
+            driver.stub,
+            gateway,
+            message.id,
+        )
+        gateway.wait_hello(box.id)
+    found["fork_pss"] = median([box.pss_mib() for box in boxes])
+    for box in boxes:
+        box.delete()
+    return took
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = max(5, parser.parse_args().rounds)
+    gateway, figures = Gateway(), {}
+    state = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
+    state.chmod(0o755)
+    (state / "boot").symlink_to(WORK / "boot")
+    subprocess.run(["ip", "tuntap", "add", "vmdbench", "mode", "tap"], check=True)
+    subprocess.run(["ip", "link", "set", "vmdbench", "up"], check=True)
+    try:
+        with registry(state / "registry") as address:
+            push(WORK / "demo-image", "demo", f"{address}/demo:1")
+            figures["forks"] = found = forks(state, gateway, address, rounds)
+            cold = found["cold_s"]
+            table(
+                "A new sandbox, CreateSandbox -> supervisor started (512 MiB)",
+                [
+                    ("cold", f"{cold:.2f} s"),
+                    (
+                        "from a template",
+                        f"{found['fork_s']:.2f} s = {found['fork_s'] / cold:.2f} (goal 0.12)",
+                    ),
+                    (
+                        "from the warm pool",
+                        f"{found['warm_s']:.2f} s = {found['warm_s'] / cold:.2f} (goal 0.03)",
+                    ),
+                    (
+                        "8 forks at once",
+                        f"{found['eight_s']:.2f} s = {found['eight_s'] / found['fork_s']:.2f} x one (goal 2)",
+                    ),
+                    (
+                        "PSS of an idle fork",
+                        f"{found['fork_pss']:.0f} MiB = {found['fork_pss'] / found['cold_pss']:.2f} of a cold one's (goal 0.2)",
+                    ),
+                ],
+            )
+            with Process(
+                state, gateway, address, "--templates-enabled", "false"
+            ) as driver:
+                shapes = {
+                    f"{ram} / {touched} MiB": shape(
+                        driver, gateway, f"{address}/demo:1", ram, touched, rounds
+                    )
+                    for ram, touched in SHAPES
+                }
+            figures["shapes"] = shapes
+            show(shapes, cold)
+    finally:
+        subprocess.run(["ip", "link", "del", "vmdbench"], check=False)
+        gateway.close()
+        shutil.rmtree(state, ignore_errors=True)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    assert INSTANCE
+    sys.exit(main())
