@@ -41,8 +41,9 @@ from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver.hypervisor.domain_xml import for_restore  # noqa: E402
 from vmdriver.hypervisor.memory import _write_save_image  # noqa: E402
 from vmdriver.model.plan import LaunchPlan  # noqa: E402
+from vmdriver.service import admin_client  # noqa: E402
 
-SHAPES = ((256, 64), (1024, 64), (4096, 64), (4096, 1024))
+SHAPES = "256:64,1024:64,4096:64,4096:1024"
 TOUCH = "import os,time; m=bytearray(os.urandom(1<<20))*{mib}; open('/tmp/touched','w'); time.sleep(1e9)"
 
 
@@ -104,6 +105,18 @@ class Sandbox:
             wait_reason(self.stub, self.id, "Running")
 
         return timed(up)
+
+    def snapshot(self, name: str) -> float:
+        """Seconds for which the workload stood still, in the driver's words. The snapshot is removed again."""
+        said: list[str] = []
+        socket = self.driver.state / "run" / "admin.sock"
+        admin_client.create_snapshot(
+            socket, self.id, name, False, lambda _r, message, _w: said.append(message)
+        )
+        admin_client.delete_snapshot(socket, self.id, name)
+        found = re.search(r"stood still for ([\d.]+) s", "\n".join(said))
+        assert found is not None, said
+        return float(found[1])
 
     def delete(self) -> None:
         self.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=self.id))
@@ -176,8 +189,10 @@ class Plain:
             "return"
         ]
 
-    def write(self) -> tuple[float, int]:
-        """Seconds in which a stopped QEMU writes its memory into a file, and the file's size. It goes on afterwards."""
+    def write(self) -> tuple[float, float, int]:
+        """Seconds in which a stopped QEMU writes its memory into a file, until that is durable, and the file's size. It
+        goes on afterwards.
+        """
         self.domain.suspend()
         descriptor = os.open(self.image, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         begun = time.perf_counter()
@@ -191,12 +206,13 @@ class Plain:
         self.monitor("migrate", uri="fd:f")
         while self.monitor("query-migrate")["status"] not in {"completed", "failed"}:
             time.sleep(0.004)
+        written = time.perf_counter() - begun
         os.fdatasync(descriptor)  # ours is durable when it says so
         took = time.perf_counter() - begun
         size = os.fstat(descriptor).st_size
         os.close(descriptor)
         self.domain.resume()
-        return took, size
+        return written, took, size
 
     def save(self) -> float:
         return timed(lambda: self.domain.save(str(self.image)))
@@ -230,7 +246,7 @@ def shape(
         if number == 0:
             plain = Plain(box)
         stored = box.record()["memory"]["stored_bytes"]
-        write_s, plain_size = plain.write()
+        written_s, write_s, plain_size = plain.write()
         save_s = plain.save()
         restore_s = plain.restore()
         resume_s = box.start()
@@ -243,6 +259,8 @@ def shape(
             ("save", save_s),
             ("restore", restore_s),
             ("size", stored / plain_size),
+            ("still", box.snapshot(f"s{number}")),
+            ("written", written_s),
         ):
             result[key].append(value)
         steps.append(box.record()["last_restore"])
@@ -262,6 +280,7 @@ def show(shapes: dict[str, dict[str, Any]], cold_s: float) -> None:
                 name,
                 f"suspend {v['suspend']:.2f} s = {v['suspend'] / v['write']:.2f} x QEMU's write, {v['suspend'] / v['save']:.2f} x virsh save; "
                 f"resume {v['resume']:.2f} s = {v['resume'] / cold_s:.2f} x cold boot, {v['resume'] / v['restore']:.2f} x virsh restore; "
+                f"snapshot stands still {v['still']:.2f} s = {v['still'] / v['written']:.2f} x QEMU's write; "
                 f"stored {v['stored_mib']:.0f} MiB = {v['size']:.2f} x QEMU's file",
             )
         )
@@ -276,12 +295,10 @@ def show(shapes: dict[str, dict[str, Any]], cold_s: float) -> None:
 
 
 def wait_template(driver: Process, waiting: int) -> None:
-    from vmdriver.service.admin_client import list_templates
-
     deadline = time.monotonic() + 120
     while not any(
         t["waiting"] >= waiting
-        for t in list_templates(driver.state / "run" / "admin.sock")
+        for t in admin_client.list_templates(driver.state / "run" / "admin.sock")
     ):
         if time.monotonic() > deadline:
             raise RuntimeError("no template")
@@ -355,7 +372,10 @@ def eight(
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = max(5, parser.parse_args().rounds)
+    parser.add_argument("--shapes", default=SHAPES, help="RAM:TOUCHED,... in MiB")
+    arguments = parser.parse_args()
+    rounds = max(5, arguments.rounds)
+    shapes_wanted = [tuple(map(int, s.split(":"))) for s in arguments.shapes.split(",")]
     gateway, figures = Gateway(), {}
     state = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
     state.chmod(0o755)
@@ -396,7 +416,7 @@ def main() -> int:
                     f"{ram} / {touched} MiB": shape(
                         driver, gateway, f"{address}/demo:1", ram, touched, rounds
                     )
-                    for ram, touched in SHAPES
+                    for ram, touched in shapes_wanted
                 }
             figures["shapes"] = shapes
             show(shapes, cold)

@@ -250,6 +250,21 @@ async def test_a_capture_that_fails_leaves_the_sandbox_as_it_was(call: str) -> N
     await driver.close()
 
 
+async def test_a_device_that_is_passed_through_cannot_be_kept() -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    plan = worker.record.plan.model_copy(update={"devices": ("0000:01:00.0",)})
+    await worker.update(plan=plan)
+    with pytest.raises(Refused, match="0000:01:00.0"):
+        await found.suspend(worker)
+    with pytest.raises(Refused, match="passed-through"):
+        await found.create_snapshot(worker, "a", disk_only=False)
+    await found.create_snapshot(worker, "a", disk_only=True)
+    await driver.manager.stop("s1", "")
+    assert driver.phase() is Phase.STOPPED
+    await driver.close()
+
+
 async def test_snapshots_have_names_limits_and_an_end() -> None:
     settings = dataclasses.replace(SETTINGS, max_snapshots=3, max_layers=8)
     driver = await running(settings=settings)

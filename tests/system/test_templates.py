@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tests.system.conftest import Driver
 
 
@@ -107,3 +109,23 @@ def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
     driver.gateway.wait_hello(box, 2)
     for one in (first, box):
         assert driver.delete(one)
+
+
+@pytest.mark.parametrize("pool", ["0", "1"])
+def test_the_driver_is_killed_while_a_fork_begins(
+    new_driver: Callable[..., Driver], pool: str
+) -> None:
+    driver = new_driver("--templates-enabled", "true", "--warm-pool", pool)
+    first = driver.create()
+    driver.wait(first, "Running")
+    wait_for_template(driver)
+    for after_s in (0.05, 0.15, 0.25, 0.4, 0.7, 1.0):
+        if pool == "1":
+            wait_for_waiting(driver, 1)
+        box = driver.create(wait=False)
+        time.sleep(after_s)
+        driver.restart()
+        driver.gateway.wait_hello(box)
+        driver.wait(box, "Running")
+        assert driver.delete(box)
+    assert driver.delete(first)
