@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,7 +144,11 @@ async def test_an_overlay_is_made_on_its_base_and_removed(
     base, path = layout.root / "base", layout.root / "root.qcow2"
     base.write_bytes(b"\0" * 2**20)
     disk = Disk(
-        role="root", path=str(path), format="qcow2", read_only=False, backing=str(base)
+        role="root",
+        path=str(path),
+        format="qcow2",
+        read_only=False,
+        backing=(str(base),),
     )
     for _ in range(2):
         await disks.create_overlay(disk)
@@ -153,6 +158,41 @@ async def test_an_overlay_is_made_on_its_base_and_removed(
         await disks.remove(str(path))
     with pytest.raises(StorageError, match="not ours"):
         await disks.remove("/etc/passwd")
+
+
+async def test_a_layer_is_frozen_and_merged_into_the_one_below(
+    disks: DiskStore, layout: Layout
+) -> None:
+    base = layout.root / "base"
+    base.write_bytes(b"\0" * 2**20)
+    layout.layers.mkdir(exist_ok=True)
+    paths = [str(layout.layers / f"{n}.qcow2") for n in "ab"]
+    for number, path in enumerate(paths):
+        backing = (*reversed(paths[:number]), str(base))
+        await disks.create_overlay(
+            Disk(
+                role="root", path=path, format="qcow2", read_only=False, backing=backing
+            )
+        )
+        pattern = f"write -P {number + 1} {number * 4096} 4096"
+        subprocess.run(
+            ["qemu-io", "-c", pattern, path], check=True, capture_output=True
+        )
+    assert sorted(await disks.layers()) == paths
+    assert await disks.freeze_layer(paths[0]) > 0
+    assert stat.S_IMODE(os.stat(paths[0]).st_mode) == 0o400
+    for _ in range(2):
+        await disks.merge_layer(paths[1], paths[0])
+    await disks.remove(paths[1])
+    for number in range(2):
+        check = f"read -P {number + 1} {number * 4096} 4096"
+        done = subprocess.run(
+            ["qemu-io", "-c", check, paths[0]],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert "verification failed" not in done.stdout
 
 
 async def test_a_console_is_cut_and_keeps_its_end(

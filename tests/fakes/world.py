@@ -12,13 +12,12 @@ from typing import Any
 from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, HostError, NotFound
+from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
 from vmdriver.lifecycle.ports import (
     BaseDisk,
-    Captured,
     Found,
     GuestReport,
     ProgressSink,
-    SavedMachine,
     Taken,
     no_checkpoint,
 )
@@ -336,6 +335,9 @@ class FakeMemoryStore:
 
     async def saved(self, directory: str) -> SavedMachine:
         return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
+
+    async def lend(self, directory: str, *, lent: bool) -> None:
+        return
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
         """A file's content is what was written to it last."""

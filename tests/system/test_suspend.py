@@ -30,6 +30,9 @@ def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
     driver.stop(box)
     assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
     assert held_on_host(driver, box) == [], "no tap, no table, no machine"
+    memory = driver.host.state / "sandboxes" / box / "suspended" / "memory"
+    assert memory.stat().st_uid == 0, "no other machine's QEMU can read it"
+    assert memory.stat().st_mode & 0o077 == 0
     driver.restart()
     assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
     driver.start_sandbox(box)

@@ -21,7 +21,8 @@ from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import guest_channel
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK, PAGE, split
 from vmdriver.lifecycle import restore_check
-from vmdriver.lifecycle.ports import Captured, Ownership
+from vmdriver.lifecycle.memory_ports import Captured
+from vmdriver.lifecycle.ports import Ownership
 from vmdriver.storage.memory_images import MemoryImages
 
 # --- the stream

@@ -24,7 +24,7 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
 from vmdriver.storage import seed
-from vmdriver.storage.disks import parse_report
+from vmdriver.storage.launch_files import parse_report
 
 Golden = Callable[[str, str], None]
 TCG = Host(

@@ -21,8 +21,9 @@ from vmdriver.lifecycle import sweep as sweeping
 from vmdriver.lifecycle.ledger import replay
 from vmdriver.lifecycle.ports import Found
 from vmdriver.model.record import SandboxRecord
-from vmdriver.storage.disks import console_tail, parse_report
+from vmdriver.storage.disks import console_tail
 from vmdriver.storage.journal import read_lines
+from vmdriver.storage.launch_files import parse_report
 from vmdriver.storage.layout import Layout, SandboxFiles
 
 

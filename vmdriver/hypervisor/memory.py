@@ -25,7 +25,7 @@ import libvirt_qemu
 from vmdriver.errors import HypervisorError, NotFound, StorageError
 from vmdriver.hypervisor import domain_xml, guest_channel, ram_stream
 from vmdriver.hypervisor.connection import Connection
-from vmdriver.lifecycle.ports import Captured, SavedMachine
+from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from vmdriver.lifecycle import planner, restore_check
 from vmdriver.lifecycle.hold import SandboxHold
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Scope
-from vmdriver.lifecycle.ports import Captured
+from vmdriver.lifecycle.memory_ports import Captured
 from vmdriver.lifecycle.steps import FROZEN, IMAGE_PART, LAYER, PAUSED, WRITTEN
 from vmdriver.model.memory_image import ImageKind, MemoryManifest, MemoryRef
 from vmdriver.model.plan import LaunchPlan

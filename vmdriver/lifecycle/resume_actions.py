@@ -86,9 +86,14 @@ class ResumeActions(CaptureActions):
         await self.update(
             plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
         )
-        for step in steps:
-            with watch.step("load" if step.key == MACHINE else "network and files"):
-                await shared.launcher.take(self.record, self.ledger, [step])
+        store = shared.ports.memory_store
+        await store.lend(ref.directory, lent=True)
+        try:
+            for step in steps:
+                with watch.step("load" if step.key == MACHINE else "network and files"):
+                    await shared.launcher.take(self.record, self.ledger, [step])
+        finally:
+            await store.lend(ref.directory, lent=False)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
             await self.update(memory=used, secrets_digest=manifest.secrets_digest)

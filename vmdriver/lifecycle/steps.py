@@ -16,15 +16,8 @@ from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import RUN, STAY
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Held, Ledger, Scope
-from vmdriver.lifecycle.ports import (
-    Disks,
-    Hypervisor,
-    Images,
-    MachineMemory,
-    MemoryStore,
-    Network,
-    Records,
-)
+from vmdriver.lifecycle.memory_ports import MachineMemory, MemoryStore
+from vmdriver.lifecycle.ports import Disks, Hypervisor, Images, Network, Records
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan

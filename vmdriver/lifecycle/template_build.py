@@ -125,6 +125,7 @@ class TemplateBuild:
             files=await ports.memory_store.identify(planner.files_of(plan)),
             parts=parts,
         )
+        await ports.memory_store.lend(part, lent=True)
         await ports.memory_store.publish(part, target, manifest)
         return manifest
 

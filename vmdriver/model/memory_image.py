@@ -116,21 +116,3 @@ class SnapshotEntry(Frozen):
     def stored_bytes(self) -> int:
         """Disk space that goes with it, as far as nobody else uses it."""
         return self.disk_bytes + (self.memory.stored_bytes if self.memory else 0)
-
-
-class CaptureTimes(Frozen):
-    """Seconds of each step of a capture or a restore, in order of their names' entry."""
-
-    steps: Mapping[str, float] = {}
-
-    @property
-    def total_s(self) -> float:
-        """All steps together."""
-        return sum(self.steps.values())
-
-    def text(self) -> str:
-        """One line: every step with its time."""
-        parts = [
-            f"{name} {seconds * 1e3:.0f} ms" for name, seconds in self.steps.items()
-        ]
-        return f"{self.total_s:.2f} s ({', '.join(parts)})"

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import Captured, Ownership, SavedMachine
+from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
+from vmdriver.lifecycle.ports import Ownership
 from vmdriver.model.memory_image import (
     DOMAIN,
     MEMORY,
@@ -96,8 +97,14 @@ class MemoryImages:
         path.chmod(0o711)
         memory = path / MEMORY
         files.write_new(memory, b"", 0o600, sync=False)
-        os.chown(memory, self._owner.uid, self._owner.gid)
         return str(memory)
+
+    async def lend(self, directory: str, *, lent: bool) -> None:
+        """See ports.MemoryStore."""
+        uid, gid = (
+            (self._owner.uid, self._owner.gid) if lent else (os.geteuid(), os.getegid())
+        )
+        await self._pool.run(os.chown, Path(directory) / MEMORY, uid, gid)
 
     async def end(self, directory: str) -> None:
         """See ports.MemoryStore."""

@@ -1,0 +1,124 @@
+"""Kept memory as the core sees it: the machine that it is taken from and given to, and the
+images on disk. What ports.py says of errors and cancellation holds here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
+from vmdriver.model.plan import LaunchPlan
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A stopped machine's memory, written; the guest's RAM is in the file that was named."""
+
+    state: bytes
+    domain_xml: str
+    stored_bytes: int
+    machine: str
+    """Machine type, versioned."""
+    cpu: str
+    """libvirt's <cpu> element."""
+
+
+@dataclass(frozen=True)
+class SavedMachine:
+    """What a machine is loaded from. `memory` is the path of the file with its RAM."""
+
+    state: bytes
+    domain_xml: str
+    memory: str
+
+
+class MachineMemory(Protocol):
+    """A machine's memory, its disk layer under it, and the agent in its guest."""
+
+    async def pause(self, domain: str) -> None:
+        """Stop its virtual CPUs. NotFound."""
+
+    async def go_on(self, domain: str) -> None:
+        """Let them run. Fine with what runs already, and with no such machine."""
+
+    async def ask(
+        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
+    ) -> dict[str, str]:
+        """Ask the guest's agent. TimedOut, HypervisorError with the guest's words,
+        NotFound.
+        """
+
+    async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
+        """Write a paused machine's RAM to the file `memory`, which is there and empty. It
+        stays paused and can go on, also after an error. StorageError for the file's.
+        """
+
+    async def load(
+        self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
+    ) -> None:
+        """Have the plan's machine as it was when it was saved, paused. `scratch`: path of
+        a file to use meanwhile.
+        """
+
+    async def switch_layer(self, domain: str, layer: str) -> None:
+        """From now on the root disk is written to `layer`, an empty one on the present
+        one.
+        """
+
+    async def root_layer(self, domain: str) -> str:
+        """The layer that a running machine writes to; "" if there is no such machine."""
+
+
+class MemoryStore(Protocol):
+    """Memory images on disk. `directory` is an image's."""
+
+    async def begin(self, directory: str, needed_bytes: int) -> str:
+        """Make the directory, empty, with an empty file for the memory, whose path is
+        returned. Exhausted unless that much space is free beside what other images under
+        way may need.
+        """
+
+    async def end(self, directory: str) -> None:
+        """The image is complete or given up: its space is not reserved any more."""
+
+    async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
+        """Write the small parts, digest all, make all durable."""
+
+    async def publish(
+        self, directory: str, target: str, manifest: MemoryManifest
+    ) -> str:
+        """Write the manifest, then give the directory its name. The manifest's digest."""
+
+    async def read(self, directory: str) -> tuple[MemoryManifest, str]:
+        """Manifest and its digest. NotFound; Refused for one that cannot be read."""
+
+    async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
+        """What of the parts is not as it was, in words."""
+
+    async def saved(self, directory: str) -> SavedMachine:
+        """What to load."""
+
+    async def lend(self, directory: str, *, lent: bool) -> None:
+        """Let QEMU's user open an image's memory, or take that right back; what is open
+        stays open. Images that nobody is loading are ours alone.
+        """
+
+    async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
+        """What these files are now. NotFound names the first that is missing."""
+
+    async def retire(self, directory: str, target: str) -> None:
+        """Make it no image any more, its memory only mapped by a machine. May be repeated."""
+
+    async def read_ahead(self, directory: str) -> None:
+        """Have the memory in the page cache, holes as well."""
+
+    async def move(self, directory: str, target: str) -> None:
+        """Give an image another name; what has it is removed."""
+
+    async def remove(self, directory: str) -> None:
+        """Remove an image."""
+
+    async def listed(self, parent: str) -> list[str]:
+        """Names of the directories in a directory; none if it is absent."""

@@ -1,0 +1,174 @@
+"""What a machine is given and what it says: seed, status disk and console of a launch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmdriver.errors import Refused, StorageError
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ports import GuestReport, Ownership
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.storage import files, seed
+from vmdriver.storage.layout import Layout
+
+_STATUS_BYTES = 64 * 1024
+_RECORD_BYTES = 4096
+
+
+def parse_report(data: bytes) -> GuestReport:
+    """Read a status record; whatever the guest wrote, the answer is a report."""
+    text = data[:_RECORD_BYTES].rstrip(b"\0").decode("utf-8", errors="replace")
+    fields = dict(
+        line.split("=", 1)
+        for line in text.splitlines()
+        if "=" in line and " " not in line.split("=")[0]
+    )
+    stamps: dict[str, float] = {}
+    for word in text.split():
+        name, _, value = word.partition("=")
+        if (
+            name in {"init", "modules", "supervisor"}
+            and value.replace(".", "", 1).isdigit()
+        ):
+            stamps[name] = float(value)
+    phase = fields.get("phase", "")
+    code = fields.get("code", "")
+    return GuestReport(
+        phase=phase
+        if phase in {"waiting", "started", "exited", "failed", "probed"}
+        else "",
+        exit_code=int(code) if code.isdigit() and len(code) < 4 else None,
+        reason="".join(c if c.isprintable() else "?" for c in fields.get("reason", ""))[
+            :500
+        ],
+        stamps=stamps,
+    )
+
+
+def read_report(path: str) -> GuestReport:
+    """What the guest said last; nothing if there is no such disk."""
+    try:
+        with Path(path).open("rb") as file:
+            return parse_report(file.read(_RECORD_BYTES))
+    except FileNotFoundError:
+        return GuestReport()
+
+
+class LaunchFiles:
+    """The part of lifecycle.ports.Disks that is about one launch. `owner` is the user that
+    QEMU runs as.
+    """
+
+    def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
+        self._layout = layout
+        self._pool = pool
+        self._owner = owner
+
+    def _give(self, path: Path, mode: int) -> None:
+        path.chmod(mode)
+        os.chown(path, self._owner.uid, self._owner.gid)
+
+    async def write_launch_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """Write the seed, an empty status disk and an empty console for one launch."""
+        data = seed.build(plan, environment, seed.Secrets(secrets))
+        await self._pool.run(self._write_launch_files, plan, data)
+
+    async def take_over_files(
+        self,
+        waiting: LaunchPlan,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """See ports.Disks."""
+        data = seed.build(plan, environment, seed.Secrets(secrets))
+        await self._pool.run(self._take_over_files, waiting, plan, data)
+
+    @staticmethod
+    def _take_over_files(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
+        with _seed_errors():
+            known = Path(waiting.disk("seed").path)
+            if seed.disk_bytes(len(data)) > known.stat().st_size:
+                raise Refused("the seed is larger than a waiting machine can see")
+            # Into the same file: QEMU has it open.
+            with known.open("r+b") as file:
+                file.write(data)
+            for old, new in (
+                (waiting.console, plan.console),
+                (waiting.disk("seed").path, plan.disk("seed").path),
+                (waiting.disk("status").path, plan.disk("status").path),
+            ):
+                Path(old).rename(new)
+                # QEMU opens its files again by name when it lets them go and takes them
+                # back, as around a capture (measured, 7.2).
+                Path(old).symlink_to(new)
+
+    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
+        """See ports.Disks."""
+        await self._pool.run(_remove_abandoned, Path(parent), keep)
+
+    async def write_barrier_files(self, plan: LaunchPlan) -> None:
+        """The same for a template."""
+        data = seed.build_barrier(plan)
+        await self._pool.run(self._write_launch_files, plan, data)
+
+    def _write_launch_files(self, plan: LaunchPlan, data: bytes) -> None:
+        with _seed_errors():
+            self._write_seed(plan, data, seed.disk_bytes(len(data)))
+            for path, content in (
+                (Path(plan.disk("status").path), b"\0" * _STATUS_BYTES),
+                (Path(plan.console), b""),
+            ):
+                files.write_new(path, content, 0o600, sync=False)
+                self._give(path, 0o600)
+
+    async def write_resume_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """See ports.Disks."""
+        data = seed.build(plan, environment, seed.Secrets(secrets))
+
+        def write() -> None:
+            with _seed_errors():
+                self._write_seed(plan, data, seed.disk_bytes(len(data)))
+                status = Path(plan.disk("status").path)
+                if read_report(str(status)).phase != "started":
+                    record = b"phase=started\n".ljust(_STATUS_BYTES, b"\0")
+                    files.write_new(status, record, sync=False)
+                    self._give(status, 0o600)
+
+        await self._pool.run(write)
+
+    def _write_seed(self, plan: LaunchPlan, data: bytes, size: int) -> None:
+        path = Path(plan.disk("seed").path)
+        files.write_new(path, data, 0o600, sync=False)
+        os.truncate(path, size)
+        self._give(path, 0o400)
+
+
+def _remove_abandoned(parent: Path, keep: set[str]) -> None:
+    for directory in list(parent.iterdir()):
+        taken = any(p.is_symlink() and p.exists() for p in directory.iterdir())
+        if directory.name not in keep and not taken:
+            files.remove_tree(directory)
+
+
+@contextmanager
+def _seed_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"launch files cannot be written: {error.strerror}", detail=str(error)
+        ) from error
