@@ -26,6 +26,7 @@ from tests.fakes.registry import push, registry  # noqa: E402
 from tests.fakes.serve import WORK  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
+from vmdriver.service import admin_client  # noqa: E402
 
 BEGUN = time.monotonic()
 SANDBOX = "demo-0001"
@@ -120,7 +121,27 @@ def request(image: str) -> pb.DriverSandbox:
     return pb.DriverSandbox(id=SANDBOX, name="demo", workspace="default", spec=spec)
 
 
-def life(stub: Any, gateway: Gateway, image: str) -> dict[str, Any]:
+def keep_memory(gateway: Gateway, admin: Path, figures: dict[str, Any]) -> None:
+    """Suspend and resume, as an operator would."""
+
+    def tell(reason: str, message: str, _warning: bool) -> None:
+        say(f"  {reason}: {message}")
+
+    gateway.shell(SANDBOX, "echo in-memory > /dev/shm/proof")
+    say("wrote /dev/shm/proof, which is in the guest's memory alone")
+    begun = time.monotonic()
+    admin_client.suspend(admin, SANDBOX, tell)
+    figures["suspend_s"] = time.monotonic() - begun
+    begun = time.monotonic()
+    admin_client.resume(admin, SANDBOX, False, tell)
+    figures["resume_s"] = time.monotonic() - begun
+    proof = gateway.shell(SANDBOX, "cat /dev/shm/proof").strip()
+    if proof != "in-memory":
+        raise RuntimeError(f"the memory was lost: {proof!r}")
+    say("the machine went on where it was")
+
+
+def life(stub: Any, gateway: Gateway, image: str, admin: Path) -> dict[str, Any]:
     """Create, use, stop, start, delete; returns the figures."""
     figures: dict[str, Any] = {}
     capabilities = stub.GetCapabilities(
@@ -158,6 +179,7 @@ def life(stub: Any, gateway: Gateway, image: str) -> dict[str, Any]:
     if proof != "written-before-stop":
         raise RuntimeError(f"the file was lost: {proof!r}")
     say("StartSandbox: called back again, and the file is there")
+    keep_memory(gateway, admin, figures)
     begun = time.monotonic()
     answer = stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=SANDBOX))
     figures["delete_s"] = time.monotonic() - begun
@@ -185,7 +207,9 @@ def main() -> int:
             push(WORK / "demo-image", "demo", image)
             say(f"pushed the demo image to a registry on {address}")
             with grpc.insecure_channel(f"unix:{socket}") as channel:
-                measured = life(pb_grpc.ComputeDriverStub(channel), gateway, image)
+                admin = state / "run" / "admin.sock"
+                stub = pb_grpc.ComputeDriverStub(channel)
+                measured = life(stub, gateway, image, admin)
         left = leftovers(INSTANCE, state)
         for item in left:
             say(f"left over: {item}")

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +43,7 @@ from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.store import ImagePolicy, ImageStore
 from vmdriver.service import admin, servicer
-from vmdriver.service.server import check_path, serve
+from vmdriver.service.server import MAX_PATH, check_path, serve
 from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
 from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore
@@ -52,6 +54,10 @@ from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 
 _log = logging.getLogger(__name__)
+_BACKGROUND_END_S = 2.0
+"""For a template's build to clean up, and for the machines that wait; what is left is swept
+by the next driver.
+"""
 
 
 def settings_from(config: Config) -> Settings:
@@ -100,8 +106,16 @@ def settings_from(config: Config) -> Settings:
 
 
 def admin_socket(config: Config) -> Path:
-    """Where operators' commands find the driver."""
-    return config.admin_socket or config.state_dir / "run" / "admin.sock"
+    """Where operators' commands find the driver: in the state directory, if its path is
+    short enough for a socket's.
+    """
+    if config.admin_socket is not None:
+        return config.admin_socket
+    path = config.state_dir / "run" / "admin.sock"
+    if len(os.fsencode(path)) <= MAX_PATH:
+        return path
+    digest = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:12]
+    return Path("/run/vmdriver") / f"admin-{digest}" / "admin.sock"
 
 
 def qemu_owner(config: Config) -> Ownership:
@@ -313,6 +327,8 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         await asyncio.wait({recovery, stopping}, timeout=0.5)
         driver.hub.close()  # open watches would otherwise hold the server for its whole grace
         await asyncio.gather(*(server.stop(0.5) for server in servers))
+        background = asyncio.ensure_future(driver.manager.close_background())
+        await asyncio.wait({background}, timeout=_BACKGROUND_END_S)
         # Not asyncio.timeout: what was begun on the host cannot be cancelled, only left behind.
         await asyncio.wait({asyncio.ensure_future(driver.close())}, timeout=1.0)
         lock.release()

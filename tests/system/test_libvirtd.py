@@ -62,4 +62,8 @@ def test_a_sandbox_on_a_libvirt_daemon(
     driver.start_sandbox(box)
     driver.gateway.wait_hello(box, 2)
     assert driver.gateway.shell(box, "cat /sandbox/f") == "kept\n"
+    driver.gateway.shell(box, "echo kept > /dev/shm/note")
+    driver.operate("suspend", box)
+    driver.operate("resume", box)
+    assert driver.gateway.shell(box, "cat /dev/shm/note") == "kept\n"
     assert driver.delete(box)

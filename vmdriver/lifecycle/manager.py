@@ -108,8 +108,7 @@ class Manager:
         """Let go: workers end, machines stay."""
         self._shared.hub.close()
         self.housekeeping.stop()
-        await self._shared.templates.close()
-        await self._shared.warm_pool.close()
+        await self.close_background()
         await asyncio.gather(*(worker.close() for worker in self.workers.values()))
 
     def _hint(self, domain: str) -> None:
@@ -117,6 +116,10 @@ class Manager:
             plan = worker.record.plan
             if plan is not None and plan.domain == domain:
                 worker.hint()
+
+    async def close_background(self) -> None:
+        """End what is nobody's: builds of templates and machines that wait."""
+        await asyncio.gather(self.templates.close(), self.warm_pool.close())
 
     def records(self) -> list[SandboxRecord]:
         """Of every sandbox, those among them that are just being accepted."""
