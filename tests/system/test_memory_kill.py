@@ -19,6 +19,8 @@ from tests.system.conftest import Driver, Host
 from tests.system.test_suspend import suspending
 from tests.system.workloads import CHAIN, check_chain, command
 
+pytestmark = pytest.mark.timeout(400)  # many cycles of real machines, on a busy host
+
 
 def in_background(call: Callable[[], object]) -> None:
     """Whoever asked loses its driver: what it is told then does not matter."""

@@ -6,10 +6,14 @@ import itertools
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tests.system.conftest import Driver
 from tests.system.test_suspend import suspending
 from tests.system.test_templates import wait_for_template
 from tests.system.workloads import CHAIN, HOLDER, check_chain, command
+
+pytestmark = pytest.mark.timeout(400)  # many cycles of real machines, on a busy host
 
 
 def chain(driver: Driver, box: str) -> list[tuple[int, float, float]]:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.system.conftest import Driver
 
+pytestmark = pytest.mark.timeout(400)  # many cycles of real machines, on a busy host
+
 
 def wait_for_template(driver: Driver, timeout_s: float = 60) -> dict[str, object]:
     deadline = time.monotonic() + timeout_s

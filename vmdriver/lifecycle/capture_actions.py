@@ -10,7 +10,6 @@ machine first.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ from vmdriver.model.memory_image import ImageKind, MemoryManifest, MemoryRef
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import utc_now
 
-_log = logging.getLogger(__name__)
 _STATE_BYTES = 16 * 2**20
 """Room for everything of an image that is not the guest's RAM; QEMU writes under 1 MiB."""
 

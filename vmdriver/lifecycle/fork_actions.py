@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from vmdriver.lifecycle.templates import Template, on_template
 from vmdriver.lifecycle.warm_pool import Waiting
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

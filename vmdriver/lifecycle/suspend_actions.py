@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
-from vmdriver.lifecycle.hooks import Reason, RestoreKind
+from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.model.memory_image import MemoryRef
 from vmdriver.model.phase import Intent, MachineState, Phase
-
-_log = logging.getLogger(__name__)
-_KINDS = {
-    "suspended": RestoreKind.RESUMED,
-    "snapshot": RestoreKind.SNAPSHOT,
-    "template": RestoreKind.TEMPLATE,
-}
 
 
 class SuspendActions(CaptureActions):
