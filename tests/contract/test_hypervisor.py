@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from tests.contract.conftest import qemu_owner
 from tests.fakes.world import World
 from tests.unit.test_plan_rendering import plan as example_plan
-from vmdriver.errors import HostError
+from vmdriver.errors import HostError, NotFound, TimedOut
+from vmdriver.hypervisor.memory import DomainMemory
+from vmdriver.lifecycle.memory_ports import SavedMachine
 from vmdriver.lifecycle.ports import Found
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
@@ -45,9 +48,7 @@ def plan(tmp_path: Path, hypervisor: Any) -> LaunchPlan:
         path.write_bytes(b"\0" * 65536)
         os.chown(path, owner.uid, owner.gid)
         disks.append(
-            disk.model_copy(
-                update={"path": str(path), "format": "raw", "backing": None}
-            )
+            disk.model_copy(update={"path": str(path), "format": "raw", "backing": ()})
         )
     console = tmp_path / "console.log"
     console.touch()
@@ -125,12 +126,71 @@ async def test_changes_are_hinted_at_in_the_loops_thread(
     await hypervisor.destroy(plan.domain)
 
 
-async def test_a_flush_without_an_agent_fails_in_time(
+async def test_a_machine_can_be_given_to_somebody_else(
     hypervisor: Any, plan: LaunchPlan
 ) -> None:
-    if hypervisor.name == "fake":
-        pytest.skip("the fake's guest always answers")
+    if hypervisor.name == "libvirt test driver":
+        pytest.skip("it keeps no metadata")
     await hypervisor.start(plan, MARK)
-    async with asyncio.timeout(5):
-        assert not await hypervisor.flush(plan.domain, 1.0)
+    await hypervisor.remark(plan.domain, "vmdriver/test/s2")
+    assert await hypervisor.marked() == [Found("domain", plan.domain, "s2")]
     await hypervisor.destroy(plan.domain)
+
+
+async def test_a_guest_that_does_not_answer_is_given_up_in_time(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU has a channel")
+    memory = DomainMemory(hypervisor._connection)
+    with pytest.raises(NotFound):
+        await memory.ask(plan.domain, "ping", {}, 1.0)
+    await hypervisor.start(plan, MARK)
+    await memory.pause(plan.domain)
+    async with asyncio.timeout(5):
+        with pytest.raises(TimedOut):
+            await memory.ask(plan.domain, "ping", {}, 0.5)
+    await hypervisor.destroy(plan.domain)
+
+
+async def test_memory_goes_to_a_file_and_back(
+    hypervisor: Any, plan: LaunchPlan, tmp_path: Path
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU has memory")
+    memory = DomainMemory(hypervisor._connection)
+    await hypervisor.start(plan, MARK)
+    await asyncio.sleep(0.5)
+    await memory.pause(plan.domain)
+    await memory.pause(plan.domain)
+    path = tmp_path / "memory, with a comma"
+    path.touch()
+    captured = await memory.capture(plan.domain, str(path), plan.memory_mib)
+    assert path.stat().st_size == plan.memory_mib * 2**20
+    assert 0 < captured.stored_bytes < path.stat().st_size
+    assert captured.machine.startswith("pc-q35-")
+    assert len(captured.state) < 2**20, "the pages are in the file"
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(HostError):
+        await memory.capture(plan.domain, str(full), plan.memory_mib)
+    assert await hypervisor.observe(plan.domain) is DomainState.PAUSED
+    await memory.go_on(plan.domain)
+    assert await memory.root_layer(plan.domain) == plan.disk("root").path
+    await hypervisor.destroy(plan.domain)
+    assert await memory.root_layer(plan.domain) == ""
+    owner = qemu_owner()
+    os.chown(path, owner.uid, owner.gid)
+    saved = SavedMachine(captured.state, captured.domain_xml, str(path))
+    other = plan.model_copy(update={"domain": "test-other"})
+    for target in (plan, other):
+        target = target.model_copy(update={"domain_uuid": str(uuid.uuid4())})
+        scratch = tmp_path / "scratch"
+        await memory.load(target, MARK, saved, str(scratch))
+        assert not scratch.exists()
+        assert await hypervisor.observe(target.domain) is DomainState.PAUSED
+        with pytest.raises(HostError):
+            await memory.load(target, MARK, saved, str(scratch))
+        await memory.go_on(target.domain)
+        await hypervisor.destroy(target.domain)
+    await memory.go_on(plan.domain)
