@@ -96,7 +96,7 @@ def test_both_ends_of_a_connection_know_within_two_seconds(driver: Driver) -> No
     port = gateway.port
     shell(
         box,
-        f"cat > /tmp/hold.py <<'X'\n{HOLDER}\nX\n(python3 /tmp/hold.py {port} {box} &) ; sleep 1",
+        f"cat > /tmp/hold.py <<'X'\n{HOLDER}\nX\n(python3 /tmp/hold.py {port} {box} >/dev/null 2>&1 &) ; sleep 1",
     )
     shell(box, "test ! -e /tmp/held")
     driver.stop(box)
