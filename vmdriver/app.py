@@ -21,10 +21,11 @@ from vmdriver.host import facts, reaper
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
-from vmdriver.hypervisor.connection import (
-    Connection,
+from vmdriver.hypervisor.connection import Connection
+from vmdriver.hypervisor.embedded import (
     embed_uri,
     remove_torn_definitions,
+    remove_unstarted_domains,
     write_embedded_configuration,
 )
 from vmdriver.hypervisor.machines import Machines
@@ -261,6 +262,7 @@ class Driver:
                 self.layout.libvirt, self.config.qemu_user, self.config.qemu_group
             )
             remove_torn_definitions(self.layout.libvirt)
+            remove_unstarted_domains(self.layout.libvirt)
 
     def release_threads(self) -> None:
         """Give the thread pools back."""

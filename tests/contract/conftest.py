@@ -13,11 +13,8 @@ import pytest
 from tests.fakes.world import FakeHypervisor, World
 from vmdriver.host import facts
 from vmdriver.host.threads import Pool
-from vmdriver.hypervisor.connection import (
-    Connection,
-    embed_uri,
-    write_embedded_configuration,
-)
+from vmdriver.hypervisor.connection import Connection
+from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.lifecycle.ports import Ownership
 

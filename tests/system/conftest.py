@@ -84,7 +84,10 @@ class Driver:
             self.process = subprocess.Popen(
                 [*self.command, *self.arguments()], stdout=output, stderr=output
             )
-        self.channel = grpc.insecure_channel(f"unix:{self.socket}")
+        # Channels to one address share their connections, broken ones too, unless told not to.
+        self.channel = grpc.insecure_channel(
+            f"unix:{self.socket}", options=[("grpc.use_local_subchannel_pool", 1)]
+        )
         self.stub = pb_grpc.ComputeDriverStub(self.channel)
         self.stub.GetCapabilities(
             pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=20

@@ -76,6 +76,27 @@ def test_the_driver_is_killed_during_a_resume(driver: Driver, after_s: float) ->
     check_whole(driver, box)
 
 
+def test_the_driver_is_killed_just_before_libvirt_begins_qemu(driver: Driver) -> None:
+    """libvirt itself would never let go of such a machine."""
+    box = marked(driver)
+    domain = driver.cli("inspect", box)["record"]["plan"]["domain"]
+    state = driver.host.state / "libvirt" / "run" / "qemu" / f"{domain}.xml"
+    for _ in range(5):  # QEMU begins some 15 ms later: not every kill comes in time
+        driver.stop(box)
+        driver.start_sandbox(box)
+        while not state.exists():
+            time.sleep(0.0005)
+        driver.kill()
+        unstarted = "pid='0'" in state.read_text()
+        driver.start()
+        check_whole(driver, box)
+        if unstarted:
+            break
+    else:
+        pytest.fail("no kill came between libvirt's note and QEMU's beginning")
+    assert "was never begun" in driver.log.read_text()
+
+
 @pytest.mark.parametrize("after_s", [0.75, 0.85, 0.95, 1.05, 1.2])
 def test_the_driver_is_killed_during_a_snapshot(driver: Driver, after_s: float) -> None:
     box = marked(driver)
