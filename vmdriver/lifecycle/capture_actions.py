@@ -9,26 +9,21 @@ machine first.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from vmdriver.errors import Refused
-from vmdriver.host import facts
 from vmdriver.lifecycle import planner, restore_check
 from vmdriver.lifecycle.hold import SandboxHold
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Scope
-from vmdriver.lifecycle.memory_ports import Captured
+from vmdriver.lifecycle.manifest import describe
+from vmdriver.lifecycle.memory_ports import STATE_BYTES, Captured
 from vmdriver.lifecycle.steps import FROZEN, IMAGE_PART, LAYER, PAUSED, WRITTEN
-from vmdriver.model.memory_image import ImageKind, MemoryManifest, MemoryRef
+from vmdriver.model.memory_image import ImageKind, MemoryRef
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import utc_now
-
-_STATE_BYTES = 16 * 2**20
-"""Room for everything of an image that is not the guest's RAM; QEMU writes under 1 MiB."""
 
 
 class Stopwatch:
@@ -120,7 +115,7 @@ class CaptureActions(SandboxHold):
 
     async def _begin_image(self, plan: LaunchPlan, directory: str) -> str:
         store = self._shared.ports.memory_store
-        needed = plan.memory_mib * 2**20 + _STATE_BYTES
+        needed = plan.memory_mib * 2**20 + STATE_BYTES
         data = {"directory": directory}
         path = await self._hold_step(
             IMAGE_PART, data, lambda: store.begin(directory, needed)
@@ -148,38 +143,27 @@ class CaptureActions(SandboxHold):
         watch: Stopwatch,
     ) -> MemoryRef:
         """Everything durable, the manifest last, then the image's name."""
-        ports, part = (
-            self._shared.ports,
-            self._shared.launcher.places.paths(self.record.id).part,
-        )
+        ports, record = self._shared.ports, self.record
+        part = self._shared.launcher.places.paths(record.id).part
         with watch.step("write out"):
             await ports.disks.flush_status(plan.disk("status").path)
-            files, parts = await asyncio.gather(
-                ports.memory_store.identify(planner.files_of(plan)),
-                ports.memory_store.write_parts(part, captured),
-            )
-        token = await ports.records.token(self.record.id)
-        secret = token.get_secret_value() if token else ""
-        versions = await ports.hypervisor.build(plan.accelerator)
-        manifest = MemoryManifest(
-            kind=kind,
+            parts = await ports.memory_store.write_parts(part, captured)
+        token = await ports.records.token(record.id)
+        manifest = await describe(
+            ports,
+            kind,
+            plan,
+            captured,
+            parts,
             name=name,
-            sandbox_id=self.record.id,
-            workspace=self.record.spec.workspace,
-            created_at=utc_now(),
-            host_boot_id=facts.boot_id(),
+            workspace=record.spec.workspace,
             guest_boot_id=guest_boot_id,
-            spec=self.record.spec,
-            plan=plan,
-            versions=versions.model_copy(update={"machine": captured.machine}),
-            cpu=captured.cpu,
-            boot_digest=plan.boot_digest,
-            supervisor_digest=plan.disk("supervisor").path.rpartition("/")[2],
-            files=files,
-            parts=parts,
-            token_expires_at=restore_check.token_expiry(secret),
-            secrets_digest=self.record.secrets_digest,
-            extensions=self._shared.extensions.saved(self.record, self.ledger),
+            spec=record.spec,
+            token_expires_at=restore_check.token_expiry(
+                token.get_secret_value() if token else ""
+            ),
+            secrets_digest=record.secrets_digest,
+            extensions=self._shared.extensions.saved(record, self.ledger),
         )
         with watch.step("publish"):
             digest = await ports.memory_store.publish(part, target, manifest)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from secrets import token_hex
 
 from vmdriver.errors import DriverError
+from vmdriver.host.threads import finished
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.hold import SandboxHold
-from vmdriver.lifecycle.hooks import PlanDraft
-from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.steps import LEASE, Step, claim_steps, launch_steps
 from vmdriver.lifecycle.templates import Template, on_template
 from vmdriver.lifecycle.warm_pool import Waiting
@@ -30,50 +30,60 @@ class Beginning:
 class ForkActions(SandboxHold):
     """What a launch does where there is a template for it."""
 
-    async def _choose_beginning(self, plan: LaunchPlan) -> tuple[LaunchPlan, Beginning]:
-        """The plan as it becomes with a template that fits; else the plan itself. Only for
-        a disk that nobody has written to yet.
+    @property
+    def _owner(self) -> str:
+        return mark(self._shared.settings.instance, self.record.id)
+
+    async def _find_beginning(
+        self, plan: LaunchPlan
+    ) -> tuple[Template | None, Waiting | None]:
+        """A template that fits, and a machine that waits on it. Only for a disk that nobody
+        has written to yet.
         """
         if self.record.layers:
-            return plan, Beginning()
+            return None, None
         templates = self._shared.templates
         key = await templates.key_of(plan, self.record.spec.workspace)
         template = await templates.find(key) if key else None
         if template is None:
-            return plan, Beginning()
-        waiting = self._shared.warm_pool.claim(key)
-        layer = plan.disk("root").path
-        if waiting is not None:
-            plan = await self._take_over(plan, waiting)
-            layer = waiting.plan.disk("root").path
-        return on_template(plan, template, layer), Beginning(template, waiting)
+            return None, None
+        return template, self._shared.warm_pool.claim(key)
 
     async def _take_over(self, plan: LaunchPlan, waiting: Waiting) -> LaunchPlan:
         """The sandbox's address lease is the waiting machine's from now on."""
         lease, pool = waiting.plan.network.lease, self._shared.launcher.pool
-        await self.ledger.remember(LEASE, lease.model_dump())
-        pool.free(waiting.owner)
-        pool.adopt(self.record.id, lease)
+
+        async def exchange() -> None:
+            await self.ledger.remember(LEASE, lease.model_dump())
+            pool.free(waiting.owner)
+            pool.adopt(self.record.id, lease)
+
+        await finished(exchange())
         plan = planner.with_lease(plan, lease)
         return plan.model_copy(update={"domain": waiting.plan.domain})
 
-    async def _start_machine(
-        self,
-        plan: LaunchPlan,
-        draft: PlanDraft,
-        secrets: Mapping[str, bytes],
-        beginning: Beginning,
-    ) -> None:
-        """LaunchFailed; what was not taken over from a waiting machine is gone then."""
-        launcher, waiting = self._shared.launcher, beginning.waiting
+    @asynccontextmanager
+    async def _beginning(
+        self, plan: LaunchPlan
+    ) -> AsyncIterator[tuple[LaunchPlan, Beginning]]:
+        """What the launch inside starts from. If that does not come to its end, what was not
+        taken over from a waiting machine is gone afterwards.
+        """
+        template, waiting = await self._find_beginning(plan)
+        pool = self._shared.warm_pool
         try:
-            environment = await launcher.prepare(self.record, self.ledger, plan, draft)
-            steps = self._steps(plan, environment, secrets, beginning)
-            await launcher.take(self.record, self.ledger, steps)
-        except (LaunchFailed, DriverError):
+            if template is not None:
+                if waiting is not None:
+                    plan = await self._take_over(plan, waiting)
+                root = (waiting.plan if waiting else plan).disk("root")
+                plan = on_template(plan, template, root.path)
+            yield plan, Beginning(template, waiting)
+        except BaseException:
             if waiting is not None:
-                await self._shared.warm_pool.discard(waiting)
+                await finished(pool.discard(waiting))
             raise
+        if waiting is not None:
+            pool.settle(waiting)
 
     def _steps(
         self,
@@ -110,19 +120,17 @@ class ForkActions(SandboxHold):
         not to be.
         """
         ports = self._shared.ports
-        owner = mark(self._shared.settings.instance, self.record.id)
         scratch = self._shared.launcher.places.paths(self.record.id).scratch
         try:
             saved = await ports.memory_store.saved(template.directory)
-            await ports.memory.load(plan, owner, saved, scratch)
+            await ports.memory.load(plan, self._owner, saved, scratch)
             await self._adopt_guest(plan)
         except DriverError as error:
             await self._boot_instead(plan, error)
 
     async def _adopt_waiting(self, plan: LaunchPlan) -> None:
-        owner = mark(self._shared.settings.instance, self.record.id)
         try:
-            await self._shared.ports.hypervisor.remark(plan.domain, owner)
+            await self._shared.ports.hypervisor.remark(plan.domain, self._owner)
             await self._adopt_guest(plan)
         except DriverError as error:
             await self._boot_instead(plan, error)
@@ -137,7 +145,6 @@ class ForkActions(SandboxHold):
     async def _boot_instead(self, plan: LaunchPlan, error: DriverError) -> None:
         text = "the machine boots, since it could not go on from its template"
         self.tell("TemplateFailed", f"{text}: {error.text()}", warn=True)
-        owner = mark(self._shared.settings.instance, self.record.id)
         hypervisor = self._shared.ports.hypervisor
         await hypervisor.destroy(plan.domain)
-        await hypervisor.start(plan, owner)
+        await hypervisor.start(plan, self._owner)

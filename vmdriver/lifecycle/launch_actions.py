@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from vmdriver.errors import DriverError, HostError
 from vmdriver.host import facts
 from vmdriver.lifecycle import endings
-from vmdriver.lifecycle.fork_actions import ForkActions
-from vmdriver.lifecycle.hooks import Reason, RestoreKind
+from vmdriver.lifecycle.fork_actions import Beginning, ForkActions
+from vmdriver.lifecycle.hooks import PlanDraft, Reason, RestoreKind
 from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.ports import GuestReport
@@ -94,15 +95,15 @@ class LaunchActions(ForkActions):
             secrets = await shared.launcher.secrets(self.record)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
-        plan, beginning = await self._choose_beginning(plan)
-        await self._note_launch(plan, secrets_digest(secrets))
         note = shared.launcher.accelerator.note()
         if note:
             self.tell("AcceleratorFallback", note, warn=True)
-        if beginning.template is not None:
-            kind = RestoreKind.TEMPLATE
-            await self._ask_to_restore(kind)
-        await self._start_machine(plan, draft, secrets, beginning)
+        async with self._beginning(plan) as (plan, beginning):
+            await self._note_launch(plan, secrets_digest(secrets))
+            if beginning.template is not None:
+                kind = RestoreKind.TEMPLATE
+                await self._ask_to_restore(kind)
+            await self._start_machine(plan, draft, secrets, beginning)
         self.tell(
             "Started",
             "the machine is started",
@@ -110,6 +111,18 @@ class LaunchActions(ForkActions):
         )
         if kind is not None:
             await self._tell_restored(kind)
+
+    async def _start_machine(
+        self,
+        plan: LaunchPlan,
+        draft: PlanDraft,
+        secrets: Mapping[str, bytes],
+        beginning: Beginning,
+    ) -> None:
+        launcher = self._shared.launcher
+        environment = await launcher.prepare(self.record, self.ledger, plan, draft)
+        steps = self._steps(plan, environment, secrets, beginning)
+        await launcher.take(self.record, self.ledger, steps)
 
     async def _note_launch(self, plan: LaunchPlan, digest: str) -> None:
         root, record = plan.disk("root"), self.record

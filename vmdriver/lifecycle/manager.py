@@ -85,7 +85,6 @@ class Manager:
             self.workers[record.id] = SandboxWorker(record, ledger, self._shared)
         ports.hypervisor.on_change(self._hint)
         await self._shared.templates.recover()
-        await self._shared.warm_pool.recover()
         for orphan in await sweep.orphans(ports, set(self.workers)):
             _log.warning(
                 "removing %s %s: no record claims it", orphan.kind, orphan.name
@@ -94,6 +93,8 @@ class Manager:
         await sweep.remove_unneeded_files(
             ports, self._shared.launcher.places, self.records(), self._layers_begun()
         )
+        # Only now: what it makes belongs to nobody, as what was swept did.
+        await self._shared.warm_pool.recover()
         for worker in self.workers.values():
             if not _at_rest(worker):
                 worker.start()

@@ -11,6 +11,9 @@ from typing import Protocol
 from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
 from vmdriver.model.plan import LaunchPlan
 
+STATE_BYTES = 16 * 2**20
+"""Room for everything of an image that is not the guest's RAM; QEMU writes under 1 MiB."""
+
 
 @dataclass(frozen=True)
 class Captured:

@@ -112,6 +112,27 @@ def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
     return plan.model_copy(update={"network": network, "hosts": hosts})
 
 
+def as_nobodys(
+    plan: LaunchPlan, instance: str, owner: str, directory: str
+) -> LaunchPlan:
+    """The same machine under an owner that is no sandbox, its small files in `directory`."""
+    disks = tuple(
+        disk
+        if disk.role in {"root", "supervisor"}
+        else disk.model_copy(update={"path": f"{directory}/{disk.role}.img"})
+        for disk in plan.disks
+    )
+    return plan.model_copy(
+        update={
+            "sandbox_id": owner,
+            "domain": ids.domain_name(instance, owner),
+            "domain_uuid": ids.domain_uuid(instance, owner),
+            "disks": disks,
+            "console": f"{directory}/console.log",
+        }
+    )
+
+
 def fits_template_seed(plan: LaunchPlan) -> bool:
     """Whether what the guest is given fits on the seed disk that a template's guest knows."""
     size = sum(len(d.contents.encode()) + 1024 for d in plan.drop_ins)

@@ -10,20 +10,20 @@ import asyncio
 import logging
 
 from vmdriver.errors import DriverError, TimedOut
-from vmdriver.host import facts
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.manifest import describe
+from vmdriver.lifecycle.memory_ports import STATE_BYTES
+from vmdriver.lifecycle.ports import Taken
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
 from vmdriver.model import ids
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import Disk, LaunchPlan
-from vmdriver.model.record import utc_now
+from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.05
-_STATE_BYTES = 16 * 2**20
 
 
 class TemplateBuild:
@@ -34,33 +34,19 @@ class TemplateBuild:
         self._settings = settings
         self._launcher = launcher
 
-    def _plan(self, key: str, plan: LaunchPlan, part: str, owner: str) -> LaunchPlan:
+    def _plan(
+        self, key: str, plan: LaunchPlan, part: str, owner: str, taken: Taken
+    ) -> LaunchPlan:
         """The machine of a sandbox's plan, as nobody's: no environment, no drop-ins, an
         address that it never uses.
         """
-        lease = self._launcher.pool.take(owner, self._taken)
-        layer = self._launcher.places.new_layer(f"template-{key}")
-        disks = tuple(
-            disk
-            if disk.role == "supervisor"
-            else Disk(
-                role=disk.role,
-                path=f"{part}/{disk.role}.img",
-                format=disk.format,
-                read_only=disk.read_only,
-            )
-            for disk in plan.disks
-        )
+        lease = self._launcher.pool.take(owner, taken)
         network = plan.network.model_copy(
             update={"lease": lease, "egress": "none", "dns": ()}
         )
-        nobody = plan.model_copy(
+        nobody = planner.as_nobodys(plan, self._settings.instance, owner, part)
+        nobody = nobody.model_copy(
             update={
-                "sandbox_id": owner,
-                "domain": ids.domain_name(self._settings.instance, owner),
-                "domain_uuid": ids.domain_uuid(self._settings.instance, owner),
-                "disks": disks,
-                "console": f"{part}/console.log",
                 "network": network,
                 "environment": {},
                 "drop_ins": (),
@@ -71,8 +57,8 @@ class TemplateBuild:
                 "template": None,
             }
         )
-        base = plan.disk("root").backing[-1]
-        return planner.on_layers(nobody, (layer,), base)
+        layer = self._launcher.places.new_layer(f"template-{key}")
+        return planner.on_layers(nobody, (layer,), plan.disk("root").backing[-1])
 
     async def run(
         self, key: str, plan: LaunchPlan, workspace: str, target: str
@@ -80,10 +66,10 @@ class TemplateBuild:
         """Build it. DriverError; cancellable; nothing is left over then."""
         ports, owner = self._ports, f"template-{key}"
         part = f"{target}.part"
-        self._taken = await ports.network.taken()
-        needed = plan.memory_mib * 2**20 + _STATE_BYTES
+        taken = await ports.network.taken()
+        needed = plan.memory_mib * 2**20 + STATE_BYTES
         memory = await ports.memory_store.begin(part, needed)
-        nobody = self._plan(key, plan, part, owner)
+        nobody = self._plan(key, plan, part, owner, taken)
         layer = nobody.disk("root").path
         self._launcher.building.add(layer)
         try:
@@ -109,21 +95,9 @@ class TemplateBuild:
         captured = await ports.memory.capture(plan.domain, memory, plan.memory_mib)
         await ports.hypervisor.destroy(plan.domain)
         await ports.disks.freeze_layer(plan.disk("root").path)
-        versions = await ports.hypervisor.build(plan.accelerator)
         parts = await ports.memory_store.write_parts(part, captured)
-        manifest = MemoryManifest(
-            kind="template",
-            sandbox_id=plan.sandbox_id,
-            workspace=workspace,
-            created_at=utc_now(),
-            host_boot_id=facts.boot_id(),
-            plan=plan,
-            versions=versions.model_copy(update={"machine": captured.machine}),
-            cpu=captured.cpu,
-            boot_digest=plan.boot_digest,
-            supervisor_digest=plan.disk("supervisor").path.rpartition("/")[2],
-            files=await ports.memory_store.identify(planner.files_of(plan)),
-            parts=parts,
+        manifest = await describe(
+            ports, "template", plan, captured, parts, workspace=workspace
         )
         await ports.memory_store.lend(part, lent=True)
         await ports.memory_store.publish(part, target, manifest)

@@ -24,7 +24,7 @@ from vmdriver.lifecycle.steps import Ports
 from vmdriver.lifecycle.template_build import TemplateBuild
 from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import SandboxRecord, utc_now
+from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1
@@ -97,11 +97,11 @@ class Templates:
     async def recover(self) -> None:
         """Read what there is; remove what was half made or can never be used again."""
         store = self._ports.memory_store
-        if not self._settings.templates_enabled:
-            return
         for name in await store.listed(self._directory):
             directory = f"{self._directory}/{name}"
             try:
+                if not self._settings.templates_enabled:
+                    raise NotFound("templates are switched off")
                 manifest, _ = await store.read(directory)
                 versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
                 if template_key(manifest.plan, versions, manifest.workspace) != name:
@@ -145,9 +145,12 @@ class Templates:
             return ""
         if plan.devices or not planner.fits_template_seed(plan):
             return ""
-        shared = self._settings.templates_scope == "host"
         versions = await self._ports.hypervisor.build(plan.accelerator)
-        return template_key(plan, versions, "" if shared else workspace)
+        return template_key(plan, versions, self._scope(workspace))
+
+    def _scope(self, workspace: str) -> str:
+        """The workspace that a template is for; "" for all of them."""
+        return "" if self._settings.templates_scope == "host" else workspace
 
     async def find(self, key: str) -> Template | None:
         """The template, if it is there and nobody has written to it."""
@@ -172,7 +175,7 @@ class Templates:
             raise NotFound(f"there is no template {key!r}")
         await self.on_gone(key)
         await self._ports.memory_store.remove(found.directory)
-        if not any(found.layer in record.layers for record in self._records()):
+        if not any(found.layer in layers_of(record) for record in self._records()):
             await self._ports.disks.remove(found.layer)
 
     # --- build
@@ -210,10 +213,9 @@ class Templates:
         if not self._has_room(plan):
             _log.info("template %s is not built: there is no memory for it now", key)
             return
-        shared = self._settings.templates_scope == "host"
         build = TemplateBuild(self._ports, self._settings, self._launcher)
         manifest = await build.run(
-            key, plan, "" if shared else workspace, f"{self._directory}/{key}"
+            key, plan, self._scope(workspace), f"{self._directory}/{key}"
         )
         self._known[key] = await self._checked(key, manifest)
         self.on_ready()

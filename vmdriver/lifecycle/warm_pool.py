@@ -19,7 +19,7 @@ from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
 from vmdriver.lifecycle.templates import Template, Templates, on_template
 from vmdriver.model import ids
-from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
 _MIB_EACH = 32
@@ -53,6 +53,7 @@ class WarmPool:
         self._templates = templates
         self._directory = directory
         self._waiting: list[Waiting] = []
+        self._claimed: list[Waiting] = []
         self._filler: asyncio.Task[None] | None = None
 
     async def recover(self) -> None:
@@ -70,16 +71,22 @@ class WarmPool:
         return sum(1 for waiting in self._waiting if waiting.key == key)
 
     def layers(self) -> set[str]:
-        """Their disks' layers."""
-        return {w.plan.disk("root").path for w in self._waiting}
+        """Their disks' layers, also of those that were claimed and are not settled yet."""
+        both = self._waiting + self._claimed
+        return {w.plan.disk("root").path for w in both}
 
     def claim(self, key: str) -> Waiting | None:
-        """One of them, for good."""
+        """One of them. It is nobody's still: `settle` or `discard` must follow."""
         for waiting in self._waiting:
             if waiting.key == key:
                 self._waiting.remove(waiting)
+                self._claimed.append(waiting)
                 return waiting
         return None
+
+    def settle(self, one: Waiting) -> None:
+        """A sandbox's ledger answers for all of it from now on."""
+        self._claimed.remove(one)
 
     async def close(self) -> None:
         """End them all; they are of no use to the next driver."""
@@ -110,6 +117,9 @@ class WarmPool:
                 except DriverError as error:
                     _log.warning("warm pool: %s", error.text())
                     return
+                except Exception:  # noqa: BLE001 - a bug here must not go unsaid
+                    _log.exception("warm pool: a machine could not be made")
+                    return
 
     async def _make(self, template: Template) -> Waiting:
         ports, owner = self._ports, f"warm-{token_hex(6)}"
@@ -133,26 +143,9 @@ class WarmPool:
         return one
 
     def _plan(self, template: Template, owner: str) -> LaunchPlan:
-        nobody, directory = template.manifest.plan, f"{self._directory}/{owner}"
-        disks = tuple(
-            disk
-            if disk.role in {"root", "supervisor"}
-            else Disk(
-                role=disk.role,
-                path=f"{directory}/{disk.role}.img",
-                format=disk.format,
-                read_only=disk.read_only,
-            )
-            for disk in nobody.disks
-        )
-        plan = nobody.model_copy(
-            update={
-                "sandbox_id": owner,
-                "domain": ids.domain_name(self._settings.instance, owner),
-                "domain_uuid": ids.domain_uuid(self._settings.instance, owner),
-                "disks": disks,
-                "console": f"{directory}/console.log",
-            }
+        directory = f"{self._directory}/{owner}"
+        plan = planner.as_nobodys(
+            template.manifest.plan, self._settings.instance, owner, directory
         )
         return on_template(plan, template, self._launcher.places.new_layer(owner))
 
@@ -172,3 +165,5 @@ class WarmPool:
             except DriverError as error:
                 _log.warning("warm pool: %s", error.text())
         self._launcher.pool.free(one.owner)
+        if one in self._claimed:
+            self._claimed.remove(one)
