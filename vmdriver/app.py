@@ -156,7 +156,7 @@ class Driver:
         )
         self.images = ImageStore(self.layout.images, self._files, policy)
         self.records = RecordStore(self.layout, self._files)
-        self.memory = DomainMemory(self.connection)
+        self.memory = DomainMemory(self.connection, self._files)
         self.memory_images = MemoryImages(self._files, owner)
         self.places = FilePlaces(self.layout)
         self._warm_up: asyncio.Task[None] | None = None

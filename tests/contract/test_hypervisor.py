@@ -14,7 +14,8 @@ import pytest
 from tests.contract.conftest import qemu_owner
 from tests.fakes.world import World
 from tests.unit.test_plan_rendering import plan as example_plan
-from vmdriver.errors import HostError, NotFound, TimedOut
+from vmdriver.errors import HostError, NotFound, StorageError, TimedOut
+from vmdriver.hypervisor import capture
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.memory_ports import SavedMachine
 from vmdriver.lifecycle.ports import Found
@@ -142,7 +143,7 @@ async def test_a_guest_that_does_not_answer_is_given_up_in_time(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has a channel")
-    memory = DomainMemory(hypervisor._connection)
+    memory = DomainMemory(hypervisor._connection, hypervisor._connection._pool)
     with pytest.raises(NotFound):
         await memory.ask(plan.domain, "ping", {}, 1.0)
     await hypervisor.start(plan, MARK)
@@ -153,12 +154,31 @@ async def test_a_guest_that_does_not_answer_is_given_up_in_time(
     await hypervisor.destroy(plan.domain)
 
 
+async def _pause_anew(memory: DomainMemory, plan: LaunchPlan) -> None:
+    """QEMU writes its memory once per pause."""
+    await memory.go_on(plan.domain)
+    await memory.pause(plan.domain)
+
+
+async def _begin_a_slow_stream(hypervisor: Any, plan: LaunchPlan, path: Path) -> None:
+    """As a driver leaves it that is killed while QEMU writes."""
+
+    def begin(connection: Any) -> None:
+        machine = connection.lookupByName(plan.domain)
+        with path.open("wb") as file:
+            capture._hand_over(machine, os.dup(file.fileno()))
+        capture._monitor(machine, "migrate-set-parameters", **{"max-bandwidth": 2**14})
+        capture._monitor(machine, "migrate", uri="fd:vmdriver-memory")
+
+    await hypervisor._connection.call("begin", begin)
+
+
 async def test_memory_goes_to_a_file_and_back(
     hypervisor: Any, plan: LaunchPlan, tmp_path: Path
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor._connection)
+    memory = DomainMemory(hypervisor._connection, hypervisor._connection._pool)
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -170,12 +190,30 @@ async def test_memory_goes_to_a_file_and_back(
     assert 0 < captured.stored_bytes < path.stat().st_size
     assert captured.machine.startswith("pc-q35-")
     assert len(captured.state) < 2**20, "the pages are in the file"
+    await _pause_anew(memory, plan)
+    stream, split = tmp_path / "stream", tmp_path / "split"
+    split.touch()
+    streamed = await memory.stream(plan.domain, str(stream))
+    again = await memory.split(streamed, str(split), plan.memory_mib)
+    assert split.stat().st_size == path.stat().st_size
+    assert abs(again.stored_bytes - captured.stored_bytes) < 2**20
+    assert abs(len(again.state) - len(captured.state)) < 4096
+    assert not stream.exists()
+    await _pause_anew(memory, plan)
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
-    with pytest.raises(HostError):
+    with pytest.raises(StorageError):
         await memory.capture(plan.domain, str(full), plan.memory_mib)
     assert await hypervisor.observe(plan.domain) is DomainState.PAUSED
+    await _pause_anew(memory, plan)
+    await _begin_a_slow_stream(hypervisor, plan, tmp_path / "abandoned")
     await memory.go_on(plan.domain)
+    assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
+    status = await hypervisor._connection.call(
+        "status",
+        lambda c: capture._monitor(c.lookupByName(plan.domain), "query-migrate"),
+    )
+    assert status["status"] == "cancelled", "QEMU would stop it again at its end"
     assert await memory.root_layer(plan.domain) == plan.disk("root").path
     await hypervisor.destroy(plan.domain)
     assert await memory.root_layer(plan.domain) == ""

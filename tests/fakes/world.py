@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, HostError, NotFound
-from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
+from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.lifecycle.ports import (
     BaseDisk,
     Found,
@@ -267,6 +267,14 @@ class FakeMemory:
         )
         world.memories[memory.rpartition("/")[0]] = world.ticks[domain]
         await self._checkpoint("capture:half-way")
+        return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
+
+    async def stream(self, domain: str, target: str) -> Streamed:
+        captured = await self.capture(domain, target, 0)
+        return Streamed(target, captured.domain_xml)
+
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        self._world.act(f"split {streamed.path}")
         return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
 
     async def load(

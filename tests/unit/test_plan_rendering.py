@@ -231,13 +231,13 @@ def test_the_seed_holds_what_init_reads() -> None:
         content = {
             n: archive.extractfile(m).read() for n, m in members.items() if m.isfile()
         }
-    assert members["root/opt/openshell/auth/sandbox.jwt"].mode == 0o600
-    assert members["root/opt/openshell/auth"].mode == 0o700
-    assert members["root/opt/openshell/tls/tls.crt"].mode == 0o644
-    assert members["root/opt/openshell/init.d/50-trust"].mode == 0o755
-    assert content["root/opt/openshell/init.d.manifest"] == b"50-trust\n"
+    assert members["over/opt/openshell/auth/sandbox.jwt"].mode == 0o600
+    assert members["over/opt/openshell/auth"].mode == 0o700
+    assert members["over/opt/openshell/tls/tls.crt"].mode == 0o644
+    assert members["over/opt/openshell/init.d/50-trust"].mode == 0o755
+    assert content["over/opt/openshell/init.d.manifest"] == b"50-trust\n"
     assert content["init/address"] == b"10.0.128.2/30\n"
-    assert b"10.0.128.1 host.openshell.internal\n" in content["root/etc/hosts"]
+    assert b"10.0.128.1 host.openshell.internal\n" in content["over/etc/hosts"]
     assert b"X=1\0" in content["init/environ"]
     init = (Path(__file__).parents[2] / "images/guest/init").read_text()
     for name in re.findall(r'"\$SEED/([a-z./-]+)"', init):

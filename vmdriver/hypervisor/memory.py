@@ -1,37 +1,30 @@
 """Implements lifecycle.ports.MachineMemory: a machine's RAM to a file and back.
 
-Saving is QEMU's own migration of a stopped machine into a pipe, asked for through libvirt's
-monitor passthrough; ram_stream.py cuts the stream in two while it comes. Loading is
-libvirt's ordinary restore of a save image that holds only the devices' state: the RAM is
-mapped from its file, so that it takes as long for 4 GiB as for 256 MiB.
+Saving is in capture.py. Loading is libvirt's ordinary restore of a save image that holds only
+the devices' state: the RAM is mapped from its file, so that it takes as long for 4 GiB as
+for 256 MiB.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import os
 import struct
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import libvirt
-import libvirt_qemu
 
-from vmdriver.errors import HypervisorError, NotFound, StorageError
-from vmdriver.hypervisor import domain_xml, guest_channel, ram_stream
+from vmdriver.errors import HypervisorError, NotFound
+from vmdriver.host.threads import Pool
+from vmdriver.hypervisor import capture, domain_xml, guest_channel
 from vmdriver.hypervisor.connection import Connection
-from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
+from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
-_PIPE_BYTES = 1024 * 1024
-_POLL_S = 0.004
-_UNLIMITED = 2**40
 _RUNNING_OR_PAUSED = {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED}
 _SAVE_HEADER = struct.Struct("<16s5I56x")
 """libvirt's save image: magic, version, length of XML, was running, compression, offset of a
@@ -42,8 +35,9 @@ cookie, 14 unused words (libvirt 9.0, src/qemu/qemu_saveimage.h).
 class DomainMemory:
     """Memory of the domains on one connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, files: Pool) -> None:
         self._connection = connection
+        self._files = files
 
     async def pause(self, domain: str) -> None:
         """See ports.MachineMemory."""
@@ -61,6 +55,7 @@ class DomainMemory:
         def resume(connection: Any) -> None:
             machine = connection.lookupByName(domain)
             if machine.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                capture.give_up(machine)
                 machine.resume()
 
         try:
@@ -87,7 +82,22 @@ class DomainMemory:
         """See ports.MachineMemory."""
         return await self._connection.call(
             f"capture {domain}",
-            lambda c: _capture(c.lookupByName(domain), memory, memory_mib * 2**20),
+            lambda c: capture.to_memory(
+                c.lookupByName(domain), memory, memory_mib * 2**20
+            ),
+        )
+
+    async def stream(self, domain: str, target: str) -> Streamed:
+        """See ports.MachineMemory."""
+        return await self._connection.call(
+            f"write out {domain}",
+            lambda c: capture.to_stream(c.lookupByName(domain), target),
+        )
+
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        """See ports.MachineMemory."""
+        return await self._files.run(
+            capture.split, streamed, memory, memory_mib * 2**20
         )
 
     async def load(
@@ -152,96 +162,6 @@ def _quoted(text: str) -> str:
 def _refuse_running(machine: Any) -> None:
     if machine.isActive():
         raise HypervisorError(f"domain {machine.name()} is running already")
-
-
-def _monitor(machine: Any, command: str, **arguments: Any) -> Any:
-    text = json.dumps({"execute": command, "arguments": arguments})
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(machine, text, 0))
-    if "error" in answer:
-        raise HypervisorError(
-            f"QEMU refused {command}: {answer['error'].get('desc', '')}"
-        )
-    return answer["return"]
-
-
-class _Reader(threading.Thread):
-    """Takes the stream from the pipe while QEMU writes it."""
-
-    def __init__(self, source: int, memory: str, memory_bytes: int) -> None:
-        super().__init__(name="vmdriver-capture", daemon=True)
-        self._source, self._memory, self._memory_bytes = source, memory, memory_bytes
-        self.found: ram_stream.Split | None = None
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        """Ends by itself when the stream does; closing its end makes QEMU end too."""
-        try:
-            target = os.open(self._memory, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                self.found = ram_stream.split(self._source, target, self._memory_bytes)
-            finally:
-                os.close(target)
-        except Exception as error:  # noqa: BLE001 - handed over to the caller
-            self.error = error
-        finally:
-            os.close(self._source)
-
-
-def _capture(machine: Any, memory: str, memory_bytes: int) -> Captured:
-    flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
-    text = machine.XMLDesc(flags)
-    source, target = os.pipe2(os.O_CLOEXEC)
-    fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    reader = _Reader(source, memory, memory_bytes)
-    try:
-        try:
-            # The default of 128 MiB/s would be the slowest part by far.
-            _monitor(machine, "migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
-            libvirt_qemu.qemuMonitorCommandWithFiles(
-                machine,
-                '{"execute":"getfd","arguments":{"fdname":"vmdriver-memory"}}',
-                [target],
-                0,
-            )
-        finally:
-            os.close(target)
-        reader.start()
-        _monitor(machine, "migrate", uri="fd:vmdriver-memory")
-        problem = _wait_for_migration(machine)
-    except BaseException:
-        if not reader.ident:
-            os.close(source)
-        raise
-    reader.join()
-    if isinstance(reader.error, OSError):
-        raise StorageError(
-            f"the memory cannot be written: {reader.error.strerror}",
-            detail=str(reader.error),
-            resolution="free space in the state directory",
-        ) from reader.error
-    if reader.error is not None:
-        raise reader.error
-    if problem or reader.found is None:
-        raise HypervisorError(f"QEMU could not write the memory: {problem}")
-    found = reader.found
-    return Captured(
-        state=found.state,
-        domain_xml=text,
-        stored_bytes=found.stored_bytes,
-        machine=domain_xml.read_machine_type(text),
-        cpu=domain_xml.read_element(text, "cpu"),
-    )
-
-
-def _wait_for_migration(machine: Any) -> str:
-    while True:
-        answer = _monitor(machine, "query-migrate")
-        status = answer.get("status", "none")
-        if status == "completed":
-            return ""
-        if status in {"failed", "cancelled"}:
-            return str(answer.get("error-desc", status))
-        time.sleep(_POLL_S)
 
 
 def _write_save_image(path: Path, text: str, state: bytes) -> None:

@@ -20,7 +20,7 @@ from vmdriver.lifecycle.hold import SandboxHold
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.manifest import describe
-from vmdriver.lifecycle.memory_ports import STATE_BYTES, Captured
+from vmdriver.lifecycle.memory_ports import STATE_BYTES, Captured, Streamed
 from vmdriver.lifecycle.steps import FROZEN, IMAGE_PART, LAYER, PAUSED, WRITTEN
 from vmdriver.model.memory_image import ImageKind, MemoryRef
 from vmdriver.model.plan import LaunchPlan
@@ -113,9 +113,12 @@ class CaptureActions(SandboxHold):
             await self._hold_step(PAUSED, domain, lambda: memory.pause(plan.domain))
         return str(answer.get("boot_id", ""))
 
-    async def _begin_image(self, plan: LaunchPlan, directory: str) -> str:
+    async def _begin_image(
+        self, plan: LaunchPlan, directory: str, copies: int = 1
+    ) -> str:
+        """Make room for the memory, `copies` times; the path of the file for it."""
         store = self._shared.ports.memory_store
-        needed = plan.memory_mib * 2**20 + STATE_BYTES
+        needed = copies * (plan.memory_mib * 2**20 + STATE_BYTES)
         data = {"directory": directory}
         path = await self._hold_step(
             IMAGE_PART, data, lambda: store.begin(directory, needed)
@@ -131,6 +134,16 @@ class CaptureActions(SandboxHold):
         )
         assert isinstance(captured, Captured)  # noqa: S101 - a capture is never resumed half-way
         return captured
+
+    async def _stream_memory(self, plan: LaunchPlan, path: str) -> Streamed:
+        memory = self._shared.ports.memory
+        streamed = await self._hold_step(
+            WRITTEN,
+            {"domain": plan.domain},
+            lambda: memory.stream(plan.domain, f"{path}.stream"),
+        )
+        assert isinstance(streamed, Streamed)  # noqa: S101 - a capture is never resumed half-way
+        return streamed
 
     async def _publish_image(
         self,

@@ -29,6 +29,14 @@ class Captured:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """A stopped machine's memory as QEMU wrote it to the file `path`: no image yet."""
+
+    path: str
+    domain_xml: str
+
+
+@dataclass(frozen=True)
 class SavedMachine:
     """What a machine is loaded from. `memory` is the path of the file with its RAM."""
 
@@ -56,6 +64,16 @@ class MachineMemory(Protocol):
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         """Write a paused machine's RAM to the file `memory`, which is there and empty. It
         stays paused and can go on, also after an error. StorageError for the file's.
+        """
+
+    async def stream(self, domain: str, target: str) -> Streamed:
+        """Write a paused machine's memory to a new file, as fast as QEMU does it. It stays
+        paused and can go on, also after an error. StorageError for the file's.
+        """
+
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        """What `capture` gives, from what `stream` wrote, which is gone afterwards. The
+        machine is not needed.
         """
 
     async def load(

@@ -158,15 +158,15 @@ class SnapshotActions(SuspendActions, ResumeActions):
     ) -> SnapshotEntry:
         ports, layers = self._shared.ports, self.record.layers
         paths = self._shared.launcher.places.paths(self.record.id)
-        memory_path, captured = "", None
+        memory_path, streamed = "", None
         if not disk_only:
-            memory_path = await self._begin_image(plan, paths.part)
+            memory_path = await self._begin_image(plan, paths.part, copies=2)
             await self._read_ahead()
         layer = await self._new_layer(layers)
         boot_id = await self._freeze(plan, watch)
         if not disk_only:
             with watch.step("memory"):
-                captured = await self._write_memory(plan, memory_path)
+                streamed = await self._stream_memory(plan, memory_path)
         with watch.step("disk"):
             await ports.memory.switch_layer(plan.domain, layer)
             await self._settle_layer()
@@ -177,8 +177,12 @@ class SnapshotActions(SuspendActions, ResumeActions):
         still = sum(watch.steps.values())
         disk_bytes = await ports.disks.freeze_layer(layers[-1])
         ref: MemoryRef | None = None
-        if captured is not None:
+        if streamed is not None:
             target = f"{paths.snapshots}/{name}"
+            with watch.step("cut"):
+                captured = await ports.memory.split(
+                    streamed, memory_path, plan.memory_mib
+                )
             ref = await self._publish_image(
                 "snapshot", name, target, captured, boot_id, plan, watch
             )

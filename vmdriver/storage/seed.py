@@ -10,7 +10,7 @@ What images/guest/init finds in it:
     init/sandbox-uid init/sandbox-gid     for images without a user "sandbox"
     init/barrier                 only for a template, and then nothing but it and the ids:
                                  init waits to be adopted, and reads the disk again
-    root/...                     put over the image's own: etc/hostname, hosts, resolv.conf,
+    over/...                     put over the image's own: etc/hostname, hosts, resolv.conf,
                                  machine-id; opt/openshell (in memory) with auth/sandbox.jwt,
                                  tls/*, init.d/*, init.d.manifest
 """
@@ -29,8 +29,8 @@ UNIT = 1024 * 1024
 another content; what is not used is a hole.
 """
 _SLACK = 64 * 1024
-_OPENSHELL = "root/opt/openshell"
-_MODES = {"root/etc/machine-id": 0o444, "init/uuid": 0o400}
+_OPENSHELL = "over/opt/openshell"
+_MODES = {"over/etc/machine-id": 0o444, "init/uuid": 0o400}
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
     return {
         "init/environ": environ_bytes(environment),
         "init/drop-in-environ": environ_bytes(drop_in_environment),
-        "root/etc/machine-id": f"{plan.domain_uuid.replace('-', '')}\n".encode(),
+        "over/etc/machine-id": f"{plan.domain_uuid.replace('-', '')}\n".encode(),
         "init/uuid": f"{plan.domain_uuid}\n".encode(),
-        "root/etc/hostname": f"{plan.hostname}\n".encode(),
-        "root/etc/hosts": _host_lines(plan).encode(),
-        "root/etc/resolv.conf": resolvers.encode(),
+        "over/etc/hostname": f"{plan.hostname}\n".encode(),
+        "over/etc/hosts": _host_lines(plan).encode(),
+        "over/etc/resolv.conf": resolvers.encode(),
         "init/mac": f"{plan.network.lease.mac}\n".encode(),
         "init/address": f"{plan.network.guest_interface}\n".encode(),
         "init/gateway": f"{plan.network.lease.host_ip}\n".encode(),
         **_ids(plan),
-        "root/opt/openshell/init.d.manifest": "".join(
+        "over/opt/openshell/init.d.manifest": "".join(
             f"{d.name}\n" for d in plan.drop_ins
         ).encode(),
     }
@@ -109,7 +109,7 @@ def build(plan: LaunchPlan, environment: Mapping[str, str], secrets: Secrets) ->
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         # busybox's tar takes a directory's members only where it is one itself.
-        for directory in ("init", "root", f"{_OPENSHELL}/init.d", f"{_OPENSHELL}/tls"):
+        for directory in ("init", "over", f"{_OPENSHELL}/init.d", f"{_OPENSHELL}/tls"):
             _add_directory(archive, directory, 0o755)
         _add_directory(archive, f"{_OPENSHELL}/auth", 0o700)
         for name, data in _plain_files(plan, environment).items():
