@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 
@@ -131,3 +133,27 @@ def test_the_driver_is_killed_while_a_fork_begins(
         driver.wait(box, "Running")
         assert driver.delete(box)
     assert driver.delete(first)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.4])
+def test_qemu_is_killed_while_a_fork_begins(
+    new_driver: Callable[..., Driver], after_s: float
+) -> None:
+    driver = new_driver("--templates-enabled", "true")
+    first = driver.create()
+    driver.wait(first, "Running")
+    wait_for_template(driver)
+    box = driver.create(wait=False)
+    directory = driver.host.state / "libvirt" / "run" / "qemu"
+    theirs = set(directory.glob("*.pid"))
+    deadline = time.monotonic() + 20
+    while not (new := set(directory.glob("vmdriver-*.pid")) - theirs):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    pid = int(new.pop().read_text())
+    time.sleep(after_s)
+    os.kill(pid, signal.SIGKILL)
+    driver.gateway.wait_hello(box)
+    driver.wait(box, "Running")
+    for one in (first, box):
+        assert driver.delete(one)
