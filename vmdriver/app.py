@@ -33,6 +33,7 @@ from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.hold import Shared
+from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.manager import Manager
@@ -162,7 +163,9 @@ class Driver:
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
         self.extensions = ExtensionRunner(
-            load_extensions(config.extensions), config.extension, self.disks
+            load_extensions(config.extensions, LifecycleExtension),
+            config.extension,
+            self.disks,
         )
         self.hub = Hub(lambda: self.manager.snapshots())  # noqa: PLW0108 - made below
         self.manager = Manager(

@@ -107,7 +107,27 @@ def _parser() -> argparse.ArgumentParser:
     one = _leaf(commands, common, "sweep", text)
     one.add_argument("--dry-run", action="store_true", help="only list them")
     _add_memory_commands(commands, common)
+    _add_compose(commands)
     return parser
+
+
+def _add_compose(commands: Any) -> None:
+    text = "run a driver in front of another one, with extensions around its calls"
+    one = commands.add_parser("compose", help=text, description=text)
+    one.add_argument(
+        "--config",
+        type=Path,
+        help="TOML file; default /etc/vmdriver/compose.toml if it is there",
+    )
+    for name, meaning in (
+        ("base", "address of the driver behind, as unix:/run/base.sock"),
+        ("bind-socket", "socket that the gateway is given"),
+        ("state-dir", "records and ledgers; default /var/lib/vmdriver-compose"),
+        ("driver-name", "name that the gateway sees; default <base's>+<suffix>"),
+        ("suffix", "of the default name"),
+        ("log-level", "debug, info, warning or error"),
+    ):
+        one.add_argument(f"--{name}", metavar="VALUE", help=meaning)
 
 
 def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -195,6 +215,10 @@ def _reported(work: Any) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The vmdriver command."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "compose":
+        from vmdriver.cli.compose import compose
+
+        return _reported(lambda: compose(arguments))
     return _reported(lambda: _dispatch(arguments, _load(arguments)))
 
 

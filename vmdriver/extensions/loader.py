@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from typing import TypeVar
 
 from vmdriver.errors import ConfigError
-from vmdriver.lifecycle.extension_runner import check_registration
-from vmdriver.lifecycle.hooks import LifecycleExtension
 
 GROUP = "vmdriver.extensions"
+T = TypeVar("T")
 
 
-def load_extensions(names: Sequence[str]) -> list[LifecycleExtension]:
+def load_extensions(names: Sequence[str], kind: type[T]) -> list[T]:
     """One object per name. ConfigError when a name is not installed, or is not an
-    extension.
+    extension of that kind.
     """
     installed = {point.name: point for point in entry_points(group=GROUP)}
     loaded = []
@@ -32,8 +32,9 @@ def load_extensions(names: Sequence[str]) -> list[LifecycleExtension]:
                 f"extensions: {name!r} cannot be loaded: {type(error).__name__}: "
                 f"{error}"
             ) from error
-        if not isinstance(extension, LifecycleExtension):
-            raise ConfigError(f"extensions: {name!r} is not a LifecycleExtension")
+        if not isinstance(extension, kind):
+            raise ConfigError(
+                f"extensions: {name!r} is not a {kind.__name__}: it is for another driver"
+            )
         loaded.append(extension)
-    check_registration(loaded)
     return loaded

@@ -36,30 +36,45 @@ RUN = "launch-hook:"
 STAY = "delete-hook:"
 
 
+def check_names(names: Sequence[tuple[str, str]]) -> None:
+    """Of extensions and the keys that labels call them by. ConfigError for a bad or doubled
+    one.
+    """
+    seen: set[str] = set()
+    for name, key in names:
+        for text in (name, key):
+            if not _NAME.fullmatch(text):
+                raise ConfigError(
+                    f"extension name or key {text!r} is not made of A-Z a-z 0-9 . - _"
+                )
+        if name in seen:
+            raise ConfigError(f"extension {name!r} is listed twice")
+        seen.add(name)
+
+
 def check_registration(extensions: Sequence[LifecycleExtension]) -> None:
     """ConfigError for a bad or doubled name."""
-    seen: set[str] = set()
-    for extension in extensions:
-        names = [extension.name]
-        if isinstance(extension.activation, OnRequest):
-            names.append(extension.activation.key)
-        for name in names:
-            if not _NAME.fullmatch(name):
-                raise ConfigError(
-                    f"extension name or key {name!r} is not made of A-Z a-z 0-9 . - _"
-                )
-        if extension.name in seen:
-            raise ConfigError(f"extension {extension.name!r} is listed twice")
-        seen.add(extension.name)
+    check_names(
+        [
+            (
+                e.name,
+                e.activation.key if isinstance(e.activation, OnRequest) else e.name,
+            )
+            for e in extensions
+        ]
+    )
+
+
+def is_affirmative(value: str) -> bool:
+    """Whether a label's value says yes; anything unrecognised means no."""
+    return value.strip().lower() in _YES
 
 
 def is_active(extension: LifecycleExtension, labels: Mapping[str, str]) -> bool:
     """Decided by the label's value; anything unrecognised means no."""
     if not isinstance(extension.activation, OnRequest):
         return True
-    return (
-        labels.get(LABEL_PREFIX + extension.activation.key, "").strip().lower() in _YES
-    )
+    return is_affirmative(labels.get(LABEL_PREFIX + extension.activation.key, ""))
 
 
 def view_of(spec: SandboxSpec) -> SandboxView:

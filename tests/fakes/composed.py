@@ -1,0 +1,132 @@
+"""A composed driver of the tests: in this process, or as one of its own that can be killed.
+
+As a program: python -m tests.fakes.composed BASE SOCKET STATE KILL_AT [ADDRESS_SERVICE]. Its extension writes what it does to STATE/world, one
+line each, and ends the process with SIGKILL at the KILL_AT-th line (0: never).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.compose.app import Composition
+from vmdriver.compose.config import ComposeConfig
+from vmdriver.extensions.external_address import ExternalAddress
+from vmdriver.lifecycle.hooks import Everywhere
+from vmdriver.lifecycle.phases.api import Context, Extension, Hold, Until
+from vmdriver.lifecycle.phases.mutation import Draft
+
+
+def config(base: Path, socket: Path, state: Path, **more: Any) -> ComposeConfig:
+    more.setdefault("base_wait_s", 0.5)
+    return ComposeConfig(
+        base=f"unix:{base}", bind_socket=socket, state_dir=state, **more
+    )
+
+
+@asynccontextmanager
+async def composed(
+    settings: ComposeConfig, extensions: Sequence[Extension] = ()
+) -> AsyncIterator[tuple[Any, Composition]]:
+    """A stub of it, and itself."""
+    composition, stop = Composition(settings, extensions), asyncio.Event()
+    task = asyncio.create_task(composition.run(stop))
+    channel = grpc.aio.insecure_channel(
+        f"unix:{settings.bind_socket}", options=[("grpc.use_local_subchannel_pool", 1)]
+    )
+    try:
+        ready = asyncio.create_task(channel.channel_ready())
+        await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            ready.cancel()
+            task.result()
+        yield pb_grpc.ComputeDriverStub(channel), composition
+    finally:
+        await channel.close()
+        stop.set()
+        await task
+
+
+class World(Extension):
+    """Allocates two things for the sandbox's life and one for each run; every step is a line in a file."""
+
+    name = "world"
+
+    def __init__(self, path: Path, kill_at: int) -> None:
+        self._path, self._kill_at = path, kill_at
+
+    def step(self, text: str) -> None:
+        with self._path.open("a") as file:
+            file.write(text + "\n")
+        if self._kill_at and len(self._path.read_text().splitlines()) == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def _allocate(self, context: Context, name: str, until: Until) -> None:
+        self.step(f"before hold {name}")
+        await context.hold("thing", name, {"for": context.sandbox.id}, until)
+        self.step(f"+{name}")
+
+    async def before_create(self, context: Context, draft: Draft) -> None:
+        await self._allocate(context, "first", Until.DELETE)
+        await self._allocate(context, "second", Until.DELETE)
+
+    async def before_start(self, context: Context) -> None:
+        await self._allocate(context, "run", Until.STOP)
+
+    async def after_create(self, context: Context) -> None:
+        self.step("created")
+
+    async def undo(self, context: Context, hold: Hold) -> None:
+        assert hold.data == {"for": context.sandbox.id}
+        self.step(f"-{hold.name}")
+
+
+class KilledAddress(ExternalAddress):
+    """The shipped extension, whose process ends just before or just after a question to the service."""
+
+    activation = Everywhere()
+
+    def __init__(self, kill_at: int) -> None:
+        self._left = kill_at
+
+    def _step(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def _ask(self, config: Any, verb: str, path: str) -> Any:  # type: ignore[override]
+        self._step()
+        answer = await ExternalAddress._ask(config, verb, path)
+        self._step()
+        return answer
+
+
+async def main() -> None:
+    base, socket, state = (Path(text) for text in sys.argv[1:4])
+    kill_at, address_service = int(sys.argv[4]), sys.argv[5:]
+    state.mkdir(parents=True, exist_ok=True)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    if address_service:
+        name = KilledAddress.name
+        table = {name: {"url": address_service[0]}}
+        settings = config(base, socket, state, extensions=[name], extension=table)
+        await Composition(settings, [KilledAddress(kill_at)]).run(stop)
+    else:
+        world = World(state / "world", kill_at)
+        await Composition(config(base, socket, state), [world]).run(stop)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())

@@ -1,0 +1,37 @@
+"""Runs a composed driver until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from argparse import Namespace
+
+from vmdriver.compose.app import Composition
+from vmdriver.compose.config import ComposeConfig, load
+from vmdriver.extensions.loader import load_extensions
+from vmdriver.host import log
+from vmdriver.lifecycle.phases.api import Extension
+
+FLAGS = ("base", "bind_socket", "state_dir", "driver_name", "suffix", "log_level")
+"""Settings that are flags too; the rest is in the file."""
+
+
+async def _run(config: ComposeConfig, extensions: list[Extension]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Composition(config, extensions).run(stop)
+    logging.shutdown()
+
+
+def compose(arguments: Namespace) -> int:
+    """Ends with status 0 after SIGTERM or SIGINT; raises what keeps it from serving."""
+    flags = {name: getattr(arguments, name) for name in FLAGS}
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = load(arguments.config, given)
+    log.set_up(config.log_level, config.log_format)
+    extensions = load_extensions(config.extensions, Extension)  # type: ignore[type-abstract,unused-ignore]
+    asyncio.run(_run(config, extensions))
+    return 0

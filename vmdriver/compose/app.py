@@ -1,0 +1,88 @@
+"""Puts a composed driver together and runs it: the composition root of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from vmdriver.compose.base import Answered, Asked, Base
+from vmdriver.compose.config import ComposeConfig
+from vmdriver.compose.driver import ComposedDriver
+from vmdriver.compose.follower import Follower
+from vmdriver.compose.registry import Registry
+from vmdriver.compose.server import Handler
+from vmdriver.compose.store import Store
+from vmdriver.errors import DriverError
+from vmdriver.host.lock import StateLock
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.phases.api import Extension, Phase
+from vmdriver.lifecycle.phases.runner import PhaseRunner
+from vmdriver.lifecycle.ports import Guard, no_checkpoint
+from vmdriver.service.server import check_path, serve
+
+_log = logging.getLogger(__name__)
+_THREADS = 8
+
+
+class Composition:
+    """One composed driver on its socket."""
+
+    def __init__(
+        self,
+        config: ComposeConfig,
+        extensions: Sequence[Extension],
+        checkpoint: Guard = no_checkpoint,
+    ) -> None:
+        self.config = config
+        self._files = Pool("compose", _THREADS)
+        store = Store(config.state_dir, self._files, checkpoint)
+        self.base = Base(config.base, config.base_wait_s)
+        self.runner = PhaseRunner(
+            extensions,
+            config.extension,
+            frozenset(Phase),
+            store.extension_directory,
+            frozenset(config.request_parameters),
+        )
+        self.registry = Registry(self.base, store, self.runner)
+        self.driver = ComposedDriver(
+            self.base, self.registry, self.runner, config.driver_name, config.suffix
+        )
+        self.follower = Follower(self.base, self.registry)
+        self.registry.publish = self.follower.relay.publish
+        self._lock = StateLock(config.state_dir / "lock")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set."""
+        check_path(self.config.bind_socket)
+        self.config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._lock.acquire()
+        self.registry.open()
+        handler = Handler(self.driver, self.base, self.follower.relay)
+        server = await serve(
+            self.config.bind_socket, lambda s: s.add_generic_rpc_handlers((handler,))
+        )
+        _log.info(
+            "serving on %s, in front of %s", self.config.bind_socket, self.base.address
+        )
+        self.follower.start()
+        names = asyncio.create_task(self._learn_names())
+        try:
+            await stop.wait()
+        finally:
+            _log.info("ending; sandboxes go on")
+            names.cancel()
+            await self.follower.close()
+            await server.stop(0.5)
+            await self.base.close()
+            self._files.close()
+            self._lock.release()
+
+    async def _learn_names(self) -> None:
+        """Extensions are told which driver they are on, whether or not somebody asks us."""
+        with contextlib.suppress(Answered):
+            while not self.runner.driver:
+                with contextlib.suppress(DriverError):
+                    await self.driver.capabilities(b"", Asked())

@@ -1,0 +1,77 @@
+"""The composed driver's own settings. The base driver has its own, in its own process, and never
+sees these; each extension sees its own table only.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vmdriver.errors import ConfigError
+
+DEFAULT_FILE = Path("/etc/vmdriver/compose.toml")
+
+
+class ComposeConfig(BaseModel):
+    """compose.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    base: str = Field(description="address of the base driver, as unix:/run/base.sock")
+    bind_socket: Path = Field(description="socket that the gateway is given")
+    state_dir: Path = Field(
+        Path("/var/lib/vmdriver-compose"),
+        description="records and ledgers of what extensions hold",
+    )
+    driver_name: str = Field(
+        "", description="name that the gateway sees; default <base's name>+<suffix>"
+    )
+    suffix: str = Field("vmdriver", description="of the default driver_name")
+    base_wait_s: float = Field(
+        20.0, gt=0, description="how long a call waits for a base that is away"
+    )
+    extensions: list[str] = Field(
+        default_factory=list, description="extensions to load, in this order"
+    )
+    request_parameters: list[str] = Field(
+        default_factory=list,
+        description="extensions that requests may configure through driver_config",
+    )
+    extension: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=dict, description="one table per extension"
+    )
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+def load(file: Path | None, flags: Mapping[str, Any]) -> ComposeConfig:
+    """File, then flags. ConfigError names the key and where it stands."""
+    values: dict[str, Any] = {}
+    path = file or DEFAULT_FILE
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        if file is not None:
+            raise ConfigError(f"configuration file {path} does not exist") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"configuration file {path} cannot be read: {error}"
+        ) from error
+    try:
+        config = ComposeConfig.model_validate({**values, **flags})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{key}: {first['msg']}",
+            resolution=f"set it in {path}, or as --{key.replace('_', '-')}",
+        ) from error
+    for name in {*config.extension, *config.request_parameters} - {*config.extensions}:
+        raise ConfigError(
+            f"extension.{name}: is configured and not loaded",
+            resolution="list it in extensions",
+        )
+    return config

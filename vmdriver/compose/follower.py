@@ -1,0 +1,146 @@
+"""What the base driver says of its sandboxes, and what that means to extensions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.compose.base import Base
+from vmdriver.compose.registry import Registry
+from vmdriver.compose.relay import Relay
+from vmdriver.compose.sandbox import Composed
+from vmdriver.compose.store import Record, Stage
+from vmdriver.lifecycle.phases.api import Phase
+
+_log = logging.getLogger(__name__)
+_CLEAN_AGAIN_S = 5.0
+_TRANSIENT = {
+    *("reconcilererror", "dependenciesnotready", "supervisornotconnected", "starting"),
+    *("containerstarting", "containercreated", "healthcheckstarting", "inspectfailed"),
+}
+"""Reasons of Ready=False that are on the way up (contract §2.9); any other is an end."""
+Change = Callable[[Composed], Awaitable[None]]
+
+
+class Follower:
+    """Follows the base from start to end of the process."""
+
+    def __init__(self, base: Base, registry: Registry) -> None:
+        self._registry = registry
+        self.relay = Relay(base, self._on_event, self._on_list)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin; the base need not be there yet."""
+        self._spawn(self.relay.run(), "relay")
+        self._spawn(self._clean_again(), "cleaner")
+
+    async def close(self) -> None:
+        """Stop following; what is half done is taken up by the next process."""
+        self.relay.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    async def _clean_again(self) -> None:
+        while True:
+            await asyncio.sleep(_CLEAN_AGAIN_S)
+            await self._registry.clean_again()
+
+    # --- events
+
+    def _on_event(self, event: pb.WatchSandboxesEvent) -> bytes | None:
+        """Called for each; must not wait. What goes on, if it is not the same."""
+        kind = event.WhichOneof("payload")
+        if kind == "deleted":
+            box = self._registry.get(event.deleted.sandbox_id)
+            if box is not None:
+                self._spawn(self._locked(box, self._registry.end), "end")
+        elif kind == "sandbox":
+            sandbox = event.sandbox.sandbox
+            box = self._registry.get(sandbox.id)
+            if box is not None:
+                change = change_of(sandbox, box.record)
+                if change is not None:
+                    self._spawn(self._locked(box, change), "change")
+            if self._registry.add_conditions(sandbox):
+                return bytes(event.SerializeToString())
+        return None
+
+    async def _locked(self, box: Composed, change: Change) -> None:
+        async with box.lock:
+            if self._registry.get(box.record.id) is box:
+                await change(box)
+
+    # --- lists
+
+    async def _on_list(self, listed: Mapping[str, pb.DriverSandbox]) -> None:
+        """The base has just come (back): what is here and not there is gone, what was half
+        done is finished.
+        """
+        ours = self._registry.all()
+        for box in ours:
+            if (
+                not box.lock.locked()
+            ):  # else somebody is at it, and will see for himself
+                async with box.lock:
+                    await self._reconcile(box, listed.get(box.record.id))
+        others = self.relay.known() - set(listed) - {b.record.id for b in ours}
+        for sandbox_id in others:
+            if await self._registry.is_gone(sandbox_id):
+                self._registry.tell_deleted(sandbox_id)
+
+    async def _reconcile(self, box: Composed, sandbox: pb.DriverSandbox | None) -> None:
+        registry, stage = self._registry, box.record.stage
+        if stage is Stage.GONE:
+            await registry.end(box)
+        elif stage is Stage.CREATING:
+            if sandbox is None or await registry.delete_in_base(box):
+                await registry.uncreate(box)
+        elif sandbox is None:
+            if await registry.is_gone(box.record.id):
+                await registry.end(box)
+                registry.tell_deleted(box.record.id)
+        elif stage is Stage.DELETING:
+            await registry.delete_in_base(box)
+        else:
+            change = change_of(sandbox, box.record)
+            if change is not None:
+                await change(box)
+            await box.report(Phase.RECONCILE)
+
+
+def change_of(sandbox: pb.DriverSandbox, record: Record) -> Change | None:
+    """What a snapshot means to extensions. One that says nothing clear changes nothing."""
+    if not record.up:
+        return None
+    state = {c.type: c for c in reversed(sandbox.status.conditions)}
+    suspended, ready = state.get("Suspended"), state.get("Ready")
+    if suspended is not None and suspended.status.lower() == "true":
+        return Composed.run_ended
+    if ready is None:
+        return None
+    if ready.status.lower() == "true":
+        return None if record.ready_told else _ready
+    ended = ready.status.lower() == "false" and ready.reason.lower() not in _TRANSIENT
+    return Composed.run_ended if ended and record.stage is not Stage.CREATING else None
+
+
+async def _ready(box: Composed) -> None:
+    if box.record.up and not box.record.ready_told:
+        await box.update(ready_told=True)
+        await box.report(Phase.AFTER_READY)

@@ -1,0 +1,128 @@
+"""The base's events, to everyone who watches us. A base that goes away is waited for: watchers
+hear nothing meanwhile, which says that nothing has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.compose.base import Answered, Asked, Base
+from vmdriver.errors import DriverError
+from vmdriver.host.retry import backoff_s
+
+_log = logging.getLogger(__name__)
+_QUEUE = 10_000
+_LIST_TIMEOUT_S = 30.0
+
+
+class Relay:
+    """One watch of the base, for any number of ours."""
+
+    def __init__(
+        self,
+        base: Base,
+        on_event: Callable[[pb.WatchSandboxesEvent], bytes | None],
+        on_list: Callable[[dict[str, pb.DriverSandbox]], Awaitable[None]],
+    ) -> None:
+        self._base = base
+        self._on_event = on_event
+        self._on_list = on_list
+        self._last: dict[str, bytes] = {}
+        self._watchers: set[asyncio.Queue[bytes | None]] = set()
+        self.connected = asyncio.Event()
+        """Set while the base is watched and its list has been read."""
+
+    async def run(self) -> None:
+        """For ever; cancellable."""
+        failures = 0
+        while True:
+            try:
+                await self._listen()
+                failures = 0
+            except (Answered, DriverError) as error:
+                failures += 1
+                _log.info("the base driver's events ended: %s", error)
+            except Exception:  # noqa: BLE001 - whatever the base sends, we go on
+                failures += 1
+                _log.exception("the base driver's events cannot be read")
+            self.connected.clear()
+            await asyncio.sleep(backoff_s(failures, first_s=0.1, most_s=2.0))
+
+    async def _listen(self) -> None:
+        lister = asyncio.create_task(self._relist(), name="relist")
+        try:
+            async for raw in self._base.watch():
+                self._take(raw)
+        finally:
+            lister.cancel()
+            await asyncio.wait({lister})
+
+    async def _relist(self) -> None:
+        """A watch says what is there; only a list says what is not there any more."""
+        failures = 0
+        while True:
+            try:
+                asked = Asked(timeout_s=_LIST_TIMEOUT_S)
+                raw = await self._base.call("ListSandboxes", b"", asked)
+                answer = pb.ListSandboxesResponse.FromString(raw)
+                await self._on_list({s.id: s for s in answer.sandboxes})
+            except (Answered, DriverError) as error:
+                failures += 1
+                _log.info("the base driver's list cannot be had: %s", error)
+            except Exception:  # noqa: BLE001 - as above
+                failures += 1
+                _log.exception("the base driver's list cannot be read")
+            else:
+                self.connected.set()
+                return
+            await asyncio.sleep(backoff_s(failures, first_s=0.1, most_s=2.0))
+
+    def _take(self, raw: bytes) -> None:
+        event = pb.WatchSandboxesEvent.FromString(raw)
+        changed = self._on_event(event)
+        self.publish(event, raw if changed is None else changed)
+
+    def publish(self, event: pb.WatchSandboxesEvent, raw: bytes) -> None:
+        """To every watcher; snapshots are kept for those who come later."""
+        kind = event.WhichOneof("payload")
+        if kind == "sandbox":
+            self._last[event.sandbox.sandbox.id] = raw
+        elif kind == "deleted":
+            self._last.pop(event.deleted.sandbox_id, None)
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(raw)
+
+    def known(self) -> set[str]:
+        """Ids of what the base has told us of."""
+        return set(self._last)
+
+    async def watch(self) -> AsyncIterator[bytes | None]:
+        """First everything, then every event. None: this watcher fell behind, and must watch
+        again.
+        """
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE)
+        self._watchers.add(queue)
+        try:
+            for raw in list(self._last.values()):
+                yield raw
+            while True:
+                found = await queue.get()
+                yield found
+                if found is None:
+                    return
+        finally:
+            self._watchers.discard(queue)
+
+    def close(self) -> None:
+        """End every watch."""
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)

@@ -1,0 +1,117 @@
+"""One sandbox behind a composed driver: its record, what is held for it, and the phases around
+what happens to it. One thing at a time happens to a sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmdriver.compose.store import Record, Stage, Store
+from vmdriver.errors import DriverError
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.phases.api import Phase
+from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.phases.runner import PhaseRunner, Subject, holds_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Composed:
+    """A sandbox. `lock` is held by whoever does something to it."""
+
+    record: Record
+    ledger: Ledger
+    store: Store
+    runner: PhaseRunner
+    tell: Callable[[str, str, str], None]
+    """Publishes a platform event: sandbox id, reason, message."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    trouble: str = ""
+    """What could not be undone, for conditions and `inspect`."""
+
+    async def update(self, **changes: Any) -> None:
+        """Change the record, durably."""
+        self.record = self.record.model_copy(update=changes)
+        await self.store.save(self.record)
+
+    def subject(self, trace: Mapping[str, str] | None = None) -> Subject:
+        """As the runner needs it."""
+        record = self.record
+        return Subject(record.sandbox, record.activation, self.ledger, trace or {})
+
+    async def ask(
+        self, phase: Phase, trace: Mapping[str, str], draft: Draft | None = None
+    ) -> None:
+        """A set-up phase; the first error is raised."""
+        await self.runner.ask(phase, self.subject(trace), draft)
+
+    async def report(self, phase: Phase) -> None:
+        """A phase about what has happened; errors are shown."""
+        for problem in await self.runner.tell(phase, self.subject()):
+            self.tell(self.record.id, "ExtensionFailed", problem)
+
+    # --- ends
+
+    async def run_ended(self) -> None:
+        """A run is over, however; told once."""
+        if not self.record.up:
+            return
+        await self.report(Phase.AFTER_STOP)
+        await self.give_back(Scope.RUNTIME)
+        await self.update(up=False, ready_told=False)
+
+    async def create_failed(self) -> None:
+        """The base does not have it: as if it had never been asked for."""
+        if self.record.stage is not Stage.GONE:
+            await self.run_ended()
+            await self.report(Phase.ON_CREATE_FAILED)
+        await self._forget()
+
+    async def gone(self) -> None:
+        """The base does not have it any more."""
+        if self.record.stage is not Stage.GONE:
+            await self.run_ended()
+            await self.report(Phase.AFTER_DELETE)
+        await self._forget()
+
+    async def _forget(self) -> None:
+        await self.give_back(None)
+        if self.ledger.held() or self.record.stage is not Stage.GONE:
+            await self.update(stage=Stage.GONE, up=False)
+        if not self.ledger.held():
+            await self.store.remove(self.record.id)
+
+    async def give_back(self, scope: Scope | None) -> None:
+        """Undo what is held. What fails stays, and is tried again by `Cleaner`."""
+        problems = await self.runner.give_back(self.subject(), scope)
+        text = "; ".join(problems)
+        if text and text != self.trouble:
+            self.tell(self.record.id, "ExtensionCleanupFailed", text)
+        self.trouble = text
+
+    @property
+    def forgotten(self) -> bool:
+        """Nothing is left of it, here or anywhere."""
+        return self.record.stage is Stage.GONE and not self.ledger.held()
+
+    def overdue(self) -> bool:
+        """Whether something should have been given back by now."""
+        if self.record.stage is Stage.GONE:
+            return True
+        held = {h.scope for h in holds_of(self.ledger)}
+        return not self.record.up and Scope.RUNTIME in held
+
+    async def clean_again(self) -> None:
+        """Try once more."""
+        try:
+            if self.record.stage is Stage.GONE:
+                await self._forget()
+            elif self.overdue():
+                await self.give_back(Scope.RUNTIME)
+        except DriverError as error:
+            _log.warning("%s: %s", self.record.id, error)

@@ -1,0 +1,80 @@
+"""The edge of a composed driver: every call of the contract, and calls that we have never heard
+of, as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+
+from vmdriver.compose.base import SERVICE, Answered, Asked, Base
+from vmdriver.compose.driver import ComposedDriver
+from vmdriver.compose.relay import Relay
+
+Flow = Callable[[bytes, Asked], Awaitable[bytes]]
+_HOP_BY_HOP = ("grpc-", ":", "user-agent", "content-type", "te")
+
+
+def _asked(context: Any) -> Asked:
+    metadata = tuple(
+        (key, value)
+        for key, value in context.invocation_metadata() or ()
+        if not key.startswith(_HOP_BY_HOP)
+    )
+    return Asked(metadata, context.time_remaining())
+
+
+class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
+    """Every method of the service, by its path."""
+
+    def __init__(self, driver: ComposedDriver, base: Base, relay: Relay) -> None:
+        self._base = base
+        self._relay = relay
+        self._flows: Mapping[str, Flow] = {
+            "GetCapabilities": driver.capabilities,
+            "ValidateSandboxCreate": driver.validate,
+            "CreateSandbox": driver.create,
+            "GetSandbox": driver.get,
+            "ListSandboxes": driver.listed,
+            "StartSandbox": driver.start,
+            "StopSandbox": driver.stop,
+            "DeleteSandbox": driver.delete,
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of one call; None for other services."""
+        method = str(handler_call_details.method)
+        if not method.startswith(SERVICE):
+            return None
+        name = method.removeprefix(SERVICE)
+        if name == "WatchSandboxes":
+            return grpc.unary_stream_rpc_method_handler(self._watch)
+        flow = self._flows.get(name) or self._forward(method)
+        return grpc.unary_unary_rpc_method_handler(_unary(flow))
+
+    def _forward(self, method: str) -> Flow:
+        async def forward(raw: bytes, asked: Asked) -> bytes:
+            return await self._base.call(method, raw, asked)
+
+        return forward
+
+    async def _watch(self, _raw: bytes, context: Any) -> AsyncIterator[bytes]:
+        async for event in self._relay.watch():
+            if event is None:
+                text = "the events end here; watch again for the full list"
+                await context.abort(grpc.StatusCode.ABORTED, text)
+                return
+            yield event
+
+
+def _unary(flow: Flow) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def call(raw: bytes, context: Any) -> bytes:
+        try:
+            return await flow(raw, _asked(context))
+        except Answered as error:
+            await context.abort(error.code, error.text, error.trailing)
+            raise
+
+    return call
