@@ -1,0 +1,264 @@
+"""Measures what a composed driver costs: its base's answers directly and through it, taking turns, in one run. Started by
+scripts/bench compose.
+
+The base is our own gRPC server over a fake host with 1,000 known sandboxes; base, composed driver and client are processes of
+their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts"))
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+import grpc  # noqa: E402
+from bench import median, stopped_records, table  # noqa: E402
+
+from tests.fakes.composed import config  # noqa: E402
+from tests.fakes.driver import SETTINGS  # noqa: E402
+from tests.fakes.service import sandbox, served  # noqa: E402
+from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
+from vmdriver.compose.app import Composition  # noqa: E402
+from vmdriver.lifecycle.phases.api import Extension, Phase  # noqa: E402
+
+SANDBOXES, EVENTS, NO_OPS = 1000, 3000, 10
+
+
+def no_op(number: int) -> Extension:
+    async def nothing(*_: Any) -> None:
+        return
+
+    body = {phase.value: nothing for phase in Phase}
+    return type(f"NoOp{number}", (Extension,), {**body, "name": f"no-op-{number}"})()
+
+
+async def base(directory: Path) -> None:
+    """Serve until SIGTERM; SIGUSR1 makes EVENTS events."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    settings = dataclasses.replace(SETTINGS, max_sandboxes=9999)
+    world = stopped_records(SANDBOXES)
+    async with served(
+        directory, world=world, settings=settings, watch_limit=10 * EVENTS
+    ) as s:
+        worker = s.driver.manager.workers["r0000"]
+
+        async def flood() -> None:
+            for number in range(EVENTS):
+                worker.tell("Bench", str(number))
+                if number % 20 == 0:
+                    await asyncio.sleep(0)
+
+        tasks: list[Any] = []
+        loop.add_signal_handler(
+            signal.SIGUSR1, lambda: tasks.append(loop.create_task(flood()))
+        )
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        await stop.wait()
+
+
+async def composed(directory: Path, extensions: int) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    settings = config(
+        directory / "run" / "d.sock",
+        directory / "c" / f"{extensions}.sock",
+        directory / f"s{extensions}",
+    )
+    await Composition(settings, [no_op(n) for n in range(extensions)]).run(stop)
+
+
+class Side:
+    """One of the two ways to the same base."""
+
+    def __init__(self, socket: Path) -> None:
+        options = [
+            ("grpc.max_receive_message_length", 64 * 2**20),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self.channel = grpc.aio.insecure_channel(f"unix:{socket}", options=options)
+        self.stub: Any = pb_grpc.ComputeDriverStub(self.channel)
+
+    async def get(self) -> None:
+        await self.stub.GetSandbox(pb.GetSandboxRequest(sandbox_id="r0000"))
+
+    async def list(self) -> None:
+        await self.stub.ListSandboxes(pb.ListSandboxesRequest())
+
+    async def validate(self) -> None:
+        request = pb.ValidateSandboxCreateRequest(sandbox=sandbox("new"))
+        await self.stub.ValidateSandboxCreate(request)
+
+
+async def timed(call: Callable[[], Awaitable[None]]) -> float:
+    begun = time.perf_counter()
+    await call()
+    return (time.perf_counter() - begun) * 1e3
+
+
+async def in_turns(
+    first: Any, second: Any, rounds: int
+) -> tuple[list[float], list[float]]:
+    found: tuple[list[float], list[float]] = ([], [])
+    for _ in range(20):
+        await first()
+        await second()
+    for _ in range(rounds):
+        found[0].append(await timed(first))
+        found[1].append(await timed(second))
+    return found
+
+
+async def crowd(call: Any, rounds: int) -> list[float]:
+    """Milliseconds of each call while 32 are under way."""
+    times: list[float] = []
+
+    async def one() -> None:
+        for _ in range(rounds):
+            times.append(await timed(call))
+
+    await asyncio.gather(*(one() for _ in range(32)))
+    return times
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
+
+
+async def events_a_second(side: Side, pid: int) -> float:
+    stream = side.stub.WatchSandboxes(pb.WatchSandboxesRequest())
+    for _ in range(SANDBOXES):
+        await stream.read()
+    os.kill(pid, signal.SIGUSR1)
+    begun = time.perf_counter()
+    for _ in range(EVENTS):
+        await stream.read()
+    took = time.perf_counter() - begun
+    stream.cancel()
+    return EVENTS / took
+
+
+async def measure(directory: Path, base_pid: int, rounds: int) -> dict[str, float]:
+    direct = Side(directory / "run" / "d.sock")
+    plain, busy = (Side(directory / "c" / f"{n}.sock") for n in (0, NO_OPS))
+    result: dict[str, float] = {}
+    for name in ("get", "list"):
+        many = rounds * 40 if name == "get" else rounds * 4
+        a, b = await in_turns(getattr(direct, name), getattr(plain, name), many)
+        result[f"{name}_direct_ms"], result[f"{name}_composed_ms"] = (
+            median(a),
+            median(b),
+        )
+    a, b = await in_turns(direct.validate, busy.validate, rounds * 20)
+    c, d = await in_turns(direct.validate, plain.validate, rounds * 20)
+    result["validate_direct_ms"] = median(a + c)
+    result["validate_composed_ms"] = median(d)
+    result["validate_10_extensions_ms"] = median(b)
+    crowds: dict[str, list[float]] = {"direct": [], "composed": []}
+    for _ in range(rounds):
+        crowds["direct"] += await crowd(direct.get, 20)
+        crowds["composed"] += await crowd(plain.get, 20)
+    result["crowd_p99_direct_ms"] = p99(crowds["direct"])
+    result["crowd_p99_composed_ms"] = p99(crowds["composed"])
+    rates: dict[str, list[float]] = {"direct": [], "composed": []}
+    for _ in range(rounds):
+        rates["direct"].append(await events_a_second(direct, base_pid))
+        rates["composed"].append(await events_a_second(plain, base_pid))
+    result["events_direct"], result["events_composed"] = (
+        median(rates["direct"]),
+        median(rates["composed"]),
+    )
+    for side in (direct, plain, busy):
+        await side.channel.close()
+    return result
+
+
+def show(v: dict[str, float]) -> None:
+    def added(name: str, key: str = "composed") -> str:
+        direct, through = v[f"{name}_direct_ms"], v[f"{name}_{key}_ms"]
+        return f"{direct:.2f} ms directly, {through:.2f} ms through it: + {through - direct:.2f} ms"
+
+    table(
+        "A composed driver, against its base directly (1,000 sandboxes; goals: + 1 ms, p99 + 3 ms, 0.8, + 2 ms)",
+        [
+            ("GetSandbox", added("get")),
+            ("ListSandboxes", added("list")),
+            ("ValidateSandboxCreate", added("validate")),
+            ("the same, 10 no-op extensions", added("validate", "10_extensions")),
+            ("GetSandbox p99, 32 at a time", added("crowd_p99")),
+            (
+                "events to a watcher",
+                f"{v['events_composed']:.0f}/s = {v['events_composed'] / v['events_direct']:.2f} of {v['events_direct']:.0f}/s",
+            ),
+            ("memory of the composed driver", f"{v['rss_mib']:.0f} MiB"),
+        ],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--as-base", type=Path)
+    parser.add_argument("--as-composed", type=Path)
+    parser.add_argument("--extensions", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.as_base:
+        asyncio.run(base(arguments.as_base))
+        return 0
+    if arguments.as_composed:
+        asyncio.run(composed(arguments.as_composed, arguments.extensions))
+        return 0
+    directory = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
+    program = [sys.executable, __file__]
+    running = [subprocess.Popen([*program, "--as-base", str(directory)])]
+    for count in (0, NO_OPS):
+        running.append(
+            subprocess.Popen(
+                [*program, "--as-composed", str(directory), "--extensions", str(count)]
+            )
+        )
+    try:
+        wanted = [
+            directory / "run" / "d.sock",
+            *(directory / "c" / f"{n}.sock" for n in (0, NO_OPS)),
+        ]
+        deadline = time.monotonic() + 60
+        while not all(path.exists() for path in wanted):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the drivers did not start")
+            time.sleep(0.1)
+        time.sleep(2)
+        figures = asyncio.run(
+            measure(directory, running[0].pid, max(5, arguments.rounds))
+        )
+        status = Path(f"/proc/{running[1].pid}/status").read_text()
+        figures["rss_mib"] = int(status.split("VmRSS:")[1].split()[0]) / 1024
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(20)
+        shutil.rmtree(directory, ignore_errors=True)
+    show(figures)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
