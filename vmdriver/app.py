@@ -310,7 +310,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         config.gateway_manages_lifecycle,
     )
     compute = ComputeDriver(identity, readiness, driver.hub)
-    operators = admin.Admin(readiness, driver.hub)
+    operators = admin.Admin(readiness, driver.hub, config.driver_name)
     servers = [
         await serve(config.bind_socket, partial(servicer.register, compute)),
         await serve(admin_socket(config), partial(admin.register, operators)),

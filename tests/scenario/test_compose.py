@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from vmdriver.compose.config import load
 from vmdriver.errors import ConfigError, Exhausted
 from vmdriver.lifecycle.hooks import OnRequest
 from vmdriver.lifecycle.phases.api import Call, Extension, Phase, Until
+from vmdriver.service import admin_client
 
 LOG: list[tuple[str, str]] = []
 ROOT = Path(__file__).resolve().parents[2]
@@ -558,3 +560,71 @@ def test_the_configuration_names_what_is_wrong(tmp_path: Path) -> None:
         load(path, {})
     path.write_text('base = "unix:/b"\nbind_socket = "/c"\n')
     assert load(path, {"suffix": "w"}).suffix == "w"
+
+
+# --- discovery
+
+
+async def capabilities(tmp_path: Path) -> dict[str, Any]:
+    socket = tmp_path / "s" / "run" / "admin.sock"
+    return await asyncio.to_thread(admin_client.extension_capabilities, socket)
+
+
+async def test_what_extensions_can_do_and_hold_can_be_asked_for(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    broken = [False]
+
+    async def hold(self: Extension, context: Any, _draft: Any) -> None:
+        await context.hold("thing", "one")
+
+    async def undo(self: Extension, context: Any, hold: Any) -> None:
+        if broken[0]:
+            raise RuntimeError("not now")
+
+    disk = optional(
+        before_create=hold, undo=undo, required=frozenset({Phase.RECONCILE})
+    )
+    wide = settings(base, tmp_path, extensions=["disk"], request_parameters=["disk"])
+    async with composed(wide, [disk]) as (stub, _):
+        await stub.CreateSandbox(create(asking(**{"disk": "on", "disk.size": "7"})))
+        await until(lambda: ("disk", "after_ready") in LOG)
+        found = await capabilities(tmp_path)
+        assert found["driver_name"] == "process+vmdriver"
+        assert found["base_driver_name"] == "process"
+        assert found["phases"] == [phase.value for phase in Phase]
+        (entry,) = found["extensions"]
+        assert (entry["name"], entry["label_key"]) == ("disk", "disk")
+        assert entry["required_phases"] == ["reconcile"]
+        assert entry["parameters_schema"] == Size.model_json_schema()
+        assert entry["sandboxes"] == ["s1"]
+        schema = found["driver_config_schema"]["properties"]["extensions"]
+        assert schema["properties"] == {"disk": Size.model_json_schema()}
+        points = {point["field"]: point for point in found["mutation_points"]}
+        assert points["template.labels"]["phases"] == ["prepare_plan", "before_create"]
+        assert points["template.labels"]["keyed"]
+        (held,) = found["held"]
+        assert (held["kind"], held["until"], held["orphan"]) == (
+            "thing",
+            "delete",
+            False,
+        )
+        broken[0] = True
+        await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        await until(lambda: ("disk", "after_delete") in LOG)
+        program = [str(Path(sys.executable).parent / "vmdriver"), "extensions"]
+        where = ["--admin-socket", str(tmp_path / "s" / "run" / "admin.sock")]
+
+        def run(*arguments: str) -> str:
+            command = [*program, *arguments, *where]
+            return subprocess.run(
+                command, check=True, capture_output=True, text=True
+            ).stdout
+
+        (orphan,) = json.loads(await asyncio.to_thread(run, "orphans", "--json"))
+        assert orphan["orphan"]
+        assert "RuntimeError" in orphan["problem"]
+        assert "disk" in await asyncio.to_thread(run, "ls")
+        shown = json.loads(await asyncio.to_thread(run, "describe", "disk"))
+        assert shown["name"] == "disk"
+        broken[0] = False

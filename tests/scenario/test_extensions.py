@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
+from vmdriver._proto import admin_pb2
+from vmdriver.cli.main import main
 from vmdriver.errors import ConfigError, Exhausted
 from vmdriver.lifecycle.hooks import LifecycleExtension, OnRequest
 from vmdriver.model.phase import Phase
+from vmdriver.service.admin import Admin
+from vmdriver.service.servicer import Readiness
 
 LOG: list[tuple[Any, ...]] = []
 
@@ -273,3 +278,22 @@ def test_bad_and_doubled_names_are_refused_at_start() -> None:
     ):
         with pytest.raises(ConfigError):
             FakeDriver(World(), extensions=extensions)
+
+
+async def test_what_takes_part_can_be_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    driver = await started(Recorder("a"))
+    readiness = Readiness()
+    readiness.set(driver.manager)
+    found = await Admin(readiness, driver.hub, "vm").GetExtensionCapabilities(
+        admin_pb2.GetExtensionCapabilitiesRequest(), None
+    )
+    (entry,) = found.extensions
+    assert (entry.name, list(entry.sandboxes)) == ("a", ["s1"])
+    assert "configure_launch" in entry.phases
+    assert "before_fork" not in entry.phases, "Recorder does not define it"
+    assert found.api == "hooks"
+    await driver.close()
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(found.driver_config_schema)

@@ -472,3 +472,54 @@ async def test_a_machine_that_waits_is_taken_over_whole() -> None:
         o for o in world.objects() if not o.startswith("file layers/template")
     } == set()
     await again.close()
+
+
+async def waiting(driver: FakeDriver, count: int) -> None:
+    pool, (template,) = driver.manager.warm_pool, driver.manager.templates.listed()
+    for _ in range(300):
+        if pool.count(template.key) == count:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{pool.count(template.key)} machines wait, not {count}")
+
+
+async def test_the_sweep_at_start_leaves_the_new_pool_alone() -> None:
+    driver = await with_template(warm_pool=2)
+    await waiting(driver, 2)
+    world = driver.world
+    await driver.kill()
+    again = FakeDriver(world, settings=dataclasses.replace(TEMPLATES, warm_pool=2))
+    await again.manager.recover()
+    await waiting(again, 2)
+    layers = again.manager.warm_pool.layers()
+    assert len(layers) == 2
+    assert layers <= world.files, "no machine waits on a disk that was swept away"
+    assert sum("/warm-" in world.marks[d] for d in world.domains) == 2
+    await again.close()
+
+
+@pytest.mark.parametrize("call", ["take over files", "mark tap", "write record"])
+async def test_a_claim_that_comes_to_nothing_leaves_no_machine(call: str) -> None:
+    driver = await with_template(warm_pool=1)
+    await waiting(driver, 1)
+    world = driver.world
+    first = {d for d in world.domains if not world.marks[d].count("/warm-")}
+    if call == "write record":  # cancelled instead, just after the claim
+        await driver.manager.create(spec("second"), None)
+        await driver.manager.delete("second", "")
+    else:
+        world.fail = lambda made: made.startswith(call)
+        await driver.manager.create(spec("second"), None)
+        await driver.settled()
+        world.fail = lambda _: False
+        assert driver.phase("second") is Phase.FAILED
+        await driver.manager.delete("second", "")
+    await driver.manager.close_background()
+    assert set(world.domains) == first
+    assert not driver.manager.warm_pool.layers()
+    kept = {t.layer for t in driver.manager.templates.listed()}
+    record = driver.manager.workers["first"].record
+    assert {f for f in world.files if f.startswith("layers/")} == kept | {
+        *record.layers
+    }
+    await driver.close()

@@ -134,3 +134,81 @@ class DeleteTemplateRequest(_message.Message):
 class DeleteTemplateResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class GetExtensionCapabilitiesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetExtensionCapabilitiesResponse(_message.Message):
+    __slots__ = ("driver_name", "base_driver_name", "api", "phases", "mutation_points", "extensions", "held", "driver_config_schema")
+    DRIVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    BASE_DRIVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    API_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_POINTS_FIELD_NUMBER: _ClassVar[int]
+    EXTENSIONS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_CONFIG_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    driver_name: str
+    base_driver_name: str
+    api: str
+    phases: _containers.RepeatedScalarFieldContainer[str]
+    mutation_points: _containers.RepeatedCompositeFieldContainer[MutationPoint]
+    extensions: _containers.RepeatedCompositeFieldContainer[Extension]
+    held: _containers.RepeatedCompositeFieldContainer[Held]
+    driver_config_schema: str
+    def __init__(self, driver_name: _Optional[str] = ..., base_driver_name: _Optional[str] = ..., api: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., mutation_points: _Optional[_Iterable[_Union[MutationPoint, _Mapping]]] = ..., extensions: _Optional[_Iterable[_Union[Extension, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., driver_config_schema: _Optional[str] = ...) -> None: ...
+
+class MutationPoint(_message.Message):
+    __slots__ = ("field", "phases", "keyed", "meaning")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    KEYED_FIELD_NUMBER: _ClassVar[int]
+    MEANING_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    phases: _containers.RepeatedScalarFieldContainer[str]
+    keyed: bool
+    meaning: str
+    def __init__(self, field: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., keyed: _Optional[bool] = ..., meaning: _Optional[str] = ...) -> None: ...
+
+class Extension(_message.Message):
+    __slots__ = ("name", "version", "label_key", "phases", "skipped_phases", "required_phases", "parameters_schema", "configuration_schema", "request_parameters", "sandboxes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_KEY_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_PHASES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_PHASES_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SANDBOXES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    label_key: str
+    phases: _containers.RepeatedScalarFieldContainer[str]
+    skipped_phases: _containers.RepeatedScalarFieldContainer[str]
+    required_phases: _containers.RepeatedScalarFieldContainer[str]
+    parameters_schema: str
+    configuration_schema: str
+    request_parameters: bool
+    sandboxes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., label_key: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., skipped_phases: _Optional[_Iterable[str]] = ..., required_phases: _Optional[_Iterable[str]] = ..., parameters_schema: _Optional[str] = ..., configuration_schema: _Optional[str] = ..., request_parameters: _Optional[bool] = ..., sandboxes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("sandbox", "extension", "kind", "name", "until", "orphan", "problem")
+    SANDBOX_FIELD_NUMBER: _ClassVar[int]
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    ORPHAN_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    sandbox: str
+    extension: str
+    kind: str
+    name: str
+    until: str
+    orphan: bool
+    problem: str
+    def __init__(self, sandbox: _Optional[str] = ..., extension: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., until: _Optional[str] = ..., orphan: _Optional[bool] = ..., problem: _Optional[str] = ...) -> None: ...

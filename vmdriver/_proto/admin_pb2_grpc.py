@@ -74,6 +74,11 @@ class AdminStub:
                 request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateRequest.SerializeToString,
                 response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateResponse.FromString,
                 _registered_method=True)
+        self.GetExtensionCapabilities = channel.unary_unary(
+                '/vmdriver.admin.v1.Admin/GetExtensionCapabilities',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -132,6 +137,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetExtensionCapabilities(self, request, context):
+        """What extensions can do here, which there are, and what they hold. A composed driver serves this call alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,6 +186,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.DeleteTemplate,
                     request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateRequest.FromString,
                     response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateResponse.SerializeToString,
+            ),
+            'GetExtensionCapabilities': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExtensionCapabilities,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -392,6 +409,33 @@ class Admin:
             '/vmdriver.admin.v1.Admin/DeleteTemplate',
             vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateRequest.SerializeToString,
             vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExtensionCapabilities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmdriver.admin.v1.Admin/GetExtensionCapabilities',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -107,8 +107,23 @@ def _parser() -> argparse.ArgumentParser:
     one = _leaf(commands, common, "sweep", text)
     one.add_argument("--dry-run", action="store_true", help="only list them")
     _add_memory_commands(commands, common)
+    _add_extension_commands(commands, common)
     _add_compose(commands)
     return parser
+
+
+def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    text = "list extensions of a running driver, what they may do and what they hold"
+    group = commands.add_parser("extensions", help=text, description=text)
+    actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _leaf(
+        actions, common, "ls", "list them; --admin-socket names another driver's socket"
+    )
+    one = _leaf(actions, common, "describe", "show one, with its schemas")
+    one.add_argument("name", help="the extension's name")
+    _leaf(actions, common, "orphans", "list what should have been given back by now")
+    text = "print the JSON Schema of a request's template.driver_config"
+    _leaf(commands, common, "schema", text)
 
 
 def _add_compose(commands: Any) -> None:
@@ -181,6 +196,10 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         return plan(loaded, arguments.request)
     from vmdriver.cli import memory, show
 
+    if arguments.command in {"extensions", "schema"}:
+        from vmdriver.cli import extensions
+
+        return int(getattr(extensions, arguments.command)(loaded, arguments))
     if arguments.command in {"suspend", "resume", "snapshot", "template"}:
         return int(getattr(memory, arguments.command)(loaded, arguments))
     commands: dict[str, Any] = {

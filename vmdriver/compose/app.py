@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+from vmdriver.compose import admin
 from vmdriver.compose.base import Answered, Asked, Base
 from vmdriver.compose.config import ComposeConfig
 from vmdriver.compose.driver import ComposedDriver
@@ -52,18 +55,17 @@ class Composition:
         )
         self.follower = Follower(self.base, self.registry)
         self.registry.publish = self.follower.relay.publish
+        self.admin_socket = config.state_dir / "run" / "admin.sock"
         self._lock = StateLock(config.state_dir / "lock")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
         check_path(self.config.bind_socket)
+        check_path(self.admin_socket, "state_dir")
         self.config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._lock.acquire()
         self.registry.open()
-        handler = Handler(self.driver, self.base, self.follower.relay)
-        server = await serve(
-            self.config.bind_socket, lambda s: s.add_generic_rpc_handlers((handler,))
-        )
+        servers = await self._serve()
         _log.info(
             "serving on %s, in front of %s", self.config.bind_socket, self.base.address
         )
@@ -75,10 +77,21 @@ class Composition:
             _log.info("ending; sandboxes go on")
             names.cancel()
             await self.follower.close()
-            await server.stop(0.5)
+            await asyncio.gather(*(server.stop(0.5) for server in servers))
             await self.base.close()
             self._files.close()
             self._lock.release()
+
+    async def _serve(self) -> list[Any]:
+        handler = Handler(self.driver, self.base, self.follower.relay)
+        operators = admin.Admin(self.runner, self.registry)
+        return [
+            await serve(
+                self.config.bind_socket,
+                lambda server: server.add_generic_rpc_handlers((handler,)),
+            ),
+            await serve(self.admin_socket, partial(admin.register, operators)),
+        ]
 
     async def _learn_names(self) -> None:
         """Extensions are told which driver they are on, whether or not somebody asks us."""

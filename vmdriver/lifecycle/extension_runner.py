@@ -54,15 +54,7 @@ def check_names(names: Sequence[tuple[str, str]]) -> None:
 
 def check_registration(extensions: Sequence[LifecycleExtension]) -> None:
     """ConfigError for a bad or doubled name."""
-    check_names(
-        [
-            (
-                e.name,
-                e.activation.key if isinstance(e.activation, OnRequest) else e.name,
-            )
-            for e in extensions
-        ]
-    )
+    check_names([(e.name, label_key(e) or e.name) for e in extensions])
 
 
 def is_affirmative(value: str) -> bool:
@@ -84,6 +76,12 @@ def view_of(spec: SandboxSpec) -> SandboxView:
     )
 
 
+def label_key(extension: LifecycleExtension) -> str:
+    """What labels call it; "" when it is active for every sandbox."""
+    kind = extension.activation
+    return kind.key if isinstance(kind, OnRequest) else ""
+
+
 class ExtensionRunner:
     """All installed extensions, in registration order."""
 
@@ -97,6 +95,10 @@ class ExtensionRunner:
         self._extensions = {extension.name: extension for extension in extensions}
         self._configs = configs
         self._disks = disks
+
+    def loaded(self) -> list[LifecycleExtension]:
+        """In registration order."""
+        return list(self._extensions.values())
 
     def active_for(self, spec: SandboxSpec) -> tuple[str, ...]:
         """Names of the extensions that will accompany this sandbox; stored at create."""

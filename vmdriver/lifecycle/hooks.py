@@ -290,3 +290,21 @@ class LifecycleExtension:
 
     async def after_restore(self, context: HookContext, kind: RestoreKind) -> None:
         """It is back. Errors are logged."""
+
+
+HOOKS = (
+    *("configure_launch", "before_launch", "after_launch_failed", "after_delete"),
+    *("before_restore", "after_restore"),
+    *("before_suspend", "before_snapshot", "before_fork"),
+)
+"""Every hook by name."""
+
+
+def hooks_of(extension: LifecycleExtension) -> tuple[str, ...]:
+    """The hooks that it defines."""
+    kind = type(extension)
+    return tuple(
+        name
+        for name in HOOKS
+        if getattr(kind, name) is not getattr(LifecycleExtension, name)
+    )

@@ -61,6 +61,7 @@ class Manager:
         self._journals = journals
         self._checkpoint = checkpoint
         self._shared = shared(self)
+        self.extensions = self._shared.extensions
         self.templates = self._shared.templates
         self.warm_pool = self._shared.warm_pool
         self._creating: dict[str, SandboxRecord] = {}
@@ -85,11 +86,7 @@ class Manager:
             self.workers[record.id] = SandboxWorker(record, ledger, self._shared)
         ports.hypervisor.on_change(self._hint)
         await self._shared.templates.recover()
-        for orphan in await sweep.orphans(ports, set(self.workers)):
-            _log.warning(
-                "removing %s %s: no record claims it", orphan.kind, orphan.name
-            )
-            await sweep.remove(ports, orphan, self.settings.instance)
+        await sweep.remove_orphans(ports, set(self.workers), self.settings.instance)
         await sweep.remove_unneeded_files(
             ports, self._shared.launcher.places, self.records(), self._layers_begun()
         )

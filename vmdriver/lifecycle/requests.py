@@ -22,20 +22,39 @@ MIN_MEMORY_MIB = 128
 """Our boot files (Debian 12, kernel 6.1) panic for want of memory with 96 MiB and reach
 init with 128 (measured under TCG).
 """
-DRIVER_CONFIG_KEYS: tuple[str, ...] = ("on_stop", "from_snapshot")
 ON_STOP = ("shutdown", "suspend")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "on_stop": {
+            "enum": list(ON_STOP),
+            "description": "what a stop does; the operator's on_stop by default",
+        },
+        "from_snapshot": {
+            "type": "string",
+            "pattern": f"^[^/]+/{_SNAPSHOT_NAME.pattern}$",
+            "description": "SANDBOX/NAME: start from the disk of that snapshot",
+        },
+    },
+}
+"""JSON Schema of template.driver_config, for people and programs; the check below decides."""
 
 
 def check_driver_config(config: Mapping[str, Any]) -> None:
     """InvalidRequest for an unknown key or a wrong value, with the key's path."""
     for key, value in config.items():
         path = f"template.driver_config.{key}"
-        if key not in DRIVER_CONFIG_KEYS:
+        known = DRIVER_CONFIG_SCHEMA["properties"]
+        if key not in known:
             raise InvalidRequest(
                 path,
                 "is not a key of this driver",
-                resolution=f"known keys: {', '.join(DRIVER_CONFIG_KEYS)}",
+                resolution=f"known keys: {', '.join(known)}",
             )
         if not isinstance(value, str):
             raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")

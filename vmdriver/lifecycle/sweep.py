@@ -20,6 +20,13 @@ async def orphans(ports: Ports, known: set[str]) -> list[Found]:
     return [item for item in found if item.sandbox_id not in known]
 
 
+async def remove_orphans(ports: Ports, known: set[str], instance: str) -> None:
+    """Remove what nobody claims."""
+    for orphan in await orphans(ports, known):
+        _log.warning("removing %s %s: no record claims it", orphan.kind, orphan.name)
+        await remove(ports, orphan, instance)
+
+
 async def remove_unneeded_files(
     ports: Ports, places: Places, records: Sequence[SandboxRecord], begun: set[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -10,8 +11,11 @@ from google.protobuf import timestamp_pb2
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
+from vmdriver.lifecycle.extension_runner import label_key
+from vmdriver.lifecycle.hooks import HOOKS, hooks_of
 from vmdriver.lifecycle.hub import Happened, Hub
 from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.requests import DRIVER_CONFIG_SCHEMA
 from vmdriver.lifecycle.templates import Template
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
@@ -27,9 +31,10 @@ def register(service: Admin, server: Any) -> None:
 class Admin(pb_grpc.AdminServicer):
     """The service. Errors are raised; the interceptor turns them into status codes."""
 
-    def __init__(self, readiness: Readiness, hub: Hub) -> None:
+    def __init__(self, readiness: Readiness, hub: Hub, driver_name: str) -> None:
         self._readiness = readiness
         self._hub = hub
+        self._driver_name = driver_name
 
     async def _operations(self) -> Operations:
         return Operations(await self._readiness.manager())
@@ -107,6 +112,31 @@ class Admin(pb_grpc.AdminServicer):
         """NOT_FOUND for one that is not there."""
         await (await self._readiness.manager()).templates.remove(request.key)
         return pb.DeleteTemplateResponse()
+
+    async def GetExtensionCapabilities(
+        self, request: pb.GetExtensionCapabilitiesRequest, context: Any
+    ) -> pb.GetExtensionCapabilitiesResponse:
+        """Of the hooks that this driver calls."""
+        manager = await self._readiness.manager()
+        records = [worker.record for worker in manager.workers.values()]
+        found = [
+            pb.Extension(
+                name=e.name,
+                label_key=label_key(e),
+                phases=hooks_of(e),
+                sandboxes=sorted(
+                    r.id for r in records if e.name in r.extensions.active
+                ),
+            )
+            for e in manager.extensions.loaded()
+        ]
+        return pb.GetExtensionCapabilitiesResponse(
+            driver_name=self._driver_name,
+            api="hooks",
+            phases=HOOKS,
+            extensions=found,
+            driver_config_schema=json.dumps(DRIVER_CONFIG_SCHEMA),
+        )
 
     async def _told(
         self, worker: SandboxWorker, work: Awaitable[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,23 @@ def delete_template(path: Path, key: str) -> None:
     """Returns when it is gone."""
     with _stub(path) as stub:
         stub.DeleteTemplate(pb.DeleteTemplateRequest(key=key), timeout=_DEADLINE_S)
+
+
+def extension_capabilities(path: Path) -> dict[str, Any]:
+    """Of any driver that serves vmdriver.admin.v1; schemas as objects."""
+    with _stub(path) as stub:
+        request = pb.GetExtensionCapabilitiesRequest()
+        answer = stub.GetExtensionCapabilities(request, timeout=_DEADLINE_S)
+    found = _plain(answer)
+    found["driver_config_schema"] = _schema(found["driver_config_schema"])
+    for extension in found["extensions"]:
+        for key in ("parameters_schema", "configuration_schema"):
+            extension[key] = _schema(extension[key])
+    return found
+
+
+def _schema(text: str) -> Any:
+    return json.loads(text) if text else None
 
 
 def _plain(message: Any) -> dict[str, Any]:

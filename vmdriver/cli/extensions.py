@@ -1,0 +1,67 @@
+"""extensions, schema: what extensions can do on a running driver, and what they hold."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vmdriver.app import admin_socket
+from vmdriver.cli.show import print_json, print_table
+from vmdriver.config import Loaded
+from vmdriver.errors import NotFound
+from vmdriver.lifecycle.requests import DRIVER_CONFIG_SCHEMA
+from vmdriver.service import admin_client
+
+
+def extensions(loaded: Loaded, arguments: argparse.Namespace) -> int:
+    """ls, describe, orphans."""
+    found = admin_client.extension_capabilities(admin_socket(loaded.config))
+    match arguments.action:
+        case "ls":
+            _list(found, as_json=arguments.json)
+        case "describe":
+            named = [e for e in found["extensions"] if e["name"] == arguments.name]
+            if not named:
+                raise NotFound(f"no extension {arguments.name!r} is loaded")
+            print_json(named[0])
+        case _:
+            _orphans(found, as_json=arguments.json)
+    return 0
+
+
+def _list(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    base = found["base_driver_name"]
+    print(f"driver {found['driver_name']}{f' in front of {base}' if base else ''}")
+    print(f"{found['api']}: {', '.join(found['phases'])}\n")
+    rows = [
+        (
+            extension["name"],
+            extension["version"] or "-",
+            extension["label_key"] or "every sandbox",
+            str(len(extension["sandboxes"])),
+            ", ".join(extension["phases"]),
+        )
+        for extension in found["extensions"]
+    ]
+    print_table(("name", "version", "asked for by", "sandboxes", found["api"]), rows)
+
+
+def _orphans(found: dict[str, Any], *, as_json: bool) -> None:
+    orphans = [held for held in found["held"] if held["orphan"]]
+    if as_json:
+        print_json(orphans)
+        return
+    rows = [
+        (h["sandbox"], h["extension"], h["kind"], h["name"], h["problem"] or "-")
+        for h in orphans
+    ]
+    print_table(("sandbox", "extension", "kind", "name", "problem"), rows)
+
+
+def schema(_loaded: Loaded, _arguments: argparse.Namespace) -> int:
+    """JSON Schema of the VM driver's template.driver_config; no driver need run."""
+    print_json(DRIVER_CONFIG_SCHEMA)
+    return 0
