@@ -99,6 +99,74 @@ async def test_the_audit_log_has_a_line_for_every_call(
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+async def test_a_workspace_has_its_quota(base: ProcessDriver, tmp_path: Path) -> None:
+    quota = {
+        "default": {"sandboxes": 2, "memory_mib": 3000, "unnamed_mib": 1000},
+        "workspaces": {"free": {}},
+    }
+    settings, extensions = loaded(base, tmp_path, workspace_quota=quota)
+
+    def sized(sandbox_id: str, limit: str, workspace: str = "w") -> pb.DriverSandbox:
+        resources = pb.DriverResourceRequirements(memory_limit=limit)
+        template = pb.DriverSandboxTemplate(image="i", resources=resources)
+        message = sandbox(sandbox_id, template=template)
+        message.workspace = workspace
+        return message
+
+    async def refused(stub: Any, message: pb.DriverSandbox, text: str) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.CreateSandbox(create(message))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert text in str(caught.value.details())
+
+    async with composed(settings, extensions) as (stub, composition):
+        await stub.CreateSandbox(create(sandbox("s1")))
+        await refused(stub, sized("s2", "2001Mi"), "1000 MiB are used")
+        await stub.CreateSandbox(create(sized("s2", "2000Mi")))
+        await refused(stub, sized("s3", "1Mi"), "'w' may have 2 sandboxes")
+        for number in range(3):
+            await stub.CreateSandbox(create(sized(f"f{number}", "9Gi", "free")))
+        await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        deadline = time.monotonic() + 5
+        while composition.registry.get("s1"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        await stub.CreateSandbox(create(sandbox("s1")))
+        requests = [create(sandbox(f"t{n}")) for n in range(4)]
+        for message in requests:
+            message.sandbox.workspace = "burst"
+        results = await asyncio.gather(
+            *(stub.CreateSandbox(r) for r in requests), return_exceptions=True
+        )
+        assert sum(not isinstance(r, BaseException) for r in results) == 2
+
+
+async def test_devices_are_claimed_by_one_at_a_time(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    claims = tmp_path / "claims"
+    table = {"directory": str(claims), "devices": ["gpu/0", "gpu/1"]}
+    settings, extensions = loaded(base, tmp_path, gpu_claim=table)
+    label = {"openshell.io/extension.gpu-claim": "enabled"}
+    template = pb.DriverSandboxTemplate(image="i", labels=label)
+    claims.mkdir()
+    (claims / "gpu_0").write_text("another program")
+    async with composed(settings, extensions) as (stub, composition):
+        await stub.CreateSandbox(create(sandbox("s1", template=template)))
+        spec = base.seen[-1][1].sandbox.spec
+        assert spec.environment["GPU_CLAIM"] == "gpu/1"
+        assert spec.template.labels["gpu-claim"] == "gpu/1"
+        assert (claims / "gpu_1").read_text() == "s1"
+        with pytest.raises(grpc.aio.AioRpcError, match="are claimed"):
+            await stub.CreateSandbox(create(sandbox("s2", template=template)))
+        await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        deadline = time.monotonic() + 5
+        while composition.registry.all():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+    assert [path.name for path in claims.iterdir()] == ["gpu_0"]
+
+
 # --- addresses
 
 

@@ -13,6 +13,8 @@ from vmdriver.compose.base import Answered, Asked, Base
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError, Unavailable
+from vmdriver.lifecycle.hooks import SandboxView
+from vmdriver.lifecycle.phases.activation import Activation
 from vmdriver.lifecycle.phases.runner import PhaseRunner
 
 _log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class Registry:
         self._store = store
         self._runner = runner
         self._boxes: dict[str, Composed] = {}
+        runner.known = self._known
         self.publish: Publish = lambda _event, _raw: None
         """Where our own events go."""
 
@@ -58,6 +61,10 @@ class Registry:
     def all(self) -> list[Composed]:
         """As they are now."""
         return list(self._boxes.values())
+
+    def _known(self) -> list[tuple[SandboxView, Activation]]:
+        boxes = [b for b in self.all() if b.record.stage is not Stage.GONE]
+        return [(b.record.sandbox, b.record.activation) for b in boxes]
 
     def troubled(self) -> bool:
         """Whether anything could not be undone."""

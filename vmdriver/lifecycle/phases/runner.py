@@ -5,9 +5,10 @@ and what is held for whom.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class PhaseRunner:
         self.extensions = {e.name: e for e in extensions}
         self.supported = supported
         self.driver, self.base_driver = "", ""
+        self.known: Callable[[], Iterable[tuple[SandboxView, Activation]]] = tuple
+        """Every sandbox that extensions take part in, oldest first."""
         self.may_configure = may_configure
         self._configs = {e.name: _configuration(e, configs) for e in extensions}
         self._directory = directory
@@ -217,6 +220,10 @@ class PhaseRunner:
             except Exception:  # noqa: BLE001 - who watches must not disturb
                 _log.exception("extension %s failed in observe", extension.name)
 
+    def _others(self, sandbox_id: str, extension: str) -> tuple[SandboxView, ...]:
+        earlier = itertools.takewhile(lambda k: k[0].id != sandbox_id, self.known())
+        return tuple(view for view, a in earlier if extension in a.active)
+
     async def _context(
         self, extension: Extension, phase: Phase, subject: Subject
     ) -> Context:
@@ -238,6 +245,7 @@ class PhaseRunner:
             state_dir=await self._directory(sandbox.id, name) if ledger else Path(),
             log=log,
             trace=subject.trace,
+            others=self._others(sandbox.id, name),
             restore=subject.restore,
             held=tuple(
                 _hold_of(h)
