@@ -122,6 +122,12 @@ def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> N
     one = _leaf(actions, common, "describe", "show one, with its schemas")
     one.add_argument("name", help="the extension's name")
     _leaf(actions, common, "orphans", "list what should have been given back by now")
+    text = "write a package with an extension and a test that passes"
+    one = actions.add_parser("new", help=text, description=text)
+    one.add_argument("name", help="small letters, digits, hyphens")
+    one.add_argument(
+        "--in", dest="parent", type=Path, default=Path(), help="default: here"
+    )
     text = "print the JSON Schema of a request's template.driver_config"
     _leaf(commands, common, "schema", text)
 
@@ -238,7 +244,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vmdriver.cli.compose import compose
 
         return _reported(lambda: compose(arguments))
+    if arguments.command == "extensions" and arguments.action == "new":
+        return _reported(lambda: _new_extension(arguments.name, arguments.parent))
     return _reported(lambda: _dispatch(arguments, _load(arguments)))
+
+
+def _new_extension(name: str, parent: Path) -> int:
+    from vmdriver.cli.new_extension import new_extension
+
+    for path in new_extension(name, parent):
+        print(path)
+    return 0
 
 
 def main_gateway_launched(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,327 @@
+"""For authors of extensions: an extension on a driver in memory, through every phase, with a kill
+or a failure at each step, in plain pytest.
+
+A first test, which is all that most extensions need:
+
+    from vmdriver.testing import check_every_kill, lived
+
+    async def test_it_gives_everything_back(tmp_path):
+        world = Licences()
+        sandbox = await lived(lambda: Licence(world), tmp_path)
+        assert sandbox.environment["LICENCE"] == "seat-1"
+        assert world.taken == set()
+
+    async def test_it_survives_a_kill_anywhere(tmp_path):
+        world = Licences()
+        await check_every_kill(lambda: Licence(world), tmp_path, lambda: world.taken)
+
+`lived` takes one sandbox through create, ready, stop, start, delete. `check_every_kill` does so
+again and again, and ends the process (as far as the extension can tell) at one step after the
+other: before and after every entry in the ledger. What the extension made outside must be gone each
+time. A kill between two statements of the extension itself is a kill too: have the outside world of
+your test raise `Killed` there.
+
+Step by step, a `Stage` is the driver:
+
+    stage = Stage([Licence(world)], tmp_path)
+    await stage.create(sandbox(labels={"team": "red"}))
+    assert stage.request["spec.environment", "LICENCE"] == "seat-1"
+    stage = stage.restarted([Licence(world)])      # another process, the same disk
+    await stage.recover()
+    await stage.delete()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmdriver.errors import DriverError
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.hooks import SandboxView
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.phases.api import Extension, Hold, Phase
+from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.phases.runner import PhaseRunner, Subject, holds_of
+from vmdriver.model.spec import Resources
+from vmdriver.storage.journal import FileJournal
+
+__all__ = ["Killed", "Stage", "check_every_kill", "lived", "sandbox"]
+
+
+class Killed(BaseException):
+    """The process ends here. Not an Exception: an extension must not be able to handle it."""
+
+
+def sandbox(
+    sandbox_id: str = "sandbox-1",
+    *,
+    name: str = "box",
+    workspace: str = "default",
+    image: str = "example.org/image:1",
+    labels: Mapping[str, str] | None = None,
+    memory_mib: int | None = None,
+) -> SandboxView:
+    """A sandbox as extensions see it."""
+    resources = Resources(memory_mib=memory_mib)
+    return SandboxView(
+        sandbox_id, name, workspace, image, dict(labels or {}), resources
+    )
+
+
+@dataclass(frozen=True)
+class Lived:
+    """What a whole life showed."""
+
+    environment: Mapping[str, str]
+    """What the extensions set in spec.environment."""
+    labels: Mapping[str, str]
+    changes: Mapping[tuple[str, str], Any]
+    """Every change of the request by (field, key)."""
+    problems: Sequence[str]
+    """Errors of phases that only report, and of undos."""
+
+
+class Stage:
+    """A driver with one sandbox, in memory but for its ledger, which is below `directory`.
+
+    `phases`: those that the driver has. `config`: the operator's tables by extension.
+    """
+
+    def __init__(
+        self,
+        extensions: Sequence[Extension],
+        directory: Path,
+        *,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
+        phases: frozenset[Phase] = frozenset(Phase),
+        kill_at: int = 0,
+    ) -> None:
+        self._directory, self._config, self._phases = directory, config or {}, phases
+        self._pool = Pool("stage", 1)
+        self._kill_at, self.steps = kill_at, 0
+        self._runner = PhaseRunner(extensions, self._config, phases, self._own)
+        self._runner.driver = "stage"
+        self._subject: Subject | None = None
+        self.request: dict[tuple[str, str], Any] = {}
+        """Changes of the request by (field, key); the key is "" for single fields."""
+        self.problems: list[str] = []
+        self.in_base = False
+        """Whether the driver behind has the sandbox."""
+        self.up = False
+
+    def step(self) -> None:
+        """A place where the process may be killed. Killed when it is this one's turn."""
+        self.steps += 1
+        if self.steps == self._kill_at:
+            raise Killed
+
+    async def _checkpoint(self, _name: str) -> None:
+        self.step()
+
+    async def _own(self, sandbox_id: str, name: str) -> Path:
+        path = self._directory / sandbox_id / "extensions" / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def _ledger(self, sandbox_id: str) -> Ledger:
+        path = self._directory / sandbox_id / "ledger.jsonl"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Ledger(FileJournal(path, self._pool), self._checkpoint)
+
+    @property
+    def subject(self) -> Subject:
+        """The sandbox. LookupError before `create` or `recover`."""
+        if self._subject is None:
+            raise LookupError("there is no sandbox yet: create one")
+        return self._subject
+
+    @property
+    def held(self) -> list[Hold]:
+        """What extensions hold now, oldest first."""
+        ledger = self.subject.ledger
+        entries = holds_of(ledger) if ledger else []
+        return [Hold(h.data["kind"], h.data["name"], h.data["undo"]) for h in entries]
+
+    # --- what a driver does
+
+    async def validate(self, view: SandboxView) -> None:
+        """As when somebody only asks. DriverError."""
+        subject = Subject(view, self._runner.activate(view, {}))
+        draft = Draft({})
+        await self._runner.ask(Phase.VALIDATE_REQUEST, subject)
+        await self._runner.ask(Phase.PREPARE_PLAN, subject, draft)
+
+    async def create(
+        self, view: SandboxView | None = None, *, base_refuses: bool = False
+    ) -> None:
+        """Up to the sandbox's acceptance by the driver behind. DriverError, and then
+        everything is given back.
+        """
+        view = view or sandbox()
+        activation = self._runner.activate(view, {})
+        self._subject = Subject(view, activation, self._ledger(view.id))
+        draft, ask = Draft({}), self._runner.ask
+        try:
+            await ask(Phase.VALIDATE_REQUEST, self.subject)
+            await ask(Phase.PREPARE_PLAN, self.subject, draft)
+            await ask(Phase.BEFORE_CREATE, self.subject, draft)
+            self.up = True
+            await ask(Phase.BEFORE_START, self.subject)
+            self.step()
+            _ask_the_base(refuses=base_refuses)
+        except DriverError:
+            await self._ended(Phase.ON_CREATE_FAILED)
+            raise
+        self.in_base, self.request = True, draft.changes()
+        self.step()
+        await self._tell(Phase.AFTER_CREATE)
+
+    async def ready(self) -> None:
+        """The driver behind says Ready."""
+        await self._tell(Phase.AFTER_READY)
+
+    async def stop(self) -> None:
+        """DriverError when an extension does not let it."""
+        await self._runner.ask(Phase.BEFORE_STOP, self.subject)
+        await self._run_ended()
+
+    async def start(self) -> None:
+        """Again, after a stop. DriverError, and then what the run held is given back."""
+        self.up = True
+        try:
+            await self._runner.ask(Phase.BEFORE_START, self.subject)
+        except DriverError:
+            await self._run_ended()
+            raise
+
+    async def delete(self) -> None:
+        """DriverError when an extension does not let it."""
+        await self._runner.ask(Phase.BEFORE_DELETE, self.subject)
+        self.in_base = False
+        self.step()
+        await self._ended(Phase.AFTER_DELETE)
+
+    def restarted(self, extensions: Sequence[Extension]) -> Stage:
+        """Another process on the same disk; call `recover` then."""
+        self._pool.close()
+        again = Stage(
+            extensions, self._directory, config=self._config, phases=self._phases
+        )
+        again.in_base, again.up = self.in_base, self.up
+        if self._subject is not None:
+            ledger = again._ledger(self._subject.sandbox.id)
+            again._subject = Subject(
+                self._subject.sandbox, self._subject.activation, ledger
+            )
+        return again
+
+    async def recover(self) -> None:
+        """As a driver does when it starts: what it is sure to have goes on, the rest ends."""
+        if self._subject is None:
+            return
+        if self.in_base:
+            await self._tell(Phase.RECONCILE)
+        else:
+            await self._ended(Phase.ON_CREATE_FAILED)
+
+    def close(self) -> None:
+        """Give the thread back."""
+        self._pool.close()
+
+    async def _tell(self, phase: Phase) -> None:
+        self.problems += await self._runner.tell(phase, self.subject)
+
+    async def _run_ended(self) -> None:
+        if self.up:
+            await self._tell(Phase.AFTER_STOP)
+            self.problems += await self._runner.give_back(self.subject, Scope.RUNTIME)
+            self.up = False
+
+    async def _ended(self, phase: Phase) -> None:
+        await self._run_ended()
+        await self._tell(phase)
+        self.problems += await self._runner.give_back(self.subject, None)
+
+
+def _ask_the_base(*, refuses: bool) -> None:
+    if refuses:
+        raise DriverError("the base driver refuses, as the test wants it")
+
+
+async def _life(stage: Stage, view: SandboxView) -> None:
+    await stage.create(view)
+    await stage.ready()
+    await stage.stop()
+    await stage.start()
+    await stage.ready()
+    await stage.delete()
+
+
+async def lived(
+    make: Callable[[], Extension],
+    directory: Path,
+    *,
+    view: SandboxView | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Lived:
+    """One sandbox's whole life. DriverError where the extension refuses; AssertionError if it
+    still holds something at the end.
+    """
+    extension = make()
+    stage = Stage([extension], directory, config={extension.name: config or {}})
+    try:
+        await _life(stage, view or sandbox())
+        assert not stage.held, f"still held after the delete: {stage.held}"
+    finally:
+        stage.close()
+    changes = stage.request
+    return Lived(
+        {key: v for (f, key), v in changes.items() if f == "spec.environment"},
+        {key: v for (f, key), v in changes.items() if f == "template.labels"},
+        changes,
+        tuple(stage.problems),
+    )
+
+
+async def check_every_kill(
+    make: Callable[[], Extension],
+    directory: Path,
+    left: Callable[[], Collection[object]],
+    *,
+    view: SandboxView | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> int:
+    """The same life, killed at one step after the other, each time taken up by another process
+    and deleted there. `left`: what is left of the extension in its outside world.
+
+    AssertionError that names the step when something is left, or held. The number of steps.
+    """
+    number = 0
+    while True:
+        number += 1
+        own = directory / f"kill-{number}"
+        name = make().name
+        stage = Stage([make()], own, config={name: config or {}}, kill_at=number)
+        try:
+            await _life(stage, view or sandbox())
+        except Killed:
+            stage = stage.restarted([make()])
+            await _finish(stage)
+        else:
+            stage.close()
+            return number - 1
+        stage.close()
+        assert not stage.held, f"killed at step {number}: still held: {stage.held}"
+        found = left()
+        assert not found, f"killed at step {number}: left over: {found}"
+
+
+async def _finish(stage: Stage) -> None:
+    if stage._subject is None:  # noqa: SLF001 - killed before there was one
+        return
+    await stage.recover()
+    if stage.in_base:
+        await stage.delete()
