@@ -30,15 +30,13 @@ from vmdriver.host import facts, process
 from vmdriver.host.retry import retried
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports import BaseDisk, ProgressSink
-from vmdriver.oci import files
+from vmdriver.oci import files, refusals
 from vmdriver.oci.reference import FIELD, parse
 
 LAYOUT_VERSION = "1"
 """Part of a base disk's key: raise it when the way from image to disk changes."""
 _FETCH_DEADLINE_S = 1800.0
 _BUILD_DEADLINE_S = 900.0
-_MISSING = ("manifest unknown", "name unknown", "not found", "no such file", "404")
-_DENIED = ("unauthorized", "authentication required", "denied")
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class ImageStore:
                 lambda: self._run_skopeo(command), on=ImageError, attempts=3
             )
         except CommandError as error:
-            raise _skopeo_error(source, error) from error
+            raise refusals.translated(source, error) from error
 
     @staticmethod
     async def _run_skopeo(command: list[str]) -> process.Completed:
@@ -172,18 +170,7 @@ class ImageStore:
         try:
             return await process.run(command, deadline_s=_FETCH_DEADLINE_S)
         except CommandError as error:
-            text = f"{error} {error.detail}".lower()
-            if any(
-                word in text
-                for word in (
-                    "timeout",
-                    "connection refused",
-                    "connection reset",
-                    "eof",
-                    "503",
-                    "502",
-                )
-            ):
+            if refusals.is_passing(error):
                 raise ImageError(
                     f"the registry did not answer: {error}", detail=error.detail
                 ) from error
@@ -285,25 +272,3 @@ def _wrong_architecture(reference: str, offered: str) -> DriverError:
         reason="ImageArchitecture",
         resolution=f"push an image for linux/{facts.oci_architecture()}",
     )
-
-
-def _skopeo_error(source: str, error: CommandError) -> DriverError:
-    text = f"{error} {error.detail}".lower()
-    name = source.removeprefix("docker://")
-    if any(word in text for word in _DENIED):
-        return Refused(
-            f"{FIELD}: the registry does not give out {name}",
-            detail=error.detail,
-            reason="ImageDenied",
-            resolution=(
-                "check the name, and the credentials in the containers "
-                "auth.json of the driver's user"
-            ),
-        )
-    if any(word in text for word in _MISSING):
-        return NotFound(
-            f"{FIELD}: there is no image {name}",
-            detail=error.detail,
-            reason="ImageNotFound",
-        )
-    return ImageError(f"image {name} cannot be fetched: {error}", detail=error.detail)
