@@ -29,6 +29,7 @@ from vmdriver.lifecycle.phases.mutation import Draft
 
 def config(base: Path, socket: Path, state: Path, **more: Any) -> ComposeConfig:
     more.setdefault("base_wait_s", 0.5)
+    more.setdefault("create_grace_s", 0.5)
     return ComposeConfig(
         base=f"unix:{base}", bind_socket=socket, state_dir=state, **more
     )

@@ -34,6 +34,10 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
         self._watchers: list[queue.Queue[pb.WatchSandboxesEvent | None]] = []
         self._server: Any = None
 
+    def asked(self, method: str = "CreateSandbox") -> Any:
+        """The last request of that method."""
+        return [request for name, request in self.seen if name == method][-1]
+
     # --- start and end
 
     def start(self) -> None:

@@ -111,8 +111,7 @@ async def test_without_extensions_everything_passes_as_it_is(
         channel = grpc.aio.insecure_channel(f"unix:{tmp_path / 'c' / 'c.sock'}")
         call: Any = channel.unary_unary(f"{FUTURE}CreateSandbox")
         await call(raw, metadata=(("traceparent", "00-1-2-03"), ("x-bin", b"\0")))
-        method, seen = base.seen[-1]
-        assert (method, seen.SerializeToString()) == ("CreateSandbox", raw)
+        assert base.asked().SerializeToString() == raw
         metadata = dict(base.metadata[-1][1])
         assert metadata["traceparent"] == "00-1-2-03"
         assert metadata["x-bin"] == b"\0"
@@ -463,7 +462,7 @@ async def test_a_composed_driver_can_be_the_base_of_another(
         config_ = struct(base={"base": {"x": 1}})
         template = pb.DriverSandboxTemplate(image="i", driver_config=config_)
         await stub.CreateSandbox(create(sandbox(template=template)))
-        assert base.seen[-1][1].sandbox.spec.template.driver_config == struct(x=1)
+        assert base.asked().sandbox.spec.template.driver_config == struct(x=1)
         await until(lambda: {("in", "after_ready"), ("out", "after_ready")} <= set(LOG))
         await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
         await until(lambda: ("out", "after_delete") in LOG)

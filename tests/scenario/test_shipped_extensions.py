@@ -153,7 +153,7 @@ async def test_devices_are_claimed_by_one_at_a_time(
     (claims / "gpu_0").write_text("another program")
     async with composed(settings, extensions) as (stub, composition):
         await stub.CreateSandbox(create(sandbox("s1", template=template)))
-        spec = base.seen[-1][1].sandbox.spec
+        spec = base.asked().sandbox.spec
         assert spec.environment["GPU_CLAIM"] == "gpu/1"
         assert spec.template.labels["gpu-claim"] == "gpu/1"
         assert (claims / "gpu_1").read_text() == "s1"
@@ -243,7 +243,7 @@ async def test_an_address_is_claimed_told_and_given_back(
         assert addresses.claims == {}
         for number in range(3):
             await stub.CreateSandbox(create(claiming(f"s{number}")))
-        spec = base.seen[-1][1].sandbox.spec
+        spec = base.asked().sandbox.spec
         assert spec.environment["EXTERNAL_ADDRESS"] == "192.0.2.3"
         assert spec.template.labels["external-address"] == "192.0.2.3"
         assert set(addresses.claims) == {f"/pools/edge/claims/s{n}" for n in range(3)}

@@ -49,7 +49,7 @@ class Composition:
             store.extension_directory,
             frozenset(config.request_parameters),
         )
-        self.registry = Registry(self.base, store, self.runner)
+        self.registry = Registry(self.base, store, self.runner, config.create_grace_s)
         self.driver = ComposedDriver(
             self.base, self.registry, self.runner, config.driver_name, config.suffix
         )

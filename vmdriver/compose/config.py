@@ -33,6 +33,11 @@ class ComposeConfig(BaseModel):
     base_wait_s: float = Field(
         20.0, gt=0, description="how long a call waits for a base that is away"
     )
+    create_grace_s: float = Field(
+        30.0,
+        ge=0,
+        description="how long a create that the base never answered may still appear",
+    )
     extensions: list[str] = Field(
         default_factory=list, description="extensions to load, in this order"
     )

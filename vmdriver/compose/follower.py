@@ -9,14 +9,16 @@ from typing import Any
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose.base import Base
-from vmdriver.compose.registry import Registry
+from vmdriver.compose.registry import Absent, Registry
 from vmdriver.compose.relay import Relay
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
 from vmdriver.lifecycle.phases.api import Phase
 
 _log = logging.getLogger(__name__)
-_CLEAN_AGAIN_S = 5.0
+_CLEAN_AGAIN_S = 1.0
+_LOOK_AGAIN_S = (0.2, 1.0, 5.0)
+"""A driver may say that something is deleted a moment before it is."""
 _TRANSIENT = {
     *("reconcilererror", "dependenciesnotready", "supervisornotconnected", "starting"),
     *("containerstarting", "containercreated", "healthcheckstarting", "inspectfailed"),
@@ -64,27 +66,44 @@ class Follower:
     # --- events
 
     def _on_event(self, event: pb.WatchSandboxesEvent) -> bytes | None:
-        """Called for each; must not wait. What goes on, if it is not the same."""
+        """Called for each; must not wait. What goes on, if it is not the same.
+
+        An event may be late, doubled or out of order: it is a reason to look, no more.
+        """
         kind = event.WhichOneof("payload")
         if kind == "deleted":
             box = self._registry.get(event.deleted.sandbox_id)
             if box is not None:
-                self._spawn(self._locked(box, self._registry.end), "end")
+                self._spawn(self._look(box, deleted=True), "look")
         elif kind == "sandbox":
             sandbox = event.sandbox.sandbox
             box = self._registry.get(sandbox.id)
-            if box is not None:
-                change = change_of(sandbox, box.record)
-                if change is not None:
-                    self._spawn(self._locked(box, change), "change")
+            if box is not None and _matters(sandbox, box.record):
+                self._spawn(self._look(box), "look")
             if self._registry.add_conditions(sandbox):
                 return bytes(event.SerializeToString())
         return None
 
-    async def _locked(self, box: Composed, change: Change) -> None:
-        async with box.lock:
-            if self._registry.get(box.record.id) is box:
-                await change(box)
+    async def _look(self, box: Composed, *, deleted: bool = False) -> None:
+        """What the base says now decides. Where it does not answer, its next list will."""
+        for wait_s in (0.0, *_LOOK_AGAIN_S):
+            await asyncio.sleep(wait_s)
+            async with box.lock:
+                if self._registry.get(box.record.id) is not box:
+                    return
+                if box.record.stage is Stage.CREATING:
+                    await self._registry.settle_abandoned(box)
+                    return
+                present = await self._registry.look(box.record.id)
+                if present is Absent.GONE:
+                    await self._registry.end(box)
+                    return
+                if isinstance(present, pb.DriverSandbox):
+                    change = change_of(present, box.record)
+                    if change is not None:
+                        await change(box)
+            if not deleted:
+                return
 
     # --- lists
 
@@ -101,7 +120,7 @@ class Follower:
                     await self._reconcile(box, listed.get(box.record.id))
         others = self.relay.known() - set(listed) - {b.record.id for b in ours}
         for sandbox_id in others:
-            if await self._registry.is_gone(sandbox_id):
+            if await self._registry.look(sandbox_id) is Absent.GONE:
                 self._registry.tell_deleted(sandbox_id)
 
     async def _reconcile(self, box: Composed, sandbox: pb.DriverSandbox | None) -> None:
@@ -109,10 +128,9 @@ class Follower:
         if stage is Stage.GONE:
             await registry.end(box)
         elif stage is Stage.CREATING:
-            if sandbox is None or await registry.delete_in_base(box):
-                await registry.uncreate(box)
+            await registry.settle_abandoned(box)
         elif sandbox is None:
-            if await registry.is_gone(box.record.id):
+            if await registry.look(box.record.id) is Absent.GONE:
                 await registry.end(box)
                 registry.tell_deleted(box.record.id)
         elif stage is Stage.DELETING:
@@ -122,6 +140,10 @@ class Follower:
             if change is not None:
                 await change(box)
             await box.report(Phase.RECONCILE)
+
+
+def _matters(sandbox: pb.DriverSandbox, record: Record) -> bool:
+    return record.stage is Stage.CREATING or change_of(sandbox, record) is not None
 
 
 def change_of(sandbox: pb.DriverSandbox, record: Record) -> Change | None:

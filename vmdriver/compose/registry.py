@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from enum import Enum
 
 import grpc
 
@@ -19,14 +20,30 @@ from vmdriver.lifecycle.phases.runner import PhaseRunner
 
 _log = logging.getLogger(__name__)
 EVENT_SOURCE = "compose"
+_UNSURE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
+"""Codes that also say that an answer was lost."""
 Publish = Callable[[pb.WatchSandboxesEvent, bytes], None]
+
+
+class Absent(Enum):
+    """Why there is no sandbox to look at."""
+
+    GONE = "the base does not have it"
+    UNKNOWN = "the base does not say"
 
 
 class Registry:
     """By id. Sandboxes that no extension takes part in are the base's alone and not here."""
 
-    def __init__(self, base: Base, store: Store, runner: PhaseRunner) -> None:
+    def __init__(
+        self, base: Base, store: Store, runner: PhaseRunner, create_grace_s: float
+    ) -> None:
         self._base = base
+        self._create_grace_s = create_grace_s
         self._store = store
         self._runner = runner
         self._boxes: dict[str, Composed] = {}
@@ -88,18 +105,33 @@ class Registry:
         """
         if box.record.stage is Stage.PRESENT:
             return  # only the answer was lost
-        unsure = not isinstance(error, Answered | DriverError) or isinstance(
-            error, Unavailable
-        )
-        if unsure and not await self.delete_in_base(box):
-            return  # the follower goes on with it when the base is back
-        await self.uncreate(box)
+        if _is_unsure(error):
+            box.abandoned_at = time.monotonic()
+            await self.settle_abandoned(box)
+        else:
+            await self.uncreate(box)
+
+    async def settle_abandoned(self, box: Composed) -> None:
+        """A create that the base never answered: what appears there is deleted, and after a
+        while nothing appears any more. Called again until it is settled.
+        """
+        present = await self.look(box.record.id)
+        late = time.monotonic() - box.abandoned_at > self._create_grace_s
+        if isinstance(present, pb.DriverSandbox):
+            if await self.delete_in_base(box):
+                await self.uncreate(box)
+        elif present is Absent.GONE and late:
+            await self.uncreate(box)
 
     async def clean_again(self) -> None:
-        """Try again what could not be undone. Called from time to time."""
+        """Try again what could not be settled or undone. Called every second."""
         for box in self.all():
-            if box.overdue() and not box.lock.locked():
-                async with box.lock:
+            if box.lock.locked():
+                continue
+            async with box.lock:
+                if box.record.stage is Stage.CREATING:
+                    await self.settle_abandoned(box)
+                elif box.overdue():
                     await box.clean_again()
                     self._drop(box)
 
@@ -120,18 +152,20 @@ class Registry:
             return False
         return True
 
-    async def is_gone(self, sandbox_id: str) -> bool:
-        """Whether the base says so. A list may be incomplete while a driver starts: only
+    async def look(self, sandbox_id: str) -> pb.DriverSandbox | Absent:
+        """What the base says of it now. A list may be incomplete while a driver starts: only
         this answer counts.
         """
         request = pb.GetSandboxRequest(sandbox_id=sandbox_id).SerializeToString()
         try:
-            await self._base.call("GetSandbox", request, Asked(timeout_s=10.0))
+            raw = await self._base.call("GetSandbox", request, Asked(timeout_s=10.0))
         except Answered as error:
-            return error.code is grpc.StatusCode.NOT_FOUND
+            gone = error.code is grpc.StatusCode.NOT_FOUND
+            return Absent.GONE if gone else Absent.UNKNOWN
         except DriverError:
-            return False
-        return False
+            return Absent.UNKNOWN
+        answer = pb.GetSandboxResponse.FromString(raw)
+        return answer.sandbox if answer.HasField("sandbox") else Absent.GONE
 
     # --- what we say ourselves
 
@@ -168,3 +202,10 @@ class Registry:
         inner.source, inner.type = EVENT_SOURCE, "Warning"
         inner.reason, inner.message = reason, message
         self.publish(event, event.SerializeToString())
+
+
+def _is_unsure(error: BaseException) -> bool:
+    """Whether the base may have done what it was asked for all the same."""
+    if isinstance(error, Answered):
+        return error.code in _UNSURE
+    return isinstance(error, Unavailable) or not isinstance(error, DriverError)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError
+from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases.api import Phase
 from vmdriver.lifecycle.phases.mutation import Draft
@@ -31,6 +33,11 @@ class Composed:
     tell: Callable[[str, str, str], None]
     """Publishes a platform event: sandbox id, reason, message."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    abandoned_at: float = field(default_factory=time.monotonic)
+    """While it is CREATING and nobody is at it: since when (monotonic seconds)."""
+    retries: int = 0
+    retry_at: float = 0.0
+    """When what could not be undone is tried again (monotonic seconds)."""
     trouble: str = ""
     """What could not be undone, for conditions and `inspect`."""
 
@@ -90,6 +97,8 @@ class Composed:
         """Undo what is held. What fails stays, and is tried again by `Cleaner`."""
         problems = await self.runner.give_back(self.subject(), scope)
         text = "; ".join(problems)
+        self.retries = self.retries + 1 if text else 0
+        self.retry_at = time.monotonic() + backoff_s(self.retries, most_s=60.0)
         if text and text != self.trouble:
             self.tell(self.record.id, "ExtensionCleanupFailed", text)
         self.trouble = text
@@ -107,7 +116,9 @@ class Composed:
         return not self.record.up and Scope.RUNTIME in held
 
     async def clean_again(self) -> None:
-        """Try once more."""
+        """Try once more, if it is time."""
+        if time.monotonic() < self.retry_at:
+            return
         try:
             if self.record.stage is Stage.GONE:
                 await self._forget()

@@ -1,0 +1,228 @@
+"""A composed driver in front of one that misbehaves: late, doubled and reordered events, hangs, broken calls, large lists."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.fakes.composed import World, composed, config
+from tests.fakes.process_driver import ProcessDriver
+from tests.fakes.service import sandbox
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.lifecycle.phases.api import Context
+
+
+class Watching(World):
+    """Counts what it is told, too."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, 0)
+        self.told: list[str] = []
+
+    async def after_ready(self, context: Context) -> None:
+        self.told.append("ready")
+
+    async def after_stop(self, context: Context) -> None:
+        self.told.append("stop")
+
+    async def after_delete(self, context: Context) -> None:
+        self.told.append("delete")
+
+    def holding(self) -> set[str]:
+        held: set[str] = set()
+        for line in self._path.read_text().splitlines():
+            if line[0] == "+":
+                held.add(line[1:])
+            elif line[0] == "-":
+                held.discard(line[1:])
+        return held
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[ProcessDriver]:
+    driver = ProcessDriver(tmp_path / "b" / "b.sock")
+    driver.start()
+    yield driver
+    driver.close()
+
+
+def settings(base: ProcessDriver, tmp_path: Path, **more: Any) -> Any:
+    return config(base.socket, tmp_path / "c" / "c.sock", tmp_path / "s", **more)
+
+
+async def until(check: Any, timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def create(message: pb.DriverSandbox) -> pb.CreateSandboxRequest:
+    return pb.CreateSandboxRequest(sandbox=message)
+
+
+def told(sandbox_: pb.DriverSandbox, kind: str, status: str, reason: str) -> Any:
+    snapshot = pb.DriverSandbox()
+    snapshot.CopyFrom(sandbox_)
+    del snapshot.status.conditions[:]
+    snapshot.status.conditions.append(
+        pb.DriverCondition(type=kind, status=status, reason=reason)
+    )
+    return pb.WatchSandboxesEvent(
+        sandbox=pb.WatchSandboxesSandboxEvent(sandbox=snapshot)
+    )
+
+
+async def test_late_doubled_and_reordered_events_are_reasons_to_look_no_more(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    world = Watching(tmp_path / "world")
+    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+        await stub.CreateSandbox(create(sandbox()))
+        await until(lambda: world.told == ["ready"])
+        there = base.sandboxes["s1"]
+        for event in (
+            told(there, "Suspended", "True", "Stopped"),  # of an earlier life
+            told(there, "Ready", "False", "Exploded"),
+            told(there, "Ready", "True", "Running"),
+            told(there, "Ready", "True", "Running"),
+            pb.WatchSandboxesEvent(
+                deleted=pb.WatchSandboxesDeletedEvent(sandbox_id="s1")
+            ),
+            pb.WatchSandboxesEvent(
+                deleted=pb.WatchSandboxesDeletedEvent(sandbox_id="never")
+            ),
+            pb.WatchSandboxesEvent(),
+        ):
+            base.tell(event)
+        await asyncio.sleep(1.5)
+        assert world.told == ["ready"]
+        assert world.holding() == {"first", "second", "run"}
+        assert composition.registry.get("s1").record.up
+        await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        base.tell(told(there, "Ready", "True", "Running"))
+        await until(lambda: not composition.registry.all())
+    assert world.told == ["ready", "stop", "delete"]
+    assert world.holding() == set()
+
+
+async def test_a_base_that_hangs_costs_the_caller_its_deadline_and_no_more(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    released = threading.Event()
+
+    def spoil(method: str, _request: Any, _context: Any) -> None:
+        if method == "CreateSandbox":
+            released.wait(5)
+
+    base.spoil = spoil
+    world = Watching(tmp_path / "world")
+    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+        begun = time.monotonic()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.CreateSandbox(create(sandbox()), timeout=0.7)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert time.monotonic() - begun < 3
+        # Others are not held up meanwhile.
+        await stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=2)
+        await asyncio.sleep(
+            0.5
+        )  # the call to the base has ended too: nobody waits for it
+        released.set()
+        await until(lambda: not composition.registry.all())
+        assert base.sandboxes == {}, "it was made after all, and is deleted"
+    assert world.holding() == set()
+
+
+async def test_a_base_that_ends_in_the_middle_of_a_create_has_nothing_afterwards(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    reached = threading.Event()
+
+    def spoil(method: str, _request: Any, _context: Any) -> None:
+        if method == "CreateSandbox":
+            reached.set()
+            time.sleep(0.5)  # made after all, when nobody listens any more
+
+    base.spoil = spoil
+    world = Watching(tmp_path / "world")
+    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+        call = asyncio.ensure_future(stub.CreateSandbox(create(sandbox())))
+        await asyncio.to_thread(reached.wait, 5)
+        await asyncio.to_thread(base.stop)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() in {
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.CANCELLED,
+        }
+        await asyncio.sleep(0.6)
+        base.spoil = lambda *_: None
+        base.start()
+        await until(lambda: not composition.registry.all() and not base.sandboxes)
+    assert world.holding() == set()
+
+
+async def test_a_call_that_broke_is_made_again_where_that_is_safe(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    async with composed(settings(base, tmp_path, base_wait_s=5)) as (stub, _):
+        await stub.CreateSandbox(create(sandbox()))
+        await asyncio.to_thread(base.stop)
+        waiting = asyncio.ensure_future(
+            stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1"))
+        )
+        await asyncio.sleep(0.5)
+        assert not waiting.done(), "a gateway that starts must not meet an error now"
+        base.start()
+        await waiting
+
+
+async def test_a_list_of_more_than_four_mebibytes_passes(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    async with composed(settings(base, tmp_path)) as (_, composition):
+        for number in range(600):
+            one = pb.DriverSandbox(id=f"s{number}", name="n")
+            one.status.conditions.append(
+                pb.DriverCondition(type="Ready", status="True", message="x" * 8192)
+            )
+            base.sandboxes[one.id] = one
+        options = [("grpc.max_receive_message_length", -1)]
+        path = f"unix:{tmp_path / 'c' / 'c.sock'}"
+        async with grpc.aio.insecure_channel(path, options=options) as channel:
+            call: Any = channel.unary_unary(
+                "/openshell.compute.v1.ComputeDriver/ListSandboxes"
+            )
+            raw = await call(b"")
+        assert len(raw) > 4 * 2**20
+        assert len(pb.ListSandboxesResponse.FromString(raw).sandboxes) == 600
+        assert composition.registry.all() == []
+
+
+async def test_a_base_whose_answers_cannot_be_read_ends_nothing(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    """Conditions that are no conditions, sandboxes without a status, another one's id."""
+    world = Watching(tmp_path / "world")
+    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+        await stub.CreateSandbox(create(sandbox()))
+        await until(lambda: world.told == ["ready"])
+        base.tell(
+            pb.WatchSandboxesEvent(
+                sandbox=pb.WatchSandboxesSandboxEvent(sandbox=pb.DriverSandbox(id="s1"))
+            )
+        )
+        base.condition("s1", "", "maybe", "\0")
+        base.condition("s1", "Suspended", "not at all", "")
+        base.tell(told(pb.DriverSandbox(id="x" * 5000), "Ready", "True", ""))
+        await asyncio.sleep(0.3)
+        assert composition.registry.get("s1").record.up
+        assert world.told == ["ready"]
