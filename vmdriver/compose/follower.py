@@ -61,7 +61,10 @@ class Follower:
     async def _clean_again(self) -> None:
         while True:
             await asyncio.sleep(_CLEAN_AGAIN_S)
-            await self._registry.clean_again()
+            try:
+                await self._registry.clean_again()
+            except Exception:  # noqa: BLE001 - whatever it was, it is tried again
+                _log.exception("what is overdue cannot be given back now")
 
     # --- events
 
@@ -113,11 +116,10 @@ class Follower:
         """
         ours = self._registry.all()
         for box in ours:
-            if (
-                not box.lock.locked()
-            ):  # else somebody is at it, and will see for himself
-                async with box.lock:
-                    await self._reconcile(box, listed.get(box.record.id))
+            if box.lock.locked():
+                continue  # somebody is at it, and will see for himself
+            async with box.lock:
+                await self._reconcile(box, listed.get(box.record.id))
         others = self.relay.known() - set(listed) - {b.record.id for b in ours}
         for sandbox_id in others:
             if await self._registry.look(sandbox_id) is Absent.GONE:

@@ -39,7 +39,7 @@ class Composed:
     retry_at: float = 0.0
     """When what could not be undone is tried again (monotonic seconds)."""
     trouble: str = ""
-    """What could not be undone, for conditions and `inspect`."""
+    """What could not be undone, for conditions and discovery."""
 
     async def update(self, **changes: Any) -> None:
         """Change the record, durably."""
@@ -94,7 +94,7 @@ class Composed:
             await self.store.remove(self.record.id)
 
     async def give_back(self, scope: Scope | None) -> None:
-        """Undo what is held. What fails stays, and is tried again by `Cleaner`."""
+        """Undo what is held. What fails stays, and is tried again by `clean_again`."""
         problems = await self.runner.give_back(self.subject(), scope)
         text = "; ".join(problems)
         self.retries = self.retries + 1 if text else 0

@@ -1,0 +1,88 @@
+"""A composed driver in front of our own, with real machines."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tests.system.conftest import Driver
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def holding(world: Path) -> set[str]:
+    held: set[str] = set()
+    for line in world.read_text().splitlines():
+        if line[0] == "+":
+            held.add(line[1:])
+        elif line[0] == "-":
+            held.discard(line[1:])
+    return held
+
+
+class InFront:
+    """A composed driver's process, and a client of it."""
+
+    def __init__(self, base: Path, directory: Path) -> None:
+        self.socket, self.state = directory / "c" / "c.sock", directory / "s"
+        program = [sys.executable, "-m", "tests.fakes.composed"]
+        command = [*program, str(base), str(self.socket), str(self.state), "0"]
+        self.process = subprocess.Popen(command, cwd=ROOT)
+        self.channel = grpc.insecure_channel(
+            f"unix:{self.socket}", options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+        self.stub: Any = pb_grpc.ComputeDriverStub(self.channel)
+        found = self.stub.GetCapabilities(
+            pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=20
+        )
+        assert found.driver_name.endswith("+vmdriver")
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        self.channel.close()
+        self.process.send_signal(number)
+        self.process.wait(10)
+
+
+def test_a_machine_lives_through_a_composed_driver_and_outlives_it(
+    driver: Driver, tmp_path: Path
+) -> None:
+    direct, front = driver.stub, InFront(driver.socket, tmp_path)
+    world = front.state / "world"
+    try:
+        driver.stub = front.stub
+        box = driver.create()
+        driver.wait(box, "Running")
+        assert driver.gateway.shell(box, "echo through").strip() == "through"
+        assert holding(world) == {"first", "second", "run"}
+        pid = driver.machine_pid(box)
+        front.end(signal.SIGKILL)
+        front = InFront(driver.socket, tmp_path)
+        driver.stub = front.stub
+        assert driver.machine_pid(box) == pid, "the machine went on"
+        assert driver.gateway.shell(box, "echo still").strip() == "still"
+        driver.stop(box)
+        assert holding(world) == {"first", "second"}
+        driver.start_sandbox(box)
+        driver.gateway.wait_hello(box, 2)
+        assert holding(world) == {"first", "second", "run"}
+        driver.kill()
+        driver.start()  # the driver behind ends; the machine and what is held stay
+        driver.stub = front.stub
+        driver.wait(box, "Running")
+        assert driver.delete(box)
+        deadline = time.monotonic() + 20
+        while list((front.state / "sandboxes").iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert holding(world) == set()
+    finally:
+        driver.stub = direct
+        front.end()
