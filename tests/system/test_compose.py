@@ -75,7 +75,7 @@ def test_a_machine_lives_through_a_composed_driver_and_outlives_it(
         assert holding(world) == {"first", "second", "run"}
         driver.kill()
         driver.start()  # the driver behind ends; the machine and what is held stay
-        driver.stub = front.stub
+        direct, driver.stub = driver.stub, front.stub
         driver.wait(box, "Running")
         assert driver.delete(box)
         deadline = time.monotonic() + 20
@@ -83,6 +83,7 @@ def test_a_machine_lives_through_a_composed_driver_and_outlives_it(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert holding(world) == set()
+        driver.used.clear()
     finally:
         driver.stub = direct
         front.end()
