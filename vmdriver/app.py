@@ -45,7 +45,13 @@ from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.store import ImagePolicy, ImageStore
 from vmdriver.service import admin, servicer
-from vmdriver.service.server import MAX_PATH, check_path, serve
+from vmdriver.service.server import (
+    ADMIN,
+    COMPUTE_DRIVER,
+    MAX_PATH,
+    check_path,
+    serve,
+)
 from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
 from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore
@@ -312,8 +318,10 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     compute = ComputeDriver(identity, readiness, driver.hub)
     operators = admin.Admin(readiness, driver.hub, config.driver_name)
     servers = [
-        await serve(config.bind_socket, partial(servicer.register, compute)),
-        await serve(admin_socket(config), partial(admin.register, operators)),
+        await serve(
+            config.bind_socket, partial(servicer.register, compute), COMPUTE_DRIVER
+        ),
+        await serve(admin_socket(config), partial(admin.register, operators), ADMIN),
     ]
     _log.info("serving on %s; state in %s", config.bind_socket, config.state_dir)
     recovery = asyncio.create_task(driver.recover())

@@ -15,7 +15,7 @@ from tests.fakes.driver import FakeDriver
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
-from vmdriver.service.server import serve
+from vmdriver.service.server import COMPUTE_DRIVER, serve
 from vmdriver.service.servicer import ComputeDriver, Identity, Readiness, register
 
 IDENTITY = Identity("vmdriver", "0", "example.org/default:1", False)
@@ -58,6 +58,7 @@ async def served(
     server = await serve(
         socket,
         partial(register, ComputeDriver(IDENTITY, readiness, driver.hub)),
+        COMPUTE_DRIVER,
     )
     if recover:
         await driver.manager.recover()

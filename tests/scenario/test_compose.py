@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import struct_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import BaseModel, ConfigDict
 
 from tests.fakes.composed import World, composed, config
@@ -627,3 +628,36 @@ async def test_what_extensions_can_do_and_hold_can_be_asked_for(
         shown = json.loads(await asyncio.to_thread(run, "describe", "disk"))
         assert shown["name"] == "disk"
         broken[0] = False
+
+
+async def test_both_sockets_tell_what_they_serve(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    """As grpcurl asks: without a copy of the proto files."""
+    async with composed(settings(base, tmp_path)):
+        for socket, service, method in (
+            (
+                tmp_path / "c" / "c.sock",
+                "openshell.compute.v1.ComputeDriver",
+                "StopSandbox",
+            ),
+            (
+                tmp_path / "s" / "run" / "admin.sock",
+                "vmdriver.admin.v1.Admin",
+                "GetExtensionCapabilities",
+            ),
+        ):
+            async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+                stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+                async def ask(**question: str) -> Any:
+                    request = reflection_pb2.ServerReflectionRequest(**question)
+                    call = stub.ServerReflectionInfo(iter([request]))  # noqa: B023
+                    return await call.read()
+
+                listed = await ask(list_services="")
+                names = {s.name for s in listed.list_services_response.service}
+                assert service in names
+                found = await ask(file_containing_symbol=service)
+                files = found.file_descriptor_response.file_descriptor_proto
+                assert any(method.encode() in raw for raw in files)

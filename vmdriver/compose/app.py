@@ -23,7 +23,7 @@ from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.phases.api import Extension, Phase
 from vmdriver.lifecycle.phases.runner import PhaseRunner
 from vmdriver.lifecycle.ports import Guard, no_checkpoint
-from vmdriver.service.server import check_path, serve
+from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, check_path, serve
 
 _log = logging.getLogger(__name__)
 _THREADS = 8
@@ -89,8 +89,9 @@ class Composition:
             await serve(
                 self.config.bind_socket,
                 lambda server: server.add_generic_rpc_handlers((handler,)),
+                COMPUTE_DRIVER,
             ),
-            await serve(self.admin_socket, partial(admin.register, operators)),
+            await serve(self.admin_socket, partial(admin.register, operators), ADMIN),
         ]
 
     async def _learn_names(self) -> None:

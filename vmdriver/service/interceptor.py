@@ -62,8 +62,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
     ) -> Any:
         """Replace the handler by one that translates what it raises."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
+        if handler is None or handler.request_streaming:
+            return handler  # nobody's, or reflection's: none of ours streams requests
         method = str(handler_call_details.method)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(

@@ -11,12 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+from grpc_reflection.v1alpha import reflection
 
+from vmdriver._proto import admin_pb2, compute_driver_pb2
 from vmdriver.errors import ConfigError
 from vmdriver.service.interceptor import ErrorInterceptor
 
 MAX_PATH = 107
 """Longest AF_UNIX path in bytes, without its NUL (unix(7), sun_path[108])."""
+COMPUTE_DRIVER = compute_driver_pb2.DESCRIPTOR.services_by_name[
+    "ComputeDriver"
+].full_name
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _MAX_MESSAGE = 16 * 1024 * 1024
 _WAIT_FOR_PREDECESSOR_S = 6.0
 
@@ -108,10 +114,10 @@ async def remove_stale(path: Path) -> None:
 
 
 async def serve(
-    path: Path, register: Callable[[grpc.aio.Server], None]
+    path: Path, register: Callable[[grpc.aio.Server], None], service: str
 ) -> grpc.aio.Server:
     """A started server on that path, mode 0600 in a directory 0700; `register` adds its
-    service.
+    service, whose full name is `service`: reflection tells clients what it looks like.
     """
     check_path(path)
     secure_directory(path.parent)
@@ -125,6 +131,8 @@ async def serve(
         ],
     )
     register(server)
+    names = (service, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     path.chmod(0o600)
