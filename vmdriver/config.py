@@ -74,17 +74,17 @@ class Loaded:
         """Key, JSON-able value and source; secrets hidden."""
         values = self.config.model_dump(mode="json")
         return [
-            (k, _hidden(k, values[k]), self.sources.get(k, "default"))
+            (k, hidden(k, values[k]), self.sources.get(k, "default"))
             for k in Config.model_fields
         ]
 
 
-def _hidden(key: str, value: Any) -> Any:
+def hidden(key: str, value: Any) -> Any:
     """Extension tables are the only free-form part: what looks like a secret by its
     name is not shown.
     """
     if isinstance(value, dict):
-        return {inner: _hidden(inner, v) for inner, v in value.items()}
+        return {inner: hidden(inner, v) for inner, v in value.items()}
     secret = any(
         word in key.lower()
         for word in ("secret", "token", "password", "api_key", "private")

@@ -661,3 +661,35 @@ async def test_both_sockets_tell_what_they_serve(
                 found = await ask(file_containing_symbol=service)
                 files = found.file_descriptor_response.file_descriptor_proto
                 assert any(method.encode() in raw for raw in files)
+
+
+def test_whose_a_setting_is_can_be_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "compose.toml"
+    path.write_text(
+        'base = "unix:/b"\nbind_socket = "/c"\nextensions = ["audit-log"]\n'
+        '[extension.audit-log]\npath = "/log"\napi_token = "secret-9"\n'
+    )
+    program = str(Path(sys.executable).parent / "vmdriver")
+    command = [
+        program,
+        "compose",
+        "--config",
+        str(path),
+        "--suffix",
+        "w",
+        "--show-config",
+    ]
+    shown = subprocess.run(
+        [*command, "--json"], check=True, capture_output=True, text=True
+    )
+    rows = {
+        (r["owner"], r["key"]): (r["value"], r["source"])
+        for r in json.loads(shown.stdout)
+    }
+    assert rows["wrapper", "base"] == ("unix:/b", "file")
+    assert rows["wrapper", "suffix"] == ("w", "flag")
+    assert rows["wrapper", "driver_name"] == ("", "default")
+    assert rows["extension audit-log", "path"] == ("/log", "file")
+    plain = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "extension audit-log" in plain
+    assert "secret-9" not in plain + shown.stdout

@@ -149,6 +149,12 @@ def _add_compose(commands: Any) -> None:
         ("log-level", "debug, info, warning or error"),
     ):
         one.add_argument(f"--{name}", metavar="VALUE", help=meaning)
+    one.add_argument(
+        "--show-config",
+        action="store_true",
+        help="print the settings, whose they are and where they come from; do nothing",
+    )
+    one.add_argument("--json", action="store_true", help="print JSON for machines")
 
 
 def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None:

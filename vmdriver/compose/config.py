@@ -52,6 +52,27 @@ class ComposeConfig(BaseModel):
     log_format: str = "text"
 
 
+def table(config: ComposeConfig, flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every setting with its value, whose it is, and where it came from. What the base driver and
+    requests decide is not in here: it never mixes with these.
+    """
+    rows = []
+    for name in ComposeConfig.model_fields:
+        if name == "extension":
+            continue
+        value = config.model_dump(mode="json")[name]
+        source = "flag" if name in flags else "file"
+        if name not in config.model_fields_set:
+            source = "default"
+        rows.append({"owner": "wrapper", "key": name, "value": value, "source": source})
+    for name, settings in config.extension.items():
+        rows += [
+            {"owner": f"extension {name}", "key": key, "value": value, "source": "file"}
+            for key, value in settings.items()
+        ]
+    return rows
+
+
 def load(file: Path | None, flags: Mapping[str, Any]) -> ComposeConfig:
     """File, then flags. ConfigError names the key and where it stands."""
     values: dict[str, Any] = {}
