@@ -19,7 +19,8 @@ A first test, which is all that most extensions need:
 again and again, and ends the process (as far as the extension can tell) at one step after the
 other: before and after every entry in the ledger. What the extension made outside must be gone each
 time. A kill between two statements of the extension itself is a kill too: have the outside world of
-your test raise `Killed` there.
+your test raise `Killed` there. `check_every_failure` has others refuse instead: another extension
+behind this one, in each phase, or the driver.
 
 Step by step, a `Stage` is the driver:
 
@@ -48,7 +49,14 @@ from vmdriver.lifecycle.phases.runner import PhaseRunner, Subject, holds_of
 from vmdriver.model.spec import Resources
 from vmdriver.storage.journal import FileJournal
 
-__all__ = ["Killed", "Stage", "check_every_kill", "lived", "sandbox"]
+__all__ = [
+    "Killed",
+    "Stage",
+    "check_every_failure",
+    "check_every_kill",
+    "lived",
+    "sandbox",
+]
 
 
 class Killed(BaseException):
@@ -284,6 +292,56 @@ async def lived(
         changes,
         tuple(stage.problems),
     )
+
+
+async def check_every_failure(
+    make: Callable[[], Extension],
+    directory: Path,
+    left: Callable[[], Collection[object]],
+    *,
+    view: SandboxView | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """A create in which another extension refuses, in one phase after the other, and one that the
+    driver behind refuses: what this one has allocated by then must be gone. `left`: as above.
+
+    AssertionError that names the phase when something is left, or held.
+    """
+    extension = make()
+    tables = {extension.name: config or {}}
+    for phase in (*_REFUSING, None):
+        others = [_refuser(phase)] if phase else []
+        own = directory / f"failure-{phase or 'base'}"
+        stage = Stage([make(), *others], own, config=tables)
+        try:
+            await stage.create(view, base_refuses=phase is None)
+        except DriverError:
+            pass
+        else:
+            raise AssertionError(f"{phase}: nothing was refused")
+        finally:
+            stage.close()
+        where = f"{phase} refused" if phase else "the base driver refused"
+        assert not stage.held, f"{where}: still held: {stage.held}"
+        found = left()
+        assert not found, f"{where}: left over: {found}"
+
+
+_REFUSING = (
+    Phase.VALIDATE_REQUEST,
+    Phase.PREPARE_PLAN,
+    Phase.BEFORE_CREATE,
+    Phase.BEFORE_START,
+)
+
+
+def _refuser(phase: Phase) -> Extension:
+    async def refuse(*_: Any) -> None:
+        raise DriverError(f"refused in {phase.value}, as the test wants it")
+
+    body = {phase.value: refuse, "name": "refuser"}
+    made: Extension = type("Refuser", (Extension,), body)()
+    return made
 
 
 async def check_every_kill(

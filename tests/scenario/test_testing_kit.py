@@ -14,7 +14,14 @@ from vmdriver.errors import DriverError, Exhausted
 from vmdriver.extensions.gpu_claim import GpuClaim
 from vmdriver.lifecycle.phases.api import Context, Extension, Hold, Phase, Until
 from vmdriver.lifecycle.phases.mutation import Draft
-from vmdriver.testing import Killed, Stage, check_every_kill, lived, sandbox
+from vmdriver.testing import (
+    Killed,
+    Stage,
+    check_every_failure,
+    check_every_kill,
+    lived,
+    sandbox,
+)
 
 
 class Licence(Extension):
@@ -64,6 +71,7 @@ async def test_a_right_extension_passes(tmp_path: Path) -> None:
         lambda: Licence(taken), tmp_path / "b", lambda: taken
     )
     assert steps > 20
+    await check_every_failure(lambda: Licence(taken), tmp_path / "c", lambda: taken)
 
 
 @pytest.mark.parametrize("wrong", [ActsFirst, Forgets, NotIdempotent])
@@ -71,6 +79,12 @@ async def test_a_wrong_one_is_caught(tmp_path: Path, wrong: type[Licence]) -> No
     taken: set[str] = set()
     with pytest.raises(AssertionError, match="killed at step"):
         await check_every_kill(lambda: wrong(taken), tmp_path, lambda: taken)
+    taken.clear()
+    if wrong is Forgets:
+        with pytest.raises(AssertionError, match="before_create refused: left over"):
+            await check_every_failure(
+                lambda: wrong(taken), tmp_path / "f", lambda: taken
+            )
 
 
 async def test_a_refusal_gives_everything_back(tmp_path: Path) -> None:

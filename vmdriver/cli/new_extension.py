@@ -93,7 +93,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from $module import $kind
-from vmdriver.testing import check_every_kill, lived
+from vmdriver.testing import check_every_failure, check_every_kill, lived
 
 
 async def test_a_sandbox_has_its_number(tmp_path: Path) -> None:
@@ -107,7 +107,12 @@ async def test_nothing_is_left_over_after_a_kill_anywhere(tmp_path: Path) -> Non
     numbers = tmp_path / "numbers"
     numbers.mkdir()
     config = {"directory": str(numbers)}
-    await check_every_kill($kind, tmp_path, lambda: list(numbers.iterdir()), config=config)
+
+    def left() -> list[Path]:
+        return list(numbers.iterdir())
+
+    await check_every_kill($kind, tmp_path, left, config=config)
+    await check_every_failure($kind, tmp_path, left, config=config)
 '''
 
 
