@@ -11,7 +11,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,25 @@ async def composed(
         await channel.close()
         stop.set()
         await task
+
+
+async def until(check: Callable[[], object], timeout_s: float = 10) -> None:
+    """Wait for it."""
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def holding(world: Path) -> set[str]:
+    """What the `World` whose lines these are has allocated and not given back."""
+    held: set[str] = set()
+    for line in world.read_text().splitlines():
+        if line[0] == "+":
+            held.add(line[1:])
+        elif line[0] == "-":
+            held.discard(line[1:])
+    return held
 
 
 class World(Extension):

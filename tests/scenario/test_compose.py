@@ -8,8 +8,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from google.protobuf import struct_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import BaseModel, ConfigDict
 
-from tests.fakes.composed import World, composed, config
+from tests.fakes.composed import World, composed, config, holding, until
 from tests.fakes.process_driver import FUTURE, ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -34,13 +33,9 @@ LOG: list[tuple[str, str]] = []
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Iterator[ProcessDriver]:
+@pytest.fixture(autouse=True)
+def empty_log() -> None:
     LOG.clear()
-    driver = ProcessDriver(tmp_path / "b" / "b.sock")
-    driver.start()
-    yield driver
-    driver.close()
 
 
 def settings(base: ProcessDriver, tmp_path: Path, **more: Any) -> Any:
@@ -85,13 +80,6 @@ async def refused(code: grpc.StatusCode, *texts: str) -> AsyncIterator[None]:
     assert caught.value.code() is code, caught.value
     for text in texts:
         assert text in str(caught.value.details()), caught.value.details()
-
-
-async def until(check: Any, timeout_s: float = 8) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, LOG
-        await asyncio.sleep(0.01)
 
 
 async def events_of(stub: Any, found: list[Any]) -> None:
@@ -203,16 +191,6 @@ async def test_what_the_base_refuses_is_rolled_back_and_its_words_pass(
         base.spoil = lambda *_: None
         await stub.CreateSandbox(create(sandbox()))
     assert holding(tmp_path / "world") == {"first", "second", "run"}
-
-
-def holding(path: Path) -> set[str]:
-    held: set[str] = set()
-    for line in path.read_text().splitlines():
-        if line[0] == "+":
-            held.add(line[1:])
-        elif line[0] == "-":
-            held.discard(line[1:])
-    return held
 
 
 async def test_what_extensions_change_is_what_the_base_is_asked_for(

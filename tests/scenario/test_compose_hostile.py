@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.fakes.composed import World, composed, config
+from tests.fakes.composed import World, composed, config, holding, until
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -35,33 +34,9 @@ class Watching(World):
     async def after_delete(self, context: Context) -> None:
         self.told.append("delete")
 
-    def holding(self) -> set[str]:
-        held: set[str] = set()
-        for line in self._path.read_text().splitlines():
-            if line[0] == "+":
-                held.add(line[1:])
-            elif line[0] == "-":
-                held.discard(line[1:])
-        return held
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Iterator[ProcessDriver]:
-    driver = ProcessDriver(tmp_path / "b" / "b.sock")
-    driver.start()
-    yield driver
-    driver.close()
-
 
 def settings(base: ProcessDriver, tmp_path: Path, **more: Any) -> Any:
     return config(base.socket, tmp_path / "c" / "c.sock", tmp_path / "s", **more)
-
-
-async def until(check: Any, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 def create(message: pb.DriverSandbox) -> pb.CreateSandboxRequest:
@@ -104,13 +79,13 @@ async def test_late_doubled_and_reordered_events_are_reasons_to_look_no_more(
             base.tell(event)
         await asyncio.sleep(1.5)
         assert world.told == ["ready"]
-        assert world.holding() == {"first", "second", "run"}
+        assert holding(tmp_path / "world") == {"first", "second", "run"}
         assert composition.registry.get("s1").record.up
         await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
         base.tell(told(there, "Ready", "True", "Running"))
         await until(lambda: not composition.registry.all())
     assert world.told == ["ready", "stop", "delete"]
-    assert world.holding() == set()
+    assert holding(tmp_path / "world") == set()
 
 
 async def test_a_base_that_hangs_costs_the_caller_its_deadline_and_no_more(
@@ -138,7 +113,7 @@ async def test_a_base_that_hangs_costs_the_caller_its_deadline_and_no_more(
         released.set()
         await until(lambda: not composition.registry.all())
         assert base.sandboxes == {}, "it was made after all, and is deleted"
-    assert world.holding() == set()
+    assert holding(tmp_path / "world") == set()
 
 
 async def test_a_base_that_ends_in_the_middle_of_a_create_has_nothing_afterwards(
@@ -167,7 +142,7 @@ async def test_a_base_that_ends_in_the_middle_of_a_create_has_nothing_afterwards
         base.spoil = lambda *_: None
         base.start()
         await until(lambda: not composition.registry.all() and not base.sandboxes)
-    assert world.holding() == set()
+    assert holding(tmp_path / "world") == set()
 
 
 async def test_a_call_that_broke_is_made_again_where_that_is_safe(

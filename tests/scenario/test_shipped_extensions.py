@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.composed import composed, config
+from tests.fakes.composed import composed, config, until
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -29,14 +29,6 @@ from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.phases.api import Extension
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Iterator[ProcessDriver]:
-    driver = ProcessDriver(tmp_path / "b" / "b.sock")
-    driver.start()
-    yield driver
-    driver.close()
 
 
 def loaded(
@@ -85,10 +77,7 @@ async def test_the_audit_log_has_a_line_for_every_call(
     async with composed(settings, extensions) as (stub, composition):
         await stub.CreateSandbox(create(sandbox()))
         await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
-        deadline = time.monotonic() + 5
-        while composition.registry.all():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: not composition.registry.all())
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["actor"], line["phase"], line["outcome"]) for line in lines] == [
         ("labels-and-placement", "prepare_plan", "ok"),
@@ -127,10 +116,7 @@ async def test_a_workspace_has_its_quota(base: ProcessDriver, tmp_path: Path) ->
         for number in range(3):
             await stub.CreateSandbox(create(sized(f"f{number}", "9Gi", "free")))
         await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
-        deadline = time.monotonic() + 5
-        while composition.registry.get("s1"):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: not composition.registry.get("s1"))
         await stub.CreateSandbox(create(sandbox("s1")))
         requests = [create(sandbox(f"t{n}")) for n in range(4)]
         for message in requests:
@@ -160,10 +146,7 @@ async def test_devices_are_claimed_by_one_at_a_time(
         with pytest.raises(grpc.aio.AioRpcError, match="are claimed"):
             await stub.CreateSandbox(create(sandbox("s2", template=template)))
         await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
-        deadline = time.monotonic() + 5
-        while composition.registry.all():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: not composition.registry.all())
     assert [path.name for path in claims.iterdir()] == ["gpu_0"]
 
 
@@ -253,10 +236,7 @@ async def test_an_address_is_claimed_told_and_given_back(
         assert "'edge'" in str(caught.value.details())
         for number in range(3):
             await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=f"s{number}"))
-        deadline = time.monotonic() + 5
-        while composition.registry.all():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: not composition.registry.all())
     assert addresses.claims == {}
 
 

@@ -11,21 +11,12 @@ from typing import Any
 
 import grpc
 
+from tests.fakes.composed import holding
 from tests.system.conftest import Driver
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def holding(world: Path) -> set[str]:
-    held: set[str] = set()
-    for line in world.read_text().splitlines():
-        if line[0] == "+":
-            held.add(line[1:])
-        elif line[0] == "-":
-            held.discard(line[1:])
-    return held
 
 
 class InFront:
