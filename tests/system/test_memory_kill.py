@@ -191,7 +191,12 @@ DAMAGE: dict[str, Callable[[Driver, str], object]] = {
     "a truncated manifest": lambda d, b: os.truncate(image(d, b, "manifest.json"), 100),
     "a missing state": lambda d, b: image(d, b, "state").unlink(),
     "a layer that was written to": lambda d, b: os.utime(root_layer(d, b)),
+    "a base disk that was written to": lambda d, b: os.utime(base_disk(d, b)),
 }
+
+
+def base_disk(driver: Driver, box: str) -> Path:
+    return Path(driver.cli("inspect", box)["record"]["base"])
 
 
 def root_layer(driver: Driver, box: str) -> Path:
@@ -249,6 +254,24 @@ def test_a_machine_that_dies_while_it_returns_is_booted_cold_once(
     assert "could not be restored" in message
     driver.gateway.wait_hello(box, 2)
     assert driver.gateway.shell(box, "cat /sandbox/note") == "disk\n"
+
+
+def test_two_resumes_and_a_start_at_once_are_one(driver: Driver) -> None:
+    box = marked(driver)
+    domain = driver.cli("inspect", box)["record"]["plan"]["domain"]
+    driver.stop(box)
+    calls = [
+        threading.Thread(target=driver.operate, args=("resume", box)) for _ in range(2)
+    ]
+    for call in calls:
+        call.start()
+    driver.start_sandbox(box)
+    for call in calls:
+        call.join()
+    check_whole(driver, box)
+    command = ["pgrep", "-c", "-f", f"guest={domain},"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == "1\n", "two machines on one disk"
 
 
 @pytest.mark.parametrize("after_s", [0.15, 0.5])

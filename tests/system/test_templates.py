@@ -157,3 +157,21 @@ def test_qemu_is_killed_while_a_fork_begins(
     driver.wait(box, "Running")
     for one in (first, box):
         assert driver.delete(one)
+
+
+@pytest.mark.parametrize("pool", ["0", "1"])
+def test_a_delete_while_a_fork_begins_leaves_nothing(
+    new_driver: Callable[..., Driver], pool: str
+) -> None:
+    driver = new_driver("--templates-enabled", "true", "--warm-pool", pool)
+    first = driver.create()
+    driver.wait(first, "Running")
+    wait_for_template(driver)
+    for after_s in (0.05, 0.2, 0.6):
+        if pool == "1":
+            wait_for_waiting(driver, 1)
+        box = driver.create(wait=False)
+        time.sleep(after_s)
+        assert driver.delete(box)
+        assert not (driver.host.state / "sandboxes" / box).exists()
+    assert driver.delete(first)

@@ -60,6 +60,7 @@ class Base:
         self.address = address
         self._wait_s = wait_s
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._calls: dict[str, Any] = {}
 
     async def close(self) -> None:
         """End every call."""
@@ -73,7 +74,9 @@ class Base:
         creates may.
         """
         full = method if method.startswith("/") else SERVICE + method
-        multi: Any = self._channel.unary_unary(full, None, None)
+        multi = self._calls.get(full)
+        if multi is None:
+            multi = self._calls[full] = self._channel.unary_unary(full, None, None)
         for last in (not repeat, True):
             await self._connected(asked)
             try:
