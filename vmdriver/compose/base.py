@@ -14,6 +14,7 @@ from vmdriver.errors import ConfigError, Unavailable
 
 SERVICE = "/openshell.compute.v1.ComputeDriver/"
 _log = logging.getLogger(__name__)
+_MOST_METHODS = 64
 _MAX_MESSAGE = 64 * 1024 * 1024
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -76,7 +77,9 @@ class Base:
         full = method if method.startswith("/") else SERVICE + method
         multi = self._calls.get(full)
         if multi is None:
-            multi = self._calls[full] = self._channel.unary_unary(full, None, None)
+            multi = self._channel.unary_unary(full, None, None)
+            if len(self._calls) < _MOST_METHODS:
+                self._calls[full] = multi
         for last in (not repeat, True):
             await self._connected(asked)
             try:
