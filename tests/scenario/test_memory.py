@@ -523,3 +523,30 @@ async def test_a_claim_that_comes_to_nothing_leaves_no_machine(call: str) -> Non
         *record.layers
     }
     await driver.close()
+
+
+@pytest.mark.parametrize(
+    ("pool", "call"),
+    [
+        (1, "take over files"),
+        (1, "mark tap"),
+        (1, "load rules"),
+        (0, "create overlay"),
+        (0, "write launch files"),
+        (0, "make tap"),
+        (0, "load rules"),
+    ],
+)
+async def test_after_a_fork_that_failed_a_start_works(pool: int, call: str) -> None:
+    driver = await with_template(warm_pool=pool)
+    await waiting(driver, pool)
+    driver.world.fail = lambda made: made.startswith(call)
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    assert driver.phase("second") is Phase.FAILED
+    driver.world.fail = lambda _: False
+    await driver.manager.start("second", "")
+    await driver.settled()
+    assert driver.phase("second") is Phase.RUNNING
+    await driver.manager.delete("second", "")
+    await driver.close()

@@ -12,7 +12,7 @@ from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.hold import SandboxHold
-from vmdriver.lifecycle.steps import LEASE, Step, claim_steps, launch_steps
+from vmdriver.lifecycle.steps import LEASE, OVERLAY, Step, claim_steps, launch_steps
 from vmdriver.lifecycle.templates import Template, on_template
 from vmdriver.lifecycle.warm_pool import Waiting
 from vmdriver.model.ids import mark
@@ -80,7 +80,8 @@ class ForkActions(SandboxHold):
             yield plan, Beginning(template, waiting)
         except BaseException:
             if waiting is not None:
-                await finished(pool.discard(waiting))
+                taken = self.ledger.get(OVERLAY) is not None
+                await finished(pool.discard(waiting, keep_layer=taken))
             raise
         if waiting is not None:
             pool.settle(waiting)

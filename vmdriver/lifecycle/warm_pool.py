@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from secrets import token_hex
 
@@ -149,21 +150,28 @@ class WarmPool:
         )
         return on_template(plan, template, self._launcher.places.new_layer(owner))
 
-    async def discard(self, one: Waiting) -> None:
-        """End it and give everything back that nobody has taken over."""
+    async def discard(self, one: Waiting, *, keep_layer: bool = False) -> None:
+        """End it and give everything back that nobody has taken over. `keep_layer`: its disk is
+        a sandbox's by now.
+        """
         ports, tap = self._ports, one.plan.network.lease.tap
         mark = ids.mark(self._settings.instance, one.owner)
         for work in (
             ports.hypervisor.destroy(one.plan.domain),
             ports.network.remove_rules(tap),
             ports.network.remove_tap(tap, mark),
-            ports.disks.remove(one.plan.disk("root").path),
             ports.memory_store.remove(f"{self._directory}/{one.owner}"),
         ):
-            try:
-                await work
-            except DriverError as error:
-                _log.warning("warm pool: %s", error.text())
+            await _tried(work)
+        if not keep_layer:
+            await _tried(ports.disks.remove(one.plan.disk("root").path))
         self._launcher.pool.free(one.owner)
         if one in self._claimed:
             self._claimed.remove(one)
+
+
+async def _tried(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except DriverError as error:
+        _log.warning("warm pool: %s", error.text())
