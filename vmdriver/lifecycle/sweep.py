@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
+from vmdriver.errors import DriverError
 from vmdriver.lifecycle.launcher import Places
 from vmdriver.lifecycle.ports import Found
 from vmdriver.lifecycle.steps import Ports
@@ -56,3 +57,11 @@ async def remove(ports: Ports, orphan: Found, instance: str) -> None:
         await ports.network.remove_rules(orphan.name)
     elif orphan.kind == "tap":
         await ports.network.remove_tap(orphan.name, mark(instance, orphan.sandbox_id))
+
+
+async def tried(log: logging.Logger, work: Awaitable[None]) -> None:
+    """Give back something that is nobody's: what cannot be now is found by the next sweep."""
+    try:
+        await work
+    except DriverError as error:
+        log.warning("cannot be given back: %s", error.text())

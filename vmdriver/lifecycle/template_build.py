@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from vmdriver.errors import DriverError, TimedOut
+from vmdriver.errors import TimedOut
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.manifest import describe
@@ -17,6 +17,7 @@ from vmdriver.lifecycle.memory_ports import STATE_BYTES
 from vmdriver.lifecycle.ports import Taken
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.model import ids
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import DomainState
@@ -123,15 +124,9 @@ class TemplateBuild:
     async def _clean_up(self, plan: LaunchPlan, part: str) -> None:
         ports, tap = self._ports, plan.network.lease.tap
         mark = ids.mark(self._settings.instance, plan.sandbox_id)
-        for work in (
-            ports.hypervisor.destroy(plan.domain),
-            ports.network.remove_rules(tap),
-            ports.network.remove_tap(tap, mark),
-            ports.memory_store.remove(part),
-        ):
-            try:
-                await work
-            except DriverError as error:
-                _log.warning("after a template's build: %s", error)
+        await tried(_log, ports.hypervisor.destroy(plan.domain))
+        await tried(_log, ports.network.remove_rules(tap))
+        await tried(_log, ports.network.remove_tap(tap, mark))
+        await tried(_log, ports.memory_store.remove(part))
         self._launcher.pool.free(plan.sandbox_id)
         await ports.memory_store.end(part)

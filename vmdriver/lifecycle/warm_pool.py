@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from secrets import token_hex
 
@@ -18,6 +17,7 @@ from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.templates import Template, Templates, on_template
 from vmdriver.model import ids
 from vmdriver.model.plan import LaunchPlan
@@ -156,22 +156,12 @@ class WarmPool:
         """
         ports, tap = self._ports, one.plan.network.lease.tap
         mark = ids.mark(self._settings.instance, one.owner)
-        for work in (
-            ports.hypervisor.destroy(one.plan.domain),
-            ports.network.remove_rules(tap),
-            ports.network.remove_tap(tap, mark),
-            ports.memory_store.remove(f"{self._directory}/{one.owner}"),
-        ):
-            await _tried(work)
+        await tried(_log, ports.hypervisor.destroy(one.plan.domain))
+        await tried(_log, ports.network.remove_rules(tap))
+        await tried(_log, ports.network.remove_tap(tap, mark))
+        await tried(_log, ports.memory_store.remove(f"{self._directory}/{one.owner}"))
         if not keep_layer:
-            await _tried(ports.disks.remove(one.plan.disk("root").path))
+            await tried(_log, ports.disks.remove(one.plan.disk("root").path))
         self._launcher.pool.free(one.owner)
         if one in self._claimed:
             self._claimed.remove(one)
-
-
-async def _tried(work: Awaitable[None]) -> None:
-    try:
-        await work
-    except DriverError as error:
-        _log.warning("warm pool: %s", error.text())
