@@ -55,6 +55,7 @@ class WarmPool:
         self._directory = directory
         self._waiting: list[Waiting] = []
         self._claimed: list[Waiting] = []
+        self._closed = False
         self._filler: asyncio.Task[None] | None = None
 
     async def recover(self) -> None:
@@ -64,6 +65,8 @@ class WarmPool:
 
     def refill(self) -> None:
         """Make what is missing, in the background."""
+        if self._closed:
+            return
         if self._settings.warm_pool and (self._filler is None or self._filler.done()):
             self._filler = asyncio.create_task(self._fill(), name="warm pool")
 
@@ -88,9 +91,11 @@ class WarmPool:
     def settle(self, one: Waiting) -> None:
         """A sandbox's ledger answers for all of it from now on."""
         self._claimed.remove(one)
+        self.refill()
 
     async def close(self) -> None:
         """End them all; they are of no use to the next driver."""
+        self._closed = True
         if self._filler is not None:
             self._filler.cancel()
             await asyncio.wait({self._filler})
@@ -103,7 +108,7 @@ class WarmPool:
             await self.discard(one)
 
     async def _fill(self) -> None:
-        keep = {one.owner for one in self._waiting}
+        keep = {one.owner for one in self._waiting + self._claimed}
         await self._ports.disks.remove_abandoned(self._directory, keep)
         most = self._settings.warm_pool_memory_mib // _MIB_EACH
         for template in self._templates.listed():
@@ -165,3 +170,4 @@ class WarmPool:
         self._launcher.pool.free(one.owner)
         if one in self._claimed:
             self._claimed.remove(one)
+            self.refill()
