@@ -315,7 +315,13 @@ async def test_activation_is_fail_closed(base: ProcessDriver, tmp_path: Path) ->
     async def look(self: Extension, context: Any) -> None:
         seen.append(context.parameters)
 
-    wide = settings(base, tmp_path, extensions=["disk"], request_parameters=["disk"])
+    wide = settings(
+        base,
+        tmp_path,
+        extensions=["disk"],
+        request_parameters=["disk"],
+        base_extensions=["inner"],
+    )
     disk = optional(validate_request=look)
     denied, invalid = (
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -334,6 +340,7 @@ async def test_activation_is_fail_closed(base: ProcessDriver, tmp_path: Path) ->
         assert seen == [Size(size=7)]
         async with refused(denied, "openshell.io/extension.tape", "installed"):
             await validate(asking(tape="enabled"))
+        await validate(asking(inner="enabled", **{"inner.size": "1"}))
         async with refused(denied, "disk", "not asked for"):
             await validate(asking(**{"disk.size": "7"}))
         async with refused(invalid, "extensions.disk.size"):

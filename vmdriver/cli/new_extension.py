@@ -73,16 +73,22 @@ class $kind(Extension):
         table.directory.mkdir(parents=True, exist_ok=True)
         for number in range(table.most):
             path = table.directory / str(number)
-            if not path.exists():
-                await context.hold("number", str(number), {"path": str(path)})
-                path.write_text(context.sandbox.id)
-                draft.set_environment("NUMBER", str(number))
-                return
+            if path.is_symlink():
+                continue
+            await context.hold("number", str(number), {"path": str(path)})
+            try:
+                path.symlink_to(context.sandbox.id)  # made in one step, with its owner
+            except FileExistsError:
+                continue  # somebody was faster
+            draft.set_environment("NUMBER", str(number))
+            return
         raise Exhausted(f"all {table.most} numbers are given out")
 
     async def undo(self, context: Context, hold: Hold) -> None:
-        """Idempotent; fine with what never came to be."""
-        Path(hold.data["path"]).unlink(missing_ok=True)
+        """Idempotent; fine with what never came to be, or became somebody else's."""
+        path = Path(hold.data["path"])
+        if path.is_symlink() and str(path.readlink()) == context.sandbox.id:
+            path.unlink()
 '''
 
 _TEST = '''\

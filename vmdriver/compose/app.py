@@ -48,6 +48,7 @@ class Composition:
             frozenset(Phase),
             store.extension_directory,
             frozenset(config.request_parameters),
+            frozenset(config.base_extensions),
         )
         self.registry = Registry(self.base, store, self.runner, config.create_grace_s)
         self.driver = ComposedDriver(

@@ -45,6 +45,10 @@ class ComposeConfig(BaseModel):
         default_factory=list,
         description="extensions that requests may configure through driver_config",
     )
+    base_extensions: list[str] = Field(
+        default_factory=list,
+        description="label keys of extensions that the base driver has: passed on",
+    )
     extension: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, description="one table per extension"
     )

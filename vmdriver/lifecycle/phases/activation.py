@@ -39,12 +39,14 @@ def activate(
     blocks: Mapping[str, Any],
     supported: frozenset[Phase],
     may_configure: frozenset[str],
+    of_base: frozenset[str] = frozenset(),
 ) -> Activation:
     """From the policy-stamped labels and the request's own block. `may_configure`: extensions
-    whose parameters may come from the block. Refused, InvalidRequest.
+    whose parameters may come from the block. `of_base`: keys that are for a driver behind this
+    one. Refused, InvalidRequest.
     """
     by_key = {key_of(e): e for e in extensions}
-    asked, given = _read_labels(by_key, labels)
+    asked, given = _read_labels(by_key, labels, of_base)
     for name, block in blocks.items():
         _check_block(name, block, {e.name for e in by_key.values()}, may_configure)
         given.setdefault(name, {}).update(block)
@@ -68,7 +70,7 @@ def activate(
 
 
 def _read_labels(
-    by_key: Mapping[str, Extension], labels: Mapping[str, str]
+    by_key: Mapping[str, Extension], labels: Mapping[str, str], of_base: frozenset[str]
 ) -> tuple[set[str], dict[str, dict[str, Any]]]:
     asked: set[str] = set()
     given: dict[str, dict[str, Any]] = {}
@@ -81,6 +83,8 @@ def _read_labels(
                 asked.add(by_key[rest].name)
             continue
         key, _, parameter = rest.rpartition(".")
+        if rest in of_base or key in of_base:
+            continue
         if key in by_key and parameter:
             given.setdefault(by_key[key].name, {})[parameter] = value
         elif is_affirmative(value) or key:

@@ -68,6 +68,7 @@ class PhaseRunner:
         supported: frozenset[Phase],
         directory: Directory,
         may_configure: frozenset[str] = frozenset(),
+        of_base: frozenset[str] = frozenset(),
     ) -> None:
         check_names([(e.name, key_of(e)) for e in extensions])
         self.extensions = {e.name: e for e in extensions}
@@ -75,7 +76,7 @@ class PhaseRunner:
         self.driver, self.base_driver = "", ""
         self.known: Callable[[], Iterable[tuple[SandboxView, Activation]]] = tuple
         """Every sandbox that extensions take part in, oldest first."""
-        self.may_configure = may_configure
+        self.may_configure, self._of_base = may_configure, of_base
         self._configs = {e.name: _configuration(e, configs) for e in extensions}
         self._directory = directory
 
@@ -87,6 +88,7 @@ class PhaseRunner:
             blocks,
             self.supported,
             self.may_configure,
+            self._of_base,
         )
 
     # --- phases
