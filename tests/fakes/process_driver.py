@@ -38,6 +38,10 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
         """The last request of that method."""
         return [request for name, request in self.seen if name == method][-1]
 
+    def metadata_of(self, method: str) -> dict[str, Any]:
+        """The metadata of the last request of that method (the follower asks too)."""
+        return [found for name, found in self.metadata if name == method][-1]
+
     # --- start and end
 
     def start(self) -> None:

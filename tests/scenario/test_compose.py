@@ -101,7 +101,7 @@ async def test_without_extensions_everything_passes_as_it_is(
         call: Any = channel.unary_unary(f"{FUTURE}CreateSandbox")
         await call(raw, metadata=(("traceparent", "00-1-2-03"), ("x-bin", b"\0")))
         assert base.asked().SerializeToString() == raw
-        metadata = dict(base.metadata[-1][1])
+        metadata = base.metadata_of("CreateSandbox")
         assert metadata["traceparent"] == "00-1-2-03"
         assert metadata["x-bin"] == b"\0"
         answer = await stub.GetSandbox(pb.GetSandboxRequest(sandbox_id="s1"))
