@@ -33,10 +33,10 @@ from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.hold import Shared
-from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.phases.activation import Registered
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.lifecycle.settings import Settings, TlsFiles
 from vmdriver.lifecycle.steps import Ports, Undoer
@@ -169,10 +169,12 @@ class Driver:
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
         self.extensions = ExtensionRunner(
-            load_extensions(config.extensions, LifecycleExtension),
+            load_extensions(config.extensions, Registered),
             config.extension,
-            self.disks,
+            self.disks.extension_directory,
+            frozenset(config.request_parameters),
         )
+        self.extensions.phases.runner.driver = config.driver_name
         self.hub = Hub(lambda: self.manager.snapshots())  # noqa: PLW0108 - made below
         self.manager = Manager(
             self._shared,
@@ -316,7 +318,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         config.gateway_manages_lifecycle,
     )
     compute = ComputeDriver(identity, readiness, driver.hub)
-    operators = admin.Admin(readiness, driver.hub, config.driver_name)
+    operators = admin.Admin(readiness, driver.hub)
     servers = [
         await serve(
             config.bind_socket, partial(servicer.register, compute), COMPUTE_DRIVER

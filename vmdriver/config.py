@@ -46,7 +46,7 @@ WITHOUT_MEANING = {
     "allow_same_uid_peer": "the socket's 0700 directory and 0600 mode decide who may connect",
     "bootstrap_image": "guests boot from our own boot files",
     "krun_log_level": "there is no libkrun",
-    "otlp_endpoint": "traces are not exported yet",
+    "otlp_endpoint": "spans are exported by opentelemetry-instrument and its settings",
 }
 """Settings that are accepted so that a stock gateway can start us, and why they change
 nothing.
@@ -156,6 +156,16 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
             )
 
 
+def _check_extensions(config: Config) -> None:
+    for key in ("extension", "request_parameters"):
+        for name in getattr(config, key):
+            if name not in config.extensions:
+                raise ConfigError(
+                    f"{key}: {name} is configured and not loaded",
+                    resolution="list it in extensions",
+                )
+
+
 def load(
     *,
     file: Path | None = None,
@@ -179,6 +189,7 @@ def load(
     }
     try:
         config = Config.model_validate(values)
+        _check_extensions(config)
         named = config.model_copy(update={"instance": own_instance(config)})
         return Loaded(named, sources)
     except ValidationError as error:

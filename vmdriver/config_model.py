@@ -193,6 +193,10 @@ class Config(BaseModel):
             "extensions to load, in this order (entry points vmdriver.extensions)"
         ),
     )
+    request_parameters: list[str] = Field(
+        [],
+        description="extensions that requests may give parameters to through driver_config",
+    )
     extension: dict[str, dict[str, Any]] = Field(
         {}, description="[extension.<name>] tables, one per extension"
     )

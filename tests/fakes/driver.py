@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.hold import Shared
-from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.ledger import Scope, replay
 from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.phases.activation import Registered
 from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports import Guard, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
@@ -101,7 +101,9 @@ class FakeDriver:
         world: World,
         checkpoint: Guard = no_checkpoint,
         settings: Settings = SETTINGS,
-        extensions: Sequence[LifecycleExtension] = (),
+        extensions: Sequence[Registered] = (),
+        extension_configs: Mapping[str, Mapping[str, Any]] | None = None,
+        may_configure: frozenset[str] = frozenset(),
         watch_limit: int = 1024,
     ) -> None:
         self.world = world
@@ -121,7 +123,12 @@ class FakeDriver:
         )
         self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
         pool = AddressPool(instance, settings.address_pool)
-        runner = ExtensionRunner(extensions, {}, ports.disks)
+        runner = ExtensionRunner(
+            extensions,
+            extension_configs or {},
+            ports.disks.extension_directory,
+            may_configure,
+        )
         self._files = Pool("test", 1)
         launcher = Launcher(
             ports, settings, runner, FakeAccelerator(), FakePlaces(), pool, self._files

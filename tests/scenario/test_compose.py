@@ -362,6 +362,22 @@ async def test_activation_is_fail_closed(base: ProcessDriver, tmp_path: Path) ->
             await stub.CreateSandbox(create(message))
 
 
+async def test_a_label_ends_at_the_driver_that_has_its_extension(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    wide = settings(base, tmp_path, extensions=["disk"], base_extensions=["inner"])
+    message = asking(**{"disk": "yes", "disk.size": "7", "inner": "yes"})
+    message.spec.template.labels["team"] = "blue"
+    async with composed(wide, [optional()]) as (stub, _):
+        await stub.ValidateSandboxCreate(
+            pb.ValidateSandboxCreateRequest(sandbox=message)
+        )
+        await stub.CreateSandbox(create(message))
+    passed = {"team": "blue", "openshell.io/extension.inner": "yes"}
+    for method in ("ValidateSandboxCreate", "CreateSandbox"):
+        assert base.asked(method).sandbox.spec.template.labels == passed
+
+
 async def test_an_extension_that_hangs_or_fails_refuses_with_its_name(
     base: ProcessDriver, tmp_path: Path
 ) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 import vmdriver.lifecycle.manager as manager_module
+from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, held_objects, spec
-from tests.fakes.world import Crash, World
+from tests.fakes.world import World
 from vmdriver.errors import AlreadyExists, DriverError, NotFound
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.ledger import Held, Ledger
@@ -48,25 +49,6 @@ EXPECTED = {
 }
 NEVER_COLD = {"suspend", "suspend-twice", "snapshot", "snapshot-revert"}
 """Sequences in which a crash of the driver never costs the memory."""
-
-
-class Bomb:
-    """Counts checkpoints; at the chosen one the process is killed."""
-
-    def __init__(self, world: World, at: int | None = None) -> None:
-        self.world, self.at, self.passed = world, at, 0
-        self.exploded = asyncio.Event()
-        self.names: list[str] = []
-
-    async def __call__(self, checkpoint: str) -> None:
-        if self.world.dead:
-            raise Crash(checkpoint)
-        self.names.append(checkpoint)
-        if self.passed == self.at:
-            self.world.dead = True
-            self.exploded.set()
-            raise Crash(checkpoint)
-        self.passed += 1
 
 
 async def perform(driver: FakeDriver, step: str) -> None:
@@ -150,23 +132,11 @@ async def run_until_crash(world: World, bomb: Bomb, steps: tuple[str, ...]) -> b
     driver = FakeDriver(world, bomb)
 
     async def play() -> None:
-        await driver.manager.recover()
         await driver.settled()
         for step in steps:
             await perform(driver, step)
 
-    playing = asyncio.create_task(play())
-    exploded = asyncio.create_task(bomb.exploded.wait())
-    await asyncio.wait({playing, exploded}, return_when=asyncio.FIRST_COMPLETED)
-    if not bomb.exploded.is_set():
-        exploded.cancel()
-        await playing
-        await driver.close()
-        return False
-    playing.cancel()
-    await asyncio.gather(playing, return_exceptions=True)
-    await driver.kill()
-    return True
+    return await played_until_crash(driver, bomb, play)
 
 
 def check_books(world: World) -> None:

@@ -286,14 +286,14 @@ async def test_what_takes_part_can_be_asked_for(
     driver = await started(Recorder("a"))
     readiness = Readiness()
     readiness.set(driver.manager)
-    found = await Admin(readiness, driver.hub, "vm").GetExtensionCapabilities(
+    found = await Admin(readiness, driver.hub).GetExtensionCapabilities(
         admin_pb2.GetExtensionCapabilitiesRequest(), None
     )
     (entry,) = found.extensions
     assert (entry.name, list(entry.sandboxes)) == ("a", ["s1"])
     assert "configure_launch" in entry.phases
     assert "before_fork" not in entry.phases, "Recorder does not define it"
-    assert found.api == "hooks"
+    assert found.api == "phases+hooks"
     await driver.close()
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(found.driver_config_schema)

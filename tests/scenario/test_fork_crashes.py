@@ -8,9 +8,9 @@ import dataclasses
 
 import pytest
 
+from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
-from tests.scenario.test_crash_matrix import Bomb
 from tests.scenario.test_memory import TEMPLATES, waiting, with_template
 from vmdriver.model.phase import Phase
 
@@ -30,23 +30,13 @@ async def create_second(world: World, bomb: Bomb, pool: int) -> bool:
     driver = FakeDriver(world, bomb, settings=settings)
 
     async def play() -> None:
-        await driver.manager.recover()
         await waiting(driver, pool)
         await driver.manager.create(spec("second"), None)
         await driver.settled()
         await waiting(driver, pool)
 
-    playing = asyncio.create_task(play())
-    exploded = asyncio.create_task(bomb.exploded.wait())
-    await asyncio.wait({playing, exploded}, return_when=asyncio.FIRST_COMPLETED)
-    if not bomb.exploded.is_set():
-        exploded.cancel()
-        await playing
-        await driver.close()
+    if not await played_until_crash(driver, bomb, play):
         return False
-    playing.cancel()
-    await asyncio.gather(playing, return_exceptions=True)
-    await driver.kill()
     filler = driver.manager.warm_pool._filler
     if filler is not None:
         filler.cancel()

@@ -90,7 +90,13 @@ def test_lists_are_comma_separated_outside_the_file(tmp_path: Path) -> None:
 
 
 def test_what_looks_secret_is_hidden(tmp_path: Path) -> None:
-    result = loaded(tmp_path, "[extension.x]\napi_token = 'hush'\nplain = 1")
+    with pytest.raises(ConfigError, match="extension: x is configured and not loaded"):
+        loaded(tmp_path, "[extension.x]\nplain = 1")
+    with pytest.raises(ConfigError, match="request_parameters: y"):
+        loaded(tmp_path, "request_parameters = ['y']")
+    result = loaded(
+        tmp_path, "extensions = ['x']\n[extension.x]\napi_token = 'hush'\nplain = 1"
+    )
     table = {key: value for key, value, _ in result.table()}
     assert table["extension"] == {"x": {"api_token": "**********", "plain": 1}}
 

@@ -140,7 +140,7 @@ class GetExtensionCapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetExtensionCapabilitiesResponse(_message.Message):
-    __slots__ = ("driver_name", "base_driver_name", "api", "phases", "mutation_points", "extensions", "held", "driver_config_schema")
+    __slots__ = ("driver_name", "base_driver_name", "api", "phases", "mutation_points", "extensions", "held", "driver_config_schema", "hooks")
     DRIVER_NAME_FIELD_NUMBER: _ClassVar[int]
     BASE_DRIVER_NAME_FIELD_NUMBER: _ClassVar[int]
     API_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +149,7 @@ class GetExtensionCapabilitiesResponse(_message.Message):
     EXTENSIONS_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     DRIVER_CONFIG_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    HOOKS_FIELD_NUMBER: _ClassVar[int]
     driver_name: str
     base_driver_name: str
     api: str
@@ -157,7 +158,8 @@ class GetExtensionCapabilitiesResponse(_message.Message):
     extensions: _containers.RepeatedCompositeFieldContainer[Extension]
     held: _containers.RepeatedCompositeFieldContainer[Held]
     driver_config_schema: str
-    def __init__(self, driver_name: _Optional[str] = ..., base_driver_name: _Optional[str] = ..., api: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., mutation_points: _Optional[_Iterable[_Union[MutationPoint, _Mapping]]] = ..., extensions: _Optional[_Iterable[_Union[Extension, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., driver_config_schema: _Optional[str] = ...) -> None: ...
+    hooks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, driver_name: _Optional[str] = ..., base_driver_name: _Optional[str] = ..., api: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., mutation_points: _Optional[_Iterable[_Union[MutationPoint, _Mapping]]] = ..., extensions: _Optional[_Iterable[_Union[Extension, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., driver_config_schema: _Optional[str] = ..., hooks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MutationPoint(_message.Message):
     __slots__ = ("field", "phases", "keyed", "meaning")
@@ -172,7 +174,7 @@ class MutationPoint(_message.Message):
     def __init__(self, field: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., keyed: _Optional[bool] = ..., meaning: _Optional[str] = ...) -> None: ...
 
 class Extension(_message.Message):
-    __slots__ = ("name", "version", "label_key", "phases", "skipped_phases", "required_phases", "parameters_schema", "configuration_schema", "request_parameters", "sandboxes")
+    __slots__ = ("name", "version", "label_key", "phases", "skipped_phases", "required_phases", "parameters_schema", "configuration_schema", "request_parameters", "sandboxes", "kind")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LABEL_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +185,7 @@ class Extension(_message.Message):
     CONFIGURATION_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     REQUEST_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SANDBOXES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     label_key: str
@@ -193,7 +196,8 @@ class Extension(_message.Message):
     configuration_schema: str
     request_parameters: bool
     sandboxes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., label_key: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., skipped_phases: _Optional[_Iterable[str]] = ..., required_phases: _Optional[_Iterable[str]] = ..., parameters_schema: _Optional[str] = ..., configuration_schema: _Optional[str] = ..., request_parameters: _Optional[bool] = ..., sandboxes: _Optional[_Iterable[str]] = ...) -> None: ...
+    kind: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., label_key: _Optional[str] = ..., phases: _Optional[_Iterable[str]] = ..., skipped_phases: _Optional[_Iterable[str]] = ..., required_phases: _Optional[_Iterable[str]] = ..., parameters_schema: _Optional[str] = ..., configuration_schema: _Optional[str] = ..., request_parameters: _Optional[bool] = ..., sandboxes: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class Held(_message.Message):
     __slots__ = ("sandbox", "extension", "kind", "name", "until", "orphan", "problem")

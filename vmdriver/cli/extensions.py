@@ -9,7 +9,11 @@ from vmdriver.app import admin_socket
 from vmdriver.cli.show import print_json, print_table
 from vmdriver.config import Loaded
 from vmdriver.errors import NotFound
-from vmdriver.lifecycle.requests import DRIVER_CONFIG_SCHEMA
+from vmdriver.extensions.loader import load_extensions
+from vmdriver.lifecycle.phases.activation import Registered
+from vmdriver.lifecycle.phases.api import Phase
+from vmdriver.lifecycle.phases.catalogue import entry_of, parameter_schemas
+from vmdriver.lifecycle.requests import driver_config_schema
 from vmdriver.service import admin_client
 
 
@@ -35,18 +39,23 @@ def _list(found: dict[str, Any], *, as_json: bool) -> None:
         return
     base = found["base_driver_name"]
     print(f"driver {found['driver_name']}{f' in front of {base}' if base else ''}")
-    print(f"{found['api']}: {', '.join(found['phases'])}\n")
+    print(f"phases: {', '.join(found['phases'])}")
+    if found["hooks"]:
+        print(f"hooks: {', '.join(found['hooks'])}")
+    print()
     rows = [
         (
             extension["name"],
             extension["version"] or "-",
             extension["label_key"] or "every sandbox",
             str(len(extension["sandboxes"])),
+            extension["kind"],
             ", ".join(extension["phases"]),
         )
         for extension in found["extensions"]
     ]
-    print_table(("name", "version", "asked for by", "sandboxes", found["api"]), rows)
+    columns = ("name", "version", "asked for by", "sandboxes", "kind", "called in")
+    print_table(columns, rows)
 
 
 def _orphans(found: dict[str, Any], *, as_json: bool) -> None:
@@ -61,7 +70,10 @@ def _orphans(found: dict[str, Any], *, as_json: bool) -> None:
     print_table(("sandbox", "extension", "kind", "name", "problem"), rows)
 
 
-def schema(_loaded: Loaded, _arguments: argparse.Namespace) -> int:
+def schema(loaded: Loaded, _arguments: argparse.Namespace) -> int:
     """JSON Schema of the VM driver's template.driver_config; no driver need run."""
-    print_json(DRIVER_CONFIG_SCHEMA)
+    found: list[Registered] = load_extensions(loaded.config.extensions, Registered)
+    entries = [entry_of(extension, frozenset(Phase)) for extension in found]
+    allowed = frozenset(loaded.config.request_parameters)
+    print_json(driver_config_schema(parameter_schemas(entries, allowed)))
     return 0

@@ -69,7 +69,7 @@ class ComposedDriver:
         draft = incoming.draft()
         await self._runner.ask(Phase.VALIDATE_REQUEST, subject)
         await self._runner.ask(Phase.PREPARE_PLAN, subject, draft)
-        outgoing = incoming.outgoing(draft)
+        outgoing = incoming.outgoing(draft, self._runner.keys)
         return await self._base.call("ValidateSandboxCreate", outgoing, asked)
 
     async def create(self, raw: bytes, asked: Asked) -> bytes:
@@ -80,7 +80,7 @@ class ComposedDriver:
             raise AlreadyExists(f"sandbox {sandbox.id} exists")
         activation = self._runner.activate(sandbox, incoming.blocks)
         if not activation.active:
-            outgoing = incoming.outgoing(incoming.draft())
+            outgoing = incoming.outgoing(incoming.draft(), self._runner.keys)
             return await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
         record = Record(
             id=sandbox.id,
@@ -110,7 +110,7 @@ class ComposedDriver:
         await box.ask(Phase.BEFORE_CREATE, trace, draft)
         await box.update(up=True)
         await box.ask(Phase.BEFORE_START, trace)
-        outgoing = incoming.outgoing(draft)
+        outgoing = incoming.outgoing(draft, self._runner.keys)
         answer = await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
         await box.update(stage=Stage.PRESENT)
         await box.report(Phase.AFTER_CREATE)

@@ -4,7 +4,7 @@ have changed. What nobody changes is passed on byte for byte, fields that we do 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.errors import DriverError, InvalidRequest, Refused
 from vmdriver.lifecycle.hooks import SandboxView
+from vmdriver.lifecycle.phases.activation import is_for
 from vmdriver.lifecycle.phases.mutation import Draft
 from vmdriver.lifecycle.requests import parse_resources
 from vmdriver.model.ids import check_sandbox_id
@@ -50,18 +51,23 @@ class Incoming:
             values[f"template.resources.{name}"] = getattr(template.resources, name)
         return Draft(values)
 
-    def outgoing(self, draft: Draft) -> bytes:
-        """What the base driver is sent. Refused for a value of the wrong type."""
+    def outgoing(self, draft: Draft, keys: Collection[str]) -> bytes:
+        """What the base driver is sent. `keys`: what labels call our own extensions; those
+        labels end here. Refused for a value of the wrong type.
+        """
         changes = draft.changes()
-        if not changes and not self.enveloped:
+        ours = [label for label in self.sandbox.labels if is_for(label, keys)]
+        if not changes and not self.enveloped and not ours:
             return self.raw
         message = type(self.message)()
         message.CopyFrom(self.message)
         template = message.sandbox.spec.template
+        for label in ours:
+            del template.labels[label]
         if self.enveloped:
             _unwrap(template)
-        for (field, key), value in changes.items():
-            _apply(message.sandbox.spec, field, key, value)
+        for change in changes:
+            _apply(message.sandbox.spec, change.field, change.key, change.value)
         return bytes(message.SerializeToString())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from types import UnionType
 from typing import TypeVar
 
 from vmdriver.errors import ConfigError
@@ -12,12 +13,12 @@ GROUP = "vmdriver.extensions"
 T = TypeVar("T")
 
 
-def load_extensions(names: Sequence[str], kind: type[T]) -> list[T]:
+def load_extensions(names: Sequence[str], kind: type[T] | UnionType) -> list[T]:
     """One object per name. ConfigError when a name is not installed, or is not an
     extension of that kind.
     """
     installed = {point.name: point for point in entry_points(group=GROUP)}
-    loaded = []
+    loaded: list[T] = []
     for name in names:
         point = installed.get(name)
         if point is None:
@@ -33,8 +34,9 @@ def load_extensions(names: Sequence[str], kind: type[T]) -> list[T]:
                 f"{error}"
             ) from error
         if not isinstance(extension, kind):
+            wanted = getattr(kind, "__name__", str(kind))
             raise ConfigError(
-                f"extensions: {name!r} is not a {kind.__name__}: it is for another driver"
+                f"extensions: {name!r} is not a {wanted}: it is for another driver"
             )
         loaded.append(extension)
     return loaded

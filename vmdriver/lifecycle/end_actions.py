@@ -9,7 +9,6 @@ from vmdriver.host import facts
 from vmdriver.lifecycle import endings
 from vmdriver.lifecycle.hold import SandboxHold
 from vmdriver.lifecycle.hooks import Reason
-from vmdriver.lifecycle.hub import Deleted
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.phase import MachineState, Phase
@@ -108,5 +107,4 @@ class EndActions(SandboxHold):
         await self._unwind(None, Reason.STOPPED)
         await self._shared.ports.records.remove(self.record.id)
         self._shared.forget(self.record.id)
-        self._shared.hub.publish(Deleted(self.record.id))
         self.vanish()

@@ -1,112 +1,94 @@
-"""Calls extensions: who is active, in which order, with what time, and what their
-errors mean.
+"""Calls extensions on the VM driver's sandboxes, those that follow hooks and those that follow
+phases side by side: who is active, in which order, and what their errors mean.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from vmdriver.errors import CleanupError, ConfigError, DriverError, Refused
+from vmdriver.errors import CleanupError, DriverError, Refused
 from vmdriver.lifecycle.hooks import (
     EnvironmentDraft,
     HookContext,
     LifecycleExtension,
-    OnRequest,
     PlanDraft,
     Reason,
     RestoreKind,
-    SandboxView,
 )
 from vmdriver.lifecycle.ledger import Held, Ledger, Scope
-from vmdriver.lifecycle.ports import Disks
+from vmdriver.lifecycle.phases.activation import (
+    Activation,
+    Registered,
+    activate,
+    check_registration,
+    parse_parameters,
+)
+from vmdriver.lifecycle.phases.api import Extension, Phase
+from vmdriver.lifecycle.phases.calls import Calls
+from vmdriver.lifecycle.phases.plan_changes import shape
+from vmdriver.lifecycle.phases.runner import HOLD, Directory, PhaseRunner
+from vmdriver.lifecycle.phases.vm import RUN as RUN_PHASES
+from vmdriver.lifecycle.phases.vm import STAY as STAY_PHASES
+from vmdriver.lifecycle.phases.vm import VmPhases, view_of
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import SandboxRecord
+from vmdriver.model.record import Change, SandboxRecord
 from vmdriver.model.spec import SandboxSpec
 
-_log = logging.getLogger(__name__)
-_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
-_YES = {"enabled", "enable", "requested", "request", "1", "true", "yes", "y", "on"}
-LABEL_PREFIX = "openshell.io/extension."
 RUN = "launch-hook:"
 STAY = "delete-hook:"
 
 
-def check_names(names: Sequence[tuple[str, str]]) -> None:
-    """Of extensions and the keys that labels call them by. ConfigError for a bad or doubled
-    one.
-    """
-    seen: set[str] = set()
-    for name, key in names:
-        for text in (name, key):
-            if not _NAME.fullmatch(text):
-                raise ConfigError(
-                    f"extension name or key {text!r} is not made of A-Z a-z 0-9 . - _"
-                )
-        if name in seen:
-            raise ConfigError(f"extension {name!r} is listed twice")
-        seen.add(name)
-
-
-def check_registration(extensions: Sequence[LifecycleExtension]) -> None:
-    """ConfigError for a bad or doubled name."""
-    check_names([(e.name, label_key(e) or e.name) for e in extensions])
-
-
-def is_affirmative(value: str) -> bool:
-    """Whether a label's value says yes; anything unrecognised means no."""
-    return value.strip().lower() in _YES
-
-
-def is_active(extension: LifecycleExtension, labels: Mapping[str, str]) -> bool:
-    """Decided by the label's value; anything unrecognised means no."""
-    if not isinstance(extension.activation, OnRequest):
-        return True
-    return is_affirmative(labels.get(LABEL_PREFIX + extension.activation.key, ""))
-
-
-def view_of(spec: SandboxSpec) -> SandboxView:
-    """What extensions may see."""
-    return SandboxView(
-        spec.id, spec.name, spec.workspace, spec.image, spec.labels, spec.resources
-    )
-
-
-def label_key(extension: LifecycleExtension) -> str:
-    """What labels call it; "" when it is active for every sandbox."""
-    kind = extension.activation
-    return kind.key if isinstance(kind, OnRequest) else ""
+def is_extensions(key: str) -> bool:
+    """Whether a ledger entry is an extension's, not the machine's."""
+    return key.startswith((RUN, STAY, RUN_PHASES, STAY_PHASES, HOLD))
 
 
 class ExtensionRunner:
-    """All installed extensions, in registration order."""
+    """All installed extensions, in registration order. `may_configure`: those that requests may
+    give parameters to.
+    """
 
     def __init__(
         self,
-        extensions: Sequence[LifecycleExtension],
+        extensions: Sequence[Registered],
         configs: Mapping[str, Mapping[str, Any]],
-        disks: Disks,
+        directory: Directory,
+        may_configure: frozenset[str] = frozenset(),
     ) -> None:
         check_registration(extensions)
         self._extensions = {extension.name: extension for extension in extensions}
         self._configs = configs
-        self._disks = disks
+        self._directory = directory
+        self._calls = Calls()
+        hooks = {e.name for e in extensions if isinstance(e, LifecycleExtension)}
+        runner = PhaseRunner(
+            [e for e in extensions if isinstance(e, Extension)],
+            configs,
+            frozenset(Phase),
+            directory,
+            may_configure,
+            calls=self._calls,
+        )
+        self.phases = VmPhases(runner, frozenset(hooks))
 
-    def loaded(self) -> list[LifecycleExtension]:
+    def loaded(self) -> list[Registered]:
         """In registration order."""
         return list(self._extensions.values())
 
-    def active_for(self, spec: SandboxSpec) -> tuple[str, ...]:
-        """Names of the extensions that will accompany this sandbox; stored at create."""
-        return tuple(
-            e.name for e in self._extensions.values() if is_active(e, spec.labels)
+    def activate(self, spec: SandboxSpec) -> Activation:
+        """Who will accompany this sandbox; stored at create. Refused, InvalidRequest."""
+        runner = self.phases.runner
+        blocks = spec.driver_config.get("extensions", {})
+        return activate(
+            self._extensions.values(),
+            spec.labels,
+            blocks,
+            runner.supported,
+            runner.may_configure,
         )
 
-    def _active(self, record: SandboxRecord) -> list[LifecycleExtension]:
+    def _active(self, record: SandboxRecord) -> list[Registered]:
         missing = set(record.extensions.active) - set(self._extensions)
         if missing:
             raise Refused(
@@ -121,16 +103,36 @@ class ExtensionRunner:
             e for e in self._extensions.values() if e.name in record.extensions.active
         ]
 
+    def _active_hooks(self, record: SandboxRecord) -> list[LifecycleExtension]:
+        return [e for e in self._active(record) if isinstance(e, LifecycleExtension)]
+
+    def check_changes(self, changes: Sequence[Change]) -> None:
+        """Whether a plan can be made of them, as far as that is known before the launch."""
+        draft = PlanDraft()
+        for change in changes:
+            draft.on_behalf_of(change.extension)
+            shape(draft, (change,))
+
     async def _context(
-        self, record: SandboxRecord, name: str, ledger: Ledger, key: str, **more: Any
+        self,
+        extension: LifecycleExtension,
+        record: SandboxRecord,
+        ledger: Ledger,
+        key: str,
+        **more: Any,
     ) -> HookContext:
-        held = ledger.get(key)
+        held, name = ledger.get(key), extension.name
+        given = record.extensions.parameters.get(name, {})
+        values: dict[str, Any] = {
+            "saved": held.data.get("saved", {}) if held else {},
+            **more,
+        }
         return HookContext(
             sandbox=view_of(record.spec),
-            state_dir=await self._disks.extension_directory(record.id, name),
+            state_dir=await self._directory(record.id, name),
             config=self._configs.get(name, {}),
-            saved=held.data.get("saved", {}) if held else {},
-            **more,
+            parameters=parse_parameters(extension, given),
+            **values,
         )
 
     async def _call(
@@ -140,54 +142,25 @@ class ExtensionRunner:
         record: SandboxRecord,
         work: Awaitable[None],
     ) -> None:
-        begun = time.monotonic()
-        try:
-            async with asyncio.timeout(extension.timeout_s):
-                await work
-        except TimeoutError as error:
-            raise Refused(
-                f"extension {extension.name!r}: {hook} took longer than "
-                f"{extension.timeout_s:g} s",
-                reason="ExtensionTimedOut",
-            ) from error
-        except DriverError:
-            raise
-        except Exception as error:
-            _log.exception(
-                "extension %s failed in %s for %s", extension.name, hook, record.id
-            )
-            raise Refused(
-                f"extension {extension.name!r} failed in {hook}: "
-                f"{type(error).__name__}",
-                reason="ExtensionFailed",
-            ) from error
-        finally:
-            _log.info(
-                "%s: %s.%s took %.0f ms",
-                record.id,
-                extension.name,
-                hook,
-                (time.monotonic() - begun) * 1e3,
-            )
+        await self._calls.make(extension, hook, view_of(record.spec), work)
 
     async def configure_launch(
         self, record: SandboxRecord, ledger: Ledger
     ) -> PlanDraft:
-        """Let every active extension shape the draft; what began is in the ledger."""
+        """Let every active extension shape the draft; what began is in the ledger. What phases
+        changed was decided at create.
+        """
         draft = PlanDraft()
         for extension in self._active(record):
-            key = RUN + extension.name
-            await self._note_run(ledger, extension.name)
             draft.on_behalf_of(extension.name)
-            context = await self._context(
-                record, extension.name, ledger, key, save=_saver(ledger, extension.name)
-            )
-            await self._call(
-                extension,
-                "configure_launch",
-                record,
-                extension.configure_launch(context, draft),
-            )
+            if isinstance(extension, Extension):
+                changes = record.extensions.changes
+                shape(draft, (c for c in changes if c.extension == extension.name))
+                continue
+            await self._note_run(ledger, extension.name)
+            context = await self._run_context(extension, record, ledger)
+            work = extension.configure_launch(context, draft)
+            await self._call(extension, "configure_launch", record, work)
         return draft
 
     async def before_launch(
@@ -197,29 +170,35 @@ class ExtensionRunner:
         draft.
         """
         for extension in self._active(record):
+            if isinstance(extension, Extension):
+                await self.phases.begin_run(extension, record, ledger)
+                continue
             draft.on_behalf_of(extension.name)
-            key = RUN + extension.name
-            context = await self._context(
-                record, extension.name, ledger, key, save=_saver(ledger, extension.name)
-            )
+            if self.phases.take_part(record):
+                # It was noted before those that follow phases allocated anything.
+                await ledger.move_to_end(RUN + extension.name)
+            context = await self._run_context(extension, record, ledger)
             hook = extension.before_launch(context, plan, EnvironmentDraft(draft))
             await self._call(extension, "before_launch", record, hook)
 
     async def before_restore(
         self, record: SandboxRecord, ledger: Ledger, kind: RestoreKind
     ) -> None:
-        """In order; the first error is raised."""
-        runs_again = kind not in {RestoreKind.ADOPTED, RestoreKind.RELAUNCHED}
+        """In order; the first error is raised. Where no before_launch follows, those that follow
+        phases are asked here.
+        """
+        resumes = kind in {RestoreKind.RESUMED, RestoreKind.SNAPSHOT}
+        notes = kind not in {RestoreKind.ADOPTED, RestoreKind.RELAUNCHED}
         for extension in self._active(record):
-            if runs_again:
+            if isinstance(extension, Extension):
+                if resumes:
+                    await self.phases.begin_run(extension, record, ledger)
+                continue
+            if notes:
                 await self._note_run(ledger, extension.name)
-            context = await self._saving_context(record, extension.name, ledger)
-            await self._call(
-                extension,
-                "before_restore",
-                record,
-                extension.before_restore(context, kind),
-            )
+            context = await self._saving_context(extension, record, ledger)
+            work = extension.before_restore(context, kind)
+            await self._call(extension, "before_restore", record, work)
 
     async def before_capture(
         self,
@@ -231,8 +210,8 @@ class ExtensionRunner:
         """before_suspend, before_snapshot and before_fork: in order; the first error is
         raised, and is a veto.
         """
-        for extension in self._active(record):
-            context = await self._saving_context(record, extension.name, ledger)
+        for extension in self._active_hooks(record):
+            context = await self._saving_context(extension, record, ledger)
             await self._call(extension, hook, record, call(extension, context))
 
     def saved(self, record: SandboxRecord, ledger: Ledger) -> dict[str, Any]:
@@ -247,29 +226,32 @@ class ExtensionRunner:
         )
         await ledger.acquire(RUN + name, Scope.RUNTIME, data, _nothing)
 
-    async def _saving_context(
-        self, record: SandboxRecord, name: str, ledger: Ledger
+    async def _run_context(
+        self, extension: LifecycleExtension, record: SandboxRecord, ledger: Ledger
     ) -> HookContext:
-        return await self._context(
-            record, name, ledger, STAY + name, save=_saver(ledger, name)
-        )
+        save = _saver(ledger, extension.name)
+        key = RUN + extension.name
+        return await self._context(extension, record, ledger, key, save=save)
+
+    async def _saving_context(
+        self, extension: LifecycleExtension, record: SandboxRecord, ledger: Ledger
+    ) -> HookContext:
+        save = _saver(ledger, extension.name)
+        key = STAY + extension.name
+        return await self._context(extension, record, ledger, key, save=save)
 
     async def after_restore(
         self, record: SandboxRecord, ledger: Ledger, kind: RestoreKind
     ) -> list[str]:
         """In order; errors are returned as texts for events."""
         problems = []
-        for extension in self._active(record):
+        for extension in self._active_hooks(record):
             context = await self._context(
-                record, extension.name, ledger, STAY + extension.name
+                extension, record, ledger, STAY + extension.name
             )
+            work = extension.after_restore(context, kind)
             try:
-                await self._call(
-                    extension,
-                    "after_restore",
-                    record,
-                    extension.after_restore(context, kind),
-                )
+                await self._call(extension, "after_restore", record, work)
             except DriverError as error:
                 problems.append(error.text())
         return problems
@@ -277,12 +259,15 @@ class ExtensionRunner:
     async def undo(
         self, record: SandboxRecord, ledger: Ledger, held: Held, reason: Reason
     ) -> None:
-        """Run the clean-up hook behind a ledger entry. CleanupError when the extension
+        """What stands behind a ledger entry of an extension. CleanupError when the extension
         is not loaded.
         """
+        if not held.key.startswith((RUN, STAY)):
+            await self.phases.undo(record, ledger, held)
+            return
         name = held.data["extension"]
         extension = self._extensions.get(name)
-        if extension is None:
+        if not isinstance(extension, LifecycleExtension):
             raise CleanupError(
                 f"extension {name!r} has something to undo but is not loaded",
                 reason="ExtensionMissing",
@@ -291,15 +276,15 @@ class ExtensionRunner:
                 ),
             )
         saved = {**_saved(ledger, STAY + name), **_saved(ledger, RUN + name)}
-        context = await self._context(record, name, ledger, held.key)
-        context = HookContext(context.sandbox, context.state_dir, context.config, saved)
+        context = await self._context(extension, record, ledger, held.key, saved=saved)
         if held.key.startswith(RUN):
-            work: Awaitable[None] = extension.after_launch_failed(context, reason)
-            await self._call(extension, "after_launch_failed", record, work)
-        else:
-            await self._call(
-                extension, "after_delete", record, extension.after_delete(context)
+            hook, work = (
+                "after_launch_failed",
+                extension.after_launch_failed(context, reason),
             )
+        else:
+            hook, work = "after_delete", extension.after_delete(context)
+        await self._call(extension, hook, record, work)
 
 
 async def _nothing() -> None:

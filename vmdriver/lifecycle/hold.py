@@ -5,12 +5,14 @@ ends stand on.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmdriver.errors import CleanupError, DriverError
 from vmdriver.host import facts
-from vmdriver.lifecycle.extension_runner import RUN, ExtensionRunner
+from vmdriver.host.retry import backoff_s
+from vmdriver.lifecycle.extension_runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
@@ -56,6 +58,13 @@ class SandboxHold(SandboxState):
         self._launch: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._adopted = record.phase is not Phase.RUNNING
+        self.reconcile_due = False
+        """The sandbox was there before this process; extensions are still to be told."""
+        self.owed = ""
+        """What extensions could not give back, for whoever asks."""
+        self.clean_again_at = 0.0
+        """When that is tried again (monotonic seconds)."""
+        self._clean_ups = 0
 
     async def observe(self) -> tuple[MachineState, GuestReport]:
         """What libvirt and the guest say now."""
@@ -95,24 +104,32 @@ class SandboxHold(SandboxState):
         )
 
     async def _unwind(self, scope: Scope | None, reason: Reason) -> None:
-        errors = await self.ledger.release(
-            scope,
-            lambda held: self._shared.undoer.undo(
-                self.record, self.ledger, held, reason
-            ),
-        )
+        """Give back what is held. None: all of it, what belongs to the run first."""
+        if scope is None:
+            await self._release(Scope.RUNTIME, reason)
+        errors = await self._release(scope, reason)
         if not errors:
+            self.owed, self._clean_ups = "", 0
             return
         texts = "; ".join(
             e.text() if isinstance(e, DriverError) else repr(e) for e in errors
         )
-        if scope is Scope.RUNTIME and all(
-            held.key.startswith(RUN) for held in self.ledger.held(scope)
-        ):
-            # Only an extension's own clean-up is left. The machine is down; that one is
-            # tried again at the next chance.
-            self.tell("ExtensionCleanupFailed", texts, warn=True)
-            return
+        if all(is_extensions(held.key) for held in self.ledger.held(scope)):
+            self._clean_ups += 1
+            self.clean_again_at = time.monotonic() + backoff_s(self._clean_ups)
+            told, self.owed = self.owed, texts
+            if scope is Scope.RUNTIME:
+                # The machine is down: only an extension's own clean-up is left, which is
+                # tried again.
+                if told != texts:
+                    self.tell("ExtensionCleanupFailed", texts, warn=True)
+                return
         raise CleanupError(
             f"{len(errors)} of the sandbox's resources could not be released: {texts}"
+        )
+
+    async def _release(self, scope: Scope | None, reason: Reason) -> list[Exception]:
+        undo = self._shared.undoer.undo
+        return await self.ledger.release(
+            scope, lambda held: undo(self.record, self.ledger, held, reason)
         )

@@ -46,6 +46,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
+
 from vmdriver.errors import Refused
 from vmdriver.lifecycle.guest import is_driver_owned
 from vmdriver.model.plan import LaunchPlan
@@ -113,7 +115,9 @@ class HookContext:
     state_dir: Path
     """The extension's own directory for this sandbox, 0700, gone with the sandbox."""
     config: Mapping[str, Any]
-    """The operator's [extensions.<name>] table."""
+    """The operator's [extension.<name>] table."""
+    parameters: Any = field(default_factory=dict)
+    """What the request says to this extension: the `parameters` model, or an empty mapping."""
     saved: Mapping[str, Any] = field(default_factory=dict)
     """What `save` was given last; in clean-up hooks, whatever process runs them."""
     save: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
@@ -170,7 +174,13 @@ class PlanDraft:
             raise self._refusal("kernel", f"{kernel} is not a file")
         self._set("kernel", str(kernel))
         if initramfs is not None:
-            self._set("initramfs", str(initramfs))
+            self.set_initramfs(initramfs)
+
+    def set_initramfs(self, initramfs: Path) -> None:
+        """Another initramfs, for the kernel."""
+        if not initramfs.is_file():
+            raise self._refusal("initramfs", f"{initramfs} is not a file")
+        self._set("initramfs", str(initramfs))
 
     def set_kernel_profile(self, profile: str) -> None:
         """A name for what the kernel is meant for; carried in the plan."""
@@ -245,7 +255,10 @@ class LifecycleExtension:
 
     name: ClassVar[str]
     """ASCII letters, digits, . - _; unique."""
+    version: ClassVar[str] = "0"
     activation: Everywhere | OnRequest = Everywhere()
+    parameters: ClassVar[type[BaseModel] | None] = None
+    """What a request may say to it."""
     timeout_s: float = 30.0
 
     async def configure_launch(self, context: HookContext, draft: PlanDraft) -> None:

@@ -13,6 +13,7 @@ from vmdriver.lifecycle.fork_actions import Beginning, ForkActions
 from vmdriver.lifecycle.hooks import PlanDraft, Reason, RestoreKind
 from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.phases.vm import new_run
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.lifecycle.restore_check import secrets_digest
 from vmdriver.model.condition import Progress
@@ -99,9 +100,10 @@ class LaunchActions(ForkActions):
         if note:
             self.tell("AcceleratorFallback", note, warn=True)
         async with self._beginning(plan) as (plan, beginning):
-            await self._note_launch(plan, secrets_digest(secrets))
             if beginning.template is not None:
                 kind = RestoreKind.TEMPLATE
+            await self._note_launch(plan, secrets_digest(secrets), kind)
+            if kind is RestoreKind.TEMPLATE:
                 await self._ask_to_restore(kind)
             await self._start_machine(plan, draft, secrets, beginning)
         self.tell(
@@ -124,7 +126,9 @@ class LaunchActions(ForkActions):
         steps = self._steps(plan, environment, secrets, beginning)
         await launcher.take(self.record, self.ledger, steps)
 
-    async def _note_launch(self, plan: LaunchPlan, digest: str) -> None:
+    async def _note_launch(
+        self, plan: LaunchPlan, digest: str, kind: RestoreKind | None
+    ) -> None:
         root, record = plan.disk("root"), self.record
         inherited = len(root.backing) - 1 if plan.template else record.inherited_layers
         await self.update(
@@ -140,6 +144,7 @@ class LaunchActions(ForkActions):
             unwind_reason="",
             boot_seconds={},
             mapped="",
+            extensions=new_run(record, kind),
         )
 
     async def _ask_to_restore(self, kind: RestoreKind) -> None:

@@ -60,6 +60,8 @@ def replay(lines: list[Mapping[str, Any]]) -> dict[str, Held]:
                 held[key] = replace(held[key], done=True)
             case "data":
                 held[key] = replace(held[key], data=line["data"])
+            case "moved":
+                held[key] = held.pop(key)
             case "released":
                 held.pop(key, None)
     return held
@@ -117,6 +119,13 @@ class Ledger:
         """Replace an entry's data: what its undo will be given."""
         await self._write({"op": "data", "key": key, "data": dict(data)})
         self._held[key] = replace(self._held[key], data=dict(data))
+
+    async def move_to_end(self, key: str) -> None:
+        """Something more was acquired behind this entry: it is undone before everything that is
+        held now.
+        """
+        await self._write({"op": "moved", "key": key})
+        self._held[key] = self._held.pop(key)
 
     async def release(self, scope: Scope | None, undo: Undo) -> list[Exception]:
         """Undo entries of a scope (None: all) in reverse. Goes on after an error; what

@@ -10,43 +10,33 @@ from collections.abc import Callable
 
 from pydantic import SecretStr
 
-from vmdriver.errors import (
-    AlreadyExists,
-    InvalidRequest,
-    NotFound,
-    Refused,
-    TimedOut,
-    Unavailable,
-)
+from vmdriver.errors import NotFound, Refused, TimedOut, Unavailable
 from vmdriver.lifecycle import requests, sweep
-from vmdriver.lifecycle.disk_fork import fork_source
+from vmdriver.lifecycle.admission import Admission, Trace
 from vmdriver.lifecycle.hold import Shared
+from vmdriver.lifecycle.hooks import SandboxView
 from vmdriver.lifecycle.housekeeping import Housekeeping
 from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.phases import api
+from vmdriver.lifecycle.phases.activation import Activation
 from vmdriver.lifecycle.ports import Guard, JournalOpener, no_checkpoint
+from vmdriver.lifecycle.sandboxes import Sandboxes
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import LAYER, LEASE
 from vmdriver.lifecycle.worker import SandboxWorker
-from vmdriver.model.condition import Snapshot
-from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
-from vmdriver.model.record import (
-    MAIN_PROCESS_EXITED,
-    ExtensionState,
-    SandboxRecord,
-    layers_of,
-    utc_now,
-)
+from vmdriver.model.record import MAIN_PROCESS_EXITED
 from vmdriver.model.spec import SandboxSpec
 
 _log = logging.getLogger(__name__)
 _STOP_SLACK_S = 30.0
 _DELETE_WAIT_S = 30.0
+NO_TRACE: Trace = {}
 _DOWN = {Phase.STOPPED, Phase.SUSPENDED}
 
 
-class Manager:
+class Manager(Sandboxes):
     """Knows every sandbox. `recover` must have returned before anything else is asked."""
 
     def __init__(
@@ -56,7 +46,7 @@ class Manager:
         settings: Settings,
         checkpoint: Guard = no_checkpoint,
     ) -> None:
-        self.workers: dict[str, SandboxWorker] = {}
+        super().__init__()
         self.settings = settings
         self._journals = journals
         self._checkpoint = checkpoint
@@ -64,7 +54,9 @@ class Manager:
         self.extensions = self._shared.extensions
         self.templates = self._shared.templates
         self.warm_pool = self._shared.warm_pool
-        self._creating: dict[str, SandboxRecord] = {}
+        self.extensions.phases.tell = self.tell_problem
+        self.extensions.phases.runner.known = self._known
+        self._admission = Admission(self._shared, self, self._ledger)
         self.housekeeping = Housekeeping(
             self.workers.values, self._shared.ports.disks, settings
         )
@@ -77,13 +69,17 @@ class Manager:
         """
         ports = self._shared.ports
         for record in await ports.records.load_all():
-            ledger = Ledger(self._journals(record.id), self._checkpoint)
+            ledger = self._ledger(record.id)
             held = ledger.get(LEASE)
             if held is not None:
                 self._shared.launcher.pool.adopt(
                     record.id, Lease.model_validate(held.data)
                 )
-            self.workers[record.id] = SandboxWorker(record, ledger, self._shared)
+            worker = SandboxWorker(record, ledger, self._shared)
+            worker.reconcile_due = self.extensions.phases.take_part(record)
+            self.workers[record.id] = worker
+            if not record.extensions.accepted:
+                await worker.update(intent=Intent.DELETED)
         ports.hypervisor.on_change(self._hint)
         await self._shared.templates.recover()
         await sweep.remove_orphans(ports, set(self.workers), self.settings.instance)
@@ -96,6 +92,9 @@ class Manager:
             if not _at_rest(worker):
                 worker.start()
         self.housekeeping.start()
+
+    def _ledger(self, sandbox_id: str) -> Ledger:
+        return Ledger(self._journals(sandbox_id), self._checkpoint)
 
     def _layers_begun(self) -> set[str]:
         entries = (worker.ledger.get(LAYER) for worker in self.workers.values())
@@ -119,101 +118,40 @@ class Manager:
         """End what is nobody's: builds of templates and machines that wait."""
         await asyncio.gather(self.templates.close(), self.warm_pool.close())
 
-    def records(self) -> list[SandboxRecord]:
-        """Of every sandbox, those among them that are just being accepted."""
-        return [w.record for w in self.workers.values()] + list(self._creating.values())
-
     def layers_of_others(self, sandbox_id: str) -> set[str]:
-        """Every layer that another sandbox than this one needs."""
-        others = (layers_of(r) for r in self.records() if r.id != sandbox_id)
+        """Every layer that somebody else than this sandbox needs."""
         shared = self._shared
-        return shared.templates.layers().union(shared.warm_pool.layers(), *others)
+        return self.layers_but_of(sandbox_id).union(
+            shared.templates.layers(), shared.warm_pool.layers()
+        )
 
-    def host_snapshots(self) -> tuple[int, int]:
-        """Number and bytes of every sandbox's snapshots."""
-        entries = [e for record in self.records() for e in record.snapshots]
-        return len(entries), sum(entry.stored_bytes for entry in entries)
-
-    def forget(self, sandbox_id: str) -> None:
-        """The sandbox is gone."""
-        self.workers.pop(sandbox_id, None)
+    def _known(self) -> list[tuple[SandboxView, Activation]]:
+        """For extensions: every accepted sandbox that is not going, oldest first."""
+        staying = [
+            w.record for w in self.accepted() if w.record.intent is not Intent.DELETED
+        ]
+        subjects = [
+            self.extensions.phases.subject(record)
+            for record in sorted(staying, key=lambda r: r.created_at)
+        ]
+        return [(subject.sandbox, subject.activation) for subject in subjects]
 
     # --- what the gateway asks
 
-    def snapshots(self) -> list[Snapshot]:
-        """Every sandbox as it is shown, sorted by name, then id."""
-        return sorted(
-            (w.snapshot for w in self.workers.values()), key=lambda s: (s.name, s.id)
-        )
-
-    def find(self, sandbox_id: str, name: str) -> SandboxWorker:
-        """By id, which must exist, else by name. InvalidRequest, NotFound, Refused if
-        the name is not unique.
-        """
-        if sandbox_id:
-            worker = self.workers.get(check_sandbox_id(sandbox_id, "sandbox_id"))
-            if worker is None:
-                raise NotFound(f"sandbox {sandbox_id} is not known")
-            return worker
-        if not name:
-            raise InvalidRequest("sandbox_id", "is empty, and so is sandbox_name")
-        matches = [w for w in self.workers.values() if w.record.spec.name == name]
-        if not matches:
-            raise NotFound(f"no sandbox is named {name!r}")
-        if len(matches) > 1:
-            raise Refused(
-                f"{len(matches)} sandboxes are named {name!r}",
-                resolution="ask by sandbox_id",
-            )
-        return matches[0]
-
-    def validate(self, spec: SandboxSpec) -> None:
+    async def validate(self, spec: SandboxSpec, trace: Trace = NO_TRACE) -> None:
         """Whether a create of this spec would be accepted now."""
-        requests.check(spec, self.settings)
-        fork_source(self.workers.values(), spec)
-        requests.check_admission(spec, self.records(), self.settings)
+        await self._admission.validate(spec, trace)
 
-    async def create(self, spec: SandboxSpec, token: SecretStr | None) -> None:
+    async def create(
+        self, spec: SandboxSpec, token: SecretStr | None, trace: Trace = NO_TRACE
+    ) -> None:
         """Accept a sandbox, durably. The machine comes up afterwards."""
-        if spec.id in self.workers or spec.id in self._creating:
-            raise AlreadyExists(f"sandbox {spec.id} exists")
-        self.validate(spec)
-        now = utc_now()
-        active = self._shared.extensions.active_for(spec)
-        record = SandboxRecord(
-            spec=spec,
-            created_at=now,
-            changed_at=now,
-            extensions=ExtensionState(active=active),
-        )
-        source = fork_source(self.workers.values(), spec)
-        if source is not None:
-            await source[0].allow_fork(spec)
-            # Looked up again: it may have gone while the extensions were asked.
-            worker, entry = fork_source(self.workers.values(), spec) or source
-            record = record.model_copy(
-                update={
-                    "layers": entry.layers,
-                    "inherited_layers": len(entry.layers),
-                    "base": worker.record.base,
-                    "image_digest": worker.record.image_digest,
-                }
-            )
-            if spec.id in self.workers or spec.id in self._creating:
-                raise AlreadyExists(f"sandbox {spec.id} exists")
-        self._creating[spec.id] = record
-        try:
-            await self._shared.ports.records.create(record, token)
-            worker = SandboxWorker(
-                record, Ledger(self._journals(spec.id), self._checkpoint), self._shared
-            )
-            self.workers[spec.id] = worker
-        finally:
-            del self._creating[spec.id]
-        worker.announce()
-        worker.start()
+        await self._admission.create(spec, token, trace)
 
-    async def stop(self, sandbox_id: str, name: str) -> None:
+    async def _ask(self, phase: api.Phase, worker: SandboxWorker, trace: Trace) -> None:
+        await self.extensions.phases.ask(phase, worker.record, worker.ledger, trace)
+
+    async def stop(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> None:
         """Returns when the machine is down, its memory kept if that is its way to stop.
         Idempotent. TimedOut if it does not come down.
         """
@@ -221,10 +159,12 @@ class Manager:
         _refuse_if_deleting(worker)
         if worker.record.intent in {Intent.STOPPED, Intent.SUSPENDED}:
             worker.start()
-        elif requests.stop_mode(worker.record.spec, self.settings) == "suspend":
-            await worker.set_intent(Intent.SUSPENDED, stop_anyway=True)
         else:
-            await worker.set_intent(Intent.STOPPED)
+            await self.ask_to_stop(worker, trace)
+            if requests.stop_mode(worker.record.spec, self.settings) == "suspend":
+                await worker.set_intent(Intent.SUSPENDED, stop_anyway=True)
+            else:
+                await worker.set_intent(Intent.STOPPED)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
         await worker.until(
             lambda record: record.phase in _DOWN or record.intent is Intent.RUNNING,
@@ -235,6 +175,11 @@ class Manager:
                 f"sandbox {worker.record.id} was started again while it was being "
                 "stopped"
             )
+
+    async def ask_to_stop(self, worker: SandboxWorker, trace: Trace = NO_TRACE) -> None:
+        """before_stop. Refused when an extension does not let it, or a delete came meanwhile."""
+        await self._ask(api.Phase.BEFORE_STOP, worker, trace)
+        _refuse_if_deleting(worker)
 
     async def start(self, sandbox_id: str, name: str) -> None:
         """Accept a start, durably; does not wait for the machine. Idempotent."""
@@ -286,7 +231,7 @@ class Manager:
         others = [w.record for w in self.workers.values() if w is not worker]
         requests.check_memory(worker.record.spec, others, self.settings)
 
-    async def delete(self, sandbox_id: str, name: str) -> bool:
+    async def delete(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> bool:
         """Remove a sandbox. False: it is not known. Returns when it is gone, or after
         30 s while it is going.
         """
@@ -295,6 +240,7 @@ class Manager:
         except NotFound:
             return False
         if worker.record.intent is not Intent.DELETED:
+            await self._ask(api.Phase.BEFORE_DELETE, worker, trace)
             await worker.set_intent(Intent.DELETED)
         else:
             worker.start()
@@ -314,6 +260,8 @@ def _at_rest(worker: SandboxWorker) -> bool:
     record = worker.record
     held = worker.ledger.held(Scope.RUNTIME) + worker.ledger.held(Scope.CAPTURE)
     if held or record.reverting or record.intent is Intent.DELETED:
+        return False
+    if worker.reconcile_due:
         return False
     if record.intent is Intent.RUNNING:
         return record.phase is Phase.FAILED

@@ -28,7 +28,7 @@ class Operations:
         InvalidRequest.
         """
         if sandbox in self._manager.workers:
-            return self._manager.workers[sandbox]
+            return self._manager.find(sandbox, "")
         worker = self._manager.find("", sandbox)
         if worker.record.intent is Intent.DELETED:
             raise Refused(f"sandbox {sandbox} is being deleted", reason="Deleting")
@@ -45,6 +45,7 @@ class Operations:
                 reason="NotRunning",
                 resolution="only a running sandbox can be suspended",
             )
+        await self._manager.ask_to_stop(worker)
         await worker.set_intent(Intent.SUSPENDED, stop_anyway=False)
         limit_s = self._manager.stop_limit_s()
         await worker.until(

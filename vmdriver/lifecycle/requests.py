@@ -42,7 +42,21 @@ DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
         },
     },
 }
-"""JSON Schema of template.driver_config, for people and programs; the check below decides."""
+"""JSON Schema of template.driver_config but for what is said to extensions, for people and
+programs; the check below decides.
+"""
+
+
+def driver_config_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """With what requests may say to each extension: JSON Schemas by name."""
+    blocks = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": dict(parameters),
+        "description": "parameters of extensions, by name",
+    }
+    properties = {**DRIVER_CONFIG_SCHEMA["properties"], "extensions": blocks}
+    return {**DRIVER_CONFIG_SCHEMA, "properties": properties}
 
 
 def check_driver_config(config: Mapping[str, Any]) -> None:
@@ -50,11 +64,15 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         path = f"template.driver_config.{key}"
         known = DRIVER_CONFIG_SCHEMA["properties"]
+        if key == "extensions":
+            if not isinstance(value, Mapping):
+                raise InvalidRequest(path, "must be an object")
+            continue  # whoever they are for checks them
         if key not in known:
             raise InvalidRequest(
                 path,
                 "is not a key of this driver",
-                resolution=f"known keys: {', '.join(known)}",
+                resolution=f"known keys: {', '.join(known)}, extensions",
             )
         if not isinstance(value, str):
             raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")

@@ -13,6 +13,7 @@ from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
 from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.phases.vm import new_run
 from vmdriver.lifecycle.steps import MACHINE, MAPPED, resume_steps
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
@@ -69,10 +70,10 @@ class ResumeActions(CaptureActions):
                 f"the memory image is damaged: {'; '.join(problems)}",
                 reason="ImageDamaged",
             )
+        kind = _KINDS[ref.kind]
+        await self.update(extensions=new_run(record, kind))
         with watch.step("hooks"):
-            await shared.extensions.before_restore(
-                record, self.ledger, _KINDS[ref.kind]
-            )
+            await shared.extensions.before_restore(self.record, self.ledger, kind)
         saved = await shared.ports.memory_store.saved(ref.directory)
         owner = mark(shared.settings.instance, record.id)
         scratch = shared.launcher.places.paths(record.id).scratch

@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable
 from vmdriver.errors import AlreadyExists, DriverError, Exhausted, NotFound, Refused
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.capture_actions import Stopwatch
-from vmdriver.lifecycle.extension_runner import view_of
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.phases.vm import view_of
 from vmdriver.lifecycle.requests import check_snapshot_name
 from vmdriver.lifecycle.resume_actions import ResumeActions
 from vmdriver.lifecycle.steps import LAYER

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vmdriver.errors import DriverError, TimedOut
-from vmdriver.lifecycle.hub import Changed, Happened, Hub
+from vmdriver.lifecycle.hub import Changed, Deleted, Happened, Hub, Notice
 from vmdriver.lifecycle.ports import Records
 from vmdriver.model.condition import PlatformEvent, Progress, Snapshot, snapshot_of
 from vmdriver.model.record import SandboxRecord, utc_now
@@ -71,7 +71,7 @@ class SandboxState:
         snapshot = snapshot_of(self.record)
         if snapshot != self.snapshot:
             self.snapshot = snapshot
-            self._hub.publish(Changed(snapshot))
+            self._show(Changed(snapshot))
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -99,11 +99,17 @@ class SandboxState:
             reason,
             message,
         )
-        self._hub.publish(Happened(self.record.id, event))
+        self._show(Happened(self.record.id, event))
+
+    def _show(self, notice: Notice) -> None:
+        """Nobody knows yet of a sandbox that is not accepted."""
+        if self.record.extensions.accepted:
+            self._hub.publish(notice)
 
     def vanish(self) -> None:
         """The sandbox is gone for good."""
         self.gone = True
+        self._show(Deleted(self.record.id))
         self._publish()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.extension_runner import RUN, STAY
+from vmdriver.lifecycle.extension_runner import is_extensions
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.memory_ports import MachineMemory, MemoryStore
@@ -212,7 +212,7 @@ class Undoer:
     ) -> None:
         """Undo by key; see the steps above for what `data` holds."""
         data, ports = held.data, self._ports
-        if held.key.startswith((RUN, STAY)):
+        if is_extensions(held.key):
             await self._run_hook(record, ledger, held, reason)
         elif held.key == MACHINE:
             await ports.hypervisor.destroy(data["domain"])

@@ -15,13 +15,14 @@ from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.end_actions import EndActions
 from vmdriver.lifecycle.launch_actions import LaunchActions
 from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.phase_actions import PhaseActions
 from vmdriver.lifecycle.snapshot_actions import SnapshotActions
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
 
 _log = logging.getLogger(__name__)
 
 
-class SandboxWorker(LaunchActions, EndActions, SnapshotActions):
+class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
     """Owns one sandbox. Others only set its intent and wait."""
 
     # --- for the manager
@@ -147,4 +148,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions):
         if not self._adopted and machine is MachineState.READY:
             self._adopted = True
             await self._adopt()
+        if await self._tell_phases(machine):
+            return False
+        await self._clean_again()
         return not await self._next_job(machine)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -32,10 +32,28 @@ class Failure(Frozen):
     """
 
 
+class Change(Frozen):
+    """What one extension changed of what was asked for. `key` is "" for single fields."""
+
+    field: str
+    key: str = ""
+    value: Any
+    extension: str
+
+
 class ExtensionState(Frozen):
     """Which extensions take part in this sandbox's life; decided once, at create."""
 
     active: tuple[str, ...] = ()
+    parameters: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    """By extension: what the request says to it."""
+    changes: tuple[Change, ...] = ()
+    accepted: bool = True
+    """False: the create is not answered yet. After a crash it never was."""
+    ready_told: bool = False
+    """after_ready has been called for the present run."""
+    returned: str = ""
+    """The RestoreKind of the present run; "": the first boot."""
 
 
 class SandboxRecord(Frozen):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -11,14 +10,17 @@ from google.protobuf import timestamp_pb2
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
-from vmdriver.lifecycle.extension_runner import label_key
-from vmdriver.lifecycle.hooks import HOOKS, hooks_of
+from vmdriver.lifecycle.extension_runner import is_extensions
+from vmdriver.lifecycle.hooks import HOOKS
 from vmdriver.lifecycle.hub import Happened, Hub
 from vmdriver.lifecycle.operations import Operations
-from vmdriver.lifecycle.requests import DRIVER_CONFIG_SCHEMA
+from vmdriver.lifecycle.phases.catalogue import entry_of, parameter_schemas
+from vmdriver.lifecycle.phases.mutation import PLAN_POINTS
+from vmdriver.lifecycle.requests import driver_config_schema
 from vmdriver.lifecycle.templates import Template
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.service.capabilities import encode, encode_extension, encode_held
 from vmdriver.service.codec import timestamp
 from vmdriver.service.servicer import Readiness
 
@@ -31,10 +33,9 @@ def register(service: Admin, server: Any) -> None:
 class Admin(pb_grpc.AdminServicer):
     """The service. Errors are raised; the interceptor turns them into status codes."""
 
-    def __init__(self, readiness: Readiness, hub: Hub, driver_name: str) -> None:
+    def __init__(self, readiness: Readiness, hub: Hub) -> None:
         self._readiness = readiness
         self._hub = hub
-        self._driver_name = driver_name
 
     async def _operations(self) -> Operations:
         return Operations(await self._readiness.manager())
@@ -86,7 +87,9 @@ class Admin(pb_grpc.AdminServicer):
         """Oldest first."""
         operations = await self._operations()
         entries = operations.snapshots(operations.find(request.sandbox))
-        return pb.ListSnapshotsResponse(snapshots=[_encode(e) for e in entries])
+        return pb.ListSnapshotsResponse(
+            snapshots=[_encode_snapshot(e) for e in entries]
+        )
 
     async def DeleteSnapshot(
         self, request: pb.DeleteSnapshotRequest, context: Any
@@ -116,26 +119,32 @@ class Admin(pb_grpc.AdminServicer):
     async def GetExtensionCapabilities(
         self, request: pb.GetExtensionCapabilitiesRequest, context: Any
     ) -> pb.GetExtensionCapabilitiesResponse:
-        """Of the hooks that this driver calls."""
+        """Of both kinds."""
         manager = await self._readiness.manager()
-        records = [worker.record for worker in manager.workers.values()]
-        found = [
-            pb.Extension(
-                name=e.name,
-                label_key=label_key(e),
-                phases=hooks_of(e),
-                sandboxes=sorted(
-                    r.id for r in records if e.name in r.extensions.active
+        runner = manager.extensions.phases.runner
+        workers = list(manager.workers.values())
+        entries = [entry_of(e, runner.supported) for e in manager.extensions.loaded()]
+        extensions = [
+            encode_extension(
+                entry,
+                runner,
+                (
+                    w.record.id
+                    for w in workers
+                    if entry.name in w.record.extensions.active
                 ),
             )
-            for e in manager.extensions.loaded()
+            for entry in entries
         ]
-        return pb.GetExtensionCapabilitiesResponse(
-            driver_name=self._driver_name,
-            api="hooks",
-            phases=HOOKS,
-            extensions=found,
-            driver_config_schema=json.dumps(DRIVER_CONFIG_SCHEMA),
+        held = [held for worker in workers for held in _held(worker)]
+        parameters = parameter_schemas(entries, runner.may_configure)
+        return encode(
+            runner,
+            PLAN_POINTS,
+            extensions,
+            held,
+            driver_config_schema(parameters),
+            HOOKS,
         )
 
     async def _told(
@@ -164,6 +173,16 @@ class Admin(pb_grpc.AdminServicer):
                 task.add_done_callback(_consume)
 
 
+def _held(worker: SandboxWorker) -> list[pb.Held]:
+    entries = [e for e in worker.ledger.held() if is_extensions(e.key)]
+    return [
+        encode_held(
+            worker.record.id, entry, orphan=worker.owes(entry), problem=worker.owed
+        )
+        for entry in entries
+    ]
+
+
 def _consume(task: asyncio.Future[None]) -> None:
     if not task.cancelled():
         task.exception()
@@ -184,7 +203,7 @@ def _encode_template(template: Template, waiting: int) -> pb.Template:
     )
 
 
-def _encode(entry: SnapshotEntry) -> pb.Snapshot:
+def _encode_snapshot(entry: SnapshotEntry) -> pb.Snapshot:
     created: timestamp_pb2.Timestamp = timestamp(entry.created_at)
     return pb.Snapshot(
         name=entry.name,

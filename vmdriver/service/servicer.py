@@ -55,6 +55,13 @@ class Readiness:
             raise Unavailable("the driver is still starting") from error
 
 
+def trace_of(context: Any) -> dict[str, str]:
+    """The W3C trace context of a call, if it has one."""
+    metadata = context.invocation_metadata() or ()
+    names = {"traceparent", "tracestate"}
+    return {key: str(value) for key, value in metadata if key in names}
+
+
 def register(service: ComputeDriver, server: Any) -> None:
     """Serve it."""
     pb_grpc.add_ComputeDriverServicer_to_server(service, server)
@@ -103,7 +110,8 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
     ) -> pb.ValidateSandboxCreateResponse:
         """Check, do nothing."""
         spec, _ = codec.decode_sandbox(request, self._identity.default_image)
-        (await self._readiness.manager()).validate(spec)
+        manager = await self._readiness.manager()
+        await manager.validate(spec, trace_of(context))
         return pb.ValidateSandboxCreateResponse()
 
     async def CreateSandbox(
@@ -111,7 +119,8 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
     ) -> pb.CreateSandboxResponse:
         """Accept durably."""
         spec, token = codec.decode_sandbox(request, self._identity.default_image)
-        await (await self._readiness.manager()).create(spec, token)
+        manager = await self._readiness.manager()
+        await manager.create(spec, token, trace_of(context))
         return pb.CreateSandboxResponse()
 
     async def GetSandbox(
@@ -137,7 +146,7 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
     ) -> pb.StopSandboxResponse:
         """Returns when the machine is down."""
         await (await self._readiness.manager()).stop(
-            request.sandbox_id, request.sandbox_name
+            request.sandbox_id, request.sandbox_name, trace_of(context)
         )
         return pb.StopSandboxResponse()
 
@@ -155,7 +164,7 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
     ) -> pb.DeleteSandboxResponse:
         """False for what is not known."""
         deleted = await (await self._readiness.manager()).delete(
-            request.sandbox_id, request.sandbox_name
+            request.sandbox_id, request.sandbox_name, trace_of(context)
         )
         return pb.DeleteSandboxResponse(deleted=deleted)
 

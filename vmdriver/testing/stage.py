@@ -128,7 +128,8 @@ class Stage:
         except DriverError:
             await self._ended(Phase.ON_CREATE_FAILED)
             raise
-        self.in_base, self.request = True, draft.changes()
+        self.in_base = True
+        self.request = {(c.field, c.key): c.value for c in draft.changes()}
         self.step()
         await self._tell(Phase.AFTER_CREATE)
 

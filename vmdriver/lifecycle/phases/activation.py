@@ -4,17 +4,21 @@ what was asked for and cannot be given refuses the create.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from vmdriver.errors import InvalidRequest, Refused
-from vmdriver.lifecycle.extension_runner import LABEL_PREFIX, is_affirmative
-from vmdriver.lifecycle.hooks import OnRequest
+from vmdriver.errors import ConfigError, InvalidRequest, Refused
+from vmdriver.lifecycle.hooks import LifecycleExtension, OnRequest
 from vmdriver.lifecycle.phases.api import Extension, Phase
 
+Registered = Extension | LifecycleExtension
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
+_YES = {"enabled", "enable", "requested", "request", "1", "true", "yes", "y", "on"}
+LABEL_PREFIX = "openshell.io/extension."
 CONFIG_PATH = "template.driver_config.extensions"
 
 
@@ -27,14 +31,41 @@ class Activation:
     """By extension: what the request says to it, as it was given."""
 
 
-def key_of(extension: Extension) -> str:
+def check_registration(extensions: Sequence[Registered]) -> None:
+    """ConfigError for a bad or doubled name or key."""
+    names: set[str] = set()
+    keys: dict[str, str] = {}
+    for extension in extensions:
+        name, key = extension.name, key_of(extension)
+        for text in (name, key):
+            if not _NAME.fullmatch(text):
+                raise ConfigError(
+                    f"extension name or key {text!r} is not made of A-Z a-z 0-9 . - _"
+                )
+        if name in names:
+            raise ConfigError(f"extension {name!r} is listed twice")
+        if key in keys:
+            raise ConfigError(
+                f"extensions {keys[key]!r} and {name!r} are both called {key!r} by labels",
+                resolution="list one of them",
+            )
+        names.add(name)
+        keys[key] = name
+
+
+def is_affirmative(value: str) -> bool:
+    """Whether a label's value says yes; anything unrecognised means no."""
+    return value.strip().lower() in _YES
+
+
+def key_of(extension: Registered) -> str:
     """What labels call it."""
     kind = extension.activation
     return kind.key if isinstance(kind, OnRequest) else extension.name
 
 
 def activate(
-    extensions: Iterable[Extension],
+    extensions: Iterable[Registered],
     labels: Mapping[str, str],
     blocks: Mapping[str, Any],
     supported: frozenset[Phase],
@@ -64,13 +95,22 @@ def activate(
             )
     for extension in by_key.values():
         if extension.name in active:
-            _check_phases(extension, supported)
+            if isinstance(extension, Extension):
+                _check_phases(extension, supported)
             parse_parameters(extension, given.get(extension.name, {}))
     return Activation(tuple(active), {n: p for n, p in given.items() if p})
 
 
+def is_for(label: str, keys: Iterable[str]) -> bool:
+    """Whether a label asks for, or says something to, an extension of one of these keys."""
+    if not label.startswith(LABEL_PREFIX):
+        return False
+    rest = label.removeprefix(LABEL_PREFIX)
+    return rest in keys or rest.rpartition(".")[0] in keys
+
+
 def _read_labels(
-    by_key: Mapping[str, Extension], labels: Mapping[str, str], of_base: frozenset[str]
+    by_key: Mapping[str, Registered], labels: Mapping[str, str], of_base: frozenset[str]
 ) -> tuple[set[str], dict[str, dict[str, Any]]]:
     asked: set[str] = set()
     given: dict[str, dict[str, Any]] = {}
@@ -125,7 +165,7 @@ def _check_phases(extension: Extension, supported: frozenset[Phase]) -> None:
         )
 
 
-def parse_parameters(extension: Extension, given: Mapping[str, Any]) -> Any:
+def parse_parameters(extension: Registered, given: Mapping[str, Any]) -> Any:
     """As the extension's model. InvalidRequest."""
     path = f"{CONFIG_PATH}.{extension.name}"
     if extension.parameters is None:

@@ -19,6 +19,10 @@ Phases
     reconcile          for each sandbox that is there, when the process has started and when a
                        base driver has come back.
 
+On the VM driver a create is accepted when before_create is through; its start follows, and
+an error of before_start fails the sandbox, not the create. before_stop and before_delete may be
+called there while a start is under way.
+
 Order and errors
 ----------------
 Set-up phases run in registration order and stop at the first error, which refuses what was
@@ -83,6 +87,17 @@ ENDING = frozenset({Phase.ON_CREATE_FAILED, Phase.AFTER_STOP, Phase.AFTER_DELETE
 """Phases that run in reverse order."""
 REPORTING = ENDING | {Phase.AFTER_CREATE, Phase.AFTER_READY, Phase.RECONCILE}
 """Phases whose errors change nothing."""
+SET_UP = frozenset(
+    {
+        Phase.VALIDATE_REQUEST,
+        Phase.PREPARE_PLAN,
+        Phase.BEFORE_CREATE,
+        Phase.BEFORE_START,
+    }
+)
+"""Phases that must not be gone through without everybody who takes part. A stop and a delete
+may be: whoever is not loaded any more cannot keep a sandbox for ever.
+"""
 HOLDING = frozenset({Phase.BEFORE_CREATE, Phase.BEFORE_START})
 """Phases in which something may be held."""
 

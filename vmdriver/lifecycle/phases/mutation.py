@@ -9,6 +9,7 @@ from typing import Any
 from vmdriver.errors import Refused
 from vmdriver.lifecycle.guest import is_driver_owned
 from vmdriver.lifecycle.phases.api import Phase
+from vmdriver.model.record import Change
 
 _PREPARE = frozenset({Phase.PREPARE_PLAN})
 _ALLOCATED = frozenset({Phase.PREPARE_PLAN, Phase.BEFORE_CREATE})
@@ -68,6 +69,27 @@ REQUEST_POINTS = (
 )
 """What a composed driver lets extensions change: the request that goes to its base."""
 
+PLAN_POINTS = (
+    *(p for p in REQUEST_POINTS if p.field != "template.environment"),
+    MutationPoint("plan.vcpus", _PREPARE, False, "whole vCPUs, at least 1"),
+    MutationPoint("plan.memory_mib", _PREPARE, False, "guest memory in MiB"),
+    MutationPoint("plan.kernel", _PREPARE, False, "path of another kernel"),
+    MutationPoint("plan.initramfs", _PREPARE, False, "path of that kernel's initramfs"),
+    MutationPoint("plan.kernel_profile", _PREPARE, False, "what the kernel is for"),
+    MutationPoint(
+        "plan.guest_init_dropins",
+        _PREPARE,
+        True,
+        "programs that the guest runs as root before the supervisor, by name",
+    ),
+    MutationPoint(
+        "plan.required_features", _PREPARE, True, "features that the driver must have"
+    ),
+)
+"""What the VM driver lets extensions change: the request, and the plan of the machine. It knows
+one environment only, the template's and the spec's in one.
+"""
+
 
 class Draft:
     """A request while it may still be shaped. Remembers which extension asked for what.
@@ -83,7 +105,7 @@ class Draft:
     ) -> None:
         self._original = values
         self._points = {point.field: point for point in points}
-        self._changes: dict[tuple[str, str], tuple[Any, str]] = {}
+        self._changes: dict[tuple[str, str], Change] = {}
         self._extension, self._phase = "", Phase.PREPARE_PLAN
 
     def on_behalf_of(self, extension: str, phase: Phase) -> None:
@@ -93,7 +115,7 @@ class Draft:
     def value(self, field: str, key: str = "") -> Any:
         """As it is now: changed, or as it was asked for. None if it is not set."""
         if (field, key) in self._changes:
-            return self._changes[field, key][0]
+            return self._changes[field, key].value
         original = self._original.get(field)
         return (original or {}).get(key) if key else original
 
@@ -105,16 +127,18 @@ class Draft:
         present = self._changes.get((field, key))
         if (
             present is not None
-            and present[0] != value
-            and present[1] != self._extension
+            and present.value != value
+            and present.extension != self._extension
         ):
             raise Refused(
-                f"extensions {present[1]!r} and {self._extension!r} both set "
+                f"extensions {present.extension!r} and {self._extension!r} both set "
                 f"{_shown(field, key)}, differently",
                 reason="ExtensionConflict",
                 resolution="disable one of them for this sandbox",
             )
-        self._changes[field, key] = (value, self._extension)
+        self._changes[field, key] = Change(
+            field=field, key=key, value=value, extension=self._extension
+        )
 
     def set_label(self, name: str, value: str) -> None:
         """A label that the driver is given."""
@@ -129,9 +153,9 @@ class Draft:
         if self.value("spec.environment", name) is None:
             self.set_environment(name, value)
 
-    def changes(self) -> dict[tuple[str, str], Any]:
-        """Every change by (field, key)."""
-        return {where: value for where, (value, _) in self._changes.items()}
+    def changes(self) -> tuple[Change, ...]:
+        """Every change, in the order of the first that set it."""
+        return tuple(self._changes.values())
 
     def _check(self, field: str, key: str) -> None:
         point = self._points.get(field)

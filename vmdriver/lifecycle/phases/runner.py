@@ -4,10 +4,8 @@ and what is held for whom.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +14,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmdriver.errors import CleanupError, ConfigError, DriverError, Refused
-from vmdriver.lifecycle.extension_runner import check_names
 from vmdriver.lifecycle.hooks import RestoreKind, SandboxView
 from vmdriver.lifecycle.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.phases.activation import (
     Activation,
     activate,
+    check_registration,
     key_of,
     parse_parameters,
 )
 from vmdriver.lifecycle.phases.api import (
     ENDING,
     HOLDING,
-    Call,
+    SET_UP,
     Context,
     Extension,
     Hold,
@@ -37,9 +35,9 @@ from vmdriver.lifecycle.phases.api import (
     Until,
     phases_of,
 )
+from vmdriver.lifecycle.phases.calls import Calls
 from vmdriver.lifecycle.phases.mutation import Draft
 
-_log = logging.getLogger(__name__)
 _audit = logging.getLogger("vmdriver.extension")
 HOLD = "hold:"
 _SCOPES = {Until.STOP: Scope.RUNTIME, Until.DELETE: Scope.PERSISTENT}
@@ -69,9 +67,12 @@ class PhaseRunner:
         directory: Directory,
         may_configure: frozenset[str] = frozenset(),
         of_base: frozenset[str] = frozenset(),
+        calls: Calls | None = None,
     ) -> None:
-        check_names([(e.name, key_of(e)) for e in extensions])
+        check_registration(extensions)
         self.extensions = {e.name: e for e in extensions}
+        self.keys = frozenset(key_of(e) for e in extensions)
+        """What labels call them."""
         self.supported = supported
         self.driver, self.base_driver = "", ""
         self.known: Callable[[], Iterable[tuple[SandboxView, Activation]]] = tuple
@@ -79,6 +80,9 @@ class PhaseRunner:
         self.may_configure, self._of_base = may_configure, of_base
         self._configs = {e.name: _configuration(e, configs) for e in extensions}
         self._directory = directory
+        self._calls = calls or Calls()
+        for extension in extensions:
+            self._calls.observed_by(extension, self._configs[extension.name])
 
     def activate(self, sandbox: SandboxView, blocks: Mapping[str, Any]) -> Activation:
         """Who takes part. Refused, InvalidRequest."""
@@ -102,34 +106,41 @@ class PhaseRunner:
             if draft is not None:
                 draft.on_behalf_of(extension.name, phase)
                 arguments = (draft,)
-            await self._call(extension, phase, subject, *arguments)
+            await self.call(extension, phase, subject, *arguments)
 
     async def tell(self, phase: Phase, subject: Subject) -> list[str]:
         """A phase that reports: all are called; their errors as texts."""
         problems = []
-        extensions = self._taking_part(subject, phase, strict=False)
+        extensions = self._taking_part(subject, phase)
         for extension in reversed(extensions) if phase in ENDING else extensions:
-            try:
-                await self._call(extension, phase, subject)
-            except DriverError as error:
-                problems.append(error.text())
+            problem = await self.tell_one(extension.name, phase, subject)
+            problems += [problem] if problem else []
         return problems
+
+    async def tell_one(self, name: str, phase: Phase, subject: Subject) -> str:
+        """The same for one extension, if it is loaded and has that phase. Its error as a text."""
+        extension = self.extensions.get(name)
+        if extension is None or phase not in phases_of(extension) & self.supported:
+            return ""
+        try:
+            await self.call(extension, phase, subject)
+        except DriverError as error:
+            return error.text()
+        return ""
 
     async def give_back(self, subject: Subject, scope: Scope | None) -> list[str]:
         """Undo what is held, in reverse order. What fails stays held; its errors as texts."""
         if subject.ledger is None:
             return []
         errors = await subject.ledger.release(
-            scope, lambda held: self._undo(subject, held)
+            scope, lambda held: self.undo(subject, held)
         )
         return [e.text() if isinstance(e, DriverError) else repr(e) for e in errors]
 
-    def _taking_part(
-        self, subject: Subject, phase: Phase, *, strict: bool = True
-    ) -> list[Extension]:
+    def _taking_part(self, subject: Subject, phase: Phase) -> list[Extension]:
         active = subject.activation.active
         missing = [name for name in active if name not in self.extensions]
-        if missing and strict:
+        if missing and phase in SET_UP:
             raise Refused(
                 f"extension {missing[0]!r} takes part in this sandbox but is not loaded",
                 reason="ExtensionMissing",
@@ -143,14 +154,18 @@ class PhaseRunner:
 
     # --- one call
 
-    async def _call(
+    async def call(
         self, extension: Extension, phase: Phase, subject: Subject, *arguments: Any
     ) -> None:
+        """One extension, one phase. Its error is raised."""
         context = await self._context(extension, phase, subject)
-        method = getattr(extension, phase.value)
-        await self._timed(extension, phase.value, subject, method(context, *arguments))
+        work = getattr(extension, phase.value)(context, *arguments)
+        await self._calls.make(
+            extension, phase.value, subject.sandbox, work, subject.trace
+        )
 
-    async def _undo(self, subject: Subject, held: Held) -> None:
+    async def undo(self, subject: Subject, held: Held) -> None:
+        """Give one hold back. CleanupError when its extension is not loaded."""
         name = held.data["extension"]
         extension = self.extensions.get(name)
         if extension is None:
@@ -164,63 +179,7 @@ class PhaseRunner:
         phase = Phase.AFTER_STOP if ends else Phase.AFTER_DELETE
         context = await self._context(extension, phase, subject)
         work = extension.undo(context, _hold_of(held))
-        await self._timed(extension, "undo", subject, work)
-
-    async def _timed(
-        self,
-        extension: Extension,
-        what: str,
-        subject: Subject,
-        work: Awaitable[None],
-    ) -> None:
-        begun, problem = time.monotonic(), ""
-        try:
-            async with asyncio.timeout(extension.timeout_s):
-                await work
-        except TimeoutError as error:
-            problem = f"took longer than {extension.timeout_s:g} s"
-            raise Refused(
-                f"extension {extension.name!r}: {what} {problem}",
-                reason="ExtensionTimedOut",
-            ) from error
-        except DriverError as error:
-            problem = error.text()
-            raise
-        except Exception as error:
-            problem = type(error).__name__
-            _log.exception("extension %s failed in %s", extension.name, what)
-            raise Refused(
-                f"extension {extension.name!r} failed in {what}: {problem}",
-                reason="ExtensionFailed",
-            ) from error
-        finally:
-            call = Call(
-                extension.name,
-                what,
-                subject.sandbox.id,
-                subject.sandbox.workspace,
-                time.monotonic() - begun,
-                problem,
-            )
-            await self._tell_observers(call)
-
-    async def _tell_observers(self, call: Call) -> None:
-        _log.info(
-            "%s: %s.%s took %.0f ms%s",
-            call.sandbox_id,
-            call.extension,
-            call.phase,
-            call.seconds * 1e3,
-            f": {call.error}" if call.error else "",
-        )
-        for extension in self.extensions.values():
-            if type(extension).observe is Extension.observe:
-                continue
-            try:
-                async with asyncio.timeout(extension.timeout_s):
-                    await extension.observe(call, self._configs[extension.name])
-            except Exception:  # noqa: BLE001 - who watches must not disturb
-                _log.exception("extension %s failed in observe", extension.name)
+        await self._calls.make(extension, "undo", subject.sandbox, work)
 
     def _others(self, sandbox_id: str, extension: str) -> tuple[SandboxView, ...]:
         earlier = itertools.takewhile(lambda k: k[0].id != sandbox_id, self.known())

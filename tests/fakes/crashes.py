@@ -1,0 +1,51 @@
+"""Kills the process of a fake driver at a chosen checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from tests.fakes.driver import FakeDriver
+from tests.fakes.world import Crash, World
+
+
+class Bomb:
+    """Counts checkpoints; at the chosen one the process is killed."""
+
+    def __init__(self, world: World, at: int | None = None) -> None:
+        self.world, self.at, self.passed = world, at, 0
+        self.exploded = asyncio.Event()
+        self.names: list[str] = []
+
+    async def __call__(self, checkpoint: str) -> None:
+        if self.world.dead:
+            raise Crash(checkpoint)
+        self.names.append(checkpoint)
+        if self.passed == self.at:
+            self.world.dead = True
+            self.exploded.set()
+            raise Crash(checkpoint)
+        self.passed += 1
+
+
+async def played_until_crash(
+    driver: FakeDriver, bomb: Bomb, play: Callable[[], Awaitable[None]]
+) -> bool:
+    """One process from its start; True if it was killed on the way."""
+
+    async def whole() -> None:
+        await driver.manager.recover()
+        await play()
+
+    playing = asyncio.create_task(whole())
+    exploded = asyncio.create_task(bomb.exploded.wait())
+    await asyncio.wait({playing, exploded}, return_when=asyncio.FIRST_COMPLETED)
+    if not bomb.exploded.is_set():
+        exploded.cancel()
+        await playing
+        await driver.close()
+        return False
+    playing.cancel()
+    await asyncio.gather(playing, return_exceptions=True)
+    await driver.kill()
+    return True
