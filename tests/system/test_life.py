@@ -270,7 +270,7 @@ def make_certificates(directory: Path) -> None:
     )
 
 
-def test_an_extension_adds_drop_ins_and_environment(
+def test_extensions_of_both_kinds_add_drop_ins_and_environment(
     new_driver: Callable[..., Driver], tmp_path: Path
 ) -> None:
     drop_ins = tmp_path / "init.d"
@@ -280,8 +280,11 @@ def test_an_extension_adds_drop_ins_and_environment(
     )
     config = tmp_path / "config.toml"
     config.write_text(
-        'extensions = ["operator-drop-ins"]\n[extension.operator-drop-ins]\n'
-        f'directory = "{drop_ins}"\nenvironment = {{ OPENSHELL_X = "1" }}\n'
+        'extensions = ["audit-log", "operator-drop-ins", "labels-and-placement"]\n'
+        f'[extension.audit-log]\npath = "{tmp_path / "audit"}"\n'
+        '[extension.labels-and-placement.default]\nenvironment = { POOL = "large" }\n'
+        f'[extension.operator-drop-ins]\ndirectory = "{drop_ins}"\n'
+        'environment = { OPENSHELL_X = "1" }\n'
     )
     driver = new_driver("--config", str(config))
     box = driver.create(wait=False)
@@ -294,8 +297,22 @@ def test_an_extension_adds_drop_ins_and_environment(
         driver.gateway.shell(box, "cat /sandbox/from-drop-in").strip()
         == "before-supervisor"
     )
-    assert driver.gateway.session(box).hellos[0]["environment"]["COLOUR"] == "1"
+    environment = driver.gateway.session(box).hellos[0]["environment"]
+    assert (environment["COLOUR"], environment["POOL"]) == ("1", "large")
+    driver.kill()
+    driver.start()
     driver.delete(box)
+    lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    told = [(line["actor"], line["phase"]) for line in lines if line["sandbox"] == box]
+    assert told == [
+        *(("labels-and-placement", "prepare_plan"), ("audit-log", "after_create")),
+        *(("operator-drop-ins", "configure_launch"),),
+        *(("operator-drop-ins", "before_launch"),),
+        *(("operator-drop-ins", "before_restore"),),
+        *(("operator-drop-ins", "after_restore"),),
+        *(("operator-drop-ins", "after_launch_failed"),),
+        *(("operator-drop-ins", "after_delete"), ("audit-log", "after_delete")),
+    ]
     (drop_ins / "20-broken").write_text("#!/bin/sh\nexit 4\n")
     box = driver.create(wait=False)
     message = driver.wait(box, "ProvisioningFailed")

@@ -10,7 +10,7 @@ from vmdriver.errors import CleanupError
 from vmdriver.lifecycle.hooks import RestoreKind, SandboxView
 from vmdriver.lifecycle.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.phases.activation import Activation
-from vmdriver.lifecycle.phases.api import Extension, Phase
+from vmdriver.lifecycle.phases.api import Extension, Phase, phases_of
 from vmdriver.lifecycle.phases.mutation import Draft
 from vmdriver.lifecycle.phases.runner import HOLD, PhaseRunner, Subject
 from vmdriver.model.record import ExtensionState, SandboxRecord
@@ -111,9 +111,9 @@ class VmPhases:
         """before_start; from here on the end of the run is told."""
         key, data = RUN + extension.name, {"extension": extension.name}
         await ledger.acquire(key, Scope.RUNTIME, data, _nothing)
-        await self.runner.call(
-            extension, Phase.BEFORE_START, self.subject(record, ledger)
-        )
+        if Phase.BEFORE_START in phases_of(extension):
+            subject = self.subject(record, ledger)
+            await self.runner.call(extension, Phase.BEFORE_START, subject)
 
     async def undo(self, record: SandboxRecord, ledger: Ledger, held: Held) -> None:
         """Tell the extension of the end, once; then give back what it held. CleanupError when it
