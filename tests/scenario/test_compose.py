@@ -671,15 +671,7 @@ def test_whose_a_setting_is_can_be_asked_for(tmp_path: Path) -> None:
         '[extension.audit-log]\npath = "/log"\napi_token = "secret-9"\n'
     )
     program = str(Path(sys.executable).parent / "vmdriver")
-    command = [
-        program,
-        "compose",
-        "--config",
-        str(path),
-        "--suffix",
-        "w",
-        "--show-config",
-    ]
+    command = [program, "config", "--compose", "--config", str(path)]
     shown = subprocess.run(
         [*command, "--json"], check=True, capture_output=True, text=True
     )
@@ -688,7 +680,7 @@ def test_whose_a_setting_is_can_be_asked_for(tmp_path: Path) -> None:
         for r in json.loads(shown.stdout)
     }
     assert rows["wrapper", "base"] == ("unix:/b", "file")
-    assert rows["wrapper", "suffix"] == ("w", "flag")
+    assert rows["wrapper", "suffix"] == ("vmdriver", "default")
     assert rows["wrapper", "driver_name"] == ("", "default")
     assert rows["extension audit-log", "path"] == ("/log", "file")
     plain = subprocess.run(command, check=True, capture_output=True, text=True).stdout

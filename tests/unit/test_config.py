@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from vmdriver.cli import show
 from vmdriver.config import load
 from vmdriver.config_model import Config
 from vmdriver.errors import ConfigError
@@ -89,7 +91,9 @@ def test_lists_are_comma_separated_outside_the_file(tmp_path: Path) -> None:
     assert result.config.dns == ["192.0.2.1"]
 
 
-def test_what_looks_secret_is_hidden(tmp_path: Path) -> None:
+def test_what_looks_secret_is_hidden_and_owners_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError, match="extension: x is configured and not loaded"):
         loaded(tmp_path, "[extension.x]\nplain = 1")
     with pytest.raises(ConfigError, match="request_parameters: y"):
@@ -99,6 +103,11 @@ def test_what_looks_secret_is_hidden(tmp_path: Path) -> None:
     )
     table = {key: value for key, value, _ in result.table()}
     assert table["extension"] == {"x": {"api_token": "**********", "plain": 1}}
+    assert show.config(result, as_json=False) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"extension x +plain +1 +file", printed)
+    assert re.search(r"driver +mem_mib +\d+ +default", printed)
+    assert "hush" not in printed
 
 
 def test_two_state_directories_are_two_instances(tmp_path: Path) -> None:

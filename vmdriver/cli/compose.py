@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from argparse import Namespace
-from typing import Any
+from pathlib import Path
 
 from vmdriver.cli.show import print_json, print_table
 from vmdriver.compose.app import Composition
@@ -29,25 +29,26 @@ async def _run(config: ComposeConfig, extensions: list[Extension]) -> None:
     logging.shutdown()
 
 
-def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """The base driver's own settings are in its own process: `vmdriver config` of that one."""
-    shown = [{**row, "value": hidden(row["key"], row["value"])} for row in rows]
+def config(file: Path | None, *, as_json: bool) -> int:
+    """The wrapper's settings and its extensions'. The base driver's are in its own process:
+    `vmdriver config` there.
+    """
+    found = table(load(file, {}))
+    rows = [{**row, "value": hidden(row["key"], row["value"])} for row in found]
     if as_json:
-        print_json(shown)
-        return
+        print_json(rows)
+        return 0
     keys = ("owner", "key", "value", "source")
-    print_table(keys, [tuple(str(row[k]) for k in keys) for row in shown])
+    print_table(keys, [tuple(str(row[k]) for k in keys) for row in rows])
+    return 0
 
 
 def compose(arguments: Namespace) -> int:
     """Ends with status 0 after SIGTERM or SIGINT; raises what keeps it from serving."""
     flags = {name: getattr(arguments, name) for name in FLAGS}
     given = {name: value for name, value in flags.items() if value is not None}
-    config = load(arguments.config, given)
-    if arguments.show_config:
-        _show(table(config, given), as_json=arguments.json)
-        return 0
-    log.set_up(config.log_level, config.log_format)
-    extensions = load_extensions(config.extensions, Extension)  # type: ignore[type-abstract,unused-ignore]
-    asyncio.run(_run(config, extensions))
+    settings = load(arguments.config, given)
+    log.set_up(settings.log_level, settings.log_format)
+    extensions = load_extensions(settings.extensions, Extension)  # type: ignore[type-abstract,unused-ignore]
+    asyncio.run(_run(settings, extensions))
     return 0

@@ -82,9 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common()
+    text = "print the effective settings, whose they are and where each comes from"
+    one = _leaf(commands, common, "config", text)
+    one.add_argument(
+        "--compose",
+        action="store_true",
+        help="those of a composed driver (its --config, or /etc/vmdriver/compose.toml)",
+    )
     for name, text in (
         ("serve", "run the driver on its socket"),
-        ("config", "print the effective settings and where each comes from"),
         ("doctor", "check this host and say what to do about what is wrong"),
         ("ls", "list the sandboxes of the running driver"),
     ):
@@ -149,12 +155,6 @@ def _add_compose(commands: Any) -> None:
         ("log-level", "debug, info, warning or error"),
     ):
         one.add_argument(f"--{name}", metavar="VALUE", help=meaning)
-    one.add_argument(
-        "--show-config",
-        action="store_true",
-        help="print the settings, whose they are and where they come from; do nothing",
-    )
-    one.add_argument("--json", action="store_true", help="print JSON for machines")
 
 
 def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -250,6 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vmdriver.cli.compose import compose
 
         return _reported(lambda: compose(arguments))
+    if arguments.command == "config" and arguments.compose:
+        from vmdriver.cli.compose import config
+
+        return _reported(lambda: config(arguments.config, as_json=arguments.json))
     if arguments.command == "extensions" and arguments.action == "new":
         return _reported(lambda: _new_extension(arguments.name, arguments.parent))
     return _reported(lambda: _dispatch(arguments, _load(arguments)))

@@ -43,15 +43,22 @@ def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Non
 
 
 def config(loaded: Loaded, *, as_json: bool) -> int:
-    """Every setting, its value and where that came from."""
+    """Every setting, its value and where that came from; extensions' own tables apart."""
     table = loaded.table()
     if as_json:
         print_json(
             {key: {"value": value, "source": source} for key, value, source in table}
         )
-    else:
-        rows = [(key, json.dumps(value), source) for key, value, source in table]
-        print_table(("setting", "value", "source"), rows)
+        return 0
+    rows = []
+    for key, value, source in table:
+        if key != "extension":
+            rows.append(("driver", key, json.dumps(value), source))
+            continue
+        for name, settings in value.items():
+            owner = f"extension {name}"
+            rows += [(owner, k, json.dumps(v), source) for k, v in settings.items()]
+    print_table(("owner", "setting", "value", "source"), rows)
     return 0
 
 

@@ -56,7 +56,7 @@ class ComposeConfig(BaseModel):
     log_format: str = "text"
 
 
-def table(config: ComposeConfig, flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table(config: ComposeConfig) -> list[dict[str, Any]]:
     """Every setting with its value, whose it is, and where it came from. What the base driver and
     requests decide is not in here: it never mixes with these.
     """
@@ -65,9 +65,7 @@ def table(config: ComposeConfig, flags: Mapping[str, Any]) -> list[dict[str, Any
         if name == "extension":
             continue
         value = config.model_dump(mode="json")[name]
-        source = "flag" if name in flags else "file"
-        if name not in config.model_fields_set:
-            source = "default"
+        source = "file" if name in config.model_fields_set else "default"
         rows.append({"owner": "wrapper", "key": name, "value": value, "source": source})
     for name, settings in config.extension.items():
         rows += [
