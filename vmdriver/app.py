@@ -43,7 +43,8 @@ from vmdriver.lifecycle.steps import Ports, Undoer
 from vmdriver.lifecycle.templates import Templates
 from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.network.host_network import HostNetwork
-from vmdriver.oci.store import ImagePolicy, ImageStore
+from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.store import ImageStore
 from vmdriver.service import admin, servicer
 from vmdriver.service.server import (
     ADMIN,
@@ -84,6 +85,8 @@ def settings_from(config: Config) -> Settings:
         memory_mib=config.mem_mib,
         max_vcpus=max(config.max_vcpus, config.vcpus),
         max_memory_mib=config.max_mem_mib,
+        disk_mib=config.overlay_disk_mib,
+        max_disk_mib=max(config.max_disk_mib, config.overlay_disk_mib),
         max_sandboxes=config.max_sandboxes,
         max_committed_memory_mib=config.max_committed_mem_mib,
         stop_grace_s=config.stop_grace_s,
@@ -110,6 +113,24 @@ def settings_from(config: Config) -> Settings:
         templates_scope=config.templates_scope,
         warm_pool=config.warm_pool,
         warm_pool_memory_mib=config.warm_pool_memory_mib,
+    )
+
+
+def image_policy(config: Config) -> ImagePolicy:
+    """What the operator allows of images."""
+    return ImagePolicy(
+        insecure_registries=tuple(config.insecure_registries),
+        allowed_directories=tuple(config.allowed_image_dirs),
+        allowed_images=tuple(config.allowed_images),
+        local_stores=tuple(config.local_image_stores),
+        auth_file=config.image_auth_file,
+        registries_conf=config.image_registries_conf,
+        signature_policy=config.image_signature_policy,
+        certificates=config.image_certs_dir,
+        refresh_s=config.image_refresh_s,
+        max_content=config.max_image_mib * 2**20,
+        max_files=config.max_image_files,
+        free_floor=config.image_free_floor_mib * 2**20,
     )
 
 
@@ -156,12 +177,7 @@ class Driver:
         self.network = HostNetwork(
             config.instance, owner, self._files, config.address_pool
         )
-        policy = ImagePolicy(
-            config.overlay_disk_mib,
-            tuple(config.insecure_registries),
-            tuple(config.allowed_image_dirs),
-        )
-        self.images = ImageStore(self.layout.images, self._files, policy)
+        self.images = ImageStore(self.layout.images, self._files, image_policy(config))
         self.records = RecordStore(self.layout, self._files)
         self.memory = DomainMemory(self.connection, self._files)
         self.memory_images = MemoryImages(self._files, owner)

@@ -9,15 +9,16 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from vmdriver.config_images import ImageSettings
 from vmdriver.host import facts
 from vmdriver.host.log import parse_level
 from vmdriver.lifecycle.guest import guest_endpoint
 from vmdriver.model.ids import check_instance
 
 
-class Config(BaseModel):
+class Config(ImageSettings):
     """Every setting. Descriptions are what --help and the README say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +48,6 @@ class Config(BaseModel):
             "true: the gateway stops all sandboxes when it ends and starts them again"
         ),
     )
-    default_image: str = Field("", description="image for requests that name none")
     supervisor_path: Path | None = Field(
         None, description="the openshell-sandbox program that guests run"
     )
@@ -71,9 +71,6 @@ class Config(BaseModel):
     )
     mem_mib: int = Field(
         2048, ge=128, description="memory of a sandbox that asks for none, MiB"
-    )
-    overlay_disk_mib: int = Field(
-        4096, ge=256, description="size of a sandbox's root disk, MiB"
     )
     max_vcpus: int = Field(
         default_factory=facts.cpu_count,
@@ -157,12 +154,6 @@ class Config(BaseModel):
     )
     dns: Literal["auto"] | list[str] = Field(
         "auto", description="name servers of the guests; auto: the host's first"
-    )
-    insecure_registries: list[str] = Field(
-        [], description="host[:port] of registries spoken to without TLS"
-    )
-    allowed_image_dirs: list[Path] = Field(
-        [], description="directories below which oci:PATH images may be"
     )
     guest_tls_ca: Path | None = Field(
         None, description="CA certificate that guests trust for the gateway"

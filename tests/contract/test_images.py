@@ -2,129 +2,224 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import hashlib
 import json
+import os
+import signal
 import subprocess
-import tarfile
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.images import Layout, directory, entry, layer
+from tests.fakes.proxy import proxied
 from tests.fakes.registry import push, registry
-from vmdriver.errors import HostError, InvalidRequest, NotFound, Refused
+from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused
+from vmdriver.host import process
 from vmdriver.host.threads import Pool
-from vmdriver.oci.store import ImagePolicy, ImageStore
+from vmdriver.lifecycle.ports import BaseDisk, ImageProgress
+from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.retention import Limits
+from vmdriver.oci.store import ImageStore
 
-
-def run(*command: object) -> None:
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+BIG = os.urandom(300_000)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny images: "tiny" for this architecture and "foreign" for another."""
+    """Small images: tiny; foreign, of another architecture; several, of more than one; moved, which a
+    tag is moved to; wide, of four layers; dear, which is fetched slowly.
+    """
     base = tmp_path_factory.mktemp("images")
-    tree = base / "tree"
-    (tree / "etc").mkdir(parents=True)
-    (tree / "etc" / "hello").write_text("hello\n")
-    with tarfile.open(base / "root.tar", "w") as archive:
-        archive.add(tree, "/")
-    target = base / "layout"
-    run("umoci", "init", "--layout", target)
-    for tag, architecture in (
-        (
-            "tiny",
-            subprocess.run(
-                ["dpkg", "--print-architecture"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip(),
-        ),
-        ("foreign", "s390x"),
-    ):
-        run("umoci", "new", "--image", f"{target}:{tag}")
-        run(
-            "umoci", "raw", "add-layer", "--image", f"{target}:{tag}", base / "root.tar"
-        )
-        run(
-            "umoci",
-            "config",
-            "--image",
-            f"{target}:{tag}",
-            "--architecture",
-            architecture,
-        )
-    return target
+    found = Layout(base / "layout")
+    hello = layer(directory("etc"), entry("etc/hello", "hello\n"))
+    config = {
+        "Env": ["PATH=/opt/bin:/bin", "GREETING=hi", "bad name=x"],
+        "User": "1000:1000",
+        "WorkingDir": "/srv",
+        "Entrypoint": ["/entry"],
+        "Cmd": ["--serve"],
+    }
+    found.image("tiny", [hello], config=config)
+    found.image("foreign", [hello], architecture="s390x")
+    found.image("several", [hello], in_index_of=("s390x", "riscv64"))
+    found.image("elsewhere", [hello], in_index_of=("s390x", "riscv64", ""))
+    found.image("moved", [layer(entry("etc/hello", "moved\n"))])
+    parts = [layer(entry(f"part-{n}", BIG[:70_000] + bytes([n]))) for n in range(4)]
+    found.image("wide", parts)
+    return found.path
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, layout: Path) -> Iterator[str]:
     with registry(tmp_path_factory.mktemp("registry")) as address:
-        for tag in ("tiny", "foreign"):
+        for tag in ("tiny", "foreign", "wide"):
             push(layout, tag, f"{address}/{tag}:1")
+        for tag in ("several", "elsewhere"):
+            push(layout, tag, f"{address}/{tag}:1", "--all")
+        push(layout, "tiny", f"{address}/team/inner:1")
         yield address
 
 
+class Store(ImageStore):
+    """With its directory at hand, and a progress sink."""
+
+    def __init__(self, root: Path, policy: ImagePolicy) -> None:
+        self.pool = Pool("images", 4)
+        self.root = root
+        super().__init__(root, self.pool, policy)
+        self.told: list[ImageProgress] = []
+
+    async def get(self, reference: str, owner: str = "s1") -> BaseDisk:
+        return await self.prepare(reference, owner, self.told.append)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [progress.reason for progress in self.told]
+
+    def disks(self) -> list[Path]:
+        return list((self.root / "disks").glob("*.ext4"))
+
+    def blobs(self) -> list[Path]:
+        return list((self.root / "blobs" / "sha256").iterdir())
+
+
 @pytest.fixture
-async def store(
-    tmp_path: Path, address: str, layout: Path
-) -> AsyncIterator[ImageStore]:
-    pool = Pool("images", 2)
-    policy = ImagePolicy(64, (address,), (layout.parent,))
-    store = ImageStore(tmp_path / "store", pool, policy)
+def policy(address: str, layout: Path) -> ImagePolicy:
+    return ImagePolicy((address,), (layout.parent,), refresh_s=0)
+
+
+@pytest.fixture
+async def store(tmp_path: Path, policy: ImagePolicy) -> AsyncIterator[Store]:
+    async for found in opened(tmp_path / "store", policy):
+        yield found
+
+
+async def opened(root: Path, policy: ImagePolicy) -> AsyncIterator[Store]:
+    store = Store(root, policy)
     await store.open()
     yield store
-    left = list((tmp_path / "store").glob(".work-*"))
+    left = list(root.glob(".work-*"))
     assert left == [], "nothing half-made stays"
-    pool.close()
+    store.pool.close()
 
 
-def disks(store: ImageStore) -> list[Path]:
-    return list(store._disks.iterdir())
-
-
-async def test_an_image_becomes_a_disk_once(store: ImageStore, address: str) -> None:
-    told: list[str] = []
-    first = await store.prepare(
-        f"{address}/tiny:1", lambda reason, detail: told.append(reason)
-    )
-    assert "CacheMiss" in told
-    told.clear()
-    assert (
-        await store.prepare(
-            f"{address}/tiny:1", lambda reason, detail: told.append(reason)
-        )
-        == first
-    )
-    assert told == ["ResolvingImage", "CacheHit"]
-    assert Path(first.path).stat().st_mode & 0o777 == 0o444
-    content = subprocess.run(
-        ["debugfs", "-R", "cat /etc/hello", first.path],
+def content(disk: BaseDisk, path: str) -> str:
+    return subprocess.run(
+        ["debugfs", "-R", f"cat {path}", disk.path],
         capture_output=True,
         text=True,
         check=True,
+    ).stdout
+
+
+# --- from a reference to a disk
+
+
+async def test_an_image_becomes_a_disk_once(store: Store, address: str) -> None:
+    first = await store.get(f"{address}/tiny:1")
+    assert store.reasons[:2] == ["ResolvingImage", "CacheMiss"]
+    assert "PullingLayer" in store.reasons
+    pulling = next(p for p in store.told if p.reason == "PullingLayer")
+    assert pulling.total_bytes > 0
+    assert pulling.detail.startswith("layer 1 of 1, 0.0 of 0.0 MiB")
+    store.told.clear()
+    assert await store.get(f"{address}/tiny:1") == first
+    assert store.reasons == ["ResolvingImage", "CacheHit"]
+    assert Path(first.path).stat().st_mode & 0o777 == 0o444
+    assert content(first, "/etc/hello") == "hello\n"
+    check = subprocess.run(
+        ["e2fsck", "-fn", first.path], capture_output=True, text=True, check=False
     )
-    assert content.stdout == "hello\n"
-    by_digest = await store.prepare(f"{address}/tiny@{first.digest}", lambda *_: None)
-    assert by_digest == first
+    assert check.returncode == 0, check.stdout
 
 
-async def test_two_requests_share_one_build(store: ImageStore, address: str) -> None:
-    import asyncio
+async def test_what_the_image_says_of_itself_is_known(
+    store: Store, address: str
+) -> None:
+    config = (await store.get(f"{address}/tiny:1")).config
+    assert config.environment == {"PATH": "/opt/bin:/bin", "GREETING": "hi"}
+    assert (config.user, config.working_directory) == ("1000:1000", "/srv")
+    assert (config.entrypoint, config.command) == (("/entry",), ("--serve",))
 
-    both = await asyncio.gather(
-        *(store.prepare(f"{address}/tiny:1", lambda *_: None) for _ in range(2))
-    )
-    assert both[0] == both[1]
-    assert len(disks(store)) == 1
+
+async def test_a_digest_that_is_here_needs_no_registry(
+    tmp_path: Path, layout: Path
+) -> None:
+    with registry(tmp_path / "registry") as address:
+        push(layout, "tiny", f"{address}/tiny:1")
+        push(layout, "several", f"{address}/several:1", "--all")
+        policy = ImagePolicy((address,), refresh_s=60)
+        async for store in opened(tmp_path / "store", policy):
+            tiny = await store.get(f"{address}/tiny:1")
+            several = await store.get(f"{address}/several:1")
+            index = next(
+                reference
+                for entry, _ in await store.entries()
+                for reference in entry.references
+                if entry.digest == several.digest and several.digest not in reference
+            )
+    async for store in opened(tmp_path / "store", policy):
+        assert await store.get(f"{address}/tiny@{tiny.digest}") == tiny
+        assert await store.get(index.removeprefix("docker://")) == several
+        assert store.reasons == ["CacheHit", "CacheHit"]
+        with pytest.raises(HostError):
+            await store.get(f"{address}/tiny:1")
+
+
+async def test_a_tag_is_asked_for_again_after_a_while_only(
+    tmp_path: Path, address: str, policy: ImagePolicy, layout: Path
+) -> None:
+    push(layout, "tiny", f"{address}/moving:1")
+    slow = dataclasses.replace(policy, refresh_s=60)
+    async for store in opened(tmp_path / "slow", slow):
+        first = await store.get(f"{address}/moving:1")
+        push(layout, "moved", f"{address}/moving:1")
+        store.told.clear()
+        assert await store.get(f"{address}/moving:1") == first
+        assert store.reasons == ["CacheHit"]
+    async for store in opened(tmp_path / "slow", policy):
+        assert (
+            content(await store.get(f"{address}/moving:1"), "/etc/hello") == "moved\n"
+        )
+
+
+async def test_an_index_gives_the_image_of_this_architecture(
+    store: Store, address: str
+) -> None:
+    disk = await store.get(f"{address}/several:1")
+    assert content(disk, "/etc/hello") == "hello\n"
+    for name in ("elsewhere", "foreign"):
+        with pytest.raises(Refused, match="s390x"):
+            await store.get(f"{address}/{name}:1")
+    foreign = [p for p in store.told if p.reason == "PullingLayer"]
+    assert len({p.total_bytes for p in foreign}) == 1, "only the first was fetched"
+
+
+async def test_what_does_not_exist_is_not_found(store: Store, address: str) -> None:
+    for reference in (
+        f"{address}/nothing:1",
+        f"{address}/tiny:nothing",
+        f"{address}/tiny@sha256:{'0' * 64}",
+    ):
+        with pytest.raises(NotFound, match=r"template\.image"):
+            await store.get(reference)
+    assert store.disks() == []
 
 
 async def test_a_local_layout_is_used_only_where_allowed(
-    store: ImageStore, layout: Path, tmp_path: Path
+    store: Store, layout: Path, tmp_path: Path
 ) -> None:
-    disk = await store.prepare(f"oci:{layout}:tiny", lambda *_: None)
-    assert disk.digest.startswith("sha256:")
+    for tag in ("tiny", "several"):
+        assert (
+            content(await store.get(f"oci:{layout}:{tag}"), "/etc/hello") == "hello\n"
+        )
     for reference in (
         "oci:/etc",
         "oci:relative",
@@ -132,55 +227,305 @@ async def test_a_local_layout_is_used_only_where_allowed(
         f"oci:{tmp_path}",
     ):
         with pytest.raises(InvalidRequest, match=r"template\.image"):
-            await store.prepare(reference, lambda *_: None)
+            await store.get(reference)
     with pytest.raises(NotFound):
-        await store.prepare(f"oci:{layout.parent}/nothing", lambda *_: None)
+        await store.get(f"oci:{layout.parent}/nothing")
 
 
-async def test_what_does_not_exist_is_not_found(
-    store: ImageStore, address: str
+async def test_only_what_the_operator_allows_is_used(
+    tmp_path: Path, address: str, policy: ImagePolicy
 ) -> None:
-    for reference in (
-        f"{address}/nothing:1",
-        f"{address}/tiny:nothing",
-        f"{address}/tiny@sha256:{'0' * 64}",
-    ):
-        with pytest.raises(NotFound, match=r"template\.image"):
-            await store.prepare(reference, lambda *_: None)
-    assert disks(store) == []
-
-
-async def test_another_architecture_is_refused_by_name(
-    store: ImageStore, address: str
-) -> None:
-    with pytest.raises(Refused, match="s390x"):
-        await store.prepare(f"{address}/foreign:1", lambda *_: None)
-
-
-async def test_a_truncated_layer_leaves_nothing(
-    store: ImageStore, layout: Path, tmp_path: Path
-) -> None:
-    broken = layout.parent / "broken"
-    run("cp", "-r", layout, broken)
-    index = json.loads((broken / "index.json").read_text())
-    entry = next(
-        m
-        for m in index["manifests"]
-        if m["annotations"]["org.opencontainers.image.ref.name"] == "tiny"
+    narrow = dataclasses.replace(
+        policy, allowed_images=(f"{address}/team", "ghost.test")
     )
-    blobs = broken / "blobs" / "sha256"
-    manifest = json.loads((blobs / entry["digest"].split(":")[1]).read_text())
-    layer = blobs / manifest["layers"][0]["digest"].split(":")[1]
-    layer.write_bytes(layer.read_bytes()[:50])
-    with pytest.raises(HostError):
-        await store.prepare(f"oci:{broken}:tiny", lambda *_: None)
-    assert disks(store) == []
+    async for store in opened(tmp_path / "narrow", narrow):
+        await store.get(f"{address}/team/inner:1")
+        for other in (
+            f"{address}/tiny:1",
+            f"{address}/teams:1",
+            "debian",
+            "oci.test/x",
+        ):
+            with pytest.raises(Refused, match="operator allows"):
+                await store.get(other)
 
 
-async def test_half_made_work_of_a_killed_process_is_removed(
-    store: ImageStore, tmp_path: Path
+async def test_short_names_are_looked_for_in_local_stores_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy: ImagePolicy, layout: Path
 ) -> None:
-    (tmp_path / "store" / ".work-killed").mkdir()
-    (tmp_path / "store" / ".work-killed" / "disk").write_text("half")
+    both = dataclasses.replace(
+        policy, local_stores=("docker-daemon", "containers-storage")
+    )
+    asked: list[str] = []
+    genuine = process.run
+
+    async def run(arguments: list[str], **more: object) -> process.Completed:
+        names = [a for a in arguments if ":" in a and "/" in a and a[0] not in "-/"]
+        asked.extend(n for n in names if not n.startswith("oci:"))
+        local = [
+            f"oci:{layout}:tiny" if a.startswith("containers-storage:") else a
+            for a in arguments
+        ]
+        return await genuine(local, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(process, "run", run)
+    async for store in opened(tmp_path / "local", both):
+        await store.get("built/here:1")
+    name = "docker.io/built/here:1"
+    assert asked[0] == f"containers-storage:{name}"
+    assert not [a for a in asked if a.startswith("docker")]
+
+
+# --- sharing, cancelling, failing
+
+
+async def test_eight_requests_share_one_pull_and_all_hear_of_it(
+    tmp_path: Path, address: str, policy: ImagePolicy
+) -> None:
+    with proxied(address) as (front, faults):
+        faults.bytes_per_s = 300_000
+        own = dataclasses.replace(policy, insecure_registries=(front,))
+        async for store in opened(tmp_path / "shared", own):
+            heard: list[list[ImageProgress]] = [[] for _ in range(8)]
+            found = await asyncio.gather(
+                *(
+                    store.prepare(f"{front}/wide:1", f"s{n}", heard[n].append)
+                    for n in range(8)
+                )
+            )
+            assert len({disk.path for disk in found}) == 1
+            assert len(store.disks()) == 1
+            ((made, _),) = await store.entries()
+    fetched = [path.rpartition("/")[2] for path in faults.blobs()]
+    assert [fetched.count(digest) for digest in made.layers] == [1, 1, 1, 1]
+    for told in heard:
+        done = [p.done_bytes for p in told if p.reason == "PullingLayer"]
+        assert done
+        assert done == sorted(done)
+        assert "PreparingRootfs" in [p.reason for p in told]
+
+
+async def test_when_the_last_one_leaves_the_work_ends(
+    tmp_path: Path, address: str, policy: ImagePolicy
+) -> None:
+    with proxied(address) as (front, faults):
+        faults.bytes_per_s = 50_000
+        own = dataclasses.replace(policy, insecure_registries=(front,))
+        async for store in opened(tmp_path / "left", own):
+            tasks = [
+                asyncio.create_task(store.get(f"{front}/wide:1")) for _ in range(2)
+            ]
+            while "PullingLayer" not in store.reasons:
+                await asyncio.sleep(0.01)
+            tasks[0].cancel()
+            await asyncio.wait({tasks[0]})
+            await asyncio.sleep(0.2)
+            assert not tasks[1].done(), "one still waits for it"
+            tasks[1].cancel()
+            await asyncio.wait(tasks)
+            assert list(store.root.glob(".work-*")) == []
+            faults.bytes_per_s = 0
+            await store.get(f"{front}/wide:1")
+
+
+async def test_a_failure_is_not_kept_and_passing_ones_are_tried_again(
+    tmp_path: Path, address: str, policy: ImagePolicy
+) -> None:
+    with proxied(address) as (front, faults):
+        own = dataclasses.replace(policy, insecure_registries=(front,))
+        async for store in opened(tmp_path / "failing", own):
+            faults.fail_with, faults.times = 503, 1
+            await store.get(f"{front}/tiny:1")
+            faults.fail_with, faults.times = 500, 1000
+            with pytest.raises(HostError):
+                await store.get(f"{front}/wide:1")
+            faults.times = 0
+            await store.get(f"{front}/wide:1")
+
+
+async def test_a_cut_transfer_is_taken_up_with_the_layers_that_are_there(
+    tmp_path: Path, address: str, policy: ImagePolicy
+) -> None:
+    with proxied(address) as (front, faults):
+        own = dataclasses.replace(policy, insecure_registries=(front,))
+        async for store in opened(tmp_path / "cut", own):
+            faults.truncate_after, faults.times = 1000, 1
+            await store.get(f"{front}/wide:1")
+            fetched = faults.blobs()
+            assert len(fetched) > len(set(fetched)), "one was fetched again"
+            assert len(fetched) <= len(set(fetched)) + 2, "the others were not"
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from vmdriver.host.threads import Pool
+from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.store import ImageStore
+
+async def main():
+    root, front = sys.argv[1:]
+    store = ImageStore(Path(root), Pool("x", 2), ImagePolicy((front,)))
     await store.open()
-    assert not (tmp_path / "store" / ".work-killed").exists()
+    await store.prepare(f"{front}/wide:1", "s1", lambda p: print(p.reason, flush=True))
+
+asyncio.run(main())
+"""
+
+
+async def test_after_a_kill_finished_layers_are_kept_and_half_made_work_is_not(
+    tmp_path: Path, address: str, policy: ImagePolicy
+) -> None:
+    with proxied(address) as (front, faults):
+        faults.bytes_per_s = 60_000
+        root = tmp_path / "killed"
+        command = [sys.executable, "-c", KILLED, str(root), front]
+        child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        blobs = root / "blobs" / "sha256"
+        deadline = time.monotonic() + 30
+        while not blobs.exists() or len(list(blobs.iterdir())) < 2:
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+            await asyncio.sleep(0.02)
+        child.kill()
+        child.wait()
+        end_strays(str(root))
+        kept = {path.name for path in blobs.iterdir()}
+        faults.bytes_per_s = 0
+        faults.seen.clear()
+        own = dataclasses.replace(policy, insecure_registries=(front,))
+        async for store in opened(root, own):
+            await store.get(f"{front}/wide:1")
+        assert not [path for path in faults.blobs() if path.rpartition(":")[2] in kept]
+
+
+def end_strays(text: str) -> None:
+    """Programs that a killed process of this test had started (each is a session of its own)."""
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in status.read_bytes():
+                os.kill(int(status.parent.name), signal.SIGKILL)
+        except (OSError, ProcessLookupError):
+            continue
+
+
+async def test_too_little_disk_space_is_said_before_anything_is_fetched(
+    tmp_path: Path, address: str, policy: ImagePolicy
+) -> None:
+    full = dataclasses.replace(policy, free_floor=2**60)
+    async for store in opened(tmp_path / "full", full):
+        with pytest.raises(Exhausted, match=r"\d+ MiB of disk space are missing"):
+            await store.get(f"{address}/tiny:1")
+        assert store.blobs() == []
+
+
+# --- damage
+
+
+async def test_a_damaged_layer_is_fetched_again(store: Store, address: str) -> None:
+    disk = await store.get(f"{address}/wide:1")
+    await collect_all(store)
+    assert store.disks() == []
+    for blob in store.blobs():
+        if blob.stat().st_size > 1000:
+            blob.write_bytes(b"damaged" + blob.read_bytes()[7:])
+    again = await store.get(f"{address}/wide:1")
+    assert again.digest == disk.digest
+    for blob in store.blobs():
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+
+
+async def test_a_disk_that_was_changed_is_set_aside_and_made_anew(
+    store: Store, address: str
+) -> None:
+    disk = Path((await store.get(f"{address}/tiny:1")).path)
+    os.utime(disk)  # touched only
+    assert (await store.get(f"{address}/tiny:1")).path == str(disk)
+    with disk.open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"x")
+    again = await store.get(f"{address}/tiny:1")
+    assert again.path != str(disk)
+    assert content(again, "/etc/hello") == "hello\n"
+    assert disk.exists(), "a sandbox may still stand on it"
+    await collect_all(store, in_use={str(disk)})
+    assert disk.exists()
+    await collect_all(store)
+    assert not disk.exists()
+
+
+async def test_a_truncated_layer_leaves_nothing(store: Store, layout: Path) -> None:
+    broken = layout.parent / "broken"
+    subprocess.run(["cp", "-r", layout, broken], check=True)
+    index = json.loads((broken / "index.json").read_text())
+    blobs = broken / "blobs" / "sha256"
+    manifest = json.loads(
+        (blobs / index["manifests"][0]["digest"].split(":")[1]).read_text()
+    )
+    blob = blobs / manifest["layers"][0]["digest"].split(":")[1]
+    blob.write_bytes(blob.read_bytes()[:50])
+    with pytest.raises(HostError):
+        await store.get(f"oci:{broken}:tiny")
+    assert store.disks() == []
+
+
+# --- the cache
+
+
+async def collect_all(store: Store, in_use: set[str] | None = None) -> list[str]:
+    """Everything that may go, as if a day had passed."""
+    old = time.time() - 86400
+    for path in [*(store.root / "disks").iterdir(), *store.blobs()]:
+        if path.suffix != ".ext4":
+            os.utime(path, (old, old))
+    store.release("s1")
+    limits = Limits(most_age_s=1.0)
+    chosen = await store.collect(in_use or set(), limits)
+    return [item.path for item in chosen]
+
+
+async def test_what_is_old_goes_and_what_is_used_stays(
+    store: Store, address: str
+) -> None:
+    tiny = await store.get(f"{address}/tiny:1")
+    wide = await store.get(f"{address}/wide:1")
+    assert await store.collect(set(), Limits(most_age_s=1.0)) == [], (
+        "asked for just now"
+    )
+    dry = await store.collect(set(), Limits(most_bytes=1), dry_run=True)
+    assert dry == []
+    removed = await collect_all(store, in_use={tiny.path})
+    assert wide.path in removed
+    assert store.disks() == [Path(tiny.path)]
+    assert [entry.path for entry, _ in await store.entries()] == [tiny.path]
+    assert await collect_all(store, in_use={tiny.path}) == []
+
+
+async def test_collecting_during_eight_creates_takes_nothing_that_is_needed(
+    tmp_path: Path, address: str, layout: Path, policy: ImagePolicy
+) -> None:
+    greedy = Limits(most_bytes=1, most_age_s=1e-6)
+    async for store in opened(tmp_path / "greedy", policy):
+        collecting = asyncio.create_task(keep_collecting(store, greedy))
+        names = [f"{address}/{['tiny', 'wide'][n % 2]}:1" for n in range(8)]
+        found = await asyncio.gather(
+            *(store.get(name, f"s{n}") for n, name in enumerate(names))
+        )
+        assert not collecting.done()
+        collecting.cancel()
+        assert all(Path(disk.path).exists() for disk in found)
+
+
+async def keep_collecting(store: Store, limits: Limits) -> None:
+    while True:
+        await store.collect(set(), limits)
+        await asyncio.sleep(0.01)
+
+
+async def test_half_made_work_of_a_killed_process_is_removed(store: Store) -> None:
+    (store.root / ".work-killed").mkdir()
+    (store.root / ".work-killed" / "disk").write_text("half")
+    (store.root / "layout").mkdir()  # an older version's
+    await store.open()
+    assert not (store.root / ".work-killed").exists()
+    assert not (store.root / "layout").exists()

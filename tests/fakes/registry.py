@@ -53,13 +53,14 @@ def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
     raise TimeoutError("docker-registry did not start")
 
 
-def push(layout: Path, tag: str, target: str) -> None:
+def push(layout: Path, tag: str, target: str, *options: str) -> None:
     """Copy an image from an OCI layout into the registry."""
     subprocess.run(
         [
             "skopeo",
             "copy",
             "--quiet",
+            *options,
             "--dest-tls-verify=false",
             f"oci:{layout}:{tag}",
             f"docker://{target}",

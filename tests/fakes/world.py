@@ -18,11 +18,13 @@ from vmdriver.lifecycle.ports import (
     BaseDisk,
     Found,
     GuestReport,
+    ImageProgress,
     ProgressSink,
     Taken,
     no_checkpoint,
 )
 from vmdriver.model.ids import parse_mark
+from vmdriver.model.image import ImageConfig
 from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part, Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
@@ -68,6 +70,8 @@ class World:
     written: dict[str, int] = field(default_factory=dict)
     """Layer -> the tick that the guest wrote to it last."""
     damaged: set[str] = field(default_factory=set)
+    kept_images: set[str] = field(default_factory=set)
+    image_config: ImageConfig = field(default_factory=ImageConfig)
 
     def act(self, call: str) -> None:
         """Every effect passes here: a dead driver has none, and a test may make one fail."""
@@ -487,10 +491,16 @@ class FakeImages:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def prepare(self, reference: str, progress: ProgressSink) -> BaseDisk:
+    async def prepare(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> BaseDisk:
         self._world.act(f"prepare {reference}")
-        progress("CacheHit", reference)
-        return BaseDisk("/base.ext4", "sha256:" + "0" * 64)
+        progress(ImageProgress("CacheHit", reference))
+        self._world.kept_images.add(owner)
+        return BaseDisk("/base.ext4", "sha256:" + "0" * 64, self._world.image_config)
+
+    def release(self, owner: str) -> None:
+        self._world.kept_images.discard(owner)
 
 
 class FakeRecords:

@@ -20,6 +20,7 @@ from vmdriver.lifecycle import guest, planner
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.hooks import PlanDraft
 from vmdriver.lifecycle.ports import Ownership, Taken
+from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
@@ -55,6 +56,9 @@ def plan(
         boot=FakePlaces().boot(),
         base_disk="/state/images/base.ext4",
         image_digest="sha256:" + "0" * 64,
+        image_config=ImageConfig(
+            environment={"FROM_IMAGE": "1", "A": "lower", "HOME": "/root"}
+        ),
         supervisor_disk="/state/supervisors/x.img",
         paths=planner.SandboxPaths(
             *(

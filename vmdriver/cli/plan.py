@@ -14,6 +14,7 @@ from vmdriver.lifecycle import planner, requests
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.guest import guest_endpoint
 from vmdriver.lifecycle.hooks import PlanDraft
+from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.service.codec import sandbox_from_json
 
@@ -32,6 +33,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             base_disk="(made from the image at create)",
             layers=(driver.places.new_layer(spec.id),),
             image_digest="(resolved at create)",
+            image_config=ImageConfig(),
             supervisor_disk="(made from supervisor_path)",
             paths=driver.places.paths(spec.id),
             lease=pool.take(spec.id, await driver.network.taken()),

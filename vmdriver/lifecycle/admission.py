@@ -137,6 +137,7 @@ class Admission:
                 "inherited_layers": len(entry.layers),
                 "base": worker.record.base,
                 "image_digest": worker.record.image_digest,
+                "image_config": worker.record.image_config,
             }
         )
 

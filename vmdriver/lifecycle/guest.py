@@ -24,6 +24,7 @@ HOST_ALIASES = (
 )
 MAX_ENVIRONMENT_STRING = 131072
 """Longest NAME=VALUE with its NUL that execve(2) takes: MAX_ARG_STRLEN, 32 pages."""
+NO_IMAGE: Mapping[str, str] = {}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _GUEST_ROOT = "/opt/openshell"
 
@@ -79,6 +80,11 @@ def main_process_spec(command: tuple[str, ...], tty: bool) -> str:
     return "base64url:" + encoded.decode().rstrip("=")
 
 
+def _is_not_the_images(name: str) -> bool:
+    """HOME and USER are those of the user that the workload runs as, which is not the image's."""
+    return is_driver_owned(name) or name in {"HOME", "USER"}
+
+
 def is_driver_owned(name: str) -> bool:
     """Environment names that neither users nor extensions may set."""
     return name.startswith(("OPENSHELL_", "VM_NET_"))
@@ -99,11 +105,18 @@ def check_environment_name(name: str, field: str) -> None:
 
 
 def environment(
-    spec: SandboxSpec, settings: Settings, *, has_token: bool
+    spec: SandboxSpec,
+    settings: Settings,
+    *,
+    has_token: bool,
+    image: Mapping[str, str] = NO_IMAGE,
 ) -> dict[str, str]:
-    """The supervisor's whole environment: the user's lowest, ours above it."""
+    """The supervisor's whole environment: the image's lowest, the request's above it, ours above
+    all.
+    """
     endpoint = guest_endpoint(settings.endpoint)
-    merged = dict(spec.environment)
+    merged = {n: v for n, v in image.items() if not _is_not_the_images(n)}
+    merged |= spec.environment
     result = dict(merged)
     if merged:
         result["OPENSHELL_USER_ENVIRONMENT"] = json.dumps(

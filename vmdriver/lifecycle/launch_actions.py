@@ -91,6 +91,14 @@ class LaunchActions(ForkActions):
         )
         if kind is not None:
             await self._ask_to_restore(kind)
+        try:
+            await self._launch_planned(kind)
+        finally:
+            # From here on the record says which image is needed, or nobody needs it.
+            shared.ports.images.release(self.record.id)
+
+    async def _launch_planned(self, kind: RestoreKind | None) -> None:
+        shared = self._shared
         plan, draft = await shared.launcher.plan(self.record, self.ledger, self.tell)
         try:
             secrets = await shared.launcher.secrets(self.record)
@@ -137,6 +145,7 @@ class LaunchActions(ForkActions):
             inherited_layers=inherited,
             base=root.backing[-1],
             image_digest=plan.image_digest,
+            image_config=plan.image_config,
             secrets_digest=digest,
             lease=plan.network.lease,
             launches=record.launches + 1,

@@ -5,6 +5,7 @@ through the ledger.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.guest import guest_endpoint
 from vmdriver.lifecycle.hooks import PlanDraft, Reason
 from vmdriver.lifecycle.ledger import Ledger, Scope
-from vmdriver.lifecycle.ports import AcceleratorChoice, BaseDisk
+from vmdriver.lifecycle.ports import AcceleratorChoice, BaseDisk, ImageProgress
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import LEASE, Ports, Step
 from vmdriver.model.condition import Progress
@@ -28,6 +29,27 @@ from vmdriver.model.record import SandboxRecord
 _log = logging.getLogger(__name__)
 Tell = Callable[[str, str, Progress], None]
 """Publishes a platform event: reason, message, progress."""
+
+
+_TELL_EVERY_S = 0.5
+
+
+class ImageTeller:
+    """Tells of an image's preparation: each step, and how far it is at most twice a second."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._told: tuple[str, float] = ("", 0.0)
+
+    def __call__(self, progress: ImageProgress) -> None:
+        """A ports.ProgressSink."""
+        reason, when = self._told
+        now = time.monotonic()
+        if progress.reason == reason and now - when < _TELL_EVERY_S:
+            return
+        self._told = (progress.reason, now)
+        shown = Progress(active_step="pulling_image", active_detail=progress.detail)
+        self._tell(progress.reason, progress.detail, shown)
 
 
 class LaunchFailed(Exception):
@@ -89,7 +111,7 @@ class Launcher:
         if record.base:
             # The disk was made on this very base: the tag may have moved since, and the
             # registry may be away.
-            return BaseDisk(record.base, record.image_digest)
+            return BaseDisk(record.base, record.image_digest, record.image_config)
         tell(
             "Scheduled",
             "the sandbox is allocated",
@@ -101,12 +123,7 @@ class Launcher:
             ),
         )
         disk = await self.ports.images.prepare(
-            record.spec.image,
-            lambda reason, detail: tell(
-                reason,
-                detail,
-                Progress(active_step="pulling_image", active_detail=detail),
-            ),
+            record.spec.image, record.id, ImageTeller(tell)
         )
         tell(
             "Pulled",
@@ -144,6 +161,7 @@ class Launcher:
             base_disk=disk.path,
             layers=self._layers(record),
             image_digest=disk.digest,
+            image_config=disk.config,
             supervisor_disk=str(
                 await self.ports.disks.supervisor_disk(Path(self.settings.supervisor))
             ),

@@ -7,10 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.guest import HOST_ALIASES, environment, guest_endpoint, hostname
+from vmdriver.lifecycle.guest import (
+    HOST_ALIASES,
+    check_sizes,
+    environment,
+    guest_endpoint,
+    hostname,
+)
 from vmdriver.lifecycle.hooks import PlanDraft
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.model import ids
+from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import (
     Accelerator,
     Disk,
@@ -73,6 +80,7 @@ class HostFacts:
     layers: tuple[str, ...]
     """The root disk's qcow2 layers on it, bottom first."""
     image_digest: str
+    image_config: ImageConfig
     supervisor_disk: str
     paths: SandboxPaths
     lease: Lease
@@ -90,6 +98,11 @@ def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | N
     vcpus = settings.vcpus if millis is None else -(-millis // 1000)
     quota = millis if millis is not None and millis % 1000 else None
     return vcpus, resources.memory_mib or settings.memory_mib, quota
+
+
+def disk_mib(spec: SandboxSpec, settings: Settings) -> int:
+    """Size of the root disk, unless what it stands on is larger."""
+    return int(spec.driver_config.get("disk_mib", settings.disk_mib))
 
 
 def below(layers: tuple[str, ...], base: str) -> tuple[str, ...]:
@@ -149,7 +162,7 @@ def on_layers(plan: LaunchPlan, layers: tuple[str, ...], base: str) -> LaunchPla
     return plan.model_copy(update={"disks": (root, *rest)})
 
 
-def _disks(facts: HostFacts) -> tuple[Disk, ...]:
+def _disks(facts: HostFacts, size_mib: int) -> tuple[Disk, ...]:
     paths = facts.paths
     return (
         Disk(
@@ -158,6 +171,7 @@ def _disks(facts: HostFacts) -> tuple[Disk, ...]:
             format="qcow2",
             read_only=False,
             backing=below(facts.layers, facts.base_disk),
+            size_mib=size_mib,
         ),
         Disk(role="seed", path=paths.seed, format="raw", read_only=True),
         Disk(role="status", path=paths.status, format="raw", read_only=False),
@@ -192,6 +206,15 @@ def _check_features(draft: PlanDraft) -> tuple[str, ...]:
     return tuple(sorted(wanted))
 
 
+def _environment(
+    spec: SandboxSpec, settings: Settings, facts: HostFacts
+) -> dict[str, str]:
+    image = facts.image_config.environment
+    found = environment(spec, settings, has_token=facts.has_token, image=image)
+    check_sizes(found)
+    return found
+
+
 def resolve(
     spec: SandboxSpec, settings: Settings, facts: HostFacts, draft: PlanDraft
 ) -> LaunchPlan:
@@ -218,10 +241,11 @@ def resolve(
         boot_digest=facts.boot.digest if kernel == facts.boot.kernel else "external",
         image=spec.image,
         image_digest=facts.image_digest,
-        disks=_disks(facts),
+        image_config=facts.image_config,
+        disks=_disks(facts, disk_mib(spec, settings)),
         console=facts.paths.console,
         network=_network(facts, settings),
-        environment={**environment(spec, settings, has_token=facts.has_token), **added},
+        environment={**_environment(spec, settings, facts), **added},
         drop_ins=tuple(
             DropIn(name=name, contents=contents, extension=extension)
             for name, (contents, extension) in sorted(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
+from vmdriver.model.image import ImageConfig
 from vmdriver.model.memory_image import Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
@@ -48,6 +49,7 @@ class BaseDisk:
     path: str
     digest: str
     """Digest of the image's manifest for this architecture, sha256:..."""
+    config: ImageConfig = field(default_factory=ImageConfig)
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,20 @@ class Taken:
     addresses: frozenset[str] = frozenset()
 
 
-ProgressSink = Callable[[str, str], None]
-"""Takes a step's CamelCase reason (such as PullingImage) and one line of detail."""
+@dataclass(frozen=True)
+class ImageProgress:
+    """How far the preparation of an image is."""
+
+    reason: str
+    """A step's CamelCase name, such as PullingLayer (contract §2.14)."""
+    detail: str
+    """One line."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """0: it is not known."""
+
+
+ProgressSink = Callable[[ImageProgress], None]
 
 
 class Hypervisor(Protocol):
@@ -230,8 +244,15 @@ class Disks(Protocol):
 class Images(Protocol):
     """OCI images as base disks."""
 
-    async def prepare(self, reference: str, progress: ProgressSink) -> BaseDisk:
-        """Have the image as a disk. NotFound, Refused (other architecture), ImageError."""
+    async def prepare(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> BaseDisk:
+        """Have the image as a disk. NotFound, Refused (other architecture), Exhausted (no room),
+        ImageError. It is kept for `owner` until `release`.
+        """
+
+    def release(self, owner: str) -> None:
+        """What was prepared for it need not be kept on its account. Idempotent."""
 
 
 class Records(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 from vmdriver.errors import Exhausted, InvalidRequest, Refused
 from vmdriver.lifecycle.guest import check_environment_name, check_sizes, environment
-from vmdriver.lifecycle.planner import size_of
+from vmdriver.lifecycle.planner import disk_mib, size_of
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.model.phase import Intent
 from vmdriver.model.quantity import mebibytes, millicpus
@@ -26,6 +26,7 @@ ON_STOP = ("shutdown", "suspend")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
+MIN_DISK_MIB = 256
 DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
@@ -39,6 +40,11 @@ DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
             "type": "string",
             "pattern": f"^[^/]+/{_SNAPSHOT_NAME.pattern}$",
             "description": "SANDBOX/NAME: start from the disk of that snapshot",
+        },
+        "disk_mib": {
+            "type": "integer",
+            "minimum": MIN_DISK_MIB,
+            "description": "size of the root disk, MiB; the operator's by default",
         },
     },
 }
@@ -74,6 +80,10 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
                 "is not a key of this driver",
                 resolution=f"known keys: {', '.join(known)}, extensions",
             )
+        if key == "disk_mib":
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InvalidRequest(path, "must be a whole number of MiB")
+            continue
         if not isinstance(value, str):
             raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")
         if key == "on_stop" and value not in ON_STOP:
@@ -163,6 +173,15 @@ def _check_size(spec: SandboxSpec, settings: Settings) -> None:
             "template.resources.memory_limit",
             f"{memory_mib} MiB are above the operator's maximum "
             f"{settings.max_memory_mib}",
+        )
+    disk = disk_mib(spec, settings)
+    if "disk_mib" in spec.driver_config and not (
+        MIN_DISK_MIB <= disk <= settings.max_disk_mib
+    ):
+        raise InvalidRequest(
+            "template.driver_config.disk_mib",
+            f"{disk} MiB are not within {MIN_DISK_MIB} and the operator's maximum "
+            f"{settings.max_disk_mib}",
         )
     if memory_mib < MIN_MEMORY_MIB:
         raise InvalidRequest(

@@ -35,6 +35,8 @@ class Settings:
     memory_mib: int = 2048
     max_vcpus: int = 64
     max_memory_mib: int = 1024 * 1024
+    disk_mib: int = 4096
+    max_disk_mib: int = 65536
     max_sandboxes: int = 1000
     max_committed_memory_mib: int = 1024 * 1024
     stop_grace_s: float = 10.0

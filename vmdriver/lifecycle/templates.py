@@ -60,6 +60,7 @@ def template_key(plan: LaunchPlan, versions: Versions, workspace: str) -> str:
         "arguments": plan.kernel_arguments,
         "supervisor": plan.disk("supervisor").path,
         "shape": [plan.vcpus, plan.memory_mib, plan.accelerator],
+        "disk": plan.disk("root").size_mib,
         "ids": [plan.sandbox_uid, plan.sandbox_gid],
         "versions": versions.model_dump(),
         "workspace": workspace,

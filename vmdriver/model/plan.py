@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from vmdriver.model.image import ImageConfig
 from vmdriver.model.spec import Frozen
 
 Egress = Literal["open", "private-denied", "none"]
@@ -61,6 +62,8 @@ class Disk(Frozen):
     read_only: bool
     backing: tuple[str, ...] = ()
     """What is below a qcow2 layer: other layers, nearest first, and at the end the raw base."""
+    size_mib: int = 0
+    """Least size of a layer that is made; never less than what it stands on."""
 
 
 class DropIn(Frozen):
@@ -95,6 +98,7 @@ class LaunchPlan(Frozen):
     """Which boot files these are; "external" for a kernel that an extension brought."""
     image: str
     image_digest: str
+    image_config: ImageConfig = ImageConfig()
     disks: tuple[Disk, ...]
     console: str
     network: NetworkPlan

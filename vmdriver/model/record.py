@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from vmdriver.model.image import ImageConfig
 from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan, Lease
@@ -94,6 +95,8 @@ class SandboxRecord(Frozen):
     """The raw disk below them, made from the image."""
     image_digest: str = ""
     """Of the image that the base was made from; resolved once, at the first launch."""
+    image_config: ImageConfig = ImageConfig()
+    """What that image says of itself."""
     memory: MemoryRef | None = None
     """What the machine goes on from when it is resumed."""
     mapped: str = ""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK = 4096
-
-
-def open_store(root: Path, disks: Path) -> None:
-    """Make the directories; remove unfinished work."""
-    for path in (root, disks):
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        path.chmod(0o711)
-    for path in root.glob(".work-*"):
-        remove_tree(path)
+_CHUNK = 1024 * 1024
 
 
 def remove_tree(path: Path) -> None:
@@ -23,21 +18,47 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=not path.exists())
 
 
-def tree_size(tree: Path) -> int:
-    """Bytes that a tree takes in blocks of a file system, links not followed."""
-    total = 0
-    for directory, folders, names in os.walk(tree):
-        for name in (*names, *folders):
-            size = os.lstat(os.path.join(directory, name)).st_size  # noqa: PTH118 - a hot loop over every file
-            total += max(_BLOCK, -(-size // _BLOCK) * _BLOCK)
-    return total
+@dataclass(frozen=True)
+class Tree:
+    """What is in an unpacked image."""
+
+    content: int
+    """Bytes that it takes in blocks of a file system."""
+    files: int
 
 
-def publish(part: Path, path: Path) -> None:
-    """Sync and rename into place: from now on the disk counts as present, and nobody
-    writes it.
+def tidy(tree: Path) -> Tree:
+    """Count what is there, links not followed. Device nodes and sockets are removed: the guest has
+    its own, and one in the root file system would be a way around what its user may open.
     """
-    part.chmod(0o444)
+    content = files = 0
+    for directory, folders, names in os.walk(os.fsencode(tree)):
+        for name in (*names, *folders):
+            path = os.path.join(directory, name)  # noqa: PTH118 - a hot loop over every file
+            found = os.lstat(path)
+            kind = stat.S_IFMT(found.st_mode)
+            if kind in {stat.S_IFBLK, stat.S_IFCHR, stat.S_IFSOCK}:
+                os.unlink(path)  # noqa: PTH108 - names are bytes here: they need not be UTF-8
+                continue
+            files += 1
+            content += max(_BLOCK, -(-found.st_size // _BLOCK) * _BLOCK)
+    return Tree(content, files)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stored_bytes(path: Path) -> int:
+    """That a file really takes."""
+    return path.stat().st_blocks * 512
+
+
+def publish(part: Path, path: Path, mode: int = 0o444) -> None:
+    """Sync and rename into place: from now on the file counts as present."""
+    part.chmod(mode)
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.rename(path)

@@ -27,6 +27,8 @@ class Reference:
     path: str
     tag: str
     digest: str
+    host_given: bool = True
+    """False: a short name, which may be of an image that was built on this host."""
 
     def __str__(self) -> str:
         # Tools take a tag or a digest, not both.
@@ -62,4 +64,4 @@ def parse(text: str) -> Reference:
     if host == DOCKER_HUB and "/" not in path:
         path = f"library/{path}"
     tag = match["tag"] or ("" if match["digest"] else "latest")
-    return Reference(host, path, tag, match["digest"] or "")
+    return Reference(host, path, tag, match["digest"] or "", has_host)

@@ -1,274 +1,342 @@
-"""Implements lifecycle.ports.Images with skopeo, umoci and mke2fs.
-
-Directory:
-    layout/                      a shared OCI layout, layers stored once
-    disks/<key>.ext4             base disks, 0444; <key> = manifest digest, layout
-                                 version and size
-    .work-*                      under way; never counts as present, removed at start
-"""
+"""Implements lifecycle.ports.Images: resolve, fetch, unpack, make a disk; each image once."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
+import contextlib
+import logging
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vmdriver.errors import (
-    CommandError,
-    DriverError,
-    ImageError,
-    InvalidRequest,
-    NotFound,
-    Refused,
-)
-from vmdriver.host import facts, process
-from vmdriver.host.retry import retried
+from vmdriver.errors import DriverError, ImageError, NotFound, Refused
+from vmdriver.host import facts
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import BaseDisk, ProgressSink
-from vmdriver.oci import files, refusals
-from vmdriver.oci.reference import FIELD, parse
+from vmdriver.lifecycle.ports import BaseDisk, ImageProgress, ProgressSink
+from vmdriver.model.image import ImageConfig
+from vmdriver.oci import files, manifest
+from vmdriver.oci.build import Builder
+from vmdriver.oci.cache import Cache, Entry, identity
+from vmdriver.oci.flight import Flights
+from vmdriver.oci.manifest import Manifest
+from vmdriver.oci.policy import ImagePolicy, Source, sources
+from vmdriver.oci.reference import FIELD
+from vmdriver.oci.retention import Cached, Limits, to_remove
+from vmdriver.oci.skopeo import Skopeo
 
-LAYOUT_VERSION = "1"
-"""Part of a base disk's key: raise it when the way from image to disk changes."""
-_FETCH_DEADLINE_S = 1800.0
-_BUILD_DEADLINE_S = 900.0
+_log = logging.getLogger(__name__)
+_ROOM_FACTOR = 6
+"""A layer takes its own size, about three times that unpacked, and as much in the disk; the tree
+goes when the disk is there. What is really needed is watched while it is done.
+"""
+_TELL_EVERY_S = 0.5
+_YOUNG_S = 300.0
+"""What was asked for so lately is in use, whether or not a record says so yet."""
 
 
 @dataclass(frozen=True)
-class ImagePolicy:
-    """What the operator allows."""
+class Resolved:
+    """An image that is somewhere."""
 
-    disk_mib: int
-    """Smallest size of a base disk; a larger image makes a larger disk."""
-    insecure_registries: tuple[str, ...] = ()
-    """host[:port] of registries that are spoken to without TLS."""
-    allowed_directories: tuple[Path, ...] = ()
-    """Directories below which oci:PATH references may point."""
+    reference: str
+    """As it was asked for."""
+    source: Source
+    manifest: Manifest
+    references: tuple[str, ...]
+    """Every name of it that holds a digest."""
 
 
 class ImageStore:
     """The image cache of one state directory."""
 
     def __init__(self, root: Path, pool: Pool, policy: ImagePolicy) -> None:
-        self._root = root
-        self._layout = root / "layout"
-        self._disks = root / "disks"
-        self._pool = pool
-        self._policy = policy
-        self._building: dict[str, asyncio.Lock] = {}
+        self._cache = Cache(root)
+        self._pool, self._policy = pool, policy
+        self._skopeo = Skopeo(policy)
+        self._builder = Builder(self._cache, policy, pool)
+        self._flights: Flights[Entry] = Flights()
+        self._recent: dict[str, tuple[float, Resolved]] = {}
+        self._kept: dict[str, str] = {}
+        """Owner -> path of the disk that was prepared for it."""
+        self._building: list[Manifest] = []
+        self._publishing: set[str] = set()
+        self._taking = asyncio.Lock()
+        """Held while a disk is looked up and kept, or found unneeded and removed."""
 
     async def open(self) -> None:
-        """Make the directories and remove what was under way when the last process
-        ended.
-        """
-        await self._pool.run(files.open_store, self._root, self._disks)
+        """Make the directories and remove what was under way when the last process ended."""
+        await self._pool.run(self._cache.open)
 
-    async def prepare(self, reference: str, progress: ProgressSink) -> BaseDisk:
-        """See ports.Images. Two requests for one image share the work."""
-        progress("ResolvingImage", f"resolving {reference}")
-        source, digest = await self._resolve(reference)
-        key = hashlib.sha256(
-            f"{digest} {LAYOUT_VERSION} {self._policy.disk_mib}".encode()
-        ).hexdigest()[:32]
-        path = self._disks / f"{key}.ext4"
-        async with self._building.setdefault(key, asyncio.Lock()):
-            if path.exists():
-                progress("CacheHit", f"{digest} is prepared already")
-            else:
-                progress("CacheMiss", f"{digest} is not prepared yet")
-                await self._build(source, digest, path, progress)
-        return BaseDisk(str(path), digest)
+    # --- for sandboxes
 
-    # --- resolving
-
-    async def _resolve(self, reference: str) -> tuple[str, str]:
-        """The source in skopeo's words, and the digest of the manifest for this host's
-        architecture.
-        """
-        if reference.startswith("oci:"):
-            source = self._local_source(reference)
+    async def prepare(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> BaseDisk:
+        """See ports.Images. Requests for one image share the work."""
+        async with self._taking:
+            entry = await self._keep(await self._known(reference), owner)
+        if entry is None:
+            progress(ImageProgress("ResolvingImage", f"resolving {reference}"))
+            found = await self._resolve(reference)
+            async with self._taking:
+                entry = await self._pool.run(self._cache.find, found.manifest.digest)
+                await self._keep(entry, owner)
+        if entry is not None:
+            text = f"{entry.digest} is prepared already"
+            progress(ImageProgress("CacheHit", text))
         else:
-            parsed = parse(reference)
-            source = f"docker://{parsed}"
-        manifest = json.loads(
-            (await self._skopeo("inspect", "--raw", source=source)).stdout
-        )
-        if "manifests" in manifest:
-            entry = _choose(manifest, reference)
-            if reference.startswith("oci:"):
-                return source, entry["digest"]
-            return f"docker://{parsed.host}/{parsed.path}@{entry['digest']}", entry[
-                "digest"
-            ]
-        inspected = json.loads(
-            (await self._skopeo("inspect", "--no-tags", source=source)).stdout
-        )
-        _check_architecture(inspected.get("Architecture", ""), reference)
-        digest = inspected["Digest"]
-        return (
-            source
-            if reference.startswith("oci:")
-            else f"docker://{parsed.host}/{parsed.path}@{digest}"
-        ), digest
-
-    def _local_source(self, reference: str) -> str:
-        text, _, tag = reference.removeprefix("oci:").partition(":")
-        path = Path(text)
-        allowed = [
-            directory.resolve() for directory in self._policy.allowed_directories
-        ]
-        if not path.is_absolute() or not any(
-            path.resolve().is_relative_to(directory) for directory in allowed
-        ):
-            raise InvalidRequest(
-                FIELD,
-                f"{text[:200]!r} is not below a directory that the operator allows",
-                resolution=(
-                    "list the directory in allowed_image_dirs, or use a "
-                    "registry reference"
-                ),
+            text = f"{found.manifest.digest} is not prepared yet"
+            progress(ImageProgress("CacheMiss", text))
+            entry = await self._flights.join(
+                found.manifest.digest, lambda tell: self._build(found, tell), progress
             )
-        if not (path / "index.json").is_file():
-            raise NotFound(
-                f"{FIELD}: {text[:200]!r} is not an OCI layout", reason="ImageNotFound"
-            )
-        return f"oci:{path.resolve()}" + (f":{tag}" if tag else "")
+            await self._keep(entry, owner)
+        return BaseDisk(entry.path, entry.digest, entry.config)
 
-    async def _skopeo(
-        self, verb: str, *arguments: str, source: str, to: str | None = None
-    ) -> process.Completed:
-        host = source.removeprefix("docker://").partition("/")[0]
-        insecure = host in self._policy.insecure_registries
-        tls = (
-            []
-            if not source.startswith("docker:")
-            else [f"--{'src-' if to else ''}tls-verify={str(not insecure).lower()}"]
-        )
-        command = [
-            "skopeo",
-            "--override-os",
-            "linux",
-            "--override-arch",
-            facts.oci_architecture(),
-        ]
-        command += [verb, *tls, *arguments, source, *([to] if to else [])]
+    async def _keep(self, entry: Entry | None, owner: str) -> Entry | None:
+        if entry is not None:
+            self._kept[owner] = entry.path
+            await self._pool.run(self._cache.touch, entry)
+        return entry
+
+    def release(self, owner: str) -> None:
+        """See ports.Images."""
+        self._kept.pop(owner, None)
+
+    async def _known(self, reference: str) -> Entry | None:
+        """Without asking anybody: a digest that is here, or a tag that was just looked up."""
+        wanted = sources(reference, self._policy)[-1]
+        if "@sha256:" in wanted.name:
+            return await self._pool.run(self._cache.by_reference, wanted.name)
+        when, found = self._recent.get(reference, (0.0, None))
+        if found is None or time.monotonic() - when > self._policy.refresh_s:
+            return None
+        return await self._pool.run(self._cache.find, found.manifest.digest)
+
+    # --- resolve
+
+    async def _resolve(self, reference: str) -> Resolved:
+        places = sources(reference, self._policy)
+        for source in places:
+            try:
+                found = await self._look(reference, source)
+            except DriverError as error:
+                if source is places[-1]:
+                    raise
+                _log.debug("%s: not in %s: %s", reference, source.name, error)
+                continue
+            self._recent[reference] = (time.monotonic(), found)
+            return found
+        raise NotFound(f"{FIELD}: there is no image {reference[:200]}")
+
+    async def _look(self, reference: str, source: Source) -> Resolved:
+        name, names = reference[:200], [source.name]
+        raw = await self._skopeo.manifest(source)
+        document = manifest.read(raw, name)
+        if manifest.is_index(document):
+            names.append(source.at(manifest.digest_of(raw)).name)
+            digest = manifest.choose(document, facts.oci_architecture(), name)
+            source = source.at(digest)
+            raw = await self._manifest_of(source, digest)
+            if manifest.digest_of(raw) != digest:
+                raise ImageError(f"image {name}: its manifest is not {digest}")
+            document = manifest.read(raw, name)
+        found = manifest.parse(document, raw, name)
+        source = source.at(found.digest)
+        names.append(source.name)
+        pinned = tuple(dict.fromkeys(n for n in names if "@sha256:" in n))
+        return Resolved(reference, source, found, pinned)
+
+    async def _manifest_of(self, source: Source, digest: str) -> bytes:
+        if source.registry:
+            return await self._skopeo.manifest(source)
+        directory = source.name.removeprefix("oci:").partition(":")[0]
+        path = Path(directory) / "blobs" / "sha256" / digest.removeprefix("sha256:")
         try:
-            return await retried(
-                lambda: self._run_skopeo(command), on=ImageError, attempts=3
-            )
-        except CommandError as error:
-            raise refusals.translated(source, error) from error
-
-    @staticmethod
-    async def _run_skopeo(command: list[str]) -> process.Completed:
-        """Retries are for the network only: a plain no is final."""
-        try:
-            return await process.run(command, deadline_s=_FETCH_DEADLINE_S)
-        except CommandError as error:
-            if refusals.is_passing(error):
-                raise ImageError(
-                    f"the registry did not answer: {error}", detail=error.detail
-                ) from error
-            raise
-
-    # --- building
-
-    async def _build(
-        self, source: str, digest: str, path: Path, progress: ProgressSink
-    ) -> None:
-        work = Path(tempfile.mkdtemp(prefix=".work-", dir=self._root))
-        try:
-            progress("PullingLayer", f"fetching {source.partition('://')[2] or source}")
-            name = digest.replace("sha256:", "")[:32]
-            await self._skopeo(
-                "copy", "--quiet", source=source, to=f"oci:{self._layout}:{name}"
-            )
-            progress("ExportingRootfs", "unpacking the layers")
-            await self._tool(
-                [
-                    "umoci",
-                    "raw",
-                    "unpack",
-                    "--image",
-                    f"{self._layout}:{name}",
-                    str(work / "root"),
-                ],
-                digest,
-            )
-            progress("CreatingRootDisk", "making the base disk")
-            await self._make_disk(work / "root", work / "disk", digest)
-            await self._pool.run(files.publish, work / "disk", path)
-            progress("PreparingRootfs", "the base disk is ready")
-        finally:
-            await self._pool.run(files.remove_tree, work)
-
-    async def _tool(self, command: list[str], digest: str) -> None:
-        try:
-            await process.run(command, deadline_s=_BUILD_DEADLINE_S)
-        except CommandError as error:
+            return await self._pool.run(path.read_bytes)
+        except OSError as error:
             raise ImageError(
-                f"image {digest} cannot be turned into a disk: {error}",
-                detail=error.detail,
-                resolution="the image may be damaged; push it again",
+                f"{directory} does not hold the image {digest}: {error.strerror}"
             ) from error
 
-    async def _make_disk(self, tree: Path, disk: Path, digest: str) -> None:
-        content = await self._pool.run(files.tree_size, tree)
-        size_mib = max(self._policy.disk_mib, content * 3 // 2 // 2**20 + 256)
-        # A fixed UUID and hash seed: the same image makes the same disk.
-        seed = hashlib.sha256(digest.encode()).hexdigest()
-        uuid = f"{seed[:8]}-{seed[8:12]}-4{seed[13:16]}-8{seed[17:20]}-{seed[20:32]}"
-        await self._tool(
-            [
-                "mke2fs",
-                "-q",
-                "-F",
-                "-t",
-                "ext4",
-                "-m",
-                "0",
-                "-L",
-                "root",
-                "-U",
-                uuid,
-                "-d",
-                str(tree),
-                "-E",
-                f"hash_seed={uuid},root_owner=0:0,lazy_itable_init=1",
-                str(disk),
-                f"{size_mib}M",
-            ],
-            digest,
-        )
+    # --- make
+
+    async def _build(self, found: Resolved, tell: ProgressSink) -> Entry:
+        work = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache.root))
+        self._building.append(found.manifest)
+        try:
+            raw = await self._skopeo.config(found.source)
+            config = manifest.parse_config(
+                raw, found.reference[:200], facts.oci_architecture()
+            )
+            self._builder.check_room(found.manifest.transfer_bytes * _ROOM_FACTOR)
+            tree = await self._tree(found, work, tell)
+            tell(ImageProgress("CreatingRootDisk", "making the base disk"))
+            part, path = work / "disk", self._cache.new_disk(found.manifest.digest)
+            await self._builder.make_disk(tree, part, found.manifest.digest)
+            sha256 = await self._builder.digest(part)
+            self._publishing.add(str(path))
+            try:
+                await self._pool.run(files.publish, part, path)
+                entry = _entry(found, path, config, sha256)
+                await self._pool.run(self._cache.save, entry)
+            finally:
+                self._publishing.discard(str(path))
+            tell(ImageProgress("PreparingRootfs", "the base disk is ready"))
+            return entry
+        finally:
+            self._building.remove(found.manifest)
+            await self._pool.run(files.remove_tree, work)
+
+    async def _tree(self, found: Resolved, work: Path, tell: ProgressSink) -> Path:
+        """The unpacked image. Layers of an earlier fetch that are damaged are fetched again."""
+        try:
+            return await self._fetch_and_unpack(found, work / "1", tell)
+        except (ImageError, Refused):
+            digests = [layer.digest for layer in found.manifest.layers]
+            damaged = await self._pool.run(self._cache.drop_damaged_blobs, digests)
+            if not damaged:
+                raise
+            _log.warning("fetching again, they were damaged: %s", ", ".join(damaged))
+        return await self._fetch_and_unpack(found, work / "2", tell)
+
+    async def _fetch_and_unpack(
+        self, found: Resolved, place: Path, tell: ProgressSink
+    ) -> Path:
+        layout, tree = place / "layout", place / "root"
+        layout.mkdir(parents=True)
+        (layout / "blobs").symlink_to(self._cache.blobs)
+        telling = asyncio.create_task(self._tell_bytes(found.manifest, layout, tell))
+        try:
+            await self._skopeo.copy(found.source, layout)
+        finally:
+            telling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await telling
+        tell(ImageProgress("ExportingRootfs", "unpacking the layers"))
+        layers = await self._pool.run(self._fetched_layers, layout, found)
+        await self._builder.unpack(layout, layers, tree)
+        return tree
+
+    def _fetched_layers(self, layout: Path, found: Resolved) -> Sequence[Path]:
+        """As they are in the layout: skopeo may have written the manifest anew."""
+        name = found.reference[:200]
+        index = manifest.read((layout / "index.json").read_bytes(), name)
+        digest = str(index["manifests"][-1]["digest"])
+        raw = self._cache.blob(digest).read_bytes()
+        fetched = manifest.parse(manifest.read(raw, name), raw, name)
+        return [self._cache.blob(layer.digest) for layer in fetched.layers]
+
+    async def _tell_bytes(
+        self, wanted: Manifest, layout: Path, tell: ProgressSink
+    ) -> None:
+        """PullingLayer, again and again."""
+        total, count = wanted.transfer_bytes, len(wanted.layers)
+        while True:
+            there = [layer for layer in wanted.layers if self._is_there(layer.digest)]
+            under_way = sum(_size(path) for path in layout.glob("oci-put-blob*"))
+            done = min(total, sum(layer.size for layer in there) + under_way)
+            number = min(len(there) + 1, count)
+            text = f"layer {number} of {count}, {done / 2**20:.1f} of {total / 2**20:.1f} MiB"
+            tell(ImageProgress("PullingLayer", text, done, total))
+            await asyncio.sleep(_TELL_EVERY_S)
+
+    def _is_there(self, digest: str) -> bool:
+        return self._cache.blob(digest).exists()
+
+    # --- the cache
+
+    async def entries(self) -> list[tuple[Entry, float]]:
+        """Every base disk, and when it was asked for last."""
+        found = await self._pool.run(self._cache.entries)
+        return [(used.entry, used.used) for used in found]
+
+    async def collect(
+        self, in_use: set[str], limits: Limits, *, dry_run: bool = False
+    ) -> list[Cached]:
+        """Remove what the limits do not leave room for. `in_use`: paths of base disks that
+        sandboxes and templates stand on.
+        """
+        cached = await self._pool.run(self._cached, in_use)
+        free = await self._pool.run(self._cache.free_bytes)
+        chosen = to_remove(cached, limits, time.time(), free)
+        for item in [] if dry_run else chosen:
+            async with self._taking:
+                # Once more: it may have been asked for since.
+                if item.path in self._wanted() or self._is_young(Path(item.path)):
+                    continue
+                _log.info("image cache: removing %s", item.path)
+                await self._pool.run(self._cache.remove_disk, Path(item.path))
+        return chosen
+
+    def _wanted(self) -> set[str]:
+        """What work under way, or somebody whose record does not say so yet, needs."""
+        blobs = {
+            str(self._cache.blob(layer.digest))
+            for found in self._building
+            for layer in found.layers
+        }
+        return blobs.union(self._kept.values(), self._publishing)
+
+    def _is_young(self, path: Path) -> bool:
+        try:
+            return self._cache.age_s(path.with_suffix(".json")) < _YOUNG_S
+        except FileNotFoundError:
+            return False
+
+    def _cached(self, in_use: set[str]) -> list[Cached]:
+        wanted = self._wanted()
+        disks = [
+            Cached(
+                used.entry.path,
+                used.entry.stored_bytes,
+                used.used,
+                used.entry.path in in_use | wanted
+                or self._is_young(Path(used.entry.path)),
+            )
+            for used in self._cache.entries()
+        ]
+        orphans = [
+            Cached(
+                str(p),
+                files.stored_bytes(p),
+                0.0,
+                str(p) in in_use | wanted,
+                known=False,
+            )
+            for p in self._cache.orphan_disks()
+        ]
+        blobs = [
+            Cached(
+                str(p),
+                files.stored_bytes(p),
+                p.stat().st_mtime,
+                str(p) in wanted or self._cache.age_s(p) < _YOUNG_S,
+            )
+            for p in (self._cache.blobs / "sha256").iterdir()
+        ]
+        return [*disks, *orphans, *blobs]
 
 
-def _choose(index: Mapping[str, Any], reference: str) -> Mapping[str, Any]:
-    wanted = facts.oci_architecture()
-    offered = []
-    for entry in index["manifests"]:
-        platform = entry.get("platform", {})
-        if (
-            platform.get("architecture") == wanted
-            and platform.get("os", "linux") == "linux"
-        ):
-            return dict(entry)
-        offered.append(platform.get("architecture", "unknown"))
-    raise _wrong_architecture(reference, ", ".join(sorted(set(offered))))
-
-
-def _check_architecture(architecture: str, reference: str) -> None:
-    if architecture and architecture != facts.oci_architecture():
-        raise _wrong_architecture(reference, architecture)
-
-
-def _wrong_architecture(reference: str, offered: str) -> DriverError:
-    return Refused(
-        f"{FIELD}: {reference[:200]!r} is for {offered}, this host is {facts.oci_architecture()}",
-        reason="ImageArchitecture",
-        resolution=f"push an image for linux/{facts.oci_architecture()}",
+def _entry(found: Resolved, path: Path, config: ImageConfig, sha256: str) -> Entry:
+    return Entry(
+        path=str(path),
+        digest=found.manifest.digest,
+        references=found.references,
+        config=config,
+        layers=tuple(layer.digest for layer in found.manifest.layers),
+        stored_bytes=files.stored_bytes(path),
+        virtual_bytes=path.stat().st_size,
+        created=time.time(),
+        identity=identity(path),
+        sha256=sha256,
     )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -38,6 +38,7 @@ class DiskStore(LaunchFiles):
         if not disk.backing:
             raise StorageError(f"disk {path.name} has no base")
         self._check_free_space(path.parent)
+        size = await self._pool.run(_larger_size, disk)
         await self._pool.run(lambda: path.unlink(missing_ok=True))
         await process.run(
             [
@@ -53,6 +54,7 @@ class DiskStore(LaunchFiles):
                 "-o",
                 _OVERLAY_OPTIONS,
                 str(path),
+                *([str(size)] if size else []),
             ],
             deadline_s=60,
         )
@@ -192,6 +194,21 @@ class DiskStore(LaunchFiles):
             lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True)
         )
         return path
+
+
+def _larger_size(disk: Disk) -> int:
+    """Bytes of a layer that is to be larger than what it stands on; else 0: the same size."""
+    wanted = disk.size_mib * 2**20
+    return wanted if wanted > _virtual_size(Path(disk.backing[0])) else 0
+
+
+def _virtual_size(path: Path) -> int:
+    """Of a raw disk or a qcow2 layer (QEMU's docs/interop/qcow2.txt: big-endian, byte 24)."""
+    with path.open("rb") as file:
+        header = file.read(32)
+    if header[:4] == b"QFI\xfb":
+        return int.from_bytes(header[24:32], "big")
+    return path.stat().st_size
 
 
 def console_tail(path: Path, size: int = 2000) -> str:

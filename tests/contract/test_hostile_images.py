@@ -1,0 +1,332 @@
+"""Images that are made to do harm, each with a layer written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gzip
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.images import PLAIN, Layout, directory, entry, layer, link
+from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ports import BaseDisk
+from vmdriver.oci import manifest
+from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.store import ImageStore
+
+
+class Bench:
+    """A place to make images and disks of them. Whatever is written beside it is noticed."""
+
+    def __init__(self, root: Path, policy: ImagePolicy) -> None:
+        self.root = root
+        self.outside = root / "outside"
+        self.outside.mkdir()
+        (self.outside / "precious").write_text("untouched")
+        self.layout = Layout(root / "layout")
+        self.pool = Pool("images", 4)
+        self.store = ImageStore(root / "store", self.pool, policy)
+
+    async def disk(self, *layers: bytes, **more: Any) -> BaseDisk:
+        self.layout.image("it", layers, **more)
+        try:
+            return await self.store.prepare(
+                f"oci:{self.layout.path}:it", "s1", lambda _progress: None
+            )
+        finally:
+            assert (self.outside / "precious").read_text() == "untouched"
+            assert sorted(p.name for p in self.outside.iterdir()) == ["precious"]
+            assert not list((self.root / "store").glob(".work-*"))
+
+    async def refused(self, *layers: bytes, **more: Any) -> str:
+        with pytest.raises((Refused, Exhausted, HostError)) as caught:
+            await self.disk(*layers, **more)
+        assert not list((self.root / "store" / "disks").iterdir()), "nothing is kept"
+        return str(caught.value)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    policy = ImagePolicy(
+        allowed_directories=(tmp_path,),
+        max_content=64 * 2**20,
+        max_files=20_000,
+        refresh_s=0,
+    )
+    bench = Bench(tmp_path, policy)
+    await bench.store.open()
+    yield bench
+    bench.pool.close()
+
+
+def look(disk: BaseDisk, request: str) -> bytes:
+    """What debugfs says of the disk."""
+    return subprocess.run(
+        ["debugfs", "-R", request, disk.path], capture_output=True, check=True
+    ).stdout
+
+
+def names(disk: BaseDisk, path: str) -> set[bytes]:
+    lines = look(disk, f"ls -p {path}").splitlines()
+    found = {line.split(b"/")[5] for line in lines if line.count(b"/") > 5}
+    return found - {b".", b"..", b"lost+found"}
+
+
+async def test_whiteouts_remove_what_lower_layers_have_and_nothing_else(
+    bench: Bench,
+) -> None:
+    lower = layer(
+        directory("etc"),
+        entry("etc/gone", "1"),
+        entry("etc/kept", "2"),
+        directory("tree"),
+        entry("tree/old", "3"),
+    )
+    upper = layer(
+        entry("etc/.wh.gone"),
+        entry("tree/.wh..wh..opq"),
+        entry("tree/new", "4"),
+        entry(".wh.never-there"),
+    )
+    disk = await bench.disk(lower, upper)
+    assert names(disk, "/etc") == {b"kept"}
+    assert names(disk, "/tree") == {b"new"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside/evil", "a/../../outside/evil", "/outside/evil"]
+)
+async def test_a_name_cannot_lead_outside(bench: Bench, name: str) -> None:
+    try:
+        disk = await bench.disk(layer(entry(name, "evil")))
+    except DriverError:
+        return
+    assert b"evil" in look(disk, "cat /outside/evil")
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("target", ["{outside}", "../../outside", "/proc/self/root"])
+async def test_a_link_cannot_be_written_through(
+    bench: Bench, target: str, hard: bool
+) -> None:
+    to = target.format(outside=bench.outside)
+    first = layer(link("way", to + ("/precious" if hard else ""), hard=hard))
+    second = layer(entry("way/precious", "evil") if not hard else entry("way", "evil"))
+    with_whiteout = layer(entry("way/.wh.precious"))
+    for layers in ((first, second), (first, with_whiteout)):
+        try:
+            await bench.disk(*layers)
+        except DriverError:
+            continue
+
+
+async def test_a_link_as_the_root_is_refused_naming_the_layer(bench: Bench) -> None:
+    good = layer(entry("a", "1"))
+    text = await bench.refused(good, layer(link(".", str(bench.outside))))
+    assert "layer 2 of 2" in text or "cannot be turned into a disk" in text
+
+
+async def test_device_nodes_do_not_reach_the_disk_and_other_kinds_do(
+    bench: Bench,
+) -> None:
+    disk = await bench.disk(
+        layer(
+            directory("dev"),
+            entry(
+                "dev/vda", kind=tarfile.BLKTYPE, devmajor=254, devminor=0, mode=0o666
+            ),
+            entry("dev/mem", kind=tarfile.CHRTYPE, devmajor=1, devminor=1, mode=0o666),
+            entry("pipe", kind=tarfile.FIFOTYPE),
+            entry("bin", "#!", mode=0o4755, uid=0),
+            entry("kept", "x", uid=1234, gid=4321),
+        )
+    )
+    assert names(disk, "/dev") == set()
+    assert names(disk, "/") == {b"dev", b"pipe", b"bin", b"kept"}
+    assert b"Mode:  04755" in look(disk, "stat /bin")
+    owner = look(disk, "stat /kept")
+    assert b"User:  1234" in owner
+    assert b"Group:  4321" in owner
+
+
+async def test_hard_links_and_extended_attributes_survive(bench: Bench) -> None:
+    attributes = {"SCHILY.xattr.user.note": "kept"}
+    disk = await bench.disk(
+        layer(
+            entry("one", "same", pax_headers=attributes), link("two", "one", hard=True)
+        )
+    )
+    stat = look(disk, "stat /two")
+    assert b"Links: 2" in stat
+    assert b"kept" in look(disk, "ea_get /one user.note")
+
+
+async def test_names_that_are_not_utf8_are_kept_as_they_are(bench: Bench) -> None:
+    raw = b"caf\xe9-\xff"
+    name = os.fsdecode(raw)
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape"
+    ) as archive:
+        entry(name, "x")(archive)
+    disk = await bench.disk(gzip.compress(buffer.getvalue()))
+    assert raw in look(disk, "ls -p /")
+
+
+def sparse(name: str, size: int) -> bytes:
+    """A GNU sparse file of nothing but a hole."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[386:398] = f"{size:011o}".encode() + b" "  # first chunk: at the end, empty
+    block[398:410] = f"{0:011o}".encode() + b" "
+    block[483:495] = f"{size:011o}".encode() + b" "  # its real size
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}".encode() + b"\0 "
+    return gzip.compress(bytes(block) + bytes(1024))
+
+
+async def test_a_file_that_claims_to_be_huge_is_refused_naming_its_layer(
+    bench: Bench,
+) -> None:
+    text = await bench.refused(layer(entry("a", "1")), sparse("hole", 10 * 2**30))
+    assert "layer 2 of 2" in text
+    assert "64 MiB" in text
+
+
+async def test_a_bomb_within_the_operators_limit_is_refused_too(tmp_path: Path) -> None:
+    wide = ImagePolicy(allowed_directories=(tmp_path,), max_content=2**40)
+    bench = Bench(tmp_path, wide)
+    await bench.store.open()
+    text = await bench.refused(sparse("hole", 10 * 2**30))
+    assert "claim to be" in text
+    bench.pool.close()
+
+
+async def test_more_content_than_allowed_is_refused(bench: Bench) -> None:
+    zeros = layer(entry("zeros", bytes(40 * 2**20)))
+    more = layer(entry("more", bytes(40 * 2**20)))
+    assert "layer 2 of 2" in await bench.refused(zeros, more)
+
+
+def many(count: int) -> bytes:
+    return layer(*(entry(f"d{number // 500}/{number}") for number in range(count)))
+
+
+async def test_a_hundred_thousand_files_are_counted_before_they_are_made(
+    bench: Bench,
+) -> None:
+    text = await bench.refused(many(100_000))
+    assert "more than 20000 files" in text
+
+
+async def test_many_small_files_fit_on_their_disk(bench: Bench) -> None:
+    disk = await bench.disk(many(8_000))
+    assert len(names(disk, "/d0")) == 500
+    assert len(names(disk, "/d15")) == 500
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type"),
+    [
+        (b"no archive at all, but long enough to be one" * 40, None),
+        (b"no archive at all, but long enough to be one" * 40, PLAIN),
+        (gzip.compress(b"zipped, but no archive" * 40), None),
+        (layer(entry("a", bytes(5000)))[:-60], None),
+        (gzip.compress(layer(entry("a", bytes(3000)), zipped=False)[:2000]), None),
+    ],
+    ids=["garbage", "garbage-tar", "zipped-garbage", "cut-gzip", "cut-tar"],
+)
+async def test_a_layer_that_is_not_what_it_says_is_refused_by_number(
+    bench: Bench, content: bytes, media_type: str | None
+) -> None:
+    more = {"media_type": media_type} if media_type else {}
+    text = await bench.refused(layer(entry("a", "1")), content, **more)
+    assert "layer 2 of 2" in text
+
+
+async def test_an_unknown_kind_of_layer_is_refused_before_it_is_fetched(
+    bench: Bench,
+) -> None:
+    kind = "application/vnd.oci.image.layer.v1.tar+zstd"
+    text = await bench.refused(layer(entry("a", "1")), media_type=kind)
+    assert "layer 1" in text
+    assert "tar+zstd" in text
+    assert not list((bench.root / "store" / "blobs" / "sha256").iterdir())
+
+
+async def test_a_full_disk_ends_the_unpacking(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([2**40, 2**40])
+    monkeypatch.setattr(
+        bench.store._cache, "free_bytes", lambda: next(free, 1000), raising=True
+    )
+    text = await bench.refused(many(5_000))
+    assert "disk space" in text
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "[]",
+        "{",
+        "null",
+        '{"schemaVersion": 1, "fsLayers": []}',
+        '{"config": {}, "layers": []}',
+        '{"config": {"digest": "sha256:../../etc"}, "layers": []}',
+        '{"config": {"digest": "%s"}, "layers": [{"digest": 7}]}',
+        '{"config": {"digest": "%s"}, "layers": [{"digest": "%s", "size": -1}]}',
+        '{"config": {"digest": "%s"}, "layers": [{"digest": "%s", "size": 1}]}',
+        '{"config": {"digest": "%s"}, "layers": {}}',
+        '{"manifests": 3}',
+        '{"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}}]}',
+        "[" * 100_000,
+    ],
+)
+def test_whatever_a_registry_sends_the_answer_is_an_error_that_names_the_image(
+    document: str,
+) -> None:
+    raw = document.replace("%s", "sha256:" + "0" * 64).encode()
+    with pytest.raises((ImageError, Refused), match="the-image"):
+        found = manifest.read(raw, "the-image")
+        if manifest.is_index(found):
+            manifest.choose(found, "amd64", "the-image")
+        manifest.parse(found, raw, "the-image")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"Env": "A=1"},
+        {"Env": [1]},
+        {"User": 7},
+        {"Entrypoint": "sh"},
+        {"WorkingDir": []},
+    ],
+)
+async def test_a_configuration_of_the_wrong_shape_is_refused(
+    bench: Bench, config: dict[str, Any]
+) -> None:
+    assert "its config" in await bench.refused(layer(entry("a", "1")), config=config)
+
+
+async def test_what_is_unfit_is_not_unfit_for_ever(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """The operator may raise the limit: no verdict is kept."""
+    await bench.refused(layer(entry("zeros", bytes(65 * 2**20))))
+    policy = dataclasses.replace(bench.store._policy, max_content=2**30)
+    store = ImageStore(tmp_path / "store", bench.pool, policy)
+    await store.open()
+    disk = await store.prepare(f"oci:{bench.layout.path}:it", "s1", lambda _p: None)
+    assert await asyncio.to_thread(Path(disk.path).exists)

@@ -1,0 +1,189 @@
+"""What the image cache has on disk: base disks with what is known of them, and layers.
+
+Directory:
+    blobs/sha256/<hex>           layers as they were fetched, stored once
+    disks/<key>-<nonce>.ext4     base disks, 0444; <key> = manifest digest and layout version
+    disks/<key>-<nonce>.json     an Entry, written last: without it a disk is nobody's; its
+                                 modification time is when the disk was asked for last
+    .work-*                      under way; never counts as present, removed at start
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vmdriver.model.image import ImageConfig
+from vmdriver.model.spec import Frozen
+from vmdriver.oci import files
+
+_log = logging.getLogger(__name__)
+LAYOUT_VERSION = "2"
+"""Part of a base disk's key: raise it when the way from image to disk changes."""
+
+
+class Entry(Frozen):
+    """One base disk."""
+
+    schema_version: int = 1
+    path: str
+    digest: str
+    """Of the manifest that it was made from."""
+    references: tuple[str, ...]
+    """As people asked for it, the digest of its index among them."""
+    config: ImageConfig
+    layers: tuple[str, ...]
+    """Digests."""
+    stored_bytes: int
+    virtual_bytes: int
+    created: float
+    """Seconds since 1970."""
+    identity: tuple[int, int, int]
+    """Inode, size, and nanosecond of the last change: another one needs a look at `sha256`."""
+    sha256: str = ""
+    """Of the disk's content; "" until it is known."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """An entry, and when it was asked for last (seconds since 1970)."""
+
+    entry: Entry
+    used: float
+
+
+def key_of(digest: str) -> str:
+    """The name that a base disk of this image begins with."""
+    return hashlib.sha256(f"{digest} {LAYOUT_VERSION}".encode()).hexdigest()[:32]
+
+
+def identity(path: Path) -> tuple[int, int, int]:
+    """Of a file. FileNotFoundError."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class Cache:
+    """Blocking; its callers have threads. `root` is the images' directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.blobs, self.disks = root, root / "blobs", root / "disks"
+
+    def open(self) -> None:
+        """Make the directories; remove unfinished work, and what older versions left."""
+        for path in (self.root, self.blobs, self.disks):
+            path.mkdir(mode=0o711, parents=True, exist_ok=True)
+            path.chmod(0o711)
+        (self.blobs / "sha256").mkdir(mode=0o700, exist_ok=True)
+        for path in [*self.root.glob(".work-*"), self.root / "layout"]:
+            files.remove_tree(path)
+        for path in self.disks.glob(".*"):
+            path.unlink()
+
+    def entries(self) -> list[Used]:
+        """Of every disk that is there, in no order."""
+        found = []
+        for path in self.disks.glob("*.json"):
+            try:
+                entry = Entry.model_validate_json(path.read_bytes())
+                used = path.stat().st_mtime
+            except FileNotFoundError:
+                continue
+            except ValidationError:
+                _log.warning("%s cannot be read: its disk is made anew", path)
+                path.unlink()
+                continue
+            if Path(entry.path).exists():
+                found.append(Used(entry, used))
+        return found
+
+    def find(self, digest: str) -> Entry | None:
+        """The disk of that image, if it is there and as it was made."""
+        for path in self.disks.glob(f"{key_of(digest)}-*.json"):
+            entry = Entry.model_validate_json(path.read_bytes())
+            try:
+                if identity(Path(entry.path)) == entry.identity or self._is_sound(
+                    entry
+                ):
+                    return entry
+            except FileNotFoundError:
+                pass
+            self.set_aside(entry)
+        return None
+
+    def by_reference(self, reference: str) -> Entry | None:
+        """The disk that was made for a reference which names a digest."""
+        for used in self.entries():
+            if reference in used.entry.references:
+                return self.find(used.entry.digest)
+        return None
+
+    def _is_sound(self, entry: Entry) -> bool:
+        """It was touched: is its content what it was?"""
+        if not entry.sha256 or files.digest(Path(entry.path)) != entry.sha256:
+            return False
+        self.save(entry.model_copy(update={"identity": identity(Path(entry.path))}))
+        return True
+
+    def set_aside(self, entry: Entry) -> None:
+        """No new sandbox stands on this disk; those that do keep it until they go."""
+        _log.error("base disk %s is not as it was made: it is made anew", entry.path)
+        _meta(entry).unlink(missing_ok=True)
+
+    def save(self, entry: Entry) -> None:
+        """Durably."""
+        part = self.disks / f".{_meta(entry).name}"
+        part.write_bytes(entry.model_dump_json().encode())
+        files.publish(part, _meta(entry), mode=0o600)
+
+    def touch(self, entry: Entry) -> None:
+        """It is asked for now."""
+        os.utime(_meta(entry))
+
+    def new_disk(self, digest: str) -> Path:
+        """A path that no disk has."""
+        return self.disks / f"{key_of(digest)}-{os.urandom(4).hex()}.ext4"
+
+    def blob(self, digest: str) -> Path:
+        """Where a layer is, once it is fetched."""
+        return self.blobs / "sha256" / digest.removeprefix("sha256:")
+
+    def drop_damaged_blobs(self, digests: Iterable[str]) -> list[str]:
+        """Remove layers whose content is not what their name says; their digests."""
+        damaged = []
+        for digest in digests:
+            path = self.blob(digest)
+            if path.exists() and f"sha256:{files.digest(path)}" != digest:
+                path.unlink()
+                damaged.append(digest)
+        return damaged
+
+    def orphan_disks(self) -> list[Path]:
+        """Disks without an entry: half published, set aside, or of an older version."""
+        known = {used.entry.path for used in self.entries()}
+        return [path for path in self.disks.glob("*.ext4") if str(path) not in known]
+
+    def remove_disk(self, path: Path) -> None:
+        """With its entry, which goes first."""
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """Of the file system."""
+        return shutil.disk_usage(self.root).free
+
+    def age_s(self, path: Path) -> float:
+        """Since a file was used or made last."""
+        return time.time() - path.stat().st_mtime
+
+
+def _meta(entry: Entry) -> Path:
+    return Path(entry.path).with_suffix(".json")
