@@ -18,7 +18,7 @@ import pytest
 from tests.fakes.images import PLAIN, Layout, directory, entry, layer, link
 from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import BaseDisk
+from vmdriver.lifecycle.image_ports import BaseDisk
 from vmdriver.oci import manifest
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.store import ImageStore

@@ -22,9 +22,8 @@ from tests.fakes.registry import push, registry
 from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import BaseDisk, ImageProgress
+from vmdriver.lifecycle.image_ports import BaseDisk, CacheLimits, ImageProgress
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.retention import Limits
 from vmdriver.oci.store import ImageStore
 
 BIG = os.urandom(300_000)
@@ -161,9 +160,10 @@ async def test_a_digest_that_is_here_needs_no_registry(
             several = await store.get(f"{address}/several:1")
             index = next(
                 reference
-                for entry, _ in await store.entries()
-                for reference in entry.references
-                if entry.digest == several.digest and several.digest not in reference
+                for image in await store.known()
+                for reference in image.references
+                if image.disk.digest == several.digest
+                and several.digest not in reference
             )
     async for store in opened(tmp_path / "store", policy):
         assert await store.get(f"{address}/tiny@{tiny.digest}") == tiny
@@ -295,9 +295,9 @@ async def test_eight_requests_share_one_pull_and_all_hear_of_it(
             )
             assert len({disk.path for disk in found}) == 1
             assert len(store.disks()) == 1
-            ((made, _),) = await store.entries()
+            (made,) = store._cache.entries()
     fetched = [path.rpartition("/")[2] for path in faults.blobs()]
-    assert [fetched.count(digest) for digest in made.layers] == [1, 1, 1, 1]
+    assert [fetched.count(digest) for digest in made.entry.layers] == [1, 1, 1, 1]
     for told in heard:
         done = [p.done_bytes for p in told if p.reason == "PullingLayer"]
         assert done
@@ -479,7 +479,7 @@ async def collect_all(store: Store, in_use: set[str] | None = None) -> list[str]
         if path.suffix != ".ext4":
             os.utime(path, (old, old))
     store.release("s1")
-    limits = Limits(most_age_s=1.0)
+    limits = CacheLimits(most_age_s=1.0)
     chosen = await store.collect(in_use or set(), limits)
     return [item.path for item in chosen]
 
@@ -489,22 +489,22 @@ async def test_what_is_old_goes_and_what_is_used_stays(
 ) -> None:
     tiny = await store.get(f"{address}/tiny:1")
     wide = await store.get(f"{address}/wide:1")
-    assert await store.collect(set(), Limits(most_age_s=1.0)) == [], (
+    assert await store.collect(set(), CacheLimits(most_age_s=1.0)) == [], (
         "asked for just now"
     )
-    dry = await store.collect(set(), Limits(most_bytes=1), dry_run=True)
+    dry = await store.collect(set(), CacheLimits(most_bytes=1), dry_run=True)
     assert dry == []
     removed = await collect_all(store, in_use={tiny.path})
     assert wide.path in removed
     assert store.disks() == [Path(tiny.path)]
-    assert [entry.path for entry, _ in await store.entries()] == [tiny.path]
+    assert [image.disk.path for image in await store.known()] == [tiny.path]
     assert await collect_all(store, in_use={tiny.path}) == []
 
 
 async def test_collecting_during_eight_creates_takes_nothing_that_is_needed(
     tmp_path: Path, address: str, layout: Path, policy: ImagePolicy
 ) -> None:
-    greedy = Limits(most_bytes=1, most_age_s=1e-6)
+    greedy = CacheLimits(most_bytes=1, most_age_s=1e-6)
     async for store in opened(tmp_path / "greedy", policy):
         collecting = asyncio.create_task(keep_collecting(store, greedy))
         names = [f"{address}/{['tiny', 'wide'][n % 2]}:1" for n in range(8)]
@@ -516,7 +516,7 @@ async def test_collecting_during_eight_creates_takes_nothing_that_is_needed(
         assert all(Path(disk.path).exists() for disk in found)
 
 
-async def keep_collecting(store: Store, limits: Limits) -> None:
+async def keep_collecting(store: Store, limits: CacheLimits) -> None:
     while True:
         await store.collect(set(), limits)
         await asyncio.sleep(0.01)

@@ -189,8 +189,8 @@ class FakeDriver:
         tasks += [
             w._launch for w in self.manager.workers.values() if w._launch is not None
         ]
-        if self.manager.housekeeping.task is not None:
-            tasks.append(self.manager.housekeeping.task)
+        upkeep = (self.manager.housekeeping.task, self.manager.images.task)
+        tasks += [task for task in upkeep if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -17,15 +17,17 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def registry(directory: Path) -> Iterator[str]:
-    """Serve `directory`; yields host:port."""
+def registry(directory: Path, *, guarded: bool = False) -> Iterator[str]:
+    """Serve `directory`; yields host:port. `guarded`: with TLS (its own CA in certs/) and for
+    USER with PASSWORD only.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
     config = directory / "config.yml"
     config.write_text(
         "version: 0.1\nlog: {level: error}\n"
         f"storage: {{filesystem: {{rootdirectory: '{directory}/data'}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '{address}'}}\n"
+        f"http: {{addr: '{address}'{_guard(directory, address) if guarded else '}'}\n"
     )
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen(
@@ -37,6 +39,72 @@ def registry(directory: Path) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
+
+
+USER, PASSWORD = "robot", "hush-hush"
+
+
+def _guard(directory: Path, address: str) -> str:
+    """Makes certificates and a password file; the rest of the configuration's http section."""
+    certs = directory / "certs" / address
+    certs.mkdir(parents=True)
+    make_certificate(certs, "IP:127.0.0.1")
+    salt = "$2b$05$" + "abcdefghijklmnopqrstuu"
+    program = "print crypt($ENV{PASSWORD}, $ENV{SALT})"
+    hashed = subprocess.run(
+        ["perl", "-e", program],
+        env={"PASSWORD": PASSWORD, "SALT": salt},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (directory / "htpasswd").write_text(f"{USER}:{hashed}\n")
+    tls = f"certificate: '{certs}/server.crt', key: '{certs}/server.pem'"
+    return (
+        f", tls: {{{tls}}}}}\n"
+        f"auth: {{htpasswd: {{realm: test, path: '{directory}/htpasswd'}}}}"
+    )
+
+
+def make_certificate(directory: Path, name: str) -> None:
+    """A CA of its own, ca.crt, and server.crt with server.pem (its key) for one name."""
+
+    def openssl(*arguments: object) -> None:
+        command = ["openssl", *(str(argument) for argument in arguments)]
+        subprocess.run(command, check=True, capture_output=True, cwd=directory)
+
+    new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj")
+    openssl(
+        *new,
+        "/CN=test CA",
+        "-x509",
+        "-days",
+        "2",
+        "-keyout",
+        "ca.pem",
+        "-out",
+        "ca.crt",
+    )
+    openssl(*new, "/CN=registry", "-keyout", "server.pem", "-out", "server.csr")
+    (directory / "names").write_text(f"subjectAltName={name}\n")
+    sign = ("-CA", "ca.crt", "-CAkey", "ca.pem", "-CAcreateserial", "-days", "2")
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        *sign,
+        "-extfile",
+        "names",
+        "-out",
+        "server.crt",
+    )
+    for left in (
+        "ca.pem",
+        "names",
+        "server.csr",
+    ):  # a .key beside a .crt would be a client's
+        (directory / left).unlink()
 
 
 def _wait(address: str, process: subprocess.Popen[bytes]) -> None:

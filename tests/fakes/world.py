@@ -13,13 +13,18 @@ from typing import Any
 from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, HostError, NotFound
+from vmdriver.lifecycle.image_ports import (
+    BaseDisk,
+    CachedFile,
+    CacheLimits,
+    ImageProgress,
+    KnownImage,
+    ProgressSink,
+)
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.lifecycle.ports import (
-    BaseDisk,
     Found,
     GuestReport,
-    ImageProgress,
-    ProgressSink,
     Taken,
     no_checkpoint,
 )
@@ -70,6 +75,7 @@ class World:
     written: dict[str, int] = field(default_factory=dict)
     """Layer -> the tick that the guest wrote to it last."""
     damaged: set[str] = field(default_factory=set)
+    images_in_use: set[str] = field(default_factory=set)
     kept_images: set[str] = field(default_factory=set)
     image_config: ImageConfig = field(default_factory=ImageConfig)
 
@@ -501,6 +507,15 @@ class FakeImages:
 
     def release(self, owner: str) -> None:
         self._world.kept_images.discard(owner)
+
+    async def known(self) -> list[KnownImage]:
+        return []
+
+    async def collect(
+        self, in_use: set[str], limits: CacheLimits, *, dry_run: bool = False
+    ) -> list[CachedFile]:
+        self._world.images_in_use = set(in_use)
+        return []
 
 
 class FakeRecords:

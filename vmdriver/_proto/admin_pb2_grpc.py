@@ -74,6 +74,21 @@ class AdminStub:
                 request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateRequest.SerializeToString,
                 response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateResponse.FromString,
                 _registered_method=True)
+        self.ListImages = channel.unary_unary(
+                '/vmdriver.admin.v1.Admin/ListImages',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListImagesRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListImagesResponse.FromString,
+                _registered_method=True)
+        self.PrefetchImage = channel.unary_stream(
+                '/vmdriver.admin.v1.Admin/PrefetchImage',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.PrefetchImageRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Progress.FromString,
+                _registered_method=True)
+        self.CollectImages = channel.unary_unary(
+                '/vmdriver.admin.v1.Admin/CollectImages',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.FromString,
+                _registered_method=True)
         self.GetExtensionCapabilities = channel.unary_unary(
                 '/vmdriver.admin.v1.Admin/GetExtensionCapabilities',
                 request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesRequest.SerializeToString,
@@ -137,6 +152,27 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListImages(self, request, context):
+        """Images that are prepared as base disks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrefetchImage(self, request, context):
+        """Prepare an image before anybody needs it. Ends when it is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectImages(self, request, context):
+        """Remove what nobody needs and the operator's limits leave no room for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetExtensionCapabilities(self, request, context):
         """What extensions can do here, which there are, and what they hold. A composed driver serves this call alone.
         """
@@ -186,6 +222,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.DeleteTemplate,
                     request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateRequest.FromString,
                     response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateResponse.SerializeToString,
+            ),
+            'ListImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImages,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListImagesRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'PrefetchImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PrefetchImage,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.PrefetchImageRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Progress.SerializeToString,
+            ),
+            'CollectImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectImages,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.SerializeToString,
             ),
             'GetExtensionCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.GetExtensionCapabilities,
@@ -409,6 +460,87 @@ class Admin:
             '/vmdriver.admin.v1.Admin/DeleteTemplate',
             vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateRequest.SerializeToString,
             vmdriver_dot_admin_dot_v1_dot_admin__pb2.DeleteTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmdriver.admin.v1.Admin/ListImages',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListImagesRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrefetchImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmdriver.admin.v1.Admin/PrefetchImage',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.PrefetchImageRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmdriver.admin.v1.Admin/CollectImages',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     one = _leaf(commands, common, "sweep", text)
     one.add_argument("--dry-run", action="store_true", help="only list them")
     _add_memory_commands(commands, common)
+    _add_image_commands(commands, common)
     _add_extension_commands(commands, common)
     _add_compose(commands)
     return parser
@@ -155,6 +156,17 @@ def _add_compose(commands: Any) -> None:
         ("log-level", "debug, info, warning or error"),
     ):
         one.add_argument(f"--{name}", metavar="VALUE", help=meaning)
+
+
+def _add_image_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    text = "list, prepare and clear up images of a running driver"
+    group = commands.add_parser("images", help=text, description=text)
+    actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _leaf(actions, common, "ls", "list those that are prepared")
+    one = _leaf(actions, common, "prefetch", "prepare one before anybody needs it")
+    one.add_argument("reference", help="as a request would name it")
+    one = _leaf(actions, common, "gc", "remove what nobody needs and limits forbid")
+    one.add_argument("--dry-run", action="store_true", help="only say what would go")
 
 
 def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -212,6 +224,10 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli import extensions
 
         return int(getattr(extensions, arguments.command)(loaded, arguments))
+    if arguments.command == "images":
+        from vmdriver.cli.images import images
+
+        return images(loaded, arguments)
     if arguments.command in {"suspend", "resume", "snapshot", "template"}:
         return int(getattr(memory, arguments.command)(loaded, arguments))
     commands: dict[str, Any] = {

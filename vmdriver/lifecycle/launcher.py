@@ -18,8 +18,9 @@ from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.guest import guest_endpoint
 from vmdriver.lifecycle.hooks import PlanDraft, Reason
+from vmdriver.lifecycle.image_ports import BaseDisk, ImageProgress
 from vmdriver.lifecycle.ledger import Ledger, Scope
-from vmdriver.lifecycle.ports import AcceleratorChoice, BaseDisk, ImageProgress
+from vmdriver.lifecycle.ports import AcceleratorChoice
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import LEASE, Ports, Step
 from vmdriver.model.condition import Progress

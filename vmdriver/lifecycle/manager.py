@@ -16,6 +16,7 @@ from vmdriver.lifecycle.admission import Admission, Trace
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import SandboxView
 from vmdriver.lifecycle.housekeeping import Housekeeping
+from vmdriver.lifecycle.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases import api
 from vmdriver.lifecycle.phases.activation import Activation
@@ -25,7 +26,7 @@ from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import LAYER, LEASE
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.phase import Intent, Phase
-from vmdriver.model.plan import Lease
+from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import MAIN_PROCESS_EXITED
 from vmdriver.model.spec import SandboxSpec
 
@@ -57,6 +58,9 @@ class Manager(Sandboxes):
         self.extensions.phases.tell = self.tell_problem
         self.extensions.phases.runner.known = self._known
         self._admission = Admission(self._shared, self, self._ledger)
+        self.images = ImageUpkeep(
+            self._shared.ports, settings, self.records, self._nobodys_plans
+        )
         self.housekeeping = Housekeeping(
             self.workers.values, self._shared.ports.disks, settings
         )
@@ -92,6 +96,7 @@ class Manager(Sandboxes):
             if not _at_rest(worker):
                 worker.start()
         self.housekeeping.start()
+        self.images.start()
 
     def _ledger(self, sandbox_id: str) -> Ledger:
         return Ledger(self._journals(sandbox_id), self._checkpoint)
@@ -105,6 +110,7 @@ class Manager(Sandboxes):
         """Let go: workers end, machines stay."""
         self._shared.hub.close()
         self.housekeeping.stop()
+        await self.images.close()
         await self.close_background()
         await asyncio.gather(*(worker.close() for worker in self.workers.values()))
 
@@ -113,6 +119,10 @@ class Manager(Sandboxes):
             plan = worker.record.plan
             if plan is not None and plan.domain == domain:
                 worker.hint()
+
+    def _nobodys_plans(self) -> list[LaunchPlan]:
+        """Of templates; machines that wait, and builds, stand on the same base disks."""
+        return self.templates.plans()
 
     async def close_background(self) -> None:
         """End what is nobody's: builds of templates and machines that wait."""

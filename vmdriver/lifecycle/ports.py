@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from vmdriver.model.image import ImageConfig
 from vmdriver.model.memory_image import Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
@@ -43,16 +42,6 @@ class GuestReport:
 
 
 @dataclass(frozen=True)
-class BaseDisk:
-    """An image as a disk: raw ext4, shared and never written."""
-
-    path: str
-    digest: str
-    """Digest of the image's manifest for this architecture, sha256:..."""
-    config: ImageConfig = field(default_factory=ImageConfig)
-
-
-@dataclass(frozen=True)
 class Found:
     """A host object that carries our mark. kind: domain, tap, firewall or directory."""
 
@@ -67,22 +56,6 @@ class Taken:
 
     names: frozenset[str] = frozenset()
     addresses: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class ImageProgress:
-    """How far the preparation of an image is."""
-
-    reason: str
-    """A step's CamelCase name, such as PullingLayer (contract §2.14)."""
-    detail: str
-    """One line."""
-    done_bytes: int = 0
-    total_bytes: int = 0
-    """0: it is not known."""
-
-
-ProgressSink = Callable[[ImageProgress], None]
 
 
 class Hypervisor(Protocol):
@@ -239,20 +212,6 @@ class Disks(Protocol):
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         """An extension's private directory, made if absent."""
-
-
-class Images(Protocol):
-    """OCI images as base disks."""
-
-    async def prepare(
-        self, reference: str, owner: str, progress: ProgressSink
-    ) -> BaseDisk:
-        """Have the image as a disk. NotFound, Refused (other architecture), Exhausted (no room),
-        ImageError. It is kept for `owner` until `release`.
-        """
-
-    def release(self, owner: str) -> None:
-        """What was prepared for it need not be kept on its account. Idempotent."""
 
 
 class Records(Protocol):

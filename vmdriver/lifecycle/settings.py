@@ -35,6 +35,12 @@ class Settings:
     memory_mib: int = 2048
     max_vcpus: int = 64
     max_memory_mib: int = 1024 * 1024
+    prefetch_default_image: bool = False
+    image_cache_bytes: int = 0
+    """0: no limit."""
+    image_cache_s: float = 0.0
+    """0: no limit."""
+    image_free_floor_bytes: int = 0
     disk_mib: int = 4096
     max_disk_mib: int = 65536
     max_sandboxes: int = 1000

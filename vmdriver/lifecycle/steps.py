@@ -15,9 +15,10 @@ from typing import Any
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import is_extensions
 from vmdriver.lifecycle.hooks import Reason
+from vmdriver.lifecycle.image_ports import Images
 from vmdriver.lifecycle.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.memory_ports import MachineMemory, MemoryStore
-from vmdriver.lifecycle.ports import Disks, Hypervisor, Images, Network, Records
+from vmdriver.lifecycle.ports import Disks, Hypervisor, Network, Records
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan

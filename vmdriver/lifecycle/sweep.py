@@ -59,9 +59,9 @@ async def remove(ports: Ports, orphan: Found, instance: str) -> None:
         await ports.network.remove_tap(orphan.name, mark(instance, orphan.sandbox_id))
 
 
-async def tried(log: logging.Logger, work: Awaitable[None]) -> None:
-    """Give back something that is nobody's: what cannot be now is found by the next sweep."""
+async def tried(log: logging.Logger, work: Awaitable[object]) -> None:
+    """Do something that nobody waits for: what cannot be done now is tried at the next occasion."""
     try:
         await work
     except DriverError as error:
-        log.warning("cannot be given back: %s", error.text())
+        log.warning("cannot be done now: %s", error.text())

@@ -136,6 +136,11 @@ class Templates:
         """Layers that templates stand on, and that of a build under way."""
         return {t.layer for t in self._known.values()} | self._launcher.building
 
+    def plans(self) -> list[LaunchPlan]:
+        """Of those that are there, and of those that are to be built."""
+        wanted = [plan for plan, _ in self._wanted.values()]
+        return [t.manifest.plan for t in self._known.values()] + wanted
+
     def listed(self) -> list[Template]:
         """Those that can be used, by key."""
         return [self._known[key] for key in sorted(self._known)]

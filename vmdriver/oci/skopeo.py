@@ -22,8 +22,6 @@ class Skopeo:
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
-        conf = policy.registries_conf
-        self._environment = {"CONTAINERS_REGISTRIES_CONF": str(conf)} if conf else {}
 
     async def manifest(self, source: Source) -> bytes:
         """The manifest or index, byte for byte."""
@@ -51,10 +49,12 @@ class Skopeo:
         ]
         await self._run(command, source, self._policy.fetch_deadline_s)
 
-    @staticmethod
-    def _program() -> list[str]:
+    def _program(self) -> list[str]:
         architecture = facts.oci_architecture()
-        return ["skopeo", "--override-os", "linux", "--override-arch", architecture]
+        command = ["skopeo", "--override-os", "linux", "--override-arch", architecture]
+        conf = self._policy.registries_conf
+        # Not in its --help; the variable CONTAINERS_REGISTRIES_CONF is not heeded (1.9.3).
+        return [*command, *(["--registries-conf", str(conf)] if conf else [])]
 
     def _access(self, source: Source, prefix: str) -> list[str]:
         policy, found = self._policy, []
@@ -62,8 +62,9 @@ class Skopeo:
             found += ["--authfile", str(policy.auth_file)]
         if not source.registry:
             return found
-        secure = source.registry not in policy.insecure_registries
-        found.append(f"--{prefix}tls-verify={str(secure).lower()}")
+        if source.registry in policy.insecure_registries:
+            # Never "true": that would overrule what registries.conf says of mirrors.
+            found.append(f"--{prefix}tls-verify=false")
         if policy.certificates is not None:
             directory = policy.certificates / source.registry
             if directory.is_dir():
@@ -75,9 +76,7 @@ class Skopeo:
     ) -> bytes:
         async def attempt() -> process.Completed:
             try:
-                return await process.run(
-                    command, deadline_s=deadline_s, environment=self._environment
-                )
+                return await process.run(command, deadline_s=deadline_s)
             except CommandError as error:
                 if refusals.is_passing(error):
                     raise ImageError(

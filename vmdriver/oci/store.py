@@ -8,22 +8,28 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from vmdriver.errors import DriverError, ImageError, NotFound, Refused
+from vmdriver.errors import ImageError, Refused
 from vmdriver.host import facts
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import BaseDisk, ImageProgress, ProgressSink
+from vmdriver.lifecycle.image_ports import (
+    BaseDisk,
+    CachedFile,
+    CacheLimits,
+    ImageProgress,
+    KnownImage,
+    ProgressSink,
+)
 from vmdriver.model.image import ImageConfig
 from vmdriver.oci import files, manifest
 from vmdriver.oci.build import Builder
 from vmdriver.oci.cache import Cache, Entry, identity
 from vmdriver.oci.flight import Flights
 from vmdriver.oci.manifest import Manifest
-from vmdriver.oci.policy import ImagePolicy, Source, sources
-from vmdriver.oci.reference import FIELD
-from vmdriver.oci.retention import Cached, Limits, to_remove
+from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.resolve import Resolved, Resolver
+from vmdriver.oci.retention import to_remove
 from vmdriver.oci.skopeo import Skopeo
 
 _log = logging.getLogger(__name__)
@@ -36,18 +42,6 @@ _YOUNG_S = 300.0
 """What was asked for so lately is in use, whether or not a record says so yet."""
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """An image that is somewhere."""
-
-    reference: str
-    """As it was asked for."""
-    source: Source
-    manifest: Manifest
-    references: tuple[str, ...]
-    """Every name of it that holds a digest."""
-
-
 class ImageStore:
     """The image cache of one state directory."""
 
@@ -55,9 +49,9 @@ class ImageStore:
         self._cache = Cache(root)
         self._pool, self._policy = pool, policy
         self._skopeo = Skopeo(policy)
+        self._resolver = Resolver(self._skopeo, policy, pool)
         self._builder = Builder(self._cache, policy, pool)
         self._flights: Flights[Entry] = Flights()
-        self._recent: dict[str, tuple[float, Resolved]] = {}
         self._kept: dict[str, str] = {}
         """Owner -> path of the disk that was prepared for it."""
         self._building: list[Manifest] = []
@@ -79,7 +73,7 @@ class ImageStore:
             entry = await self._keep(await self._known(reference), owner)
         if entry is None:
             progress(ImageProgress("ResolvingImage", f"resolving {reference}"))
-            found = await self._resolve(reference)
+            found = await self._resolver.resolve(reference)
             async with self._taking:
                 entry = await self._pool.run(self._cache.find, found.manifest.digest)
                 await self._keep(entry, owner)
@@ -107,59 +101,13 @@ class ImageStore:
 
     async def _known(self, reference: str) -> Entry | None:
         """Without asking anybody: a digest that is here, or a tag that was just looked up."""
-        wanted = sources(reference, self._policy)[-1]
-        if "@sha256:" in wanted.name:
-            return await self._pool.run(self._cache.by_reference, wanted.name)
-        when, found = self._recent.get(reference, (0.0, None))
-        if found is None or time.monotonic() - when > self._policy.refresh_s:
+        pinned = self._resolver.pinned(reference)
+        if pinned:
+            return await self._pool.run(self._cache.by_reference, pinned)
+        found = self._resolver.recent(reference)
+        if found is None:
             return None
         return await self._pool.run(self._cache.find, found.manifest.digest)
-
-    # --- resolve
-
-    async def _resolve(self, reference: str) -> Resolved:
-        places = sources(reference, self._policy)
-        for source in places:
-            try:
-                found = await self._look(reference, source)
-            except DriverError as error:
-                if source is places[-1]:
-                    raise
-                _log.debug("%s: not in %s: %s", reference, source.name, error)
-                continue
-            self._recent[reference] = (time.monotonic(), found)
-            return found
-        raise NotFound(f"{FIELD}: there is no image {reference[:200]}")
-
-    async def _look(self, reference: str, source: Source) -> Resolved:
-        name, names = reference[:200], [source.name]
-        raw = await self._skopeo.manifest(source)
-        document = manifest.read(raw, name)
-        if manifest.is_index(document):
-            names.append(source.at(manifest.digest_of(raw)).name)
-            digest = manifest.choose(document, facts.oci_architecture(), name)
-            source = source.at(digest)
-            raw = await self._manifest_of(source, digest)
-            if manifest.digest_of(raw) != digest:
-                raise ImageError(f"image {name}: its manifest is not {digest}")
-            document = manifest.read(raw, name)
-        found = manifest.parse(document, raw, name)
-        source = source.at(found.digest)
-        names.append(source.name)
-        pinned = tuple(dict.fromkeys(n for n in names if "@sha256:" in n))
-        return Resolved(reference, source, found, pinned)
-
-    async def _manifest_of(self, source: Source, digest: str) -> bytes:
-        if source.registry:
-            return await self._skopeo.manifest(source)
-        directory = source.name.removeprefix("oci:").partition(":")[0]
-        path = Path(directory) / "blobs" / "sha256" / digest.removeprefix("sha256:")
-        try:
-            return await self._pool.run(path.read_bytes)
-        except OSError as error:
-            raise ImageError(
-                f"{directory} does not hold the image {digest}: {error.strerror}"
-            ) from error
 
     # --- make
 
@@ -248,17 +196,24 @@ class ImageStore:
 
     # --- the cache
 
-    async def entries(self) -> list[tuple[Entry, float]]:
-        """Every base disk, and when it was asked for last."""
-        found = await self._pool.run(self._cache.entries)
-        return [(used.entry, used.used) for used in found]
+    async def known(self) -> list[KnownImage]:
+        """See ports."""
+        return [
+            KnownImage(
+                BaseDisk(used.entry.path, used.entry.digest, used.entry.config),
+                used.entry.references,
+                used.entry.stored_bytes,
+                used.entry.virtual_bytes,
+                used.entry.created,
+                used.used,
+            )
+            for used in await self._pool.run(self._cache.entries)
+        ]
 
     async def collect(
-        self, in_use: set[str], limits: Limits, *, dry_run: bool = False
-    ) -> list[Cached]:
-        """Remove what the limits do not leave room for. `in_use`: paths of base disks that
-        sandboxes and templates stand on.
-        """
+        self, in_use: set[str], limits: CacheLimits, *, dry_run: bool = False
+    ) -> list[CachedFile]:
+        """See ports."""
         cached = await self._pool.run(self._cached, in_use)
         free = await self._pool.run(self._cache.free_bytes)
         chosen = to_remove(cached, limits, time.time(), free)
@@ -286,10 +241,10 @@ class ImageStore:
         except FileNotFoundError:
             return False
 
-    def _cached(self, in_use: set[str]) -> list[Cached]:
+    def _cached(self, in_use: set[str]) -> list[CachedFile]:
         wanted = self._wanted()
         disks = [
-            Cached(
+            CachedFile(
                 used.entry.path,
                 used.entry.stored_bytes,
                 used.used,
@@ -299,7 +254,7 @@ class ImageStore:
             for used in self._cache.entries()
         ]
         orphans = [
-            Cached(
+            CachedFile(
                 str(p),
                 files.stored_bytes(p),
                 0.0,
@@ -309,7 +264,7 @@ class ImageStore:
             for p in self._cache.orphan_disks()
         ]
         blobs = [
-            Cached(
+            CachedFile(
                 str(p),
                 files.stored_bytes(p),
                 p.stat().st_mtime,

@@ -13,6 +13,7 @@ from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.lifecycle.extension_runner import is_extensions
 from vmdriver.lifecycle.hooks import HOOKS
 from vmdriver.lifecycle.hub import Happened, Hub
+from vmdriver.lifecycle.image_ports import ImageProgress
 from vmdriver.lifecycle.operations import Operations
 from vmdriver.lifecycle.phases.catalogue import entry_of, parameter_schemas
 from vmdriver.lifecycle.phases.mutation import PLAN_POINTS
@@ -22,6 +23,11 @@ from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.service.capabilities import encode, encode_extension, encode_held
 from vmdriver.service.codec import timestamp
+from vmdriver.service.image_messages import (
+    encode_image,
+    encode_progress,
+    encode_removed,
+)
 from vmdriver.service.servicer import Readiness
 
 
@@ -115,6 +121,43 @@ class Admin(pb_grpc.AdminServicer):
         """NOT_FOUND for one that is not there."""
         await (await self._readiness.manager()).templates.remove(request.key)
         return pb.DeleteTemplateResponse()
+
+    async def ListImages(
+        self, request: pb.ListImagesRequest, context: Any
+    ) -> pb.ListImagesResponse:
+        """Those asked for last first."""
+        images = (await self._readiness.manager()).images
+        found = sorted(await images.known(), key=lambda i: i.used, reverse=True)
+        needed = images.in_use()
+        encoded = [encode_image(i, in_use=i.disk.path in needed) for i in found]
+        return pb.ListImagesResponse(images=encoded)
+
+    async def PrefetchImage(
+        self, request: pb.PrefetchImageRequest, context: Any
+    ) -> AsyncIterator[pb.Progress]:
+        """Ends when it is there. If the client goes away and nobody else waits, so does the
+        work.
+        """
+        images = (await self._readiness.manager()).images
+        queue: asyncio.Queue[ImageProgress | None] = asyncio.Queue()
+        work = asyncio.ensure_future(
+            images.prefetch(request.reference, queue.put_nowait)
+        )
+        work.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (progress := await queue.get()) is not None:
+                yield encode_progress(progress)
+            await work
+        finally:
+            work.cancel()
+
+    async def CollectImages(
+        self, request: pb.CollectImagesRequest, context: Any
+    ) -> pb.CollectImagesResponse:
+        """Now, by the operator's limits."""
+        images = (await self._readiness.manager()).images
+        removed = await images.collect(dry_run=request.dry_run)
+        return pb.CollectImagesResponse(files=[encode_removed(f) for f in removed])
 
     async def GetExtensionCapabilities(
         self, request: pb.GetExtensionCapabilitiesRequest, context: Any

@@ -76,6 +76,30 @@ def delete_snapshot(path: Path, sandbox: str, name: str) -> None:
         stub.DeleteSnapshot(request, timeout=_DEADLINE_S)
 
 
+def list_images(path: Path) -> list[dict[str, Any]]:
+    """As protobuf's JSON mapping has them."""
+    with _stub(path) as stub:
+        found = stub.ListImages(pb.ListImagesRequest(), timeout=_DEADLINE_S)
+    return [_plain(image) for image in found.images]
+
+
+def prefetch_image(
+    path: Path, reference: str, tell: Callable[[pb.Progress], None]
+) -> None:
+    """Returns when it is there."""
+    with _stub(path) as stub:
+        for event in stub.PrefetchImage(pb.PrefetchImageRequest(reference=reference)):
+            tell(event)
+
+
+def collect_images(path: Path, *, dry_run: bool) -> list[dict[str, Any]]:
+    """What went, or would."""
+    request = pb.CollectImagesRequest(dry_run=dry_run)
+    with _stub(path) as stub:
+        found = stub.CollectImages(request, timeout=_DEADLINE_S)
+    return [_plain(file) for file in found.files]
+
+
 def list_snapshots(path: Path, sandbox: str) -> list[dict[str, Any]]:
     """As protobuf's JSON mapping has them."""
     with _stub(path) as stub:

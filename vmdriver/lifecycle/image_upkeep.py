@@ -1,0 +1,97 @@
+"""Looks after the image cache: which base disks are needed, what leaves, the default image."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from vmdriver.lifecycle import sweep
+from vmdriver.lifecycle.image_ports import (
+    BaseDisk,
+    CachedFile,
+    CacheLimits,
+    ImageProgress,
+    KnownImage,
+    ProgressSink,
+)
+from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import Ports
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import SandboxRecord
+
+_log = logging.getLogger(__name__)
+_INTERVAL_S = 600.0
+_PREFETCH = "prefetch:"
+
+
+class ImageUpkeep:
+    """One task. `records` and `plans` are asked for anew each time; `plans` are those of
+    templates and of machines that wait.
+    """
+
+    def __init__(
+        self,
+        ports: Ports,
+        settings: Settings,
+        records: Callable[[], list[SandboxRecord]],
+        plans: Callable[[], list[LaunchPlan]],
+    ) -> None:
+        self._ports, self._settings = ports, settings
+        self._records, self._plans = records, plans
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin: with the default image."""
+        self.task = asyncio.create_task(self._run(), name="image upkeep")
+
+    async def close(self) -> None:
+        """End. What is under way for sandboxes is not touched."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait({self.task})
+
+    async def _run(self) -> None:
+        image = self._settings.default_image
+        if image and self._settings.prefetch_default_image:
+            await sweep.tried(_log, self.prefetch(image, _note))
+        while True:
+            await sweep.tried(_log, self.collect())
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def prefetch(self, reference: str, progress: ProgressSink) -> BaseDisk:
+        """Have an image as a disk before anybody needs it."""
+        owner = f"{_PREFETCH}{reference}"
+        try:
+            return await self._ports.images.prepare(reference, owner, progress)
+        finally:
+            self._ports.images.release(owner)
+
+    def in_use(self) -> set[str]:
+        """Base disks that somebody stands on."""
+        needed = {record.base for record in self._records() if record.base}
+        plans = [r.plan for r in self._records() if r.plan is not None] + self._plans()
+        return needed.union(plan.disk("root").backing[-1] for plan in plans)
+
+    async def known(self) -> Sequence[KnownImage]:
+        """What is prepared."""
+        return await self._ports.images.known()
+
+    async def collect(self, *, dry_run: bool = False) -> Sequence[CachedFile]:
+        """Remove what nobody needs and the limits leave no room for."""
+        if self._ports.records.unreadable():
+            _log.warning(
+                "images stay: whose record cannot be read may need any of them"
+            )
+            return ()
+        settings = self._settings
+        limits = CacheLimits(
+            settings.image_cache_bytes,
+            settings.image_cache_s,
+            settings.image_free_floor_bytes,
+        )
+        return await self._ports.images.collect(self.in_use(), limits, dry_run=dry_run)
+
+
+def _note(progress: ImageProgress) -> None:
+    _log.debug("default image: %s: %s", progress.reason, progress.detail)

@@ -1,0 +1,101 @@
+"""Finds out which image a reference means now."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdriver.errors import DriverError, ImageError, NotFound
+from vmdriver.host import facts
+from vmdriver.host.threads import Pool
+from vmdriver.oci import manifest
+from vmdriver.oci.manifest import Manifest
+from vmdriver.oci.policy import ImagePolicy, Source, sources
+from vmdriver.oci.reference import FIELD
+from vmdriver.oci.skopeo import Skopeo
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An image that is somewhere."""
+
+    reference: str
+    """As it was asked for."""
+    source: Source
+    manifest: Manifest
+    references: tuple[str, ...]
+    """Every name of it that holds a digest."""
+
+
+class Resolver:
+    """Remembers what it was told lately."""
+
+    def __init__(self, skopeo: Skopeo, policy: ImagePolicy, pool: Pool) -> None:
+        self._skopeo, self._policy, self._pool = skopeo, policy, pool
+        self._recent: dict[str, tuple[float, Resolved]] = {}
+
+    def recent(self, reference: str) -> Resolved | None:
+        """As it was resolved a moment ago. Refused, InvalidRequest for what is not allowed."""
+        sources(reference, self._policy)
+        when, found = self._recent.get(reference, (0.0, None))
+        if found is None or time.monotonic() - when > self._policy.refresh_s:
+            self._recent.pop(reference, None)
+            return None
+        return found
+
+    def pinned(self, reference: str) -> str:
+        """The source that a reference with a digest names; "" for one without. The same
+        errors.
+        """
+        name = sources(reference, self._policy)[-1].name
+        return name if "@sha256:" in name else ""
+
+    async def resolve(self, reference: str) -> Resolved:
+        """Ask, in every place where it may be. NotFound, Refused, InvalidRequest, ImageError."""
+        places = sources(reference, self._policy)
+        for source in places:
+            try:
+                found = await self._look(reference, source)
+            except DriverError as error:
+                if source is places[-1]:
+                    raise
+                _log.debug("%s: not in %s: %s", reference, source.name, error)
+                continue
+            if found.source.registry:
+                self._recent[reference] = (time.monotonic(), found)
+            return found
+        raise NotFound(f"{FIELD}: there is no image {reference[:200]}")
+
+    async def _look(self, reference: str, source: Source) -> Resolved:
+        name, names = reference[:200], [source.name]
+        raw = await self._skopeo.manifest(source)
+        document = manifest.read(raw, name)
+        if manifest.is_index(document):
+            names.append(source.at(manifest.digest_of(raw)).name)
+            digest = manifest.choose(document, facts.oci_architecture(), name)
+            source = source.at(digest)
+            raw = await self._manifest_of(source, digest)
+            if manifest.digest_of(raw) != digest:
+                raise ImageError(f"image {name}: its manifest is not {digest}")
+            document = manifest.read(raw, name)
+        found = manifest.parse(document, raw, name)
+        source = source.at(found.digest)
+        names.append(source.name)
+        pinned = tuple(dict.fromkeys(n for n in names if "@sha256:" in n))
+        return Resolved(reference, source, found, pinned)
+
+    async def _manifest_of(self, source: Source, digest: str) -> bytes:
+        if source.registry:
+            return await self._skopeo.manifest(source)
+        directory = source.name.removeprefix("oci:").partition(":")[0]
+        path = Path(directory) / "blobs" / "sha256" / digest.removeprefix("sha256:")
+        try:
+            return await self._pool.run(path.read_bytes)
+        except OSError as error:
+            raise ImageError(
+                f"{directory} does not hold the image {digest}: {error.strerror}"
+            ) from error
