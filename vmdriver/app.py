@@ -40,6 +40,7 @@ from vmdriver.lifecycle.phases.activation import Registered
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.lifecycle.settings import Settings, TlsFiles
 from vmdriver.lifecycle.steps import Ports, Undoer
+from vmdriver.lifecycle.supervisor import Supervisor
 from vmdriver.lifecycle.templates import Templates
 from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.network.host_network import HostNetwork
@@ -80,6 +81,7 @@ def settings_from(config: Config) -> Settings:
         endpoint=config.openshell_endpoint,
         default_image=config.default_image,
         supervisor=config.supervisor_path,
+        supervisor_image=config.supervisor_image,
         tls=tls,
         vcpus=config.vcpus,
         memory_mib=config.mem_mib,
@@ -233,6 +235,7 @@ class Driver:
             self.places,
             pool,
             self._files,
+            Supervisor(self.settings, self.images, self.disks),
         )
         undoer = Undoer(ports, pool, self.extensions.undo, manager.layers_of_others)
         templates = Templates(

@@ -63,6 +63,11 @@ class ImageSettings(BaseModel):
     image_free_floor_mib: int = Field(
         1024, ge=0, description="disk space that images never use up, MiB"
     )
+    supervisor_image: str = Field(
+        "",
+        description="image with the openshell-sandbox program, where supervisor_path is "
+        "not set; looked up once when the driver needs it first",
+    )
     prefetch_default_image: bool = Field(
         True, description="prepare default_image when the driver starts"
     )

@@ -241,6 +241,12 @@ class Config(ImageSettings):
             else [str(ipaddress.IPv4Address(server)) for server in value]
         )
 
+    @field_validator("supervisor_path", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        """An empty flag takes a file's setting back, for supervisor_image."""
+        return None if value == "" else value
+
     @field_validator(
         "state_dir",
         "bind_socket",

@@ -475,7 +475,8 @@ async def test_a_truncated_layer_leaves_nothing(store: Store, layout: Path) -> N
 async def collect_all(store: Store, in_use: set[str] | None = None) -> list[str]:
     """Everything that may go, as if a day had passed."""
     old = time.time() - 86400
-    for path in [*(store.root / "disks").iterdir(), *store.blobs()]:
+    trees = (store.root / "trees").glob("*/source.json")
+    for path in [*(store.root / "disks").iterdir(), *store.blobs(), *trees]:
         if path.suffix != ".ext4":
             os.utime(path, (old, old))
     store.release("s1")
@@ -529,3 +530,40 @@ async def test_half_made_work_of_a_killed_process_is_removed(store: Store) -> No
     await store.open()
     assert not (store.root / ".work-killed").exists()
     assert not (store.root / "layout").exists()
+
+
+# --- as a directory
+
+
+async def test_an_image_as_a_directory_is_fetched_once_and_outlives_its_registry(
+    tmp_path: Path, layout: Path
+) -> None:
+    with registry(tmp_path / "registry") as address:
+        push(layout, "tiny", f"{address}/sup:1")
+        policy = ImagePolicy((address,), refresh_s=0)
+        async for store in opened(tmp_path / "store", policy):
+            first = await store.tree(
+                f"{address}/sup:1", "supervisor", store.told.append
+            )
+            assert (first[0] / "etc" / "hello").read_text() == "hello\n"
+            store.told.clear()
+            assert await store.tree(f"{address}/sup:1", "x", store.told.append) == first
+            assert store.told == [], "it was there"
+        push(layout, "moved", f"{address}/sup:1")
+        async for store in opened(tmp_path / "store", policy):
+            other = await store.tree(
+                f"{address}/sup:1", "supervisor", store.told.append
+            )
+            assert (other[0] / "etc" / "hello").read_text() == "moved\n"
+            old = await store.tree(f"{address}/sup@{first[1]}", "x", store.told.append)
+            assert old == first
+            await collect_all(store)
+            assert first[0].exists(), "both are kept"
+            store.release("x")
+            assert str(first[0].parent) in await collect_all(store)
+            assert other[0].exists()
+    async for store in opened(tmp_path / "store", policy):
+        last = await store.tree(f"{address}/sup:1", "supervisor", store.told.append)
+        assert last == other, "the registry is away"
+        with pytest.raises(HostError):
+            await store.tree(f"{address}/other:1", "supervisor", store.told.append)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,3 +224,76 @@ async def test_a_supervisor_disk_is_made_once_per_content(
             await disks.supervisor_disk(layout.root / "missing")
         except Refused as error:
             raise Refused(error.text()) from error
+
+
+def compile_program(path: Path, *options: str, text: str = "") -> Path:
+    source = text or 'int puts(const char *); int main(void) { puts("up"); return 7; }'
+    command = ["gcc", "-x", "c", "-", "-o", path, "-x", "none", *options]
+    subprocess.run(command, input=source.encode(), check=True, capture_output=True)
+    return path
+
+
+def on_disk(disk: Path, request: str) -> str:
+    command = ["debugfs", "-R", request, str(disk)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+async def test_a_dynamic_supervisor_brings_its_loader_and_libraries(
+    disks: DiskStore, tmp_path: Path
+) -> None:
+    library = tmp_path / "root" / "usr" / "lib" / "libown.so.1"
+    library.parent.mkdir(parents=True)
+    text = "int own(void) { return 3; }"
+    compile_program(library, "-shared", "-Wl,-soname,libown.so.1", text=text)
+    program = tmp_path / "root" / "program"
+    text = "int own(void); int main(void) { return own(); }"
+    compile_program(program, str(library), text=text)
+    root = tmp_path / "root"
+    with pytest.raises(Refused, match=r"ld-linux|libc\.so"):
+        await disks.supervisor_disk(program, root)
+    for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"):
+        home = root / "opt" / "libc"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / Path(path).name).write_bytes(Path(path).read_bytes())
+    (root / "lib64").symlink_to("/opt/libc")  # absolute: of that root, not of this host
+    disk = await disks.supervisor_disk(program, root)
+    names = on_disk(disk, "ls -p /lib")
+    for name in ("ld-linux-x86-64.so.2", "libc.so.6", "libown.so.1"):
+        assert f"/{name}/" in names
+    copy = tmp_path / "copy"
+    on_disk(disk, f"dump /openshell-sandbox {copy}")
+    header = subprocess.run(
+        ["readelf", "-ldW", copy], capture_output=True, text=True, check=True
+    ).stdout
+    assert "/opt/openshell/bin/lib/ld-linux-x86-64.so.2]" in header
+    assert "rpath: [/opt/openshell/bin/lib]" in header
+
+
+async def test_a_static_supervisor_or_a_script_is_taken_as_it_is(
+    disks: DiskStore, tmp_path: Path
+) -> None:
+    static = compile_program(tmp_path / "static", "-static")
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\nexit 0\n")
+    for program in (static, script):
+        disk = await disks.supervisor_disk(program)
+        copy = tmp_path / "copy"
+        on_disk(disk, f"dump /openshell-sandbox {copy}")
+        assert copy.read_bytes() == program.read_bytes()
+        assert "/lib/" not in on_disk(disk, "ls -p /")
+
+
+async def test_supervisor_disks_that_nobody_has_go_after_a_while(
+    disks: DiskStore, layout: Layout, tmp_path: Path
+) -> None:
+    made = []
+    for text in ("one", "two", "three"):
+        program = tmp_path / text
+        program.write_text(text)
+        made.append(await disks.supervisor_disk(program))
+    old = time.time() - 7200
+    for disk in made[:2]:
+        os.utime(disk, (old, old))
+    assert await disks.collect_supervisors({str(made[0])}) == [str(made[1])]
+    assert sorted(layout.supervisors.iterdir()) == sorted([made[0], made[2]])
+    assert await disks.supervisor_disk(tmp_path / "two") == made[1], "and can come back"

@@ -32,6 +32,7 @@ from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports import Guard, no_checkpoint
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports, Undoer
+from vmdriver.lifecycle.supervisor import Supervisor
 from vmdriver.lifecycle.templates import Templates
 from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.model.phase import Intent, Phase
@@ -131,7 +132,14 @@ class FakeDriver:
         )
         self._files = Pool("test", 1)
         launcher = Launcher(
-            ports, settings, runner, FakeAccelerator(), FakePlaces(), pool, self._files
+            ports,
+            settings,
+            runner,
+            FakeAccelerator(),
+            FakePlaces(),
+            pool,
+            self._files,
+            Supervisor(settings, ports.images, ports.disks),
         )
 
         def shared(manager: Manager) -> Shared:

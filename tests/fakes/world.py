@@ -76,6 +76,8 @@ class World:
     """Layer -> the tick that the guest wrote to it last."""
     damaged: set[str] = field(default_factory=set)
     images_in_use: set[str] = field(default_factory=set)
+    supervisors: list[tuple[str, str]] = field(default_factory=list)
+    supervisors_in_use: set[str] = field(default_factory=set)
     kept_images: set[str] = field(default_factory=set)
     image_config: ImageConfig = field(default_factory=ImageConfig)
 
@@ -486,8 +488,13 @@ class FakeDisks:
     async def bound_console(self, path: str) -> None:
         return
 
-    async def supervisor_disk(self, program: Path) -> Path:
+    async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
+        self._world.supervisors.append((str(program), str(root)))
         return Path("/supervisor.img")
+
+    async def collect_supervisors(self, in_use: set[str]) -> list[str]:
+        self._world.supervisors_in_use = set(in_use)
+        return []
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         return Path("/nowhere") / sandbox_id / name
@@ -507,6 +514,12 @@ class FakeImages:
 
     def release(self, owner: str) -> None:
         self._world.kept_images.discard(owner)
+
+    async def tree(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> tuple[Path, str]:
+        self._world.act(f"unpack {reference}")
+        return Path("/tree"), "sha256:" + "1" * 64
 
     async def known(self) -> list[KnownImage]:
         return []

@@ -34,7 +34,7 @@ def test_a_sandbox_lives_stops_starts_and_goes(driver: Driver) -> None:
     expected = {
         **NASTY,
         "OPENSHELL_USER_ENVIRONMENT": json.dumps(
-            NASTY, ensure_ascii=False, sort_keys=True
+            {**NASTY, "LANG": "C.UTF-8"}, ensure_ascii=False, sort_keys=True
         ),
         "HOME": "/sandbox",
         "USER": "sandbox",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import facts, process
 from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor.accelerator import KVM_DEVICE
+from vmdriver.oci.cache import Cache
 from vmdriver.service.server import check_path
 from vmdriver.storage import boot
 
@@ -27,6 +29,8 @@ _TOOLS = {
     "nft": "nftables",
     "skopeo": "skopeo",
     "umoci": "umoci",
+    "readelf": "binutils",
+    "patchelf": "patchelf",
 }
 
 
@@ -92,6 +96,25 @@ def _permissions(config: Config) -> list[Finding]:
     return findings
 
 
+def _supervisor(config: Config) -> Finding:
+    program, image = config.supervisor_path, config.supervisor_image
+    if program is not None and program.is_file():
+        with program.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Finding("supervisor", "ok", f"{program}, sha256:{digest}")
+    if program is None and image:
+        entries = Cache(config.state_dir / "images").tree_entries()
+        known = [entry.digest for _, entry in entries if image in entry.references]
+        text = known[0] if known else "it is fetched when the driver needs it first"
+        return Finding("supervisor", "ok", f"{image}, {text}")
+    return Finding(
+        "supervisor",
+        "fail",
+        f"{program} is not there" if program else "is not there",
+        "set supervisor_path to the openshell-sandbox program, or supervisor_image",
+    )
+
+
 def _files(config: Config) -> list[Finding]:
     findings = []
     try:
@@ -103,18 +126,7 @@ def _files(config: Config) -> list[Finding]:
         )
     except DriverError as error:
         findings.append(Finding("boot files", "fail", error.message, error.resolution))
-    supervisor = config.supervisor_path
-    if supervisor is None or not supervisor.is_file():
-        findings.append(
-            Finding(
-                "supervisor",
-                "fail",
-                "is not there",
-                "set supervisor_path to the openshell-sandbox program",
-            )
-        )
-    else:
-        findings.append(Finding("supervisor", "ok", str(supervisor)))
+    findings.append(_supervisor(config))
     try:
         check_path(config.bind_socket)
         findings.append(Finding("socket path", "ok", str(config.bind_socket)))

@@ -111,13 +111,13 @@ def environment(
     has_token: bool,
     image: Mapping[str, str] = NO_IMAGE,
 ) -> dict[str, str]:
-    """The supervisor's whole environment: the image's lowest, the request's above it, ours above
-    all.
+    """The supervisor's whole environment: the request's lowest, ours above it. The workload is
+    given the image's, below the request's; the supervisor, which is root, is not.
     """
     endpoint = guest_endpoint(settings.endpoint)
+    result = dict(spec.environment)
     merged = {n: v for n, v in image.items() if not _is_not_the_images(n)}
     merged |= spec.environment
-    result = dict(merged)
     if merged:
         result["OPENSHELL_USER_ENVIRONMENT"] = json.dumps(
             merged, ensure_ascii=False, sort_keys=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from vmdriver.model.image import ImageConfig
@@ -80,6 +81,13 @@ class Images(Protocol):
     ) -> BaseDisk:
         """Have the image as a disk. NotFound, Refused (not allowed, not fit, of another
         architecture), Exhausted (no room), ImageError. It is kept for `owner` until `release`.
+        """
+
+    async def tree(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> tuple[Path, str]:
+        """Have the image as a directory, and its digest. The same errors. Where the registry
+        cannot be asked, what it was last is taken. Kept for `owner` until `release`.
         """
 
     def release(self, owner: str) -> None:

@@ -70,8 +70,11 @@ class ImageUpkeep:
     def in_use(self) -> set[str]:
         """Base disks that somebody stands on."""
         needed = {record.base for record in self._records() if record.base}
-        plans = [r.plan for r in self._records() if r.plan is not None] + self._plans()
-        return needed.union(plan.disk("root").backing[-1] for plan in plans)
+        return needed.union(p.disk("root").backing[-1] for p in self._all_plans())
+
+    def _all_plans(self) -> list[LaunchPlan]:
+        own = [record.plan for record in self._records() if record.plan is not None]
+        return own + self._plans()
 
     async def known(self) -> Sequence[KnownImage]:
         """What is prepared."""
@@ -84,6 +87,9 @@ class ImageUpkeep:
                 "images stay: whose record cannot be read may need any of them"
             )
             return ()
+        if not dry_run:
+            supervisors = {plan.disk("supervisor").path for plan in self._all_plans()}
+            await self._ports.disks.collect_supervisors(supervisors)
         settings = self._settings
         limits = CacheLimits(
             settings.image_cache_bytes,

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from vmdriver.errors import DriverError, Refused
@@ -23,6 +22,7 @@ from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import AcceleratorChoice
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import LEASE, Ports, Step
+from vmdriver.lifecycle.supervisor import Supervisor
 from vmdriver.model.condition import Progress
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import SandboxRecord
@@ -86,6 +86,7 @@ class Launcher:
     places: Places
     pool: AddressPool
     files: Pool
+    supervisor: Supervisor
     building: set[str] = field(default_factory=set)
     """Layers of templates that are being built."""
 
@@ -149,12 +150,6 @@ class Launcher:
     async def _facts(
         self, record: SandboxRecord, disk: BaseDisk, lease: Lease
     ) -> planner.HostFacts:
-        if self.settings.supervisor is None:
-            raise Refused(
-                "there is no supervisor to run in the sandbox",
-                reason="SupervisorMissing",
-                resolution="set supervisor_path to the openshell-sandbox program",
-            )
         endpoint = guest_endpoint(self.settings.endpoint)
         return planner.HostFacts(
             accelerator=await self.accelerator.chosen(),
@@ -163,9 +158,7 @@ class Launcher:
             layers=self._layers(record),
             image_digest=disk.digest,
             image_config=disk.config,
-            supervisor_disk=str(
-                await self.ports.disks.supervisor_disk(Path(self.settings.supervisor))
-            ),
+            supervisor_disk=await self.supervisor.disk(),
             paths=self.places.paths(record.id),
             lease=lease,
             own_networks=await self.ports.network.own_networks(),

@@ -30,6 +30,8 @@ class Settings:
     """The gateway's URL as the operator gave it."""
     default_image: str = ""
     supervisor: Path | None = None
+    supervisor_image: str = ""
+    """Where it comes from when there is no `supervisor`."""
     tls: TlsFiles | None = None
     vcpus: int = 2
     memory_mib: int = 2048

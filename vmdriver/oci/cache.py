@@ -5,6 +5,8 @@ Directory:
     disks/<key>-<nonce>.ext4     base disks, 0444; <key> = manifest digest and layout version
     disks/<key>-<nonce>.json     an Entry, written last: without it a disk is nobody's; its
                                  modification time is when the disk was asked for last
+    trees/<key>/root             images that are needed as directories, such as the supervisor's
+    trees/<key>/source.json      a TreeEntry, written last
     .work-*                      under way; never counts as present, removed at start
 """
 
@@ -52,6 +54,16 @@ class Entry(Frozen):
     """Of the disk's content; "" until it is known."""
 
 
+class TreeEntry(Frozen):
+    """One unpacked image."""
+
+    schema_version: int = 1
+    digest: str
+    references: tuple[str, ...]
+    """As it was asked for, and every name that holds a digest."""
+    stored_bytes: int
+
+
 @dataclass(frozen=True)
 class Used:
     """An entry, and when it was asked for last (seconds since 1970)."""
@@ -76,10 +88,11 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         self.root, self.blobs, self.disks = root, root / "blobs", root / "disks"
+        self.trees = root / "trees"
 
     def open(self) -> None:
         """Make the directories; remove unfinished work, and what older versions left."""
-        for path in (self.root, self.blobs, self.disks):
+        for path in (self.root, self.blobs, self.disks, self.trees):
             path.mkdir(mode=0o711, parents=True, exist_ok=True)
             path.chmod(0o711)
         (self.blobs / "sha256").mkdir(mode=0o700, exist_ok=True)
@@ -87,6 +100,9 @@ class Cache:
             files.remove_tree(path)
         for path in self.disks.glob(".*"):
             path.unlink()
+        for path in self.trees.iterdir():
+            if not (path / "source.json").exists():
+                files.remove_tree(path)
 
     def entries(self) -> list[Used]:
         """Of every disk that is there, in no order."""
@@ -171,8 +187,34 @@ class Cache:
         known = {used.entry.path for used in self.entries()}
         return [path for path in self.disks.glob("*.ext4") if str(path) not in known]
 
-    def remove_disk(self, path: Path) -> None:
-        """With its entry, which goes first."""
+    def tree(self, digest: str) -> Path:
+        """Where the unpacked image is, once it is there."""
+        return self.trees / key_of(digest) / "root"
+
+    def tree_entries(self) -> list[tuple[Path, TreeEntry]]:
+        """Every unpacked image, with its directory."""
+        found = []
+        for path in self.trees.glob("*/source.json"):
+            entry = TreeEntry.model_validate_json(path.read_bytes())
+            found.append((path.parent, entry))
+        return found
+
+    def publish_tree(self, root: Path, entry: TreeEntry) -> None:
+        """Put an unpacked image into its place."""
+        home = self.trees / key_of(entry.digest)
+        files.remove_tree(home)
+        home.mkdir(mode=0o700)
+        root.rename(home / "root")
+        part = home / ".source"
+        part.write_bytes(entry.model_dump_json().encode())
+        files.publish(part, home / "source.json", mode=0o600)
+
+    def remove(self, path: Path) -> None:
+        """A disk with its entry, which goes first; a layer; an unpacked image."""
+        if path.is_dir():
+            (path / "source.json").unlink(missing_ok=True)
+            files.remove_tree(path)
+            return
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 

@@ -53,6 +53,8 @@ class Flights(Generic[T]):
                 self._flights.pop(key, None)  # whoever comes now begins anew
                 flight.task.cancel()
                 await asyncio.wait({flight.task})
+                if not flight.task.cancelled():
+                    flight.task.exception()  # nobody is left to be told
 
     def _begin(
         self, key: str, work: Callable[[ProgressSink], Awaitable[T]]

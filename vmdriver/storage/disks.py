@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
 import os
 import shutil
 from pathlib import Path
 
-from vmdriver.errors import Exhausted, Refused, StorageError
+from vmdriver.errors import Exhausted, StorageError
 from vmdriver.host import process
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ports import GuestReport, Ownership
 from vmdriver.model.plan import Disk
 from vmdriver.storage import files
 from vmdriver.storage.launch_files import LaunchFiles, read_report
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.supervisors import SupervisorDisks
 
 _log = logging.getLogger(__name__)
 _STATUS_BYTES = 64 * 1024
@@ -27,8 +28,12 @@ _FREE_SPACE_KEPT = 256 * 1024 * 1024
 _OVERLAY_OPTIONS = "extended_l2=on,cluster_size=64k"
 
 
-class DiskStore(LaunchFiles):
+class DiskStore(LaunchFiles, SupervisorDisks):
     """Implements lifecycle.ports.Disks. `owner` is the user that QEMU runs as."""
+
+    def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
+        super().__init__(layout, pool, owner)
+        self._known_supervisors = {}
 
     async def create_overlay(self, disk: Disk) -> None:
         """Make the root disk's qcow2 layer, empty, on its base. An existing one is
@@ -145,48 +150,6 @@ class DiskStore(LaunchFiles):
         except FileNotFoundError:
             return
 
-    async def supervisor_disk(self, program: Path) -> Path:
-        """A read-only ext4 disk with the operator's supervisor, made once per content."""
-        digest = await self._pool.run(_file_digest, program)
-        disk = self._layout.supervisors / f"{digest[:32]}.img"
-        if not disk.exists():
-            await self._make_supervisor_disk(program, disk)
-        return disk
-
-    async def _make_supervisor_disk(self, program: Path, disk: Path) -> None:
-        part = disk.with_name(
-            f".{disk.name}.{os.getpid()}.{id(asyncio.current_task())}"
-        )
-        tree = part.with_suffix(".tree")
-        size_mib = program.stat().st_size // 2**20 * 5 // 4 + 4
-        try:
-            await self._pool.run(_copy_program, program, tree)
-            await process.run(
-                [
-                    "mke2fs",
-                    "-q",
-                    "-F",
-                    "-t",
-                    "ext4",
-                    "-O",
-                    "^has_journal",
-                    "-m",
-                    "0",
-                    "-E",
-                    "root_owner=0:0",
-                    "-d",
-                    str(tree),
-                    str(part),
-                    f"{size_mib}M",
-                ],
-                deadline_s=120,
-            )
-            part.chmod(0o444)
-            part.rename(disk)
-        finally:
-            await self._pool.run(files.remove_tree, tree)
-            part.unlink(missing_ok=True)
-
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         """An extension's private directory for that sandbox."""
         path = self._layout.sandbox(sandbox_id).extension(name)
@@ -221,23 +184,3 @@ def console_tail(path: Path, size: int = 2000) -> str:
     except FileNotFoundError:
         return ""
     return "".join(c if c.isprintable() or c == "\n" else "" for c in text).strip()
-
-
-def _file_digest(program: Path) -> str:
-    try:
-        with program.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Refused(
-            f"the supervisor {program} cannot be read: {error.strerror}",
-            reason="SupervisorMissing",
-            resolution="set supervisor_path to the openshell-sandbox program",
-        ) from error
-
-
-def _copy_program(program: Path, tree: Path) -> None:
-    tree.mkdir(mode=0o755)
-    tree.chmod(0o755)
-    target = tree / "openshell-sandbox"
-    shutil.copyfile(program, target)
-    target.chmod(0o755)

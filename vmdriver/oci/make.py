@@ -1,0 +1,175 @@
+"""Makes what the cache holds: fetches an image once, unpacks it, makes its disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from vmdriver.errors import ImageError, Refused
+from vmdriver.host import facts
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.image_ports import ImageProgress, ProgressSink
+from vmdriver.model.image import ImageConfig
+from vmdriver.oci import files, manifest
+from vmdriver.oci.build import Builder
+from vmdriver.oci.cache import Cache, Entry, TreeEntry, identity
+from vmdriver.oci.manifest import Manifest
+from vmdriver.oci.resolve import Resolved
+from vmdriver.oci.skopeo import Skopeo
+
+_log = logging.getLogger(__name__)
+_ROOM_FACTOR = 6
+"""A layer takes its own size, about three times that unpacked, and as much in the disk; the tree
+goes when the disk is there. What is really needed is watched while it is done.
+"""
+_TELL_EVERY_S = 0.5
+
+
+class Maker:
+    """Cancellable at any time: what is fetched stays, what is half made goes."""
+
+    def __init__(
+        self, cache: Cache, skopeo: Skopeo, builder: Builder, pool: Pool
+    ) -> None:
+        self._cache, self._skopeo = cache, skopeo
+        self._builder, self._pool = builder, pool
+        self._busy: list[Manifest] = []
+        self._publishing: set[str] = set()
+
+    def needed(self) -> set[str]:
+        """Paths in the cache that work under way needs."""
+        blobs = {
+            str(self._cache.blob(layer.digest))
+            for found in self._busy
+            for layer in found.layers
+        }
+        return blobs | self._publishing
+
+    async def disk(self, found: Resolved, tell: ProgressSink) -> Entry:
+        """A base disk. Refused, Exhausted, ImageError."""
+        async with self._work(found) as work:
+            name = found.reference[:200]
+            raw = await self._skopeo.config(found.source)
+            config = manifest.parse_config(raw, name, facts.oci_architecture())
+            tree = await self._tree(found, work, tell)
+            tell(ImageProgress("CreatingRootDisk", "making the base disk"))
+            part, path = work / "disk", self._cache.new_disk(found.manifest.digest)
+            await self._builder.make_disk(tree, part, found.manifest.digest)
+            sha256 = await self._builder.digest(part)
+            self._publishing.add(str(path))
+            try:
+                await self._pool.run(files.publish, part, path)
+                entry = _entry(found, path, config, sha256)
+                await self._pool.run(self._cache.save, entry)
+            finally:
+                self._publishing.discard(str(path))
+            tell(ImageProgress("PreparingRootfs", "the base disk is ready"))
+            return entry
+
+    async def tree(self, found: Resolved, tell: ProgressSink) -> TreeEntry:
+        """The image as a directory. The same errors."""
+        async with self._work(found) as work:
+            tree = await self._tree(found, work, tell)
+            size = (await self._pool.run(files.tidy, tree)).content
+            entry = TreeEntry(
+                digest=found.manifest.digest,
+                references=(found.reference, *found.references),
+                stored_bytes=size,
+            )
+            await self._pool.run(self._cache.publish_tree, tree, entry)
+            return entry
+
+    @contextlib.asynccontextmanager
+    async def _work(self, found: Resolved) -> AsyncIterator[Path]:
+        """A directory that is gone afterwards; meanwhile the image's layers stay."""
+        self._builder.check_room(found.manifest.transfer_bytes * _ROOM_FACTOR)
+        work = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache.root))
+        self._busy.append(found.manifest)
+        try:
+            yield work
+        finally:
+            self._busy.remove(found.manifest)
+            await self._pool.run(files.remove_tree, work)
+
+    async def _tree(self, found: Resolved, work: Path, tell: ProgressSink) -> Path:
+        """The unpacked image. Layers of an earlier fetch that are damaged are fetched again."""
+        try:
+            return await self._fetch_and_unpack(found, work / "1", tell)
+        except (ImageError, Refused):
+            digests = [layer.digest for layer in found.manifest.layers]
+            damaged = await self._pool.run(self._cache.drop_damaged_blobs, digests)
+            if not damaged:
+                raise
+            _log.warning("fetching again, they were damaged: %s", ", ".join(damaged))
+        return await self._fetch_and_unpack(found, work / "2", tell)
+
+    async def _fetch_and_unpack(
+        self, found: Resolved, place: Path, tell: ProgressSink
+    ) -> Path:
+        layout, tree = place / "layout", place / "root"
+        layout.mkdir(parents=True)
+        (layout / "blobs").symlink_to(self._cache.blobs)
+        telling = asyncio.create_task(self._tell_bytes(found.manifest, layout, tell))
+        try:
+            await self._skopeo.copy(found.source, layout)
+        finally:
+            telling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await telling
+        tell(ImageProgress("ExportingRootfs", "unpacking the layers"))
+        layers = await self._pool.run(self._fetched_layers, layout, found)
+        await self._builder.unpack(layout, layers, tree)
+        return tree
+
+    def _fetched_layers(self, layout: Path, found: Resolved) -> Sequence[Path]:
+        """As they are in the layout: skopeo may have written the manifest anew."""
+        name = found.reference[:200]
+        index = manifest.read((layout / "index.json").read_bytes(), name)
+        digest = str(index["manifests"][-1]["digest"])
+        raw = self._cache.blob(digest).read_bytes()
+        fetched = manifest.parse(manifest.read(raw, name), raw, name)
+        return [self._cache.blob(layer.digest) for layer in fetched.layers]
+
+    async def _tell_bytes(
+        self, wanted: Manifest, layout: Path, tell: ProgressSink
+    ) -> None:
+        """PullingLayer, again and again."""
+        total, count = wanted.transfer_bytes, len(wanted.layers)
+        while True:
+            there = [layer for layer in wanted.layers if self._is_there(layer.digest)]
+            under_way = sum(_size(path) for path in layout.glob("oci-put-blob*"))
+            done = min(total, sum(layer.size for layer in there) + under_way)
+            number = min(len(there) + 1, count)
+            text = f"layer {number} of {count}, {done / 2**20:.1f} of {total / 2**20:.1f} MiB"
+            tell(ImageProgress("PullingLayer", text, done, total))
+            await asyncio.sleep(_TELL_EVERY_S)
+
+    def _is_there(self, digest: str) -> bool:
+        return self._cache.blob(digest).exists()
+
+
+def _entry(found: Resolved, path: Path, config: ImageConfig, sha256: str) -> Entry:
+    return Entry(
+        path=str(path),
+        digest=found.manifest.digest,
+        references=found.references,
+        config=config,
+        layers=tuple(layer.digest for layer in found.manifest.layers),
+        stored_bytes=files.stored_bytes(path),
+        virtual_bytes=path.stat().st_size,
+        created=time.time(),
+        identity=identity(path),
+        sha256=sha256,
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,135 @@
+"""What a program needs to run on a system that has none of it: its loader and its libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vmdriver.errors import CommandError, Refused
+from vmdriver.host import process
+
+_ELF = b"\x7fELF"
+_INTERPRETER = re.compile(r"\[Requesting program interpreter: ([^\]]+)\]")
+_NEEDED = re.compile(r"\(NEEDED\)\s+Shared library: \[([^\]]+)\]")
+_DIRECTORIES = ("lib", "usr/lib", "lib64", "usr/lib64", "usr/local/lib")
+_MOST_LINKS = 40
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A program with what it cannot do without. No interpreter: it is static, or a script of what
+    the guest has.
+    """
+
+    program: Path
+    interpreter: Path | None = None
+    """Its dynamic loader."""
+    libraries: tuple[tuple[str, Path], ...] = ()
+    """By the name that programs call them."""
+
+    def digest(self) -> str:
+        """Of everything in it, 64 hexadecimal digits."""
+        with self.program.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        loader = [(self.interpreter.name, self.interpreter)] if self.interpreter else []
+        for name, path in (*loader, *self.libraries):
+            digest.update(f"\0{name}\0".encode() + path.read_bytes())
+        return digest.hexdigest()
+
+
+async def bundle_of(program: Path, root: Path) -> Bundle:
+    """Of a program below `root`, a file system's root directory. Nothing of it is run. Refused
+    when a library is missing.
+    """
+    with program.open("rb") as file:
+        if file.read(4) != _ELF:
+            return Bundle(program)
+    found = _INTERPRETER.search(await _read_elf("-lW", program))
+    if found is None:
+        return Bundle(program)
+    loader = resolve(root, found[1])
+    if loader is None:
+        raise _missing(program, found[1])
+    libraries: dict[str, Path] = {}
+    wanted = [program]
+    while wanted:
+        text = await _read_elf("-dW", wanted.pop())
+        for name in _NEEDED.findall(text):
+            if name in libraries or name == loader.name:
+                continue
+            path = _find(root, name)
+            if path is None:
+                raise _missing(program, name)
+            libraries[name] = path
+            wanted.append(path)
+    # A loader may be found by another name than it has in the file system.
+    return Bundle(program, loader, tuple(sorted(libraries.items())))
+
+
+async def _read_elf(what: str, path: Path) -> str:
+    try:
+        done = await process.run(["readelf", what, "--", str(path)], deadline_s=60)
+    except CommandError as error:
+        raise Refused(
+            f"the supervisor's {path.name} cannot be read: {error}",
+            detail=error.detail,
+            reason="SupervisorUnfit",
+        ) from error
+    return done.stdout.decode(errors="replace")
+
+
+def _find(root: Path, name: str) -> Path | None:
+    if "/" in name:
+        return resolve(root, name)
+    for directory in _library_directories(root):
+        found = resolve(root, f"{directory}/{name}")
+        if found is not None:
+            return found
+    return None
+
+
+def _library_directories(root: Path) -> Iterator[str]:
+    for directory in _DIRECTORIES:
+        yield directory
+        inside = resolve(root, directory, want_file=False)
+        if inside is not None:  # Debian's directories per architecture
+            yield from (
+                f"{directory}/{p.name}" for p in sorted(inside.glob("*-linux-*"))
+            )
+
+
+def resolve(root: Path, path: str, *, want_file: bool = True) -> Path | None:
+    """A path as a process whose root is `root` would find it: links never lead outside. None when
+    there is nothing.
+    """
+    parts = [p for p in reversed(PurePosixPath(path).parts) if p != "/"]
+    at, links = root, 0
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            at = at.parent if at != root else root
+            continue
+        step = at / part
+        if step.is_symlink():
+            links += 1
+            target = PurePosixPath(os.readlink(step))  # noqa: PTH115 - the text counts, not a Path of this host
+            if links > _MOST_LINKS:
+                return None
+            at = root if target.is_absolute() else at
+            parts += [p for p in reversed(target.parts) if p != "/"]
+            continue
+        at = step
+    there = at.is_file() if want_file else at.is_dir()
+    return at if there else None
+
+
+def _missing(program: Path, name: str) -> Refused:
+    return Refused(
+        f"the supervisor {program.name} needs {name}, which is not there",
+        reason="SupervisorUnfit",
+        resolution="use a static build, or an image that has its libraries",
+    )
