@@ -309,6 +309,7 @@ class Driver:
             self._warm_up.cancel()
         await self.accelerator.close()
         await self.manager.close()
+        await self.images.close()
         self.release_threads()
 
 

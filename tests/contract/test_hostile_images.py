@@ -45,6 +45,7 @@ class Bench:
         finally:
             assert (self.outside / "precious").read_text() == "untouched"
             assert sorted(p.name for p in self.outside.iterdir()) == ["precious"]
+            await self.store.close()
             assert not list((self.root / "store").glob(".work-*"))
 
     async def refused(self, *layers: bytes, **more: Any) -> str:

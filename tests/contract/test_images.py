@@ -104,6 +104,7 @@ async def opened(root: Path, policy: ImagePolicy) -> AsyncIterator[Store]:
     store = Store(root, policy)
     await store.open()
     yield store
+    await store.close()
     left = list(root.glob(".work-*"))
     assert left == [], "nothing half-made stays"
     store.pool.close()
@@ -283,7 +284,7 @@ async def test_eight_requests_share_one_pull_and_all_hear_of_it(
     tmp_path: Path, address: str, policy: ImagePolicy
 ) -> None:
     with proxied(address) as (front, faults):
-        faults.bytes_per_s = 300_000
+        faults.bytes_per_s = 60_000
         own = dataclasses.replace(policy, insecure_registries=(front,))
         async for store in opened(tmp_path / "shared", own):
             heard: list[list[ImageProgress]] = [[] for _ in range(8)]

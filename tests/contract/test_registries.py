@@ -57,7 +57,10 @@ async def prepare(tmp_path: Path) -> AsyncIterator[object]:
     async def run(reference: str, policy: ImagePolicy) -> BaseDisk:
         store = ImageStore(tmp_path / "store", pool, policy)
         await store.open()
-        return await store.prepare(reference, "s1", lambda _progress: None)
+        try:
+            return await store.prepare(reference, "s1", lambda _progress: None)
+        finally:
+            await store.close()
 
     yield run
     pool.close()

@@ -137,11 +137,6 @@ class Builder:
         ]
         await self._tool(command)
 
-    async def digest(self, disk: Path) -> str:
-        """sha256 of its content, in hexadecimal digits."""
-        done = await self._tool(["sha256sum", "--binary", "--", str(disk)])
-        return done.stdout.decode().lstrip("\\").split()[0]
-
     async def _tool(self, command: list[str]) -> process.Completed:
         try:
             return await process.run(command, deadline_s=self._policy.build_deadline_s)

@@ -49,9 +49,9 @@ class Entry(Frozen):
     created: float
     """Seconds since 1970."""
     identity: tuple[int, int, int]
-    """Inode, size, and nanosecond of the last change: another one needs a look at `sha256`."""
-    sha256: str = ""
-    """Of the disk's content; "" until it is known."""
+    """Inode, size, and nanosecond of the last change: another one needs a look at `content`."""
+    content: str
+    """files.content_digest of the disk."""
 
 
 class TreeEntry(Frozen):
@@ -144,7 +144,7 @@ class Cache:
 
     def _is_sound(self, entry: Entry) -> bool:
         """It was touched: is its content what it was?"""
-        if not entry.sha256 or files.digest(Path(entry.path)) != entry.sha256:
+        if files.content_digest(Path(entry.path)) != entry.content:
             return False
         self.save(entry.model_copy(update={"identity": identity(Path(entry.path))}))
         return True

@@ -40,6 +40,20 @@ class Maker:
         self._builder, self._pool = builder, pool
         self._busy: list[Manifest] = []
         self._publishing: set[str] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def settle(self) -> None:
+        """Wait until what was left to be removed is gone."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    def _leave(self, tree: Path) -> None:
+        """Nobody has to wait until a large tree is removed. It is out of the way at once."""
+        aside = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache.root))
+        tree.rename(aside / "tree")
+        task = asyncio.create_task(self._pool.run(files.remove_tree, aside))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def needed(self) -> set[str]:
         """Paths in the cache that work under way needs."""
@@ -60,11 +74,12 @@ class Maker:
             tell(ImageProgress("CreatingRootDisk", "making the base disk"))
             part, path = work / "disk", self._cache.new_disk(found.manifest.digest)
             await self._builder.make_disk(tree, part, found.manifest.digest)
-            sha256 = await self._builder.digest(part)
+            self._leave(tree)
+            content = await self._pool.run(files.content_digest, part)
             self._publishing.add(str(path))
             try:
                 await self._pool.run(files.publish, part, path)
-                entry = _entry(found, path, config, sha256)
+                entry = _entry(found, path, config, content)
                 await self._pool.run(self._cache.save, entry)
             finally:
                 self._publishing.discard(str(path))
@@ -153,7 +168,7 @@ class Maker:
         return self._cache.blob(digest).exists()
 
 
-def _entry(found: Resolved, path: Path, config: ImageConfig, sha256: str) -> Entry:
+def _entry(found: Resolved, path: Path, config: ImageConfig, content: str) -> Entry:
     return Entry(
         path=str(path),
         digest=found.manifest.digest,
@@ -164,7 +179,7 @@ def _entry(found: Resolved, path: Path, config: ImageConfig, sha256: str) -> Ent
         virtual_bytes=path.stat().st_size,
         created=time.time(),
         identity=identity(path),
-        sha256=sha256,
+        content=content,
     )
 
 

@@ -24,7 +24,7 @@ from vmdriver.oci.cache import Cache, Entry, TreeEntry
 from vmdriver.oci.flight import Flights
 from vmdriver.oci.make import Maker
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.resolve import Resolver
+from vmdriver.oci.resolve import Resolved, Resolver
 from vmdriver.oci.retention import to_remove
 from vmdriver.oci.skopeo import Skopeo
 
@@ -43,6 +43,7 @@ class ImageStore:
         self._resolver = Resolver(skopeo, policy, pool)
         builder = Builder(self._cache, policy, pool)
         self._maker = Maker(self._cache, skopeo, builder, pool)
+        self._resolving: Flights[Resolved] = Flights()
         self._flights: Flights[Entry] = Flights()
         self._kept: dict[str, str] = {}
         """Owner -> path of the disk that was prepared for it."""
@@ -52,6 +53,10 @@ class ImageStore:
     async def open(self) -> None:
         """Make the directories and remove what was under way when the last process ended."""
         await self._pool.run(self._cache.open)
+
+    async def close(self) -> None:
+        """Let go."""
+        await self._maker.settle()
 
     # --- for sandboxes
 
@@ -63,7 +68,7 @@ class ImageStore:
             entry = await self._keep(await self._known(reference), owner)
         if entry is None:
             progress(ImageProgress("ResolvingImage", f"resolving {reference}"))
-            found = await self._resolver.resolve(reference)
+            found = await self._resolve(reference)
             async with self._taking:
                 entry = await self._pool.run(self._cache.find, found.manifest.digest)
                 await self._keep(entry, owner)
@@ -102,7 +107,7 @@ class ImageStore:
 
     async def _new_tree(self, reference: str, progress: ProgressSink) -> TreeEntry:
         try:
-            found = await self._resolver.resolve(reference)
+            found = await self._resolve(reference)
         except HostError as error:
             entries = await self._pool.run(self._cache.tree_entries)
             for _, entry in entries:
@@ -115,6 +120,12 @@ class ImageStore:
         if known is not None:
             return known
         return await self._maker.tree(found, progress)
+
+    async def _resolve(self, reference: str) -> Resolved:
+        """Who asks at the same time is given the same answer."""
+        return await self._resolving.join(
+            reference, lambda _: self._resolver.resolve(reference), lambda _: None
+        )
 
     async def _keep(self, entry: Entry | None, owner: str) -> Entry | None:
         if entry is not None:

@@ -1,0 +1,195 @@
+"""Measures the preparation of images: against the same tools by hand, taking turns, in one run. Started by scripts/bench."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.fakes.registry import push, registry
+from vmdriver.host.threads import Pool
+from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.store import ImageStore
+
+WORK = Path(__file__).resolve().parents[1] / ".work"
+MIB = 2**20
+
+
+def run(*command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+
+
+def by_hand(reference: str, work: Path) -> tuple[float, int]:
+    """Seconds, and bytes of the tree that was unpacked."""
+    begun = time.perf_counter()
+    name = f"docker://{reference}"
+    run("skopeo", "copy", "--src-tls-verify=false", name, f"oci:{work}/layout:x")
+    run("umoci", "raw", "unpack", "--image", f"{work}/layout:x", work / "root")
+    blocks = subprocess.run(
+        ["du", "-sB1", work / "root"], check=True, capture_output=True, text=True
+    )
+    tree = int(blocks.stdout.split()[0])
+    size = tree // MIB * 3 // 2 + 256
+    run(
+        "mke2fs",
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-m",
+        "0",
+        "-d",
+        work / "root",
+        work / "disk",
+        f"{size}M",
+    )
+    with (work / "disk").open("rb") as file:
+        os.fsync(file.fileno())
+    return time.perf_counter() - begun, tree
+
+
+async def by_driver(
+    reference: str, work: Path, policy: ImagePolicy
+) -> tuple[float, int, list[float]]:
+    """Seconds of the first time, bytes of the disk, and seconds of 20 times afterwards."""
+    pool = Pool("bench", 4)
+    store = ImageStore(work / "store", pool, policy)
+    await store.open()
+    begun = time.perf_counter()
+    disk = await store.prepare(reference, "first", lambda _p: None)
+    first = time.perf_counter() - begun
+    again = []
+    for number in range(20):
+        begun = time.perf_counter()
+        await store.prepare(reference, str(number), lambda _p: None)
+        again.append(time.perf_counter() - begun)
+    await store.close()
+    pool.close()
+    return first, Path(disk.path).stat().st_blocks * 512, again
+
+
+async def eight_at_once(
+    reference: str, work: Path, policy: ImagePolicy
+) -> tuple[float, float]:
+    """Seconds until the first and the last of eight had the image."""
+    pool = Pool("bench", 4)
+    store = ImageStore(work / "eight", pool, policy)
+    await store.open()
+    begun = time.perf_counter()
+
+    async def one(number: int) -> float:
+        await store.prepare(reference, str(number), lambda _p: None)
+        return time.perf_counter() - begun
+
+    ends = await asyncio.gather(*(one(number) for number in range(8)))
+    await store.close()
+    pool.close()
+    return min(ends), max(ends)
+
+
+def large_image(layout: Path, files: int = 50_000, size: int = 21_500) -> None:
+    """About 1 GiB in 50,000 files, half of it incompressible."""
+    generator = random.Random(1)
+    tar = layout.parent / "large.tar"
+    with tarfile.open(tar, "w") as archive:
+        for number in range(files):
+            info = tarfile.TarInfo(f"data/{number // 100}/{number}")
+            info.size = size
+            half = generator.randbytes(size // 2)
+            archive.addfile(info, BytesIO(half + bytes(size - len(half))))
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", f"{layout}:large")
+    run("umoci", "raw", "add-layer", "--image", f"{layout}:large", tar)
+    tar.unlink()
+
+
+def rss_mib() -> float:
+    """The highest that this process, which stands for the driver, has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measured(
+    reference: str, base: Path, policy: ImagePolicy, rounds: int
+) -> dict[str, float]:
+    """Both ways, in turns."""
+    ratios, hands, ours, warm, sizes = [], [], [], [], []
+    for number in range(rounds):
+        work = base / f"round-{number}"
+        work.mkdir()
+        hand, tree = by_hand(reference, work)
+        shutil.rmtree(work)
+        work.mkdir()
+        own, disk, again = asyncio.run(by_driver(reference, work, policy))
+        shutil.rmtree(work)
+        hands.append(hand)
+        ours.append(own)
+        ratios.append(own / hand)
+        warm += again
+        sizes.append(disk / tree)
+    return {
+        "by_hand_s": statistics.median(hands),
+        "driver_s": statistics.median(ours),
+        "ratio": statistics.median(ratios),
+        "warm_ms": statistics.median(warm) * 1e3,
+        "size_ratio": statistics.median(sizes),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    base = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
+    try:
+        large = base / "large"
+        large_image(large)
+        with registry(base / "registry") as address:
+            push(WORK / "demo-image", "demo", f"{address}/demo:1")
+            push(large, "large", f"{address}/large:1")
+            policy = ImagePolicy((address,))
+            small = measured(f"{address}/demo:1", base, policy, rounds)
+            first, last = asyncio.run(eight_at_once(f"{address}/demo:1", base, policy))
+            before = rss_mib()
+            big = measured(f"{address}/large:1", base, policy, 1)
+            grown = rss_mib() - before
+    finally:
+        shutil.rmtree(base)
+    print(
+        "\nImages, against skopeo copy + umoci raw unpack + mke2fs -d by hand (goals: 1.1, 20 ms, 1.2, 1.1, flat)"
+    )
+    for name, found in (("demo image", small), ("1 GiB in 50,000 files", big)):
+        print(
+            f"  {name:22}  {found['driver_s']:.2f} s = {found['ratio']:.2f} x {found['by_hand_s']:.2f} s by hand;"
+            f" disk {found['size_ratio']:.2f} x the tree; warm {found['warm_ms']:.1f} ms"
+        )
+    print(
+        f"  8 at once               last after {last:.2f} s = {last / first:.2f} x the first's {first:.2f} s"
+    )
+    print(f"  memory for the large    + {grown:.1f} MiB of {before:.0f} MiB")
+    numbers = {
+        **{f"small_{k}": v for k, v in small.items()},
+        **{f"large_{k}": v for k, v in big.items()},
+        "eight_first_s": first,
+        "eight_last_s": last,
+        "rss_mib": before,
+        "rss_grown_mib": grown,
+    }
+    print(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    main()
