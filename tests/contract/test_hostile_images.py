@@ -9,6 +9,7 @@ import io
 import os
 import subprocess
 import tarfile
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,20 @@ async def test_a_bomb_within_the_operators_limit_is_refused_too(tmp_path: Path) 
     text = await bench.refused(sparse("hole", 10 * 2**30))
     assert "claim to be" in text
     bench.pool.close()
+
+
+async def test_a_header_that_fills_the_memory_is_refused(bench: Bench) -> None:
+    size = 700 * 2**20
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, size
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    parts = [packer.compress(info.tobuf(tarfile.USTAR_FORMAT))]
+    parts += [packer.compress(bytes(2**20)) for _ in range(700)]
+    text = await bench.refused(
+        layer(entry("a", "1")), b"".join([*parts, packer.flush()])
+    )
+    assert "layer 2 of 2" in text
+    assert "header" in text
 
 
 async def test_more_content_than_allowed_is_refused(bench: Bench) -> None:

@@ -19,6 +19,7 @@ from vmdriver.oci.reference import FIELD
 from vmdriver.oci.skopeo import IMAGE
 
 _LOOK_S = 0.25
+_SCAN_MEMORY = 512 * 2**20
 _MIB = 2**20
 _JOURNAL_MIB = 16
 _SPARE_MIB = 64
@@ -80,7 +81,9 @@ class Builder:
 
     async def _scan(self, layers: Sequence[Path]) -> None:
         limits = [str(self._policy.max_content), str(self._policy.max_files)]
-        program = [sys.executable, "-P", "-m", "vmdriver.oci.scan"]
+        # Headers are read into memory, and may say that they are as large as they like.
+        memory = ["prlimit", f"--as={_SCAN_MEMORY}", "--core=0"]
+        program = [*memory, sys.executable, "-P", "-m", "vmdriver.oci.scan"]
         done = await self._tool([*program, *limits, *(str(path) for path in layers)])
         found = json.loads(done.stdout)
         if "problem" in found:

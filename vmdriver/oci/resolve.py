@@ -17,6 +17,7 @@ from vmdriver.oci.reference import FIELD
 from vmdriver.oci.skopeo import Skopeo
 
 _log = logging.getLogger(__name__)
+_MOST_RECENT = 1000
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Resolver:
                 _log.debug("%s: not in %s: %s", reference, source.name, error)
                 continue
             if found.source.registry:
+                if len(self._recent) >= _MOST_RECENT:
+                    self._recent.clear()
                 self._recent[reference] = (time.monotonic(), found)
             return found
         raise NotFound(f"{FIELD}: there is no image {reference[:200]}")

@@ -63,6 +63,8 @@ def scan(path: Path, totals: Totals) -> None:
             for entry in archive:
                 totals.add(entry)
                 archive.members = []  # type: ignore[attr-defined] # it would keep every one
+    except MemoryError as error:
+        raise Unfit("it has a header that no program should have to hold") from error
     except tarfile.TarError as error:
         raise Unfit(f"it is not a tar archive: {error}") from error
     except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
