@@ -249,6 +249,13 @@ async def test_only_what_the_operator_allows_is_used(
         ):
             with pytest.raises(Refused, match="operator allows"):
                 await store.get(other)
+            with pytest.raises(Refused, match="operator allows"):
+                store.check(other)
+        store.check(f"{address}/team/not-there:1")
+        store.check(f"oci:{policy.allowed_directories[0]}/not-there")
+        for bad in ("lower/CASE", "a b", "", "oci:/etc"):
+            with pytest.raises(InvalidRequest, match=r"template\.image"):
+                store.check(bad)
 
 
 async def test_short_names_are_looked_for_in_local_stores_first(
@@ -429,15 +436,25 @@ async def test_too_little_disk_space_is_said_before_anything_is_fetched(
 # --- damage
 
 
-async def test_a_damaged_layer_is_fetched_again(store: Store, address: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"damaged", layer(entry("part-0", "a good layer, but not this one" * 3000))],
+    ids=["garbage", "another"],
+)
+async def test_a_damaged_layer_is_fetched_again(
+    store: Store, address: str, content: bytes
+) -> None:
     disk = await store.get(f"{address}/wide:1")
-    await collect_all(store)
-    assert store.disks() == []
-    for blob in store.blobs():
-        if blob.stat().st_size > 1000:
-            blob.write_bytes(b"damaged" + blob.read_bytes()[7:])
+    for path in (store.root / "disks").iterdir():
+        path.unlink()  # the layers stay
+    blobs = store.root / "blobs" / "sha256"
+    (blobs / min(layers_in(blobs))).write_bytes(content)
     again = await store.get(f"{address}/wide:1")
     assert again.digest == disk.digest
+    size = subprocess.run(
+        ["debugfs", "-R", "stat /part-0", again.path], capture_output=True, check=True
+    ).stdout
+    assert b"Size: 70001" in size
     for blob in store.blobs():
         assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from vmdriver.errors import AlreadyExists, HostError, NotFound
+from vmdriver.errors import AlreadyExists, HostError, NotFound, Refused
 from vmdriver.lifecycle.image_ports import (
     BaseDisk,
     CachedFile,
@@ -503,6 +503,10 @@ class FakeDisks:
 class FakeImages:
     def __init__(self, world: World) -> None:
         self._world = world
+
+    def check(self, reference: str) -> None:
+        if reference.startswith("forbidden.test/"):
+            raise Refused("template.image: not among the images that are allowed")
 
     async def prepare(
         self, reference: str, owner: str, progress: ProgressSink

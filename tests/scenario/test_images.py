@@ -13,7 +13,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver.cli import images as cli_images
-from vmdriver.errors import InvalidRequest
+from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.lifecycle.image_ports import CachedFile, ImageProgress
 from vmdriver.lifecycle.launcher import ImageTeller
 from vmdriver.lifecycle.supervisor import program_in
@@ -97,6 +97,17 @@ async def test_an_image_is_kept_until_the_record_says_that_it_is_needed() -> Non
     await driver.manager.delete("s1", "")
     await driver.manager.images.collect()
     assert world.images_in_use == set()
+    await driver.close()
+
+
+async def test_an_image_that_may_not_be_used_refuses_the_create() -> None:
+    driver = FakeDriver(World())
+    await driver.manager.recover()
+    wrong = spec(image="forbidden.test/x:1")
+    for ask in (driver.manager.validate, lambda s: driver.manager.create(s, None)):
+        with pytest.raises(Refused, match=r"template\.image"):
+            await ask(wrong)
+    assert not driver.world.records
     await driver.close()
 
 

@@ -132,6 +132,7 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     record, machine = found["record"], found["machine"]
     print(f"sandbox    {sandbox_id}  {record['spec']['name']!r}")
     print(f"image      {record['spec']['image']}")
+    _print_image(record)
     print(
         f"intent     {record['intent']}    phase {record['phase']}    launches "
         f"{record['launches']}"
@@ -153,6 +154,17 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     print("console (its end)")
     print("\n".join(f"  {line}" for line in found["console_tail"].splitlines()[-12:]))
     return 0
+
+
+def _print_image(record: dict[str, Any]) -> None:
+    """What it says of itself; it decides nothing but the environment."""
+    says, words = record["image_config"], []
+    for name, key in (("USER", "user"), ("WORKDIR", "working_directory")):
+        words += [f"{name} {says[key]}"] if says[key] else []
+    for name, key in (("ENTRYPOINT", "entrypoint"), ("CMD", "command")):
+        words += [f"{name} {json.dumps(says[key])}"] if says[key] else []
+    if record["image_digest"]:
+        print(f"           {record['image_digest']}  {'  '.join(words)}".rstrip())
 
 
 def _print_memory(record: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ class Admission:
 
     def _check(self, spec: SandboxSpec) -> None:
         requests.check(spec, self.shared.settings)
+        self.shared.ports.images.check(spec.image)
         fork_source(self.sandboxes.workers.values(), spec)
         requests.check_admission(spec, self.sandboxes.records(), self.shared.settings)
 

@@ -76,6 +76,9 @@ class KnownImage:
 class Images(Protocol):
     """OCI images as base disks."""
 
+    def check(self, reference: str) -> None:
+        """Whether a request may name it at all: nobody is asked. InvalidRequest, Refused."""
+
     async def prepare(
         self, reference: str, owner: str, progress: ProgressSink
     ) -> BaseDisk:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from pathlib import Path
 
-from vmdriver.errors import HostError
+from vmdriver.errors import HostError, NotFound
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.image_ports import (
     BaseDisk,
@@ -59,6 +60,11 @@ class ImageStore:
         await self._maker.settle()
 
     # --- for sandboxes
+
+    def check(self, reference: str) -> None:
+        """See ports.Images."""
+        with contextlib.suppress(NotFound):
+            self._resolver.pinned(reference)
 
     async def prepare(
         self, reference: str, owner: str, progress: ProgressSink
