@@ -144,11 +144,18 @@ class Context:
     """traceparent and tracestate of the call that led here, if there were any."""
     restore: RestoreKind | None = None
     """In before_start, after_ready and reconcile of a sandbox that returns from kept state."""
-    others: tuple[SandboxView, ...] = ()
-    """Sandboxes that this extension takes part in and that came before this one."""
     held: tuple[Hold, ...] = ()
     """What this extension holds for this sandbox now, oldest first."""
     keep: Keep | None = None
+    look_around: Callable[[], tuple[SandboxView, ...]] = tuple
+    """Behind `others`."""
+
+    @property
+    def others(self) -> tuple[SandboxView, ...]:
+        """Sandboxes that this extension takes part in and that came before this one. Looked up
+        at each use: there may be thousands, and most extensions do not ask.
+        """
+        return self.look_around()
 
     async def hold(
         self,

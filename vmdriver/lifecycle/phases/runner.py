@@ -206,7 +206,6 @@ class PhaseRunner:
             state_dir=await self._directory(sandbox.id, name) if ledger else Path(),
             log=log,
             trace=subject.trace,
-            others=self._others(sandbox.id, name),
             restore=subject.restore,
             held=tuple(
                 _hold_of(h)
@@ -214,6 +213,7 @@ class PhaseRunner:
                 if h.key.startswith(HOLD) and h.data["extension"] == name
             ),
             keep=keep,
+            look_around=lambda: self._others(sandbox.id, name),
         )
 
 
