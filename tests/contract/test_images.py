@@ -547,6 +547,28 @@ async def keep_collecting(store: Store, limits: CacheLimits) -> None:
         await asyncio.sleep(0.01)
 
 
+async def test_an_entry_that_is_being_written_is_nobodys_business(
+    store: Store, address: str
+) -> None:
+    disk = Path((await store.get(f"{address}/tiny:1")).path)
+    meta = disk.with_suffix(".json").read_bytes()
+    saved = store._cache.entries()[0].entry
+    genuine = Path.rename
+
+    def slow(self: Path, target: Path) -> Path:
+        if self.parent == disk.parent:
+            self.write_bytes(meta[:20])  # as far as it is written
+            assert len(store._cache.entries()) == 1
+            assert self.exists()
+            self.write_bytes(meta)
+        return genuine(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", slow)
+        store._cache.save(saved)
+    assert store._cache.entries()[0].entry == saved
+
+
 async def test_half_made_work_of_a_killed_process_is_removed(store: Store) -> None:
     (store.root / ".work-killed").mkdir()
     (store.root / ".work-killed" / "disk").write_text("half")

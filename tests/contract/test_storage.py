@@ -218,7 +218,7 @@ async def test_a_supervisor_disk_is_made_once_per_content(
     assert await disks.supervisor_disk(program) == first
     program.write_text("#!/bin/sh\ntrue\n")
     assert await disks.supervisor_disk(program) != first
-    assert len(list(layout.supervisors.iterdir())) == 2
+    assert len(list(layout.supervisors.glob("*.img"))) == 2
     with pytest.raises(Refused, match="supervisor_path"):
         try:
             await disks.supervisor_disk(layout.root / "missing")
@@ -293,7 +293,11 @@ async def test_supervisor_disks_that_nobody_has_go_after_a_while(
         made.append(await disks.supervisor_disk(program))
     old = time.time() - 7200
     for disk in made[:2]:
-        os.utime(disk, (old, old))
+        os.utime(disk.with_suffix(".used"), (old, old))
     assert await disks.collect_supervisors({str(made[0])}) == [str(made[1])]
-    assert sorted(layout.supervisors.iterdir()) == sorted([made[0], made[2]])
+    left = sorted(layout.supervisors.glob("*.img"))
+    assert left == sorted([made[0], made[2]])
+    before = made[0].stat()
+    assert await disks.supervisor_disk(tmp_path / "one") == made[0]
+    assert made[0].stat() == before, "memory images know it by its times"
     assert await disks.supervisor_disk(tmp_path / "two") == made[1], "and can come back"

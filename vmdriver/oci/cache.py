@@ -156,7 +156,7 @@ class Cache:
 
     def save(self, entry: Entry) -> None:
         """Durably."""
-        part = self.disks / f".{_meta(entry).name}"
+        part = self.disks / f".{_meta(entry).stem}.part"  # no name that `entries` reads
         part.write_bytes(entry.model_dump_json().encode())
         files.publish(part, _meta(entry), mode=0o600)
 

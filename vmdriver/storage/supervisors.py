@@ -42,7 +42,8 @@ class SupervisorDisks:
             if not known.exists():
                 await self._make(bundle, known)
             self._known_supervisors[key] = known
-        os.utime(known)
+        # Beside the disk: templates and memory images know the disk itself by its times, too.
+        await self._pool.run(known.with_suffix(".used").touch)
         return known
 
     async def collect_supervisors(self, in_use: set[str]) -> list[str]:
@@ -50,10 +51,11 @@ class SupervisorDisks:
 
         def collect() -> list[str]:
             gone = []
-            for path in self._layout.supervisors.glob("*.img"):
-                young = time.time() - path.stat().st_mtime < _YOUNG_S
+            for path in self._layout.supervisors.glob("[!.]*.img"):
+                young = time.time() - _used(path) < _YOUNG_S
                 if str(path) not in in_use and not young:
                     path.unlink()
+                    path.with_suffix(".used").unlink(missing_ok=True)
                     gone.append(str(path))
             return gone
 
@@ -77,6 +79,12 @@ class SupervisorDisks:
         finally:
             await self._pool.run(files.remove_tree, tree)
             part.unlink(missing_ok=True)
+
+
+def _used(disk: Path) -> float:
+    """When a launch asked for it last, seconds since 1970."""
+    mark = disk.with_suffix(".used")
+    return (mark if mark.exists() else disk).stat().st_mtime
 
 
 def _mke2fs(tree: Path, disk: Path) -> list[str]:
