@@ -255,7 +255,7 @@ async def test_killed_around_each_question_no_address_is_lost(
             request = create(sandbox())
             await stub.CreateSandbox(request, wait_for_ready=True, timeout=20)
             await stub.DeleteSandbox(
-                pb.DeleteSandboxRequest(sandbox_id="s1"), timeout=9
+                pb.DeleteSandboxRequest(sandbox_id="s1"), timeout=20
             )
 
     first = subprocess.Popen([*program, str(kill_at), addresses.url], cwd=ROOT)
