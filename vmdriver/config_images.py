@@ -55,7 +55,9 @@ class ImageSettings(BaseModel):
         1_000_000, ge=1, description="most files in an image's layers"
     )
     image_cache_mib: int = Field(
-        0, ge=0, description="most that unused images may take, MiB; 0: no limit"
+        0,
+        ge=0,
+        description="most that the image cache may take, MiB (what is in use stays); 0: no limit",
     )
     image_cache_days: float = Field(
         30.0, ge=0, description="images unused for that long are removed; 0: never"

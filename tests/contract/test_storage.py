@@ -301,3 +301,26 @@ async def test_supervisor_disks_that_nobody_has_go_after_a_while(
     assert await disks.supervisor_disk(tmp_path / "one") == made[0]
     assert made[0].stat() == before, "memory images know it by its times"
     assert await disks.supervisor_disk(tmp_path / "two") == made[1], "and can come back"
+
+
+async def test_a_librarys_name_cannot_lead_outside_the_disk(
+    disks: DiskStore, tmp_path: Path
+) -> None:
+    evil = tmp_path / "outside" / "evil"
+    evil.parent.mkdir()
+    library = tmp_path / "lib.so"
+    text = "int own(void) { return 3; }"
+    compile_program(library, "-shared", f"-Wl,-soname,{evil}", text=text)
+    program = tmp_path / "program"
+    text = "int own(void); int main(void) { return own(); }"
+    compile_program(program, str(library), text=text)
+    inside = Path(f"{tmp_path}/root{evil}")
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(library.read_bytes())
+    home = tmp_path / "root" / "lib64"
+    home.mkdir()
+    for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"):
+        (home / Path(path).name).write_bytes(Path(path).read_bytes())
+    with pytest.raises(Refused, match="evil"):
+        await disks.supervisor_disk(program, tmp_path / "root")
+    assert list(evil.parent.iterdir()) == []

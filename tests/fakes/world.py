@@ -76,7 +76,6 @@ class World:
     """Layer -> the tick that the guest wrote to it last."""
     damaged: set[str] = field(default_factory=set)
     images_in_use: set[str] = field(default_factory=set)
-    supervisors: list[tuple[str, str]] = field(default_factory=list)
     supervisors_in_use: set[str] = field(default_factory=set)
     kept_images: set[str] = field(default_factory=set)
     image_config: ImageConfig = field(default_factory=ImageConfig)
@@ -489,7 +488,6 @@ class FakeDisks:
         return
 
     async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
-        self._world.supervisors.append((str(program), str(root)))
         return Path("/supervisor.img")
 
     async def collect_supervisors(self, in_use: set[str]) -> list[str]:

@@ -180,6 +180,11 @@ def test_a_supervisor_is_found_where_images_have_it(tmp_path: Path) -> None:
     assert program_in(tmp_path) == place
     (tmp_path / "openshell-sandbox").symlink_to("/bin/sh")
     assert program_in(tmp_path) == place, "a link may lead anywhere"
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "opt").symlink_to(tmp_path / "opt")
+    with pytest.raises(Refused, match="has no openshell-sandbox"):
+        program_in(tree)
 
 
 def test_progress_is_told_by_step_and_twice_a_second_at_most(

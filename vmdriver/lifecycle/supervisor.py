@@ -60,8 +60,9 @@ class Supervisor:
 def program_in(tree: Path) -> Path:
     """The supervisor in an unpacked image. Refused."""
     for place in PLACES:
-        path = tree / place
-        if path.is_file() and not path.is_symlink():
+        path = (tree / place).resolve()
+        # Links of the image are not this host's: one that leads outside leads nowhere.
+        if path.is_relative_to(tree.resolve()) and path.is_file():
             return path
     raise Refused(
         "supervisor_image has no openshell-sandbox",

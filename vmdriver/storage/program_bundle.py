@@ -15,6 +15,7 @@ from vmdriver.host import process
 _ELF = b"\x7fELF"
 _INTERPRETER = re.compile(r"\[Requesting program interpreter: ([^\]]+)\]")
 _NEEDED = re.compile(r"\(NEEDED\)\s+Shared library: \[([^\]]+)\]")
+_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.~-]*")
 _DIRECTORIES = ("lib", "usr/lib", "lib64", "usr/lib64", "usr/local/lib")
 _MOST_LINKS = 40
 
@@ -61,12 +62,12 @@ async def bundle_of(program: Path, root: Path) -> Bundle:
         for name in _NEEDED.findall(text):
             if name in libraries or name == loader.name:
                 continue
-            path = _find(root, name)
+            # The name becomes a file's on the disk that is made: it must not lead elsewhere.
+            path = _find(root, name) if _NAME.fullmatch(name) else None
             if path is None:
                 raise _missing(program, name)
             libraries[name] = path
             wanted.append(path)
-    # A loader may be found by another name than it has in the file system.
     return Bundle(program, loader, tuple(sorted(libraries.items())))
 
 
@@ -83,8 +84,6 @@ async def _read_elf(what: str, path: Path) -> str:
 
 
 def _find(root: Path, name: str) -> Path | None:
-    if "/" in name:
-        return resolve(root, name)
     for directory in _library_directories(root):
         found = resolve(root, f"{directory}/{name}")
         if found is not None:
