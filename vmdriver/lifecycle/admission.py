@@ -39,8 +39,7 @@ class Admission:
 
     async def validate(self, spec: SandboxSpec, trace: Trace) -> None:
         """Whether a create of this spec would be accepted now."""
-        record, _ = await self._asked(spec, trace)
-        self._check(record.spec)
+        await self._asked(spec, trace)
 
     async def create(
         self, spec: SandboxSpec, token: SecretStr | None, trace: Trace
@@ -48,7 +47,6 @@ class Admission:
         """Accept a sandbox, durably. The machine comes up afterwards."""
         self._check_new(spec.id)
         record, draft = await self._asked(spec, trace)
-        self._check(record.spec)
         record = await self._standing_on_its_source(record)
         # Both once more: extensions were asked meanwhile.
         self._check_new(spec.id)
@@ -92,7 +90,9 @@ class Admission:
     async def _asked(
         self, spec: SandboxSpec, trace: Trace
     ) -> tuple[SandboxRecord, Draft | None]:
-        """The record as extensions have shaped it. No draft: none follows phases."""
+        """The record as extensions have shaped it, and it can be had. No draft: none follows
+        phases.
+        """
         self._check(spec)
         extensions, now = self.shared.extensions, utc_now()
         activation = extensions.activate(spec)
@@ -109,7 +109,9 @@ class Admission:
         await ask(Phase.VALIDATE_REQUEST, record, None, trace)
         await ask(Phase.PREPARE_PLAN, record, None, trace, draft)
         state = state.model_copy(update={"accepted": False})
-        return self._shaped(record, spec, state, draft), draft
+        record = self._shaped(record, spec, state, draft)
+        self._check(record.spec)
+        return record, draft
 
     def _shaped(
         self,

@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +171,10 @@ class Cache:
         """Where a layer is, once it is fetched."""
         return self.blobs / "sha256" / digest.removeprefix("sha256:")
 
+    def all_blobs(self) -> list[Path]:
+        """Every layer that is there."""
+        return list((self.blobs / "sha256").iterdir())
+
     def drop_damaged_blobs(self, digests: Iterable[str]) -> list[str]:
         """Remove layers whose content is not what their name says; their digests."""
         damaged = []
@@ -222,9 +225,17 @@ class Cache:
         """Of the file system."""
         return shutil.disk_usage(self.root).free
 
-    def age_s(self, path: Path) -> float:
-        """Since a file was used or made last."""
-        return time.time() - path.stat().st_mtime
+    def used(self, path: Path) -> float:
+        """When a disk, a layer or an unpacked image was asked for last, seconds since 1970; 0.0 for
+        what nobody can be given.
+        """
+        mark = path / "source.json" if path.is_dir() else path
+        if path.suffix == ".ext4":
+            mark = path.with_suffix(".json")
+        try:
+            return mark.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
 
 def _meta(entry: Entry) -> Path:

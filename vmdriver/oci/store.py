@@ -179,7 +179,8 @@ class ImageStore:
         for item in [] if dry_run else chosen:
             async with self._taking:
                 # Once more: it may have been asked for since.
-                if item.path in self._wanted() or self._is_young(Path(item.path)):
+                young = time.time() - self._cache.used(Path(item.path)) < _YOUNG_S
+                if item.path in self._wanted() or young:
                     continue
                 _log.info("image cache: removing %s", item.path)
                 await self._pool.run(self._cache.remove, Path(item.path))
@@ -189,50 +190,20 @@ class ImageStore:
         """What work under way, or somebody whose record does not say so yet, needs."""
         return self._maker.needed().union(self._kept.values())
 
-    def _is_young(self, path: Path) -> bool:
-        try:
-            return self._cache.age_s(path.with_suffix(".json")) < _YOUNG_S
-        except FileNotFoundError:
-            return False
-
     def _cached(self, in_use: set[str]) -> list[CachedFile]:
-        wanted = self._wanted()
-        disks = [
-            CachedFile(
-                used.entry.path,
-                used.entry.stored_bytes,
-                used.used,
-                used.entry.path in in_use | wanted
-                or self._is_young(Path(used.entry.path)),
-            )
-            for used in self._cache.entries()
+        needed = in_use | self._wanted()
+        now, cache = time.time(), self._cache
+
+        def cached(path: Path, size: int, *, known: bool = True) -> CachedFile:
+            used = cache.used(path)
+            busy = str(path) in needed or now - used < _YOUNG_S
+            return CachedFile(str(path), size, used, busy, known)
+
+        disks = [(Path(u.entry.path), u.entry.stored_bytes) for u in cache.entries()]
+        trees = [(home, entry.stored_bytes) for home, entry in cache.tree_entries()]
+        blobs = [(path, files.stored_bytes(path)) for path in cache.all_blobs()]
+        orphans = [(path, files.stored_bytes(path)) for path in cache.orphan_disks()]
+        return [
+            *(cached(path, size) for path, size in [*disks, *trees, *blobs]),
+            *(cached(path, size, known=False) for path, size in orphans),
         ]
-        orphans = [
-            CachedFile(
-                str(p),
-                files.stored_bytes(p),
-                0.0,
-                str(p) in in_use | wanted,
-                known=False,
-            )
-            for p in self._cache.orphan_disks()
-        ]
-        blobs = [
-            CachedFile(
-                str(p),
-                files.stored_bytes(p),
-                p.stat().st_mtime,
-                str(p) in wanted or self._cache.age_s(p) < _YOUNG_S,
-            )
-            for p in (self._cache.blobs / "sha256").iterdir()
-        ]
-        trees = [
-            CachedFile(
-                str(home),
-                entry.stored_bytes,
-                (home / "source.json").stat().st_mtime,
-                str(home) in wanted,
-            )
-            for home, entry in self._cache.tree_entries()
-        ]
-        return [*disks, *orphans, *blobs, *trees]
