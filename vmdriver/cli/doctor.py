@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdriver.app import Driver, qemu_owner
+from vmdriver.app import Driver
 from vmdriver.cli.show import print_json
 from vmdriver.config import Loaded
 from vmdriver.config_model import Config
+from vmdriver.config_views import qemu_owner
 from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import facts, process
 from vmdriver.host.lock import StateLock

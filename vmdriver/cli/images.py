@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vmdriver.app import admin_socket
 from vmdriver.cli.show import print_json, print_table
 from vmdriver.config import Loaded
+from vmdriver.config_views import admin_socket
 from vmdriver.service import admin_client
 
 _BAR_WIDTH = 30
