@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.world import FakeHypervisor, World
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.world import World
 from vmdriver.host import facts
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.connection import Connection

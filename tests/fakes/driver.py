@@ -7,18 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.world import (
-    FakeAccelerator,
-    FakeDisks,
-    FakeHypervisor,
-    FakeImages,
-    FakeJournal,
-    FakeMemory,
-    FakeMemoryStore,
-    FakeNetwork,
-    FakeRecords,
-    World,
-)
+from tests.fakes.accelerator import FakeAccelerator
+from tests.fakes.disks import FakeDisks
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.image_cache import FakeImages
+from tests.fakes.memory import FakeMemory
+from tests.fakes.memory_store import FakeMemoryStore
+from tests.fakes.network import FakeNetwork
+from tests.fakes.records import FakeJournal, FakeRecords
+from tests.fakes.world import World
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner

@@ -1,0 +1,13 @@
+"""A host without KVM."""
+
+from __future__ import annotations
+
+from vmdriver.model.plan import Accelerator
+
+
+class FakeAccelerator:
+    async def chosen(self) -> Accelerator:
+        return "tcg"
+
+    def note(self) -> str:
+        return ""

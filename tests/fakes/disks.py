@@ -1,0 +1,107 @@
+"""Layers, seeds and status disks in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.fakes.world import World
+from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.model.plan import Disk, LaunchPlan
+
+
+class FakeDisks:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def create_overlay(self, disk: Disk) -> None:
+        self._world.act(f"create overlay {disk.path}")
+        self._world.files.add(disk.path)
+
+    async def layers(self) -> list[str]:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return [f for f in self._world.files if f.startswith("layers/")]
+
+    async def merge_layer(self, layer: str, below: str) -> None:
+        world = self._world
+        world.act(f"merge {layer}")
+        assert layer not in world.root_layers.values(), "merged under a running machine"
+        world.written[below] = max(
+            world.written.get(layer, 0), world.written.get(below, 0)
+        )
+
+    async def freeze_layer(self, path: str) -> int:
+        self._world.act(f"freeze layer {path}")
+        assert path not in self._world.root_layers.values()
+        return 4096
+
+    async def flush_status(self, path: str) -> None:
+        return
+
+    async def write_resume_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        self._world.act("write resume files")
+        self._world.files.add(plan.disk("seed").path)
+        self._world.reports[plan.disk("status").path] = GuestReport("started")
+
+    async def write_barrier_files(self, plan: LaunchPlan) -> None:
+        self._world.act("write barrier files")
+        self._world.reports[plan.disk("status").path] = GuestReport("waiting")
+
+    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
+        return
+
+    async def take_over_files(
+        self,
+        waiting: LaunchPlan,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        self._world.act("take over files")
+        self._world.files.add(plan.disk("seed").path)
+        self._world.reports.pop(waiting.disk("status").path, None)
+        self._world.reports[plan.disk("status").path] = GuestReport()
+
+    async def write_launch_files(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        self._world.act("write launch files")
+        self._world.files.add(plan.disk("seed").path)
+        self._world.seeds[plan.sandbox_id] = (environment, secrets)
+        self._world.reports[plan.disk("status").path] = GuestReport()
+
+    async def remove(self, path: str) -> None:
+        self._world.act(f"remove {path}")
+        self._world.files.discard(path)
+
+    async def report(self, path: str) -> GuestReport:
+        return self.report_now(path)
+
+    def report_now(self, path: str) -> GuestReport:
+        return self._world.reports.get(path, GuestReport())
+
+    async def console_tail(self, path: str, size: int = 2000) -> str:
+        return "last words"
+
+    async def bound_console(self, path: str) -> None:
+        return
+
+    async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
+        return Path("/supervisor.img")
+
+    async def collect_supervisors(self, in_use: set[str]) -> list[str]:
+        self._world.supervisors_in_use = set(in_use)
+        return []
+
+    async def extension_directory(self, sandbox_id: str, name: str) -> Path:
+        return Path("/nowhere") / sandbox_id / name

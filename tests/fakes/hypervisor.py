@@ -1,0 +1,81 @@
+"""Machines in memory, started in the half steps that libvirt takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from tests.fakes.world import World
+from vmdriver.errors import HostError
+from vmdriver.lifecycle.ports import (
+    Found,
+    GuestReport,
+    no_checkpoint,
+)
+from vmdriver.model.ids import parse_mark
+from vmdriver.model.memory_image import Versions
+from vmdriver.model.phase import DomainState
+from vmdriver.model.plan import Accelerator, LaunchPlan
+
+
+class FakeHypervisor:
+    def __init__(
+        self,
+        world: World,
+        instance: str,
+        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+    ) -> None:
+        self._world, self._instance, self._checkpoint = world, instance, checkpoint
+        self.hint: Callable[[str], None] = lambda _name: None
+
+    async def start(self, plan: LaunchPlan, mark: str) -> None:
+        world = self._world
+        world.act(f"start {plan.domain}")
+        if world.domains.get(plan.domain) is DomainState.RUNNING:
+            raise HostError("two machines on one disk")
+        assert plan.network.lease.tap in world.taps, "a machine without its tap"
+        assert plan.network.lease.tap in world.tables, "a machine without its firewall"
+        needed = {plan.disk("root").path}
+        if "/template-" not in mark:
+            needed.add(plan.disk("seed").path)
+        assert needed <= world.files, "a machine without its disks"
+        world.marks[plan.domain] = mark
+        for half_way in (DomainState.OFF, DomainState.PAUSED):
+            world.domains[plan.domain] = half_way
+            await self._checkpoint(f"machine:{half_way}")
+        world.domains[plan.domain] = DomainState.RUNNING
+        world.root_layers[plan.domain] = plan.disk("root").path
+        world.ticks[plan.domain] = 0
+        world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
+        nobodys = "/template-" in mark
+        world.reports[plan.disk("status").path] = GuestReport(
+            "waiting" if nobodys else "started"
+        )
+
+    async def observe(self, domain: str) -> DomainState:
+        return self._world.domains.get(domain, DomainState.ABSENT)
+
+    async def build(self, accelerator: Accelerator) -> Versions:
+        return Versions(hypervisor="7.2", libvirt="9.0", machine="pc-q35-7.2")
+
+    async def remark(self, domain: str, mark: str) -> None:
+        self._world.act(f"mark {domain}")
+        self._world.marks[domain] = mark
+
+    async def destroy(self, domain: str) -> None:
+        self._world.act(f"destroy {domain}")
+        self._world.domains.pop(domain, None)
+        self._world.frozen.discard(domain)
+        self._world.root_layers.pop(domain, None)
+
+    async def marked(self) -> list[Found]:
+        for _ in range(50):  # a look at a real host takes time: others go on meanwhile
+            await asyncio.sleep(0)
+        found = [
+            Found("domain", d, parse_mark(self._world.marks[d], self._instance) or "")
+            for d in self._world.domains
+        ]
+        return [f for f in found if f.sandbox_id]
+
+    def on_change(self, hint: Callable[[str], None]) -> None:
+        self.hint = hint

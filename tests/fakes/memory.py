@@ -1,0 +1,116 @@
+"""Machines that can be paused, kept and loaded, with a guest whose workload ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from tests.fakes.world import World
+from vmdriver.errors import NotFound
+from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
+from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.model.phase import DomainState
+from vmdriver.model.plan import LaunchPlan
+
+
+class FakeMemory:
+    """Machines that can be paused, and a guest whose workload ticks when it runs."""
+
+    def __init__(
+        self, world: World, checkpoint: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._world, self._checkpoint = world, checkpoint
+
+    def _there(self, domain: str) -> None:
+        if self._world.domains.get(domain) not in {
+            DomainState.RUNNING,
+            DomainState.PAUSED,
+        }:
+            raise NotFound(f"no domain {domain}")
+
+    def tick(self, domain: str) -> int:
+        """The workload runs for a moment."""
+        world = self._world
+        assert world.domains[domain] is DomainState.RUNNING
+        assert domain not in world.frozen
+        world.ticks[domain] += 1
+        world.lived.append((domain, world.ticks[domain]))
+        world.written[world.root_layers[domain]] = world.ticks[domain]
+        return world.ticks[domain]
+
+    async def pause(self, domain: str) -> None:
+        self._world.act(f"pause {domain}")
+        self._there(domain)
+        self._world.domains[domain] = DomainState.PAUSED
+
+    async def go_on(self, domain: str) -> None:
+        self._world.act(f"go on {domain}")
+        if self._world.domains.get(domain) is DomainState.PAUSED:
+            self._world.domains[domain] = DomainState.RUNNING
+
+    async def ask(
+        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
+    ) -> dict[str, str]:
+        world = self._world
+        world.act(f"{verb} {domain}")
+        self._there(domain)
+        assert world.domains[domain] is DomainState.RUNNING, f"{verb} of a paused guest"
+        if verb == "flush":
+            world.flushed.append(domain)
+        elif verb == "freeze":
+            world.frozen.add(domain)
+            return {"boot_id": "guest-boot"}
+        elif verb in {"thaw", "renew"}:
+            world.frozen.discard(domain)
+        elif verb == "adopt":
+            for path in world.reports:
+                if path.startswith(world.marks[domain].rpartition("/")[2]):
+                    world.reports[path] = GuestReport("started")
+        return {}
+
+    async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
+        world = self._world
+        world.act(f"capture {domain}")
+        assert world.domains[domain] is DomainState.PAUSED
+        nobodys = "/template-" in world.marks[domain]
+        assert nobodys or domain in world.frozen, (
+            "captured with a workload that would go on at once"
+        )
+        world.memories[memory.rpartition("/")[0]] = world.ticks[domain]
+        await self._checkpoint("capture:half-way")
+        return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
+
+    async def stream(self, domain: str, target: str) -> Streamed:
+        captured = await self.capture(domain, target, 0)
+        return Streamed(target, captured.domain_xml)
+
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        self._world.act(f"split {streamed.path}")
+        return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
+
+    async def load(
+        self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
+    ) -> None:
+        world = self._world
+        world.act(f"load {plan.domain}")
+        assert world.domains.get(plan.domain) in {None, DomainState.OFF}, "two machines"
+        assert plan.network.lease.tap in world.tables, "a machine without its firewall"
+        root = plan.disk("root")
+        tick = world.memories[saved.memory.rpartition("/")[0]]
+        below = [world.written.get(layer, 0) for layer in (root.path, *root.backing)]
+        assert max(below) <= tick, "a disk that is newer than the memory"
+        world.marks[plan.domain] = mark
+        world.domains[plan.domain] = DomainState.PAUSED
+        await self._checkpoint("load:paused")
+        world.root_layers[plan.domain] = root.path
+        world.ticks[plan.domain] = tick
+        if plan.template is None:
+            world.frozen.add(plan.domain)
+
+    async def switch_layer(self, domain: str, layer: str) -> None:
+        self._world.act(f"switch {domain} to {layer}")
+        assert self._world.domains[domain] is DomainState.PAUSED
+        assert layer in self._world.files
+        self._world.root_layers[domain] = layer
+
+    async def root_layer(self, domain: str) -> str:
+        return self._world.root_layers.get(domain, "")

@@ -1,0 +1,92 @@
+"""Kept memories in memory: directories with a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+
+from tests.fakes.world import World
+from vmdriver.errors import NotFound
+from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
+from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
+
+
+class FakeMemoryStore:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def begin(self, directory: str, needed_bytes: int) -> str:
+        self._world.act(f"begin image {directory}")
+        self._world.images[directory] = ""
+        return f"{directory}/memory"
+
+    async def end(self, directory: str) -> None:
+        return
+
+    async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
+        self._world.act(f"write image {directory}")
+        return (Part(name="memory", size=8192, stored=4096, digests=("d",)),)
+
+    async def publish(
+        self, directory: str, target: str, manifest: MemoryManifest
+    ) -> str:
+        world = self._world
+        world.act(f"publish {target}")
+        world.images.pop(directory)
+        world.images[target] = manifest.model_dump_json()
+        world.memories[target] = world.memories.pop(directory)
+        return _digest(world.images[target])
+
+    async def read(self, directory: str) -> tuple[MemoryManifest, str]:
+        text = self._world.images.get(directory)
+        if not text:
+            raise NotFound(f"no image {directory}")
+        return MemoryManifest.model_validate_json(text), _digest(text)
+
+    async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
+        return ["memory has changed"] if directory in self._world.damaged else []
+
+    async def saved(self, directory: str) -> SavedMachine:
+        return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
+
+    async def lend(self, directory: str, *, lent: bool) -> None:
+        return
+
+    async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
+        """A file's content is what was written to it last."""
+        written = self._world.written
+        return tuple(
+            FileIdentity(
+                path=p, size=1, inode=1, modified_ns=written.get(p, 0), changed_ns=0
+            )
+            for p in paths
+        )
+
+    async def retire(self, directory: str, target: str) -> None:
+        self._world.act(f"retire {directory}")
+        if directory in self._world.images:
+            del self._world.images[directory]
+            self._world.images[target] = ""
+
+    async def read_ahead(self, directory: str) -> None:
+        return
+
+    async def move(self, directory: str, target: str) -> None:
+        self._world.act(f"move {directory}")
+        if directory in self._world.images:
+            self._world.images[target] = self._world.images.pop(directory)
+
+    async def remove(self, directory: str) -> None:
+        self._world.act(f"remove image {directory}")
+        self._world.images.pop(directory, None)
+
+    async def listed(self, parent: str) -> list[str]:
+        found = [
+            d.removeprefix(parent + "/")
+            for d in self._world.images
+            if d.startswith(parent + "/")
+        ]
+        return sorted(found)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

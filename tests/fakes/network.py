@@ -1,0 +1,58 @@
+"""Taps and tables in memory."""
+
+from __future__ import annotations
+
+from tests.fakes.world import World
+from vmdriver.lifecycle.ports import (
+    Found,
+    Taken,
+)
+from vmdriver.model.ids import parse_mark
+from vmdriver.model.plan import NetworkPlan
+
+
+class FakeNetwork:
+    def __init__(self, world: World, instance: str) -> None:
+        self._world, self._instance = world, instance
+
+    async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
+        self._world.act(f"make tap {plan.lease.tap}")
+        self._world.taps[plan.lease.tap] = mark
+
+    async def remark_tap(self, tap: str, mark: str) -> None:
+        self._world.act(f"mark tap {tap}")
+        assert tap in self._world.taps
+        self._world.taps[tap] = mark
+
+    async def remove_tap(self, tap: str, mark: str) -> None:
+        self._world.act(f"remove tap {tap}")
+        self._world.taps.pop(tap, None)
+
+    async def reset_connections(self, guest_ip: str) -> None:
+        self._world.act(f"reset connections with {guest_ip}")
+
+    async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
+        self._world.act(f"load rules {plan.lease.tap}")
+        self._world.tables[plan.lease.tap] = mark
+
+    async def remove_rules(self, tap: str) -> None:
+        self._world.act(f"remove rules {tap}")
+        self._world.tables.pop(tap, None)
+
+    async def taken(self) -> Taken:
+        return Taken(frozenset({"lo", *self._world.taps}))
+
+    async def own_networks(self) -> tuple[str, ...]:
+        return ("192.0.2.0/24",)
+
+    async def resolve(self, host: str) -> str:
+        return "198.51.100.7"
+
+    async def marked(self) -> list[Found]:
+        both = (("tap", self._world.taps), ("firewall", self._world.tables))
+        found = [
+            Found(kind, n, parse_mark(m, self._instance) or "")
+            for kind, all_ in both
+            for n, m in all_.items()
+        ]
+        return [f for f in found if f.sandbox_id]

@@ -1,0 +1,76 @@
+"""Records and ledgers as texts, so that what cannot be stored is noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pydantic import SecretStr
+
+from tests.fakes.world import World
+from vmdriver.errors import AlreadyExists
+from vmdriver.model.record import SandboxRecord
+
+
+class FakeRecords:
+    """Records as JSON texts, so that what cannot be stored is noticed."""
+
+    def __init__(
+        self, world: World, checkpoint: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._world, self._checkpoint = world, checkpoint
+
+    async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
+        await self._checkpoint("record:before-create")
+        if record.id in self._world.records:
+            raise AlreadyExists(record.id)
+        self._world.records[record.id] = record.model_dump_json()
+        if token is not None:
+            self._world.tokens[record.id] = token
+        await self._checkpoint("record:after-create")
+
+    async def save(self, record: SandboxRecord) -> None:
+        await self._checkpoint("record:before-save")
+        self._world.act("save record")
+        self._world.records[record.id] = record.model_dump_json()
+        await self._checkpoint("record:after-save")
+
+    async def load_all(self) -> list[SandboxRecord]:
+        return [
+            SandboxRecord.model_validate_json(text)
+            for text in self._world.records.values()
+        ]
+
+    def unreadable(self) -> list[str]:
+        return []
+
+    async def token(self, sandbox_id: str) -> SecretStr | None:
+        return self._world.tokens.get(sandbox_id)
+
+    async def remove(self, sandbox_id: str) -> None:
+        await self._checkpoint("record:before-remove")
+        self._world.act("remove record")
+        self._world.records.pop(sandbox_id, None)
+        for directory in list(self._world.images):
+            if directory.startswith(f"{sandbox_id}/"):
+                del self._world.images[directory]
+        self._world.tokens.pop(sandbox_id, None)
+        self._world.journals.pop(sandbox_id, None)
+        await self._checkpoint("record:after-remove")
+
+
+class FakeJournal:
+    def __init__(self, world: World, sandbox_id: str) -> None:
+        self._world, self._id = world, sandbox_id
+
+    def read(self) -> list[Mapping[str, Any]]:
+        return [json.loads(line) for line in self._world.journals.get(self._id, [])]
+
+    async def append(self, entry: Mapping[str, Any]) -> None:
+        self._world.act("append to journal")
+        self._world.journals.setdefault(self._id, []).append(json.dumps(entry))
+
+    async def rewrite(self, entries: list[Mapping[str, Any]]) -> None:
+        self._world.act("rewrite journal")
+        self._world.journals[self._id] = [json.dumps(entry) for entry in entries]
