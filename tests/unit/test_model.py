@@ -242,7 +242,11 @@ def test_the_gateway_sees_every_state_as_it_is() -> None:
         assert gateway_phase(record(Intent.STOPPED, phase, crash)) == "PROVISIONING", (
             "a stop of it is under way"
         )
-    assert gateway_phase(record(Intent.STOPPED, Phase.STOPPED)) == "STOPPED"
+    for phase in (Phase.STOPPED, Phase.SUSPENDED):
+        assert gateway_phase(record(Intent.STOPPED, phase)) == "STOPPED"
+        assert gateway_phase(record(Intent.RUNNING, phase)) == "PROVISIONING", (
+            "on its way up, as in a return to a snapshot: Stopped would be for good"
+        )
     for phase in (Phase.RUNNING, Phase.STOPPING, Phase.LAUNCHING):
         assert gateway_phase(record(Intent.STOPPED, phase)) == "PROVISIONING"
 

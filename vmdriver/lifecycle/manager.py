@@ -192,7 +192,10 @@ class Manager(Sandboxes):
         _refuse_if_deleting(worker)
 
     async def start(self, sandbox_id: str, name: str) -> None:
-        """Accept a start, durably; does not wait for the machine. Idempotent."""
+        """Accept a start, durably; does not wait for the machine. Idempotent: what is wanted
+        already is shown again, since a gateway's row says Starting until it is shown something
+        else.
+        """
         worker = self.find(sandbox_id, name)
         _refuse_if_deleting(worker)
         record = worker.record
@@ -206,6 +209,7 @@ class Manager(Sandboxes):
             await worker.set_intent(Intent.RUNNING, crash_restarts=0)
         else:
             worker.start()
+            worker.announce()
 
     async def _start_failed(self, worker: SandboxWorker) -> None:
         failure = worker.record.failure

@@ -64,12 +64,16 @@ class Operations:
 
     async def resume(self, worker: SandboxWorker, *, cold: bool = False) -> None:
         """Bring it back, from its memory if it has some and `cold` does not say otherwise."""
+        was_down = _is_down(worker)
         if cold:
             await worker.perform(lambda _: worker.drop_memory())
         await self._manager.start(worker.record.id, "")
-        await self._up(worker)
+        await self._up(worker, was_down=was_down)
 
-    async def _up(self, worker: SandboxWorker) -> None:
+    async def _up(self, worker: SandboxWorker, *, was_down: bool) -> None:
+        """Wait until it runs. If it was down before, a gateway must be told by its user: a
+        driver cannot lead a row out of Stopped (contract §2.9).
+        """
         await worker.until(
             lambda r: not r.reverting and r.phase in {Phase.RUNNING, Phase.FAILED},
             self._up_limit_s,
@@ -78,6 +82,12 @@ class Operations:
         failure = worker.record.failure
         if worker.record.phase is Phase.FAILED and failure is not None:
             raise HostError(failure.message, reason=failure.reason)
+        if was_down:
+            worker.tell(
+                "GatewaySaysStopped",
+                "the sandbox runs; a gateway goes on saying Stopped until `openshell sandbox "
+                f"start {worker.record.spec.name}`",
+            )
 
     async def create_snapshot(
         self, worker: SandboxWorker, name: str, *, disk_only: bool
@@ -92,8 +102,9 @@ class Operations:
     async def restore_snapshot(self, worker: SandboxWorker, name: str) -> None:
         """Make it what it was then. NotFound for another name."""
         worker.find_snapshot(name)
+        was_down = _is_down(worker)
         await worker.perform(lambda _: worker.return_to(name))
-        await self._up(worker)
+        await self._up(worker, was_down=was_down)
 
     async def delete_snapshot(self, worker: SandboxWorker, name: str) -> None:
         """Remove a snapshot. NotFound."""
@@ -108,3 +119,8 @@ class Operations:
     def _must_exist(worker: SandboxWorker) -> None:
         if worker.gone:
             raise NotFound(f"sandbox {worker.record.id} was deleted meanwhile")
+
+
+def _is_down(worker: SandboxWorker) -> bool:
+    """Whether watchers have been shown it as stopped."""
+    return any(c.type == "Suspended" for c in worker.snapshot.conditions)

@@ -35,7 +35,7 @@ class SandboxState:
         self._waiters: set[asyncio.Future[None]] = set()
 
     def announce(self) -> None:
-        """Show a new sandbox to the watchers."""
+        """Show it to the watchers as it is now: a new one, or to one whose picture may be old."""
         self._hub.publish(Changed(self.snapshot))
 
     async def until(

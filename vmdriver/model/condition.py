@@ -71,9 +71,12 @@ def _condition(record: SandboxRecord) -> tuple[str, str, str, str]:
     failure = record.failure
     if record.intent is Intent.DELETED or record.phase is Phase.DELETING:
         return "Ready", "False", "Deleting", "the sandbox is being deleted"
-    if record.phase is Phase.STOPPED:
+    # One that is meant to run is on its way up, also where a return to a snapshot goes through
+    # these phases: a row that has once seen Suspended stays Stopped.
+    meant_to_run = record.intent is Intent.RUNNING
+    if record.phase is Phase.STOPPED and not meant_to_run:
         return "Suspended", "True", "Stopped", "the machine is down; its disk is kept"
-    if record.phase is Phase.SUSPENDED:
+    if record.phase is Phase.SUSPENDED and not meant_to_run:
         text = "the machine is suspended; its memory and disk are kept"
         return "Suspended", "True", "Suspended", text
     if record.intent in {Intent.STOPPED, Intent.SUSPENDED}:
