@@ -25,7 +25,6 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
 from vmdriver.storage import seed
-from vmdriver.storage.launch_files import parse_report
 
 Golden = Callable[[str, str], None]
 TCG = Host(
@@ -282,18 +281,3 @@ def test_every_byte_of_a_value_survives_the_way_into_a_process(
     ).stdout
     got = dict(item.decode().split("=", 1) for item in out.split(b"\0") if item)
     assert got == values
-
-
-@given(st.binary(max_size=5000))
-def test_whatever_the_guest_writes_is_a_report(data: bytes) -> None:
-    report = parse_report(data)
-    assert report.phase in {"", "started", "exited", "failed", "probed"}
-    assert len(report.reason) <= 500
-
-
-def test_reports() -> None:
-    report = parse_report(
-        b"phase=exited\ncode=3\ninit=2.79 modules=3.30 supervisor=3.81\n" + b"\0" * 100
-    )
-    assert (report.phase, report.exit_code) == ("exited", 3)
-    assert report.stamps == {"init": 2.79, "modules": 3.3, "supervisor": 3.81}

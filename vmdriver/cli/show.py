@@ -22,8 +22,8 @@ from vmdriver.lifecycle.ledger import replay
 from vmdriver.lifecycle.ports import Found
 from vmdriver.model.record import SandboxRecord
 from vmdriver.storage.disks import console_tail
+from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.journal import read_lines
-from vmdriver.storage.launch_files import parse_report
 from vmdriver.storage.layout import Layout, SandboxFiles
 
 
@@ -110,12 +110,11 @@ def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:
     files = _files(loaded, sandbox_id)
     record = SandboxRecord.model_validate_json(files.record.read_bytes())
     held = replay(read_lines(files.ledger))
-    status = files.status.read_bytes() if files.status.exists() else b""
     plan = record.plan
     return {
         "record": record.model_dump(mode="json"),
         "ledger": [vars(entry) for entry in held.values()],
-        "guest": vars(parse_report(status)),
+        "guest": vars(read_report(str(files.status))),
         "machine": _machine(loaded, plan.domain) if plan else {"running": False},
         "addresses": record.lease.model_dump() if record.lease else None,
         "console_tail": console_tail(files.console),
@@ -199,7 +198,9 @@ def _copy_from(path: Path, position: int) -> int:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(position if position <= end else 0)
-            sys.stdout.write(file.read().decode("utf-8", errors="replace"))
+            text = file.read().decode("utf-8", errors="replace")
+            # The guest's: it must not reach the operator's terminal with escapes.
+            sys.stdout.write("".join(c for c in text if c.isprintable() or c in "\n\t"))
             sys.stdout.flush()
             return file.tell()
     except FileNotFoundError:

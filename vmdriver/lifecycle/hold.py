@@ -23,8 +23,17 @@ from vmdriver.lifecycle.state import SandboxState
 from vmdriver.lifecycle.steps import MACHINE, Ports, Undoer
 from vmdriver.lifecycle.templates import Templates
 from vmdriver.lifecycle.warm_pool import WarmPool
-from vmdriver.model.phase import DomainState, MachineState, Phase, machine_state
+from vmdriver.model.phase import (
+    SAID,
+    DomainState,
+    MachineState,
+    Phase,
+    machine_state,
+)
 from vmdriver.model.record import Failure, SandboxRecord
+
+_CONFIRMED = {Phase.RUNNING, Phase.SUSPENDING}
+"""Phases of a machine whose guest has said that it started."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class SandboxHold(SandboxState):
             return MachineState.ABSENT, GuestReport()
         domain = await self._shared.ports.hypervisor.observe(plan.domain)
         report = await self._shared.ports.disks.report(plan.disk("status").path)
-        half_way = not held.done and not report.phase
+        half_way = not held.done and report.phase not in SAID
         if half_way and (domain is not DomainState.RUNNING or plan.template):
             # A start that was cut off: defined, perhaps paused, never let go; or loaded
             # from a template and never told who it is.
@@ -82,7 +91,11 @@ class SandboxHold(SandboxState):
         if rebooted and domain in {DomainState.OFF, DomainState.CRASHED}:
             # It ended with the host, unless it had said before that it was ending by itself.
             domain = domain if report.phase == "exited" else DomainState.ABSENT
-        return machine_state(domain, report.phase), report
+        said = report.phase
+        if self.record.phase in _CONFIRMED and said not in {"exited", "failed"}:
+            # It has started once, and cannot take that back by scribbling on its disk.
+            said = "started"
+        return machine_state(domain, said), report
 
     async def _tell_restored(self, kind: RestoreKind) -> None:
         """after_restore hooks; their errors are shown and change nothing."""

@@ -18,7 +18,7 @@ from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.lifecycle.restore_check import secrets_digest
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
-from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.phase import SAID, Intent, MachineState, Phase
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class LaunchActions(ForkActions):
         path, loop = plan.disk("status").path, asyncio.get_running_loop()
         deadline = loop.time() + self._shared.settings.boot_timeout_s
         look_again = loop.time() + 1.0
-        while not self._shared.ports.disks.report_now(path).phase:
+        while self._shared.ports.disks.report_now(path).phase not in SAID:
             if self._wake.is_set() or loop.time() > look_again:
                 look_again = loop.time() + 1.0
                 self._wake.clear()

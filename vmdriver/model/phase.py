@@ -88,13 +88,15 @@ class Action(StrEnum):
     DELETE = "delete"
 
 
+SAID = frozenset({"started", "exited", "failed"})
+"""What a sandbox's guest says of itself. Nothing else on its status disk counts: not what a
+template says, nor whatever root in the guest writes there.
+"""
 _ENDED = {MachineState.EXITED, MachineState.BROKEN, MachineState.CRASHED}
 
 
 def machine_state(domain: DomainState, report: str) -> MachineState:
-    """Join libvirt's state with the guest's last report ("", "started", "exited" or
-    "failed").
-    """
+    """Join libvirt's state with the guest's last report (one of SAID counts)."""
     if report == "exited" and domain is not DomainState.ABSENT:
         return MachineState.EXITED
     if report == "failed" and domain is not DomainState.ABSENT:

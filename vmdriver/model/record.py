@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
@@ -112,6 +112,14 @@ class SandboxRecord(Frozen):
     """Name of the snapshot that the sandbox is being returned to."""
     stop_anyway: bool = False
     """A suspension that cannot be is a stop instead: the gateway asked for a stop."""
+
+    @field_validator("boot_seconds", mode="before")
+    @classmethod
+    def _numbers_only(cls, value: Any) -> Any:
+        """A stamp that was no finite number was once stored, and JSON has only null for it."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: seconds for name, seconds in value.items() if seconds is not None}
 
     @property
     def id(self) -> str:

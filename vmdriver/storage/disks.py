@@ -13,13 +13,12 @@ from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports import GuestReport, Ownership
 from vmdriver.model.plan import Disk
 from vmdriver.storage import files
-from vmdriver.storage.launch_files import LaunchFiles, read_report
+from vmdriver.storage.guest_report import read_report
+from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.supervisors import SupervisorDisks
 
 _log = logging.getLogger(__name__)
-_STATUS_BYTES = 64 * 1024
-_RECORD_BYTES = 4096
 _CONSOLE_LIMIT = 1024 * 1024
 _CONSOLE_KEPT = 256 * 1024
 _FREE_SPACE_KEPT = 256 * 1024 * 1024
@@ -181,6 +180,6 @@ def console_tail(path: Path, size: int = 2000) -> str:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - size))
             text = file.read(size).decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
+    except OSError:
+        return ""  # only for people; whatever it is, the machine is looked after
     return "".join(c if c.isprintable() or c == "\n" else "" for c in text).strip()

@@ -9,52 +9,13 @@ from pathlib import Path
 
 from vmdriver.errors import Refused, StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import GuestReport, Ownership
+from vmdriver.lifecycle.ports import Ownership
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.storage import files, seed
+from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout
 
 _STATUS_BYTES = 64 * 1024
-_RECORD_BYTES = 4096
-
-
-def parse_report(data: bytes) -> GuestReport:
-    """Read a status record; whatever the guest wrote, the answer is a report."""
-    text = data[:_RECORD_BYTES].rstrip(b"\0").decode("utf-8", errors="replace")
-    fields = dict(
-        line.split("=", 1)
-        for line in text.splitlines()
-        if "=" in line and " " not in line.split("=")[0]
-    )
-    stamps: dict[str, float] = {}
-    for word in text.split():
-        name, _, value = word.partition("=")
-        if (
-            name in {"init", "modules", "supervisor"}
-            and value.replace(".", "", 1).isdigit()
-        ):
-            stamps[name] = float(value)
-    phase = fields.get("phase", "")
-    code = fields.get("code", "")
-    return GuestReport(
-        phase=phase
-        if phase in {"waiting", "started", "exited", "failed", "probed"}
-        else "",
-        exit_code=int(code) if code.isdigit() and len(code) < 4 else None,
-        reason="".join(c if c.isprintable() else "?" for c in fields.get("reason", ""))[
-            :500
-        ],
-        stamps=stamps,
-    )
-
-
-def read_report(path: str) -> GuestReport:
-    """What the guest said last; nothing if there is no such disk."""
-    try:
-        with Path(path).open("rb") as file:
-            return parse_report(file.read(_RECORD_BYTES))
-    except FileNotFoundError:
-        return GuestReport()
 
 
 class LaunchFiles:
