@@ -33,6 +33,8 @@ class Session:
     changed: threading.Condition = field(default_factory=threading.Condition)
     jobs: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
     results: dict[int, Completed] = field(default_factory=dict)
+    speaker: str = ""
+    """The supervisor that was heard last: a snapshot that is returned to brings an earlier one back."""
     held: threading.Event = field(default_factory=threading.Event)
 
 
@@ -113,15 +115,16 @@ class Gateway:
         self, session: Session, instance: str, peer: socket.socket
     ) -> dict[str, Any]:
         """Wait up to 10 s. A guest that was stopped leaves its question behind: it must not take the next one's work."""
+        session.speaker = instance
         for _ in range(200):
-            stale = session.hellos[-1]["instance"] != instance
+            stale = session.speaker != instance
             if self._ended or stale or not _alive(peer):
                 return {}
             try:
                 job = session.jobs.get(timeout=0.05)
             except queue.Empty:
                 continue
-            if session.hellos[-1]["instance"] == instance and _alive(peer):
+            if session.speaker == instance and _alive(peer):
                 return job
             session.jobs.put(job)
         return {}
@@ -141,6 +144,7 @@ class Gateway:
         with session.changed:
             if path == "/hello":
                 session.hellos.append(message)
+                session.speaker = message["instance"]
                 session.tokens.append(token)
             elif path == "/exit":
                 session.exits.append(message["code"])

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from tests.system.conftest import BIN, Driver
+from tests.fakes.serve import BIN
+from tests.system.conftest import Driver
 from vmdriver._proto import compute_driver_pb2 as pb
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /sandbox/counter; sleep 0.1; done"
