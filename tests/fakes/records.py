@@ -67,10 +67,11 @@ class FakeJournal:
     def read(self) -> list[Mapping[str, Any]]:
         return [json.loads(line) for line in self._world.journals.get(self._id, [])]
 
-    async def append(self, entry: Mapping[str, Any]) -> None:
+    async def append(self, *lines: Mapping[str, Any]) -> None:
         self._world.act("append to journal")
-        self._world.journals.setdefault(self._id, []).append(json.dumps(entry))
+        texts = [json.dumps(line) for line in lines]
+        self._world.journals.setdefault(self._id, []).extend(texts)
 
-    async def rewrite(self, entries: list[Mapping[str, Any]]) -> None:
-        self._world.act("rewrite journal")
-        self._world.journals[self._id] = [json.dumps(entry) for entry in entries]
+    async def rewrite(self, lines: list[Mapping[str, Any]]) -> None:
+        self._world.act("rewrite journal" if lines else "empty journal")
+        self._world.journals[self._id] = [json.dumps(line) for line in lines]

@@ -310,11 +310,8 @@ class JournalsAfterTheEffect(Ledger):
             return None
         result = await finished(effect())
         await self._checkpoint(f"{key}:after-effect")
-        await self._write(
-            {"op": "intent", "key": key, "scope": scope.value, "data": dict(data)}
-        )
-        self._held[key] = Held(key, scope, dict(data), done=True)
-        await self._write({"op": "done", "key": key})
+        await self._put(Held(key, scope, dict(data)))
+        await self._change({"op": "done", "key": key}, done=True)
         return result
 
 
@@ -323,8 +320,7 @@ class StrikesBeforeTheRelease(Ledger):
 
     async def release(self, scope, undo: Callable[[Held], Awaitable[None]]):  # type: ignore[no-untyped-def]
         for entry in reversed(self.held(scope)):
-            await self._write({"op": "released", "key": entry.key})
-            self._held.pop(entry.key, None)
+            await self._strike([entry.key])
             await self._checkpoint(f"{entry.key}:before-release")
             await finished(undo(entry))
         return []

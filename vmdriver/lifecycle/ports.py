@@ -245,11 +245,13 @@ class Journal(Protocol):
     def read(self) -> list[Mapping[str, Any]]:
         """Every acknowledged line, oldest first."""
 
-    async def append(self, entry: Mapping[str, Any]) -> None:
-        """Add a line; durable when this returns."""
+    async def append(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines; durable when this returns. StorageError: then there is none of them."""
 
-    async def rewrite(self, entries: list[Mapping[str, Any]]) -> None:
-        """Replace all lines at once."""
+    async def rewrite(self, lines: list[Mapping[str, Any]]) -> None:
+        """Replace all lines at once. StorageError: then they are as they were. To have none
+        takes no space.
+        """
 
 
 JournalOpener = Callable[[str], Journal]

@@ -44,10 +44,16 @@ def write_new(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) 
 
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write beside, then rename into place."""
+    """Write beside, then rename into place. What could not be written whole is removed: on a
+    full disk it would take the space that others need.
+    """
     part = path.with_name(f".{path.name}.part")
-    write_new(part, data, mode)
-    part.replace(path)
+    try:
+        write_new(part, data, mode)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

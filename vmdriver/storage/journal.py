@@ -1,12 +1,15 @@
-"""An append-only file of JSON lines: durable before `append` returns, readable after a
-torn last write.
+"""An append-only file of JSON lines: durable before `append` returns, as it was before when
+`append` raises, readable after a torn last write.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,62 @@ from vmdriver.errors import StorageError
 from vmdriver.host.threads import Pool
 from vmdriver.storage import files
 
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_REPAIR = "repair the file or bring it back from a backup, then start the driver again"
+
 
 def read_lines(path: Path) -> list[Mapping[str, Any]]:
-    """Every whole line of a journal; a torn last line was never acknowledged."""
+    """Every whole line of a journal; a torn last line was never acknowledged. StorageError
+    for a file that is damaged or cannot be read.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
-    try:
-        return [json.loads(line) for line in data.split(b"\n")[:-1] if line]
-    except json.JSONDecodeError as error:
+    except OSError as error:
         raise StorageError(
-            f"ledger {path} is damaged: {error}",
-            resolution="look at the file; what it names may have to be removed by hand",
+            f"ledger {path} cannot be read: {error.strerror}", resolution=_REPAIR
         ) from error
+    lines: list[Mapping[str, Any]] = []
+    for number, text in enumerate(data.split(b"\n")[:-1], 1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise _damaged(path, number, str(error)) from error
+        if not isinstance(line, dict):
+            raise _damaged(path, number, "it is no object")
+        lines.append(line)
+    return lines
+
+
+def _damaged(path: Path, number: int, why: str) -> StorageError:
+    return StorageError(
+        f"ledger {path} is damaged in line {number}: {why}", resolution=_REPAIR
+    )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _NO_SPACE
+        raise StorageError(
+            f"the ledger cannot be written: {error.strerror}",
+            detail=str(error),
+            reason="DiskFull" if full else None,
+            resolution="free space in the state directory"
+            if full
+            else "check the file system of the state directory",
+        ) from error
+
+
+def _encode(lines: tuple[Mapping[str, Any], ...]) -> bytes:
+    return b"".join(
+        json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines
+    )
 
 
 class FileJournal:
@@ -36,49 +81,101 @@ class FileJournal:
     def __init__(self, path: Path, pool: Pool) -> None:
         self._path = path
         self._pool = pool
+        self._alone = threading.Lock()
+        self._certain: int | None = None
+        """Not None: a write could not be made durable and not be taken back for certain.
+        Only so many bytes from the start count; the next write makes the file anew.
+        """
 
     def read(self) -> list[Mapping[str, Any]]:
         """See `read_lines`."""
         return read_lines(self._path)
 
-    async def append(self, entry: Mapping[str, Any]) -> None:
-        """Add a line and wait until it is on disk."""
-        await self._pool.run(self._append, entry)
+    async def append(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines and wait until they are on disk. StorageError: then the file is as it
+        was, or will be before anything else is written to it.
+        """
+        await self._pool.run(self._append, _encode(lines))
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        try:
+    def _append(self, data: bytes) -> None:
+        with self._alone, _translated():
             descriptor = os.open(
                 self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
-        except OSError as error:
-            raise StorageError(
-                f"the ledger cannot be written: {error.strerror}", detail=str(error)
-            ) from error
+            try:
+                if self._certain is not None:
+                    kept = os.pread(descriptor, self._certain, 0)
+                    files.replace(self._path, kept + data)
+                    self._certain = None
+                else:
+                    self._append_to(descriptor, data)
+            finally:
+                os.close(descriptor)
+
+    def _append_to(self, descriptor: int, data: bytes) -> None:
+        size = _end_of_whole_lines(descriptor)
+        self._certain = size
         try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                size = self._cut_torn_line(descriptor, size)
-            os.pwrite(descriptor, line, size)
+            _write_all(descriptor, data, size)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+                os.fdatasync(descriptor)
+                self._certain = None
+            raise
+        try:
             os.fdatasync(descriptor)
             if size == 0:
                 files.sync_directory(self._path.parent)
-        except OSError as error:
-            raise StorageError(
-                f"the ledger cannot be written: {error.strerror}", detail=str(error)
-            ) from error
-        finally:
-            os.close(descriptor)
+        except OSError:
+            # What is on disk now is not known, and asking again would not tell (fsync(2)
+            # reports an error once): the next write makes the file anew.
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+        self._certain = None
 
-    @staticmethod
-    def _cut_torn_line(descriptor: int, size: int) -> int:
-        keep = os.pread(descriptor, size, 0).rfind(b"\n") + 1
-        os.ftruncate(descriptor, keep)
-        return keep
+    async def rewrite(self, lines: list[Mapping[str, Any]]) -> None:
+        """Replace the whole file, as one step. StorageError: then it is as it was. To have
+        no lines takes no space.
+        """
+        await self._pool.run(self._rewrite, _encode(tuple(lines)))
 
-    async def rewrite(self, entries: list[Mapping[str, Any]]) -> None:
-        """Replace the whole file, as one step: compaction."""
-        data = b"".join(
-            json.dumps(e, separators=(",", ":")).encode() + b"\n" for e in entries
-        )
-        await self._pool.run(files.replace, self._path, data)
+    def _rewrite(self, data: bytes) -> None:
+        with self._alone, _translated():
+            if data:
+                files.replace(self._path, data)
+            else:
+                self._empty()
+            self._certain = None
+
+    def _empty(self) -> None:
+        with suppress(FileNotFoundError):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _end_of_whole_lines(descriptor: int) -> int:
+    """Cut a torn last line; where the next one begins."""
+    size = os.fstat(descriptor).st_size
+    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    keep = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    os.ftruncate(descriptor, keep)
+    return keep
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """pwrite(2) may write less than it was given: on a disk that becomes full, first what
+    fits, and only the next call is an error.
+    """
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest, offset = rest[written:], offset + written
