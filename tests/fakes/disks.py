@@ -17,6 +17,8 @@ class FakeDisks:
 
     async def create_overlay(self, disk: Disk) -> None:
         self._world.act(f"create overlay {disk.path}")
+        below = {path for path in disk.backing if path.startswith("layers/")}
+        assert below <= self._world.files, "a layer on one that is gone"
         self._world.files.add(disk.path)
 
     async def layers(self) -> list[str]:

@@ -117,7 +117,7 @@ class FakeDriver:
             FakeImages(world),
             records,
             self.memory,
-            FakeMemoryStore(world),
+            FakeMemoryStore(world, checkpoint),
         )
         self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
         pool = AddressPool(instance, settings.address_pool)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
 from vmdriver.errors import NotFound
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
+from vmdriver.lifecycle.ports import no_checkpoint
 from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
 
 
 class FakeMemoryStore:
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(
+        self,
+        world: World,
+        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+    ) -> None:
+        self._world, self._checkpoint = world, checkpoint
 
     async def begin(self, directory: str, needed_bytes: int) -> str:
         self._world.act(f"begin image {directory}")
@@ -46,6 +52,8 @@ class FakeMemoryStore:
         return ["memory has changed"] if directory in self._world.damaged else []
 
     async def saved(self, directory: str) -> SavedMachine:
+        await self._checkpoint("image:read")
+        assert directory in self._world.images, "loaded from an image that is gone"
         return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
 
     async def lend(self, directory: str, *, lent: bool) -> None:
@@ -53,6 +61,7 @@ class FakeMemoryStore:
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
         """A file's content is what was written to it last."""
+        await self._checkpoint("image:identify")
         written = self._world.written
         return tuple(
             FileIdentity(
@@ -66,6 +75,11 @@ class FakeMemoryStore:
         if directory in self._world.images:
             del self._world.images[directory]
             self._world.images[target] = ""
+
+    async def unpublish(self, directory: str) -> None:
+        self._world.act(f"unpublish {directory}")
+        if directory in self._world.images:
+            self._world.images[directory] = ""
 
     async def read_ahead(self, directory: str) -> None:
         return

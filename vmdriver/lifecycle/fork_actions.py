@@ -34,20 +34,14 @@ class ForkActions(SandboxHold):
     def _owner(self) -> str:
         return mark(self._shared.settings.instance, self.record.id)
 
-    async def _find_beginning(
-        self, plan: LaunchPlan
-    ) -> tuple[Template | None, Waiting | None]:
-        """A template that fits, and a machine that waits on it. Only for a disk that nobody
-        has written to yet.
+    async def _template_key(self, plan: LaunchPlan) -> str:
+        """Of the template that would fit; "" where none may be used. Only for a disk that
+        nobody has written to yet.
         """
         if self.record.layers:
-            return None, None
-        templates = self._shared.templates
-        key = await templates.key_of(plan, self.record.spec.workspace)
-        template = await templates.find(key) if key else None
-        if template is None:
-            return None, None
-        return template, self._shared.warm_pool.claim(key)
+            return ""
+        workspace = self.record.spec.workspace
+        return await self._shared.templates.key_of(plan, workspace)
 
     async def _take_over(self, plan: LaunchPlan, waiting: Waiting) -> LaunchPlan:
         """The sandbox's address lease is the waiting machine's from now on."""
@@ -67,24 +61,26 @@ class ForkActions(SandboxHold):
         self, plan: LaunchPlan
     ) -> AsyncIterator[tuple[LaunchPlan, Beginning]]:
         """What the launch inside starts from. If that does not come to its end, what was not
-        taken over from a waiting machine is gone afterwards.
+        taken over from a waiting machine is gone afterwards. The template is held until the
+        record names its layer and the machine has its memory open.
         """
-        template, waiting = await self._find_beginning(plan)
         pool = self._shared.warm_pool
-        try:
-            if template is not None:
+        async with self._shared.templates.use(await self._template_key(plan)) as found:
+            waiting = pool.claim(found) if found is not None else None
+            try:
+                if found is not None:
+                    if waiting is not None:
+                        plan = await self._take_over(plan, waiting)
+                    root = (waiting.plan if waiting else plan).disk("root")
+                    plan = on_template(plan, found, root.path)
+                yield plan, Beginning(found, waiting)
+            except BaseException:
                 if waiting is not None:
-                    plan = await self._take_over(plan, waiting)
-                root = (waiting.plan if waiting else plan).disk("root")
-                plan = on_template(plan, template, root.path)
-            yield plan, Beginning(template, waiting)
-        except BaseException:
+                    taken = self.ledger.get(OVERLAY) is not None
+                    await finished(pool.discard(waiting, keep_layer=taken))
+                raise
             if waiting is not None:
-                taken = self.ledger.get(OVERLAY) is not None
-                await finished(pool.discard(waiting, keep_layer=taken))
-            raise
-        if waiting is not None:
-            pool.settle(waiting)
+                pool.settle(waiting)
 
     def _steps(
         self,

@@ -132,6 +132,11 @@ class MemoryStore(Protocol):
     async def retire(self, directory: str, target: str) -> None:
         """Make it no image any more, its memory only mapped by a machine. May be repeated."""
 
+    async def unpublish(self, directory: str) -> None:
+        """Durably make it no image any more: nobody can read it, what it consists of stays
+        until `remove`. May be repeated.
+        """
+
     async def read_ahead(self, directory: str) -> None:
         """Have the memory in the page cache, holes as well."""
 

@@ -11,16 +11,21 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from secrets import token_hex
 
 from vmdriver.errors import DriverError, NotFound
 from vmdriver.host import facts
+from vmdriver.host.threads import finished
 from vmdriver.lifecycle import planner, requests
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.template_build import TemplateBuild
 from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions
 from vmdriver.model.plan import LaunchPlan
@@ -38,7 +43,9 @@ class Template:
     """One that can be used."""
 
     key: str
+    """Another build of the same inputs has the same one: `layer` tells them apart."""
     directory: str
+    """Of this build alone, so that one that is still in use may go on beside its successor."""
     manifest: MemoryManifest
     memory: FileIdentity
     """The memory file when it was checked last: any write since then is noticed."""
@@ -89,33 +96,52 @@ class Templates:
         self._failed: dict[str, float] = {}
         self._wanted: dict[str, tuple[LaunchPlan, str]] = {}
         self._builder: asyncio.Task[None] | None = None
+        self._uses: Counter[str] = Counter()
+        """Layer -> how many hold the template, whose record does not name the layer yet."""
+        self._leaving: dict[str, Template] = {}
+        """Layer -> a template that was removed and is still held."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when there is a new one."""
-        self.on_gone: Callable[[str], Awaitable[None]] = _nobody_minds
+        self.on_gone: Callable[[Template], Awaitable[None]] = _nobody_minds
 
     # --- at start and end
 
     async def recover(self) -> None:
-        """Read what there is; remove what was half made or can never be used again."""
+        """Read what there is; remove what was half made or can never be used again, and what
+        was being removed when the last driver ended: it has no manifest any more.
+        """
         store = self._ports.memory_store
         for name in await store.listed(self._directory):
             directory = f"{self._directory}/{name}"
             try:
-                if not self._settings.templates_enabled:
-                    raise NotFound("templates are switched off")
-                manifest, _ = await store.read(directory)
-                versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
-                if template_key(manifest.plan, versions, manifest.workspace) != name:
-                    raise NotFound("it is of another hypervisor")
-                if manifest.boot_digest != self._launcher.places.boot().digest:
-                    raise NotFound("it is of other boot files")
-                self._known[name] = await self._checked(name, manifest)
+                template = await self._read(name, directory)
+                self._known[template.key] = template
             except DriverError as error:
                 _log.info("template %s is removed: %s", name, error)
-                await store.remove(directory)
+                await tried(_log, store.remove(directory))
+            except Exception:  # noqa: BLE001 - nothing that lies there keeps a driver from starting
+                _log.exception("template %s cannot be used; it is removed", name)
+                await tried(_log, store.remove(directory))
 
-    async def _checked(self, key: str, manifest: MemoryManifest) -> Template:
-        store, directory = self._ports.memory_store, f"{self._directory}/{key}"
+    async def _read(self, name: str, directory: str) -> Template:
+        """The template in that directory. DriverError when it cannot be used."""
+        key, _, build = name.partition(".")
+        if not self._settings.templates_enabled:
+            raise NotFound("templates are switched off")
+        if build.endswith("part") or key in self._known:
+            raise NotFound("it was not finished, or is there twice")
+        manifest, _ = await self._ports.memory_store.read(directory)
+        versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
+        if template_key(manifest.plan, versions, manifest.workspace) != key:
+            raise NotFound("it is of another hypervisor")
+        if manifest.boot_digest != self._launcher.places.boot().digest:
+            raise NotFound("it is of other boot files")
+        return await self._checked(key, directory, manifest)
+
+    async def _checked(
+        self, key: str, directory: str, manifest: MemoryManifest
+    ) -> Template:
+        store = self._ports.memory_store
         problems = await store.damage(directory, manifest.parts)
         now = await store.identify(tuple(f.path for f in manifest.files))
         if problems or now != manifest.files:
@@ -133,13 +159,18 @@ class Templates:
     # --- use
 
     def layers(self) -> set[str]:
-        """Layers that templates stand on, and that of a build under way."""
-        return {t.layer for t in self._known.values()} | self._launcher.building
+        """Layers that templates stand on, those of templates that were removed and are still
+        held, and that of a build under way.
+        """
+        return {t.layer for t in self._all()} | self._launcher.building
 
     def plans(self) -> list[LaunchPlan]:
-        """Of those that are there, and of those that are to be built."""
+        """Of those that are there or still held, and of those that are to be built."""
         wanted = [plan for plan, _ in self._wanted.values()]
-        return [t.manifest.plan for t in self._known.values()] + wanted
+        return [t.manifest.plan for t in self._all()] + wanted
+
+    def _all(self) -> list[Template]:
+        return [*self._known.values(), *self._leaving.values()]
 
     def listed(self) -> list[Template]:
         """Those that can be used, by key."""
@@ -158,31 +189,77 @@ class Templates:
         """The workspace that a template is for; "" for all of them."""
         return "" if self._settings.templates_scope == "host" else workspace
 
-    async def find(self, key: str) -> Template | None:
-        """The template, if it is there and nobody has written to it."""
+    def is_there(self, template: Template) -> bool:
+        """Whether that very template can be used, not another build of its key."""
+        known = self._known.get(template.key)
+        return known is not None and known.layer == template.layer
+
+    @asynccontextmanager
+    async def use(self, key: str) -> AsyncIterator[Template | None]:
+        """The template, if it is there and nobody has written to it. It is held meanwhile."""
         found = self._known.get(key)
         if found is None:
-            return None
+            yield None
+            return
+        async with self.hold(found):
+            yield found if await self._is_sound(found) else None
+
+    @asynccontextmanager
+    async def hold(self, template: Template) -> AsyncIterator[None]:
+        """Its layer and its directory stay until here, whoever removes it: by then a record
+        names the layer, or nobody wants it. Only for one that is there, or held.
+        """
+        self._uses[template.layer] += 1
         try:
-            now = await self._ports.memory_store.identify((found.memory.path,))
-            if now != (found.memory,):
+            yield
+        finally:
+            await finished(self._let_go(template))
+
+    async def _let_go(self, template: Template) -> None:
+        self._uses[template.layer] -= 1
+        if self._uses[template.layer] > 0:
+            return
+        del self._uses[template.layer]
+        if self._leaving.pop(template.layer, None) is None:
+            return
+        noted = any(template.layer in layers_of(record) for record in self._records())
+        await tried(_log, self._ports.memory_store.remove(template.directory))
+        if not noted:
+            await tried(_log, self._ports.disks.remove(template.layer))
+
+    async def _is_sound(self, template: Template) -> bool:
+        try:
+            now = await self._ports.memory_store.identify((template.memory.path,))
+            if now != (template.memory,):
                 raise NotFound("its memory was written to")
         except DriverError as error:
-            _log.warning("template %s is given up: %s", key, error)
-            await self.remove(key)
-            return None
-        self._known[key] = replace(found, used_at=utc_now())
-        return found
+            _log.warning("template %s is given up: %s", template.key, error)
+            await self._take_off(template)
+            return False
+        if self.is_there(template):
+            self._known[template.key] = replace(template, used_at=utc_now())
+        return True
 
     async def remove(self, key: str) -> None:
-        """Machines that were forked from it go on: they have its files open. NotFound."""
-        found = self._known.pop(key, None)
+        """Nobody begins to use it from now on. Machines that were forked from it go on: they
+        have its files open; whoever is at it keeps it until he has what he needs. NotFound.
+        """
+        found = self._known.get(key)
         if found is None:
             raise NotFound(f"there is no template {key!r}")
-        await self.on_gone(key)
-        await self._ports.memory_store.remove(found.directory)
-        if not any(found.layer in layers_of(record) for record in self._records()):
-            await self._ports.disks.remove(found.layer)
+        await self._take_off(found)
+
+    async def _take_off(self, template: Template) -> None:
+        if not self.is_there(template):
+            return
+        del self._known[template.key]
+        self._leaving[template.layer] = template
+        async with self.hold(template):
+            try:
+                # First, so that a driver that is begun after a kill does not find it again.
+                await self._ports.memory_store.unpublish(template.directory)
+            finally:
+                await self.on_gone(template)
 
     # --- build
 
@@ -220,10 +297,9 @@ class Templates:
             _log.info("template %s is not built: there is no memory for it now", key)
             return
         build = TemplateBuild(self._ports, self._settings, self._launcher)
-        manifest = await build.run(
-            key, plan, self._scope(workspace), f"{self._directory}/{key}"
-        )
-        self._known[key] = await self._checked(key, manifest)
+        directory = f"{self._directory}/{key}.{token_hex(4)}"
+        manifest = await build.run(key, plan, self._scope(workspace), directory)
+        self._known[key] = await self._checked(key, directory, manifest)
         self.on_ready()
         _log.info(
             "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)",
@@ -244,7 +320,7 @@ class Templates:
         return within and facts.available_memory_bytes() > plan.memory_mib * 2**20
 
 
-async def _nobody_minds(key: str) -> None:
+async def _nobody_minds(template: Template) -> None:
     pass
 
 

@@ -33,7 +33,8 @@ class Waiting:
 
     owner: str
     """Its id in marks and leases."""
-    key: str
+    template: Template
+    """What it was forked from: not only of that key, but of that very build."""
     plan: LaunchPlan
 
 
@@ -72,17 +73,19 @@ class WarmPool:
 
     def count(self, key: str) -> int:
         """How many wait for that template."""
-        return sum(1 for waiting in self._waiting if waiting.key == key)
+        return sum(1 for waiting in self._waiting if waiting.template.key == key)
 
     def layers(self) -> set[str]:
         """Their disks' layers, also of those that were claimed and are not settled yet."""
         both = self._waiting + self._claimed
         return {w.plan.disk("root").path for w in both}
 
-    def claim(self, key: str) -> Waiting | None:
-        """One of them. It is nobody's still: `settle` or `discard` must follow."""
+    def claim(self, template: Template) -> Waiting | None:
+        """One that waits on that very template. It is nobody's still: `settle` or `discard`
+        must follow.
+        """
         for waiting in self._waiting:
-            if waiting.key == key:
+            if waiting.template.layer == template.layer:
                 self._waiting.remove(waiting)
                 self._claimed.append(waiting)
                 return waiting
@@ -102,37 +105,51 @@ class WarmPool:
         waiting, self._waiting = self._waiting, []
         await asyncio.gather(*(self.discard(one) for one in waiting))
 
-    async def drop(self, key: str) -> None:
+    async def drop(self, template: Template) -> None:
         """End those of a template that is no more."""
-        while (one := self.claim(key)) is not None:
+        while (one := self.claim(template)) is not None:
             await self.discard(one)
 
     async def _fill(self) -> None:
         keep = {one.owner for one in self._waiting + self._claimed}
         await self._ports.disks.remove_abandoned(self._directory, keep)
         most = self._settings.warm_pool_memory_mib // _MIB_EACH
-        for template in self._templates.listed():
-            while self.count(template.key) < self._settings.warm_pool:
-                if len(self._waiting) >= most:
-                    _log.info(
-                        "warm pool: %d machines, warm_pool_memory_mib is used", most
-                    )
-                    return
-                try:
-                    self._waiting.append(await self._make(template))
-                except DriverError as error:
-                    _log.warning("warm pool: %s", error.text())
-                    return
-                except Exception:  # noqa: BLE001 - a bug here must not go unsaid
-                    _log.exception("warm pool: a machine could not be made")
-                    return
+        while (template := self._wanting()) is not None:
+            if len(self._waiting) >= most:
+                _log.info("warm pool: %d machines, warm_pool_memory_mib is used", most)
+                return
+            try:
+                await self._add(template)
+            except DriverError as error:
+                _log.warning("warm pool: %s", error.text())
+                return
+            except Exception:  # noqa: BLE001 - a bug here must not go unsaid
+                _log.exception("warm pool: a machine could not be made")
+                return
+
+    def _wanting(self) -> Template | None:
+        """A template that fewer machines wait on than should."""
+        few = self._settings.warm_pool
+        known = self._templates.listed()
+        return next((t for t in known if self.count(t.key) < few), None)
+
+    async def _add(self, template: Template) -> None:
+        """One machine more, if its template is still there when it is made."""
+        async with self._templates.hold(template):
+            one = await self._make(template)
+            # No await between the look and the list: `drop` finds it there.
+            if self._templates.is_there(template):
+                self._waiting.append(one)
+                return
+            _log.info("warm pool: template %s is no more", template.key)
+            await self.discard(one)
 
     async def _make(self, template: Template) -> Waiting:
         ports, owner = self._ports, f"warm-{token_hex(6)}"
         lease = self._launcher.pool.take(owner, await ports.network.taken())
         plan = self._plan(template, owner)
         plan = planner.with_lease(plan, lease)
-        one = Waiting(owner, template.key, plan)
+        one = Waiting(owner, template, plan)
         mark = ids.mark(self._settings.instance, owner)
         directory = f"{self._directory}/{owner}"
         try:

@@ -234,6 +234,24 @@ class MemoryImages:
         )
         await self.move(directory, target)
 
+    async def unpublish(self, directory: str) -> None:
+        """See ports.MemoryStore."""
+
+        def unlink() -> None:
+            path = Path(directory)
+            try:
+                (path / _MANIFEST).unlink(missing_ok=True)
+                files.sync_directory(path)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise StorageError(
+                    f"memory image {path.name} cannot be given up: {error.strerror}",
+                    detail=str(error),
+                ) from error
+
+        await self._pool.run(unlink)
+
     async def read_ahead(self, directory: str) -> None:
         """See ports.MemoryStore. Measured on ext4, 512 MiB with 110 MiB of data: 180 ms with
         and 430 ms without for the reader's page faults.

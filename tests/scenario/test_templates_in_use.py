@@ -1,0 +1,194 @@
+"""A template that is removed while somebody is at it: what he needs stays until he has it, and nothing of it stays longer."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.gate import Gate
+from tests.fakes.world import World
+from tests.scenario.test_memory import TEMPLATES
+from vmdriver.errors import NotFound
+from vmdriver.lifecycle import templates as module
+from vmdriver.model.phase import Phase
+
+FOUND = ("image:identify",)
+NOTED = ("image:identify", "record:before-save")
+LAUNCHING = ("image:identify", "record:before-save", "image:read")
+LOADED = ("image:identify", "load:paused")
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(what)
+
+
+async def with_template(gate: Gate, pool: int = 0) -> FakeDriver:
+    """A driver with one sandbox and its template; with `pool`, that many forks wait."""
+    settings = dataclasses.replace(TEMPLATES, warm_pool=pool)
+    driver = FakeDriver(World(), gate, settings=settings)
+    await driver.manager.recover()
+    await driver.manager.create(spec("first"), None)
+    await driver.settled()
+    await until(driver.manager.templates.listed, "no template was built")
+    return driver
+
+
+def template_files(world: World) -> set[str]:
+    layers = {path for path in world.files if path.startswith("layers/template-")}
+    return layers | {path for path in world.images if path.startswith("templates/")}
+
+
+@pytest.mark.parametrize("where", [FOUND, NOTED, LAUNCHING, LOADED])
+async def test_a_template_removed_during_a_create_stays_until_the_create_has_it(
+    where: tuple[str, ...],
+) -> None:
+    gate = Gate()
+    driver = await with_template(gate)
+    world, templates = driver.world, driver.manager.templates
+    (template,) = templates.listed()
+    gate.shut(*where)
+    await driver.manager.create(spec("second"), None)
+    await gate.reached()
+    await templates.remove(template.key)
+    assert not templates.listed(), "nobody else finds it from now on"
+    with pytest.raises(NotFound):
+        await templates.remove(template.key)
+    gate.open()
+    await driver.settled()
+    record = driver.manager.workers["second"].record
+    assert record.phase is Phase.RUNNING
+    assert record.plan.domain not in world.starts, "it went on from the template"
+    assert template.layer in record.layers
+    assert template_files(world) == {template.layer}, "only what the sandbox needs"
+    await driver.manager.stop("second", "")
+    await driver.manager.start("second", "")
+    await driver.settled()
+    assert driver.phase("second") is Phase.RUNNING
+    for name in ("second", "first"):
+        await driver.manager.delete(name, "")
+    await driver.close()
+    assert world.objects() == set()
+
+
+async def test_a_template_that_is_collected_stays_for_whoever_has_just_found_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MOST", 1)
+    gate = Gate()
+    driver = await with_template(gate)
+    world, templates = driver.world, driver.manager.templates
+    (old,) = templates.listed()
+    gate.shut(*FOUND)
+    await driver.manager.create(spec("second"), None)
+    await gate.reached()
+    await driver.manager.create(spec("other", driver_config={"disk_mib": 9000}), None)
+    await until(lambda: old not in templates.listed(), "it was not collected")
+    gate.open()
+    await driver.settled()
+    assert driver.phase("second") is Phase.RUNNING
+    assert driver.manager.workers["second"].record.plan.domain not in world.starts
+    (new,) = templates.listed()
+    assert new.layer != old.layer
+    await driver.close()
+
+
+async def test_a_create_that_comes_to_nothing_gives_a_removed_template_back() -> None:
+    gate = Gate()
+    driver = await with_template(gate)
+    (template,) = driver.manager.templates.listed()
+    gate.shut(*FOUND)
+    await driver.manager.create(spec("second"), None)
+    await gate.reached()
+    await driver.manager.templates.remove(template.key)
+    assert template_files(driver.world), "it is in use"
+    going = asyncio.create_task(driver.manager.delete("second", ""))
+    await asyncio.sleep(0)
+    gate.open()
+    await going
+    assert template_files(driver.world) == set()
+    await driver.close()
+
+
+@pytest.mark.parametrize("where", [FOUND, LOADED])
+async def test_the_next_driver_finishes_a_removal_that_waited_for_a_user(
+    where: tuple[str, ...],
+) -> None:
+    gate = Gate()
+    driver = await with_template(gate)
+    world = driver.world
+    (template,) = driver.manager.templates.listed()
+    gate.shut(*where)
+    await driver.manager.create(spec("second"), None)
+    await gate.reached()
+    await driver.manager.templates.remove(template.key)
+    world.dead = True
+    gate.open()
+    await driver.kill()
+    again = FakeDriver(world, settings=TEMPLATES)
+    await again.manager.recover()
+    assert not again.manager.templates.listed(), "it was removed before the kill"
+    await again.settled()
+    assert again.phase("second") is Phase.RUNNING
+    needed = again.manager.workers["second"].record.layers
+    left = {path for path in template_files(world) if template.key in path}
+    # The sandbox may have booted, and have had a template built by now: another one.
+    left -= {
+        path
+        for t in again.manager.templates.listed()
+        for path in (t.layer, t.directory)
+    }
+    assert left <= set(needed)
+    await again.close()
+
+
+async def test_a_waiting_machine_is_only_given_to_those_of_its_own_template() -> None:
+    gate = Gate()
+    driver = await with_template(gate, pool=1)
+    world, templates = driver.world, driver.manager.templates
+    pool = driver.manager.warm_pool
+    (old,) = templates.listed()
+    await until(lambda: pool.count(old.key) == 1, "nobody waits")
+    await driver.manager.create(spec("claims"), None)  # the pool fills up again
+    gate.shut("load:paused")
+    await gate.reached()  # one is being made on the old template
+    await templates.remove(old.key)
+    await driver.manager.create(spec("boots"), None)
+    await until(templates.listed, "it was not built anew")
+    (new,) = templates.listed()
+    assert new.key == old.key
+    assert new.layer != old.layer
+    assert old.layer in world.files, "the fork that is being made stands on it"
+    gate.open()
+    await until(lambda: pool.count(new.key) == 1, "the pool was not filled")
+    assert sum("/warm-" in world.marks[d] for d in world.domains) == 1
+    (waiting,) = pool._waiting
+    assert new.layer in waiting.plan.disk("root").backing
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    record = driver.manager.workers["second"].record
+    assert new.layer in record.layers
+    assert old.layer not in record.layers
+    await driver.close()
+
+
+async def test_a_fork_that_was_made_while_its_template_went_is_ended() -> None:
+    gate = Gate()
+    gate.shut("load:paused")
+    driver = await with_template(gate, pool=1)
+    world = driver.world
+    await gate.reached()
+    (template,) = driver.manager.templates.listed()
+    await driver.manager.templates.remove(template.key)
+    gate.open()
+    await until(lambda: not template_files(world), "it is held for ever")
+    assert not [d for d in world.domains if "/warm-" in world.marks[d]]
+    assert not driver.manager.warm_pool.layers()
+    await driver.close()
