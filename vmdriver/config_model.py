@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from vmdriver.config_guest import GuestSettings
 from vmdriver.config_images import ImageSettings
 from vmdriver.host import facts
 from vmdriver.host.log import parse_level
@@ -18,7 +19,7 @@ from vmdriver.lifecycle.guest import guest_endpoint
 from vmdriver.model.ids import check_instance
 
 
-class Config(ImageSettings):
+class Config(ImageSettings, GuestSettings):
     """Every setting. Descriptions are what --help and the README say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -162,16 +163,6 @@ class Config(ImageSettings):
         None, description="the guests' client certificate"
     )
     guest_tls_key: Path | None = Field(None, description="the guests' client key")
-    sandbox_uid: int = Field(
-        10001,
-        ge=1,
-        le=2**32 - 2,
-        description="uid of the sandbox user in images without one",
-    )
-    sandbox_gid: int = Field(10001, ge=1, le=2**32 - 2, description="gid of the same")
-    telemetry: bool = Field(
-        True, description="what guests are told about the gateway's telemetry"
-    )
     log_level: str = Field(
         "info", description="of this driver, and of supervisors that are given none"
     )

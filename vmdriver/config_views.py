@@ -48,6 +48,7 @@ def settings_from(config: Config) -> Settings:
         dns=facts.name_servers() if config.dns == "auto" else tuple(config.dns),
         sandbox_uid=config.sandbox_uid,
         sandbox_gid=config.sandbox_gid,
+        pids_max=config.pids_max,
         guest_log_level=config.log_level,
         telemetry=config.telemetry,
         on_stop=config.on_stop,

@@ -2,10 +2,14 @@
  *
  * Runs PROGRAM with exactly the environment in the file ENVIRON (NUL-terminated NAME=VALUE strings), so that
  * every byte of a value survives: no shell ever parses it. With --root, DIR becomes the root directory first
- * (the environment file is read before that). Exits 126 if the program cannot be run, 127 if it is not there.
+ * (the environment file is read before that), and the cgroup that launch runs in the root of what PROGRAM knows of
+ * cgroups: /proc/self/cgroup and the mount at /sys/fs/cgroup then say the same. Exits 126 if the program cannot be run,
+ * 127 if it is not there.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +60,8 @@ int main(int argc, char **argv) {
     char **environment = read_environment(argv[at]);
     if (root && (chroot(root) < 0 || chdir("/") < 0))
         die(root);
+    if (root && unshare(CLONE_NEWCGROUP) < 0 && errno != EINVAL) /* EINVAL: a kernel without cgroup namespaces */
+        die("cgroup namespace");
     setsid();
     execve(argv[at + 1], argv + at + 1, environment);
     die(argv[at + 1]);

@@ -260,4 +260,5 @@ def resolve(
         hosts=tuple(hosts),
         sandbox_uid=settings.sandbox_uid,
         sandbox_gid=settings.sandbox_gid,
+        pids_max=settings.pids_max,
     )

@@ -55,6 +55,7 @@ class Settings:
     dns: tuple[str, ...] = ()
     sandbox_uid: int = 10001
     sandbox_gid: int = 10001
+    pids_max: int = 4096
     guest_log_level: str = "info"
     telemetry: bool = True
     on_stop: Literal["shutdown", "suspend"] = "shutdown"

@@ -114,6 +114,8 @@ class LaunchPlan(Frozen):
     """Lines of the guest's /etc/hosts: address and name."""
     sandbox_uid: int = 10001
     sandbox_gid: int = 10001
+    pids_max: int = 4096
+    """Most processes and threads of the workload, supervisor among them."""
     template: str | None = None
     """Key of the template that the machine goes on from; None: it boots."""
 

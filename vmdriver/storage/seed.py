@@ -8,6 +8,7 @@ What images/guest/init finds in it:
     init/uuid                    the machine's, as firmware would tell it
     init/mac init/address init/gateway    MAC; IPv4 address with prefix length; default route
     init/sandbox-uid init/sandbox-gid     for images without a user "sandbox"
+    init/pids-max                most processes and threads of the workload
     init/barrier                 only for a template, and then nothing but it and the ids:
                                  init waits to be adopted, and reads the disk again
     over/...                     put over the image's own: etc/hostname, hosts, resolv.conf,
@@ -76,6 +77,7 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
         "init/mac": f"{plan.network.lease.mac}\n".encode(),
         "init/address": f"{plan.network.guest_interface}\n".encode(),
         "init/gateway": f"{plan.network.lease.host_ip}\n".encode(),
+        "init/pids-max": f"{plan.pids_max}\n".encode(),
         **_ids(plan),
         "over/opt/openshell/init.d.manifest": "".join(
             f"{d.name}\n" for d in plan.drop_ins
