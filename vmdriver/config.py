@@ -42,7 +42,6 @@ UPSTREAM_ENVIRONMENT = {
 }
 """Names that the upstream VM driver reads; ours win over them."""
 WITHOUT_MEANING = {
-    "expected_peer_pid": "the socket's 0700 directory and 0600 mode decide who may connect",
     "allow_same_uid_peer": "the socket's 0700 directory and 0600 mode decide who may connect",
     "bootstrap_image": "guests boot from our own boot files",
     "krun_log_level": "there is no libkrun",

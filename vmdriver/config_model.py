@@ -183,7 +183,10 @@ class Config(ImageSettings, GuestSettings):
         {}, description="[extension.<name>] tables, one per extension"
     )
     expected_peer_pid: int | None = Field(
-        None, description="accepted for stock gateways; no meaning here"
+        None,
+        ge=1,
+        description="process that launched the driver (a gateway says its own): the driver "
+        "ends when that has ended, machines go on",
     )
     allow_same_uid_peer: bool = Field(
         False, description="accepted for stock gateways; no meaning here"

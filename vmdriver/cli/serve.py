@@ -10,11 +10,15 @@ import signal
 from vmdriver.app import run_server
 from vmdriver.config import Loaded
 from vmdriver.host import log
+from vmdriver.host.launcher_watch import LauncherWatch
 
 
 async def _run(loaded: Loaded) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    launcher = loaded.config.expected_peer_pid
+    if launcher is not None:
+        LauncherWatch(launcher, os.getpid()).start(stop, os._exit)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await run_server(loaded, stop)
@@ -25,7 +29,9 @@ async def _run(loaded: Loaded) -> None:
 
 
 def serve(loaded: Loaded) -> int:
-    """Ends the process with status 0 after SIGTERM or SIGINT; raises what keeps it from serving."""
+    """Ends the process with status 0 after SIGTERM, SIGINT or the death of who launched
+    it; raises what keeps it from serving.
+    """
     log.set_up(loaded.config.log_level, loaded.config.log_format)
     asyncio.run(_run(loaded))
     return 0

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from vmdriver.errors import ConfigError
 
-_LOCK_WAIT_S = 6.0
+_LOCK_WAIT_S = 5.0
+"""A predecessor ends within 2 s of its gateway's death, or of a SIGTERM; a gateway waits 10 s for
+its driver's answer.
+"""
 
 
 class StateLock:
