@@ -31,6 +31,7 @@ from vmdriver.hypervisor.embedded import (
     remove_unstarted_domains,
     write_embedded_configuration,
 )
+from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.addresses import AddressPool
@@ -55,7 +56,6 @@ from vmdriver.service.server import (
     serve,
 )
 from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
-from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
@@ -111,21 +111,20 @@ class Driver:
         )
 
     def _accelerator(self, owner: Ownership) -> AcceleratorProbe:
-        try:
-            found = boot.load(self.layout.boot)
-            files = (str(found.kernel), str(found.initramfs), found.digest)
-        except DriverError:
-            files = ("", "", "")
-        config = self.config
+        config, layout = self.config, self.layout
+        trial = Trial(
+            self.machines,
+            config.instance,
+            layout.probe,
+            owner,
+            config.probe_deadline_s,
+        )
         return AcceleratorProbe(
             self.machines,
-            config.accelerator if files[0] else "tcg",
-            files,
-            self.layout.accelerator,
-            self.layout.probe,
-            owner,
-            config.instance,
-            config.probe_deadline_s,
+            config.accelerator,
+            self.places.boot,
+            layout.accelerator,
+            trial,
         )
 
     def _shared(self, manager: Manager) -> Shared:

@@ -8,6 +8,3 @@ from vmdriver.model.plan import Accelerator
 class FakeAccelerator:
     async def chosen(self) -> Accelerator:
         return "tcg"
-
-    def note(self) -> str:
-        return ""

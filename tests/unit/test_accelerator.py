@@ -1,17 +1,22 @@
-"""Which accelerator is chosen, and what is said about it."""
+"""Which accelerator is chosen, what is kept of it, and what is said about it."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import vmdriver.hypervisor.accelerator as module
-from vmdriver.errors import HypervisorError, Unavailable
+from vmdriver.errors import HypervisorError, Refused, Unavailable
+from vmdriver.host import facts
+from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.domain_xml import Host
+from vmdriver.hypervisor.kvm_trial import Trial
+from vmdriver.lifecycle.planner import BootChoice
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.model.phase import DomainState
 
@@ -19,114 +24,246 @@ OWNER = Ownership(os.getuid(), os.getgid())
 
 
 class FakeMachines:
-    """A hypervisor whose guests boot, hang or end."""
+    """A hypervisor whose guests boot, hang, end or do not start, by the type of the domain."""
 
-    def __init__(self, behaviour: str, work: Path) -> None:
-        self.behaviour, self.work, self.probes = behaviour, work, 0
-        self.running = False
+    def __init__(self, work: Path, kvm: str, tcg: str = "boots") -> None:
+        self.work, self.behaviour = work, {"kvm": kvm, "qemu": tcg}
+        self.running: dict[str, str] = {}
+        self.starts: list[str] = []
+        self.version = "7.2.0"
+        self.late: Callable[[], None] = lambda: None
 
     async def versions(self) -> dict[str, str]:
-        return {"hypervisor": "7.2.0", "libvirt": "9.0.0"}
+        return {"hypervisor": self.version, "libvirt": "9.0.0"}
 
-    async def host(self, _kind: str) -> Host:
-        return Host("kvm", "x86_64", "pc-q35-7.2", "/usr/bin/qemu", OWNER)
+    async def host(self, kind: str) -> Host:
+        return Host(kind, "x86_64", "pc-q35-7.2", "/usr/bin/qemu", OWNER)
 
     async def start_xml(self, name: str, text: str) -> None:
-        assert 'type="kvm"' in text
-        self.probes += 1
-        if self.behaviour == "QEMU ends":
+        kind = "kvm" if 'type="kvm"' in text else "qemu"
+        self.starts.append(kind)
+        how = self.behaviour[kind]
+        if how == "ends once" and self.starts.count(kind) == 2:
+            how = "boots"
+        if how == "QEMU ends":
             raise HypervisorError(
                 "start: qemu unexpectedly closed the monitor: failed to set MSR"
             )
-        if self.behaviour == "libvirt fails":
+        if how == "libvirt fails":
             raise Unavailable("libvirt is away")
-        self.running = self.behaviour != "ends"
-        if self.behaviour == "boots":
-            (self.work / "status.img").write_bytes(b"phase=probed\n")
+        if how == "no such file":
+            raise HypervisorError("start: Cannot access storage file")
+        if not how.startswith("ends"):
+            self.running[name] = kind
+        if how == "boots":
+            self.say(name)
+        if kind == "qemu":
+            self.late()
+
+    def say(self, name: str) -> None:
+        (self.work / f"{name}.status").write_bytes(b"phase=probed\n")
 
     async def observe(self, name: str) -> DomainState:
-        return DomainState.RUNNING if self.running else DomainState.OFF
+        return DomainState.RUNNING if name in self.running else DomainState.OFF
 
     async def destroy(self, name: str) -> None:
-        self.running = False
+        self.running.pop(name, None)
 
 
-def probe(
-    machines: FakeMachines, tmp_path: Path, wanted: str = "auto"
-) -> AcceleratorProbe:
-    boot = ("/kernel", "/initramfs", "digest")
-    return AcceleratorProbe(
-        machines, wanted, boot, tmp_path / "results.json", tmp_path, OWNER, "t", 0.3
-    )
+class Place:
+    """A host: its device, boot files and kept outcome. `probe` is a driver's start on it."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.digest = root, "digest"
+        self.results = root / "results.json"
+        self.device = root / "kvm"
+        self.kernel = root / "kernel"
+        for path in (self.device, self.kernel):
+            path.touch(0o600)
+        monkeypatch.setattr(module, "KVM_DEVICE", str(self.device))
+        self.owner = OWNER
+
+    def boot(self) -> BootChoice:
+        if not self.digest:
+            raise Refused("there are no guest boot files")
+        return BootChoice(str(self.kernel), str(self.kernel), self.digest)
+
+    def probe(self, machines: FakeMachines, wanted: str = "auto") -> AcceleratorProbe:
+        trial = Trial(machines, "t", self.root, self.owner, 0.3)
+        return AcceleratorProbe(machines, wanted, self.boot, self.results, trial)
 
 
 @pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "kvm"
-    path.touch()
-    path.chmod(0o600)
-    monkeypatch.setattr(module, "KVM_DEVICE", str(path))
-    return path
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "accelerator", "words"),
+    ("behaviour", "accelerator", "words", "starts"),
     [
-        ("boots", "kvm", ""),
-        ("hangs", "tcg", "did not reach user space on KVM within 0.3 s"),
-        ("ends", "tcg", "ended on KVM before it reached user space"),
-        ("QEMU ends", "tcg", "QEMU itself ended on KVM"),
+        ("boots", "kvm", "", 1),
+        ("hangs", "tcg", "did not reach user space within 0.3 s", 1),
+        ("ends", "tcg", "it ended early", 2),
+        ("QEMU ends", "tcg", "QEMU itself ended: start: qemu unexpectedly", 2),
     ],
 )
-async def test_kvm_is_chosen_only_when_a_guest_has_booted_on_it(
+async def test_a_verdict_on_kvm_is_kept_and_told_once_per_start(
     behaviour: str,
     accelerator: str,
     words: str,
-    tmp_path: Path,
-    device: Path,
+    starts: int,
+    place: Place,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    machines = FakeMachines(behaviour, tmp_path)
-    first = probe(machines, tmp_path)
-    assert await first.chosen() == accelerator
-    assert words in first.note()
-    assert (words in caplog.text) or accelerator == "kvm", "said loudly"
-    assert not machines.running, "the probe guest is gone"
-    second = probe(machines, tmp_path)
-    assert await second.chosen() == accelerator
-    assert machines.probes == 1, "the result is kept"
-    key = next(iter(json.loads((tmp_path / "results.json").read_text())))
-    assert "7.2.0" in key
-    assert "digest" in key
+    machines = FakeMachines(place.root, behaviour)
+    for _start in range(2):
+        caplog.clear()
+        driver = place.probe(machines)
+        for _launch in range(3):
+            assert await driver.chosen() == accelerator
+        assert machines.starts.count("kvm") == starts, "the verdict is kept"
+        warnings = [r for r in caplog.records if r.levelname == "WARNING"]
+        assert len(warnings) == (accelerator == "tcg")
+        assert all(words in r.getMessage() for r in warnings)
+    assert not machines.running, "the probe guests are gone"
+    assert [p.name for p in place.root.glob("t-*")] == [], "so are their files"
+    assert kvm_outcome.load(place.results).decided
 
 
-async def test_a_hypervisor_that_is_away_says_nothing_about_kvm(
-    tmp_path: Path, device: Path
+async def test_a_guest_that_is_ended_by_somebody_is_tried_once_more(
+    place: Place,
 ) -> None:
-    first = probe(FakeMachines("libvirt fails", tmp_path), tmp_path)
-    assert await first.chosen() == "tcg"
-    assert not (tmp_path / "results.json").exists(), "it is tried again next time"
+    machines = FakeMachines(place.root, "ends once")
+    assert await place.probe(machines).chosen() == "kvm"
+    assert machines.starts == ["kvm", "kvm"]
 
 
-async def test_without_the_device_or_its_permission_there_is_no_probe(
-    tmp_path: Path, device: Path
+async def test_a_guest_on_kvm_that_is_late_counts_as_booted(place: Place) -> None:
+    machines = FakeMachines(place.root, "hangs", "hangs")
+    machines.late = lambda: machines.say("t-probe")
+    assert await place.probe(machines).chosen() == "kvm"
+
+
+@pytest.mark.parametrize(
+    ("kvm", "tcg"),
+    [
+        ("hangs", "hangs"),
+        ("ends", "QEMU ends"),
+        ("libvirt fails", "boots"),
+        ("no such file", "boots"),
+        ("hangs", "libvirt fails"),
+    ],
+)
+async def test_what_is_not_kvms_fault_is_no_verdict(
+    kvm: str, tcg: str, place: Place
 ) -> None:
-    machines = FakeMachines("boots", tmp_path)
-    device.unlink()
-    missing = probe(machines, tmp_path)
-    assert await missing.chosen() == "tcg"
-    assert "does not exist" in missing.note()
-    device.touch()
-    device.chmod(0o000)
-    closed = probe(machines, tmp_path)
-    assert await closed.chosen() == "tcg"
-    assert "chgrp" in closed.note()
-    assert machines.probes == 0
+    machines = FakeMachines(place.root, kvm, tcg)
+    assert await place.probe(machines).chosen() == "tcg"
+    assert not kvm_outcome.load(place.results).decided
+    machines.behaviour = {"kvm": "boots", "qemu": "boots"}
+    assert await place.probe(machines).chosen() == "kvm", (
+        "asked again at the next start"
+    )
+
+
+async def test_files_that_qemus_user_may_not_read_are_no_verdict(
+    place: Place,
+) -> None:
+    machines = FakeMachines(place.root, "boots")
+    place.device.chmod(0o666)
+    place.owner = Ownership(65534, 65534)
+    driver = place.probe(machines)
+    assert await driver.chosen() == "tcg"
+    outcome = kvm_outcome.load(place.results)
+    assert "may not" in outcome.reason
+    assert not outcome.decided
+    assert machines.starts == []
+
+
+async def test_without_the_device_or_its_permission_or_boot_files_it_is_asked_again_by_the_next_launch(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    machines = FakeMachines(place.root, "boots")
+    place.device.unlink()
+    driver = place.probe(machines)
+    assert await driver.chosen() == "tcg"
+    assert "does not exist" in caplog.text
+    place.digest = ""
+    place.device.touch()
+    assert await driver.chosen() == "tcg"
+    assert "no guest boot files" in caplog.text
+    assert machines.starts == []
+    place.digest = "digest"
+    assert await driver.chosen() == "kvm"
+
+
+async def test_what_decided_nothing_is_asked_again_later_without_holding_a_launch_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = FakeMachines(place.root, "libvirt fails")
+    driver = place.probe(machines)
+    assert await driver.chosen() == "tcg"
+    machines.behaviour["kvm"] = "boots"
+    assert await driver.chosen() == "tcg"
+    monkeypatch.setattr(module, "_AGAIN_S", -1.0)
+    assert await driver.chosen() == "tcg", "the old answer meanwhile"
+    assert driver._refresh is not None
+    await driver._refresh
+    assert await driver.chosen() == "kvm"
+
+
+@pytest.mark.parametrize("change", ["device", "rights", "kernel", "QEMU", "boot files"])
+@pytest.mark.parametrize("before", ["hangs", "boots"])
+async def test_kvm_is_asked_again_when_what_the_verdict_is_about_changes(
+    change: str, before: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = FakeMachines(place.root, before)
+    await place.probe(machines).chosen()
+    asked = machines.starts.count("kvm")
+    if change == "device":
+        monkeypatch.setattr(facts, "device_identity", lambda _path: "10:99 0660 0:0")
+    elif change == "rights":
+        place.device.chmod(0o660)
+    elif change == "kernel":
+        monkeypatch.setattr(facts, "kernel_build", lambda: "99.9 #1")
+    elif change == "QEMU":
+        machines.version = "10.0.0"
+    else:
+        place.digest = "other"
+    await place.probe(machines).chosen()
+    assert machines.starts.count("kvm") == asked + 1
+
+
+async def test_a_verdict_against_kvm_is_good_until_the_host_restarts(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = FakeMachines(place.root, "hangs")
+    await place.probe(machines).chosen()
+    monkeypatch.setattr(facts, "boot_id", lambda: "another boot")
+    machines.behaviour["kvm"] = "boots"
+    assert await place.probe(machines).chosen() == "kvm"
+    monkeypatch.setattr(facts, "boot_id", lambda: "a third boot")
+    await place.probe(machines).chosen()
+    assert machines.starts.count("kvm") == 2, "one for it outlives the boot"
+
+
+async def test_reasons_that_earlier_versions_kept_are_no_verdicts(place: Place) -> None:
+    key = f"{facts.kernel_release()} qemu-7.2.0 digest"
+    place.results.write_text(json.dumps({key: "a probe guest did not reach it"}))
+    assert await place.probe(FakeMachines(place.root, "boots")).chosen() == "kvm"
+    for damage in ("", "[]", '{"schema_version": 2}', "\0" * 100):
+        place.results.write_text(damage)
+        assert await place.probe(FakeMachines(place.root, "boots")).chosen() == "kvm"
 
 
 @pytest.mark.parametrize("wanted", ["kvm", "tcg"])
-async def test_what_is_configured_is_used(wanted: str, tmp_path: Path) -> None:
-    assert (
-        await probe(FakeMachines("hangs", tmp_path), tmp_path, wanted).chosen()
-        == wanted
-    )
+async def test_what_is_configured_is_used_and_leftovers_of_a_trial_go(
+    wanted: str, place: Place
+) -> None:
+    machines = FakeMachines(place.root, "hangs")
+    machines.running = {"t-probe": "kvm", "t-control": "qemu"}
+    driver = place.probe(machines, wanted)
+    assert await driver.chosen() == wanted
+    driver.start()
+    await driver._task
+    assert machines.running == {}

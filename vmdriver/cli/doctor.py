@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -17,12 +16,14 @@ from vmdriver.config import Loaded
 from vmdriver.config_model import Config
 from vmdriver.config_views import qemu_owner
 from vmdriver.errors import CommandError, ConfigError, DriverError
-from vmdriver.host import facts, process
+from vmdriver.host import access, facts, process
 from vmdriver.host.lock import StateLock
+from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.accelerator import KVM_DEVICE
 from vmdriver.oci.cache import Cache
 from vmdriver.service.server import check_path
 from vmdriver.storage import boot
+from vmdriver.storage.layout import Layout
 
 _TOOLS = {
     "qemu-img": "qemu-utils",
@@ -145,7 +146,7 @@ def _files(config: Config) -> list[Finding]:
     return findings
 
 
-def _accelerator(config: Config) -> list[Finding]:
+async def _accelerator(config: Config) -> list[Finding]:
     if config.accelerator == "tcg":
         return [
             Finding(
@@ -166,7 +167,7 @@ def _accelerator(config: Config) -> list[Finding]:
             )
         ]
     owner = qemu_owner(config)
-    if not facts.may_use(KVM_DEVICE, owner.uid, owner.gid):
+    if await access.denied([KVM_DEVICE], "use", owner.uid, owner.gid):
         message = (
             f"{config.qemu_user} may not use {KVM_DEVICE}; libvirt then probes QEMU "
             "anew at every step"
@@ -179,28 +180,26 @@ def _accelerator(config: Config) -> list[Finding]:
                 f"chgrp kvm {KVM_DEVICE}; chmod 0660 {KVM_DEVICE}",
             )
         ]
-    results = config.state_dir / "accelerator.json"
-    try:
-        known = json.loads(results.read_text())
-    except (OSError, ValueError):
-        known = {}
-    reasons = [
-        reason
-        for key, reason in known.items()
-        if key.startswith(facts.kernel_release())
-    ]
-    if not reasons:
-        return [
-            Finding(
-                "accelerator",
-                "ok",
-                f"{KVM_DEVICE} is there; a probe guest decides at the first start",
-            )
-        ]
-    if reasons[-1]:
-        advice = f"machines run on TCG; to probe again, remove {results}"
-        return [Finding("accelerator", "warn", reasons[-1], advice)]
-    return [Finding("accelerator", "ok", "a probe guest has booted on KVM")]
+    return [_probed(Layout(config.state_dir).accelerator)]
+
+
+def _probed(results: Path) -> Finding:
+    """What the last driver has found out."""
+    last = kvm_outcome.load(results)
+    if last is None:
+        message = f"{KVM_DEVICE} is there; a probe guest decides at the first start"
+        return Finding("accelerator", "ok", message)
+    if last.works:
+        return Finding("accelerator", "ok", "a probe guest has booted on KVM")
+    message = f"machines run without hardware acceleration (TCG): {last.reason}"
+    if not last.decided:
+        advice = "that is no verdict on KVM: the driver goes on asking"
+        return Finding("accelerator", "warn", message, advice)
+    advice = (
+        f"KVM is asked again when the host has restarted, or {KVM_DEVICE}, kernel, processor or "
+        f"QEMU have changed; at once: remove {results} and restart the driver"
+    )
+    return Finding("accelerator", "warn", message, advice)
 
 
 async def _network(driver: Driver) -> list[Finding]:
@@ -250,7 +249,7 @@ async def _examine(loaded: Loaded) -> list[Finding]:
     findings = [*_tools(config), *_permissions(config), *_files(config)]
     if any(f.check == "QEMU user" and f.level == "fail" for f in findings):
         return findings
-    findings += _accelerator(config)
+    findings += await _accelerator(config)
     driver = Driver(config)
     checks: list[Callable[[Driver], Awaitable[list[Finding]]]] = [_network, _libvirt]
     try:

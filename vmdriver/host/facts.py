@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
+import hashlib
 import os
 import platform
 import pwd
+import stat
 from pathlib import Path
+
+_PROCESSOR = {
+    *(
+        "vendor_id",
+        "cpu family",
+        "model",
+        "model name",
+        "stepping",
+        "microcode",
+        "flags",
+    ),
+    *("CPU implementer", "CPU variant", "CPU part", "CPU revision", "Features"),
+}
+"""What of /proc/cpuinfo does not change from moment to moment; on x86, and on ARM."""
 
 
 def boot_id() -> str:
@@ -66,19 +83,45 @@ def group_id(name: str) -> int | None:
         return None
 
 
-def may_use(path: str, uid: int, gid: int) -> bool:
-    """Whether that user, with that group, may read and write the file, by its mode
-    bits.
+def kernel_build() -> str:
+    """Release and build of the host's kernel, as `uname -rv` prints them."""
+    return f"{platform.release()} {platform.version()}"
+
+
+def device_identity(path: str) -> str:
+    """Number, mode and owner of a device file, to see whether it is still the same; "" where
+    there is none.
     """
     try:
         info = Path(path).stat()
     except OSError:
-        return False
-    if info.st_uid == uid:
-        return info.st_mode & 0o600 == 0o600
-    if info.st_gid == gid:
-        return info.st_mode & 0o060 == 0o060
-    return info.st_mode & 0o006 == 0o006
+        return ""
+    number = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
+    return f"{number} {stat.S_IMODE(info.st_mode):04o} {info.st_uid}:{info.st_gid}"
+
+
+def file_identity(path: str) -> str:
+    """Size and time of a program, to see whether it is still the same; "" where there is none."""
+    try:
+        info = Path(path).stat()
+    except OSError:
+        return ""
+    return f"{info.st_size} {info.st_mtime_ns}"
+
+
+def processor() -> str:
+    """Digest of what this processor can do (proc(5), /proc/cpuinfo, its first entry), and of
+    whether the kernel's KVM nests.
+    """
+    words = []
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        words += [value for key, _, value in pairs if key.strip() in _PROCESSOR]
+    for module in ("kvm_intel", "kvm_amd"):
+        with contextlib.suppress(OSError):
+            words.append(Path(f"/sys/module/{module}/parameters/nested").read_text())
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def name_servers() -> tuple[str, ...]:

@@ -1,164 +1,183 @@
 """Chooses KVM only after a guest has really booted on it.
 
-/dev/kvm may be there, open, and useless: under some nested hypervisors a stock kernel
-never reaches user space while QEMU goes on "running". So a probe guest must say so
-itself, on its status disk, within a deadline. The result is kept per host kernel,
-hypervisor version and boot files.
+/dev/kvm may be there, open, and useless: under some nested hypervisors a stock kernel never
+reaches user space while QEMU goes on "running". So a probe guest must say so itself
+(kvm_trial.py). A verdict is kept for as long as nothing that it depends on changes
+(kvm_outcome.py); everything else that keeps us from KVM is about now only, and asked again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
-import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vmdriver.errors import DriverError, HypervisorError
-from vmdriver.host import facts
-from vmdriver.hypervisor.domain_xml import render_probe
+from vmdriver.errors import DriverError
+from vmdriver.host import access, facts
+from vmdriver.hypervisor import kvm_outcome
+from vmdriver.hypervisor.kvm_outcome import Circumstances, Outcome, undecided
+from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.lifecycle.ports import Ownership
-from vmdriver.model.phase import DomainState
+from vmdriver.lifecycle.planner import BootChoice
 from vmdriver.model.plan import Accelerator
 
 _log = logging.getLogger(__name__)
 KVM_DEVICE = "/dev/kvm"
-_QEMU_ENDED = "closed the monitor"
+_AGAIN_S = 600.0
+"""After a try that decided nothing, the next launch has KVM asked again, in the background."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a try came to. `seen`: the device and the boot files as they were before it."""
+
+    outcome: Outcome
+    seen: tuple[str, str]
+    at: float
 
 
 class AcceleratorProbe:
-    """Implements lifecycle.ports.AcceleratorChoice. `start` begins the probe in the
-    background.
+    """Implements lifecycle.ports.AcceleratorChoice. `start` begins to find out, in the
+    background. `boot`: the boot files of new launches; `results`: where the outcome is kept.
     """
 
     def __init__(
         self,
         machines: Machines,
         wanted: Literal["auto", "kvm", "tcg"],
-        boot: tuple[str, str, str],
+        boot: Callable[[], BootChoice],
         results: Path,
-        work: Path,
-        owner: Ownership,
-        instance: str,
-        deadline_s: float,
+        trial: Trial,
     ) -> None:
         self._machines = machines
         self._wanted = wanted
-        self._kernel, self._initramfs, self._boot_digest = boot
+        self._boot = boot
         self._results = results
-        self._work = work
-        self._owner = owner
-        self._name = f"{instance}-probe"
-        self._deadline_s = deadline_s
-        self._task: asyncio.Task[tuple[Accelerator, str]] | None = None
+        self._trial = trial
+        self._task: asyncio.Task[_Answer] | None = None
+        self._refresh: asyncio.Task[_Answer] | None = None
+        self._told: str | None = None
 
     def start(self) -> None:
         """Begin to find out."""
         if self._task is None:
-            self._task = asyncio.create_task(self._choose(), name="accelerator probe")
+            self._task = asyncio.create_task(self._find_out(), name="accelerator probe")
 
     async def chosen(self) -> Accelerator:
         """See ports.AcceleratorChoice."""
+        if self._wanted != "auto":
+            return self._wanted
+        answer = self._known()
+        if answer is not None and answer.seen != self._look():
+            self._task = None
+        elif answer is not None and self._stale(answer) and self._refresh is None:
+            self._refresh = asyncio.create_task(self._find_out(), name="probe again")
+            self._refresh.add_done_callback(self._take_over)
         self.start()
         assert self._task is not None  # noqa: S101 - start made it
-        return (await asyncio.shield(self._task))[0]
+        works = (await asyncio.shield(self._task)).outcome.works
+        return "kvm" if works else "tcg"
 
-    def note(self) -> str:
-        """See ports.AcceleratorChoice."""
-        return (
-            self._task.result()[1]
-            if self._task is not None and self._task.done()
-            else ""
-        )
+    def _known(self) -> _Answer | None:
+        task = self._task
+        if task is None or not task.done():
+            return None
+        if task.cancelled() or task.exception() is not None:
+            self._task = None  # a bug must not decide for good
+            return None
+        return task.result()
+
+    def _stale(self, answer: _Answer) -> bool:
+        now = asyncio.get_running_loop().time()
+        return not answer.outcome.decided and now > answer.at + _AGAIN_S
+
+    def _take_over(self, task: asyncio.Task[_Answer]) -> None:
+        self._refresh = None
+        if not task.cancelled():
+            self._task = task
 
     async def close(self) -> None:
         """Give up a probe under way."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        for task in (self._task, self._refresh):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait({task})
 
-    async def _choose(self) -> tuple[Accelerator, str]:
-        if self._wanted == "tcg":
-            return "tcg", ""
-        if self._wanted == "kvm":
-            return "kvm", ""
-        reason = await self._reason_against_kvm()
-        if not reason:
+    def _look(self) -> tuple[str, str]:
+        """What can be looked at before every launch."""
+        digest = ""
+        with contextlib.suppress(DriverError):
+            digest = self._boot().digest
+        return facts.device_identity(KVM_DEVICE), digest
+
+    async def _find_out(self) -> _Answer:
+        seen = self._look()
+        with contextlib.suppress(DriverError, OSError):
+            await self._trial.clear()
+        if self._wanted == "auto":
+            outcome = await self._ask(seen[0])
+            self._tell(outcome)
+        else:
+            outcome = Outcome(decided=True, works=self._wanted == "kvm")
+        return _Answer(outcome, seen, asyncio.get_running_loop().time())
+
+    def _tell(self, outcome: Outcome) -> None:
+        if outcome.reason == self._told:
+            return  # once per process, unless it has changed
+        self._told = outcome.reason
+        if outcome.works:
             _log.info("machines use KVM: a probe guest has booted on it")
-            return "kvm", ""
-        note = (
-            f"machines run without hardware acceleration (TCG) and are slow: {reason}"
-        )
-        _log.warning("%s", note)
-        return "tcg", note
+        else:
+            _log.warning(
+                "machines run without hardware acceleration (TCG) and are slow: %s",
+                outcome.reason,
+            )
 
-    async def _reason_against_kvm(self) -> str:
-        if not Path(KVM_DEVICE).exists():
-            return f"{KVM_DEVICE} does not exist"
-        if not facts.may_use(KVM_DEVICE, self._owner.uid, self._owner.gid):
-            return (
+    async def _ask(self, device: str) -> Outcome:
+        """Everything in the way that is no verdict is found first."""
+        try:
+            outcome = await self._undisturbed(device)
+        except DriverError as error:
+            outcome = undecided(f"the probe could not be run: {error.text()}")
+        except OSError as error:
+            outcome = undecided(f"the probe could not be run: {error}")
+        with contextlib.suppress(OSError):
+            kvm_outcome.store(self._results, outcome)
+        return outcome
+
+    async def _undisturbed(self, device: str) -> Outcome:
+        if not device:
+            return undecided(f"{KVM_DEVICE} does not exist")
+        owner = self._trial.owner
+        if await access.denied([KVM_DEVICE], "use", owner.uid, owner.gid):
+            return undecided(
                 f"{KVM_DEVICE} may not be used by the user that QEMU runs as; "
                 "chgrp it to QEMU's group, mode 0660"
             )
-        try:
-            versions = await self._machines.versions()
-            key = f"{facts.kernel_release()} qemu-{versions['hypervisor']} {self._boot_digest}"
-            known = self._load()
-            if key not in known:
-                known[key] = await self._probe()
-                self._results.write_text(json.dumps(known, indent=1))
-            return known[key]
-        except DriverError as error:
-            return f"the probe could not be run: {error}"
+        boot = self._boot()
+        unreadable = await access.denied(
+            [boot.kernel, boot.initramfs], "read", owner.uid, owner.gid
+        )
+        if unreadable:
+            return undecided(f"QEMU's user may not read {unreadable[0]}")
+        about, host_boot = await self._circumstances(device, boot), facts.boot_id()
+        kept = kvm_outcome.load(self._results)
+        if kept is not None and kept.holds(about, host_boot):
+            return kept
+        outcome = await self._trial.ask(boot)
+        return outcome.model_copy(update={"about": about, "host_boot": host_boot})
 
-    def _load(self) -> dict[str, str]:
-        try:
-            return {
-                str(k): str(v) for k, v in json.loads(self._results.read_text()).items()
-            }
-        except (OSError, ValueError):
-            return {}
-
-    async def _probe(self) -> str:
-        """Boot a guest on KVM; "" when it said that it is there, else what happened.
-
-        Other errors of the hypervisor are raised: they say nothing about KVM.
-        """
-        status, console = self._work / "status.img", self._work / "console.log"
-        for path, size in ((status, 65536), (console, 0)):
-            path.write_bytes(b"\0" * size)
-            os.chown(path, self._owner.uid, self._owner.gid)
-        host = await self._machines.host("kvm")
-        boot = (self._kernel, self._initramfs)
-        text = render_probe(self._name, boot, str(status), str(console), host)
-        await self._machines.destroy(self._name)
-        try:
-            await self._machines.start_xml(self._name, text)
-            return await self._wait(status)
-        except HypervisorError as error:
-            if _QEMU_ENDED not in error.message:
-                raise
-            return f"QEMU itself ended on KVM: {error.message.splitlines()[-1].strip()[:200]}"
-        finally:
-            await self._machines.destroy(self._name)
-
-    async def _wait(self, status: Path) -> str:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._deadline_s
-        while loop.time() < deadline:
-            if status.read_bytes().startswith(b"phase=probed"):
-                return ""
-            if await self._machines.observe(self._name) not in {
-                DomainState.RUNNING,
-                DomainState.PAUSED,
-            }:
-                last = status.read_bytes().startswith(b"phase=probed")
-                return (
-                    ""
-                    if last
-                    else "a probe guest ended on KVM before it reached user space"
-                )
-            await asyncio.sleep(0.1)
-        return f"a probe guest did not reach user space on KVM within {self._deadline_s:g} s"
+    async def _circumstances(self, device: str, boot: BootChoice) -> Circumstances:
+        versions = await self._machines.versions()
+        program = (await self._machines.host("kvm")).emulator
+        return Circumstances(
+            device=device,
+            kernel=facts.kernel_build(),
+            processor=facts.processor(),
+            qemu=f"{versions['hypervisor']} {facts.file_identity(program)}",
+            boot_files=boot.digest,
+        )

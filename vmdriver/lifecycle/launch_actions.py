@@ -104,9 +104,6 @@ class LaunchActions(ForkActions):
             secrets = await shared.launcher.secrets(self.record)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
-        note = shared.launcher.accelerator.note()
-        if note:
-            self.tell("AcceleratorFallback", note, warn=True)
         async with self._beginning(plan) as (plan, beginning):
             if beginning.template is not None:
                 kind = RestoreKind.TEMPLATE

@@ -93,9 +93,6 @@ class AcceleratorChoice(Protocol):
     async def chosen(self) -> Accelerator:
         """Waits for the probe where one is under way."""
 
-    def note(self) -> str:
-        """Why it is not the one that was hoped for, or ""."""
-
 
 class Network(Protocol):
     """Taps and firewall tables."""
