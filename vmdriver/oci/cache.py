@@ -195,19 +195,35 @@ class Cache:
         return self.trees / key_of(digest) / "root"
 
     def tree_entries(self) -> list[tuple[Path, TreeEntry]]:
-        """Every unpacked image, with its directory."""
-        found = []
-        for path in self.trees.glob("*/source.json"):
-            entry = TreeEntry.model_validate_json(path.read_bytes())
-            found.append((path.parent, entry))
-        return found
+        """Every unpacked image, with its directory. What cannot be read is not there."""
+        homes = (path.parent for path in self.trees.glob("*/source.json"))
+        found = ((home, _tree_entry(home)) for home in homes)
+        return [(home, entry) for home, entry in found if entry is not None]
 
-    def publish_tree(self, root: Path, entry: TreeEntry) -> None:
-        """Put an unpacked image into its place."""
-        home = self.trees / key_of(entry.digest)
-        files.remove_tree(home)
+    def publish_tree(self, root: Path, entry: TreeEntry) -> TreeEntry:
+        """Put an unpacked image into its place, all at once: `root` and what is known of it
+        become a directory's content, and that gets the name that is looked for. One that is
+        there already may be in use, and stays; it goes by these names, too.
+        """
+        place = self.trees / key_of(entry.digest)
+        known = _tree_entry(place)
+        if known is not None and (place / "root").is_dir():
+            names = dict.fromkeys((*known.references, *entry.references))
+            entry = known.model_copy(update={"references": tuple(names)})
+            self._write_source(place, entry)
+            return entry
+        home = root.with_name(f"{root.name}.home")
         home.mkdir(mode=0o700)
         root.rename(home / "root")
+        self._write_source(home, entry)
+        if place.exists():  # half removed; nobody is given it
+            place.rename(home.with_name("before"))
+        home.rename(place)
+        files.sync_directory(self.trees)
+        return entry
+
+    @staticmethod
+    def _write_source(home: Path, entry: TreeEntry) -> None:
         part = home / ".source"
         part.write_bytes(entry.model_dump_json().encode())
         files.publish(part, home / "source.json", mode=0o600)
@@ -240,3 +256,10 @@ class Cache:
 
 def _meta(entry: Entry) -> Path:
     return Path(entry.path).with_suffix(".json")
+
+
+def _tree_entry(home: Path) -> TreeEntry | None:
+    try:
+        return TreeEntry.model_validate_json((home / "source.json").read_bytes())
+    except (OSError, ValidationError):
+        return None

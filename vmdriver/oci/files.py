@@ -85,7 +85,12 @@ def publish(part: Path, path: Path, mode: int = 0o444) -> None:
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

@@ -96,8 +96,7 @@ class Maker:
                 references=(found.reference, *found.references),
                 stored_bytes=size,
             )
-            await self._pool.run(self._cache.publish_tree, tree, entry)
-            return entry
+            return await self._pool.run(self._cache.publish_tree, tree, entry)
 
     @contextlib.asynccontextmanager
     async def _work(self, found: Resolved) -> AsyncIterator[Path]:

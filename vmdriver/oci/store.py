@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from vmdriver.errors import HostError, NotFound
@@ -46,6 +47,7 @@ class ImageStore:
         self._maker = Maker(self._cache, skopeo, builder, pool)
         self._resolving: Flights[Resolved] = Flights()
         self._flights: Flights[Entry] = Flights()
+        self._trees: Flights[TreeEntry] = Flights()
         self._kept: dict[str, str] = {}
         """Owner -> path of the disk that was prepared for it."""
         self._taking = asyncio.Lock()
@@ -96,36 +98,42 @@ class ImageStore:
         self, reference: str, owner: str, progress: ProgressSink
     ) -> tuple[Path, str]:
         """See ports.Images."""
-        async with self._taking:
-            entry = await self._known_tree(reference, self._resolver.pinned(reference))
+        names = (reference, self._resolver.pinned(reference))
+        entry = await self._keep_tree(owner, [n for n in names if "@sha256:" in n])
         if entry is None:
-            entry = await self._new_tree(reference, progress)
-        home = self._cache.tree(entry.digest)
-        self._kept[owner] = str(home.parent)
-        await self._pool.run(os.utime, home.parent / "source.json")
-        return home, entry.digest
+            entry = await self._new_tree(reference, owner, progress)
+        return self._cache.tree(entry.digest), entry.digest
 
-    async def _known_tree(self, *names: str) -> TreeEntry | None:
-        for _, entry in await self._pool.run(self._cache.tree_entries):
-            if any(name in entry.references for name in names if "@sha256:" in name):
-                return entry
+    async def _keep_tree(self, owner: str, names: Iterable[str]) -> TreeEntry | None:
+        """The tree that has one of these names, kept for the owner from now on."""
+        async with self._taking:
+            for home, entry in await self._pool.run(self._cache.tree_entries):
+                if set(names) & set(entry.references):
+                    self._kept[owner] = str(home)
+                    await self._pool.run(os.utime, home / "source.json")
+                    return entry
         return None
 
-    async def _new_tree(self, reference: str, progress: ProgressSink) -> TreeEntry:
+    async def _new_tree(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> TreeEntry:
         try:
             found = await self._resolve(reference)
         except HostError as error:
-            entries = await self._pool.run(self._cache.tree_entries)
-            for _, entry in entries:
-                if reference in entry.references:
-                    text = "%s is taken as it was last (%s): %s"
-                    _log.warning(text, reference, entry.digest, error)
-                    return entry
-            raise
-        known = await self._known_tree(*found.references)
+            entry = await self._keep_tree(owner, [reference])
+            if entry is None:
+                raise
+            text = "%s is taken as it was last (%s): %s"
+            _log.warning(text, reference, entry.digest, error)
+            return entry
+        known = await self._keep_tree(owner, found.references)
         if known is not None:
             return known
-        return await self._maker.tree(found, progress)
+        digest = found.manifest.digest
+        self._kept[owner] = str(self._cache.tree(digest).parent)
+        return await self._trees.join(
+            digest, lambda tell: self._maker.tree(found, tell), progress
+        )
 
     async def _resolve(self, reference: str) -> Resolved:
         """Who asks at the same time is given the same answer."""

@@ -31,8 +31,8 @@ class DiskStore(LaunchFiles, SupervisorDisks):
     """Implements lifecycle.ports.Disks. `owner` is the user that QEMU runs as."""
 
     def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
-        super().__init__(layout, pool, owner)
-        self._known_supervisors = {}
+        LaunchFiles.__init__(self, layout, pool, owner)
+        SupervisorDisks.__init__(self)
 
     async def create_overlay(self, disk: Disk) -> None:
         """Make the root disk's qcow2 layer, empty, on its base. An existing one is

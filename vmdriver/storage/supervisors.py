@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
-from vmdriver.errors import Refused
+from vmdriver.errors import Refused, StorageError
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
 from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.program_bundle import Bundle, bundle_of
 
+_log = logging.getLogger(__name__)
 PROGRAM = "openshell-sandbox"
 _IN_GUEST = "/opt/openshell/bin/lib"
 """Where the guest sees the bundle's loader and libraries."""
@@ -27,7 +29,17 @@ class SupervisorDisks:
 
     _layout: Layout
     _pool: Pool
-    _known_supervisors: dict[tuple[Path, _Identity], Path]
+
+    def __init__(self) -> None:
+        self._known_supervisors: dict[tuple[Path, _Identity], Path] = {}
+        self._making = asyncio.Lock()
+        """Held while a disk is made: who wants the same one waits for it. One lock for all
+        contents, since a driver has one supervisor, or two around an upgrade.
+        """
+        self._taking = asyncio.Lock()
+        """Held while a disk is found to be there and marked as used, or found unused and
+        removed.
+        """
 
     async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
         """A read-only ext4 disk with the program, and with its loader and libraries from `root`
@@ -35,50 +47,91 @@ class SupervisorDisks:
         """
         key = (program, await self._pool.run(_identity, program))
         known = self._known_supervisors.get(key)
-        if known is None or not known.exists():
-            bundle = await bundle_of(program, root)
-            digest = await self._pool.run(bundle.digest)
-            known = self._layout.supervisors / f"{digest[:32]}.img"
-            if not known.exists():
-                await self._make(bundle, known)
+        if known is None or not await self._take(known):
+            async with self._making:
+                known = await self._found_or_made(program, root)
             self._known_supervisors[key] = known
-        # Beside the disk: templates and memory images know the disk itself by its times, too.
-        await self._pool.run(known.with_suffix(".used").touch)
         return known
 
     async def collect_supervisors(self, in_use: set[str]) -> list[str]:
         """Remove disks that no sandbox has and no launch has used for an hour; their paths."""
 
-        def collect() -> list[str]:
-            gone = []
-            for path in self._layout.supervisors.glob("[!.]*.img"):
-                young = time.time() - _used(path) < _YOUNG_S
-                if str(path) not in in_use and not young:
-                    path.unlink()
-                    path.with_suffix(".used").unlink(missing_ok=True)
+        def unlink_unused(path: Path) -> bool:
+            if str(path) in in_use or time.time() - _used(path) < _YOUNG_S:
+                return False
+            path.unlink()
+            path.with_suffix(".used").unlink(missing_ok=True)
+            return True
+
+        gone = []
+        for path in await self._pool.run(
+            lambda: list(self._layout.supervisors.glob("[!.]*.img"))
+        ):
+            async with self._taking:
+                if await self._pool.run(unlink_unused, path):
                     gone.append(str(path))
-            return gone
+        return gone
 
-        return await self._pool.run(collect)
+    async def _take(self, disk: Path) -> bool:
+        """Mark a disk as used. False when it is not there."""
 
-    async def _make(self, bundle: Bundle, disk: Path) -> None:
-        part = disk.with_name(
-            f".{disk.name}.{os.getpid()}.{id(asyncio.current_task())}"
-        )
-        tree = part.with_suffix(".tree")
+        def take() -> bool:
+            if not disk.is_file():
+                return False
+            # Beside the disk: templates and memory images know the disk itself by its times.
+            disk.with_suffix(".used").touch()
+            return True
+
+        async with self._taking:
+            return await self._pool.run(take)
+
+    async def _found_or_made(self, program: Path, root: Path) -> Path:
+        bundle = await bundle_of(program, root)
+        disk = self._place(await self._pool.run(bundle.digest))
+        if await self._take(disk):
+            return disk
+        disk = await self._make(bundle)
+        if not await self._take(disk):
+            raise StorageError(f"the supervisor's disk {disk.name} has vanished")
+        return disk
+
+    def _place(self, digest: str) -> Path:
+        return self._layout.supervisors / f"{digest[:32]}.img"
+
+    async def _make(self, bundle: Bundle) -> Path:
+        """In a directory that nobody else has; what is seen is whole. Cancellable."""
+        work = Path(tempfile.mkdtemp(prefix=".work-", dir=self._layout.supervisors))
         try:
-            await self._pool.run(_lay_out, bundle, tree)
-            if bundle.interpreter is not None:
-                loader = f"{_IN_GUEST}/{bundle.interpreter.name}"
+            tree, part = work / "tree", work / "disk"
+            copies = await self._pool.run(_lay_out, bundle, tree)
+            # Of what is on the disk: the sources may have changed since they were looked at.
+            disk = self._place(await self._pool.run(copies.digest))
+            if copies.interpreter is not None:
+                loader = f"{_IN_GUEST}/{copies.interpreter.name}"
                 paths = ["--force-rpath", "--set-rpath", _IN_GUEST]
                 command = ["patchelf", "--set-interpreter", loader, *paths]
-                await process.run([*command, str(tree / PROGRAM)], deadline_s=60)
+                await process.run([*command, str(copies.program)], deadline_s=60)
             await process.run(_mke2fs(tree, part), deadline_s=120)
-            part.chmod(0o444)
-            part.rename(disk)
+            await self._pool.run(_publish, part, disk)
         finally:
-            await self._pool.run(files.remove_tree, tree)
-            part.unlink(missing_ok=True)
+            await self._pool.run(_clear, work)
+        return disk
+
+
+def _publish(part: Path, disk: Path) -> None:
+    part.chmod(0o444)
+    files.sync_file(part)
+    if disk.is_dir() and not disk.is_symlink():
+        raise StorageError(f"{disk} is a directory", resolution="remove it")
+    part.rename(disk)
+    files.sync_directory(disk.parent)
+
+
+def _clear(work: Path) -> None:
+    try:
+        files.remove_tree(work)
+    except OSError as error:  # the next driver removes it
+        _log.warning("%s cannot be removed now: %s", work, error)
 
 
 def _used(disk: Path) -> float:
@@ -108,19 +161,27 @@ def _identity(program: Path) -> _Identity:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _lay_out(bundle: Bundle, tree: Path) -> None:
-    tree.mkdir(mode=0o755)
-    tree.chmod(0o755)
-    _copy(bundle.program, tree / PROGRAM)
+def _lay_out(bundle: Bundle, tree: Path) -> Bundle:
+    """Copies of everything, as they are on the disk."""
+    _make_directory(tree)
+    program = _copy(bundle.program, tree / PROGRAM)
     if bundle.interpreter is None:
-        return
-    (tree / "lib").mkdir(mode=0o755)
-    (tree / "lib").chmod(0o755)
-    _copy(bundle.interpreter, tree / "lib" / bundle.interpreter.name)
-    for name, path in bundle.libraries:
-        _copy(path, tree / "lib" / name)
+        return Bundle(program)
+    lib = tree / "lib"
+    _make_directory(lib)
+    return Bundle(
+        program,
+        _copy(bundle.interpreter, lib / bundle.interpreter.name),
+        tuple((name, _copy(path, lib / name)) for name, path in bundle.libraries),
+    )
 
 
-def _copy(source: Path, target: Path) -> None:
+def _make_directory(path: Path) -> None:
+    path.mkdir(mode=0o755)
+    path.chmod(0o755)
+
+
+def _copy(source: Path, target: Path) -> Path:
     shutil.copyfile(source, target)
     target.chmod(0o755)
+    return target

@@ -1,0 +1,38 @@
+"""Several creates at once on a state directory where nothing is yet."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from pathlib import Path
+
+from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.world import World
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ports import Ownership
+from vmdriver.model.phase import Phase
+from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.layout import Layout
+
+
+async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None:
+    program = tmp_path / "supervisor"
+    program.write_text("#!/bin/sh\n")
+    layout, pool = Layout(tmp_path / "state"), Pool("supervisors", 4)
+    layout.make()
+    driver = FakeDriver(
+        World(), settings=dataclasses.replace(SETTINGS, supervisor=program)
+    )
+    # The fake host, but for the supervisor's disk: that is made by the real programs.
+    real = DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
+    driver.manager._shared.launcher.supervisor._disks = real
+    await driver.manager.recover()
+    names = [f"s{number}" for number in range(6)]
+    await asyncio.gather(*(driver.manager.create(spec(n), None) for n in names))
+    await driver.settled(timeout_s=30)
+    assert {driver.phase(name) for name in names} == {Phase.RUNNING}
+    plans = [driver.manager.workers[name].record.plan for name in names]
+    assert len({plan.disk("supervisor").path for plan in plans}) == 1
+    await driver.close()
+    pool.close()
