@@ -40,6 +40,7 @@ from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.memory_budget import MemoryBudget
 from vmdriver.lifecycle.phases.activation import Registered
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.lifecycle.steps import Ports, Undoer
@@ -139,6 +140,7 @@ class Driver:
             pool,
             self._files,
             Supervisor(self.settings, self.images, self.disks),
+            MemoryBudget(manager.records, self.settings),
         )
         undoer = Undoer(ports, pool, self.extensions.undo, manager.layers_of_others)
         templates = Templates(

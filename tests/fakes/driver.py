@@ -24,6 +24,7 @@ from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.ledger import Scope, replay
 from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.memory_budget import MemoryBudget
 from vmdriver.lifecycle.phases.activation import Registered
 from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports import Guard, no_checkpoint
@@ -109,6 +110,7 @@ class FakeDriver:
         instance = settings.instance
         self.hypervisor = FakeHypervisor(world, instance, checkpoint)
         self.memory = FakeMemory(world, checkpoint)
+        self.memory_store = FakeMemoryStore(world, checkpoint)
         records = FakeRecords(world, checkpoint)
         ports = Ports(
             self.hypervisor,
@@ -117,10 +119,10 @@ class FakeDriver:
             FakeImages(world),
             records,
             self.memory,
-            FakeMemoryStore(world, checkpoint),
+            self.memory_store,
         )
         self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
-        pool = AddressPool(instance, settings.address_pool)
+        pool = self.pool = AddressPool(instance, settings.address_pool)
         runner = ExtensionRunner(
             extensions,
             extension_configs or {},
@@ -137,6 +139,7 @@ class FakeDriver:
             pool,
             self._files,
             Supervisor(settings, ports.images, ports.disks),
+            MemoryBudget(lambda: self.manager.records(), settings),
         )
 
         def shared(manager: Manager) -> Shared:

@@ -19,14 +19,17 @@ class FakeMemoryStore:
         checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
     ) -> None:
         self._world, self._checkpoint = world, checkpoint
+        self.reserved: dict[str, int] = {}
+        """Of this process, as the real one's: a reservation holds also where begin failed half-way."""
 
     async def begin(self, directory: str, needed_bytes: int) -> str:
+        self.reserved[directory] = needed_bytes
         self._world.act(f"begin image {directory}")
         self._world.images[directory] = ""
         return f"{directory}/memory"
 
     async def end(self, directory: str) -> None:
-        return
+        self.reserved.pop(directory, None)
 
     async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
         self._world.act(f"write image {directory}")

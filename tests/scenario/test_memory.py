@@ -13,6 +13,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver, held_objects, spec
 from tests.fakes.world import World
 from vmdriver.errors import (
     AlreadyExists,
+    DriverError,
     Exhausted,
     HostError,
     InvalidRequest,
@@ -549,4 +550,29 @@ async def test_after_a_fork_that_failed_a_start_works(pool: int, call: str) -> N
     await driver.settled()
     assert driver.phase("second") is Phase.RUNNING
     await driver.manager.delete("second", "")
+    await driver.close()
+
+
+async def test_a_memory_that_is_not_there_is_no_missing_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`ImageMissing` is said of a request that names no image, and of nothing else."""
+    driver = FakeDriver(World())
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    worker, reasons = driver.manager.workers["s1"], []
+    not_restored = worker._not_restored
+
+    async def note(error: DriverError) -> None:
+        reasons.append(error.reason)
+        await not_restored(error)
+
+    monkeypatch.setattr(worker, "_not_restored", note)
+    await driver.manager.stop("s1", "")
+    await worker.update(phase=Phase.SUSPENDED)
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert reasons == ["MemoryMissing"]
+    assert driver.phase() is Phase.RUNNING, "it boots from its disk"
     await driver.close()

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, TimedOut, Unavailable
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle import requests
+from vmdriver.lifecycle import planner, requests
 from vmdriver.lifecycle.disk_fork import fork_source
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.ledger import Ledger
@@ -50,9 +50,7 @@ class Admission:
         record = await self._standing_on_its_source(record)
         # Both once more: extensions were asked meanwhile.
         self._check_new(spec.id)
-        requests.check_admission(
-            record.spec, self.sandboxes.records(), self.shared.settings
-        )
+        self._check_room(record)
         self.sandboxes.pending[spec.id] = record
         try:
             await self.shared.ports.records.create(record, token)
@@ -81,11 +79,18 @@ class Admission:
         if worker is not None or sandbox_id in self.sandboxes.pending:
             raise AlreadyExists(f"sandbox {sandbox_id} exists")
 
-    def _check(self, spec: SandboxSpec) -> None:
+    def _check(self, record: SandboxRecord) -> None:
+        spec = record.spec
         requests.check(spec, self.shared.settings)
         self.shared.ports.images.check(spec.image)
         fork_source(self.sandboxes.workers.values(), spec)
-        requests.check_admission(spec, self.sandboxes.records(), self.shared.settings)
+        self._check_room(record)
+
+    def _check_room(self, record: SandboxRecord) -> None:
+        """Exhausted when one sandbox more does not fit."""
+        shared, records = self.shared, self.sandboxes.records()
+        requests.check_count(record.id, records, shared.settings)
+        shared.launcher.budget.check(record)
 
     async def _asked(
         self, spec: SandboxSpec, trace: Trace
@@ -93,15 +98,14 @@ class Admission:
         """The record as extensions have shaped it, and it can be had. No draft: none follows
         phases.
         """
-        self._check(spec)
         extensions, now = self.shared.extensions, utc_now()
+        bare = SandboxRecord(spec=spec, created_at=now, changed_at=now)
+        self._check(bare)
         activation = extensions.activate(spec)
         state = ExtensionState(
             active=activation.active, parameters=activation.parameters
         )
-        record = SandboxRecord(
-            spec=spec, created_at=now, changed_at=now, extensions=state
-        )
+        record = bare.model_copy(update={"extensions": state})
         if not extensions.phases.take_part(record):
             return record, None
         draft = draft_of(spec)
@@ -110,7 +114,7 @@ class Admission:
         await ask(Phase.PREPARE_PLAN, record, None, trace, draft)
         state = state.model_copy(update={"accepted": False})
         record = self._shaped(record, spec, state, draft)
-        self._check(record.spec)
+        self._check(record)
         return record, draft
 
     def _shaped(
@@ -121,7 +125,8 @@ class Admission:
         draft: Draft,
     ) -> SandboxRecord:
         changes = draft.changes()
-        self.shared.extensions.check_changes(changes)
+        shaped = self.shared.extensions.check_changes(changes)
+        planner.check_machine(shaped, self.shared.settings)
         spec = changed_spec(asked, changes)
         state = state.model_copy(update={"changes": changes})
         return record.model_copy(update={"spec": spec, "extensions": state})

@@ -106,12 +106,13 @@ class ExtensionRunner:
     def _active_hooks(self, record: SandboxRecord) -> list[LifecycleExtension]:
         return [e for e in self._active(record) if isinstance(e, LifecycleExtension)]
 
-    def check_changes(self, changes: Sequence[Change]) -> None:
-        """Whether a plan can be made of them, as far as that is known before the launch."""
+    def check_changes(self, changes: Sequence[Change]) -> PlanDraft:
+        """The plan's draft as they make it. Refused, as far as that is known before the launch."""
         draft = PlanDraft()
         for change in changes:
             draft.on_behalf_of(change.extension)
             shape(draft, (change,))
+        return draft
 
     async def _context(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from vmdriver.errors import InvalidRequest
+from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.model.spec import SandboxSpec
 
@@ -24,6 +24,11 @@ HOST_ALIASES = (
 )
 MAX_ENVIRONMENT_STRING = 131072
 """Longest NAME=VALUE with its NUL that execve(2) takes: MAX_ARG_STRLEN, 32 pages."""
+MAX_ENVIRONMENT = 2 * 1024 * 1024 - 128 * 1024
+"""Most bytes of all strings and their pointers: a quarter of the stack's 8 MiB (execve(2)),
+without what arguments and the supervisor's own additions may need.
+"""
+_POINTER_BYTES = 8
 NO_IMAGE: Mapping[str, str] = {}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _GUEST_ROOT = "/opt/openshell"
@@ -147,6 +152,33 @@ def environment(
     return result
 
 
+def check_added(values: Mapping[str, str], added: Mapping[str, str]) -> None:
+    """Refused where the guest's kernel could not pass the environment `values` to the supervisor
+    with what extensions have put into it: `added` is names to extensions.
+    """
+    total = 0
+    for name, value in values.items():
+        size = _execve_bytes(name, value)
+        total += size + _POINTER_BYTES
+        if size > MAX_ENVIRONMENT_STRING and name in added:
+            raise Refused(
+                f"extension {added[name]!r}: env[{name}] is {size} bytes; the kernel "
+                f"passes {MAX_ENVIRONMENT_STRING} at most",
+                reason="ExtensionRefused",
+            )
+    if total > MAX_ENVIRONMENT and added:
+        names = ", ".join(sorted(set(added.values())))
+        raise Refused(
+            f"extensions ({names}): the environment is {total} bytes with what they add; "
+            f"the kernel passes {MAX_ENVIRONMENT} at most",
+            reason="ExtensionRefused",
+        )
+
+
+def _execve_bytes(name: str, value: str) -> int:
+    return len(name.encode()) + len(value.encode()) + 2
+
+
 def check_sizes(values: Mapping[str, str]) -> None:
     """InvalidRequest where the guest's kernel could not pass the environment to the
     supervisor.
@@ -156,7 +188,7 @@ def check_sizes(values: Mapping[str, str]) -> None:
         "OPENSHELL_MAIN_PROCESS_SPEC": "spec.command",
     }
     for name, value in values.items():
-        size = len(name.encode()) + len(value.encode()) + 2
+        size = _execve_bytes(name, value)
         if size > MAX_ENVIRONMENT_STRING:
             raise InvalidRequest(
                 fields.get(name, f"spec.environment[{name!r}]"),

@@ -126,6 +126,12 @@ class HookContext:
     """
 
 
+MIN_MEMORY_MIB = 96
+"""Less is no machine, whichever kernel an extension brings. Our own boot files need more: what a
+request must ask for is lifecycle.requests.MIN_MEMORY_MIB.
+"""
+
+
 class PlanDraft:
     """The launch plan while it may still be shaped. Remembers which extension asked for
     what.
@@ -155,15 +161,15 @@ class PlanDraft:
             self._values[field_name] = (value, self._extension)
 
     def set_vcpus(self, vcpus: int) -> None:
-        """Whole number of vCPUs, at least 1."""
+        """Whole number of vCPUs, at least 1 and at most the operator's max_vcpus."""
         if vcpus < 1:
             raise self._refusal("vcpus", "must be at least 1")
         self._set("vcpus", vcpus)
 
     def set_memory_mib(self, memory_mib: int) -> None:
-        """Guest memory in MiB, at least 64."""
-        if memory_mib < 64:
-            raise self._refusal("memory_mib", "must be at least 64")
+        """Guest memory in MiB, at least 96 and at most the operator's max_mem_mib."""
+        if memory_mib < MIN_MEMORY_MIB:
+            raise self._refusal("memory_mib", f"must be at least {MIN_MEMORY_MIB}")
         self._set("memory_mib", memory_mib)
 
     def set_kernel(self, kernel: Path, initramfs: Path | None = None) -> None:
@@ -224,6 +230,10 @@ class PlanDraft:
     def value(self, field_name: str, default: Any) -> Any:
         """A single value, or the default."""
         return self._values[field_name][0] if field_name in self._values else default
+
+    def asker(self, field_name: str) -> str:
+        """Which extension set that single value; "" for none."""
+        return self._values[field_name][1] if field_name in self._values else ""
 
     def collected(self, kind: str) -> dict[str, tuple[Any, str]]:
         """Values of a kind (env, drop_in, feature) by name, each with the extension

@@ -19,6 +19,7 @@ from vmdriver.lifecycle.guest import guest_endpoint
 from vmdriver.lifecycle.hooks import PlanDraft, Reason
 from vmdriver.lifecycle.image_ports import BaseDisk, ImageProgress
 from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.memory_budget import MemoryBudget
 from vmdriver.lifecycle.ports import AcceleratorChoice
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import LEASE, Ports, Step
@@ -87,6 +88,7 @@ class Launcher:
     pool: AddressPool
     files: Pool
     supervisor: Supervisor
+    budget: MemoryBudget
     building: set[str] = field(default_factory=set)
     """Layers of templates that are being built."""
 
@@ -105,6 +107,7 @@ class Launcher:
         try:
             draft = await self.extensions.configure_launch(record, ledger)
             plan = planner.resolve(record.spec, self.settings, facts, draft)
+            self.budget.claim(record, plan.memory_mib, draft.asker("memory_mib"))
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
         return plan, draft
@@ -181,10 +184,9 @@ class Launcher:
         """
         try:
             await self.extensions.before_launch(record, ledger, plan, draft)
+            return planner.with_added(plan.environment, draft)
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
-        added = {name: value for name, (value, _) in draft.collected("env").items()}
-        return {**plan.environment, **added}
 
     @staticmethod
     async def take(record: SandboxRecord, ledger: Ledger, steps: list[Step]) -> None:

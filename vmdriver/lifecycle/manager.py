@@ -242,8 +242,7 @@ class Manager(Sandboxes):
         )
 
     def _check_memory(self, worker: SandboxWorker) -> None:
-        others = [w.record for w in self.workers.values() if w is not worker]
-        requests.check_memory(worker.record.spec, others, self.settings)
+        self._shared.launcher.budget.check(worker.record)
 
     async def delete(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> bool:
         """Remove a sandbox. False: it is not known. Returns when it is gone, or after

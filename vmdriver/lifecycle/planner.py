@@ -4,11 +4,13 @@ Pure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmdriver.errors import Refused
 from vmdriver.lifecycle.guest import (
     HOST_ALIASES,
+    check_added,
     check_sizes,
     environment,
     guest_endpoint,
@@ -215,10 +217,34 @@ def _environment(
     return found
 
 
+def with_added(environment: Mapping[str, str], draft: PlanDraft) -> dict[str, str]:
+    """The environment with what extensions have added so far. Refused when it becomes too large."""
+    added = draft.collected("env")
+    merged = {**environment, **{name: value for name, (value, _) in added.items()}}
+    check_added(merged, {name: extension for name, (_, extension) in added.items()})
+    return merged
+
+
+def check_machine(draft: PlanDraft, settings: Settings) -> None:
+    """Refused when an extension asks for a larger machine than the operator allows."""
+    for name, most in (
+        ("vcpus", settings.max_vcpus),
+        ("memory_mib", settings.max_memory_mib),
+    ):
+        wanted = draft.value(name, 0)
+        if wanted > most:
+            raise Refused(
+                f"extension {draft.asker(name)!r}: {name} {wanted} is above the "
+                f"operator's maximum {most}",
+                reason="ExtensionRefused",
+            )
+
+
 def resolve(
     spec: SandboxSpec, settings: Settings, facts: HostFacts, draft: PlanDraft
 ) -> LaunchPlan:
     """Freeze the plan. Raises Refused when what extensions asked for cannot be had."""
+    check_machine(draft, settings)
     vcpus, memory_mib, quota = size_of(spec.resources, settings)
     kernel = draft.value("kernel", facts.boot.kernel)
     endpoint = guest_endpoint(settings.endpoint)
@@ -245,7 +271,7 @@ def resolve(
         disks=_disks(facts, disk_mib(spec, settings)),
         console=facts.paths.console,
         network=_network(facts, settings),
-        environment={**_environment(spec, settings, facts), **added},
+        environment=with_added(_environment(spec, settings, facts), draft),
         drop_ins=tuple(
             DropIn(name=name, contents=contents, extension=extension)
             for name, (contents, extension) in sorted(

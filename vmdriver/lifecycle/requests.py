@@ -13,7 +13,6 @@ from vmdriver.errors import Exhausted, InvalidRequest, Refused
 from vmdriver.lifecycle.guest import check_environment_name, check_sizes, environment
 from vmdriver.lifecycle.planner import disk_mib, size_of
 from vmdriver.lifecycle.settings import Settings
-from vmdriver.model.phase import Intent
 from vmdriver.model.quantity import mebibytes, millicpus
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.spec import Resources, SandboxSpec
@@ -218,35 +217,11 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     check_sizes(environment(spec, settings, has_token=True))
 
 
-def committed_mib(records: Iterable[SandboxRecord], settings: Settings) -> int:
-    """Memory of all sandboxes that are meant to run, in MiB."""
-    return sum(
-        size_of(r.spec.resources, settings)[1]
-        for r in records
-        if r.intent is Intent.RUNNING
-    )
-
-
-def check_memory(
-    spec: SandboxSpec, others: Iterable[SandboxRecord], settings: Settings
+def check_count(
+    sandbox_id: str, records: Iterable[SandboxRecord], settings: Settings
 ) -> None:
-    """Exhausted when this sandbox's memory does not fit beside the others'."""
-    have, wanted = committed_mib(others, settings), size_of(spec.resources, settings)[1]
-    if have + wanted > settings.max_committed_memory_mib:
-        raise Exhausted(
-            f"max_committed_mem_mib: {have} MiB of "
-            f"{settings.max_committed_memory_mib} MiB are committed, "
-            f"{wanted} MiB do not fit",
-            reason="MemoryExhausted",
-            resolution="stop or delete sandboxes, ask for less, or raise the limit",
-        )
-
-
-def check_admission(
-    spec: SandboxSpec, records: Iterable[SandboxRecord], settings: Settings
-) -> None:
-    """Exhausted when one sandbox more does not fit."""
-    known = [record for record in records if record.id != spec.id]
+    """Exhausted when there are as many sandboxes as there may be."""
+    known = [record for record in records if record.id != sandbox_id]
     if len(known) >= settings.max_sandboxes:
         raise Exhausted(
             f"max_sandboxes: there are {len(known)} sandboxes, the limit is "
@@ -254,4 +229,3 @@ def check_admission(
             reason="SandboxLimit",
             resolution="delete sandboxes or raise the limit",
         )
-    check_memory(spec, known, settings)

@@ -41,7 +41,7 @@ class ResumeActions(CaptureActions):
         ref, watch = self.record.memory, Stopwatch()
         try:
             if ref is None:
-                raise Refused("there is no memory image", reason="ImageMissing")
+                raise Refused("there is no memory image", reason="MemoryMissing")
             if not ref.consumed:
                 await self._load(ref, watch)
             else:

@@ -64,23 +64,39 @@ class TemplateBuild:
     async def run(
         self, key: str, plan: LaunchPlan, workspace: str, target: str
     ) -> MemoryManifest:
-        """Build it. DriverError; cancellable; nothing is left over then."""
-        ports, owner = self._ports, f"template-{key}"
+        """Build it. DriverError; cancellable; nothing is left over then, room and address
+        that were set aside for it among it.
+        """
+        store, owner = self._ports.memory_store, f"template-{key}"
         part = f"{target}.part"
-        taken = await ports.network.taken()
         needed = plan.memory_mib * 2**20 + STATE_BYTES
-        memory = await ports.memory_store.begin(part, needed)
-        nobody = self._plan(key, plan, part, owner, taken)
-        layer = nobody.disk("root").path
+        try:
+            taken = await self._ports.network.taken()
+            nobody = self._plan(key, plan, part, owner, taken)
+            memory = await store.begin(part, needed)
+            return await self._on_layer(nobody, workspace, part, target, memory)
+        finally:
+            self._launcher.pool.free(owner)
+            try:
+                await tried(_log, store.remove(part))
+            finally:
+                await store.end(part)
+
+    async def _on_layer(
+        self, plan: LaunchPlan, workspace: str, part: str, target: str, memory: str
+    ) -> MemoryManifest:
+        layer = plan.disk("root").path
         self._launcher.building.add(layer)
         try:
-            return await self._run(nobody, workspace, part, target, memory)
+            return await self._run(plan, workspace, part, target, memory)
         except BaseException:
-            await ports.disks.remove(layer)
+            await tried(_log, self._ports.disks.remove(layer))
             raise
         finally:
-            await self._clean_up(nobody, part)
-            self._launcher.building.discard(layer)
+            try:
+                await self._end_machine(plan)
+            finally:
+                self._launcher.building.discard(layer)
 
     async def _run(
         self, plan: LaunchPlan, workspace: str, part: str, target: str, memory: str
@@ -121,12 +137,9 @@ class TemplateBuild:
                 raise TimedOut("the template's guest did not reach its barrier in time")
             await asyncio.sleep(_POLL_S)
 
-    async def _clean_up(self, plan: LaunchPlan, part: str) -> None:
+    async def _end_machine(self, plan: LaunchPlan) -> None:
         ports, tap = self._ports, plan.network.lease.tap
         mark = ids.mark(self._settings.instance, plan.sandbox_id)
         await tried(_log, ports.hypervisor.destroy(plan.domain))
         await tried(_log, ports.network.remove_rules(tap))
         await tried(_log, ports.network.remove_tap(tap, mark))
-        await tried(_log, ports.memory_store.remove(part))
-        self._launcher.pool.free(plan.sandbox_id)
-        await ports.memory_store.end(part)

@@ -21,7 +21,7 @@ from secrets import token_hex
 from vmdriver.errors import DriverError, NotFound
 from vmdriver.host import facts
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle import planner, requests
+from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
@@ -314,9 +314,9 @@ class Templates:
             await self.remove(oldest.key)
 
     def _has_room(self, plan: LaunchPlan) -> bool:
-        settings = self._settings
-        committed = requests.committed_mib(self._records(), settings)
-        within = committed + plan.memory_mib <= settings.max_committed_memory_mib
+        committed = self._launcher.budget.committed_mib()
+        most = self._settings.max_committed_memory_mib
+        within = committed + plan.memory_mib <= most
         return within and facts.available_memory_bytes() > plan.memory_mib * 2**20
 
 
