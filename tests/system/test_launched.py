@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.fakes import serve
-from tests.system.conftest import BIN, Driver
+from tests.system.machines import BIN, Driver
 
 GATEWAY = ["/bin/sh", "-c", '"$@" --expected-peer-pid $$ & wait', "gateway"]
 """Launches a driver as a gateway does, and can be killed like one."""
