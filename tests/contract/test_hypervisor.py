@@ -15,7 +15,7 @@ from tests.contract.conftest import qemu_owner
 from tests.fakes.world import World
 from tests.unit.test_plan_rendering import plan as example_plan
 from vmdriver.errors import HostError, NotFound, StorageError, TimedOut
-from vmdriver.hypervisor import capture
+from vmdriver.hypervisor import capture, monitor
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.memory_ports import SavedMachine
 from vmdriver.lifecycle.ports import Found
@@ -167,8 +167,8 @@ async def _begin_a_slow_stream(hypervisor: Any, plan: LaunchPlan, path: Path) ->
         machine = connection.lookupByName(plan.domain)
         with path.open("wb") as file:
             capture._hand_over(machine, os.dup(file.fileno()))
-        capture._monitor(machine, "migrate-set-parameters", **{"max-bandwidth": 2**14})
-        capture._monitor(machine, "migrate", uri="fd:vmdriver-memory")
+        monitor.ask(machine, "migrate-set-parameters", **{"max-bandwidth": 2**14})
+        monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
 
     await hypervisor._connection.call("begin", begin)
 
@@ -211,12 +211,15 @@ async def test_memory_goes_to_a_file_and_back(
     assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
     status = await hypervisor._connection.call(
         "status",
-        lambda c: capture._monitor(c.lookupByName(plan.domain), "query-migrate"),
+        lambda c: monitor.ask(c.lookupByName(plan.domain), "query-migrate"),
     )
     assert status["status"] == "cancelled", "QEMU would stop it again at its end"
-    assert await memory.root_layer(plan.domain) == plan.disk("root").path
+    root, other_file = plan.disk("root").path, tmp_path / "another layer"
+    other_file.touch()
+    assert await memory.holds(plan.domain, root, str(other_file))
+    assert not await memory.holds(plan.domain, str(other_file), root)
     await hypervisor.destroy(plan.domain)
-    assert await memory.root_layer(plan.domain) == ""
+    assert not await memory.holds(plan.domain, root, str(other_file))
     owner = qemu_owner()
     os.chown(path, owner.uid, owner.gid)
     saved = SavedMachine(captured.state, captured.domain_xml, str(path))

@@ -45,6 +45,7 @@ class FakeHypervisor:
             await self._checkpoint(f"machine:{half_way}")
         world.domains[plan.domain] = DomainState.RUNNING
         world.root_layers[plan.domain] = plan.disk("root").path
+        world.known_layers[plan.domain] = plan.disk("root").path
         world.ticks[plan.domain] = 0
         world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
         nobodys = "/template-" in mark
@@ -67,6 +68,7 @@ class FakeHypervisor:
         self._world.domains.pop(domain, None)
         self._world.frozen.discard(domain)
         self._world.root_layers.pop(domain, None)
+        self._world.known_layers.pop(domain, None)
 
     async def marked(self) -> list[Found]:
         for _ in range(50):  # a look at a real host takes time: others go on meanwhile

@@ -32,6 +32,7 @@ class FakeMemory:
         world = self._world
         assert world.domains[domain] is DomainState.RUNNING
         assert domain not in world.frozen
+        assert world.root_layers[domain] in world.files, "it writes to a removed file"
         world.ticks[domain] += 1
         world.lived.append((domain, world.ticks[domain]))
         world.written[world.root_layers[domain]] = world.ticks[domain]
@@ -101,7 +102,7 @@ class FakeMemory:
         world.marks[plan.domain] = mark
         world.domains[plan.domain] = DomainState.PAUSED
         await self._checkpoint("load:paused")
-        world.root_layers[plan.domain] = root.path
+        world.root_layers[plan.domain] = world.known_layers[plan.domain] = root.path
         world.ticks[plan.domain] = tick
         if plan.template is None:
             world.frozen.add(plan.domain)
@@ -111,6 +112,8 @@ class FakeMemory:
         assert self._world.domains[domain] is DomainState.PAUSED
         assert layer in self._world.files
         self._world.root_layers[domain] = layer
+        await self._checkpoint("switch:qemu-only")
+        self._world.known_layers[domain] = layer
 
-    async def root_layer(self, domain: str) -> str:
-        return self._world.root_layers.get(domain, "")
+    async def holds(self, domain: str, layer: str, below: str) -> bool:
+        return self._world.root_layers.get(domain) == layer

@@ -50,7 +50,9 @@ class World:
     """Domain -> a count that grows whenever its workload runs: no tick may be lived twice."""
     lived: list[tuple[str, int]] = field(default_factory=list)
     root_layers: dict[str, str] = field(default_factory=dict)
-    """Domain -> the layer that it writes to."""
+    """Domain -> the layer that QEMU writes to."""
+    known_layers: dict[str, str] = field(default_factory=dict)
+    """Domain -> the layer that libvirt believes it writes to; what QEMU does may be newer."""
     written: dict[str, int] = field(default_factory=dict)
     """Layer -> the tick that the guest wrote to it last."""
     damaged: set[str] = field(default_factory=set)

@@ -9,7 +9,6 @@ soon as QEMU has written it, at the price of twice the disk space for a moment.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import threading
@@ -21,7 +20,7 @@ import libvirt
 import libvirt_qemu
 
 from vmdriver.errors import HypervisorError, StorageError
-from vmdriver.hypervisor import domain_xml, ram_stream
+from vmdriver.hypervisor import domain_xml, monitor, ram_stream
 from vmdriver.lifecycle.memory_ports import Captured, Streamed
 
 _PIPE_BYTES = 1024 * 1024
@@ -90,8 +89,8 @@ def split(streamed: Streamed, memory: str, memory_bytes: int) -> Captured:
 
 def give_up(machine: Any) -> None:
     """End a writing that a killed driver began: at its end QEMU would stop the machine again."""
-    while _monitor(machine, "query-migrate").get("status") in _UNDER_WAY:
-        _monitor(machine, "migrate_cancel")
+    while monitor.ask(machine, "query-migrate").get("status") in _UNDER_WAY:
+        monitor.ask(machine, "migrate_cancel")
         time.sleep(_POLL_S)
 
 
@@ -145,21 +144,11 @@ class _Reader(threading.Thread):
             os.close(self._source)
 
 
-def _monitor(machine: Any, command: str, **arguments: Any) -> Any:
-    text = json.dumps({"execute": command, "arguments": arguments})
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(machine, text, 0))
-    if "error" in answer:
-        raise HypervisorError(
-            f"QEMU refused {command}: {answer['error'].get('desc', '')}"
-        )
-    return answer["return"]
-
-
 def _hand_over(machine: Any, target: int) -> None:
     """Give QEMU the descriptor to write to; ours is closed."""
     try:
         # The default of 128 MiB/s would be the slowest part by far.
-        _monitor(machine, "migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
+        monitor.ask(machine, "migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
         libvirt_qemu.qemuMonitorCommandWithFiles(
             machine,
             '{"execute":"getfd","arguments":{"fdname":"vmdriver-memory"}}',
@@ -172,9 +161,9 @@ def _hand_over(machine: Any, target: int) -> None:
 
 def _migrate(machine: Any) -> str:
     """Have it written. What went wrong, or ""."""
-    _monitor(machine, "migrate", uri="fd:vmdriver-memory")
+    monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
     while True:
-        answer = _monitor(machine, "query-migrate")
+        answer = monitor.ask(machine, "query-migrate")
         status = answer.get("status", "none")
         if status == "completed":
             return ""

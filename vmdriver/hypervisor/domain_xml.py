@@ -250,13 +250,27 @@ def read_channel(domain_xml: str) -> str:
     return ""
 
 
-def read_root_layer(domain_xml: str) -> str:
-    """The file that the root disk is written to, or ""."""
+def _root_disk(domain_xml: str) -> Xml.Element | None:
     for disk in Xml.fromstring(domain_xml).iterfind("devices/disk"):  # noqa: S314 - libvirt's own output
-        source = disk.find("source")
-        if disk.findtext("serial") == "root" and source is not None:
-            return source.get("file", "")
-    return ""
+        if disk.findtext("serial") == "root":
+            return disk
+    return None
+
+
+def read_root_layer(domain_xml: str) -> str:
+    """The file that the root disk is written to, or "". It is libvirt's word: QEMU may be
+    further.
+    """
+    disk = _root_disk(domain_xml)
+    source = disk.find("source") if disk is not None else None
+    return "" if source is None else source.get("file", "")
+
+
+def read_root_alias(domain_xml: str) -> str:
+    """libvirt's name for the root disk's device in a running QEMU, or ""."""
+    disk = _root_disk(domain_xml)
+    alias = disk.find("alias") if disk is not None else None
+    return "" if alias is None else alias.get("name", "")
 
 
 def render_probe(

@@ -18,14 +18,14 @@ from typing import Any
 import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound
+from vmdriver.host import open_files
 from vmdriver.host.threads import Pool
-from vmdriver.hypervisor import capture, domain_xml, guest_channel
+from vmdriver.hypervisor import capture, domain_xml, guest_channel, root_disk
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
-_RUNNING_OR_PAUSED = {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED}
 _SAVE_HEADER = struct.Struct("<16s5I56x")
 """libvirt's save image: magic, version, length of XML, was running, compression, offset of a
 cookie, 14 unused words (libvirt 9.0, src/qemu/qemu_saveimage.h).
@@ -121,42 +121,27 @@ class DomainMemory:
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         """See ports.MachineMemory."""
-        text = (
-            "<domainsnapshot><disks>"
-            "<disk name='vda' snapshot='external' type='file'><driver type='qcow2'/>"
-            f"<source file={_quoted(layer)}/></disk>"
-            "<disk name='vdb' snapshot='no'/><disk name='vdc' snapshot='no'/>"
-            "<disk name='vdd' snapshot='no'/></disks></domainsnapshot>"
-        )
-        flags = (
-            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
-        )
         await self._connection.call(
             f"switch layer of {domain}",
-            lambda c: c.lookupByName(domain).snapshotCreateXML(text, flags),
+            lambda c: root_disk.switch(c.lookupByName(domain), layer),
         )
 
-    async def root_layer(self, domain: str) -> str:
-        """See ports.MachineMemory."""
+    async def holds(self, domain: str, layer: str, below: str) -> bool:
+        """See ports.MachineMemory. The kernel is asked, since a machine that hangs answers
+        nobody; libvirt is not, since it may not know yet what QEMU does.
+        """
+        found = await self._files.run(open_files.open_elsewhere, (layer, below))
+        if layer in found or below in found or not Path(layer).exists():
+            return layer in found
 
-        def look(connection: Any) -> str:
-            machine = connection.lookupByName(domain)
-            if machine.state()[0] not in _RUNNING_OR_PAUSED:
-                return ""
-            return domain_xml.read_root_layer(machine.XMLDesc())
+        def is_active(connection: Any) -> bool:
+            return bool(connection.lookupByName(domain).isActive())
 
         try:
-            return await self._connection.call(f"root layer of {domain}", look)
+            # It runs, and none of its files is seen: we may not look at its process.
+            return await self._connection.call(f"look for {domain}", is_active)
         except NotFound:
-            return ""
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("'", "&apos;")
-    return f"'{escaped}'"
+            return False
 
 
 def _refuse_running(machine: Any) -> None:

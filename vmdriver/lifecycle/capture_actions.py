@@ -63,13 +63,17 @@ class CaptureActions(SandboxHold):
             raise errors[0]
 
     async def _settle_layer(self) -> None:
-        """The machine knows whether it writes to the new layer already."""
-        held, plan = self.ledger.get(LAYER), self.record.plan
-        if held is None or plan is None or held.data["path"] in self.record.layers:
+        """Stand on the new layer if the machine may write to it already. Nothing is lost when
+        it does not: an empty layer shows what is below it, whoever writes there.
+        """
+        held, layers = self.ledger.get(LAYER), self.record.layers
+        if held is None or not held.done or held.data["path"] in layers:
             return
-        path = held.data["path"]
-        if await self._shared.ports.memory.root_layer(plan.domain) == path:
-            await self._stand_on((*self.record.layers, path))
+        path, plan = held.data["path"], self.record.plan
+        if plan is None or held.data.get("on", layers[-1]) != layers[-1]:
+            return  # made for a return to a snapshot: no machine has it yet
+        if await self._shared.ports.memory.holds(plan.domain, path, layers[-1]):
+            await self._stand_on((*layers, path))
 
     async def _stand_on(self, layers: tuple[str, ...], **changes: Any) -> None:
         """Record and plan say from now on what the root disk consists of."""

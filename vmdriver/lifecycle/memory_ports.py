@@ -88,8 +88,10 @@ class MachineMemory(Protocol):
         one.
         """
 
-    async def root_layer(self, domain: str) -> str:
-        """The layer that a running machine writes to; "" if there is no such machine."""
+    async def holds(self, domain: str, layer: str, below: str) -> bool:
+        """Whether the machine may be writing to `layer` already, an empty one on `below`, to
+        which it wrote before. True when in doubt. Does not wait for a machine that hangs.
+        """
 
 
 class MemoryStore(Protocol):

@@ -12,7 +12,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from vmdriver.errors import AlreadyExists, DriverError, Exhausted, NotFound, Refused
+from vmdriver.errors import (
+    AlreadyExists,
+    DriverError,
+    Exhausted,
+    NotFound,
+    Refused,
+    TimedOut,
+)
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.capture_actions import Stopwatch
 from vmdriver.lifecycle.hold import Shared
@@ -168,8 +175,7 @@ class SnapshotActions(SuspendActions, ResumeActions):
             with watch.step("memory"):
                 streamed = await self._stream_memory(plan, memory_path)
         with watch.step("disk"):
-            await ports.memory.switch_layer(plan.domain, layer)
-            await self._settle_layer()
+            await self._switch_layer(plan.domain, layer)
         with watch.step("go on"):
             # As giving the capture back does, but before the files are written out.
             await ports.memory.go_on(plan.domain)
@@ -197,6 +203,15 @@ class SnapshotActions(SuspendActions, ResumeActions):
             disk_bytes=disk_bytes,
         )
 
+    async def _switch_layer(self, domain: str, layer: str) -> None:
+        try:
+            await self._shared.ports.memory.switch_layer(domain, layer)
+        except TimedOut:
+            # It may come to it yet.
+            await self._stand_on((*self.record.layers, layer))
+            raise
+        await self._stand_on((*self.record.layers, layer))
+
     async def _of_stopped(self, name: str) -> SnapshotEntry:
         layers = self.record.layers
         layer = await self._new_layer(layers)
@@ -216,7 +231,8 @@ class SnapshotActions(SuspendActions, ResumeActions):
             backing=planner.below((*on, path), self.record.base),
         )
         create = self._shared.ports.disks.create_overlay
-        await self._hold_step(LAYER, {"path": path}, lambda: create(disk))
+        data = {"path": path, "on": on[-1]}
+        await self._hold_step(LAYER, data, lambda: create(disk))
         return path
 
     async def allow_fork(self, spec: SandboxSpec) -> None:

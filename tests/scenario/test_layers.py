@@ -1,0 +1,92 @@
+"""The root disk's layers where QEMU, libvirt and the record do not agree."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes.driver import FakeDriver, held_objects
+from tests.fakes.world import World
+from tests.scenario.test_memory import operations, running
+from vmdriver.errors import HostError, TimedOut
+from vmdriver.lifecycle.memory_ports import MachineMemory
+from vmdriver.model.phase import Phase
+
+
+async def check_chain(driver: FakeDriver) -> None:
+    """Whatever was written is still there after everything that is done with layers."""
+    found, worker = operations(driver)
+    world, domain = driver.world, worker.record.plan.domain
+    driver.memory.tick(domain)
+    await found.create_snapshot(worker, "next", disk_only=False)
+    driver.memory.tick(domain)
+    await found.suspend(worker)
+    await found.resume(worker)
+    driver.memory.tick(domain)
+    await found.suspend(worker)
+    await found.resume(worker, cold=True)
+    assert driver.phase() is Phase.RUNNING
+    assert set(worker.record.layers) <= world.files
+    assert world.root_layers[domain] == worker.record.layers[-1]
+    assert max(world.written.get(layer, 0) for layer in worker.record.layers) == 3
+    assert world.objects() == held_objects(world)
+
+
+async def test_a_switch_that_may_come_late_is_taken_for_done() -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    switch = driver.memory.switch_layer
+    late: list[tuple[str, str]] = []
+
+    async def hang(domain: str, layer: str) -> None:
+        late.append((domain, layer))
+        raise TimedOut("QEMU does not answer")
+
+    driver.memory.switch_layer = hang  # type: ignore[method-assign]
+    with pytest.raises(TimedOut):
+        await found.create_snapshot(worker, "a", disk_only=True)
+    await driver.settled()
+    ((domain, layer),) = late
+    assert layer in driver.world.files, "QEMU may open it any moment"
+    driver.world.root_layers[domain] = layer
+    driver.memory.switch_layer = switch  # type: ignore[method-assign]
+    await check_chain(driver)
+    await driver.close()
+
+
+@pytest.mark.parametrize("in_doubt", [True, False])
+async def test_a_layer_of_a_switch_that_failed_is_kept_only_in_doubt(
+    in_doubt: bool,
+) -> None:
+    driver = await running()
+    found, worker = operations(driver)
+
+    class Unsure:
+        async def holds(self, domain: str, layer: str, below: str) -> bool:
+            assert below == worker.record.layers[-1]
+            return True
+
+    memory: MachineMemory = driver.memory
+    if in_doubt:
+        memory.holds = Unsure().holds  # type: ignore[method-assign]
+    driver.world.fail = lambda call: call.startswith("switch")
+    with pytest.raises(HostError):
+        await found.create_snapshot(worker, "a", disk_only=True)
+    driver.world.fail = lambda _call: False
+    await driver.settled()
+    assert len(worker.record.layers) == 1 + in_doubt
+    await check_chain(driver)
+    await driver.close()
+
+
+async def test_a_layer_that_was_not_finished_is_never_stood_on() -> None:
+    world = World()
+    driver = await running(world)
+    found, worker = operations(driver)
+    world.fail = lambda call: call.startswith("create overlay")
+    with pytest.raises(HostError):
+        await found.create_snapshot(worker, "a", disk_only=True)
+    world.fail = lambda _call: False
+    await driver.settled()
+    assert len(worker.record.layers) == 1
+    await check_chain(driver)
+    await driver.close()

@@ -1,0 +1,48 @@
+"""The driver is killed between QEMU's switch to a new layer and libvirt's note of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.serve import SERVE
+from tests.system.conftest import Driver
+from tests.system.test_memory_kill import check_whole, in_background, marked
+
+CUT_OFF = [sys.executable, str(Path(__file__).with_name("cut_off_driver.py"))]
+
+
+@pytest.mark.parametrize("how_far", ["switched", "opened"])
+def test_what_is_written_to_a_layer_that_libvirt_does_not_know_is_kept(
+    new_driver: Callable[..., Driver], how_far: str
+) -> None:
+    driver = new_driver(command=[*CUT_OFF, how_far, "serve"])
+    box = marked(driver)
+    assert driver.process is not None
+    in_background(lambda: driver.operate("snapshot", "create", box, "lost"))
+    driver.process.wait(60)
+    layers = driver.host.state / "layers"
+    (note,) = layers.glob(f"*.{how_far}")
+    note.unlink()
+    driver.command = list(SERVE)
+    driver.start()
+    check_whole(driver, box)
+    record = driver.cli("inspect", box)["record"]
+    assert {Path(path).name for path in record["layers"]} == {
+        path.name for path in layers.iterdir()
+    }, "the machine writes to a file that is there"
+    shell = driver.gateway.shell
+    shell(box, "echo one > /sandbox/one; sync")
+    driver.operate("snapshot", "create", box, "s")
+    shell(box, "echo two > /sandbox/two; sync")
+    driver.stop(box)
+    driver.start_sandbox(box)
+    check_whole(driver, box)
+    driver.operate("suspend", box)
+    driver.operate("resume", box, "--cold")
+    driver.gateway.wait_hello(box, 2)
+    everything = "cat /sandbox/note /sandbox/one /sandbox/two"
+    assert shell(box, everything) == "disk\none\ntwo\n"
