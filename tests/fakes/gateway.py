@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import queue
 import socket
@@ -45,7 +46,7 @@ class Gateway:
         self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
     ) -> None:
         self.sessions: dict[str, Session] = {}
-        self._jobs = 0
+        self._jobs = itertools.count(1)
         self._ended = False
         self._server = ThreadingHTTPServer((host, port), self._handler())
         self._server.daemon_threads = True
@@ -88,8 +89,7 @@ class Gateway:
         """Run a command in the guest, as root."""
         session = self.session(sandbox_id)
         with session.changed:
-            self._jobs += 1
-            number = self._jobs
+            number = next(self._jobs)
             session.jobs.put({"job": number, "run": list(command)})
             if not session.changed.wait_for(
                 lambda: number in session.results, timeout_s

@@ -53,3 +53,38 @@ except OSError as error:
 open("/tmp/held", "w").write(f"{time.monotonic():.3f} {got}")
 """
 """Holds a connection to the gateway and writes down when and how it ended."""
+
+
+STORM = """
+import hashlib, os, time, uuid
+h, n = uuid.uuid4().hex, 0
+os.makedirs("/sandbox/files", exist_ok=True)
+out = open("/sandbox/chain", "a")
+out.write(f"\\nstart {h}\\n")
+while True:
+    n += 1
+    h = hashlib.sha256(f"{h} {n}".encode()).hexdigest()
+    out.write(f"{n} {h}\\n")
+    out.flush()
+    if n % 10 == 0:
+        os.fsync(out.fileno())
+    time.sleep(0.1)
+"""
+"""As CHAIN, for machines that are killed: each boot begins a chain of its own."""
+
+
+def check_chains(text: str) -> list[int]:
+    """Every chain is unbroken; its last link may be torn, by a power cut. Returns their lengths."""
+    lengths, h, torn = [], "", False
+    for line in text.splitlines():
+        first, _, digest = line.partition(" ")
+        if first == "start":
+            lengths.append(0)
+            h, torn = digest, False
+        elif line:
+            assert lengths, f"a link before any start: {line!r}"
+            assert not torn, f"links go on after a broken one: {line!r}"
+            h = hashlib.sha256(f"{h} {lengths[-1] + 1}".encode()).hexdigest()
+            torn = line != f"{lengths[-1] + 1} {h}"
+            lengths[-1] += not torn
+    return lengths

@@ -1,0 +1,170 @@
+"""The storm's command line. Started by scripts/storm."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tests.fakes.gateway import Gateway
+from tests.storm.callers import Acts, Crowd
+from tests.storm.faults import HOST_FAULTS, Faults
+from tests.storm.promises import Boxes
+from tests.storm.stage import Keeper, SmallDisk, stage
+from tests.storm.tally import Tally
+from tests.storm.verify import Verifier
+from tests.storm.watchers import Watcher
+
+CLASSES = ("driver", "qemu", "qemu-stop", "helpers", "disk")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="storm", description=__doc__)
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="how long faults and callers rage"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="of everything that is random; a new one by default"
+    )
+    parser.add_argument("--callers", type=int, default=3)
+    parser.add_argument(
+        "--without",
+        default="",
+        help=f"classes of faults to leave out: {', '.join(CLASSES)}",
+    )
+    parser.add_argument("--logs", type=Path, help="where logs go; kept anyway then")
+    parser.add_argument(
+        "--verbose", action="store_true", help="tell everything as it happens"
+    )
+    given = parser.parse_args()
+    given.without = {name for name in given.without.split(",") if name}
+    if unknown := given.without - set(CLASSES):
+        parser.error(
+            f"--without: {', '.join(sorted(unknown))}: known are {', '.join(CLASSES)}"
+        )
+    return given
+
+
+def rage(
+    keeper: Keeper, disk: SmallDisk, acts: Acts, tally: Tally, given: argparse.Namespace
+) -> None:
+    """Until the time is over and every thread has ended; then the host is sound again."""
+    ended = threading.Event()
+    faults = Faults(keeper, disk, acts.boxes, tally, ended).threads(
+        given.seed, given.without
+    )
+    callers = Crowd(acts, ended).threads(given.seed, given.callers)
+    for thread in [*callers, *faults]:
+        thread.start()
+    ended.wait(given.seconds)
+    ended.set()
+    for thread in [*faults, *callers]:
+        thread.join()
+    disk.empty()
+    if keeper.pid() is None:
+        keeper.start()
+    tally.note("the storm is over")
+
+
+def show(tally: Tally, keeper: Keeper, logs: Path) -> None:
+    """What was broken, with the history of each sandbox."""
+    for violation in tally.violations:
+        print(f"BROKEN: {violation.sandbox or 'host'}: {violation.what}")
+    for sandbox in sorted({v.sandbox for v in tally.violations if v.sandbox}):
+        print(f"--- history of {sandbox}")
+        print("\n".join(tally.history(sandbox)))
+    (logs / "diary").write_text(
+        "".join(f"[{at:7.2f} s] {box} {what}\n" for at, box, what in tally.diary)
+    )
+    state = keeper.state / "sandboxes"
+    if state.exists():
+        shutil.copytree(state, logs / "sandboxes", ignore=_bulky, dirs_exist_ok=True)
+
+
+def _bulky(directory: str, names: list[str]) -> set[str]:
+    return {
+        name
+        for name in names
+        if not (Path(directory) / name).is_dir()
+        and (Path(directory) / name).stat().st_size > 2**20
+    }
+
+
+def play(given: argparse.Namespace, logs: Path, tally: Tally) -> None:
+    with stage(tally, logs) as (keeper, disk, gateway, images):
+        boxes = Boxes()
+        acts = Acts(keeper, gateway, boxes, tally, images)
+        watchers = [Watcher(number, keeper, tally) for number in (1, 2)]
+        try:
+            keeper.start()
+            for watcher in watchers:
+                watcher.start()
+            rage(keeper, disk, acts, tally, given)
+            check(keeper, gateway, acts, tally, watchers, given)
+        except Exception as error:
+            tally.broken(f"the storm itself ended with {error!r}")
+        finally:
+            for watcher in watchers:
+                watcher.close()
+            if keeper.pid() is not None:
+                keeper.end(signal.SIGKILL)
+            if tally.violations or given.logs:
+                show(tally, keeper, logs)
+
+
+def check(
+    keeper: Keeper,
+    gateway: Gateway,
+    acts: Acts,
+    tally: Tally,
+    watchers: list[Watcher],
+    given: argparse.Namespace,
+) -> None:
+    harmful = any(name not in given.without for name in HOST_FAULTS)
+    Verifier(keeper, gateway, acts.boxes, tally, acts, harmful).everything()
+    for watcher in watchers:
+        watcher.check(acts.boxes)
+
+
+def main() -> int:
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = (
+        "0"  # programs are started while channels are open
+    )
+    given = arguments()
+    if given.seed is None:
+        given.seed = random.SystemRandom().randrange(10**6)
+    print(f"storm: seed {given.seed}, {given.seconds:g} s", flush=True)
+    logs = given.logs or Path(tempfile.mkdtemp(prefix="vmdriver-storm-logs-"))
+    logs.mkdir(parents=True, exist_ok=True)
+    tally, begun = Tally(verbose=given.verbose), time.monotonic()
+    play(given, logs, tally)
+    tally.table()
+    ok = not tally.violations
+    if ok and given.logs is None:
+        shutil.rmtree(logs)
+    else:
+        print(f"storm: seed {given.seed}; logs are in {logs}")
+    figures = {
+        "ok": ok,
+        "seed": given.seed,
+        "seconds": given.seconds,
+        "wall_s": round(time.monotonic() - begun, 1),
+        "actions": tally.actions.total(),
+        "kills": tally.kills.total(),
+        "refusals": tally.refusals.total(),
+        "broken": len(tally.violations),
+        "longest_s": {key: round(seconds, 2) for key, seconds in tally.longest.items()},
+    }
+    print(json.dumps(figures), flush=True)
+    return 0 if ok else 1
+
+
+sys.exit(main())

@@ -1,0 +1,214 @@
+"""After the storm: does everything hold that was promised, and does nothing remain when all is deleted?"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from tests.fakes.gateway import Gateway
+from tests.fakes.leftovers import leftovers
+from tests.storm.callers import DELETE_BOUND_S, Acts
+from tests.storm.chains import check_disks, check_layers, check_memories
+from tests.storm.processes import left
+from tests.storm.promises import Box, Boxes, Promise, Wish
+from tests.storm.stage import INSTANCE, Keeper
+from tests.storm.tally import Tally
+from tests.system.workloads import check_chains
+from vmdriver._proto import admin_pb2
+from vmdriver._proto import compute_driver_pb2 as pb
+
+SETTLE_S = 150.0
+WAYS = {
+    "Running": Wish.RUNNING,
+    "Stopped": Wish.STOPPED,
+    "Suspended": Wish.SUSPENDED,
+    "": Wish.GONE,
+}
+ON_THE_WAY = {"Starting", "Deleting", "?"}
+
+
+@dataclass
+class Verifier:
+    """Faults have ended, and callers too."""
+
+    keeper: Keeper
+    gateway: Gateway
+    boxes: Boxes
+    tally: Tally
+    acts: Acts
+    harmful: bool
+    """The disk was filled or helper programs were killed: any sandbox may have failed."""
+
+    def everything(self) -> None:
+        boxes = [
+            box for box in self.boxes.every() if box.may != {Wish.GONE} or box.created
+        ]
+        self._unknown(boxes)
+        self._each(self._settle, boxes)
+        check_memories(self.keeper.state, self.tally)
+        check_disks(self.keeper.state, self.tally)
+        living = [box for box in boxes if self.acts.look(box)]
+        self._each(self._holds, living)
+        self._each(self._stops, living)
+        check_layers(self.keeper.state, self.tally)
+        self._each(self._goes, living)
+        self._nothing_left()
+
+    def _each(self, work: Callable[[Box], None], boxes: list[Box]) -> None:
+        def tried(box: Box) -> None:
+            try:
+                work(box)
+            except (grpc.RpcError, TimeoutError, AssertionError) as error:
+                self.tally.broken(
+                    f"{work.__name__.strip('_')}: {str(error)[:600]}", box.id
+                )
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(tried, boxes))
+
+    def _unknown(self, boxes: list[Box]) -> None:
+        known = {box.id for box in boxes}
+        request = pb.ListSandboxesRequest()
+        for sandbox in self.keeper.stub.ListSandboxes(request, timeout=60).sandboxes:
+            if sandbox.id not in known:
+                self.tally.broken("a sandbox that nobody asked for", sandbox.id)
+
+    def _wait(
+        self, box: Box, wanted: Callable[[str], bool], timeout_s: float = SETTLE_S
+    ) -> str:
+        deadline = time.monotonic() + timeout_s
+        while not wanted(reason := self.acts.look(box)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"it is {self._condition(box)} after {timeout_s:g} s"
+                )
+            time.sleep(0.1)
+        return reason
+
+    def _condition(self, box: Box) -> str:
+        try:
+            request = pb.GetSandboxRequest(sandbox_id=box.id)
+            found = self.keeper.stub.GetSandbox(request, timeout=20).sandbox
+        except grpc.RpcError as error:
+            return error.code().name
+        first = found.status.conditions[0]
+        return f"{first.type}={first.status}/{first.reason}: {first.message[:300]}"
+
+    def _settle(self, box: Box) -> None:
+        """What is asked for is so."""
+        reason = self._wait(box, lambda now: now not in ON_THE_WAY)
+        found = WAYS.get(reason)
+        allowed = "/".join(sorted(box.may))
+        if found is not None and found not in box.may:
+            self.tally.broken(
+                f"it is {found}, and what was told allows {allowed}", box.id
+            )
+        elif found is None and Wish.RUNNING not in box.may:
+            self.tally.broken(
+                f"{self._condition(box)}, and what was told allows {allowed}", box.id
+            )
+        elif found is None and not (box.faults or self.harmful):
+            self.tally.broken(
+                f"it failed without a cause: {self._condition(box)}", box.id
+            )
+
+    def _holds(self, box: Box) -> None:
+        """It comes up with everything that was promised, and so does each snapshot."""
+        reason = self.acts.look(box)
+        if reason != "Suspended" or not self._kept(box):
+            box.forgets_memory() if reason != "Running" else None
+        if reason != "Running":
+            request = pb.StartSandboxRequest(sandbox_id=box.id)
+            self.keeper.stub.StartSandbox(request, timeout=60)
+        self._wait(box, lambda now: now == "Running")
+        self._has(box, box.holds, "")
+        for name, kept in sorted(box.snapshots.items()):
+            if kept.certain:
+                request = admin_pb2.RestoreSnapshotRequest(sandbox=box.id, name=name)
+                list(self.keeper.admin.RestoreSnapshot(request, timeout=SETTLE_S))
+                self._wait(box, lambda now: now == "Running")
+                self._has(box, kept.promise, f"returned to {name}: ")
+
+    @staticmethod
+    def _kept(box: Box) -> bool:
+        return box.may == {Wish.SUSPENDED} or Wish.SUSPENDED in box.may
+
+    def _has(self, box: Box, promise: Promise, when: str) -> None:
+        for directory, numbers in (
+            ("/sandbox/files", promise.files),
+            ("/dev/shm", promise.memory),
+        ):
+            listed = self.gateway.shell(
+                box.id, f"ls {directory}; true", timeout_s=SETTLE_S
+            )
+            found = {int(name) for name in listed.split() if name.isdigit()}
+            if missing := sorted(numbers - found):
+                self.tally.broken(
+                    f"{when}{directory} has lost {missing}; it has {sorted(found)}",
+                    box.id,
+                )
+        lengths = check_chains(
+            self.gateway.shell(box.id, "cat /sandbox/chain", timeout_s=SETTLE_S)
+        )
+        self.tally.note(
+            f"{when}holds {len(promise.files)} files, {len(promise.memory)} in memory, {lengths}",
+            box.id,
+        )
+
+    def _stops(self, box: Box) -> None:
+        self.acts.stop(box)
+        self._wait(box, lambda now: now in {"Stopped", "Suspended"})
+
+    def _goes(self, box: Box) -> None:
+        self.acts.delete(box)
+        self._wait(box, lambda now: now == "", DELETE_BOUND_S)
+
+    def _nothing_left(self) -> None:
+        """Templates and what nobody uses are removed; the driver ends; only caches remain."""
+        admin, state = self.keeper.admin, self.keeper.state
+        for template in admin.ListTemplates(
+            admin_pb2.ListTemplatesRequest(), timeout=60
+        ).templates:
+            admin.DeleteTemplate(
+                admin_pb2.DeleteTemplateRequest(key=template.key), timeout=60
+            )
+        self.keeper.end(signal.SIGTERM)
+        deadline = time.monotonic() + 3  # a process that was killed takes a moment
+        while (found := self._leftovers(state)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for item in found:
+            self.tally.broken(f"left over: {item}")
+
+    def _leftovers(self, state: Path) -> list[str]:
+        links = [
+            str(link)
+            for link in Path("/run/vmdriver").glob("*")
+            if str(state) in str(link.resolve())
+        ]
+        found = left(INSTANCE, [str(state), *links])
+        found += [
+            item for item in leftovers(INSTANCE, state) if not item.startswith("QEMU")
+        ]
+        return found + files_left(state)
+
+
+def files_left(state: Path) -> list[str]:
+    """Files that belong to a sandbox, a template or work under way."""
+    found: list[str] = []
+    for folder in ("layers", "templates", "warm", "probe"):
+        found += [str(path.relative_to(state)) for path in (state / folder).glob("*")]
+    for path in state.rglob("*"):
+        name = path.name
+        unfinished = name.endswith((".part", ".new", ".tmp")) or name.startswith(
+            (".tmp", "tmp")
+        )
+        if unfinished and "libvirt" not in path.relative_to(state).parts:
+            found.append(str(path.relative_to(state)))
+    run = state / "libvirt" / "run" / "qemu"
+    return found + [str(path.relative_to(state)) for path in run.glob("vmdriver-*")]
