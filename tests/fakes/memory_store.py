@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
@@ -50,6 +51,13 @@ class FakeMemoryStore:
         if not text:
             raise NotFound(f"no image {directory}")
         return MemoryManifest.model_validate_json(text), _digest(text)
+
+    async def needs(self, directory: str) -> set[str]:
+        try:
+            found = json.loads(self._world.images.get(directory, ""))
+        except ValueError:
+            return set()
+        return {identity["path"] for identity in found["files"]}
 
     async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
         return ["memory has changed"] if directory in self._world.damaged else []

@@ -9,6 +9,7 @@ from vmdriver.host import facts
 from vmdriver.lifecycle import endings
 from vmdriver.lifecycle.hold import SandboxHold
 from vmdriver.lifecycle.hooks import Reason
+from vmdriver.lifecycle.kept_memory import KeptMemory
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.phase import MachineState, Phase
@@ -91,12 +92,16 @@ class EndActions(SandboxHold):
         """Write the topmost layer into the one below while nobody else needs that one, so
         that a chain does not grow with every snapshot that ever was.
         """
+        ports, places = self._shared.ports, self._shared.launcher.places
+        remembered = KeptMemory(ports.memory_store, places)
         while len(self.record.layers) - self.record.inherited_layers > 1:
             *rest, below, top = self.record.layers
             kept = (e.layers for e in self.record.snapshots)
             others = self._shared.layers_of_others(self.record.id)
             if below in others or any(below in layers for layers in kept):
                 return
+            if await remembered.needs(self.record) & {below, top}:
+                return  # kept memory is restored on these very files
             await self._shared.ports.disks.merge_layer(top, below)
             await self.update(layers=(*rest, below))
             await self._shared.ports.disks.remove(top)

@@ -15,6 +15,7 @@ from vmdriver.lifecycle.image_ports import (
     KnownImage,
     ProgressSink,
 )
+from vmdriver.lifecycle.kept_memory import KeptMemory
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
 from vmdriver.model.plan import LaunchPlan
@@ -36,8 +37,9 @@ class ImageUpkeep:
         settings: Settings,
         records: Callable[[], list[SandboxRecord]],
         plans: Callable[[], list[LaunchPlan]],
+        kept: KeptMemory,
     ) -> None:
-        self._ports, self._settings = ports, settings
+        self._ports, self._settings, self._kept = ports, settings, kept
         self._records, self._plans = records, plans
         self.task: asyncio.Task[None] | None = None
 
@@ -67,9 +69,12 @@ class ImageUpkeep:
         finally:
             self._ports.images.release(owner)
 
-    def in_use(self) -> set[str]:
-        """Base disks that somebody stands on."""
-        needed = {record.base for record in self._records() if record.base}
+    async def in_use(self) -> set[str]:
+        """Base disks that somebody stands on, and whatever a memory image depends on.
+        StorageError.
+        """
+        needed = await self._kept.needs_of_all(self._records())
+        needed.update(record.base for record in self._records() if record.base)
         return needed.union(p.disk("root").backing[-1] for p in self._all_plans())
 
     def _all_plans(self) -> list[LaunchPlan]:
@@ -87,16 +92,17 @@ class ImageUpkeep:
                 "images stay: whose record cannot be read may need any of them"
             )
             return ()
+        needed = await self.in_use()
         if not dry_run:
             supervisors = {plan.disk("supervisor").path for plan in self._all_plans()}
-            await self._ports.disks.collect_supervisors(supervisors)
+            await self._ports.disks.collect_supervisors(supervisors | needed)
         settings = self._settings
         limits = CacheLimits(
             settings.image_cache_bytes,
             settings.image_cache_s,
             settings.image_free_floor_bytes,
         )
-        return await self._ports.images.collect(self.in_use(), limits, dry_run=dry_run)
+        return await self._ports.images.collect(needed, limits, dry_run=dry_run)
 
 
 def _note(progress: ImageProgress) -> None:

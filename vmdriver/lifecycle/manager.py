@@ -17,6 +17,7 @@ from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import SandboxView
 from vmdriver.lifecycle.housekeeping import Housekeeping
 from vmdriver.lifecycle.image_upkeep import ImageUpkeep
+from vmdriver.lifecycle.kept_memory import KeptMemory
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases import api
 from vmdriver.lifecycle.phases.activation import Activation
@@ -59,7 +60,11 @@ class Manager(Sandboxes):
         self.extensions.phases.runner.known = self._known
         self._admission = Admission(self._shared, self, self._ledger)
         self.images = ImageUpkeep(
-            self._shared.ports, settings, self.records, self._nobodys_plans
+            self._shared.ports,
+            settings,
+            self.records,
+            self._nobodys_plans,
+            KeptMemory(self._shared.ports.memory_store, self._shared.launcher.places),
         )
         self.housekeeping = Housekeeping(
             self.workers.values, self._shared.ports.disks, settings

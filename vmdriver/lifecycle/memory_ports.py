@@ -117,6 +117,11 @@ class MemoryStore(Protocol):
     async def read(self, directory: str) -> tuple[MemoryManifest, str]:
         """Manifest and its digest. NotFound; Refused for one that cannot be read."""
 
+    async def needs(self, directory: str) -> set[str]:
+        """Every file that its manifest says it depends on, also a manifest of another release.
+        None for what is no image. StorageError when that cannot be read now.
+        """
+
     async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
         """What of the parts is not as it was, in words."""
 

@@ -215,8 +215,9 @@ class SnapshotActions(SuspendActions, ResumeActions):
     async def _of_stopped(self, name: str) -> SnapshotEntry:
         layers = self.record.layers
         layer = await self._new_layer(layers)
-        disk_bytes = await self._shared.ports.disks.freeze_layer(layers[-1])
+        # Read-only only then: a record that cannot be saved stays on a layer to write to.
         await self._stand_on((*layers, layer))
+        disk_bytes = await self._shared.ports.disks.freeze_layer(layers[-1])
         return SnapshotEntry(
             name=name, created_at=utc_now(), layers=layers, disk_bytes=disk_bytes
         )
@@ -271,12 +272,12 @@ class SnapshotActions(SuspendActions, ResumeActions):
         await self.update(reverting=name, intent=Intent.RUNNING, crash_restarts=0)
 
     async def _revert(self) -> None:
-        """Everything of now away; a new layer on the snapshot's; then the ordinary way up."""
+        """The machine away; a new layer on the snapshot's; then the ordinary way up. What the
+        sandbox was goes last, when the record stands on the snapshot.
+        """
         entry = self.find_snapshot(self.record.reverting)
         old, present = layers_of(self.record), self.record.memory
         await self._unwind(Scope.RUNTIME, Reason.STOPPED)
-        if present is not None and present.kind == "suspended":
-            await self._shared.ports.memory_store.remove(present.directory)
         layer = await self._new_layer(entry.layers)
         phase = Phase.STOPPED if entry.memory is None else Phase.SUSPENDED
         await self._stand_on(
@@ -288,6 +289,8 @@ class SnapshotActions(SuspendActions, ResumeActions):
             note="",
         )
         await self._abandon_capture()
+        if present is not None and present.kind == "suspended":
+            await self._shared.ports.memory_store.remove(present.directory)
         unneeded = old - layers_of(self.record)
         await self._shared.undoer.drop_layers(self.record.id, unneeded)
         self.tell("Reverted", f"the sandbox returns to its snapshot {entry.name}")

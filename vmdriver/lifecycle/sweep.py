@@ -10,6 +10,7 @@ from vmdriver.lifecycle.launcher import Places
 from vmdriver.lifecycle.ports import Found
 from vmdriver.lifecycle.steps import Ports
 from vmdriver.model.ids import mark
+from vmdriver.model.phase import Phase
 from vmdriver.model.record import SandboxRecord, layers_of
 
 _log = logging.getLogger(__name__)
@@ -42,8 +43,13 @@ async def remove_unneeded_files(
             _log.warning("removing layer %s: no sandbox needs it", path)
             await ports.disks.remove(path)
     for record in records:
+        paths = places.paths(record.id)
+        named = record.memory is not None and record.memory.directory == paths.suspended
+        if not named and record.phase is not Phase.SUSPENDING:
+            # Of a sandbox that was returned to a snapshot or booted instead.
+            await ports.memory_store.remove(paths.suspended)
         known = {entry.name for entry in record.snapshots}
-        parent = places.paths(record.id).snapshots
+        parent = paths.snapshots
         for name in await ports.memory_store.listed(parent):
             if name not in known:
                 await ports.memory_store.remove(f"{parent}/{name}")

@@ -128,7 +128,7 @@ class Admin(pb_grpc.AdminServicer):
         """Those asked for last first."""
         images = (await self._readiness.manager()).images
         found = sorted(await images.known(), key=lambda i: i.used, reverse=True)
-        needed = images.in_use()
+        needed = await images.in_use()
         encoded = [encode_image(i, in_use=i.disk.path in needed) for i in found]
         return pb.ListImagesResponse(images=encoded)
 

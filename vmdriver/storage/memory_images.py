@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -183,13 +184,19 @@ class MemoryImages:
             raise NotFound(
                 f"there is no memory image {path.name}", detail=str(path)
             ) from error
-        except (OSError, ValidationError) as error:
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except ValidationError as error:
             raise Refused(
                 f"the manifest of memory image {path.name} cannot be read",
                 detail=str(error),
                 reason="ManifestDamaged",
             ) from error
         return manifest, hashlib.sha256(data).hexdigest()
+
+    async def needs(self, directory: str) -> set[str]:
+        """See ports.MemoryStore."""
+        return await self._pool.run(_needs, Path(directory))
 
     async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
         """See ports.MemoryStore."""
@@ -202,8 +209,10 @@ class MemoryImages:
             if path.is_symlink() or path.stat().st_size != part.size:
                 return f"{part.name} has another size than it had"
             found = await self._part(path)
+        except FileNotFoundError:
+            return f"{part.name} is gone"
         except OSError as error:
-            return f"{part.name} cannot be read: {error.strerror}"
+            raise _unreadable(directory, error) from error
         for index, (was, now) in enumerate(
             zip(part.digests, found.digests, strict=True)
         ):
@@ -217,7 +226,9 @@ class MemoryImages:
         try:
             state = await self._pool.run((path / STATE).read_bytes)
             text = await self._pool.run((path / DOMAIN).read_text)
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except UnicodeDecodeError as error:
             raise StorageError(
                 f"memory image {path.name} cannot be read", detail=str(error)
             ) from error
@@ -282,6 +293,24 @@ class MemoryImages:
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
 
 
+def _needs(path: Path) -> set[str]:
+    try:
+        found = json.loads((path / _MANIFEST).read_bytes())
+        return {str(identity["path"]) for identity in found["files"]}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError):
+        return set()  # its digest says that it will never be loaded
+
+
+def _unreadable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"memory image {path.name} cannot be read: {error.strerror}", detail=str(error)
+    )
+
+
 def _read_ahead(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -298,10 +327,12 @@ def _read_ahead(path: Path) -> None:
 def _identity(path: str) -> FileIdentity:
     try:
         info = Path(path).stat()
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(
             f"{Path(path).name}, which the memory image needs, is gone", detail=path
         ) from error
+    except OSError as error:
+        raise _unreadable(Path(path), error) from error
     return FileIdentity(
         path=path,
         size=info.st_size,

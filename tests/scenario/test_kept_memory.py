@@ -1,0 +1,159 @@
+"""Kept memory stays usable: nothing that it needs is merged, collected or removed too early."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.world import World
+from tests.scenario.test_memory import operations, running
+from vmdriver.errors import DriverError, HostError
+from vmdriver.model.memory_image import MemoryManifest
+from vmdriver.model.phase import Intent, Phase
+
+
+async def ticked(driver: FakeDriver) -> str:
+    """Its workload has run for a moment; the domain."""
+    domain = driver.manager.workers["s1"].record.plan.domain
+    driver.memory.tick(domain)
+    return domain
+
+
+async def test_what_manifests_name_is_not_collected() -> None:
+    world = World()
+    driver = await running(world)
+    found, worker = operations(driver)
+    for name in ("a", "b"):
+        await found.create_snapshot(worker, name, disk_only=False)
+    (first, second) = (entry.memory.directory for entry in worker.record.snapshots)
+    for directory, name in ((first, "old"), (second, "older")):
+        # Made when another supervisor and base were current, by a later release.
+        manifest = MemoryManifest.model_validate_json(world.images[directory])
+        files = tuple(
+            identity.model_copy(update={"path": f"/{name}/{Path(identity.path).name}"})
+            for identity in manifest.files
+        )
+        text = manifest.model_copy(update={"files": files}).model_dump_json()
+        world.images[directory] = text.replace("{", '{"unheard_of": 1, ', 1)
+    await driver.manager.images.collect()
+    for name in ("old", "older"):
+        assert f"/{name}/supervisor.img" in world.supervisors_in_use
+        assert f"/{name}/base.ext4" in world.images_in_use
+    world.images[second] = "torn"
+    await found.suspend(worker)
+    await driver.manager.images.collect()
+    assert "/supervisor.img" in world.supervisors_in_use
+    assert "/old/supervisor.img" in world.supervisors_in_use
+    assert "/older/supervisor.img" not in world.supervisors_in_use
+    await driver.close()
+
+
+async def test_nothing_is_collected_while_a_manifest_cannot_be_read() -> None:
+    world = World()
+    driver = await running(world)
+    await driver.manager.images.collect()
+    world.supervisors_in_use = world.images_in_use = {"untouched"}
+
+    async def unreadable(directory: str) -> set[str]:
+        raise HostError("Input/output error")
+
+    driver.memory_store.needs = unreadable  # type: ignore[method-assign]
+    with pytest.raises(HostError):
+        await driver.manager.images.collect()
+    assert world.supervisors_in_use == world.images_in_use == {"untouched"}
+    await driver.close()
+
+
+async def test_layers_under_kept_memory_are_not_merged() -> None:
+    """It could not be restored now, is stopped meanwhile, and restored later."""
+    settings = dataclasses.replace(SETTINGS, on_restore_failure="fail")
+    driver = await running(settings=settings)
+    found, worker = operations(driver)
+    world = driver.world
+    for name in ("a", "b"):
+        await found.create_snapshot(worker, name, disk_only=True)
+        await found.delete_snapshot(worker, name)
+    domain = await ticked(driver)
+    layers = worker.record.layers
+    assert len(layers) == 3
+    await found.suspend(worker)
+    world.damaged.add("s1/suspended")
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.phase() is Phase.FAILED
+    await driver.manager.stop("s1", "")
+    assert driver.phase() is Phase.SUSPENDED
+    assert worker.record.layers == layers
+    world.damaged.clear()
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.memory.tick(domain) == 2, "it went on where it was"
+    await worker_stopped(driver)
+    assert len(worker.record.layers) == 1, "nothing needs them any more"
+    await driver.close()
+
+
+async def worker_stopped(driver: FakeDriver) -> None:
+    worker = driver.manager.workers["s1"]
+    await worker.set_intent(Intent.STOPPED)
+    await driver.settled()
+    assert driver.phase() is Phase.STOPPED
+
+
+@pytest.mark.parametrize("call", ["create overlay", "save record"])
+async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    world = driver.world
+    await found.create_snapshot(worker, "a", disk_only=True)
+    await ticked(driver)
+    await found.suspend(worker)
+    old, layers = world.images["s1/suspended"], worker.record.layers
+    armed = []
+
+    def fails(made: str) -> bool:
+        # The record's wish is saved, and nothing after it.
+        if made == "save record" and not armed:
+            armed.append(made)
+            return False
+        return made.startswith(call)
+
+    world.fail = fails
+    await worker.perform(lambda _: worker.return_to("a"))
+    for _ in range(200):
+        if worker.trouble:
+            break
+        await asyncio.sleep(0.01)
+    assert worker.trouble
+    assert world.images["s1/suspended"] == old
+    assert set(layers) <= world.files
+    world.fail = lambda _call: False
+    await driver.settled()
+    assert driver.phase() is Phase.RUNNING
+    assert "s1/suspended" not in world.images
+    assert not set(layers) & world.files - set(worker.record.snapshots[0].layers)
+    await driver.close()
+
+
+async def test_a_disk_of_a_stopped_sandbox_is_read_only_only_when_another_is_written_to() -> (
+    None
+):
+    driver = await running()
+    found, worker = operations(driver)
+    world = driver.world
+    await worker_stopped(driver)
+    (layer,) = worker.record.layers
+    world.fail = lambda call: call == "save record"
+    with pytest.raises(DriverError):
+        await found.create_snapshot(worker, "a", disk_only=True)
+    world.fail = lambda _call: False
+    assert worker.record.layers == (layer,)
+    assert f"freeze layer {layer}" not in world.calls, "QEMU could not write to it"
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.phase() is Phase.RUNNING
+    await driver.close()
