@@ -13,7 +13,8 @@ from tests.fakes.world import World
 from tests.scenario.test_memory import operations, running
 from vmdriver.errors import DriverError, HostError
 from vmdriver.model.memory_image import MemoryManifest
-from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.phase import Phase
+from vmdriver.model.wishes import Wish, asked_of
 
 
 async def ticked(driver: FakeDriver) -> str:
@@ -99,7 +100,7 @@ async def test_layers_under_kept_memory_are_not_merged() -> None:
 
 async def worker_stopped(driver: FakeDriver) -> None:
     worker = driver.manager.workers["s1"]
-    await worker.set_intent(Intent.STOPPED)
+    await worker.wish(Wish.STOP)
     await driver.settled()
     assert driver.phase() is Phase.STOPPED
 
@@ -123,7 +124,7 @@ async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> Non
         return made.startswith(call)
 
     world.fail = fails
-    await worker.perform(lambda _: worker.return_to("a"))
+    await worker.perform(lambda _: worker.return_to("a", asked_of(worker.record)))
     for _ in range(200):
         if worker.trouble:
             break

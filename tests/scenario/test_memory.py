@@ -25,6 +25,7 @@ from vmdriver.lifecycle.operations import Operations
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import utc_now
+from vmdriver.model.wishes import Wish
 
 
 async def running(world: World | None = None, **options: object) -> FakeDriver:
@@ -178,6 +179,7 @@ async def test_extensions_are_asked_and_told() -> None:
     await found.resume(worker)
     await found.create_snapshot(worker, "a", disk_only=False)
     await found.restore_snapshot(worker, "a")
+    await driver.settled()
     await driver.manager.create(
         spec("s2", driver_config={"from_snapshot": "s1/a"}), None
     )
@@ -302,7 +304,7 @@ async def test_chains_are_bounded_and_merged_when_nobody_needs_them() -> None:
         await found.create_snapshot(worker, "c", disk_only=True)
     for name in ("a", "b"):
         await found.delete_snapshot(worker, name)
-    await worker.set_intent(Intent.STOPPED)
+    await worker.wish(Wish.STOP)
     await driver.settled()
     assert len(worker.record.layers) == 1
     assert worker.record.plan is not None

@@ -21,9 +21,9 @@ from vmdriver.lifecycle.phases.mutation import Draft
 from vmdriver.lifecycle.phases.plan_changes import changed_spec, draft_of
 from vmdriver.lifecycle.sandboxes import Sandboxes
 from vmdriver.lifecycle.worker import SandboxWorker
-from vmdriver.model.phase import Intent
 from vmdriver.model.record import ExtensionState, SandboxRecord, utc_now
 from vmdriver.model.spec import SandboxSpec
+from vmdriver.model.wishes import Wish
 
 _CLEAN_UP_WAIT_S = 30.0
 Trace = Mapping[str, str]
@@ -169,6 +169,6 @@ class Admission:
 
 async def _give_back(worker: SandboxWorker) -> None:
     """What cannot be given back now is tried again by the worker."""
-    await worker.set_intent(Intent.DELETED)
+    await worker.wish(Wish.DELETE)
     with contextlib.suppress(TimedOut):
         await worker.until(lambda _: False, _CLEAN_UP_WAIT_S)

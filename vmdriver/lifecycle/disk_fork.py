@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmdriver.errors import NotFound
+from vmdriver.errors import NotFound, Refused
 from vmdriver.lifecycle import requests
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.model.phase import Intent
 from vmdriver.model.spec import SandboxSpec
 
 
@@ -20,7 +21,8 @@ def fork_source(
     """The snapshot that a new sandbox starts from; None: it starts from its image.
 
     NotFound when it is not there or of another workspace, whose names are nobody else's
-    business.
+    business. Refused when its sandbox is being deleted. Whoever stands on it must be noted
+    without waiting for anything in between.
     """
     text = spec.driver_config.get("from_snapshot")
     if text is None:
@@ -30,6 +32,10 @@ def fork_source(
     for worker in workers:
         known = worker.record.spec
         if known.workspace == spec.workspace and sandbox in {known.id, known.name}:
+            if worker.record.intent is Intent.DELETED:
+                raise Refused(
+                    f"{field}: sandbox {sandbox!r} is being deleted", reason="Deleting"
+                )
             return worker, worker.find_snapshot(name)
     raise NotFound(
         f"{field}: there is no sandbox {sandbox!r} in workspace {spec.workspace!r}",

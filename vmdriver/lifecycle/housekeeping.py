@@ -7,15 +7,17 @@ import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
-from vmdriver.errors import DriverError
+from vmdriver.errors import TimedOut
 from vmdriver.lifecycle.ports import Disks
 from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import utc_now
 
 _log = logging.getLogger(__name__)
 _CONSOLE_INTERVAL_S = 2.0
+_REMOVAL_WAIT_S = 10.0
 _RETENTION_EVERY = 30
 """Rounds of the console interval between two looks at the snapshots' age."""
 
@@ -47,9 +49,9 @@ class Housekeeping:
         rounds = 0
         while True:
             await asyncio.sleep(_CONSOLE_INTERVAL_S)
-            await self._bound_consoles()
+            await tried(_log, self._bound_consoles())
             if rounds % _RETENTION_EVERY == 0:
-                await self.remove_expired()
+                await tried(_log, self.remove_expired())
             rounds += 1
 
     async def _bound_consoles(self) -> None:
@@ -59,10 +61,8 @@ class Housekeeping:
                 Phase.RUNNING,
                 Phase.LAUNCHING,
             }:
-                try:
-                    await self._disks.bound_console(plan.console)
-                except OSError as error:
-                    _log.warning("console of %s: %s", worker.record.id, error)
+                console = f"console of {worker.record.id}"
+                await tried(_log, self._disks.bound_console(plan.console), console)
 
     async def remove_expired(self) -> None:
         """Snapshots that are older than the operator keeps them."""
@@ -73,11 +73,14 @@ class Housekeeping:
         for worker in list(self._workers()):
             for entry in worker.record.snapshots:
                 if entry.created_at < oldest:
-                    await self._remove(worker, entry.name)
+                    # One that has no time now must not keep the others waiting.
+                    name = f"snapshot {entry.name} of {worker.record.id}"
+                    await tried(_log, self._remove(worker, entry.name), name)
 
     @staticmethod
     async def _remove(worker: SandboxWorker, name: str) -> None:
         try:
-            await worker.perform(lambda _: worker.remove_snapshot(name))
-        except DriverError as error:
-            _log.warning("snapshot %s of %s: %s", name, worker.record.id, error)
+            async with asyncio.timeout(_REMOVAL_WAIT_S):
+                await worker.perform(lambda _: worker.remove_snapshot(name))
+        except TimeoutError as error:
+            raise TimedOut("the sandbox is busy with something else") from error

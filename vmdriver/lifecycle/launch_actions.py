@@ -33,17 +33,18 @@ class LaunchActions(ForkActions):
 
     async def _adopt(self) -> None:
         shared, record = self._shared, self.record
+        if record.plan is not None:
+            # Whoever emptied the firewall while we were away did not mean to open it. First,
+            # since it may fail: then all of this is done again.
+            await shared.ports.network.load_rules(
+                record.plan.network, mark(shared.settings.instance, record.id)
+            )
         try:
             await shared.extensions.before_restore(
                 record, self.ledger, RestoreKind.ADOPTED
             )
         except DriverError as error:
             self.tell(error.reason, error.text(), warn=True)
-        if record.plan is not None:
-            # Whoever emptied the firewall while we were away did not mean to open it.
-            await shared.ports.network.load_rules(
-                record.plan.network, mark(shared.settings.instance, record.id)
-            )
         self.tell("Adopted", "the machine was running and goes on")
         for problem in await shared.extensions.after_restore(
             record, self.ledger, RestoreKind.ADOPTED

@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from pydantic import SecretStr
 
-from vmdriver.errors import NotFound, Refused, TimedOut, Unavailable
+from vmdriver.errors import NotFound, Refused, TimedOut
 from vmdriver.lifecycle import requests, sweep
 from vmdriver.lifecycle.admission import Admission, Trace
 from vmdriver.lifecycle.hold import Shared
@@ -26,10 +27,11 @@ from vmdriver.lifecycle.sandboxes import Sandboxes
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import LAYER, LEASE
 from vmdriver.lifecycle.worker import SandboxWorker
+from vmdriver.model import wishes
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan, Lease
-from vmdriver.model.record import MAIN_PROCESS_EXITED
 from vmdriver.model.spec import SandboxSpec
+from vmdriver.model.wishes import Wish
 
 _log = logging.getLogger(__name__)
 _STOP_SLACK_S = 30.0
@@ -88,7 +90,7 @@ class Manager(Sandboxes):
             worker.reconcile_due = self.extensions.phases.take_part(record)
             self.workers[record.id] = worker
             if not record.extensions.accepted:
-                await worker.update(intent=Intent.DELETED)
+                await worker.decide(partial(wishes.changes, Wish.DELETE))
         ports.hypervisor.on_change(self._hint)
         await self._shared.templates.recover()
         await sweep.remove_orphans(ports, set(self.workers), self.settings.instance)
@@ -172,14 +174,10 @@ class Manager(Sandboxes):
         """
         worker = self.find(sandbox_id, name)
         _refuse_if_deleting(worker)
-        if worker.record.intent in {Intent.STOPPED, Intent.SUSPENDED}:
-            worker.start()
-        else:
+        if worker.record.intent not in {Intent.STOPPED, Intent.SUSPENDED}:
             await self.ask_to_stop(worker, trace)
-            if requests.stop_mode(worker.record.spec, self.settings) == "suspend":
-                await worker.set_intent(Intent.SUSPENDED, stop_anyway=True)
-            else:
-                await worker.set_intent(Intent.STOPPED)
+        mode = requests.stop_mode(worker.record.spec, self.settings)
+        await worker.wish(Wish.STOP_SUSPENDED if mode == "suspend" else Wish.STOP)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
         await worker.until(
             lambda record: record.phase in _DOWN or record.intent is Intent.RUNNING,
@@ -203,42 +201,12 @@ class Manager(Sandboxes):
         """
         worker = self.find(sandbox_id, name)
         _refuse_if_deleting(worker)
-        record = worker.record
-        if (
-            record.phase in {Phase.FAILING, Phase.FAILED}
-            and record.intent is Intent.RUNNING
-        ):
-            await self._start_failed(worker)
-        elif record.intent is not Intent.RUNNING:
+        if worker.record.intent is not Intent.RUNNING:
             self._check_memory(worker)
-            await worker.set_intent(Intent.RUNNING, crash_restarts=0)
-        else:
-            worker.start()
+        shown = worker.snapshot
+        await worker.wish(Wish.START)
+        if worker.snapshot is shown:
             worker.announce()
-
-    async def _start_failed(self, worker: SandboxWorker) -> None:
-        failure = worker.record.failure
-        if failure is not None and failure.reason == MAIN_PROCESS_EXITED:
-            raise Refused(
-                f"sandbox {worker.record.id}: {failure.message}",
-                reason=MAIN_PROCESS_EXITED,
-                resolution=(
-                    "its main process is not run twice; stop the sandbox "
-                    "first, or delete it"
-                ),
-            )
-        if worker.record.phase is Phase.FAILING:
-            raise Unavailable(
-                f"sandbox {worker.record.id} is being cleaned up; try again"
-            )
-        memory = worker.record.memory
-        kept = memory is not None and not memory.consumed
-        await worker.set_intent(
-            Intent.RUNNING,
-            phase=Phase.SUSPENDED if kept else Phase.STOPPED,
-            failure=None,
-            crash_restarts=0,
-        )
 
     def stop_limit_s(self) -> float:
         """The longest that a stop may take."""
@@ -259,7 +227,7 @@ class Manager(Sandboxes):
             return False
         if worker.record.intent is not Intent.DELETED:
             await self._ask(api.Phase.BEFORE_DELETE, worker, trace)
-            await worker.set_intent(Intent.DELETED)
+            await worker.wish(Wish.DELETE)
         else:
             worker.start()
         try:

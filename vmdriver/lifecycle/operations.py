@@ -9,6 +9,7 @@ from vmdriver.lifecycle.manager import Manager
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.wishes import Wish, asked_of
 
 _RESTORE_SLACK_S = 60.0
 
@@ -46,7 +47,7 @@ class Operations:
                 resolution="only a running sandbox can be suspended",
             )
         await self._manager.ask_to_stop(worker)
-        await worker.set_intent(Intent.SUSPENDED, stop_anyway=False)
+        await worker.wish(Wish.SUSPEND)
         limit_s = self._manager.stop_limit_s()
         await worker.until(
             lambda r: (
@@ -75,10 +76,15 @@ class Operations:
         driver cannot lead a row out of Stopped (contract §2.9).
         """
         await worker.until(
-            lambda r: not r.reverting and r.phase in {Phase.RUNNING, Phase.FAILED},
+            lambda r: (
+                r.intent is not Intent.RUNNING
+                or (not r.reverting and r.phase in {Phase.RUNNING, Phase.FAILED})
+            ),
             self._up_limit_s,
         )
         self._must_exist(worker)
+        if worker.record.intent is not Intent.RUNNING:
+            raise Refused(f"sandbox {worker.record.id} was stopped meanwhile")
         failure = worker.record.failure
         if worker.record.phase is Phase.FAILED and failure is not None:
             raise HostError(failure.message, reason=failure.reason)
@@ -103,7 +109,8 @@ class Operations:
         """Make it what it was then. NotFound for another name."""
         worker.find_snapshot(name)
         was_down = _is_down(worker)
-        await worker.perform(lambda _: worker.return_to(name))
+        asked = asked_of(worker.record)
+        await worker.perform(lambda _: worker.return_to(name, asked))
         await self._up(worker, was_down=was_down)
 
     async def delete_snapshot(self, worker: SandboxWorker, name: str) -> None:

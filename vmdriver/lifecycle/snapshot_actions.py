@@ -8,10 +8,6 @@ of times and is never changed.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-
 from vmdriver.errors import (
     AlreadyExists,
     DriverError,
@@ -19,24 +15,26 @@ from vmdriver.errors import (
     NotFound,
     Refused,
     TimedOut,
+    Unavailable,
 )
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.capture_actions import Stopwatch
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import Reason
+from vmdriver.lifecycle.jobs import Job, Jobs
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases.vm import view_of
 from vmdriver.lifecycle.requests import check_snapshot_name
 from vmdriver.lifecycle.resume_actions import ResumeActions
 from vmdriver.lifecycle.steps import LAYER
 from vmdriver.lifecycle.suspend_actions import SuspendActions
+from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 from vmdriver.model.spec import SandboxSpec
-
-Job = Callable[[MachineState], Awaitable[None]]
+from vmdriver.model.wishes import Asked
 
 
 class SnapshotActions(SuspendActions, ResumeActions):
@@ -44,44 +42,31 @@ class SnapshotActions(SuspendActions, ResumeActions):
 
     def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:
         super().__init__(record, ledger, shared)
-        self._jobs: deque[tuple[Job, asyncio.Future[None]]] = deque()
+        self.jobs = Jobs(record.id, self._cut_off)
 
     async def perform(self, job: Job) -> None:
         """Have the loop do it when it rests; returns when it is done, raises what it
-        raises.
+        raises. NotFound, Refused when the sandbox is gone or going.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._jobs.append((job, future))
+        if self.gone:
+            raise NotFound(f"sandbox {self.record.id} was deleted")
+        if self.record.intent is Intent.DELETED:
+            raise Refused(
+                f"sandbox {self.record.id} is being deleted", reason="Deleting"
+            )
+        answer = self.jobs.put(job)
         self.start()
-        await future
+        await answer
 
     def start(self) -> None:
         """Run the loop; the worker does."""
         raise NotImplementedError
 
-    async def _next_job(self, machine: MachineState) -> bool:
-        """True: there was one."""
-        if not self._jobs:
-            return False
-        job, future = self._jobs.popleft()
-        try:
-            await job(machine)
-        except DriverError as error:
-            if not future.done():
-                future.set_exception(error)
-        except BaseException:
-            future.cancel()
-            raise
-        else:
-            if not future.done():
-                future.set_result(None)
-        return True
-
-    def _dismiss_jobs(self) -> None:
-        while self._jobs:
-            _, future = self._jobs.popleft()
-            if not future.done():
-                future.set_exception(NotFound(f"sandbox {self.record.id} was deleted"))
+    def _cut_off(self) -> DriverError:
+        text = f"sandbox {self.record.id}: this was cut off"
+        if self.record.intent is Intent.RUNNING:
+            return Unavailable(f"{text}, since the driver ends")
+        return Refused(f"{text}, since the sandbox is being stopped or deleted")
 
     # --- take
 
@@ -266,10 +251,14 @@ class SnapshotActions(SuspendActions, ResumeActions):
 
     # --- return
 
-    async def return_to(self, name: str) -> None:
-        """Job: note that the sandbox is to be as it was then. What it is now is lost."""
+    async def return_to(self, name: str, when_asked: Asked) -> None:
+        """Job: note that the sandbox is to be as it was then. What it is now is lost. Refused
+        when it was stopped or deleted since the operator asked.
+        """
         self.find_snapshot(name)
-        await self.update(reverting=name, intent=Intent.RUNNING, crash_restarts=0)
+        await self.decide(
+            lambda record: wishes.returned(record, name, when_asked=when_asked)
+        )
 
     async def _revert(self) -> None:
         """The machine away; a new layer on the snapshot's; then the ordinary way up. What the

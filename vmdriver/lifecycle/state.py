@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmdriver.errors import DriverError, TimedOut
+from vmdriver.host.threads import finished
 from vmdriver.lifecycle.hub import Changed, Deleted, Happened, Hub, Notice
 from vmdriver.lifecycle.ports import Records
 from vmdriver.model.condition import PlatformEvent, Progress, Snapshot, snapshot_of
 from vmdriver.model.record import SandboxRecord, utc_now
 
 _log = logging.getLogger(__name__)
+Decision = Callable[[SandboxRecord], Mapping[str, Any]]
+"""The fields to change, given the record as it is."""
 
 
 class SandboxState:
@@ -58,9 +61,24 @@ class SandboxState:
             ) from error
 
     async def update(self, **changes: Any) -> None:
-        """Change the record: on disk first, then for everybody."""
+        """Change what only the sandbox's own loop changes: on disk first, then for everybody."""
+        if "intent" in changes:
+            raise TypeError("the intent is decided on, see `decide`")
+        await self.decide(lambda _: changes)
+
+    async def decide(self, decision: Decision) -> None:
+        """Change the record as `decision` says, given the record of that very moment, which nobody
+        changes in between: on disk first, then for everybody. What it raises is raised, and
+        nothing has changed. A cancellation is raised when the change is done: disk and memory
+        always say the same.
+        """
+        await finished(self._decided(decision))
+
+    async def _decided(self, decision: Decision) -> None:
         async with self._saving:
-            record = self.record.model_copy(update=changes)
+            record = self.record.model_copy(update=dict(decision(self.record)))
+            if record == self.record:
+                return
             if _shown(snapshot_of(record)) != _shown(self.snapshot):
                 record = record.model_copy(update={"changed_at": utc_now()})
             await self._records.save(record)

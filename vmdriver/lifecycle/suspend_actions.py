@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Scope
+from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
-from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.phase import MachineState, Phase
 
 
 class SuspendActions(CaptureActions):
@@ -81,15 +84,20 @@ class SuspendActions(CaptureActions):
         self.refusal = error
         await self._abandon_capture()
         machine, _ = await self.observe()
-        if machine is not MachineState.READY:
-            await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+        there = machine is MachineState.READY
+        await self.decide(
+            partial(
+                wishes.not_suspended,
+                machine_is_there=there,
+                unwind_reason=Reason.STOPPED.value,
+            )
+        )
+        if not there:
             text = f"the memory is lost, the disk is kept: {error.text()}"
-        elif self.record.stop_anyway:
-            await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
-            text = f"it is shut down instead: {error.text()}"
-        else:
-            await self.update(phase=Phase.RUNNING, intent=Intent.RUNNING)
+        elif self.record.phase is Phase.RUNNING:
             text = f"it goes on: {error.text()}"
+        else:
+            text = f"it is shut down instead: {error.text()}"
         self.tell(
             "SuspendFailed", f"the sandbox could not be suspended; {text}", warn=True
         )

@@ -65,9 +65,15 @@ async def remove(ports: Ports, orphan: Found, instance: str) -> None:
         await ports.network.remove_tap(orphan.name, mark(instance, orphan.sandbox_id))
 
 
-async def tried(log: logging.Logger, work: Awaitable[object]) -> None:
-    """Do something that nobody waits for: what cannot be done now is tried at the next occasion."""
+async def tried(
+    log: logging.Logger, work: Awaitable[object], what: str = "upkeep"
+) -> None:
+    """Do something that nobody waits for: what cannot be done now is tried at the next occasion.
+    No trouble of one thing ends the care for all others.
+    """
     try:
         await work
     except DriverError as error:
-        log.warning("cannot be done now: %s", error.text())
+        log.warning("%s: cannot be done now: %s", what, error.text())
+    except Exception:
+        log.exception("%s: failed", what)

@@ -8,16 +8,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from functools import partial
 
-from vmdriver.errors import DriverError, HostError
+from vmdriver.errors import DriverError, HostError, NotFound, Refused, Unavailable
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.end_actions import EndActions
 from vmdriver.lifecycle.launch_actions import LaunchActions
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.phase_actions import PhaseActions
 from vmdriver.lifecycle.snapshot_actions import SnapshotActions
+from vmdriver.model import wishes
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
+from vmdriver.model.wishes import Wish
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +43,16 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         """Something may have changed: look."""
         self._wake.set()
 
-    async def set_intent(self, intent: Intent, **changes: Any) -> None:
+    async def wish(self, wish: Wish) -> None:
         """Store what is wanted, then wake the loop. A launch that is no longer wanted
-        is cancelled.
+        is cancelled. Refused, Unavailable.
         """
-        await self.update(intent=intent, **changes)
-        if intent is not Intent.RUNNING and self._launch is not None:
+        await self.decide(partial(wishes.changes, wish))
+        if self.record.intent is not Intent.RUNNING and self._launch is not None:
             self._launch.cancel()
+        if self.record.intent is Intent.DELETED:
+            text = f"sandbox {self.record.id} is being deleted"
+            self.jobs.dismiss(Refused(text, reason="Deleting"))
         self.start()
 
     async def close(self) -> None:
@@ -58,6 +63,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        self.jobs.dismiss(Unavailable("the driver ends"))
 
     # --- the loop
 
@@ -83,7 +89,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
                 return
             if rested:
                 await self._sleep(self._shared.settings.recheck_s)
-        self._dismiss_jobs()
+        self.jobs.dismiss(NotFound(f"sandbox {self.record.id} was deleted"))
 
     def _nothing_to_watch(self) -> bool:
         return self.record.phase in {
@@ -96,6 +102,8 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         if error.text() != self.trouble:
             self.tell(error.reason, error.text(), warn=True)
         self.trouble = error.text()
+        # Whoever asked for a job would wait as long as the trouble lasts.
+        self.jobs.dismiss(error)
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -146,9 +154,9 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
     async def _rest(self, machine: MachineState) -> bool:
         """True: there was nothing to do at all."""
         if not self._adopted and machine is MachineState.READY:
-            self._adopted = True
             await self._adopt()
+            self._adopted = True
         if await self._tell_phases(machine):
             return False
         await self._clean_again()
-        return not await self._next_job(machine)
+        return not await self.jobs.do_next(machine)

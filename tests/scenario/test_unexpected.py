@@ -1,0 +1,221 @@
+"""Trouble that nobody thought of: it is answered, told, and ends nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import timedelta
+
+import pytest
+
+import vmdriver.lifecycle.housekeeping as housekeeping_module
+import vmdriver.lifecycle.image_upkeep as upkeep_module
+from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.world import World
+from vmdriver.errors import DriverError, HostError, NotFound, Refused
+from vmdriver.lifecycle.hooks import LifecycleExtension
+from vmdriver.lifecycle.operations import Operations
+from vmdriver.model.phase import Phase
+from vmdriver.model.record import utc_now
+
+
+async def running(world: World | None = None, **options: object) -> FakeDriver:
+    driver = FakeDriver(world or World(), **options)
+    await driver.manager.recover()
+    for sandbox_id in ("s1", "s2"):
+        await driver.manager.create(spec(sandbox_id), None)
+    await driver.settled()
+    return driver
+
+
+async def test_a_job_that_fails_unexpectedly_is_answered_at_once() -> None:
+    driver = await running()
+    found = Operations(driver.manager)
+    worker = found.find("s1")
+
+    async def broken(_domain: str, _layer: str) -> None:
+        raise ZeroDivisionError("nobody thought of that")
+
+    driver.memory.switch_layer = broken  # type: ignore[method-assign]
+    async with asyncio.timeout(2):
+        with pytest.raises(HostError, match="internal error"):
+            await found.create_snapshot(worker, "a", disk_only=True)
+        del driver.memory.switch_layer
+        await driver.settled()
+        await found.create_snapshot(worker, "b", disk_only=True)
+    assert [entry.name for entry in worker.record.snapshots] == ["b"]
+    assert not driver.world.frozen
+    await driver.close()
+
+
+async def test_whoever_waits_for_a_sandbox_in_trouble_is_told_of_it() -> None:
+    """A loop that fails again and again gets to no job."""
+    driver = await running()
+    worker = Operations(driver.manager).find("s1")
+
+    async def broken(_domain: str) -> None:
+        raise HostError("the hypervisor is away")
+
+    driver.hypervisor.observe = broken  # type: ignore[assignment,method-assign]
+    async with asyncio.timeout(5):
+        with pytest.raises(HostError, match="the hypervisor is away"):
+            await Operations(driver.manager).create_snapshot(
+                worker, "a", disk_only=True
+            )
+    del driver.hypervisor.observe
+    await driver.close()
+
+
+async def test_a_job_for_a_sandbox_that_goes_is_refused() -> None:
+    world = World()
+    driver = await running(world)
+    worker = driver.manager.workers["s1"]
+    world.fail = lambda call: call.startswith("destroy")
+    deleting = asyncio.create_task(driver.manager.delete("s1", ""))
+    while not worker.trouble:
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(2):
+        with pytest.raises(Refused, match="being deleted"):
+            await worker.perform(lambda _: worker.remove_snapshot("a"))
+    world.fail = lambda _call: False
+    worker.hint()
+    await deleting
+    with pytest.raises(NotFound):
+        await worker.perform(lambda _: worker.remove_snapshot("a"))
+    await driver.close()
+
+
+async def test_housekeeping_outlives_any_sandboxs_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(housekeeping_module, "_CONSOLE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(housekeeping_module, "_RETENTION_EVERY", 1)
+    monkeypatch.setattr(housekeeping_module, "_REMOVAL_WAIT_S", 0.2, raising=False)
+    driver = await running(
+        settings=dataclasses.replace(SETTINGS, snapshot_retention_days=1)
+    )
+    found = Operations(driver.manager)
+    for sandbox_id in ("s1", "s2"):
+        worker = found.find(sandbox_id)
+        await found.create_snapshot(worker, "old", disk_only=True)
+        entry = worker.record.snapshots[0]
+        aged = utc_now() - timedelta(days=3)
+        await worker.update(snapshots=(entry.model_copy(update={"created_at": aged}),))
+    bounded: list[str] = []
+    both = asyncio.Event()
+
+    async def bound(path: str) -> None:
+        bounded.append(path)
+        if path.startswith("s1"):
+            raise ValueError("not a console at all")
+        both.set()
+
+    driver.manager.housekeeping._disks.bound_console = bound  # type: ignore[method-assign]
+
+    async def never(_name: str) -> None:
+        raise KeyError("its record makes no sense")
+
+    found.find("s1").remove_snapshot = never  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        await both.wait()
+        while found.find("s2").record.snapshots:
+            await asyncio.sleep(0.001)
+    assert driver.manager.housekeeping.task is not None
+    assert not driver.manager.housekeeping.task.done()
+    await driver.close()
+
+
+async def test_the_upkeep_of_images_outlives_its_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upkeep_module, "_INTERVAL_S", 0.001)
+    driver = FakeDriver(World())
+    calls, again = [], asyncio.Event()
+
+    async def collect(*_arguments: object, **_more: object) -> list[object]:
+        calls.append(1)
+        if len(calls) > 2:
+            again.set()
+        raise RuntimeError("a file that nobody expected")
+
+    driver.manager.images._ports.images.collect = collect  # type: ignore[method-assign]
+    await driver.manager.recover()
+    async with asyncio.timeout(5):
+        await again.wait()
+    await driver.close()
+
+
+async def test_an_adoption_that_fails_is_done_again() -> None:
+    """A machine never goes on without its table because loading it failed once."""
+    world = World()
+    first = await running(world)
+    await first.kill()
+    world.tables.clear()
+    failures = iter([True] * 2)
+    world.fail = lambda call: call.startswith("load rules") and next(failures, False)
+    second = FakeDriver(world)
+    await second.manager.recover()
+    async with asyncio.timeout(10):
+        while len(world.tables) < 2:
+            await asyncio.sleep(0.001)
+    assert next(failures, None) is None
+    world.fail = lambda _call: False
+    await second.settled()
+    assert second.phase("s1") is Phase.RUNNING
+    await second.close()
+
+
+class Waits(LifecycleExtension):
+    """Thinks about forks until a test lets it."""
+
+    name = "waits"
+
+    def __init__(self) -> None:
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def before_fork(self, context, fork) -> None:  # type: ignore[no-untyped-def]
+        self.asked.set()
+        await self.go_on.wait()
+
+
+async def test_nothing_starts_from_a_sandbox_that_is_being_deleted() -> None:
+    world = World()
+    driver = await running(world)
+    found = Operations(driver.manager)
+    await found.create_snapshot(found.find("s1"), "a", disk_only=True)
+    world.fail = lambda call: call.startswith("destroy")
+    deleting = asyncio.create_task(driver.manager.delete("s1", ""))
+    while not driver.manager.workers["s1"].trouble:
+        await asyncio.sleep(0.001)
+    fork = spec("s3", driver_config={"from_snapshot": "s1/a"})
+    with pytest.raises(Refused, match="being deleted"):
+        await driver.manager.validate(fork)
+    with pytest.raises(Refused, match="being deleted"):
+        await driver.manager.create(fork, None)
+    world.fail = lambda _call: False
+    driver.manager.workers["s1"].hint()
+    await deleting
+    assert "s3" not in world.records
+    await driver.close()
+
+
+async def test_a_delete_that_comes_while_a_fork_is_thought_about_wins() -> None:
+    world, waits = World(), Waits()
+    driver = await running(world, extensions=[waits])
+    found = Operations(driver.manager)
+    await found.create_snapshot(found.find("s1"), "a", disk_only=True)
+    fork = spec("s3", driver_config={"from_snapshot": "s1/a"})
+    creating = asyncio.create_task(driver.manager.create(fork, None))
+    await waits.asked.wait()
+    world.fail = lambda call: call == "remove record"
+    deleting = asyncio.create_task(driver.manager.delete("s1", ""))
+    while not driver.manager.workers["s1"].trouble:
+        await asyncio.sleep(0.001)  # its layers are gone, its record is not
+    waits.go_on.set()
+    with pytest.raises(DriverError):
+        await creating
+    assert "s3" not in world.records
+    world.fail = lambda _call: False
+    driver.manager.workers["s1"].hint()
+    await deleting
+    await driver.close()
