@@ -28,6 +28,24 @@ class Bomb:
         self.passed += 1
 
 
+class Killer:
+    """Counts checkpoints; at the chosen one QEMU is killed, and libvirt does not know yet."""
+
+    def __init__(self, world: World, at: int | None = None) -> None:
+        self.world, self.at, self.passed = world, at, 0
+        self.killed = ""
+        """Where; "" while there was no machine to kill."""
+
+    async def __call__(self, checkpoint: str) -> None:
+        if self.world.dead:
+            raise Crash(checkpoint)
+        if self.passed == self.at:
+            for domain in set(self.world.domains):
+                self.world.qemu_ends(domain)
+            self.killed = checkpoint if self.world.ended else ""
+        self.passed += 1
+
+
 async def played_until_crash(
     driver: FakeDriver, bomb: Bomb, play: Callable[[], Awaitable[None]]
 ) -> bool:

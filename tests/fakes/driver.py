@@ -107,6 +107,8 @@ class FakeDriver:
     ) -> None:
         self.world = world
         world.dead = False
+        for domain in set(world.ended):
+            world.notice(domain)  # a libvirt that begins looks at every machine
         instance = settings.instance
         self.hypervisor = FakeHypervisor(world, instance, checkpoint)
         self.memory = FakeMemory(world, checkpoint)

@@ -39,10 +39,12 @@ class FakeHypervisor:
         if "/template-" not in mark:
             needed.add(plan.disk("seed").path)
         assert needed <= world.files, "a machine without its disks"
+        world.open_as_qemu(plan)
         world.marks[plan.domain] = mark
         for half_way in (DomainState.OFF, DomainState.PAUSED):
             world.domains[plan.domain] = half_way
             await self._checkpoint(f"machine:{half_way}")
+            world.monitor(plan.domain)
         world.domains[plan.domain] = DomainState.RUNNING
         world.root_layers[plan.domain] = plan.disk("root").path
         world.known_layers[plan.domain] = plan.disk("root").path
@@ -54,7 +56,10 @@ class FakeHypervisor:
         )
 
     async def observe(self, domain: str) -> DomainState:
-        return self._world.domains.get(domain, DomainState.ABSENT)
+        found = self._world.domains.get(domain, DomainState.ABSENT)
+        if self._world.notice(domain):  # only the next look tells
+            self.hint(domain)
+        return found
 
     async def build(self, accelerator: Accelerator) -> Versions:
         return Versions(hypervisor="7.2", libvirt="9.0", machine="pc-q35-7.2")
@@ -66,6 +71,7 @@ class FakeHypervisor:
     async def destroy(self, domain: str) -> None:
         self._world.act(f"destroy {domain}")
         self._world.domains.pop(domain, None)
+        self._world.ended.discard(domain)
         self._world.frozen.discard(domain)
         self._world.root_layers.pop(domain, None)
         self._world.known_layers.pop(domain, None)

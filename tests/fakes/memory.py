@@ -21,6 +21,7 @@ class FakeMemory:
         self._world, self._checkpoint = world, checkpoint
 
     def _there(self, domain: str) -> None:
+        self._world.monitor(domain)
         if self._world.domains.get(domain) not in {
             DomainState.RUNNING,
             DomainState.PAUSED,
@@ -31,6 +32,7 @@ class FakeMemory:
         """The workload runs for a moment."""
         world = self._world
         assert world.domains[domain] is DomainState.RUNNING
+        assert domain not in world.ended
         assert domain not in world.frozen
         assert world.root_layers[domain] in world.files, "it writes to a removed file"
         world.ticks[domain] += 1
@@ -45,6 +47,7 @@ class FakeMemory:
 
     async def go_on(self, domain: str) -> None:
         self._world.act(f"go on {domain}")
+        self._world.monitor(domain)
         if self._world.domains.get(domain) is DomainState.PAUSED:
             self._world.domains[domain] = DomainState.RUNNING
 
@@ -71,13 +74,16 @@ class FakeMemory:
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         world = self._world
         world.act(f"capture {domain}")
+        world.monitor(domain)
         assert world.domains[domain] is DomainState.PAUSED
         nobodys = "/template-" in world.marks[domain]
         assert nobodys or domain in world.frozen, (
             "captured with a workload that would go on at once"
         )
-        world.memories[memory.rpartition("/")[0]] = world.ticks[domain]
         await self._checkpoint("capture:half-way")
+        world.monitor(domain)
+        world.memories[memory.rpartition("/")[0]] = world.ticks[domain]
+        await self._checkpoint("capture:complete")  # and nobody has noted it
         return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
 
     async def stream(self, domain: str, target: str) -> Streamed:
@@ -99,9 +105,11 @@ class FakeMemory:
         tick = world.memories[saved.memory.rpartition("/")[0]]
         below = [world.written.get(layer, 0) for layer in (root.path, *root.backing)]
         assert max(below) <= tick, "a disk that is newer than the memory"
+        world.open_as_qemu(plan)
         world.marks[plan.domain] = mark
         world.domains[plan.domain] = DomainState.PAUSED
         await self._checkpoint("load:paused")
+        world.monitor(plan.domain)
         world.root_layers[plan.domain] = world.known_layers[plan.domain] = root.path
         world.ticks[plan.domain] = tick
         if plan.template is None:
@@ -109,10 +117,12 @@ class FakeMemory:
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         self._world.act(f"switch {domain} to {layer}")
+        self._world.monitor(domain)
         assert self._world.domains[domain] is DomainState.PAUSED
         assert layer in self._world.files
         self._world.root_layers[domain] = layer
         await self._checkpoint("switch:qemu-only")
+        self._world.monitor(domain)
         self._world.known_layers[domain] = layer
 
     async def holds(self, domain: str, layer: str, below: str) -> bool:

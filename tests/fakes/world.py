@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import SecretStr
@@ -13,6 +14,7 @@ from vmdriver.errors import HostError
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import DomainState
+from vmdriver.model.plan import LaunchPlan
 
 
 class Crash(BaseException):
@@ -53,6 +55,10 @@ class World:
     """Domain -> the layer that QEMU writes to."""
     known_layers: dict[str, str] = field(default_factory=dict)
     """Domain -> the layer that libvirt believes it writes to; what QEMU does may be newer."""
+    ended: set[str] = field(default_factory=set)
+    """Domains whose QEMU has ended, and libvirt has not noticed yet: `domains` is what it believes."""
+    closed: set[str] = field(default_factory=set)
+    """Directories that QEMU's user cannot pass."""
     written: dict[str, int] = field(default_factory=dict)
     """Layer -> the tick that the guest wrote to it last."""
     damaged: set[str] = field(default_factory=set)
@@ -77,6 +83,33 @@ class World:
             | {f"firewall {name}" for name in self.tables}
             | {f"file {name}" for name in self.files}
         )
+
+    def qemu_ends(self, domain: str) -> None:
+        """It is killed. libvirt learns of it when it looks a second time, or asks it something."""
+        if self.domains.get(domain) in {DomainState.RUNNING, DomainState.PAUSED}:
+            self.ended.add(domain)
+            self.frozen.discard(domain)
+            self.root_layers.pop(domain, None)
+
+    def notice(self, domain: str) -> bool:
+        """libvirt learns whether QEMU has ended."""
+        if domain not in self.ended:
+            return False
+        self.ended.discard(domain)
+        self.domains[domain] = DomainState.OFF
+        return True
+
+    def monitor(self, domain: str) -> None:
+        """libvirt says something to QEMU."""
+        if self.notice(domain):
+            raise HostError("Unable to read from monitor: Connection reset by peer")
+
+    def open_as_qemu(self, plan: LaunchPlan) -> None:
+        """QEMU's user opens every file of the plan."""
+        disks = [path for disk in plan.disks for path in (disk.path, *disk.backing)]
+        for path in (plan.kernel, plan.initramfs, *disks):
+            if not self.closed.isdisjoint(map(str, PurePosixPath(path).parents)):
+                raise HostError(f"Could not open '{path}': Permission denied")
 
     def end_machine(self, domain: str, report: GuestReport | None = None) -> None:
         """The guest powers off, saying `report` first, or the machine crashes."""

@@ -38,7 +38,9 @@ class Process:
     @property
     def is_probe(self) -> bool:
         """libvirt asks what a QEMU can do."""
-        return "qemu-system" in self.command[0] and "none" in self.command
+        return "qemu-system" in self.command[0] and any(
+            part.startswith("none") for part in self.command
+        )
 
 
 def processes() -> Iterator[Process]:
