@@ -20,6 +20,14 @@ class FakeDisks:
         below = {path for path in disk.backing if path.startswith("layers/")}
         assert below <= self._world.files, "a layer on one that is gone"
         self._world.files.add(disk.path)
+        self._world.backing[disk.path] = tuple(
+            path for path in disk.backing if path.startswith("layers/")
+        )
+
+    async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
+        own = [f for f in self._world.files if f.startswith(f"layers/{sandbox_id}.")]
+        chains = {path: self._world.backing.get(path, ()) for path in own}
+        return dict(sorted(chains.items(), key=lambda item: len(item[1])))
 
     async def layers(self) -> list[str]:
         for _ in range(50):

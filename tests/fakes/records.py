@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import SecretStr
 
 from tests.fakes.world import World
-from vmdriver.errors import AlreadyExists
-from vmdriver.model.record import SandboxRecord
+from vmdriver.errors import AlreadyExists, StorageError
+from vmdriver.model.record import SandboxRecord, parse_record, stored_form
+from vmdriver.model.set_aside import Salvage, salvage
 
 
 class FakeRecords:
@@ -20,12 +21,13 @@ class FakeRecords:
         self, world: World, checkpoint: Callable[[str], Awaitable[None]]
     ) -> None:
         self._world, self._checkpoint = world, checkpoint
+        self._unreadable: dict[str, str] = {}
 
     async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
         await self._checkpoint("record:before-create")
         if record.id in self._world.records:
             raise AlreadyExists(record.id)
-        self._world.records[record.id] = record.model_dump_json()
+        self._world.records[record.id] = stored_form(record).decode()
         if token is not None:
             self._world.tokens[record.id] = token
         await self._checkpoint("record:after-create")
@@ -33,17 +35,28 @@ class FakeRecords:
     async def save(self, record: SandboxRecord) -> None:
         await self._checkpoint("record:before-save")
         self._world.act("save record")
-        self._world.records[record.id] = record.model_dump_json()
+        self._world.records[record.id] = stored_form(record).decode()
         await self._checkpoint("record:after-save")
 
     async def load_all(self) -> list[SandboxRecord]:
-        return [
-            SandboxRecord.model_validate_json(text)
-            for text in self._world.records.values()
-        ]
+        found = []
+        self._unreadable = {}
+        for sandbox_id, text in self._world.records.items():
+            try:
+                found.append(parse_record(text.encode()))
+            except ValueError as error:
+                self._unreadable[sandbox_id] = f"record.json cannot be read: {error}"
+        return found
 
-    def unreadable(self) -> list[str]:
-        return []
+    def unreadable(self) -> Mapping[str, str]:
+        return self._unreadable
+
+    async def salvage(self, sandbox_id: str) -> Salvage:
+        lines = self._world.journals.get(sandbox_id, [])
+        return salvage(self._world.records[sandbox_id], "\n".join(lines))
+
+    async def give_up(self, record: SandboxRecord) -> None:
+        await self.save(record)
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         return self._world.tokens.get(sandbox_id)
@@ -65,7 +78,11 @@ class FakeJournal:
         self._world, self._id = world, sandbox_id
 
     def read(self) -> list[Mapping[str, Any]]:
-        return [json.loads(line) for line in self._world.journals.get(self._id, [])]
+        lines = self._world.journals.get(self._id, [])
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise StorageError(f"ledger of {self._id} is damaged: {error}") from error
 
     async def append(self, *lines: Mapping[str, Any]) -> None:
         self._world.act("append to journal")

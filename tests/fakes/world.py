@@ -51,6 +51,8 @@ class World:
     ticks: dict[str, int] = field(default_factory=dict)
     """Domain -> a count that grows whenever its workload runs: no tick may be lived twice."""
     lived: list[tuple[str, int]] = field(default_factory=list)
+    backing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Layer -> the layers below it, nearest first, as its header says."""
     root_layers: dict[str, str] = field(default_factory=dict)
     """Domain -> the layer that QEMU writes to."""
     known_layers: dict[str, str] = field(default_factory=dict)

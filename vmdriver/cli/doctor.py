@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmdriver.app import Driver
 from vmdriver.cli.show import print_json
+from vmdriver.cli.unread import unread
 from vmdriver.config import Loaded
 from vmdriver.config_model import Config
 from vmdriver.config_views import qemu_owner
@@ -20,6 +21,7 @@ from vmdriver.host import access, facts, process
 from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.accelerator import KVM_DEVICE
+from vmdriver.model.set_aside import WAY_OUT
 from vmdriver.oci.cache import Cache
 from vmdriver.service.server import check_path
 from vmdriver.storage import boot
@@ -117,6 +119,13 @@ def _supervisor(config: Config) -> Finding:
     )
 
 
+def _sandboxes(layout: Layout) -> list[Finding]:
+    return [
+        Finding(f"sandbox {state.id}", "fail", "; ".join(state.problems), WAY_OUT)
+        for state in unread(layout)
+    ]
+
+
 def _files(config: Config) -> list[Finding]:
     findings = []
     try:
@@ -134,6 +143,7 @@ def _files(config: Config) -> list[Finding]:
         findings.append(Finding("socket path", "ok", str(config.bind_socket)))
     except ConfigError as error:
         findings.append(Finding("socket path", "fail", error.message, error.resolution))
+    findings += _sandboxes(Layout(config.state_dir))
     space = next(p for p in [config.state_dir, *config.state_dir.parents] if p.exists())
     free = shutil.disk_usage(space).free // 2**20
     enough = free > config.overlay_disk_mib

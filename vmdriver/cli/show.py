@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.app import Driver
+from vmdriver.cli.unread import as_document, print_unreadable, read_state
 from vmdriver.config import Loaded
 from vmdriver.errors import DriverError, NotFound
 from vmdriver.host.lock import StateLock
 from vmdriver.lifecycle import sweep as sweeping
-from vmdriver.lifecycle.ledger import replay
 from vmdriver.lifecycle.ports import Found
-from vmdriver.model.record import SandboxRecord
+from vmdriver.model.ids import domain_name
+from vmdriver.model.set_aside import STATE_UNREADABLE
 from vmdriver.storage.disks import console_tail
 from vmdriver.storage.guest_report import read_report
-from vmdriver.storage.journal import read_lines
 from vmdriver.storage.layout import Layout, SandboxFiles
+from vmdriver.storage.records import is_sandbox
 
 
 def print_json(value: Any) -> None:
@@ -81,12 +82,15 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
         for sandbox in found
     ]
     print_table(("id", "name", "workspace", "condition", "reason"), rows)
+    for sandbox in found:
+        if sandbox["reason"] == STATE_UNREADABLE:
+            print(f"note: {sandbox['id']}: {sandbox['message']}")
     return 0
 
 
 def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
     files = Layout(loaded.config.state_dir).sandbox(sandbox_id)
-    if not files.record.exists():
+    if not is_sandbox(files.directory):
         raise NotFound(
             f"sandbox {sandbox_id} is not known in {loaded.config.state_dir}"
         )
@@ -108,15 +112,18 @@ def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:
 
 def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:
     files = _files(loaded, sandbox_id)
-    record = SandboxRecord.model_validate_json(files.record.read_bytes())
-    held = replay(read_lines(files.ledger))
-    plan = record.plan
+    state = read_state(files)
+    record, lease = state.record, state.salvage.lease
+    domain = domain_name(loaded.config.instance, sandbox_id)
+    if record is not None:
+        domain, lease = record.plan.domain if record.plan else "", record.lease
     return {
-        "record": record.model_dump(mode="json"),
-        "ledger": [vars(entry) for entry in held.values()],
+        "record": record.model_dump(mode="json") if record else None,
+        "unreadable": as_document(state),
+        "ledger": [vars(entry) for entry in state.held.values()],
         "guest": vars(read_report(str(files.status))),
-        "machine": _machine(loaded, plan.domain) if plan else {"running": False},
-        "addresses": record.lease.model_dump() if record.lease else None,
+        "machine": _machine(loaded, domain) if domain else {"running": False},
+        "addresses": lease.model_dump() if lease else None,
         "console_tail": console_tail(files.console),
         "directory": str(files.directory),
     }
@@ -128,7 +135,27 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     if as_json:
         print_json(found)
         return 0
-    record, machine = found["record"], found["machine"]
+    if found["record"]:
+        _print_record(sandbox_id, found["record"])
+    if found["unreadable"]:
+        print_unreadable(found["unreadable"])
+    print(f"machine    {found['machine']}")
+    print(f"addresses  {found['addresses']}")
+    print(f"guest      {found['guest']}")
+    if found["record"]:
+        _print_memory(found["record"])
+    print("ledger")
+    for entry in found["ledger"]:
+        print(
+            f"  {entry['key']:20} {entry['scope']:10} "
+            f"{'held' if entry['done'] else 'begun'}"
+        )
+    print("console (its end)")
+    print("\n".join(f"  {line}" for line in found["console_tail"].splitlines()[-12:]))
+    return 0
+
+
+def _print_record(sandbox_id: str, record: dict[str, Any]) -> None:
     print(f"sandbox    {sandbox_id}  {record['spec']['name']!r}")
     print(f"image      {record['spec']['image']}")
     _print_image(record)
@@ -140,19 +167,6 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
         print(
             f"failure    {record['failure']['reason']}: {record['failure']['message']}"
         )
-    print(f"machine    {machine}")
-    print(f"addresses  {found['addresses']}")
-    print(f"guest      {found['guest']}")
-    _print_memory(record)
-    print("ledger")
-    for entry in found["ledger"]:
-        print(
-            f"  {entry['key']:20} {entry['scope']:10} "
-            f"{'held' if entry['done'] else 'begun'}"
-        )
-    print("console (its end)")
-    print("\n".join(f"  {line}" for line in found["console_tail"].splitlines()[-12:]))
-    return 0
 
 
 def _print_image(record: dict[str, Any]) -> None:
@@ -213,7 +227,9 @@ async def _sweep(
     driver = Driver(loaded.config)
     lock = StateLock(driver.layout.lock)
     alone = lock.try_open()
-    known = {path.parent.name for path in driver.layout.sandboxes.glob("*/record.json")}
+    known = {
+        path.name for path in driver.layout.sandboxes.glob("*") if is_sandbox(path)
+    }
     ports = driver.ports()
     problems: list[str] = []
     failed = False

@@ -27,6 +27,11 @@ class AddressPool:
         self._leases[sandbox_id] = lease
         self._next = max(self._next, lease.index + 1)
 
+    def holder(self, index: int) -> str | None:
+        """Whose that block is."""
+        held = (name for name, lease in self._leases.items() if lease.index == index)
+        return next(held, None)
+
     def free(self, sandbox_id: str) -> None:
         """Give a lease back."""
         self._leases.pop(sandbox_id, None)

@@ -76,7 +76,8 @@ class Admission:
                 f"sandbox {sandbox_id}: what an earlier create left is being given back; "
                 "try again"
             )
-        if worker is not None or sandbox_id in self.sandboxes.pending:
+        known = {*self.sandboxes.pending, *self.sandboxes.shelf.kept}
+        if worker is not None or sandbox_id in known:
             raise AlreadyExists(f"sandbox {sandbox_id} exists")
 
     def _check(self, record: SandboxRecord) -> None:

@@ -28,7 +28,7 @@ _PREFETCH = "prefetch:"
 
 class ImageUpkeep:
     """One task. `records` and `plans` are asked for anew each time; `plans` are those of
-    templates and of machines that wait.
+    templates and of machines that wait. Not `all_known`: a sandbox cannot be read.
     """
 
     def __init__(
@@ -38,9 +38,11 @@ class ImageUpkeep:
         records: Callable[[], list[SandboxRecord]],
         plans: Callable[[], list[LaunchPlan]],
         kept: KeptMemory,
+        all_known: Callable[[], bool],
     ) -> None:
         self._ports, self._settings, self._kept = ports, settings, kept
         self._records, self._plans = records, plans
+        self._all_known = all_known
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -87,9 +89,9 @@ class ImageUpkeep:
 
     async def collect(self, *, dry_run: bool = False) -> Sequence[CachedFile]:
         """Remove what nobody needs and the limits leave no room for."""
-        if self._ports.records.unreadable():
+        if not self._all_known():
             _log.warning(
-                "images stay: whose record cannot be read may need any of them"
+                "images stay: a sandbox that cannot be read may need any of them"
             )
             return ()
         needed = await self.in_use()

@@ -21,6 +21,7 @@ from vmdriver.host.threads import finished
 from vmdriver.lifecycle.ports import Guard, Journal, no_checkpoint
 
 T = TypeVar("T")
+Line = Mapping[str, Any]
 _log = logging.getLogger(__name__)
 
 
@@ -47,9 +48,15 @@ class Held:
     done: bool = False
     """False: the effect may or may not have happened."""
 
+    def lines(self) -> list[Line]:
+        """As a journal holds it."""
+        data = dict(self.data)
+        intent = {"op": "intent", "key": self.key, "scope": self.scope.value}
+        done: list[Line] = [{"op": "done", "key": self.key}] if self.done else []
+        return [{**intent, "data": data}, *done]
+
 
 Undo = Callable[[Held], Awaitable[None]]
-Line = Mapping[str, Any]
 
 
 def replay(lines: list[Line]) -> dict[str, Held]:
@@ -208,7 +215,7 @@ class Ledger:
 
     async def _put(self, entry: Held) -> None:
         async with self._writing:
-            await self._append(_intent(entry))
+            await self._append(*entry.lines())
             self._held[entry.key] = entry
 
     async def _change(self, line: Line, *, last: bool = False, **changes: Any) -> None:
@@ -237,23 +244,10 @@ class Ledger:
     async def _compact(self) -> None:
         if self._lines < 64 + 4 * len(self._held):
             return
-        lines: list[Line] = []
-        for entry in self._held.values():
-            lines.append(_intent(entry))
-            if entry.done:
-                lines.append({"op": "done", "key": entry.key})
+        lines = [line for entry in self._held.values() for line in entry.lines()]
         try:
             await self._journal.rewrite(lines)
         except StorageError as error:
             _log.warning("a ledger stays long: %s", error.text())
             return
         self._lines = len(lines)
-
-
-def _intent(entry: Held) -> Line:
-    return {
-        "op": "intent",
-        "key": entry.key,
-        "scope": entry.scope.value,
-        "data": dict(entry.data),
-    }

@@ -7,12 +7,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 
 from pydantic import SecretStr
 
 from vmdriver.errors import NotFound, Refused, TimedOut
-from vmdriver.lifecycle import requests, sweep
+from vmdriver.lifecycle import requests
 from vmdriver.lifecycle.admission import Admission, Trace
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hooks import SandboxView
@@ -23,13 +22,14 @@ from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases import api
 from vmdriver.lifecycle.phases.activation import Activation
 from vmdriver.lifecycle.ports import Guard, JournalOpener, no_checkpoint
+from vmdriver.lifecycle.recover import Recovery
 from vmdriver.lifecycle.sandboxes import Sandboxes
+from vmdriver.lifecycle.set_aside import Shelf
 from vmdriver.lifecycle.settings import Settings
-from vmdriver.lifecycle.steps import LAYER, LEASE
 from vmdriver.lifecycle.worker import SandboxWorker
-from vmdriver.model import wishes
 from vmdriver.model.phase import Intent, Phase
-from vmdriver.model.plan import LaunchPlan, Lease
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.set_aside import SetAside
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
 
@@ -60,6 +60,14 @@ class Manager(Sandboxes):
         self.warm_pool = self._shared.warm_pool
         self.extensions.phases.tell = self.tell_problem
         self.extensions.phases.runner.known = self._known
+        self.shelf = Shelf(
+            self._shared.ports,
+            journals,
+            self._ledger,
+            self._shared.launcher,
+        )
+        self.templates.layers_of_unread = self.shelf.layers
+        self._recovery = Recovery(self._shared, self)
         self._admission = Admission(self._shared, self, self._ledger)
         self.images = ImageUpkeep(
             self._shared.ports,
@@ -67,6 +75,7 @@ class Manager(Sandboxes):
             self.records,
             self._nobodys_plans,
             KeptMemory(self._shared.ports.memory_store, self._shared.launcher.places),
+            lambda: not self.shelf.kept,
         )
         self.housekeeping = Housekeeping(
             self.workers.values, self._shared.ports.disks, settings
@@ -78,25 +87,9 @@ class Manager(Sandboxes):
         """Read everything from disk, remove what nobody claims, and let every worker
         take up its work.
         """
-        ports = self._shared.ports
-        for record in await ports.records.load_all():
-            ledger = self._ledger(record.id)
-            held = ledger.get(LEASE)
-            if held is not None:
-                self._shared.launcher.pool.adopt(
-                    record.id, Lease.model_validate(held.data)
-                )
-            worker = SandboxWorker(record, ledger, self._shared)
-            worker.reconcile_due = self.extensions.phases.take_part(record)
-            self.workers[record.id] = worker
-            if not record.extensions.accepted:
-                await worker.decide(partial(wishes.changes, Wish.DELETE))
-        ports.hypervisor.on_change(self._hint)
-        await self._shared.templates.recover()
-        await sweep.remove_orphans(ports, set(self.workers), self.settings.instance)
-        await sweep.remove_unneeded_files(
-            ports, self._shared.launcher.places, self.records(), self._layers_begun()
-        )
+        await self._recovery.read()
+        self._shared.ports.hypervisor.on_change(self._hint)
+        await self._recovery.sweep(self.settings.instance)
         # Only now: what it makes belongs to nobody, as what was swept did.
         await self._shared.warm_pool.recover()
         for worker in self.workers.values():
@@ -107,11 +100,6 @@ class Manager(Sandboxes):
 
     def _ledger(self, sandbox_id: str) -> Ledger:
         return Ledger(self._journals(sandbox_id), self._checkpoint)
-
-    def _layers_begun(self) -> set[str]:
-        entries = (worker.ledger.get(LAYER) for worker in self.workers.values())
-        begun = {entry.data["path"] for entry in entries if entry is not None}
-        return begun | self._shared.templates.layers()
 
     async def close(self) -> None:
         """Let go: workers end, machines stay."""
@@ -222,7 +210,12 @@ class Manager(Sandboxes):
         30 s while it is going.
         """
         try:
-            worker = self.find(sandbox_id, name)
+            found = self.look_up(sandbox_id, name)
+            if isinstance(found, SetAside):
+                await self._recovery.take_down(found.id)
+                worker = self.find(found.id, "")
+            else:
+                worker = found
         except NotFound:
             return False
         if worker.record.intent is not Intent.DELETED:

@@ -28,7 +28,7 @@ class Operations:
         """By id, or by a name that is unique on this host. NotFound, Refused,
         InvalidRequest.
         """
-        if sandbox in self._manager.workers:
+        if sandbox in {*self._manager.workers, *self._manager.shelf.kept}:
             return self._manager.find(sandbox, "")
         worker = self._manager.find("", sandbox)
         if worker.record.intent is Intent.DELETED:

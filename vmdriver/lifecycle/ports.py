@@ -19,6 +19,7 @@ from vmdriver.model.memory_image import Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
 from vmdriver.model.record import SandboxRecord
+from vmdriver.model.set_aside import Salvage
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,11 @@ class Disks(Protocol):
     async def layers(self) -> list[str]:
         """Paths of all layers that there are."""
 
+    async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
+        """Layers that were made for that sandbox, oldest first, each with the layers below it,
+        nearest first. StorageError where that cannot be told.
+        """
+
     async def merge_layer(self, layer: str, below: str) -> None:
         """Write a layer's content into the one below it. No machine uses them. May be
         repeated.
@@ -226,8 +232,14 @@ class Records(Protocol):
     async def load_all(self) -> list[SandboxRecord]:
         """Every readable record."""
 
-    def unreadable(self) -> list[str]:
-        """Ids of those that could not be read then."""
+    def unreadable(self) -> Mapping[str, str]:
+        """Ids of those that could not be read then, with what is wrong."""
+
+    async def salvage(self, sandbox_id: str) -> Salvage:
+        """What can be made out in files of a sandbox that cannot be read."""
+
+    async def give_up(self, record: SandboxRecord) -> None:
+        """Put a record in place of what cannot be read."""
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         """The sandbox's token."""

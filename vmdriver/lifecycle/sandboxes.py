@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from vmdriver.errors import InvalidRequest, NotFound, Refused
+from vmdriver.lifecycle.set_aside import Shelf
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.condition import Snapshot
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.record import SandboxRecord, layers_of
+from vmdriver.model.set_aside import SetAside
 
 
 class Sandboxes:
     """By id. `workers` are the accepted ones, and those whose create failed and left something
-    that is being given back; `pending` are just being accepted.
+    that is being given back; `pending` are just being accepted; on the `shelf` are those that
+    cannot be read.
     """
+
+    shelf: Shelf
 
     def __init__(self) -> None:
         self.workers: dict[str, SandboxWorker] = {}
@@ -25,7 +30,7 @@ class Sandboxes:
     def layers_but_of(self, sandbox_id: str) -> set[str]:
         """Every layer that another sandbox than this one needs."""
         others = (layers_of(r) for r in self.records() if r.id != sandbox_id)
-        return set().union(*others)
+        return self.shelf.layers(but=sandbox_id).union(*others)
 
     def tell_problem(self, sandbox_id: str, problem: str) -> None:
         """Show what went wrong in an extension."""
@@ -48,22 +53,35 @@ class Sandboxes:
 
     def snapshots(self) -> list[Snapshot]:
         """Every sandbox as it is shown, sorted by name, then id."""
-        return sorted(
-            (w.snapshot for w in self.accepted()), key=lambda s: (s.name, s.id)
-        )
+        shown = [worker.snapshot for worker in self.accepted()]
+        shown += [aside.snapshot for aside in self.shelf.kept.values()]
+        return sorted(shown, key=lambda s: (s.name, s.id))
 
     def find(self, sandbox_id: str, name: str) -> SandboxWorker:
         """By id, which must exist, else by name. InvalidRequest, NotFound, Refused if
-        the name is not unique.
+        the name is not unique, or the sandbox cannot be read.
         """
+        found = self.look_up(sandbox_id, name)
+        if isinstance(found, SetAside):
+            raise found.refusal()
+        return found
+
+    def look_up(self, sandbox_id: str, name: str) -> SandboxWorker | SetAside:
+        """The same, those among them that cannot be read."""
         if sandbox_id:
-            worker = self.workers.get(check_sandbox_id(sandbox_id, "sandbox_id"))
-            if worker is None or not worker.record.extensions.accepted:
+            known = self.workers.get(check_sandbox_id(sandbox_id, "sandbox_id"))
+            if known is not None and known.record.extensions.accepted:
+                return known
+            aside = self.shelf.kept.get(sandbox_id)
+            if aside is None:
                 raise NotFound(f"sandbox {sandbox_id} is not known")
-            return worker
+            return aside
         if not name:
             raise InvalidRequest("sandbox_id", "is empty, and so is sandbox_name")
-        matches = [w for w in self.accepted() if w.record.spec.name == name]
+        matches: list[SandboxWorker | SetAside] = [
+            worker for worker in self.accepted() if worker.record.spec.name == name
+        ]
+        matches += [s for s in self.shelf.kept.values() if s.name == name]
         if not matches:
             raise NotFound(f"no sandbox is named {name!r}")
         if len(matches) > 1:

@@ -37,6 +37,19 @@ FROZEN = "capture:frozen"
 PAUSED = "capture:paused"
 WRITTEN = "capture:memory"
 LAYER = "capture:layer"
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    OVERLAY: ("path",),
+    FILES: ("seed",),
+    TAP: ("tap", "mark", "guest_ip"),
+    FIREWALL: ("tap",),
+    MACHINE: ("domain",),
+    MAPPED: ("directory",),
+    IMAGE_PART: ("directory",),
+    FROZEN: ("domain",),
+    PAUSED: ("domain",),
+    LAYER: ("path",),
+}
+"""What the undo of each entry reads in its data."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,12 @@ def resume_steps(
     ]
 
 
+def can_be_undone(held: Held) -> bool:
+    """Whether an entry says all that its undo needs."""
+    needed = ("extension",) if is_extensions(held.key) else _NEEDED.get(held.key, ())
+    return all(isinstance(held.data.get(name), str) for name in needed)
+
+
 class Undoer:
     """Gives back one ledger entry, in whatever process. Idempotent."""
 
@@ -221,7 +240,8 @@ class Undoer:
             await ports.network.remove_rules(data["tap"])
         elif held.key == TAP:
             await ports.network.remove_tap(data["tap"], data["mark"])
-            await ports.network.reset_connections(data["guest_ip"])
+            if data["guest_ip"]:  # unknown where the record could not be read
+                await ports.network.reset_connections(data["guest_ip"])
         elif held.key == FILES:
             # The status disk and the console stay: they say how it ended. The seed
             # holds secrets.

@@ -16,10 +16,14 @@ from vmdriver.model.record import SandboxRecord, layers_of
 _log = logging.getLogger(__name__)
 
 
+async def marked(ports: Ports) -> list[Found]:
+    """What is marked as ours, machines first: they hold the rest."""
+    return [*await ports.hypervisor.marked(), *await ports.network.marked()]
+
+
 async def orphans(ports: Ports, known: set[str]) -> list[Found]:
-    """What is marked as ours and claimed by nobody, machines first: they hold the rest."""
-    found = [*await ports.hypervisor.marked(), *await ports.network.marked()]
-    return [item for item in found if item.sandbox_id not in known]
+    """What is marked as ours and claimed by nobody."""
+    return [item for item in await marked(ports) if item.sandbox_id not in known]
 
 
 async def remove_orphans(ports: Ports, known: set[str], instance: str) -> None:
@@ -30,15 +34,19 @@ async def remove_orphans(ports: Ports, known: set[str], instance: str) -> None:
 
 
 async def remove_unneeded_files(
-    ports: Ports, places: Places, records: Sequence[SandboxRecord], begun: set[str]
+    ports: Ports,
+    places: Places,
+    records: Sequence[SandboxRecord],
+    begun: set[str],
+    *,
+    all_known: bool,
 ) -> None:
     """Layers and snapshots' images that a killed driver had made or was removing. `begun`:
-    layers in some ledger, which a machine may be writing to already.
+    layers in some ledger, which a machine may be writing to already. Not `all_known`: there are
+    sandboxes that cannot be read, and may need any layer.
     """
     needed = begun.union(*(layers_of(record) for record in records))
-    # Whose record cannot be read may need any of them.
-    layers = [] if ports.records.unreadable() else await ports.disks.layers()
-    for path in layers:
+    for path in await ports.disks.layers() if all_known else []:
         if path not in needed:
             _log.warning("removing layer %s: no sandbox needs it", path)
             await ports.disks.remove(path)

@@ -100,15 +100,18 @@ class Templates:
         """Layer -> how many hold the template, whose record does not name the layer yet."""
         self._leaving: dict[str, Template] = {}
         """Layer -> a template that was removed and is still held."""
+        self.layers_of_unread: Callable[[], set[str]] = set
+        """Layers that sandboxes need whose record cannot be read."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when there is a new one."""
         self.on_gone: Callable[[Template], Awaitable[None]] = _nobody_minds
 
     # --- at start and end
 
-    async def recover(self) -> None:
+    async def recover(self, *, collect: bool = True) -> None:
         """Read what there is; remove what was half made or can never be used again, and what
-        was being removed when the last driver ended: it has no manifest any more.
+        was being removed when the last driver ended: it has no manifest any more. Not `collect`:
+        all of it stays.
         """
         store = self._ports.memory_store
         for name in await store.listed(self._directory):
@@ -117,11 +120,13 @@ class Templates:
                 template = await self._read(name, directory)
                 self._known[template.key] = template
             except DriverError as error:
-                _log.info("template %s is removed: %s", name, error)
-                await tried(_log, store.remove(directory))
+                _log.info("template %s cannot be used: %s", name, error)
+                if collect:
+                    await tried(_log, store.remove(directory))
             except Exception:  # noqa: BLE001 - nothing that lies there keeps a driver from starting
-                _log.exception("template %s cannot be used; it is removed", name)
-                await tried(_log, store.remove(directory))
+                _log.exception("template %s cannot be used", name)
+                if collect:
+                    await tried(_log, store.remove(directory))
 
     async def _read(self, name: str, directory: str) -> Template:
         """The template in that directory. DriverError when it cannot be used."""
@@ -222,7 +227,9 @@ class Templates:
         del self._uses[template.layer]
         if self._leaving.pop(template.layer, None) is None:
             return
-        noted = any(template.layer in layers_of(record) for record in self._records())
+        noted = template.layer in self.layers_of_unread().union(
+            *(layers_of(record) for record in self._records())
+        )
         await tried(_log, self._ports.memory_store.remove(template.directory))
         if not noted:
             await tried(_log, self._ports.disks.remove(template.layer))

@@ -4,11 +4,12 @@ failure.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
@@ -16,6 +17,12 @@ from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.spec import Frozen, SandboxSpec
 
+SCHEMA = 1
+"""Raised when an older release must not touch a record: it sets the sandbox aside."""
+SCHEMA_MINOR = 1
+"""Raised with every release that adds a field: an older one then keeps what it does not know,
+and writes it back. An unknown field in a record that is no newer is damage.
+"""
 MAIN_PROCESS_EXITED = "MainProcessExited"
 MACHINE_CRASHED = "MachineCrashed"
 PROVISIONING_FAILED = "ProvisioningFailed"
@@ -61,6 +68,7 @@ class SandboxRecord(Frozen):
     """One sandbox's record.json."""
 
     schema_version: Literal[1] = 1
+    schema_minor: int = SCHEMA_MINOR
     spec: SandboxSpec
     intent: Intent = Intent.RUNNING
     phase: Phase = Phase.NEW
@@ -125,6 +133,52 @@ class SandboxRecord(Frozen):
     def id(self) -> str:
         """The sandbox's id."""
         return self.spec.id
+
+
+def parse_record(data: bytes) -> SandboxRecord:
+    """A record as it was stored, by this release, an earlier, or a somewhat newer one.
+    ValueError, with a text for people and nothing of the content in it.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is no JSON ({type(error).__name__})") from error
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004 - of the text, not of the caller
+    major, minor = document.get("schema_version"), document.get("schema_minor")
+    if isinstance(major, int) and major > SCHEMA:
+        raise ValueError(f"a newer release wrote it (schema {major})")
+    newer = isinstance(minor, int) and minor > SCHEMA_MINOR
+    try:
+        record = SandboxRecord.model_validate_json(
+            data, extra="allow" if newer else "forbid"
+        )
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}") from error
+    return record.model_copy(
+        update={"schema_minor": max(record.schema_minor, SCHEMA_MINOR)}
+    )
+
+
+def stored_form(record: SandboxRecord) -> bytes:
+    """As it is stored, with what a newer release had written and this one does not know."""
+    if record.schema_minor <= SCHEMA_MINOR:
+        return record.model_dump_json().encode()
+    document = record.model_dump(mode="json")
+    _put_back(record, document)
+    return json.dumps(document).encode()
+
+
+def _put_back(value: Any, document: Any) -> None:
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            _put_back(getattr(value, name), document[name])
+        document.update(value.__pydantic_extra__ or {})
+    elif isinstance(value, tuple | list):
+        for inner, place in zip(value, document, strict=True):
+            _put_back(inner, place)
 
 
 def layers_of(record: SandboxRecord) -> set[str]:

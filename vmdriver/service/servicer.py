@@ -127,10 +127,10 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         self, request: pb.GetSandboxRequest, context: Any
     ) -> pb.GetSandboxResponse:
         """By id, or else by name."""
-        worker = (await self._readiness.manager()).find(
+        found = (await self._readiness.manager()).look_up(
             request.sandbox_id, request.sandbox_name
         )
-        return pb.GetSandboxResponse(sandbox=codec.encode_snapshot(worker.snapshot))
+        return pb.GetSandboxResponse(sandbox=codec.encode_snapshot(found.snapshot))
 
     async def ListSandboxes(
         self, request: pb.ListSandboxesRequest, context: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmdriver.errors import Exhausted, StorageError
@@ -12,7 +13,7 @@ from vmdriver.host import process
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports import GuestReport, Ownership
 from vmdriver.model.plan import Disk
-from vmdriver.storage import files
+from vmdriver.storage import chains, files
 from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
@@ -68,6 +69,10 @@ class DiskStore(LaunchFiles, SupervisorDisks):
         """See ports.Disks."""
         found = await self._pool.run(lambda: list(self._layout.layers.glob("*.qcow2")))
         return [str(path) for path in found]
+
+    async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
+        """See ports.Disks."""
+        return await self._pool.run(chains.own_layers, self._layout.layers, sandbox_id)
 
     async def merge_layer(self, layer: str, below: str) -> None:
         """Write a layer's content into the one below it, which takes its place."""

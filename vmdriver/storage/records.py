@@ -4,15 +4,17 @@ accepted until its delete is done.
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
-from vmdriver.errors import AlreadyExists, StorageError
+from vmdriver.errors import AlreadyExists, InvalidRequest, StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.model.record import SandboxRecord
+from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.record import SandboxRecord, parse_record, stored_form
+from vmdriver.model.set_aside import STATE_UNREADABLE, WAY_OUT, Salvage, salvage
 from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
 
@@ -26,11 +28,11 @@ class RecordStore:
     def __init__(self, layout: Layout, pool: Pool) -> None:
         self._layout = layout
         self._pool = pool
-        self._unreadable: list[str] = []
+        self._unreadable: dict[str, str] = {}
 
-    def unreadable(self) -> list[str]:
+    def unreadable(self) -> Mapping[str, str]:
         """See ports.Records."""
-        return list(self._unreadable)
+        return dict(self._unreadable)
 
     async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
         """Make the sandbox's directory with record and token, all at once.
@@ -47,9 +49,7 @@ class RecordStore:
             files.remove_tree(part)
             part.mkdir(mode=0o711)
             part.chmod(0o711)
-            files.write_new(
-                part / target.record.name, record.model_dump_json().encode()
-            )
+            files.write_new(part / target.record.name, stored_form(record))
             if token is not None:
                 files.write_new(
                     part / target.token.name, token.get_secret_value().encode()
@@ -72,7 +72,7 @@ class RecordStore:
         try:
             files.replace(
                 self._layout.sandbox(record.id).record,
-                record.model_dump_json().encode(),
+                stored_form(record),
             )
         except OSError as error:
             raise StorageError(
@@ -90,39 +90,49 @@ class RecordStore:
 
     def _load_all(self) -> list[SandboxRecord]:
         found = []
-        self._unreadable = []
+        self._unreadable = {}
         for directory in sorted(self._layout.sandboxes.iterdir()):
             if directory.name.startswith(_HALF_MADE):
                 files.remove_tree(directory)
-                continue
-            record = self._load(directory)
-            if record is not None:
-                found.append(record)
+            elif not is_sandbox(directory):
+                _log.warning("%s is no sandbox and is left alone", directory)
             else:
-                self._unreadable.append(directory.name)
+                try:
+                    found.append(read_record(directory))
+                except StorageError as error:
+                    _log.error("%s", error.text())
+                    self._unreadable[directory.name] = error.message
         return found
 
+    async def salvage(self, sandbox_id: str) -> Salvage:
+        """See ports.Records."""
+        return await self._pool.run(
+            salvaged, self._layout.sandbox(sandbox_id).directory
+        )
+
+    async def give_up(self, record: SandboxRecord) -> None:
+        """See ports.Records."""
+        await self._pool.run(self._give_up, record)
+
+    def _give_up(self, record: SandboxRecord) -> None:
+        target = self._layout.sandbox(record.id)
+        # The record first: from then on it is one that goes, whatever its ledger is like.
+        self._clear_the_way(target.record)
+        self._save(record)
+        self._clear_the_way(target.ledger)
+
     @staticmethod
-    def _load(directory: Path) -> SandboxRecord | None:
+    def _clear_the_way(path: Path) -> None:
+        """A file is replaced in one step; a directory is in the way of that."""
+        if path.is_symlink() or not path.is_dir():
+            return
         try:
-            record = SandboxRecord.model_validate_json(
-                (directory / "record.json").read_bytes()
-            )
-        except (OSError, ValidationError, json.JSONDecodeError) as error:
-            _log.error(
-                "record of %s cannot be read and is left alone: %s",
-                directory.name,
-                error,
-            )
-            return None
-        if record.id != directory.name:
-            _log.error(
-                "record in %s belongs to %s and is left alone",
-                directory.name,
-                record.id,
-            )
-            return None
-        return record
+            files.remove_tree(path)
+        except OSError as error:
+            raise StorageError(
+                f"{path.name} is a directory that cannot be removed: {error.strerror}",
+                detail=str(error),
+            ) from error
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         """The sandbox's token, or None if the gateway gave none."""
@@ -152,3 +162,45 @@ class RecordStore:
         files.remove_tree(part)
         directory.rename(part)
         files.remove_tree(part)
+
+
+def is_sandbox(directory: Path) -> bool:
+    """Whether that entry of the sandboxes' directory is one's: a directory named by an id."""
+    try:
+        check_sandbox_id(directory.name)
+    except InvalidRequest:
+        return False
+    return directory.is_dir() and not directory.is_symlink()
+
+
+def read_record(directory: Path) -> SandboxRecord:
+    """The record in a sandbox's directory. StorageError when it cannot be read."""
+    path = directory / "record.json"
+    try:
+        record = parse_record(path.read_bytes())
+    except OSError as error:
+        raise _unreadable(directory.name, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise _unreadable(directory.name, str(error)) from error
+    if record.id != directory.name:
+        raise _unreadable(directory.name, "it is another sandbox's")
+    return record
+
+
+def _unreadable(sandbox_id: str, why: str) -> StorageError:
+    return StorageError(
+        f"sandboxes/{sandbox_id}/record.json cannot be read: {why}",
+        reason=STATE_UNREADABLE,
+        resolution=WAY_OUT,
+    )
+
+
+def salvaged(directory: Path) -> Salvage:
+    """What can be made out of a sandbox's files, damaged or not."""
+    texts = []
+    for name in ("record.json", "ledger.jsonl"):
+        try:
+            texts.append((directory / name).read_text(errors="replace"))
+        except OSError:
+            texts.append("")
+    return salvage(*texts)

@@ -1,0 +1,187 @@
+"""Records and ledgers that cannot be read, on a real file system, and what the commands say of
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.driver import spec
+from vmdriver.cli import show
+from vmdriver.cli.doctor import _sandboxes
+from vmdriver.cli.unread import unread
+from vmdriver.config import Loaded, load
+from vmdriver.errors import StorageError
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.ports import Ownership
+from vmdriver.model.phase import Intent
+from vmdriver.model.plan import Disk, Lease
+from vmdriver.model.record import SandboxRecord, utc_now
+from vmdriver.model.set_aside import STATE_UNREADABLE, WAY_OUT
+from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.layout import Layout, SandboxFiles
+from vmdriver.storage.records import RecordStore
+
+LEASE = Lease(
+    index=3, host_ip="10.0.128.13", guest_ip="10.0.128.14", mac="02:00", tap="vmd1"
+)
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    pool = Pool("storage", 2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Loaded:
+    return load(flags={"state_dir": str(tmp_path / "state")}, environment={})
+
+
+@pytest.fixture
+def layout(loaded: Loaded) -> Layout:
+    layout = Layout(loaded.config.state_dir)
+    layout.make()
+    return layout
+
+
+async def stored(layout: Layout, pool: Pool, sandbox_id: str = "s1") -> SandboxFiles:
+    now = utc_now()
+    record = SandboxRecord(
+        spec=spec(sandbox_id, workspace="w"), created_at=now, changed_at=now
+    )
+    await RecordStore(layout, pool).create(record, None)
+    files = layout.sandbox(sandbox_id)
+    ledger = Ledger(FileJournal(files.ledger, pool))
+
+    async def nothing() -> None:
+        return
+
+    await ledger.acquire("lease", Scope.PERSISTENT, LEASE.model_dump(), nothing)
+    return files
+
+
+def directory_in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "something").write_text("x")
+
+
+def cut_in_the_middle(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "NULs": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe{}\n"),
+    "a short line": cut_in_the_middle,
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "a deep list": lambda path: path.write_bytes(b"[" * 100_000 + b"\n"),
+    "a directory": directory_in_its_place,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_what_is_known_of_it_is_salvaged_and_it_can_be_given_up(
+    damage: str, layout: Layout, pool: Pool
+) -> None:
+    files = await stored(layout, pool)
+    await stored(layout, pool, "s2")
+    DAMAGE[damage](files.record)
+    records = RecordStore(layout, pool)
+    assert [record.id for record in await records.load_all()] == ["s2"]
+    assert list(records.unreadable()) == ["s1"]
+    assert "sandboxes/s1/record.json" in records.unreadable()["s1"]
+    found = await records.salvage("s1")
+    assert found.lease == LEASE
+    now = utc_now()
+    stand_in = SandboxRecord(
+        spec=spec("s1"), intent=Intent.DELETED, created_at=now, changed_at=now
+    )
+    await records.give_up(stand_in)
+    assert {record.id for record in await records.load_all()} == {"s1", "s2"}
+    assert records.unreadable() == {}
+
+
+async def test_names_are_salvaged_from_a_torn_record(
+    layout: Layout, pool: Pool
+) -> None:
+    files = await stored(layout, pool)
+    cut_in_the_middle(files.record)
+    found = await RecordStore(layout, pool).salvage("s1")
+    assert (found.name, found.workspace) == ("name-s1", "w")
+
+
+async def test_what_is_no_sandbox_is_neither_read_nor_in_the_way(
+    layout: Layout, pool: Pool
+) -> None:
+    (layout.sandboxes / "notes.txt").write_text("hello")
+    (layout.sandboxes / "lost+found").mkdir()
+    (layout.sandboxes / "link").symlink_to("/etc")
+    records = RecordStore(layout, pool)
+    assert await records.load_all() == []
+    assert records.unreadable() == {}
+    assert len(list(layout.sandboxes.iterdir())) == 3
+
+
+@pytest.mark.parametrize("which", ["record", "ledger"])
+async def test_the_commands_say_what_is_wrong_and_what_to_do(
+    which: str,
+    loaded: Loaded,
+    layout: Layout,
+    pool: Pool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await stored(layout, pool, "good")
+    files = await stored(layout, pool)
+    getattr(files, which).write_bytes(b"\0\0\0\n")
+    (finding,) = _sandboxes(layout)
+    assert (finding.check, finding.level) == ("sandbox s1", "fail")
+    assert finding.advice == WAY_OUT
+    assert show.inspect(loaded, "s1", as_json=True) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["unreadable"]["reason"] == STATE_UNREADABLE
+    assert document["unreadable"]["problems"] == [finding.message]
+    assert document["unreadable"]["addresses"] == (
+        LEASE.model_dump() if which == "record" else None
+    )
+    assert show.inspect(loaded, "s1", as_json=False) == 0
+    text = capsys.readouterr().out
+    assert finding.message in text
+    assert WAY_OUT in text
+    assert show.inspect(loaded, "good", as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["unreadable"] is None
+    shutil.rmtree(files.directory)
+    assert unread(layout) == []
+
+
+async def test_a_layer_says_what_it_stands_on(layout: Layout, pool: Pool) -> None:
+    disks = DiskStore(layout, pool, Ownership(0, 0))
+    base = layout.images / "base"
+    base.write_bytes(b"\0" * 2**20)
+    names = ("a.00000001", "b.00000001", "b.00000002", "b.deadbeef.00000001")
+    paths = [str(layout.layers / f"{name}.qcow2") for name in names]
+    for number, path in enumerate(paths):
+        backing = (*reversed(paths[:number]), str(base))
+        await disks.create_overlay(
+            Disk(
+                role="root", path=path, format="qcow2", read_only=False, backing=backing
+            )
+        )
+    a, b1, b2, other = paths
+    assert await disks.own_layers("b") == {b1: (a,), b2: (b1, a)}
+    assert list(await disks.own_layers("b")) == [b1, b2]
+    assert await disks.own_layers("b.deadbeef") == {other: (b2, b1, a)}
+    assert await disks.own_layers("nobody") == {}
+    Path(b1).write_bytes(b"QFI\xfb")
+    with pytest.raises(StorageError):
+        await disks.own_layers("b")
