@@ -56,12 +56,15 @@ def arguments() -> argparse.Namespace:
 def rage(
     keeper: Keeper, disk: SmallDisk, acts: Acts, tally: Tally, given: argparse.Namespace
 ) -> None:
-    """Until the time is over and every thread has ended; then the host is sound again."""
+    """From the first running machine on, until the time is over and every thread has ended; the
+    host is sound again then.
+    """
     ended = threading.Event()
     faults = Faults(keeper, disk, acts.boxes, tally, ended).threads(
         given.seed, given.without
     )
     callers = Crowd(acts, ended).threads(given.seed, given.callers)
+    acts.warm_up()
     for thread in [*callers, *faults]:
         thread.start()
     ended.wait(given.seconds)

@@ -52,6 +52,8 @@ class Caller:
             code, text = error.code().name, str(error.details())
         except ValueError as error:  # the channel of a driver that is dead already
             code, text = "UNAVAILABLE", f"failed to connect: {error}"
+        if any(word in text for word in NOT_SENT):
+            text = NOT_SENT[0]
         seconds = time.monotonic() - begun
         same = generation == self._keeper.generation and generation > 0
         self._tally.note(f"{action}: {code} {text[:160]} ({seconds:.2f} s)", sandbox)

@@ -35,7 +35,7 @@ class Faults:
             "driver": (6.0, self._end_driver),
             "qemu": (7.0, self._kill_qemu),
             "qemu-stop": (12.0, self._hang_qemu),
-            "helpers": (3.0, self._kill_helper),
+            "helpers": (7.0, self._kill_helper),
             "disk": (14.0, self._fill_disk),
         }
 
