@@ -153,9 +153,14 @@ class Verifier:
                     f"{when}{directory} has lost {missing}; it has {sorted(found)}",
                     box.id,
                 )
-        lengths = check_chains(
-            self.gateway.shell(box.id, "cat /sandbox/chain", timeout_s=SETTLE_S)
+        # After a boot the workload needs a moment more than the supervisor.
+        script = (
+            "for i in $(seq 600); do [ -s /sandbox/chain ] && break; sleep 0.1; done"
         )
+        text = self.gateway.shell(
+            box.id, f"{script}; cat /sandbox/chain", timeout_s=SETTLE_S
+        )
+        lengths = check_chains(text)
         self.tally.note(
             f"{when}holds {len(promise.files)} files, {len(promise.memory)} in memory, {lengths}",
             box.id,
