@@ -21,7 +21,7 @@ from tests.system.workloads import STORM, command
 from vmdriver._proto import admin_pb2
 from vmdriver._proto import compute_driver_pb2 as pb
 
-MOST = 6
+MOST = 5
 STOP_BOUND_S, DELETE_BOUND_S = STOP_GRACE_S + 15.0, 30.0
 LONGER_S = 90.0
 """Deadline of calls whose own bounds are shorter: a late answer is told from none."""
@@ -118,11 +118,13 @@ class Acts:
         """A guest writes a number to its memory and to its disk, and tells when it is synced."""
         if Wish.RUNNING not in box.may or time.monotonic() < box.quiet_until:
             return
+        if self.look(box) != "Running":
+            return
         number, deaths = next(_numbers), box.deaths()
         self.tally.count(self.tally.actions, "write")
         script = WRITE.format(n=number)
         try:
-            done = self.gateway.run(box.id, "/bin/sh", "-c", script, timeout_s=15)
+            done = self.gateway.run(box.id, "/bin/sh", "-c", script, timeout_s=10)
         except TimeoutError:
             self.tally.refused("write", "TIMEOUT", "the guest does not answer")
             return
