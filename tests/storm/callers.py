@@ -386,8 +386,8 @@ class Crowd:
             "resume": (4, lambda: acts.resume(box)),
             "snapshot": (2, lambda: acts.snapshot(box, disk_only=False)),
             "disk": (1, lambda: acts.snapshot(box, disk_only=True)),
-            "delete": (2, lambda: acts.delete(box)),
-            "race": (2, lambda: acts.race(box, *chance.choice(RACES))),
+            "delete": (1, lambda: acts.delete(box)),
+            "race": (1, lambda: acts.race(box, *chance.choice(RACES))),
         }
         if box.snapshots:
             name = chance.choice(sorted(box.snapshots))
