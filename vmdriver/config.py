@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import SecretStr, ValidationError
 
@@ -138,9 +138,13 @@ def _from_environment(
 
 
 def _split(key: str, text: str) -> Any:
-    """Lists are comma-separated in the environment and in flags."""
-    annotation = str(Config.model_fields[key].annotation)
-    if "list[" in annotation and text != "auto":
+    """Lists are comma-separated in the environment and in flags; a word that a setting knows
+    beside its list is itself.
+    """
+    annotation = Config.model_fields[key].annotation
+    kinds = get_args(annotation)
+    words = [word for kind in kinds for word in get_args(kind)]
+    if "list[" in str(annotation) and text not in words:
         return [item.strip() for item in text.split(",") if item.strip()]
     return text
 

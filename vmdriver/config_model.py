@@ -4,7 +4,6 @@ table come from its fields.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,13 +12,14 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from vmdriver.config_guest import GuestSettings
 from vmdriver.config_images import ImageSettings
+from vmdriver.config_network import NetworkSettings
 from vmdriver.host import facts
 from vmdriver.host.log import parse_level
 from vmdriver.lifecycle.guest import guest_endpoint
 from vmdriver.model.ids import check_instance
 
 
-class Config(ImageSettings, GuestSettings):
+class Config(ImageSettings, GuestSettings, NetworkSettings):
     """Every setting. Descriptions are what --help and the README say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -146,16 +146,6 @@ class Config(ImageSettings, GuestSettings):
         le=100,
         description="restarts after a crash before it counts as an error",
     )
-    egress: Literal["open", "private-denied", "none"] = Field(
-        "private-denied",
-        description="where sandboxes may connect to besides the gateway",
-    )
-    address_pool: str = Field(
-        "10.0.128.0/17", description="IPv4 network that sandboxes get /30 blocks of"
-    )
-    dns: Literal["auto"] | list[str] = Field(
-        "auto", description="name servers of the guests; auto: the host's first"
-    )
     guest_tls_ca: Path | None = Field(
         None, description="CA certificate that guests trust for the gateway"
     )
@@ -218,23 +208,6 @@ class Config(ImageSettings, GuestSettings):
         guest_endpoint(value)
         return value
 
-    @field_validator("address_pool")
-    @classmethod
-    def _pool(cls, value: str) -> str:
-        network = ipaddress.IPv4Network(value)
-        if network.prefixlen > 30:
-            raise ValueError("must hold at least one /30 block")
-        return str(network)
-
-    @field_validator("dns")
-    @classmethod
-    def _dns(cls, value: str | list[str]) -> str | list[str]:
-        return (
-            value
-            if isinstance(value, str)
-            else [str(ipaddress.IPv4Address(server)) for server in value]
-        )
-
     @field_validator("supervisor_path", mode="before")
     @classmethod
     def _unset(cls, value: Any) -> Any:
@@ -261,6 +234,11 @@ class Config(ImageSettings, GuestSettings):
             raise ValueError(
                 "guest_tls_ca, guest_tls_cert and guest_tls_key go together: all "
                 "or none"
+            )
+        if guest_endpoint(self.openshell_endpoint).host == self.host_alias:
+            raise ValueError(
+                f"host_alias {self.host_alias} is the gateway's own address "
+                "(openshell_endpoint)"
             )
         if self.openshell_endpoint.startswith("https:") and not all(tls):
             raise ValueError(

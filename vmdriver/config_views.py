@@ -44,6 +44,10 @@ def settings_from(config: Config) -> Settings:
         boot_timeout_s=config.boot_timeout_s,
         crash_restarts=config.crash_restarts,
         egress=config.egress,
+        host_access=config.host_access
+        if isinstance(config.host_access, str)
+        else tuple(config.host_access),
+        host_alias=config.host_alias,
         address_pool=config.address_pool,
         dns=facts.name_servers() if config.dns == "auto" else tuple(config.dns),
         sandbox_uid=config.sandbox_uid,

@@ -47,6 +47,16 @@ try:
 except OSError as e:
     print("no", e)
 """
+REFUSED = """
+import errno, socket, sys, time
+kind = socket.SOCK_DGRAM if sys.argv[3] == "udp" else socket.SOCK_STREAM
+s = socket.socket(socket.AF_INET, kind); s.settimeout(20); begun = time.monotonic()
+try:
+    s.connect((sys.argv[1], int(sys.argv[2]))); s.send(b"x"); s.recv(1); what = "answered"
+except OSError as e:
+    what = errno.errorcode.get(e.errno, "timed out")
+print(what, time.monotonic() - begun)
+"""
 
 
 @dataclass
@@ -112,6 +122,17 @@ class Net:
         )
         answer = done.stdout.strip()
         return None if answer.startswith("no") else answer
+
+    def refusal(
+        self, space: str, address: str, port: int, kind: str = "tcp"
+    ) -> tuple[str, float]:
+        """The error's name ("answered", "timed out" when there is none), and after how many
+        seconds.
+        """
+        command = [sys.executable, "-c", REFUSED, address, str(port), kind]
+        done = run("ip", "netns", "exec", space, *command)
+        name, seconds = done.stdout.rsplit(maxsplit=1)
+        return name, float(seconds)
 
     def close(self) -> None:
         for server in self.servers:

@@ -17,6 +17,7 @@ from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.host_network import HostNetwork
 
 POOL = "10.0.128.0/17"
+ALIAS = "192.168.127.254"
 
 
 def network_plan(
@@ -27,6 +28,7 @@ def network_plan(
         "lease": lease,
         "gateway_port": 17670,
         "egress": "private-denied",
+        "host_alias": ALIAS,
         "pool": POOL,
         **changes,
     }

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.netns.conftest import STRICT, Net, run
-from tests.netns.test_host_network import network_plan
+from tests.netns.test_host_network import ALIAS, network_plan
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import ruleset
@@ -54,6 +54,12 @@ def around(net: Net) -> Net:
     return net
 
 
+def refused(around: Net, space: str, address: str, port: int) -> bool:
+    """Whether a reset came, and long before a second packet would have been sent."""
+    name, seconds = around.refusal(space, address, port)
+    return name == "ECONNREFUSED" and seconds < 0.9
+
+
 def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(
     around: Net,
 ) -> None:
@@ -61,15 +67,100 @@ def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(
     space = guest(around, "g", plan)
     load(plan)
     host = plan.lease.host_ip
-    assert around.dial(space, host, PORT) == plan.lease.guest_ip
-    assert around.dial(space, host, 9999) is None
-    assert around.dial(space, host, 8888) is None, "not even what listens everywhere"
+    assert around.dial(space, ALIAS, PORT) == plan.lease.guest_ip
+    assert refused(around, space, ALIAS, 9999)
+    assert refused(around, space, ALIAS, 8888), "not even what listens everywhere"
+    assert refused(around, space, host, PORT)
+    assert refused(around, space, host, 8888)
     run("ip", "-n", space, "route", "add", "127.0.0.2/32", "via", host)
     assert around.dial(space, "127.0.0.2", PORT) is None
-    assert around.dial(space, "203.0.113.1", 8888) is None, (
+    assert refused(around, space, "203.0.113.1", 8888), (
         "nor at another of the host's addresses"
     )
-    assert around.dial(space, "203.0.113.1", PORT) is None
+    assert refused(around, space, "203.0.113.1", PORT)
+
+
+@pytest.mark.parametrize(
+    ("access", "reached", "not_reached"),
+    [("all", (PORT, 9999, 8888), ()), ((9999,), (PORT, 9999), (8888,))],
+)
+@pytest.mark.parametrize("egress", ["open", "private-denied", "none"])
+def test_services_of_the_hosts_loopback_are_reached_as_host_access_says(
+    around: Net,
+    access: object,
+    reached: tuple[int, ...],
+    not_reached: tuple[int, ...],
+    egress: str,
+) -> None:
+    plan = network_plan(gateway_port=PORT, host_access=access, egress=egress)
+    space = guest(around, "g", plan)
+    around.serve("127.0.0.3", 7777)
+    load(plan)
+    for port in reached:
+        assert around.dial(space, ALIAS, port) == plan.lease.guest_ip, port
+    for port in not_reached:
+        assert refused(around, space, ALIAS, port), port
+    assert refused(around, space, ALIAS, 6666), "where nobody listens"
+    for address, port in (
+        (plan.lease.host_ip, 8888),
+        ("203.0.113.1", 8888),
+        (ALIAS, 7777),
+    ):
+        assert refused(around, space, address, port), "it is 127.0.0.1's ports alone"
+    assert around.refusal(space, ALIAS, PORT, "udp")[0] == "EHOSTUNREACH"
+
+
+def test_services_of_the_host_are_reached_beside_a_gateway_elsewhere(
+    around: Net,
+) -> None:
+    elsewhere = {"gateway_port": 80, "gateway_address": "10.99.0.10"}
+    plan = network_plan(**elsewhere, host_access=(9999,))
+    space = guest(around, "g", plan)
+    load(plan)
+    assert around.dial(space, ALIAS, 9999) is not None
+    assert around.dial(space, "10.99.0.10", 80) is not None
+    assert refused(around, space, ALIAS, 80), "the gateway's port is not the host's"
+    load(network_plan(**elsewhere))
+    assert refused(around, space, ALIAS, 9999)
+
+
+def test_the_address_of_the_host_leads_nowhere_else(around: Net) -> None:
+    plan = network_plan(gateway_port=PORT, egress="open", host_alias="203.0.113.10")
+    space = guest(around, "g", plan)
+    load(plan)
+    assert around.dial(space, "203.0.113.10", PORT) == plan.lease.guest_ip
+    assert refused(around, space, "203.0.113.10", 80), "although somebody has it"
+
+
+def test_a_plan_from_before_there_was_an_alias_keeps_its_way_to_the_gateway(
+    around: Net,
+) -> None:
+    plan = network_plan(gateway_port=PORT, host_alias=None)
+    space = guest(around, "g", plan)
+    load(plan)
+    assert around.dial(space, plan.lease.host_ip, PORT) == plan.lease.guest_ip
+    assert refused(around, space, plan.lease.host_ip, 9999)
+
+
+def test_what_is_refused_is_refused_at_once(around: Net) -> None:
+    pool = AddressPool("test", "10.0.128.0/17")
+    plan = network_plan("s1", pool, gateway_port=PORT)
+    other = network_plan("s2", pool, gateway_port=PORT)
+    guest(around, "g2", other)
+    load(other, "vmdriver/test/s2")  # its table comes first in the kernel's order
+    space = guest(around, "g", plan)
+    load(plan)
+    run("ip", "route", "add", "default", "via", "203.0.113.10")
+    private, meta = "10.99.0.10", "169.254.169.254"
+    for address in (private, meta, "100.64.0.10", other.lease.guest_ip, "10.0.250.1"):
+        assert refused(around, space, address, 80), address
+    for address in (private, meta, other.lease.guest_ip, plan.lease.host_ip):
+        name, seconds = around.refusal(space, address, 53, "udp")
+        assert (name, seconds < 5) == ("EHOSTUNREACH", True), address
+    load(plan.model_copy(update={"egress": "none"}))
+    assert refused(around, space, "203.0.113.10", 80)
+    assert around.refusal(space, "203.0.113.10", 53, "udp")[0] == "EHOSTUNREACH"
+    assert around.dial(space, ALIAS, PORT) is not None
 
 
 @pytest.mark.parametrize(
@@ -87,7 +178,7 @@ def test_egress(around: Net, egress: str, public: bool, private: bool) -> None:
     assert (around.dial(space, "10.99.0.10", 80) is not None) is private
     assert (around.dial(space, "100.64.0.10", 80) is not None) is private
     assert around.dial(space, "169.254.169.254", 80) is None, "metadata services never"
-    assert around.dial(space, plan.lease.host_ip, PORT) is not None
+    assert around.dial(space, ALIAS, PORT) is not None
 
 
 def test_the_hosts_own_networks_count_as_private(around: Net) -> None:
@@ -125,7 +216,7 @@ def test_a_forged_address_or_mac_gets_nowhere(around: Net) -> None:
     assert around.dial(space, "203.0.113.10", 80) is not None
     run("ip", "-n", space, "link", "set", "eth0", "address", "02:00:00:00:00:99")
     assert around.dial(space, "203.0.113.10", 80) is None
-    assert around.dial(space, plan.lease.host_ip, PORT) is None
+    assert around.dial(space, ALIAS, PORT) is None
 
 
 def test_nobody_can_reach_into_the_sandbox(around: Net) -> None:
@@ -196,7 +287,7 @@ def test_beside_a_table_that_drops_all_forwarding_the_gateway_is_reached_and_not
     space = guest(around, "g", plan)
     run("nft", "-f", "-", input=STRICT)
     load(plan)
-    assert around.dial(space, plan.lease.host_ip, PORT) is not None
+    assert around.dial(space, ALIAS, PORT) is not None
     assert around.dial(space, "203.0.113.10", 80) is None, (
         "an accept of ours cannot overrule another table's drop"
     )

@@ -11,6 +11,7 @@ import pytest
 from tests.netns.conftest import STRICT, Net
 from tests.system.conftest import Driver
 
+ALIAS = "192.168.127.254"
 DIAL = """
 import socket, sys
 try:
@@ -60,6 +61,7 @@ def test_what_a_guest_reaches_under_the_default_egress(
     assert reaches(driver, box, "10.99.0.10", 80) is None
     assert reaches(driver, box, "169.254.169.254", 80) is None
     assert reaches(driver, box, host, 18888) is None
+    assert reaches(driver, box, ALIAS, 18888) is None
     assert reaches(driver, box, addresses[other]["guest_ip"], 22) is None
     assert around.dial(f"{around.prefix}-vmdpub", guest, 22) is None
 
@@ -67,8 +69,10 @@ def test_what_a_guest_reaches_under_the_default_egress(
 def test_open_egress_goes_out_under_the_hosts_address_and_a_strict_table_wins(
     new_driver, around: Net
 ) -> None:
-    driver = new_driver("--egress", "open")
+    driver = new_driver("--egress", "open", "--host-access", "18888")
     box = driver.create()
+    guest = driver.cli("inspect", box)["addresses"]["guest_ip"]
+    assert reaches(driver, box, ALIAS, 18888) == guest, "a service of the host's"
     assert reaches(driver, box, "203.0.113.10", 80) == "203.0.113.1"
     assert reaches(driver, box, "10.99.0.10", 80) == "10.99.0.1"
     assert reaches(driver, box, "169.254.169.254", 80) is None

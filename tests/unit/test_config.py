@@ -67,6 +67,18 @@ def test_upstreams_environment_names_are_read_below_ours(tmp_path: Path) -> None
         ("guest_tls_ca = '/x'", ["all or none"]),
         ("dns = ['x']", ["dns"]),
         ("vcpus = ", ["cannot be read"]),
+        ("host_access = 'some'", ["host_access", '"gateway", "all"', "TCP ports"]),
+        ("host_access = []", ["host_access", "TCP ports"]),
+        ("host_access = [0]", ["host_access", "0 is no TCP port"]),
+        ("host_access = [70000]", ["host_access", "70000 is no TCP port"]),
+        ("host_access = [true]", ["host_access", "no TCP port"]),
+        ("host_access = [80, '80']", ["host_access", "port 80 twice"]),
+        ("host_alias = 'x'", ["host_alias"]),
+        ("host_alias = '127.0.0.1'", ["host_alias", "127.0.0.1"]),
+        ("host_alias = '10.0.200.1'", ["host_alias", "address_pool"]),
+        ("host_alias = '10.200.0.7'", ["host_alias", "supervisor"]),
+        ("host_alias = '9.9.9.9'\ndns = ['9.9.9.9']", ["host_alias", "name server"]),
+        ("openshell_endpoint = 'http://192.168.127.254:1'", ["host_alias", "gateway"]),
     ],
 )
 def test_errors_name_the_setting_and_the_way_out(
@@ -89,6 +101,14 @@ def test_lists_are_comma_separated_outside_the_file(tmp_path: Path) -> None:
     )
     assert result.config.insecure_registries == ["a:1", "b:2"]
     assert result.config.dns == ["192.0.2.1"]
+    for text, expected in (
+        ("all", "all"),
+        ("gateway", "gateway"),
+        ("8000, 1", [8000, 1]),
+    ):
+        result = loaded(tmp_path, flags={"host_access": text})
+        assert result.config.host_access == expected
+    assert loaded(tmp_path, "host_access = [11434]").config.host_access == [11434]
 
 
 def test_what_looks_secret_is_hidden_and_owners_are_shown(

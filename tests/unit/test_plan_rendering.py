@@ -21,7 +21,7 @@ from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.hooks import PlanDraft
 from vmdriver.lifecycle.ports import Ownership, Taken
 from vmdriver.model.image import ImageConfig
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import LaunchPlan, NetworkPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
 from vmdriver.storage import seed
@@ -139,6 +139,24 @@ def test_the_rule_set(egress: str, golden: Golden) -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "access"), [("all", "all"), ("ports", (11434, 8000))])
+def test_the_rule_set_for_services_of_the_host(
+    name: str, access: object, golden: Golden
+) -> None:
+    network = plan(settings={"host_access": access}).network
+    golden(f"rules-host-{name}.nft", ruleset.render(network, "vmdriver/test/s1"))
+
+
+def test_a_network_from_before_there_was_an_alias_is_read_and_keeps_its_address() -> (
+    None
+):
+    values = plan().network.model_dump(mode="json")
+    del values["host_alias"], values["host_access"]
+    old = NetworkPlan.model_validate_json(json.dumps(values))
+    assert (old.host_address, old.host_ports) == ("10.0.128.1", (17670,))
+    assert "ip daddr 10.0.128.1 tcp dport { 17670 } dnat" in ruleset.render(old, "m")
+
+
 def test_the_rule_set_for_a_gateway_elsewhere(golden: Golden) -> None:
     network = plan("198.51.100.7", "https://gateway.example:8443").network
     golden("rules-gateway-elsewhere.nft", ruleset.render(network, "vmdriver/test/s1"))
@@ -240,7 +258,8 @@ def test_the_seed_holds_what_init_reads() -> None:
     assert members["over/opt/openshell/init.d/50-trust"].mode == 0o755
     assert content["over/opt/openshell/init.d.manifest"] == b"50-trust\n"
     assert content["init/address"] == b"10.0.128.2/30\n"
-    assert b"10.0.128.1 host.openshell.internal\n" in content["over/etc/hosts"]
+    assert content["init/gateway"] == b"10.0.128.1\n"
+    assert b"192.168.127.254 host.openshell.internal\n" in content["over/etc/hosts"]
     assert b"X=1\0" in content["init/environ"]
     init = (Path(__file__).parents[2] / "images/guest/init").read_text()
     for name in re.findall(r'"\$SEED/([a-z./-]+)"', init):

@@ -22,6 +22,8 @@ HOST_ALIASES = (
     "host.docker.internal",
     "gateway.containers.internal",
 )
+INNER_SANDBOX_NETWORK = ipaddress.IPv4Network("10.200.0.0/24")
+"""The supervisor uses it inside the guest (contract §4.8)."""
 MAX_ENVIRONMENT_STRING = 131072
 """Longest NAME=VALUE with its NUL that execve(2) takes: MAX_ARG_STRLEN, 32 pages."""
 MAX_ENVIRONMENT = 2 * 1024 * 1024 - 128 * 1024

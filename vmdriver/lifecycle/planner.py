@@ -120,11 +120,9 @@ def files_of(plan: LaunchPlan) -> tuple[str, ...]:
 
 
 def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
-    """The same machine at another address."""
-    old = plan.network.lease.host_ip
-    hosts = tuple((lease.host_ip if a == old else a, name) for a, name in plan.hosts)
+    """The same machine at another address. What it knows the host as stays what it is."""
     network = plan.network.model_copy(update={"lease": lease})
-    return plan.model_copy(update={"network": network, "hosts": hosts})
+    return plan.model_copy(update={"network": network})
 
 
 def as_nobodys(
@@ -190,6 +188,8 @@ def _network(facts: HostFacts, settings: Settings) -> NetworkPlan:
         gateway_address=facts.gateway_address,
         dns=settings.dns,
         egress=settings.egress,
+        host_access=settings.host_access,
+        host_alias=settings.host_alias,
         pool=settings.address_pool,
         denied_networks=facts.own_networks,
     )
@@ -248,7 +248,7 @@ def resolve(
     vcpus, memory_mib, quota = size_of(spec.resources, settings)
     kernel = draft.value("kernel", facts.boot.kernel)
     endpoint = guest_endpoint(settings.endpoint)
-    hosts = [(facts.lease.host_ip, name) for name in HOST_ALIASES]
+    hosts = [(settings.host_alias, name) for name in HOST_ALIASES]
     if facts.gateway_address and facts.gateway_address != endpoint.host:
         hosts.append((facts.gateway_address, endpoint.host))
     added = {name: value for name, (value, _) in draft.collected("env").items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vmdriver.model.plan import Egress
+from vmdriver.model.plan import Egress, HostAccess
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Settings:
     boot_timeout_s: float = 120.0
     crash_restarts: int = 0
     egress: Egress = "private-denied"
+    host_access: HostAccess = "gateway"
+    host_alias: str = "192.168.127.254"
     address_pool: str = "10.0.128.0/17"
     dns: tuple[str, ...] = ()
     sandbox_uid: int = 10001

@@ -13,6 +13,8 @@ from vmdriver.model.image import ImageConfig
 from vmdriver.model.spec import Frozen
 
 Egress = Literal["open", "private-denied", "none"]
+HostAccess = Literal["gateway", "all"] | tuple[int, ...]
+"""TCP ports of the host's loopback, beside the gateway's."""
 Accelerator = Literal["kvm", "tcg"]
 DiskRole = Literal["root", "seed", "status", "supervisor"]
 
@@ -40,10 +42,26 @@ class NetworkPlan(Frozen):
     """IPv4 address of a gateway elsewhere; None: it is on this host's loopback."""
     dns: tuple[str, ...] = ()
     egress: Egress
+    host_access: HostAccess = "gateway"
+    """Which of the host's services are reached at `host_address`."""
+    host_alias: str | None = None
+    """What the guest knows the host as. None: a plan from before there was an alias."""
     pool: str
     """The whole pool, so that sandboxes can be kept from each other."""
     denied_networks: tuple[str, ...] = ()
     """The host's own networks, denied by egress "private-denied"."""
+
+    @property
+    def host_address(self) -> str:
+        """Where the guest finds services of the host's loopback."""
+        return self.host_alias or self.lease.host_ip
+
+    @property
+    def host_ports(self) -> tuple[int, ...]:
+        """The ports that are reached there, sorted. With host_access "all" every one is."""
+        named = () if isinstance(self.host_access, str) else self.host_access
+        gateway = () if self.gateway_address else (self.gateway_port,)
+        return tuple(sorted({*named, *gateway}))
 
     @property
     def guest_interface(self) -> str:

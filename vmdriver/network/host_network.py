@@ -20,14 +20,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vmdriver.errors import CommandError, ConfigError, NetworkError, Unavailable
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.guest import INNER_SANDBOX_NETWORK
 from vmdriver.lifecycle.ports import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import ruleset
 
 _log = logging.getLogger(__name__)
-INNER_SANDBOX_NETWORK = ipaddress.IPv4Network("10.200.0.0/24")
-"""The supervisor uses it inside the guest (contract §4.8)."""
 _NFT_DEADLINE_S = 15.0
 _MAIN_TABLE = 254
 
@@ -104,7 +103,7 @@ class HostNetwork:
     async def _configure_tap(self, tap: str) -> None:
         values = {
             # Packets from this tap may be sent on to 127.0.0.1; the firewall table lets
-            # only the gateway's port in.
+            # only the ports of host_access in.
             f"ipv4/conf/{tap}/route_localnet": "1",
             f"ipv4/conf/{tap}/rp_filter": "1",
             f"ipv4/conf/{tap}/accept_redirects": "0",

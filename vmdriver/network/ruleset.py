@@ -2,14 +2,17 @@
 tests run it.
 
 What it does, chain by chain:
-    raw          the guest sends from its own MAC and address, in IPv4, or not at all
-    to_gateway   the gateway's port at the tap's host address leads to the gateway on
-                 the host's loopback
-    input        of the host the guest reaches that port, and nothing else
+    raw          the guest sends from its own MAC and address, in IPv4, or not at all:
+                 what is forged is dropped without a word
+    to_host      the ports of the host's loopback that host_access names, at the address
+                 that the guest knows the host as; the gateway's among them if it is there
+    not_host     its other ports lead nowhere
+    input        of the host the guest reaches these, and nothing else
     output       the host itself sends the guest only answers
     forward      outwards as `egress` says, never to other sandboxes or link-local;
                  inwards only answers
     postrouting  what leaves does so under the host's address
+    refuse       whoever may not is told so at once: a reset for TCP, ICMP for the rest
 """
 
 from __future__ import annotations
@@ -42,36 +45,57 @@ def _set(addresses: tuple[str, ...]) -> str:
     return "{ " + ", ".join(addresses) + " }"
 
 
-def _dnat_chain(plan: NetworkPlan) -> list[str]:
-    if plan.gateway_address is not None:
+def _host_services(plan: NetworkPlan) -> str | None:
+    """What matches the TCP ports that lead to the host's loopback; None: none does."""
+    if plan.host_access == "all":
+        return "meta l4proto tcp"
+    ports = ", ".join(str(port) for port in plan.host_ports)
+    return f"tcp dport {{ {ports} }}" if ports else None
+
+
+def _to_host_chain(plan: NetworkPlan) -> list[str]:
+    services, tap = _host_services(plan), plan.lease.tap
+    if services is None:
         return []
-    tap, host, port = plan.lease.tap, plan.lease.host_ip, plan.gateway_port
     return [
-        "chain to_gateway {",
+        "chain to_host {",
         "type nat hook prerouting priority dstnat; policy accept;",
-        f'iifname "{tap}" ip daddr {host} tcp dport {port} dnat ip to 127.0.0.1:{port}',
+        f'iifname "{tap}" ip daddr {plan.host_address} {services} dnat ip to 127.0.0.1',
+        "}",
+    ]
+
+
+def _not_host_chain(plan: NetworkPlan) -> list[str]:
+    """After to_host, and before the host's routes: it may have none to that address."""
+    if plan.host_alias is None:
+        return []  # the tap's own address: input has it
+    return [
+        "chain not_host {",
+        "type filter hook prerouting priority dstnat + 10; policy accept;",
+        f'iifname "{plan.lease.tap}" ip daddr {plan.host_alias} goto refuse',
         "}",
     ]
 
 
 def _input_chain(plan: NetworkPlan) -> list[str]:
-    tap, port = plan.lease.tap, plan.gateway_port
-    if plan.gateway_address is None:
-        # Only what to_gateway let in: 127.0.0.1 itself, asked for by the guest, is not.
-        reachable = (
-            f'iifname "{tap}" ct status dnat '
-            f"ct original ip daddr {plan.lease.host_ip} tcp dport {port} accept"
+    tap, services = plan.lease.tap, _host_services(plan)
+    reachable = []
+    if services is not None:
+        # Only what to_host let in: 127.0.0.1 itself, asked for by the guest, is not.
+        reachable.append(
+            f'iifname "{tap}" ip daddr 127.0.0.1 ct status dnat '
+            f"ct original ip daddr {plan.host_address} {services} accept"
         )
-    else:
-        reachable = (
-            f'iifname "{tap}" ip daddr {plan.gateway_address} tcp dport {port} accept'
+    if plan.gateway_address is not None:
+        reachable.append(
+            f'iifname "{tap}" ip daddr {plan.gateway_address} tcp dport {plan.gateway_port} accept'
         )
     return [
         "chain input {",
         "type filter hook input priority filter; policy accept;",
         f'iifname "{tap}" ct state established,related accept',
-        reachable,
-        f'iifname "{tap}" drop',
+        *reachable,
+        f'iifname "{tap}" goto refuse',
         "}",
     ]
 
@@ -87,16 +111,15 @@ def _egress_rules(plan: NetworkPlan) -> list[str]:
         rules.append(
             f'iifname "{tap}" ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept'
         )
-    rules.append(f'iifname "{tap}" ip daddr {_set((plan.pool,))} drop')
-    rules.append(f'iifname "{tap}" ip daddr {_set(ALWAYS_DENIED)} drop')
+    denied = [(plan.pool,), ALWAYS_DENIED]
     if plan.egress == "private-denied":
-        rules.append(f'iifname "{tap}" ip daddr {_set(PRIVATE)} drop')
-        rules += [
-            f'iifname "{tap}" ip daddr {network} drop'
-            for network in plan.denied_networks
-        ]
-    rules.append(f'iifname "{tap}" ' + ("drop" if plan.egress == "none" else "accept"))
-    return rules
+        denied += [PRIVATE, *((network,) for network in plan.denied_networks)]
+    rules += [
+        f'iifname "{tap}" ip daddr {_set(addresses)} goto refuse'
+        for addresses in denied
+    ]
+    end = "goto refuse" if plan.egress == "none" else "accept"
+    return [*rules, f'iifname "{tap}" {end}']
 
 
 def _forward_chain(plan: NetworkPlan) -> list[str]:
@@ -105,7 +128,7 @@ def _forward_chain(plan: NetworkPlan) -> list[str]:
         "chain forward {",
         "type filter hook forward priority filter; policy accept;",
         f'oifname "{tap}" ct state established,related accept',
-        f'oifname "{tap}" drop',
+        f'oifname "{tap}" goto refuse',
         f'iifname "{tap}" ct state established,related accept',
         *_egress_rules(plan),
         "}",
@@ -119,6 +142,15 @@ def _output_chain(plan: NetworkPlan) -> list[str]:
         "type filter hook output priority filter; policy accept;",
         f'oifname "{tap}" ct state established,related accept',
         f'oifname "{tap}" drop',
+        "}",
+    ]
+
+
+def _refuse_chain(_: NetworkPlan) -> list[str]:
+    return [
+        "chain refuse {",
+        "meta l4proto tcp reject with tcp reset",
+        "reject with icmpx type admin-prohibited",
         "}",
     ]
 
@@ -150,8 +182,10 @@ def render(plan: NetworkPlan, mark: str) -> str:
     """
     name = table_name(plan.lease.tap)
     chains = (
+        _refuse_chain,
         _raw_chain,
-        _dnat_chain,
+        _to_host_chain,
+        _not_host_chain,
         _input_chain,
         _output_chain,
         _forward_chain,

@@ -1,0 +1,110 @@
+"""The settings about the sandboxes' network: a part of config_model.py's Config."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from vmdriver.lifecycle.guest import INNER_SANDBOX_NETWORK
+
+_HOST_ACCESS_WORDS = ("gateway", "all")
+_MAX_PORT = 65535
+
+
+class NetworkSettings(BaseModel):
+    """Where sandboxes may connect to, and which addresses are used for it."""
+
+    egress: Literal["open", "private-denied", "none"] = Field(
+        "private-denied",
+        description="where sandboxes may connect to besides the gateway",
+    )
+    host_access: Literal["gateway", "all"] | list[int] = Field(
+        "gateway",
+        description="TCP ports of the host's loopback that sandboxes reach at "
+        "host.openshell.internal: the gateway's alone, all, or the gateway's and these; "
+        "from a machine's next launch on",
+    )
+    host_alias: str = Field(
+        "192.168.127.254",
+        description="the address of host.openshell.internal, the same in every sandbox; "
+        "from a machine's next launch on",
+    )
+    address_pool: str = Field(
+        "10.0.128.0/17", description="IPv4 network that sandboxes get /30 blocks of"
+    )
+    dns: Literal["auto"] | list[str] = Field(
+        "auto", description="name servers of the guests; auto: the host's first"
+    )
+
+    @field_validator("host_access", mode="before")
+    @classmethod
+    def _host_access(cls, value: Any) -> Any:
+        """One clear text, instead of one for each way in which a union can be wrong."""
+        if value in _HOST_ACCESS_WORDS:
+            return value
+        if not isinstance(value, list) or not value:
+            raise ValueError('is "gateway", "all" or a list of TCP ports')
+        ports = [_port(item) for item in value]
+        twice = sorted({port for port in ports if ports.count(port) > 1})
+        if twice:
+            raise ValueError(f"names port {twice[0]} twice")
+        return ports
+
+    @field_validator("host_alias")
+    @classmethod
+    def _host_alias(cls, value: str) -> str:
+        address = ipaddress.IPv4Address(value)
+        unfit = (
+            address.is_loopback
+            or address.is_multicast
+            or address.is_unspecified
+            or address.is_reserved
+        )
+        if unfit:
+            raise ValueError(f"{value} is no address that a guest could connect to")
+        return str(address)
+
+    @field_validator("address_pool")
+    @classmethod
+    def _pool(cls, value: str) -> str:
+        network = ipaddress.IPv4Network(value)
+        if network.prefixlen > 30:
+            raise ValueError("must hold at least one /30 block")
+        return str(network)
+
+    @field_validator("dns")
+    @classmethod
+    def _dns(cls, value: str | list[str]) -> str | list[str]:
+        return (
+            value
+            if isinstance(value, str)
+            else [str(ipaddress.IPv4Address(server)) for server in value]
+        )
+
+    @model_validator(mode="after")
+    def _alias_is_nobody_elses(self) -> Self:
+        alias = ipaddress.IPv4Address(self.host_alias)
+        if alias in ipaddress.IPv4Network(self.address_pool):
+            raise ValueError(
+                f"host_alias {alias} is in address_pool {self.address_pool}: it would be "
+                "a sandbox's own"
+            )
+        if alias in INNER_SANDBOX_NETWORK:
+            raise ValueError(
+                f"host_alias {alias} is in {INNER_SANDBOX_NETWORK}, which the supervisor "
+                "uses inside the guest"
+            )
+        if str(alias) in self.dns:
+            raise ValueError(f"host_alias {alias} is a name server's address (dns)")
+        return self
+
+
+def _port(item: Any) -> int:
+    """A list's item: an integer, or its text from a flag or the environment."""
+    text = item.strip() if isinstance(item, str) else str(item)
+    number = int(text) if text.isascii() and text.isdecimal() else 0
+    if isinstance(item, bool) or not 1 <= number <= _MAX_PORT:
+        raise ValueError(f"{item!r} is no TCP port: 1 to {_MAX_PORT}")
+    return number
