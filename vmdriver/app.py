@@ -20,7 +20,7 @@ from vmdriver.config_views import (
 )
 from vmdriver.errors import DriverError
 from vmdriver.extensions.loader import load_extensions
-from vmdriver.host import reaper
+from vmdriver.host import facts, reaper
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
@@ -28,12 +28,16 @@ from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
     embed_uri,
     remove_torn_definitions,
-    remove_unstarted_domains,
     write_embedded_configuration,
 )
 from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
+from vmdriver.hypervisor.run_state import (
+    forget_earlier_boot,
+    forget_ended_machines,
+    forget_unstarted_machines,
+)
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.hold import Shared
@@ -201,7 +205,9 @@ class Driver:
                 self.layout.libvirt, self.config.qemu_user, self.config.qemu_group
             )
             remove_torn_definitions(self.layout.libvirt)
-            remove_unstarted_domains(self.layout.libvirt)
+            forget_earlier_boot(self.layout.libvirt, facts.boot_id())
+            forget_ended_machines(self.layout.libvirt)
+            forget_unstarted_machines(self.layout.libvirt)
 
     def release_threads(self) -> None:
         """Give the thread pools back."""

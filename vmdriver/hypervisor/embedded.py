@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -69,27 +68,3 @@ def remove_torn_definitions(root: Path) -> None:
         except Xml.ParseError:
             _log.warning("removing the half-written definition %s", path.name)
             path.unlink()
-
-
-def remove_unstarted_domains(root: Path) -> None:
-    """Remove the run-time state of machines whose QEMU was never begun.
-
-    libvirt writes it with process id 0 and the job "start" just before it begins QEMU. Killed
-    in between, it finds the file later, takes the domain for one that is being started, does not
-    look for its process (there is none) and never ends that job: no call can change or end the
-    domain any more (libvirt 9.0, measured). Only for whoever holds the state directory's lock.
-    """
-    for path in (root / "run" / "qemu").glob("*.xml"):
-        try:
-            status = Xml.parse(path).getroot()  # noqa: S314 - written by libvirt for root alone
-        except Xml.ParseError:
-            continue  # libvirt passes over it, and writes it anew
-        if status.tag != "domstatus" or status.get("pid") != "0":
-            continue
-        _log.warning("%s was never begun; removing its run-time state", path.stem)
-        for element in ("libDir", "channelTargetDir"):
-            found = status.find(element)
-            directory = Path(found.get("path", "") if found is not None else "")
-            if directory.resolve().is_relative_to(root.resolve() / "lib" / "qemu"):
-                shutil.rmtree(directory, ignore_errors=True)
-        path.unlink()

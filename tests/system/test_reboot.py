@@ -1,0 +1,87 @@
+"""The host restarts, or a machine's process number is another program's by now."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import serve
+from tests.system.machines import INSTANCE, Driver
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """Some other program of this host."""
+    with subprocess.Popen(["sleep", "infinity"]) as process:
+        yield process
+        process.kill()
+
+
+def lose_the_machine(driver: Driver, sandbox_id: str, now: int) -> None:
+    """Driver and QEMU are gone, and the number of QEMU's process is another's now."""
+    pid = driver.machine_pid(sandbox_id)
+    driver.kill(signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    domain = driver.cli("inspect", sandbox_id)["record"]["plan"]["domain"]
+    states = driver.host.state / "libvirt" / "run" / "qemu"
+    status = states / f"{domain}.xml"
+    text = status.read_text()
+    assert f"pid='{pid}'" in text
+    status.write_text(text.replace(f"pid='{pid}'", f"pid='{now}'"))
+    (states / f"{domain}.pid").write_text(str(now))
+
+
+def restart_the_host(driver: Driver, directory: Path) -> None:
+    """What a reboot takes, as far as one host can play it: taps, tables, and the boot id."""
+    boot_id = directory / "boot_id"
+    boot_id.write_text(f"{uuid.uuid4()}\n")
+    links = subprocess.run(
+        ["ip", "-br", "link"], capture_output=True, text=True, check=True
+    ).stdout
+    for tap in (line.split()[0] for line in links.splitlines() if line[:3] == "vmd"):
+        subprocess.run(["ip", "link", "del", tap], check=True)
+    tables = subprocess.run(
+        ["nft", "list", "tables"], capture_output=True, text=True, check=True
+    ).stdout
+    for name in (line.split()[-1] for line in tables.splitlines()):
+        if name.startswith("vmdriver_"):
+            subprocess.run(["nft", "delete", "table", "inet", name], check=True)
+    mount = f"mount --bind {boot_id} /proc/sys/kernel/random/boot_id"
+    driver.command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    driver.command += serve.SERVE
+
+
+def test_whoever_has_a_machines_number_now_is_left_alone(
+    driver: Driver, bystander: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    box = driver.create()
+    lose_the_machine(driver, box, bystander.pid)
+    driver.start()
+    driver.wait(box, "MachineCrashed")
+    assert bystander.poll() is None
+    driver.start_sandbox(box)
+    driver.gateway.wait_hello(box, 2)
+    driver.wait(box, "Running")
+
+    lose_the_machine(driver, box, bystander.pid)
+    restart_the_host(driver, tmp_path)
+    driver.start()
+    driver.gateway.wait_hello(box, 3)
+    driver.wait(box, "Running")
+    assert bystander.poll() is None
+    assert "HostRebooted" in driver.log.read_text()
+    record = driver.cli("inspect", box)["record"]
+    assert record["launches"] == 3
+    assert driver.delete(box)
+    assert (
+        INSTANCE
+        not in subprocess.run(
+            ["ip", "link"], capture_output=True, text=True, check=True
+        ).stdout
+    )

@@ -1,0 +1,117 @@
+"""The run-time state of libvirt's QEMU driver inside this process: which machines it believes to
+run. It is looked through before libvirt reads it, by whoever holds the state directory's lock.
+
+libvirt takes a status file's word for which process a machine is. When it cannot reach the
+machine's monitor it ends that process, whoever that is by now (libvirt 9.0, measured): after a
+restart of the host, or a long time without a driver, some other program.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+_log = logging.getLogger(__name__)
+_BOOT_ID = "boot-id"
+
+
+@dataclass(frozen=True)
+class _Status:
+    """One machine as libvirt noted it. `pid` 0: QEMU was never begun."""
+
+    path: Path
+    pid: int
+    directories: tuple[Path, ...]
+
+    def remove(self) -> None:
+        """With the directories that are the run's alone. The status file goes last."""
+        for directory in self.directories:
+            shutil.rmtree(directory, ignore_errors=True)
+        self.path.with_suffix(".pid").unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+def _read(path: Path, root: Path) -> _Status | None:
+    """None: torn, so that libvirt passes over it, or no machine's."""
+    try:
+        status = Xml.parse(path).getroot()  # noqa: S314 - written by libvirt for root alone
+        pid = int(status.get("pid", ""))
+    except (Xml.ParseError, OSError, ValueError):
+        return None
+    if status.tag != "domstatus":
+        return None
+    own, directories = root.resolve() / "lib" / "qemu", []
+    for element in ("libDir", "channelTargetDir"):
+        found = status.find(element)
+        directory = Path(found.get("path", "") if found is not None else "")
+        if directory.resolve().is_relative_to(own) and directory.resolve() != own:
+            directories.append(directory)
+    return _Status(path, pid, tuple(directories))
+
+
+def _statuses(root: Path) -> list[_Status]:
+    paths = sorted((root / "run" / "qemu").glob("*.xml"))
+    return [status for path in paths if (status := _read(path, root)) is not None]
+
+
+def forget_earlier_boot(root: Path, boot_id: str) -> None:
+    """Remove all of it when the host was restarted since it was written. The present boot is noted
+    beside it, once nothing of another is left.
+    """
+    note = root / _BOOT_ID
+    try:
+        noted = note.read_text()
+    except OSError:
+        noted = ""  # of an earlier release; what has ended is known by its process
+    if noted == boot_id:
+        return
+    if noted:
+        _log.warning("the host was restarted: no machine of before runs any more")
+        for status in _statuses(root):
+            status.remove()
+        shutil.rmtree(root / "run" / "qemu", ignore_errors=True)
+    part = note.with_suffix(".part")
+    part.write_text(boot_id)
+    part.replace(note)
+
+
+def forget_ended_machines(root: Path) -> None:
+    """Remove that of machines whose process has ended, also where another has its number now.
+    libvirt then finds them shut off, as it would have had it reached nobody.
+    """
+    for status in _statuses(root):
+        name = status.path.stem
+        if status.pid != 0 and not _is_machine(status.pid, name):
+            _log.warning("%s has ended; removing its run-time state", name)
+            status.remove()
+
+
+def forget_unstarted_machines(root: Path) -> None:
+    """Remove that of machines whose QEMU was never begun.
+
+    libvirt writes it with process id 0 and the job "start" just before it begins QEMU. Killed
+    in between, it finds the file later, takes the domain for one that is being started, does not
+    look for its process (there is none) and never ends that job: no call can change or end the
+    domain any more (libvirt 9.0, measured).
+    """
+    for status in _statuses(root):
+        if status.pid == 0:
+            name = status.path.stem
+            _log.warning("%s was never begun; removing its run-time state", name)
+            status.remove()
+
+
+def _is_machine(pid: int, name: str) -> bool:
+    """Whether that process is the QEMU of that domain. In doubt it is: libvirt then decides."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    guest = b"guest=" + os.fsencode(name)
+    return any(a == guest or a.startswith(guest + b",") for a in arguments)
