@@ -42,6 +42,9 @@ class FakeDisks:
             world.written.get(layer, 0), world.written.get(below, 0)
         )
 
+    async def free_bytes(self, path: str) -> int:
+        return self._world.free_bytes
+
     async def freeze_layer(self, path: str) -> int:
         self._world.act(f"freeze layer {path}")
         assert path not in self._world.root_layers.values()

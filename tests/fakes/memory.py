@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from tests.fakes.world import World
-from vmdriver.errors import NotFound
+from vmdriver.errors import NotFound, TimedOut
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.phase import DomainState
@@ -25,6 +26,7 @@ class FakeMemory:
         if self._world.domains.get(domain) not in {
             DomainState.RUNNING,
             DomainState.PAUSED,
+            DomainState.STALLED,
         }:
             raise NotFound(f"no domain {domain}")
 
@@ -50,6 +52,10 @@ class FakeMemory:
         self._world.monitor(domain)
         if self._world.domains.get(domain) is DomainState.PAUSED:
             self._world.domains[domain] = DomainState.RUNNING
+        stalled = self._world.domains.get(domain) is DomainState.STALLED
+        if stalled and self._world.free_bytes > 0:
+            # Else the write that met the full disk meets it again.
+            self._world.domains[domain] = DomainState.RUNNING
 
     async def ask(
         self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
@@ -57,6 +63,9 @@ class FakeMemory:
         world = self._world
         world.act(f"{verb} {domain}")
         self._there(domain)
+        if world.domains[domain] is DomainState.STALLED:
+            await asyncio.sleep(min(timeout_s, 0.2))
+            raise TimedOut(f"the guest did not answer {verb!r}")
         assert world.domains[domain] is DomainState.RUNNING, f"{verb} of a paused guest"
         if verb == "flush":
             world.flushed.append(domain)

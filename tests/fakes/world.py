@@ -34,6 +34,7 @@ class World:
     journals: dict[str, list[str]] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, SecretStr] = field(default_factory=dict)
+    free_bytes: int = 2**40
     dead: bool = False
     calls: list[str] = field(default_factory=list)
     fail: Callable[[str], bool] = lambda _call: False

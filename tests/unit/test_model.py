@@ -107,40 +107,40 @@ def test_derived_names_fit_their_worlds(sandbox_id: str, salt: int) -> None:
 
 
 TABLE = """
-                      absent           booting          ready            exited        broken        crashed
-running  new          launch           launch           launch           launch        launch        launch
-running  launching    launch           await ready      confirm running  record end    record end    record end
-running  running      recover lost     rest             rest             record end    record end    record end
-running  stopping     stop             stop             stop             stop          stop          stop
-running  stopped      launch           launch           launch           launch        launch        launch
-running  suspending   suspend          suspend          suspend          suspend       suspend       suspend
-running  suspended    resume           resume           resume           resume        resume        resume
-running  resuming     resume           resume           resume           resume        resume        resume
-running  failing      clean up         clean up         clean up         clean up      clean up      clean up
-running  failed       rest             rest             rest             rest          rest          rest
-running  deleting     delete           delete           delete           delete        delete        delete
-stopped  new          stop             stop             stop             stop          stop          stop
-stopped  launching    stop             stop             stop             stop          stop          stop
-stopped  running      stop             stop             stop             stop          stop          stop
-stopped  stopping     stop             stop             stop             stop          stop          stop
-stopped  stopped      rest             rest             rest             rest          rest          rest
-stopped  suspending   stop             stop             stop             stop          stop          stop
-stopped  suspended    rest             rest             rest             rest          rest          rest
-stopped  resuming     stop             stop             stop             stop          stop          stop
-stopped  failing      stop             stop             stop             stop          stop          stop
-stopped  failed       stop             stop             stop             stop          stop          stop
-stopped  deleting     delete           delete           delete           delete        delete        delete
-suspended  new          stop           stop             stop             stop          stop          stop
-suspended  launching    stop           stop             stop             stop          stop          stop
-suspended  running      stop           stop             suspend          stop          stop          stop
-suspended  stopping     stop           stop             stop             stop          stop          stop
-suspended  stopped      rest           rest             rest             rest          rest          rest
-suspended  suspending   suspend        suspend          suspend          suspend       suspend       suspend
-suspended  suspended    rest           rest             rest             rest          rest          rest
-suspended  resuming     resume         resume           resume           resume        resume        resume
-suspended  failing      stop           stop             stop             stop          stop          stop
-suspended  failed       stop           stop             stop             stop          stop          stop
-suspended  deleting     delete         delete           delete           delete        delete        delete
+                      absent           booting          ready            exited        broken        crashed   stalled
+running  new          launch           launch           launch           launch        launch        launch   launch
+running  launching    launch           await ready      confirm running  record end    record end    record end   stand still
+running  running      recover lost     rest             rest             record end    record end    record end   stand still
+running  stopping     stop             stop             stop             stop          stop          stop    stop
+running  stopped      launch           launch           launch           launch        launch        launch   launch
+running  suspending   suspend          suspend          suspend          suspend       suspend       suspend   suspend
+running  suspended    resume           resume           resume           resume        resume        resume   resume
+running  resuming     resume           resume           resume           resume        resume        resume   resume
+running  failing      clean up         clean up         clean up         clean up      clean up      clean up   clean up
+running  failed       rest             rest             rest             rest          rest          rest    rest
+running  deleting     delete           delete           delete           delete        delete        delete   delete
+stopped  new          stop             stop             stop             stop          stop          stop    stop
+stopped  launching    stop             stop             stop             stop          stop          stop    stop
+stopped  running      stop             stop             stop             stop          stop          stop    stop
+stopped  stopping     stop             stop             stop             stop          stop          stop    stop
+stopped  stopped      rest             rest             rest             rest          rest          rest    rest
+stopped  suspending   stop             stop             stop             stop          stop          stop    stop
+stopped  suspended    rest             rest             rest             rest          rest          rest    rest
+stopped  resuming     stop             stop             stop             stop          stop          stop    stop
+stopped  failing      stop             stop             stop             stop          stop          stop    stop
+stopped  failed       stop             stop             stop             stop          stop          stop    stop
+stopped  deleting     delete           delete           delete           delete        delete        delete   delete
+suspended  new          stop           stop             stop             stop          stop          stop    stop
+suspended  launching    stop           stop             stop             stop          stop          stop    stop
+suspended  running      stop           stop             suspend          stop          stop          stop    suspend
+suspended  stopping     stop           stop             stop             stop          stop          stop    stop
+suspended  stopped      rest           rest             rest             rest          rest          rest    rest
+suspended  suspending   suspend        suspend          suspend          suspend       suspend       suspend   suspend
+suspended  suspended    rest           rest             rest             rest          rest          rest    rest
+suspended  resuming     resume         resume           resume           resume        resume        resume   resume
+suspended  failing      stop           stop             stop             stop          stop          stop    stop
+suspended  failed       stop           stop             stop             stop          stop          stop    stop
+suspended  deleting     delete         delete           delete           delete        delete        delete   delete
 """
 
 
@@ -174,6 +174,9 @@ def test_the_table_cell_by_cell() -> None:
         (DomainState.OFF, "", MachineState.CRASHED),
         (DomainState.CRASHED, "started", MachineState.CRASHED),
         (DomainState.OFF, "failed", MachineState.BROKEN),
+        (DomainState.STALLED, "started", MachineState.STALLED),
+        (DomainState.STALLED, "", MachineState.STALLED),
+        (DomainState.STALLED, "exited", MachineState.EXITED),
     ],
 )
 def test_libvirts_word_and_the_guests(

@@ -129,9 +129,11 @@ class Connection:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._deliver, domain.name())
 
-        connection.domainEventRegisterAny(
-            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, hand_over, None
-        )
+        for kind in (
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON,
+        ):
+            connection.domainEventRegisterAny(None, kind, hand_over, None)
 
     def _deliver(self, name: str) -> None:
         if self._on_event is not None:

@@ -25,6 +25,12 @@ _RUNNING = {
     libvirt.VIR_DOMAIN_BLOCKED,
     libvirt.VIR_DOMAIN_SHUTDOWN,
 }
+_PAUSED_BY_ITSELF = {
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: DomainState.STALLED,
+    libvirt.VIR_DOMAIN_PAUSED_CRASHED: DomainState.CRASHED,
+    libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: DomainState.RUNNING,
+}
+"""By libvirt's reason. Of the others we are the cause, or an operator is."""
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -117,12 +123,12 @@ class Machines:
 
         def look(connection: Any) -> DomainState:
             try:
-                state, _reason = connection.lookupByName(domain).state()
+                state, reason = connection.lookupByName(domain).state()
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return DomainState.ABSENT
                 raise
-            return _domain_state(state)
+            return _domain_state(state, reason)
 
         return await self._connection.call(f"look at {domain}", look)
 
@@ -204,9 +210,11 @@ def _tolerate(call: Callable[[], object], *codes: int) -> None:
             raise
 
 
-def _domain_state(state: int) -> DomainState:
+def _domain_state(state: int, reason: int) -> DomainState:
     if state in _RUNNING:
         return DomainState.RUNNING
+    if state == libvirt.VIR_DOMAIN_PAUSED and reason in _PAUSED_BY_ITSELF:
+        return _PAUSED_BY_ITSELF[reason]
     if state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}:
         return DomainState.PAUSED
     return (

@@ -21,12 +21,15 @@ class EndActions(SandboxHold):
     """
 
     async def _record_end(self, machine: MachineState, report: GuestReport) -> None:
-        retry = self.record.crash_restarts < self._shared.settings.crash_restarts
-        await self._end(
-            endings.of_machine(
-                machine, report, self.record.phase, await self._tail(), retry
-            )
-        )
+        record = self.record
+        retry = record.crash_restarts < self._shared.settings.crash_restarts
+        tail = await self._tail()
+        failure = endings.of_machine(machine, report, record.phase, tail, retry)
+        crashed = machine is MachineState.CRASHED and record.phase is Phase.LAUNCHING
+        if crashed and self._may_launch_again():
+            await self._launch_again(failure, Reason.PROCESS_EXITED)
+        else:
+            await self._end(failure)
 
     async def _recover_lost(self) -> None:
         if self.record.host_boot_id != facts.boot_id():
@@ -51,8 +54,10 @@ class EndActions(SandboxHold):
         )
         failure = self.record.failure
         if failure is not None and failure.will_retry:
+            counted = 0 if failure.in_launch else 1
             await self.update(
-                phase=Phase.LAUNCHING, crash_restarts=self.record.crash_restarts + 1
+                phase=Phase.LAUNCHING,
+                crash_restarts=self.record.crash_restarts + counted,
             )
         else:
             await self.update(phase=Phase.FAILED)

@@ -26,6 +26,11 @@ def provisioning_failed(cause: DriverError) -> Failure:
     )
 
 
+def cut_off(failure: Failure) -> Failure:
+    """A launch whose QEMU has ended, and not by the guest's word: it is tried once more."""
+    return failure.model_copy(update={"will_retry": True, "in_launch": True})
+
+
 def not_ready(timeout_s: float, tail: str) -> Failure:
     """The machine runs, but its init never reported."""
     message = f"the guest did not start its supervisor within {timeout_s:g} s"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vmdriver.errors import CleanupError, DriverError
 from vmdriver.host import facts
 from vmdriver.host.retry import backoff_s
+from vmdriver.lifecycle import endings
 from vmdriver.lifecycle.extension_runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.hub import Hub
@@ -19,6 +20,7 @@ from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.standstill import Waker
 from vmdriver.lifecycle.state import SandboxState
 from vmdriver.lifecycle.steps import MACHINE, Ports, Undoer
 from vmdriver.lifecycle.templates import Templates
@@ -32,6 +34,7 @@ from vmdriver.model.phase import (
 )
 from vmdriver.model.record import Failure, SandboxRecord
 
+_LAUNCH_RETRIES = 1
 _CONFIRMED = {Phase.RUNNING, Phase.SUSPENDING}
 """Phases of a machine whose guest has said that it started."""
 
@@ -74,6 +77,7 @@ class SandboxHold(SandboxState):
         self.clean_again_at = 0.0
         """When that is tried again (monotonic seconds)."""
         self._clean_ups = 0
+        self._waker = Waker(shared.ports)
 
     async def observe(self) -> tuple[MachineState, GuestReport]:
         """What libvirt and the guest say now."""
@@ -87,6 +91,8 @@ class SandboxHold(SandboxState):
             # A start that was cut off: defined, perhaps paused, never let go; or loaded
             # from a template and never told who it is.
             domain = DomainState.ABSENT
+        if domain is DomainState.PAUSED and self._is_nobodys_pause():
+            domain = DomainState.STALLED
         rebooted = self.record.host_boot_id != facts.boot_id()
         if rebooted and domain in {DomainState.OFF, DomainState.CRASHED}:
             # It ended with the host, unless it had said before that it was ending by itself.
@@ -96,6 +102,11 @@ class SandboxHold(SandboxState):
             # It has started once, and cannot take that back by scribbling on its disk.
             said = "started"
         return machine_state(domain, said), report
+
+    def _is_nobodys_pause(self) -> bool:
+        """A running machine is paused by us for captures only."""
+        running = self.record.phase is Phase.RUNNING
+        return running and not self.ledger.held(Scope.CAPTURE)
 
     async def _tell_restored(self, kind: RestoreKind) -> None:
         """after_restore hooks; their errors are shown and change nothing."""
@@ -114,6 +125,23 @@ class SandboxHold(SandboxState):
             phase=Phase.FAILING,
             failure=failure,
             unwind_reason=Reason.PROCESS_EXITED.value,
+        )
+
+    def _may_launch_again(self) -> bool:
+        return self.record.launch_retries < _LAUNCH_RETRIES
+
+    async def _launch_again(self, failure: Failure, reason: Reason) -> None:
+        """Clean up after a launch whose QEMU has ended, killed for want of memory perhaps, and
+        try once more.
+        """
+        failure = endings.cut_off(failure)
+        text = f"the machine is started once more: {failure.message}"
+        self.tell("LaunchCutOff", text, warn=True)
+        await self.update(
+            phase=Phase.FAILING,
+            failure=failure,
+            unwind_reason=reason.value,
+            launch_retries=self.record.launch_retries + 1,
         )
 
     async def _unwind(self, scope: Scope | None, reason: Reason) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from vmdriver.errors import DriverError, HostError
+from vmdriver.errors import DriverError, HostError, HypervisorError
 from vmdriver.host import facts
 from vmdriver.lifecycle import endings
 from vmdriver.lifecycle.fork_actions import Beginning, ForkActions
@@ -23,6 +23,14 @@ from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.03
+
+
+def _qemu_ended(failed: LaunchFailed) -> bool:
+    """Whether libvirt had QEMU started and could not bring it up. What QEMU cannot take is told
+    by the same error: then the second try costs a moment, and says the same.
+    """
+    started = failed.blame is Reason.LAUNCHER_SPAWN_FAILED
+    return started and isinstance(failed.cause, HypervisorError)
 
 
 class LaunchActions(ForkActions):
@@ -65,6 +73,9 @@ class LaunchActions(ForkActions):
                 raise
         except LaunchFailed as failed:
             failure = endings.provisioning_failed(failed.cause)
+            if _qemu_ended(failed) and self._may_launch_again():
+                await self._launch_again(failure, failed.blame)
+                return
             self.tell(failure.reason, failure.message, warn=True)
             await self.update(
                 phase=Phase.FAILING, failure=failure, unwind_reason=failed.blame.value
@@ -86,7 +97,11 @@ class LaunchActions(ForkActions):
         kind = RestoreKind.RELAUNCHED if self.record.launches > 0 else None
         if self.record.intent is not Intent.RUNNING:
             return
-        await self.update(phase=Phase.LAUNCHING)
+        deliberate = self.record.phase in {Phase.NEW, Phase.STOPPED}
+        await self.update(
+            phase=Phase.LAUNCHING,
+            launch_retries=0 if deliberate else self.record.launch_retries,
+        )
         await self._unwind(
             Scope.RUNTIME, Reason(self.record.unwind_reason or Reason.STOPPED)
         )
@@ -195,7 +210,10 @@ class LaunchActions(ForkActions):
             await self._shared.templates.want(plan, self.record.spec.workspace)
         self._shared.warm_pool.refill()
         await self.update(
-            phase=Phase.RUNNING, failure=None, boot_seconds=dict(report.stamps)
+            phase=Phase.RUNNING,
+            failure=None,
+            launch_retries=0,
+            boot_seconds=dict(report.stamps),
         )
         self.tell(
             "Running",

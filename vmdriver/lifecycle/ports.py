@@ -152,6 +152,9 @@ class Disks(Protocol):
         repeated.
         """
 
+    async def free_bytes(self, path: str) -> int:
+        """Free space for the files beside that one, as QEMU's user may use it."""
+
     async def freeze_layer(self, path: str) -> int:
         """Nobody is to write to it any more; the bytes that it occupies."""
 

@@ -23,6 +23,7 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import RESTORE_FAILED, Failure
 
 _log = logging.getLogger(__name__)
+_THERE = {DomainState.RUNNING, DomainState.PAUSED, DomainState.STALLED}
 _KINDS = {
     "suspended": RestoreKind.RESUMED,
     "snapshot": RestoreKind.SNAPSHOT,
@@ -124,7 +125,7 @@ class ResumeActions(CaptureActions):
         domain = DomainState.ABSENT
         if plan is not None and self.ledger.get(MACHINE) is not None:
             domain = await self._shared.ports.hypervisor.observe(plan.domain)
-        if domain not in {DomainState.RUNNING, DomainState.PAUSED}:
+        if domain not in _THERE:
             raise Refused(
                 "the machine had gone on from it and has ended since",
                 reason="ImageUsed",

@@ -13,7 +13,13 @@ from vmdriver.errors import DriverError, TimedOut
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.hub import Changed, Deleted, Happened, Hub, Notice
 from vmdriver.lifecycle.ports import Records
-from vmdriver.model.condition import PlatformEvent, Progress, Snapshot, snapshot_of
+from vmdriver.model.condition import (
+    PlatformEvent,
+    Progress,
+    Snapshot,
+    Standstill,
+    snapshot_of,
+)
 from vmdriver.model.record import SandboxRecord, utc_now
 
 _log = logging.getLogger(__name__)
@@ -28,6 +34,8 @@ class SandboxState:
         self.record = record
         self.snapshot: Snapshot = snapshot_of(record)
         self.gone = False
+        self.still: Standstill | None = None
+        """Why the machine stands still, as far as it is known."""
         self.trouble = ""
         """The last error that is being retried, for whoever asks."""
         self.refusal: DriverError | None = None
@@ -79,14 +87,31 @@ class SandboxState:
             record = self.record.model_copy(update=dict(decision(self.record)))
             if record == self.record:
                 return
-            if _shown(snapshot_of(record)) != _shown(self.snapshot):
+            if _shown(snapshot_of(record, self.still)) != _shown(self.snapshot):
                 record = record.model_copy(update={"changed_at": utc_now()})
             await self._records.save(record)
             self.record = record
         self._publish()
 
+    async def show_still(self, still: Standstill | None) -> None:
+        """Show that the machine stands still, and why, or that it goes on. A full disk takes no
+        notes: only the end of it is written down.
+        """
+        before = self.still
+        if still is not None and before is not None and still.reason == before.reason:
+            return
+        self.still = still
+        if still is not None:
+            self._publish()
+            self.tell(
+                still.reason, f"the machine stands still: {still.message}", warn=True
+            )
+        elif before is not None:
+            self.tell("GoesOn", "the machine does not stand still any more")
+            await self.update(changed_at=utc_now())
+
     def _publish(self) -> None:
-        snapshot = snapshot_of(self.record)
+        snapshot = snapshot_of(self.record, self.still)
         if snapshot != self.snapshot:
             self.snapshot = snapshot
             self._show(Changed(snapshot))

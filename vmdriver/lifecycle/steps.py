@@ -280,7 +280,11 @@ class Undoer:
     async def thaw(self, domain: str) -> None:
         """Let a frozen workload run, the wall clock set; fine where nothing runs."""
         ports = self._ports
-        if await ports.hypervisor.observe(domain) is not DomainState.RUNNING:
+        state = await ports.hypervisor.observe(domain)
+        if state is DomainState.STALLED:
+            # It would stay frozen when it goes on: now or at the next try.
+            await ports.memory.go_on(domain)
+        elif state is not DomainState.RUNNING:
             return
         clock = {"clock_ns": str(time.time_ns())}
         await ports.memory.ask(domain, "thaw", clock, _THAW_TIMEOUT_S)

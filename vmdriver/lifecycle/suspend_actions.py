@@ -59,6 +59,8 @@ class SuspendActions(CaptureActions):
         self, machine: MachineState, target: str, watch: Stopwatch
     ) -> MemoryRef:
         plan, shared = self.record.plan, self._shared
+        if machine is MachineState.STALLED:
+            raise Refused("the machine stands still", reason="StandsStill")
         if plan is None or machine is not MachineState.READY:
             raise Refused("the machine is not there any more", reason="MachineLost")
         self._refuse_devices(plan)
@@ -84,7 +86,7 @@ class SuspendActions(CaptureActions):
         self.refusal = error
         await self._abandon_capture()
         machine, _ = await self.observe()
-        there = machine is MachineState.READY
+        there = machine in {MachineState.READY, MachineState.STALLED}
         await self.decide(
             partial(
                 wishes.not_suspended,

@@ -17,6 +17,7 @@ from vmdriver.lifecycle.launch_actions import LaunchActions
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.phase_actions import PhaseActions
 from vmdriver.lifecycle.snapshot_actions import SnapshotActions
+from vmdriver.lifecycle.standstill import LOOK_S
 from vmdriver.model import wishes
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
 from vmdriver.model.wishes import Wish
@@ -118,6 +119,8 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             await self._revert()
         machine, report = await self.observe()
         action = next_action(self.record.intent, self.record.phase, machine)
+        if self.still is not None and machine is not MachineState.STALLED:
+            await self.show_still(None)
         match action:
             case Action.REST:
                 return await self._rest(machine)
@@ -139,6 +142,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         return {
             Action.LAUNCH: self._launch_cancellably,
             Action.AWAIT_READY: self._await_ready,
+            Action.STAND_STILL: self._stand_still,
             Action.RECOVER_LOST: self._recover_lost,
             Action.CLEAN_UP: self._clean_up,
             Action.RESUME: self._resume,
@@ -150,6 +154,15 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         going_on = self.record.phase is not Phase.SUSPENDING
         kept = self.record.intent is not Intent.DELETED
         return going_on and kept and bool(self.ledger.held(Scope.CAPTURE))
+
+    async def _stand_still(self) -> None:
+        """Until the machine goes on, jobs are answered, not kept waiting."""
+        plan = self.record.plan
+        if plan is None:
+            return
+        await self.show_still(await self._waker.wake(plan))
+        if self.still is not None and not await self._next_job(MachineState.STALLED):
+            await self._sleep(LOOK_S)
 
     async def _rest(self, machine: MachineState) -> bool:
         """True: there was nothing to do at all."""

@@ -27,6 +27,15 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Standstill:
+    """Why a machine that is meant to run stands still. `reason` is its events'."""
+
+    reason: str
+    message: str
+    since: datetime
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A sandbox as it is shown outside: everything but the spec."""
 
@@ -67,7 +76,9 @@ class Progress:
         return {prefix + key: value for key, value in vars(self).items() if value}
 
 
-def _condition(record: SandboxRecord) -> tuple[str, str, str, str]:
+def _condition(
+    record: SandboxRecord, still: Standstill | None
+) -> tuple[str, str, str, str]:
     failure = record.failure
     if record.intent is Intent.DELETED or record.phase is Phase.DELETING:
         return "Ready", "False", "Deleting", "the sandbox is being deleted"
@@ -83,6 +94,10 @@ def _condition(record: SandboxRecord) -> tuple[str, str, str, str]:
         return "Ready", "False", "Starting", "the machine is being stopped"
     if failure is not None and not failure.will_retry:
         return "Ready", "False", failure.reason, failure.message
+    if still is not None and record.phase in {Phase.RUNNING, Phase.LAUNCHING}:
+        # One of the gateway's transient reasons: its phase is Provisioning, not Error.
+        text = f"the machine stands still: {still.message}"
+        return "Ready", "False", "DependenciesNotReady", text
     if record.phase is Phase.RUNNING:
         text = "the machine is running"
         return (
@@ -100,9 +115,10 @@ def _condition(record: SandboxRecord) -> tuple[str, str, str, str]:
     )
 
 
-def snapshot_of(record: SandboxRecord) -> Snapshot:
-    """The one condition that a record is shown as."""
-    kind, status, reason, message = _condition(record)
+def snapshot_of(record: SandboxRecord, still: Standstill | None = None) -> Snapshot:
+    """The one condition that a record is shown as, and its machine where that stands still."""
+    kind, status, reason, message = _condition(record, still)
+    changed_at = max(record.changed_at, still.since) if still else record.changed_at
     spec = record.spec
     return Snapshot(
         id=spec.id,
@@ -110,6 +126,6 @@ def snapshot_of(record: SandboxRecord) -> Snapshot:
         namespace=spec.namespace,
         workspace=spec.workspace,
         instance_id=record.plan.domain_uuid if record.plan else "",
-        conditions=(Condition(kind, status, reason, message, record.changed_at),),
+        conditions=(Condition(kind, status, reason, message, changed_at),),
         deleting=record.intent is Intent.DELETED,
     )

@@ -47,6 +47,8 @@ class DomainState(StrEnum):
     ABSENT = "absent"
     RUNNING = "running"
     PAUSED = "paused"
+    STALLED = "stalled"
+    """QEMU has paused it by itself: there is no space for what it writes."""
     OFF = "off"
     CRASHED = "crashed"
 
@@ -66,6 +68,8 @@ class MachineState(StrEnum):
     """The guest said that it could not set itself up."""
     CRASHED = "crashed"
     """The machine ended without the guest saying anything."""
+    STALLED = "stalled"
+    """It is there, and stands still without our doing."""
 
 
 class Action(StrEnum):
@@ -81,6 +85,8 @@ class Action(StrEnum):
     """It was meant to run and is not there: start again after a host reboot, else it
     crashed.
     """
+    STAND_STILL = "stand still"
+    """Show why the machine does, and let it go on when it can."""
     CLEAN_UP = "clean up"
     STOP = "stop"
     SUSPEND = "suspend"
@@ -101,6 +107,8 @@ def machine_state(domain: DomainState, report: str) -> MachineState:
         return MachineState.EXITED
     if report == "failed" and domain is not DomainState.ABSENT:
         return MachineState.BROKEN
+    if domain is DomainState.STALLED:
+        return MachineState.STALLED
     if domain in {DomainState.RUNNING, DomainState.PAUSED}:
         return MachineState.READY if report == "started" else MachineState.BOOTING
     if domain in {DomainState.OFF, DomainState.CRASHED}:
@@ -123,6 +131,8 @@ def _when_meant_to_run(phase: Phase, machine: MachineState) -> Action:
         return Action.REST
     if machine in _ENDED:
         return Action.RECORD_END
+    if machine is MachineState.STALLED:
+        return Action.STAND_STILL
     if phase is Phase.LAUNCHING:
         return {
             MachineState.ABSENT: Action.LAUNCH,
@@ -139,7 +149,7 @@ def _when_meant_to_be_suspended(phase: Phase, machine: MachineState) -> Action:
         return Action.RESUME  # what was begun is finished, then suspended again
     if phase is Phase.SUSPENDING:
         return Action.SUSPEND
-    if phase is Phase.RUNNING and machine is MachineState.READY:
+    if phase is Phase.RUNNING and machine in {MachineState.READY, MachineState.STALLED}:
         return Action.SUSPEND
     return Action.STOP  # there is no memory worth keeping
 

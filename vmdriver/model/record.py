@@ -38,6 +38,8 @@ class Failure(Frozen):
     will_retry: bool = False
     """True: the machine is started again; the gateway must not see a terminal reason.
     """
+    in_launch: bool = False
+    """It ended before it had come up: does not count as a restart after a crash."""
 
 
 class Change(Frozen):
@@ -82,6 +84,10 @@ class SandboxRecord(Frozen):
     """How many times a machine was started for it."""
     crash_restarts: int = 0
     """How many of these were restarts after a crash, since the last deliberate start.
+    """
+    launch_retries: int = 0
+    """How many launches were cut off by the end of QEMU, since the machine was up last or
+    started deliberately.
     """
     host_boot_id: str = ""
     """/proc/sys/kernel/random/boot_id when the machine was started."""

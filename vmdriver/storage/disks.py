@@ -83,6 +83,14 @@ class DiskStore(LaunchFiles, SupervisorDisks):
             deadline_s=600,
         )
 
+    async def free_bytes(self, path: str) -> int:
+        """See ports.Disks."""
+
+        def ask() -> int:
+            return shutil.disk_usage(Path(path).parent).free
+
+        return await self._pool.run(ask)
+
     async def freeze_layer(self, path: str) -> int:
         """Take the right to write away, and make the content durable."""
 
