@@ -15,6 +15,7 @@ from vmdriver.errors import HypervisorError, Refused
 from vmdriver.lifecycle.hub import Happened, Subscription
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.phase import DomainState, Intent, Phase
+from vmdriver.model.wishes import Wish
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +139,7 @@ async def test_an_operators_suspend_and_snapshot_are_refused_at_once() -> None:
     async with asyncio.timeout(2):
         with pytest.raises(Refused):
             await worker.perform(lambda m: worker.take_snapshot("a", False, m))
-        await worker.set_intent(Intent.SUSPENDED)
+        await worker.wish(Wish.SUSPEND)
         await worker.until(lambda record: record.intent is Intent.RUNNING, 2)
     assert driver.phase() is Phase.RUNNING
     assert driver.world.domains[domain] is DomainState.STALLED, "its memory is kept"

@@ -161,7 +161,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         if plan is None:
             return
         await self.show_still(await self._waker.wake(plan))
-        if self.still is not None and not await self._next_job(MachineState.STALLED):
+        if self.still is not None and not await self.jobs.do_next(MachineState.STALLED):
             await self._sleep(LOOK_S)
 
     async def _rest(self, machine: MachineState) -> bool:
