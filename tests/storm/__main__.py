@@ -164,6 +164,7 @@ def main() -> int:
         "kills": tally.kills.total(),
         "refusals": tally.refusals.total(),
         "broken": len(tally.violations),
+        "leftovers": sum(v.what.startswith("left over") for v in tally.violations),
         "longest_s": {key: round(seconds, 2) for key, seconds in tally.longest.items()},
     }
     print(json.dumps(figures), flush=True)
