@@ -122,6 +122,7 @@ class Faults:
             found = helpers(driver) if driver is not None else []
             if found:
                 process = chance.choice(sorted(found, key=lambda p: p.pid))
+                self.tally.harms()
                 if tell(process.pid, signal.SIGKILL):
                     name = "libvirt's probe" if process.is_probe else process.name
                     self.tally.count(self.tally.kills, f"helper {name}")
@@ -143,4 +144,5 @@ class Faults:
             )  # again: what was deleted meanwhile is no space to rely on
             time.sleep(0.2)
         self.disk.empty()
+        self.tally.harms()
         self.tally.note("the disk has space again")

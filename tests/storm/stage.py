@@ -20,7 +20,7 @@ from tests.fakes.gateway import Gateway
 from tests.fakes.registry import push, registry
 from tests.fakes.serve import WORK
 from tests.storm.tally import Tally
-from tests.system.machines import Driver, Host
+from tests.system.machines import Driver, DriverEnded, Host
 from vmdriver._proto import admin_pb2_grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 
@@ -78,15 +78,12 @@ class SmallDisk:
     def empty(self) -> None:
         (self.root / "ballast").unlink(missing_ok=True)
 
-    def is_full(self) -> bool:
-        return (self.root / "ballast").exists()
-
 
 class Keeper:
     """Keeps one driver process going; faults end it, callers use whichever is there."""
 
-    def __init__(self, driver: Driver, disk: SmallDisk, tally: Tally) -> None:
-        self.driver, self._disk, self._tally = driver, disk, tally
+    def __init__(self, driver: Driver, tally: Tally) -> None:
+        self.driver, self._tally = driver, tally
         self.generation = 0
         """Grows when a driver is killed, and when the next one answers."""
         self._admin: grpc.Channel | None = None
@@ -125,21 +122,19 @@ class Keeper:
 
     def _started(self, deadline: float) -> bool:
         begun = time.monotonic()
-        full = self._disk.is_full()
         try:
             self.driver.start()
             self.driver.stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=60)
-        except grpc.RpcError as error:
-            process = self.driver.process
-            code = process.poll() if process is not None else None
-            words = self.driver.log.read_text(errors="replace")[-600:]
-            if code is None and time.monotonic() < deadline:
-                self.driver.kill()
-            what = f"the driver does not start (status {code}, {error.code().name}): {words}"
-            if full or self._disk.is_full():
-                self._tally.refused("start of the driver", "disk full", words[-90:])
-            else:
-                self._tally.broken(what)
+        except (grpc.RpcError, DriverEnded, TimeoutError) as error:
+            if self.pid() is not None:
+                if time.monotonic() < deadline:
+                    self.driver.kill()
+            elif self._tally.harmed(
+                15
+            ):  # it may need space, or the program that was killed
+                self._tally.refused("start of the driver", "ENDED", str(error)[-90:])
+                return False
+            self._tally.broken(f"the driver does not start: {error}")
             return False
         if self._admin is not None:
             self._admin.close()
@@ -191,7 +186,7 @@ def stage(
             host = Host(address, state)
             driver = Driver(host, gateway, base / "run" / "d.sock", OPTIONS)
             driver.log = logs / "driver.log"
-            yield Keeper(driver, disk, tally), disk, gateway, images
+            yield Keeper(driver, tally), disk, gateway, images
     finally:
         gateway.close()
         for link in Path("/run/vmdriver").glob("*"):  # libvirt's short way into it

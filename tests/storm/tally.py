@@ -31,6 +31,7 @@ class Tally:
     """Seconds since the start, sandbox ("": all), what."""
     begun: float = field(default_factory=time.monotonic)
     verbose: bool = False
+    _harm: float = -1e9
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def now(self) -> float:
@@ -41,6 +42,14 @@ class Tally:
             self.diary.append((self.now(), sandbox, what))
         if self.verbose:
             print(f"[{self.now():7.2f} s] {sandbox:14} {what}", flush=True)
+
+    def harms(self) -> None:
+        """The host is at fault from now: any driver or sandbox may fail for it."""
+        self._harm = self.now()
+
+    def harmed(self, within_s: float) -> bool:
+        """Whether it was so at any time since then."""
+        return self.now() - self._harm < within_s
 
     def count(self, counter: Counter[str], key: str) -> None:
         with self._lock:

@@ -36,6 +36,14 @@ class Host:
         return f"{self.registry}/demo:latest"
 
 
+class DriverEnded(Exception):
+    """It ended by itself; with its last lines."""
+
+    def __init__(self, status: int, log: Path) -> None:
+        words = log.read_text(errors="replace")[-600:] if log.is_file() else ""
+        super().__init__(f"the driver ended with {status}: {words}")
+
+
 @dataclass
 class Driver:
     """A driver process and a client of it."""
@@ -66,9 +74,22 @@ class Driver:
             f"unix:{self.socket}", options=[("grpc.use_local_subchannel_pool", 1)]
         )
         self.stub = pb_grpc.ComputeDriverStub(self.channel)
-        self.stub.GetCapabilities(
-            pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=20
-        )
+        self._wait_for_answer(time.monotonic() + 20)
+
+    def _wait_for_answer(self, deadline: float) -> None:
+        """Until it answers. DriverEnded when it ends instead, TimeoutError after the deadline."""
+        while True:
+            try:
+                self.stub.GetCapabilities(
+                    pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=0.5
+                )
+                return
+            except grpc.RpcError as error:
+                assert self.process is not None
+                if self.process.poll() is not None:
+                    raise DriverEnded(self.process.returncode, self.log) from error
+                if time.monotonic() > deadline:
+                    raise TimeoutError("no driver answers within 20 s") from error
 
     def kill(self, number: int = signal.SIGKILL) -> float:
         """End the process; seconds until it had ended."""

@@ -284,7 +284,10 @@ def render_probe(
     _add(root, "memory", "256", unit="MiB")
     _add(root, "vcpu", "1")
     _boot(
-        root, *boot, "console=ttyS0 quiet panic=-1 rdinit=/init vmdriver_probe=1", host
+        root,
+        *boot,
+        "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init vmdriver_probe=1",
+        host,
     )
     _common(root, host)
     devices = _devices(root, host)
