@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -26,11 +27,14 @@ from tests.fakes.registry import push, registry  # noqa: E402
 from tests.fakes.serve import WORK  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
+from vmdriver.hypervisor import kvm_outcome  # noqa: E402
 from vmdriver.service import admin_client  # noqa: E402
 
 BEGUN = time.monotonic()
 SANDBOX = "demo-0001"
 INSTANCE = "vmdriver-demo"
+LAST_LINES = 15
+"""Of its log, shown when the driver has died."""
 
 
 def say(text: str) -> None:
@@ -46,9 +50,43 @@ def build() -> None:
         subprocess.run([str(ROOT / "images" / script), str(WORK / target)], check=True)
 
 
+class DriverDied(RuntimeError):
+    """The driver has ended while the demo needed it."""
+
+
+@contextmanager
+def noticed(process: subprocess.Popen[bytes], log: Path) -> Iterator[None]:
+    """Whatever the main thread waits for, it is told at once when the process ends."""
+    over = threading.Event()
+
+    def tell(_number: int, _frame: object) -> None:
+        if over.is_set():
+            return
+        over.set()
+        last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        said = "\n".join(f"    {line}" for line in last)
+        raise DriverDied(
+            f"the driver has ended with status {process.returncode}; its last lines:\n{said}"
+        )
+
+    def watch() -> None:
+        process.wait()
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, tell)  # for good: it may come late
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 @contextmanager
 def driver(state: Path, registry_address: str, gateway: Gateway) -> Iterator[Path]:
-    """vmdriver serve; yields its socket. A short path: Unix sockets may have 107 bytes."""
+    """vmdriver serve; yields its socket. A short path: Unix sockets may have 107 bytes.
+    DriverDied where the driver does not live as long as it is needed.
+    """
     socket = Path(f"/run/vmdriver-demo-{INSTANCE}/driver.sock")
     where = (state, socket, INSTANCE, gateway.url, registry_address)
     command = [*serve.SERVE, *serve.arguments(*where)]
@@ -57,7 +95,8 @@ def driver(state: Path, registry_address: str, gateway: Gateway) -> Iterator[Pat
         process = subprocess.Popen(command, stdout=output, stderr=output)
     say(f"vmdriver serve is started; its log is {log}")
     try:
-        yield socket
+        with noticed(process, log):
+            yield socket
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(10)
@@ -213,12 +252,8 @@ def main() -> int:
         left = leftovers(INSTANCE, state)
         for item in left:
             say(f"left over: {item}")
-        known = (
-            json.loads((state / "accelerator.json").read_text())
-            if (state / "accelerator.json").exists()
-            else {}
-        )
-        accelerator = "kvm" if known and not list(known.values())[-1] else "tcg"
+        known = kvm_outcome.load(state / "accelerator.json")
+        accelerator = "kvm" if known is not None and known.works else "tcg"
         figures = {"ok": not left, "accelerator": accelerator}
         figures |= {key: round(value, 3) for key, value in measured.items()} | {
             "leftovers": len(left)
@@ -237,4 +272,5 @@ def main() -> int:
     return 0 if figures["ok"] else 1
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
+from pathlib import Path
 
 from vmdriver import __version__
 from vmdriver.config import WITHOUT_MEANING, Loaded
@@ -51,6 +52,7 @@ from vmdriver.lifecycle.steps import Ports, Undoer
 from vmdriver.lifecycle.supervisor import Supervisor
 from vmdriver.lifecycle.templates import Templates
 from vmdriver.lifecycle.warm_pool import WarmPool
+from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.store import ImageStore
 from vmdriver.service import admin, servicer
@@ -67,6 +69,7 @@ from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
+from vmdriver.storage.way_in import open_way_in
 
 _log = logging.getLogger(__name__)
 _BACKGROUND_END_S = 2.0
@@ -76,25 +79,29 @@ by the next driver.
 
 
 class Driver:
-    """Everything of one driver process, wired."""
+    """Everything of one driver process, wired. `passage`: see open_driver; without one, libvirt
+    must not be used.
+    """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, passage: Passage = DIRECT) -> None:
         self.config = config
+        self.passage = passage
         self.settings = settings_from(config)
         self.layout = Layout(config.state_dir)
         owner = qemu_owner(config)
         self._files, self._hypervisor_calls = Pool("files", 8), Pool("libvirt", 8)
         self.embedded = config.connection == "embed"
-        uri = embed_uri(self.layout.libvirt) if self.embedded else config.connection
+        self.libvirt_root = Path(passage.theirs(str(self.layout.libvirt)))
+        uri = embed_uri(self.libvirt_root) if self.embedded else config.connection
         self.connection = Connection(uri, self._hypervisor_calls)
-        self.machines = Machines(self.connection, config.instance, owner)
+        self.machines = Machines(self.connection, config.instance, owner, passage)
         self.disks = DiskStore(self.layout, self._files, owner)
         self.network = HostNetwork(
             config.instance, owner, self._files, config.address_pool
         )
         self.images = ImageStore(self.layout.images, self._files, image_policy(config))
         self.records = RecordStore(self.layout, self._files)
-        self.memory = DomainMemory(self.connection, self._files)
+        self.memory = DomainMemory(self.connection, self._files, passage)
         self.memory_images = MemoryImages(self._files, owner)
         self.places = FilePlaces(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
@@ -202,12 +209,12 @@ class Driver:
         """Before the first call to libvirt, with the lock held."""
         if self.embedded:
             write_embedded_configuration(
-                self.layout.libvirt, self.config.qemu_user, self.config.qemu_group
+                self.libvirt_root, self.config.qemu_user, self.config.qemu_group
             )
-            remove_torn_definitions(self.layout.libvirt)
-            forget_earlier_boot(self.layout.libvirt, facts.boot_id())
-            forget_ended_machines(self.layout.libvirt)
-            forget_unstarted_machines(self.layout.libvirt)
+            remove_torn_definitions(self.libvirt_root)
+            forget_earlier_boot(self.libvirt_root, facts.boot_id())
+            forget_ended_machines(self.libvirt_root)
+            forget_unstarted_machines(self.libvirt_root)
 
     def release_threads(self) -> None:
         """Give the thread pools back."""
@@ -222,6 +229,18 @@ class Driver:
         await self.manager.close()
         await self.images.close()
         self.release_threads()
+
+
+async def open_driver(config: Config) -> Driver:
+    """A driver whose QEMU can reach its files. With the state directory's lock held, in the main
+    thread, before anything else works there. ConfigError where there is no way.
+    """
+    layout, owner = Layout(config.state_dir), qemu_owner(config)
+    embedded = config.connection == "embed"
+    passage = await open_way_in(layout, owner, embedded=embedded)
+    for ours, theirs in passage.ways:
+        _log.info("QEMU comes to %s through %s, its own mount", ours, theirs)
+    return Driver(config, passage)
 
 
 async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
@@ -244,7 +263,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     lock = StateLock(layout.lock)
     await lock.acquire()
     reaper.install(asyncio.get_running_loop())
-    driver = Driver(config)
+    driver = await open_driver(config)
     readiness = Readiness()
     identity = Identity(
         config.driver_name,

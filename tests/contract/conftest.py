@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.serve import WORK
 from tests.fakes.world import World
 from vmdriver.host import facts
 from vmdriver.host.threads import Pool
@@ -38,6 +39,12 @@ def embedded_root() -> Iterator[Path]:
     write_embedded_configuration(root, "libvirt-qemu", "kvm")
     yield root
     shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def boot_files(embedded_root: Path) -> Path:
+    """Kernel and initramfs where QEMU's user can read them: the checkout may be below /root."""
+    return Path(shutil.copytree(WORK / "boot" / "current", embedded_root / "boot"))
 
 
 @pytest.fixture(params=["fake", "libvirt test driver", "QEMU"])

@@ -22,12 +22,11 @@ from vmdriver.lifecycle.ports import Found
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 
-ROOT = Path(__file__).resolve().parents[2]
 MARK = "vmdriver/test/s1"
 
 
 @pytest.fixture
-def plan(tmp_path: Path, hypervisor: Any) -> LaunchPlan:
+def plan(tmp_path: Path, hypervisor: Any, request: pytest.FixtureRequest) -> LaunchPlan:
     """A plan whose files and tap exist; on QEMU it starts a guest that has nothing to boot from but its kernel."""
     value = example_plan()
     if hypervisor.name == "fake":
@@ -54,13 +53,13 @@ def plan(tmp_path: Path, hypervisor: Any) -> LaunchPlan:
     console = tmp_path / "console.log"
     console.touch()
     os.chown(console, owner.uid, owner.gid)
-    boot = ROOT / ".work" / "boot" / "current"
+    boot = request.getfixturevalue("boot_files")
     return value.model_copy(
         update={
             "disks": tuple(disks),
             "console": str(console),
-            "kernel": str(boot.resolve() / "kernel"),
-            "initramfs": str(boot.resolve() / "initramfs"),
+            "kernel": str(boot / "kernel"),
+            "initramfs": str(boot / "initramfs"),
             "memory_mib": 256,
         }
     )

@@ -18,6 +18,7 @@ from tests.fakes.leftovers import leftovers
 from tests.fakes.registry import push, registry
 from tests.fakes.serve import WORK
 from tests.system.machines import INSTANCE, Driver, Host, dump
+from vmdriver.model.passage import PLACE
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def host() -> Iterator[Host]:
     with registry(base / "registry") as address:
         push(WORK / "demo-image", "demo", f"{address}/demo:latest")
         yield Host(address, state)
-    for link in Path("/run/vmdriver").glob("*"):  # libvirt's short way into it
+    for link in PLACE.glob("*"):  # libvirt's short way into it
         if link.is_symlink() and link.readlink().is_relative_to(base):
             link.unlink()
     shutil.rmtree(base)

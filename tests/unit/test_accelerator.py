@@ -18,6 +18,7 @@ from vmdriver.hypervisor.domain_xml import Host
 from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.lifecycle.planner import BootChoice
 from vmdriver.lifecycle.ports import Ownership
+from vmdriver.model.passage import Passage
 from vmdriver.model.phase import DomainState
 
 OWNER = Ownership(os.getuid(), os.getgid())
@@ -25,6 +26,8 @@ OWNER = Ownership(os.getuid(), os.getgid())
 
 class FakeMachines:
     """A hypervisor whose guests boot, hang, end or do not start, by the type of the domain."""
+
+    passage = Passage()
 
     def __init__(self, work: Path, kvm: str, tcg: str = "boots") -> None:
         self.work, self.behaviour = work, {"kvm": kvm, "qemu": tcg}
@@ -136,6 +139,16 @@ async def test_a_guest_that_is_ended_by_somebody_is_tried_once_more(
     machines = FakeMachines(place.root, "ends once")
     assert await place.probe(machines).chosen() == "kvm"
     assert machines.starts == ["kvm", "kvm"]
+
+
+async def test_where_qemu_itself_refuses_kvm_nobody_waits_for_the_other_guest(
+    place: Place,
+) -> None:
+    machines = FakeMachines(place.root, "QEMU ends", "hangs")
+    assert await place.probe(machines).chosen() == "tcg"
+    outcome = kvm_outcome.load(place.results)
+    assert outcome.decided
+    assert "failed to set MSR" in outcome.reason
 
 
 async def test_a_guest_on_kvm_that_is_late_counts_as_booted(place: Place) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vmdriver.config_model import Config
 from vmdriver.hypervisor.embedded import embed_uri, remove_torn_definitions
+from vmdriver.model.passage import PLACE
 
 
 def test_a_long_libvirt_root_is_reached_through_a_short_link(tmp_path: Path) -> None:
@@ -33,3 +35,13 @@ def test_a_half_written_domain_definition_is_removed_and_whole_ones_stay(
     (definitions / "whole.xml").write_text("<domain/>")
     remove_torn_definitions(tmp_path)
     assert [path.name for path in definitions.iterdir()] == ["whole.xml"]
+
+
+def test_the_short_links_are_not_below_a_sockets_folder_which_is_closed_to_qemu() -> (
+    None
+):
+    for socket in ("bind_socket", "admin_socket"):
+        default = Config.model_fields[socket].default
+        assert default is None or not PLACE.is_relative_to(default.parent)
+    link = Path(embed_uri(PLACE / "state" / "libvirt").partition("root=")[2])
+    assert link == PLACE / "state" / "libvirt", "short enough to need no link"

@@ -6,11 +6,10 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdriver.app import Driver
+from vmdriver.app import Driver, open_driver
 from vmdriver.cli.show import print_json
 from vmdriver.cli.unread import unread
 from vmdriver.config import Loaded
@@ -26,6 +25,7 @@ from vmdriver.oci.cache import Cache
 from vmdriver.service.server import check_path
 from vmdriver.storage import boot
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.way_in import closed_folder
 
 _TOOLS = {
     "qemu-img": "qemu-utils",
@@ -86,17 +86,6 @@ def _permissions(config: Config) -> list[Finding]:
         findings.append(
             Finding("tun device", "fail", "/dev/net/tun is missing", "modprobe tun")
         )
-    for directory in [config.state_dir, *config.state_dir.parents]:
-        if directory.exists() and not directory.stat().st_mode & 0o001:
-            advice = f"chmod o+x {directory}: QEMU must reach its files through it"
-            findings.append(
-                Finding(
-                    "state directory",
-                    "fail",
-                    f"{directory} is closed to others",
-                    advice,
-                )
-            )
     return findings
 
 
@@ -231,12 +220,8 @@ async def _network(driver: Driver) -> list[Finding]:
     return findings
 
 
-async def _libvirt(driver: Driver) -> list[Finding]:
+async def _libvirt(driver: Driver, *, alone: bool) -> list[Finding]:
     if driver.embedded:
-        driver.layout.libvirt.mkdir(parents=True, exist_ok=True)
-        lock = StateLock(driver.layout.lock)
-        alone = lock.try_open()
-        lock.release()
         if not alone:
             return [
                 Finding("libvirt", "ok", "a driver is running on this state directory")
@@ -257,19 +242,48 @@ async def _libvirt(driver: Driver) -> list[Finding]:
 async def _examine(loaded: Loaded) -> list[Finding]:
     config = loaded.config
     findings = [*_tools(config), *_permissions(config), *_files(config)]
-    if any(f.check == "QEMU user" and f.level == "fail" for f in findings):
-        return findings
+    if any(f.check in {"QEMU user", "root"} and f.level == "fail" for f in findings):
+        return findings  # the rest cannot be asked
     findings += await _accelerator(config)
-    driver = Driver(config)
-    checks: list[Callable[[Driver], Awaitable[list[Finding]]]] = [_network, _libvirt]
+    layout = Layout(config.state_dir)
+    layout.make()
+    lock = StateLock(layout.lock)
+    alone = lock.try_open()
     try:
-        for check in checks:
+        way, driver = await _way_in(config, alone=alone)
+        findings.append(way)
+        if driver is not None:
+            findings += await _asked(driver, alone=alone)
+    finally:
+        lock.release()
+    return findings
+
+
+async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | None]:
+    """Whether QEMU gets to its files; where it does, a driver that may use libvirt if `alone`."""
+    check, owner = "state directory", qemu_owner(config)
+    closed = await closed_folder(Layout(config.state_dir), owner)
+    text = "QEMU reaches it"
+    if closed:
+        text = f"{closed} is closed to QEMU, which comes in through a mount of its own"
+    if not alone:
+        return Finding(check, "ok", text), Driver(config)
+    try:
+        return Finding(check, "ok", text), await open_driver(config)
+    except ConfigError as error:
+        return Finding(check, "fail", error.message, error.resolution), None
+
+
+async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
+    """What the outside worlds say themselves."""
+    findings = []
+    checks = (("network", _network(driver)), ("libvirt", _libvirt(driver, alone=alone)))
+    try:
+        for name, check in checks:
             try:
-                findings += await check(driver)
+                findings += await check
             except DriverError as error:
-                findings.append(
-                    Finding(check.__name__.strip("_"), "fail", error.text())
-                )
+                findings.append(Finding(name, "fail", error.text()))
         findings.append(await _qemu_version())
     finally:
         driver.release_threads()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vmdriver.app import Driver
+from vmdriver.app import Driver, open_driver
 from vmdriver.cli.unread import as_document, print_unreadable, read_state
 from vmdriver.config import Loaded
 from vmdriver.errors import DriverError, NotFound
@@ -224,9 +224,9 @@ def _copy_from(path: Path, position: int) -> int:
 async def _sweep(
     loaded: Loaded, *, dry_run: bool
 ) -> tuple[list[Found], list[str], bool]:
-    driver = Driver(loaded.config)
-    lock = StateLock(driver.layout.lock)
+    lock = StateLock(Layout(loaded.config.state_dir).lock)
     alone = lock.try_open()
+    driver = await open_driver(loaded.config) if alone else Driver(loaded.config)
     known = {
         path.name for path in driver.layout.sandboxes.glob("*") if is_sandbox(path)
     }

@@ -159,8 +159,9 @@ class AcceleratorProbe:
                 "chgrp it to QEMU's group, mode 0660"
             )
         boot = self._boot()
+        theirs = self._machines.passage.theirs
         unreadable = await access.denied(
-            [boot.kernel, boot.initramfs], "read", owner.uid, owner.gid
+            [theirs(boot.kernel), theirs(boot.initramfs)], "read", owner.uid, owner.gid
         )
         if unreadable:
             return undecided(f"QEMU's user may not read {unreadable[0]}")

@@ -14,6 +14,7 @@ from xml.etree import ElementTree as Xml
 from vmdriver.hypervisor.guest_channel import CHANNEL
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK
 from vmdriver.lifecycle.ports import Ownership
+from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import Disk, LaunchPlan
 
 METADATA = "https://openshell.dev/vmdriver/1"
@@ -135,8 +136,28 @@ def _cpu_tune(root: Xml.Element, plan: LaunchPlan) -> None:
         _add(tune, "global_quota", str(plan.cpu_quota_millis * _CPU_PERIOD_US // 1000))
 
 
-def render(plan: LaunchPlan, host: Host, mark: str) -> str:
+def _named_for_qemu(plan: LaunchPlan, passage: Passage) -> LaunchPlan:
+    disks = tuple(
+        disk.model_copy(
+            update={
+                "path": passage.theirs(disk.path),
+                "backing": tuple(passage.theirs(path) for path in disk.backing),
+            }
+        )
+        for disk in plan.disks
+    )
+    update = {
+        "disks": disks,
+        "kernel": passage.theirs(plan.kernel),
+        "initramfs": passage.theirs(plan.initramfs),
+        "console": passage.theirs(plan.console),
+    }
+    return plan.model_copy(update=update)
+
+
+def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -> str:
     """The sandbox's domain. `mark` goes into the metadata, where `marked` finds it."""
+    plan = _named_for_qemu(plan, passage)
     Xml.register_namespace("vmdriver", METADATA)
     root = Xml.Element("domain", {"type": host.domain_type})
     _add(root, "name", plan.domain)
@@ -164,14 +185,20 @@ def render(plan: LaunchPlan, host: Host, mark: str) -> str:
     return _text(root)
 
 
-def for_restore(saved: str, plan: LaunchPlan, mark: str, memory: str) -> str:
+def for_restore(
+    saved: str, plan: LaunchPlan, mark: str, memory: str, passage: Passage = DIRECT
+) -> str:
     """The machine that an image was taken of, as the plan's: the plan's name, disks, tap and
     console, its RAM mapped copy-on-write from the file `memory`. Everything that its guest
     has seen (models, addresses on the buses, CPU) stays as it was.
     """
     Xml.register_namespace("vmdriver", METADATA)
     Xml.register_namespace("qemu", _QEMU)
+    plan = _named_for_qemu(plan, passage)
     root = Xml.fromstring(saved)  # noqa: S314 - libvirt's own output
+    for tag in ("os/kernel", "os/initrd"):
+        for element in root.findall(tag):
+            element.text = passage.theirs(passage.ours(element.text or ""))
     root.attrib.pop("id", None)
     _set_text(root, "name", plan.domain)
     _set_text(root, "uuid", plan.domain_uuid)
@@ -196,7 +223,7 @@ def for_restore(saved: str, plan: LaunchPlan, mark: str, memory: str) -> str:
             element.set(attribute, value)
     for element in devices.findall("channel/source"):
         element.attrib.pop("path", None)
-    _map_memory(root, plan, memory)
+    _map_memory(root, plan, passage.theirs(memory))
     return _text(root)
 
 

@@ -11,12 +11,14 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
+from vmdriver.model.passage import PLACE
+
 _log = logging.getLogger(__name__)
 _LONGEST_ROOT = 27
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 
 
-def embed_uri(root: Path, short_links: Path = Path("/run/vmdriver")) -> str:
+def embed_uri(root: Path, short_links: Path = PLACE) -> str:
     """URI of libvirt's QEMU driver inside this process, with its files below `root`.
 
     libvirt makes Unix sockets below it, whose paths may have 107 bytes, of which its own part

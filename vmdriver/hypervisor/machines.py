@@ -16,6 +16,7 @@ from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
 from vmdriver.lifecycle.ports import Found, Ownership
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.memory_image import Versions
+from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, LaunchPlan
 
@@ -40,7 +41,14 @@ _UNDEFINE = (
 class Machines:
     """All domains of one driver instance on one connection."""
 
-    def __init__(self, connection: Connection, instance: str, owner: Ownership) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        instance: str,
+        owner: Ownership,
+        passage: Passage = DIRECT,
+    ) -> None:
+        self.passage = passage
         self._connection = connection
         self._instance = instance
         self._owner = owner
@@ -106,7 +114,7 @@ class Machines:
         error: two machines, one disk.
         """
         host = await self.host("kvm" if plan.accelerator == "kvm" else "qemu")
-        text = render(plan, host, mark)
+        text = render(plan, host, mark, self.passage)
         await self._connection.call(
             f"start {plan.domain}",
             lambda connection: _define_and_start(connection, text),

@@ -23,6 +23,7 @@ from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, domain_xml, guest_channel, root_disk
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
+from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
@@ -35,8 +36,11 @@ cookie, 14 unused words (libvirt 9.0, src/qemu/qemu_saveimage.h).
 class DomainMemory:
     """Memory of the domains on one connection."""
 
-    def __init__(self, connection: Connection, files: Pool) -> None:
+    def __init__(
+        self, connection: Connection, files: Pool, passage: Passage = DIRECT
+    ) -> None:
         self._connection = connection
+        self._passage = passage
         self._files = files
 
     async def pause(self, domain: str) -> None:
@@ -104,7 +108,9 @@ class DomainMemory:
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
     ) -> None:
         """See ports.MachineMemory."""
-        text = domain_xml.for_restore(saved.domain_xml, plan, mark, saved.memory)
+        text = domain_xml.for_restore(
+            saved.domain_xml, plan, mark, saved.memory, self._passage
+        )
         image = Path(scratch)
 
         def restore(connection: Any) -> None:
@@ -121,9 +127,10 @@ class DomainMemory:
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         """See ports.MachineMemory."""
+        theirs = self._passage.theirs(layer)
         await self._connection.call(
             f"switch layer of {domain}",
-            lambda c: root_disk.switch(c.lookupByName(domain), layer),
+            lambda c: root_disk.switch(c.lookupByName(domain), theirs),
         )
 
     async def holds(self, domain: str, layer: str, below: str) -> bool:

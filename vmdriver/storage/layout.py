@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,13 +74,23 @@ class Layout:
         """The probe guest's status disk and console."""
         return self.root / "probe"
 
+    @property
+    def came_in(self) -> Path:
+        """There while machines may run whose QEMU came in through a mount (way_in.py)."""
+        return self.root / "came-in"
+
     def sandbox(self, sandbox_id: str) -> SandboxFiles:
         """One sandbox's files; refuses ids that are no single path component."""
         return SandboxFiles(self.sandboxes / check_sandbox_id(sandbox_id))
 
     def make(self) -> None:
-        """Make the directories that are always there."""
+        """Make the directories that are always there. A gateway that launches us makes the first
+        one itself, closed to everybody else: it is opened, if it is ours.
+        """
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        info = self.root.stat()
+        if info.st_uid == os.geteuid() and info.st_mode & 0o011 != 0o011:
+            self.root.chmod(info.st_mode & 0o7777 | 0o011)
         for path in (
             self.sandboxes,
             self.images,

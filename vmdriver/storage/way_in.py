@@ -1,0 +1,117 @@
+"""Opens QEMU's way to our files.
+
+Our own folder is opened: 0711, so that its files can be reached but not listed. Folders above it
+are somebody else's and stay as they are. Where one of them is closed to QEMU's user, the
+driver shows its folders at a second place, in a mount namespace of its own: nothing of it is seen
+elsewhere on the host, and nothing is left when the last machine has ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdriver.errors import ConfigError, DriverError
+from vmdriver.host import access, mounts
+from vmdriver.lifecycle.ports import Ownership
+from vmdriver.model.passage import PLACE, Passage
+from vmdriver.storage import files
+from vmdriver.storage.layout import Layout
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder of ours, and where QEMU finds it if it cannot walk there. `names`: every way in
+    which our own paths begin.
+    """
+
+    setting: str
+    names: tuple[Path, ...]
+    mount: Path
+
+
+def _folders(layout: Layout) -> list[_Folder]:
+    root = layout.root.resolve()
+    names = (layout.root,) if layout.root == root else (layout.root, root)
+    found = [_Folder("state_dir", names, PLACE / "state")]
+    boot = layout.boot.resolve()
+    if boot.is_dir() and not boot.is_relative_to(root):  # a link to somewhere else
+        found.append(_Folder("state_dir/boot", (boot,), PLACE / "boot"))
+    return found
+
+
+async def open_way_in(layout: Layout, owner: Ownership, *, embedded: bool) -> Passage:
+    """What QEMU, run as `owner`, is to call our files. With the lock held, in the main thread,
+    before libvirt is used. `embedded`: QEMU will be our child; a daemon's QEMU sees no mounts
+    of ours.
+
+    ConfigError, with the folder that is in the way, where there is no way in.
+    """
+    folders = _folders(layout)
+    state = folders[0]
+    closed = {f: await _in_the_way(f.names, owner) for f in folders}
+    needed = [f for f in folders if closed[f]]
+    # A machine that came in through the mount is found by libvirt under that name only.
+    if state not in needed and layout.came_in.exists() and _machines_run(layout):
+        needed.insert(0, state)
+    if needed and not embedded:
+        raise _no_way(needed[0], closed[needed[0]], owner)
+    if state in needed:
+        files.replace(layout.came_in, f"{state.mount}\n".encode())
+    else:
+        layout.came_in.unlink(missing_ok=True)
+    if needed:
+        try:
+            _mount(needed)
+        except OSError as error:
+            raise _no_way(needed[0], closed[needed[0]], owner, str(error)) from error
+    for folder in needed:
+        if await _in_the_way((folder.mount,), owner):  # it is the folder itself
+            raise _no_way(folder, str(folder.names[-1]), owner)
+    return Passage(_pairs(needed), _pairs(folders))
+
+
+def _mount(folders: list[_Folder]) -> None:
+    mounts.enter_own_namespace()
+    for folder in folders:
+        folder.mount.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for path in (PLACE, folder.mount):
+            path.chmod(0o711)
+        mounts.bind(folder.names[-1], folder.mount)
+
+
+def _pairs(folders: list[_Folder]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (str(name), str(folder.mount)) for folder in folders for name in folder.names
+    )
+
+
+async def closed_folder(layout: Layout, owner: Ownership) -> str:
+    """The first folder that QEMU's user may not pass on its way to our files; "": none."""
+    for folder in _folders(layout):
+        if found := await _in_the_way(folder.names, owner):
+            return found
+    return ""
+
+
+async def _in_the_way(names: tuple[Path, ...], owner: Ownership) -> str:
+    """The first folder on the way to one that goes by these names."""
+    chain = [str(p) for name in names for p in (*reversed(name.parents), name)]
+    denied = await access.denied(chain, "pass", owner.uid, owner.gid)
+    return denied[0] if denied else ""
+
+
+def _machines_run(layout: Layout) -> bool:
+    """libvirt keeps one such file for each machine that runs."""
+    return any((layout.libvirt / "run" / "qemu").glob("*.xml"))
+
+
+def _no_way(
+    folder: _Folder, closed: str, owner: Ownership, detail: str = ""
+) -> DriverError:
+    return ConfigError(
+        f"{folder.setting}: QEMU's user ({owner.uid}:{owner.gid}) cannot reach "
+        f"{folder.names[-1]}, because {closed or folder.names[-1]} is closed to it",
+        detail=detail,
+        resolution=f"chmod o+x {closed or folder.names[-1]}, or choose a folder below /var/lib",
+    )
