@@ -30,8 +30,15 @@ from vmdriver.storage.memory_images import MemoryImages
 RAM = 64 * PAGE
 
 
+SWITCHOVER = b"\x08" + struct.pack(">HH", 12, 0)
+"""A command of QEMU 10, between two sections."""
+
+
 def stream(
-    pages: dict[int, bytes], roms: dict[int, bytes], tail: bytes = b"\x04devices"
+    pages: dict[int, bytes],
+    roms: dict[int, bytes],
+    tail: bytes = b"\x04devices",
+    between: bytes = b"",
 ) -> bytes:
     """What QEMU writes: RAM of 64 pages and a ROM of 8, in two sections, and the devices behind them."""
 
@@ -70,7 +77,7 @@ def stream(
         + end
         + footer
     )
-    return header + first + second + tail
+    return header + first + between + second + tail
 
 
 def cut(data: bytes, memory: Path, size: int = RAM) -> object:
@@ -94,16 +101,18 @@ def cut(data: bytes, memory: Path, size: int = RAM) -> object:
 @given(
     st.dictionaries(st.integers(0, 63), st.integers(1, 255), max_size=64),
     st.dictionaries(st.integers(0, 7), st.integers(1, 255), max_size=8),
+    st.sampled_from([b"", SWITCHOVER, b"\x08" + struct.pack(">HH", 5, 3) + b"abc"]),
 )
 def test_any_stream_is_cut_into_its_memory_and_the_rest(
     tmp_path_factory: pytest.TempPathFactory,
     pages: dict[int, int],
     roms: dict[int, int],
+    between: bytes,
 ) -> None:
     memory = tmp_path_factory.mktemp("m") / "memory"
     content = {n: bytes([v]) * PAGE for n, v in pages.items()}
     rom = {n: bytes([v]) * PAGE for n, v in roms.items()}
-    found = cut(stream(content, rom), memory)
+    found = cut(stream(content, rom, between=between), memory)
     assert found.memory_bytes == RAM == memory.stat().st_size
     assert found.stored_bytes == len(pages) * PAGE
     data = memory.read_bytes()
@@ -118,6 +127,14 @@ def test_any_stream_is_cut_into_its_memory_and_the_rest(
     assert found.state.endswith(b"\x04devices")
     assert MAIN_BLOCK.encode() in found.state
     assert b"pc.ram" not in found.state
+    assert between in found.state
+
+
+def test_pages_behind_what_nobody_knows_are_an_error_and_not_left_out(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(HypervisorError, match="no end of the memory"):
+        cut(stream({1: b"x" * PAGE}, {}, between=b"\x2a"), tmp_path / "memory")
 
 
 @pytest.mark.parametrize("size", [0, 4, 11, 60, 5000, -1])

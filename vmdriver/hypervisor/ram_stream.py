@@ -5,7 +5,7 @@ record header of its own, then the devices. Here the pages of the main block go 
 offsets of a file, which another QEMU can map copy-on-write; what is left (some 300 KiB) is
 again a stream that any QEMU with default capabilities accepts. Zero pages become holes.
 
-Format (QEMU 3 to 9, "ram" section of the precopy stream; QEMU source migration/ram.c,
+Format (QEMU 3 to 10, "ram" section of the precopy stream; QEMU source migration/ram.c,
 migration/savevm.c; measured with 7.2 and 10.0): all numbers are big-endian.
 """
 
@@ -23,7 +23,7 @@ MAIN_BLOCK = "vmdriver.ram"
 _MAGIC, _VERSION = 0x5145564D, 3
 _ZERO, _MEM_SIZE, _PAGE, _EOS, _CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 _SECTION_START, _SECTION_PART, _SECTION_END, _SECTION_FULL = 1, 2, 3, 4
-_SUBSECTION, _CONFIGURATION, _FOOTER = 5, 7, 0x7E
+_SUBSECTION, _CONFIGURATION, _COMMAND, _FOOTER = 5, 7, 8, 0x7E
 _PAGE_RECORD = struct.Struct(f">Q{PAGE}x")
 _ZERO_RECORD = struct.Struct(">QB")
 _MOST_VIEWS = 512  # below IOV_MAX, 1024
@@ -103,11 +103,16 @@ class _Splitter:
     kept_block: bytes = b""
     """The block that the last record in `out` named: records after it may leave it out."""
     stored: int = 0
+    ended: bool = False
+    """Whether the last section of RAM was there."""
 
     def run(self) -> Split:
         self._headers()
         while self._section():
             pass
+        if not self.ended:
+            # Pages would be left in what is loaded as devices.
+            raise HypervisorError("QEMU's memory stream has no end of the memory")
         self.out += self.source.rest()
         if not self.main:
             raise HypervisorError(
@@ -138,6 +143,10 @@ class _Splitter:
         if kind == _FOOTER:
             self._copy(5)
             return True
+        if kind == _COMMAND:
+            # From QEMU 10 on, "the machine stands still now" comes before the last pages.
+            self._copy(int.from_bytes(self._copy(5)[3:], "big"))
+            return True
         if kind in {_SECTION_START, _SECTION_FULL}:
             source.fill(6 + 255, or_end=True)
             length = source.view[source.at + 5]
@@ -147,6 +156,7 @@ class _Splitter:
             self._copy(6 + length + 8)
         elif kind in {_SECTION_PART, _SECTION_END}:
             self._copy(5)
+            self.ended |= kind == _SECTION_END
         elif kind == _SUBSECTION:
             raise HypervisorError("QEMU's memory stream has an unknown configuration")
         else:
