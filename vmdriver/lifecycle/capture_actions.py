@@ -9,12 +9,13 @@ machine first.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from vmdriver.errors import Refused
+from vmdriver.errors import DriverError, Refused
 from vmdriver.lifecycle import planner, restore_check
 from vmdriver.lifecycle.hold import SandboxHold
 from vmdriver.lifecycle.hooks import Reason
@@ -22,8 +23,11 @@ from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.manifest import describe
 from vmdriver.lifecycle.memory_ports import STATE_BYTES, Captured, Streamed
 from vmdriver.lifecycle.steps import FROZEN, IMAGE_PART, LAYER, PAUSED, WRITTEN
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.model.memory_image import ImageKind, MemoryRef
 from vmdriver.model.plan import LaunchPlan
+
+_log = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -52,7 +56,13 @@ class CaptureActions(SandboxHold):
 
     async def _abandon_capture(self) -> None:
         """Let the machine go on after a capture that was cut off or has failed."""
-        await self._settle_layer()
+        try:
+            await self._settle_layer()
+        except DriverError:
+            # What it stands on cannot be noted (on a full disk, for one), so that the layer has
+            # to stay held. Nothing stands still for that reason.
+            await self._let_go_on()
+            raise
         errors = await self.ledger.release(
             Scope.CAPTURE,
             lambda held: self._shared.undoer.undo(
@@ -61,6 +71,15 @@ class CaptureActions(SandboxHold):
         )
         if errors:
             raise errors[0]
+
+    async def _let_go_on(self) -> None:
+        for key in (PAUSED, FROZEN):
+            held = self.ledger.get(key)
+            if held is not None:
+                undo = self._shared.undoer.undo(
+                    self.record, self.ledger, held, Reason.STOPPED
+                )
+                await tried(_log, undo, f"{self.record.id}: {key}")
 
     async def _settle_layer(self) -> None:
         """Stand on the new layer if the machine may write to it already. Nothing is lost when
