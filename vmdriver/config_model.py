@@ -107,6 +107,12 @@ class Config(ImageSettings, GuestSettings, NetworkSettings):
     restore_timeout_s: float = Field(
         30.0, gt=0, le=600, description="time for a restored guest to answer"
     )
+    restore_retry_s: float = Field(
+        120.0,
+        ge=0,
+        le=3600,
+        description="how long a restore is tried again when what stands in its way may pass",
+    )
     max_snapshots: int = Field(16, ge=0, description="most snapshots of one sandbox")
     max_snapshot_mib: int = Field(
         65536, ge=0, description="most disk space of one sandbox's snapshots, MiB"

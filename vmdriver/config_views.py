@@ -59,6 +59,7 @@ def settings_from(config: Config) -> Settings:
         on_restore_failure=config.on_restore_failure,
         freeze_timeout_s=config.freeze_timeout_s,
         restore_timeout_s=config.restore_timeout_s,
+        restore_retry_s=config.restore_retry_s,
         max_snapshots=config.max_snapshots,
         max_snapshot_bytes=config.max_snapshot_mib * 2**20,
         max_host_snapshots=config.max_host_snapshots,

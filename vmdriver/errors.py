@@ -63,6 +63,12 @@ class Refused(DriverError):
     reason = "Refused"
 
 
+class NotRestorable(Refused):
+    """Kept memory differs from what is here, or is damaged: trying again is of no use."""
+
+    reason = "NotRestorable"
+
+
 class Exhausted(DriverError):
     """A limit that the operator set, or a host resource, is used up."""
 

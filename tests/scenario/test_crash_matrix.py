@@ -29,6 +29,7 @@ SEQUENCES = {
     "create-crash-delete": ("create", "crash", "delete"),
     "suspend": ("create", "tick", "suspend", "resume", "tick"),
     "suspend-twice": ("create", "suspend", "resume", "suspend", "resume", "tick"),
+    "suspend-cold": ("create", "tick", "suspend", "cold", "tick"),
     "suspend-delete": ("create", "suspend", "delete"),
     "snapshot": ("create", "tick", "snapshot", "tick"),
     "snapshot-revert": ("create", "tick", "snapshot", "tick", "revert", "tick"),
@@ -45,6 +46,7 @@ EXPECTED = {
     "crash": Phase.FAILED,
     "tick": Phase.RUNNING,
     "resume": Phase.RUNNING,
+    "cold": Phase.RUNNING,
     "revert": Phase.RUNNING,
 }
 NEVER_COLD = {"suspend", "suspend-twice", "snapshot", "snapshot-revert"}
@@ -85,6 +87,7 @@ OPERATIONS = {
     "tick",
     "suspend",
     "resume",
+    "cold",
     "snapshot",
     "disk-snapshot",
     "revert",
@@ -106,8 +109,8 @@ async def operate(driver: FakeDriver, step: str) -> None:
             driver.memory.tick(worker.record.plan.domain)
     elif step == "suspend":
         await operations.suspend(worker)
-    elif step == "resume":
-        await operations.resume(worker)
+    elif step in {"resume", "cold"}:
+        await operations.resume(worker, cold=step == "cold")
     elif step == "revert":
         await operations.restore_snapshot(worker, "a")
     elif step == "forget":

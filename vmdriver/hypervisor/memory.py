@@ -17,7 +17,7 @@ from typing import Any
 
 import libvirt
 
-from vmdriver.errors import HypervisorError, NotFound
+from vmdriver.errors import HypervisorError, NotFound, StorageError
 from vmdriver.host import open_files
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, domain_xml, guest_channel, root_disk
@@ -114,12 +114,18 @@ class DomainMemory:
         image = Path(scratch)
 
         def restore(connection: Any) -> None:
-            _write_save_image(image, text, saved.state)
             try:
+                _write_save_image(image, text, saved.state)
                 _refuse_running(connection.defineXML(text))
                 connection.restoreFlags(
                     str(image), None, libvirt.VIR_DOMAIN_SAVE_PAUSED
                 )
+            except OSError as error:
+                raise StorageError(
+                    f"the machine's state cannot be written: {error.strerror}",
+                    detail=str(error),
+                    resolution="free space in the state directory",
+                ) from error
             finally:
                 image.unlink(missing_ok=True)
 

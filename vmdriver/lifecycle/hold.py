@@ -19,6 +19,7 @@ from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.restore_tries import RestoreTries
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.standstill import Waker
 from vmdriver.lifecycle.state import SandboxState
@@ -78,6 +79,7 @@ class SandboxHold(SandboxState):
         """When that is tried again (monotonic seconds)."""
         self._clean_ups = 0
         self._waker = Waker(shared.ports)
+        self.restoring = RestoreTries(shared.settings.restore_retry_s)
 
     async def observe(self) -> tuple[MachineState, GuestReport]:
         """What libvirt and the guest say now."""

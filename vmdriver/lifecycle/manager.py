@@ -238,7 +238,7 @@ def _refuse_if_deleting(worker: SandboxWorker) -> None:
 def _at_rest(worker: SandboxWorker) -> bool:
     record = worker.record
     held = worker.ledger.held(Scope.RUNTIME) + worker.ledger.held(Scope.CAPTURE)
-    if held or record.reverting or record.intent is Intent.DELETED:
+    if held or record.reverting or record.cold or record.intent is Intent.DELETED:
         return False
     if worker.reconcile_due:
         return False

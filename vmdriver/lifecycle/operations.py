@@ -21,7 +21,10 @@ class Operations:
         self._manager = manager
         settings = manager.settings
         self._up_limit_s = (
-            settings.boot_timeout_s + settings.restore_timeout_s + _RESTORE_SLACK_S
+            settings.boot_timeout_s
+            + settings.restore_timeout_s
+            + settings.restore_retry_s
+            + _RESTORE_SLACK_S
         )
 
     def find(self, sandbox: str) -> SandboxWorker:
@@ -67,7 +70,10 @@ class Operations:
         """Bring it back, from its memory if it has some and `cold` does not say otherwise."""
         was_down = _is_down(worker)
         if cold:
-            await worker.perform(lambda _: worker.drop_memory())
+            await worker.update(cold=True)
+            worker.start()
+            await worker.until(lambda record: not record.cold, self._up_limit_s)
+            self._must_exist(worker)
         await self._manager.start(worker.record.id, "")
         await self._up(worker, was_down=was_down)
 

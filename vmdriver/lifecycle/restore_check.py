@@ -116,7 +116,12 @@ def differences(
     found += _file_differences(manifest.files, now.files)
     if manifest.token_expires_at is not None and manifest.token_expires_at < now.time_s:
         found.append("the sandbox's token has expired meanwhile")
-    if manifest.stored_bytes > now.available_memory_bytes:
-        needed, free = manifest.stored_bytes >> 20, now.available_memory_bytes >> 20
-        found.append(f"the host has {free} MiB of memory left, {needed} are needed")
     return found
+
+
+def shortage(manifest: MemoryManifest, now: HostNow) -> str:
+    """What the host has too little of at the moment, in words, or ""."""
+    if manifest.stored_bytes <= now.available_memory_bytes:
+        return ""
+    needed, free = manifest.stored_bytes >> 20, now.available_memory_bytes >> 20
+    return f"the host has {free} MiB of memory left, {needed} are needed"

@@ -6,7 +6,13 @@ import logging
 import secrets as randomness
 import time
 
-from vmdriver.errors import DriverError, Refused
+from vmdriver.errors import (
+    DriverError,
+    Exhausted,
+    NotFound,
+    NotRestorable,
+    Refused,
+)
 from vmdriver.host import facts
 from vmdriver.lifecycle import planner, restore_check
 from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
@@ -14,7 +20,8 @@ from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.launcher import LaunchFailed
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.phases.vm import new_run
-from vmdriver.lifecycle.steps import MACHINE, MAPPED, resume_steps
+from vmdriver.lifecycle.restore_tries import Verdict, final
+from vmdriver.lifecycle.steps import MACHINE, MAPPED, Step, resume_steps
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.memory_image import MemoryManifest, MemoryRef
@@ -24,6 +31,8 @@ from vmdriver.model.record import RESTORE_FAILED, Failure
 
 _log = logging.getLogger(__name__)
 _THERE = {DomainState.RUNNING, DomainState.PAUSED, DomainState.STALLED}
+_NO_REFUSAL = {"ExtensionTimedOut", "ExtensionFailed"}
+"""What is said of an extension that has not said no."""
 _KINDS = {
     "suspended": RestoreKind.RESUMED,
     "snapshot": RestoreKind.SNAPSHOT,
@@ -38,23 +47,44 @@ class ResumeActions(CaptureActions):
 
     async def _resume(self) -> None:
         if self.record.phase is not Phase.RESUMING:
+            self.restoring.begin()
             await self.update(phase=Phase.RESUMING, failure=None)
         ref, watch = self.record.memory, Stopwatch()
         try:
             if ref is None:
-                raise Refused("there is no memory image", reason="MemoryMissing")
+                raise NotRestorable("there is no memory image", reason="MemoryMissing")
             if not ref.consumed:
                 await self._load(ref, watch)
             else:
                 await self._check_loaded()
             await self._let_go(watch)
         except LaunchFailed as failed:
-            await self._not_restored(failed.cause)
+            await self._after_try(failed.cause)
             return
         except DriverError as error:
-            await self._not_restored(error)
+            await self._after_try(error)
             return
         await self._resumed(ref, watch)
+
+    async def _after_try(self, error: DriverError) -> None:
+        """Again after a while (raised, for the loop), or what the policy says."""
+        ref = self.record.memory
+        used = ref is not None and ref.consumed
+        match self.restoring.verdict(error, used=used, now_s=time.monotonic()):
+            case Verdict.AGAIN:
+                raise error
+            case Verdict.KEEP:
+                text = f"its memory could not be restored yet: {error.text()}"
+                more = "the memory is kept, the next start tries again"
+                await self._fail_to_restore(f"{text}; {more}")
+            case Verdict.GIVE_UP:
+                await self._not_restored(error)
+
+    async def _fail_to_restore(self, why: str) -> None:
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        self.tell(RESTORE_FAILED, why, warn=True)
+        failure = Failure(reason=RESTORE_FAILED, message=why)
+        await self.update(phase=Phase.FAILED, failure=failure)
 
     async def _load(self, ref: MemoryRef, watch: Stopwatch) -> None:
         """Check, then have the machine paused, and mark the image as used."""
@@ -67,14 +97,14 @@ class ResumeActions(CaptureActions):
                 ref.directory, manifest.parts
             )
         if problems:
-            raise Refused(
+            raise NotRestorable(
                 f"the memory image is damaged: {'; '.join(problems)}",
                 reason="ImageDamaged",
             )
         kind = _KINDS[ref.kind]
         await self.update(extensions=new_run(record, kind))
         with watch.step("hooks"):
-            await shared.extensions.before_restore(self.record, self.ledger, kind)
+            await self._ask_extensions(kind)
         saved = await shared.ports.memory_store.saved(ref.directory)
         owner = mark(shared.settings.instance, record.id)
         scratch = shared.launcher.places.paths(record.id).scratch
@@ -93,30 +123,57 @@ class ResumeActions(CaptureActions):
         try:
             for step in steps:
                 with watch.step("load" if step.key == MACHINE else "network and files"):
-                    await shared.launcher.take(self.record, self.ledger, [step])
+                    await self._take_step(step)
         finally:
             await store.lend(ref.directory, lent=False)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
             await self.update(memory=used, secrets_digest=manifest.secrets_digest)
 
+    async def _ask_extensions(self, kind: RestoreKind) -> None:
+        try:
+            await self._shared.extensions.before_restore(self.record, self.ledger, kind)
+        except Refused as error:
+            if error.reason in _NO_REFUSAL:
+                raise
+            raise final(error) from error
+
+    async def _take_step(self, step: Step) -> None:
+        try:
+            await self._shared.launcher.take(self.record, self.ledger, [step])
+        except LaunchFailed as failed:
+            if step.key != MACHINE:
+                raise
+            raise self.restoring.not_loaded(failed.cause) from failed
+
     async def _checked(self, ref: MemoryRef) -> tuple[MemoryManifest, LaunchPlan]:
         ports, old = self._shared.ports, self.record.plan
         if old is None:
-            raise Refused("the sandbox has no plan", reason="ImageMismatch")
-        manifest, digest = await ports.memory_store.read(ref.directory)
+            raise NotRestorable("the sandbox has no plan", reason="ImageMismatch")
+        try:
+            manifest, digest = await ports.memory_store.read(ref.directory)
+            files = await ports.memory_store.identify(
+                tuple(identity.path for identity in manifest.files)
+            )
+        except (NotFound, Refused) as error:
+            raise final(error) from error
         plan = planner.on_layers(manifest.plan, self.record.layers, self.record.base)
         now = restore_check.HostNow(
             versions=await ports.hypervisor.build(plan.accelerator),
-            files=await ports.memory_store.identify(
-                tuple(identity.path for identity in manifest.files)
-            ),
+            files=files,
             time_s=time.time(),
             available_memory_bytes=facts.available_memory_bytes(),
         )
         found = restore_check.differences(manifest, digest, ref, old, now)
         if found:
-            raise Refused("; ".join(found), reason="ImageMismatch")
+            raise NotRestorable("; ".join(found), reason="ImageMismatch")
+        short = restore_check.shortage(manifest, now)
+        if short:
+            raise Exhausted(
+                short,
+                reason="MemoryShort",
+                resolution="stop or suspend other sandboxes",
+            )
         return manifest, plan
 
     async def _check_loaded(self) -> None:
@@ -126,7 +183,7 @@ class ResumeActions(CaptureActions):
         if plan is not None and self.ledger.get(MACHINE) is not None:
             domain = await self._shared.ports.hypervisor.observe(plan.domain)
         if domain not in _THERE:
-            raise Refused(
+            raise NotRestorable(
                 "the machine had gone on from it and has ended since",
                 reason="ImageUsed",
             )
@@ -181,15 +238,13 @@ class ResumeActions(CaptureActions):
         """The image is kept aside; then a cold boot or a failure, as the operator wants."""
         ports, ref = self._shared.ports, self.record.memory
         paths = self._shared.launcher.places.paths(self.record.id)
-        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
         why = f"its memory could not be restored: {error.text()}"
         if self._shared.settings.on_restore_failure == "fail" and not (
             ref is not None and ref.consumed
         ):
-            self.tell(RESTORE_FAILED, why, warn=True)
-            failure = Failure(reason=RESTORE_FAILED, message=why)
-            await self.update(phase=Phase.FAILED, failure=failure)
+            await self._fail_to_restore(why)
             return
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
         lost = (
             "processes and unsaved work of that moment are lost; the disk is as it was"
         )

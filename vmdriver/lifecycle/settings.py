@@ -64,6 +64,8 @@ class Settings:
     on_restore_failure: Literal["cold-boot", "fail"] = "cold-boot"
     freeze_timeout_s: float = 10.0
     restore_timeout_s: float = 30.0
+    restore_retry_s: float = 120.0
+    """How long a restore that something passing stands in the way of is tried again."""
     max_snapshots: int = 16
     max_snapshot_bytes: int = 64 * 2**30
     max_host_snapshots: int = 1000

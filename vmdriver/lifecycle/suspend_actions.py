@@ -104,14 +104,24 @@ class SuspendActions(CaptureActions):
             "SuspendFailed", f"the sandbox could not be suspended; {text}", warn=True
         )
 
-    async def drop_memory(self) -> None:
-        """Of a suspended sandbox; its next start is a cold boot."""
-        ref = self.record.memory
-        if self.record.phase is not Phase.SUSPENDED:
+    async def _drop_memory(self) -> None:
+        """The next start is a cold boot. The memory goes last: a machine may be loaded from it,
+        and the record may name it.
+        """
+        ref, phase = self.record.memory, self.record.phase
+        if phase is Phase.RESUMING:
+            await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        if ref is None or phase not in {
+            Phase.SUSPENDED,
+            Phase.RESUMING,
+            Phase.FAILED,
+            Phase.STOPPED,
+        }:
+            await self.update(cold=False)
             return
-        if ref is not None and ref.kind == "suspended":
+        await self.update(phase=Phase.STOPPED, memory=None, failure=None, cold=False)
+        if ref.kind == "suspended":
             await self._shared.ports.memory_store.remove(ref.directory)
-        await self.update(phase=Phase.STOPPED, memory=None)
         self.tell(
             "MemoryDropped", "the memory was dropped; the disk is kept", warn=True
         )

@@ -23,6 +23,8 @@ from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_actio
 from vmdriver.model.wishes import Wish
 
 _log = logging.getLogger(__name__)
+_MEMORY_UNDER_WAY = {Phase.SUSPENDING, Phase.FAILING, Phase.STOPPING, Phase.DELETING}
+"""Whether there is memory to drop is known a turn later."""
 
 
 class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
@@ -115,6 +117,13 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         """One look and one action. True: there was nothing to do."""
         if self._has_stale_capture():
             await self._abandon_capture()
+        under_way = self.record.phase in _MEMORY_UNDER_WAY
+        if (
+            self.record.cold
+            and not under_way
+            and self.record.intent is not Intent.DELETED
+        ):
+            await self._drop_memory()
         if self.record.reverting and self.record.intent is not Intent.DELETED:
             await self._revert()
         machine, report = await self.observe()

@@ -124,6 +124,8 @@ class SandboxRecord(Frozen):
     """Seconds of each step of the last return from memory."""
     reverting: str = ""
     """Name of the snapshot that the sandbox is being returned to."""
+    cold: bool = False
+    """The memory is to be dropped, whatever the sandbox is at."""
     stop_anyway: bool = False
     """A suspension that cannot be is a stop instead: the gateway asked for a stop."""
 

@@ -105,7 +105,11 @@ class MemoryImages:
         uid, gid = (
             (self._owner.uid, self._owner.gid) if lent else (os.geteuid(), os.getegid())
         )
-        await self._pool.run(os.chown, Path(directory) / MEMORY, uid, gid)
+        memory = Path(directory) / MEMORY
+        try:
+            await self._pool.run(os.chown, memory, uid, gid)
+        except OSError as error:
+            raise _unreadable(memory.parent, error) from error
 
     async def end(self, directory: str) -> None:
         """See ports.MemoryStore."""

@@ -1,0 +1,117 @@
+"""What may pass costs nobody their memory; `--cold` gives it up in every phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+import vmdriver.lifecycle.resume_actions as resume_module
+from tests.fakes.driver import SETTINGS
+from tests.scenario.test_kept_memory import ticked
+from tests.scenario.test_memory import operations, running
+from vmdriver.errors import HostError, HypervisorError, StorageError, TimedOut
+from vmdriver.lifecycle.restore_tries import RestoreTries, Verdict, final
+from vmdriver.model.phase import Phase
+
+
+@pytest.mark.parametrize(
+    "call", ["write resume files", "make tap", "load test-", "go on", "renew", "save"]
+)
+async def test_what_passes_is_waited_for(call: str) -> None:
+    """A full disk, a record that could not be saved, a machine that answers late."""
+    driver = await running()
+    domain = await ticked(driver)
+    await driver.manager.stop("s1", "")
+    numbers = itertools.count()
+    # Of the records: the third, which says that the image is used.
+    first = 3 if call == "save" else 0
+
+    def fails(made: str) -> bool:
+        return made.startswith(call) and next(numbers) in {first, first + 1}
+
+    driver.world.fail = fails
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert next(numbers) > first + 1, "it has failed on the way"
+    assert driver.phase() is Phase.RUNNING
+    assert driver.memory.tick(domain) == 2
+    assert driver.world.starts[domain] == 1, "it was not booted"
+    assert driver.world.lived == [(domain, 1), (domain, 2)]
+    await driver.close()
+
+
+async def test_too_little_memory_on_the_host_is_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = dataclasses.replace(SETTINGS, restore_retry_s=0.0)
+    driver = await running(settings=settings)
+    domain = await ticked(driver)
+    await driver.manager.stop("s1", "")
+    monkeypatch.setattr(resume_module.facts, "available_memory_bytes", lambda: 1)
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    record = driver.manager.workers["s1"].record
+    assert record.phase is Phase.FAILED, "whatever on_restore_failure says"
+    assert record.failure.reason == "RestoreFailed"
+    assert "the memory is kept" in record.failure.message
+    assert "s1/suspended" in driver.world.images
+    monkeypatch.undo()
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.memory.tick(domain) == 2
+    await driver.close()
+
+
+@pytest.mark.parametrize("phase", [Phase.SUSPENDED, Phase.FAILED, Phase.RESUMING])
+async def test_a_cold_resume_drops_the_memory_in_every_phase(phase: Phase) -> None:
+    limit_s = 0.0 if phase is Phase.FAILED else 60.0
+    driver = await running(
+        settings=dataclasses.replace(SETTINGS, restore_retry_s=limit_s)
+    )
+    found, worker = operations(driver)
+    world, domain = driver.world, worker.record.plan.domain
+    await found.suspend(worker)
+    if phase is not Phase.SUSPENDED:
+        world.fail = lambda made: made == "write resume files"
+        await driver.manager.start("s1", "")
+        await worker.until(lambda r: r.phase is phase, 5)
+        while phase is Phase.RESUMING and not worker.trouble:
+            await worker.until(lambda _: bool(worker.trouble), 5)
+    await found.resume(worker, cold=True)
+    assert worker.record.phase is Phase.RUNNING
+    assert not worker.record.cold
+    assert world.starts[domain] == 2
+    assert "s1/suspended" not in world.images
+    assert worker.record.memory is None
+    await driver.close()
+
+
+async def test_a_cold_resume_of_a_running_sandbox_changes_nothing() -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    domain = await ticked(driver)
+    await found.resume(worker, cold=True)
+    assert driver.memory.tick(domain) == 2
+    assert not worker.record.cold
+    await driver.close()
+
+
+def test_verdicts() -> None:
+    late, full = TimedOut("late"), StorageError("full")
+    tries = RestoreTries(60)
+    for used in (True, False):
+        assert tries.verdict(final(full), used=used, now_s=0) is Verdict.GIVE_UP
+    assert tries.verdict(late, used=False, now_s=1000) is Verdict.AGAIN
+    assert tries.verdict(full, used=False, now_s=1059) is Verdict.AGAIN
+    assert tries.verdict(late, used=False, now_s=1060) is Verdict.KEEP
+    assert tries.verdict(late, used=True, now_s=1060) is Verdict.GIVE_UP
+    tries.begin()
+    assert tries.verdict(late, used=True, now_s=1061) is Verdict.AGAIN
+    word = HypervisorError("bad section")
+    for error in (late, full, word, word):
+        assert tries.not_loaded(error) is error
+    last = tries.not_loaded(word)
+    assert tries.verdict(last, used=False, now_s=1061) is Verdict.GIVE_UP
+    assert isinstance(word, HostError)
