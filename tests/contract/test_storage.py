@@ -324,3 +324,37 @@ async def test_a_librarys_name_cannot_lead_outside_the_disk(
     with pytest.raises(Refused, match="evil"):
         await disks.supervisor_disk(program, tmp_path / "root")
     assert list(evil.parent.iterdir()) == []
+
+
+@pytest.fixture
+def small_layout(tmp_path: Path) -> Iterator[Layout]:
+    """On a file system of 1 MiB."""
+    root = tmp_path / "small"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(root)]
+    subprocess.run(mount, check=True)
+    layout = Layout(root)
+    layout.make()
+    yield layout
+    subprocess.run(["umount", str(root)], check=True)
+
+
+async def test_a_wish_is_stored_on_a_disk_without_a_single_free_block(
+    small_layout: Layout, pool: Pool
+) -> None:
+    records = RecordStore(small_layout, pool)
+    await records.create(record(), None)
+    ballast = (small_layout.root / "ballast").open("wb", buffering=0)
+    with ballast, pytest.raises(OSError, match="No space"):
+        while True:
+            ballast.write(b"x" * 4096)
+    with pytest.raises(OSError, match="No space"):
+        (small_layout.root / "another").write_bytes(b"x")
+    for phase in (Phase.STOPPING, Phase.STOPPED, Phase.DELETING):
+        changed = record().model_copy(update={"phase": phase})
+        await records.save(changed)
+        assert [r.phase for r in await records.load_all()] == [phase]
+    too_long = changed.model_copy(update={"note": "x" * 2**20})
+    with pytest.raises(StorageError, match="No space"):
+        await records.save(too_long)
+    assert [r.phase for r in await records.load_all()] == [Phase.DELETING]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -25,53 +26,62 @@ echo 3 >/proc/sys/vm/drop_caches; cmp /dev/shm/data /sandbox/data && echo whole
 
 
 @pytest.fixture
-def small_layers(host: Host) -> Iterator[Path]:
-    """A file system of 320 MiB for the sandboxes' disks alone: records and images have room."""
-    layers = host.state / "layers"
-    layers.mkdir(exist_ok=True)
-    before = layers.stat()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=320m", "small", layers], check=True
-    )
-    layers.chmod(before.st_mode & 0o7777)
-    os.chown(layers, before.st_uid, before.st_gid)
-    yield layers
-    subprocess.run(["umount", layers], check=True)
+def small(host: Host, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 320 MiB for sandboxes alone, disks and records; images have room."""
+    root = tmp_path / "small"
+    root.mkdir()
+    mount("-t", "tmpfs", "-o", "size=320m", "small", root)
+    places = [host.state / "layers", host.state / "sandboxes"]
+    for place in places:
+        place.mkdir(mode=0o711, exist_ok=True)
+        (root / place.name).mkdir()
+        shutil.copystat(place, root / place.name)
+        mount("--bind", root / place.name, place)
+    yield root
+    for place in [*places, root]:
+        subprocess.run(["umount", place], check=True)
 
 
-def fill(layers: Path) -> Path:
-    """Leave 8 MiB; the file to remove for space."""
-    ballast = layers / "ballast"
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(layers).free - 8 * 2**20)
-    return ballast
+def mount(*arguments: str | Path) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def fill(root: Path, left: int = 8 * 2**20) -> None:
+    """Leave that many bytes free, or none."""
+    with (root / "ballast").open("ab", buffering=0) as file:
+        size = file.tell() + max(0, shutil.disk_usage(root).free - left)
+        os.posix_fallocate(file.fileno(), 0, size)
+        with contextlib.suppress(OSError):
+            while not left:
+                file.write(b"x" * 4096)
 
 
 def test_a_machine_that_a_full_disk_has_paused_goes_on_and_can_be_stopped(
-    small_layers: Path, new_driver: Callable[..., Driver]
+    small: Path, new_driver: Callable[..., Driver]
 ) -> None:
     driver = new_driver()
     box = driver.create()
     driver.wait(box, "Running")
-    ballast = fill(small_layers)
+    fill(small)
     driver.gateway.shell(box, WRITER)
     assert "no space" in driver.wait(box, "DependenciesNotReady")
     pid = driver.machine_pid(box)
     driver.restart()  # the next driver finds it so
     driver.wait(box, "DependenciesNotReady")
-    ballast.unlink()
+    (small / "ballast").unlink()
     driver.wait(box, "Running")
     assert driver.machine_pid(box) == pid
     assert driver.gateway.shell(box, COMPARE) == "whole\n", "no write was lost"
 
     driver.gateway.shell(box, "rm /sandbox/written")
-    ballast = fill(small_layers)
+    fill(small)
     driver.gateway.shell(box, WRITER.replace("sandbox/data", "sandbox/more"))
     driver.wait(box, "DependenciesNotReady")
+    fill(small, left=0)
     begun = time.monotonic()
     driver.stop(box)
     assert time.monotonic() - begun < 10 + 15
     assert driver.condition(box)[1] == "Stopped"
-    ballast.unlink()
+    (small / "ballast").unlink()
     driver.start_sandbox(box)
     driver.gateway.wait_hello(box, 2)

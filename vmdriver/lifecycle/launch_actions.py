@@ -168,6 +168,7 @@ class LaunchActions(ForkActions):
             mapped="",
             extensions=new_run(record, kind),
         )
+        self._shared.launcher.budget.settle(record.id)
 
     async def _ask_to_restore(self, kind: RestoreKind) -> None:
         try:

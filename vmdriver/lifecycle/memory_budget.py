@@ -22,7 +22,7 @@ class MemoryBudget:
         self._records = records
         self._settings = settings
         self._claims: dict[str, int] = {}
-        """By sandbox: MiB of a launch whose plan is not in the record yet, or was."""
+        """By sandbox: MiB of a launch whose plan is not in the record yet."""
 
     def size_mib(self, record: SandboxRecord) -> int:
         """Of that sandbox's machine: as launched, as extensions shaped it at the create, or as
@@ -58,6 +58,10 @@ class MemoryBudget:
         if memory_mib > self.size_mib(record):
             self._check(record.id, memory_mib, f"extension {by!r}: " if by else "")
         self._claims[record.id] = memory_mib
+
+    def settle(self, sandbox_id: str) -> None:
+        """The record has the plan: it counts from now on."""
+        self._claims.pop(sandbox_id, None)
 
     def _check(self, sandbox_id: str, wanted: int, who: str = "") -> None:
         have, most = (

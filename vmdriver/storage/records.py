@@ -15,7 +15,7 @@ from vmdriver.host.threads import Pool
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.record import SandboxRecord, parse_record, stored_form
 from vmdriver.model.set_aside import STATE_UNREADABLE, WAY_OUT, Salvage, salvage
-from vmdriver.storage import files
+from vmdriver.storage import files, spare
 from vmdriver.storage.layout import Layout
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,9 @@ class RecordStore:
             files.remove_tree(part)
             part.mkdir(mode=0o711)
             part.chmod(0o711)
-            files.write_new(part / target.record.name, stored_form(record))
+            stored = stored_form(record)
+            files.write_new(part / target.record.name, stored)
+            spare.provide(part / target.record.name, len(stored))
             if token is not None:
                 files.write_new(
                     part / target.token.name, token.get_secret_value().encode()
@@ -70,10 +72,7 @@ class RecordStore:
 
     def _save(self, record: SandboxRecord) -> None:
         try:
-            files.replace(
-                self._layout.sandbox(record.id).record,
-                stored_form(record),
-            )
+            spare.replace(self._layout.sandbox(record.id).record, stored_form(record))
         except OSError as error:
             raise StorageError(
                 f"the record of sandbox {record.id} cannot be written: "
