@@ -122,7 +122,9 @@ class Config(ImageSettings, GuestSettings, NetworkSettings):
         524288, ge=0, description="most disk space of all snapshots, MiB"
     )
     snapshot_retention_days: float = Field(
-        0.0, ge=0, description="snapshots older than this are removed; 0: never"
+        0.0,
+        ge=0,
+        description="days of the host's running time after which snapshots are removed; 0: never",
     )
     max_layers: int = Field(
         16, ge=2, le=64, description="longest chain of a root disk's layers"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import timedelta
 
 import pytest
 
@@ -24,7 +23,6 @@ from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.operations import Operations
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import utc_now
 from vmdriver.model.wishes import Wish
 
 
@@ -316,22 +314,6 @@ async def test_chains_are_bounded_and_merged_when_nobody_needs_them() -> None:
     await driver.settled()
     await found.create_snapshot(worker, "c", disk_only=True)
     assert driver.world.objects() == held_objects(driver.world)
-    await driver.close()
-
-
-async def test_old_snapshots_are_removed() -> None:
-    driver = await running(
-        settings=dataclasses.replace(SETTINGS, snapshot_retention_days=7)
-    )
-    found, worker = operations(driver)
-    for name in ("old", "new"):
-        await found.create_snapshot(worker, name, disk_only=True)
-    old = worker.record.snapshots[0].model_copy(
-        update={"created_at": utc_now() - timedelta(days=8)}
-    )
-    await worker.update(snapshots=(old, worker.record.snapshots[1]))
-    await driver.manager.housekeeping.remove_expired()
-    assert [s.name for s in worker.record.snapshots] == ["new"]
     await driver.close()
 
 

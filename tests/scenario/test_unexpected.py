@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import timedelta
 
 import pytest
 
@@ -15,8 +14,8 @@ from tests.fakes.world import World
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.lifecycle.hooks import LifecycleExtension
 from vmdriver.lifecycle.operations import Operations
+from vmdriver.model.memory_image import SeenAge
 from vmdriver.model.phase import Phase
-from vmdriver.model.record import utc_now
 
 
 async def running(world: World | None = None, **options: object) -> FakeDriver:
@@ -99,8 +98,8 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
         worker = found.find(sandbox_id)
         await found.create_snapshot(worker, "old", disk_only=True)
         entry = worker.record.snapshots[0]
-        aged = utc_now() - timedelta(days=3)
-        await worker.update(snapshots=(entry.model_copy(update={"created_at": aged}),))
+        aged = SeenAge(seconds=3 * 86400)
+        await worker.update(snapshots=(entry.model_copy(update={"age": aged}),))
     bounded: list[str] = []
     both = asyncio.Event()
 

@@ -9,6 +9,7 @@ import os
 import platform
 import pwd
 import stat
+import time
 from pathlib import Path
 
 _PROCESSOR = {
@@ -29,6 +30,13 @@ _PROCESSOR = {
 def boot_id() -> str:
     """Identity of the host's current boot (proc(5), /proc/sys/kernel/random/boot_id)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def uptime_s() -> float:
+    """Seconds since the host's current boot, sleep included. Nobody can set this clock
+    (clock_gettime(2), CLOCK_BOOTTIME).
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def kernel_release() -> str:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 
 from vmdriver.errors import TimedOut
+from vmdriver.host import facts
+from vmdriver.lifecycle.jobs import Job
 from vmdriver.lifecycle.ports import Disks
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.worker import SandboxWorker
-from vmdriver.model.phase import Phase
-from vmdriver.model.record import utc_now
+from vmdriver.model.phase import MachineState, Phase
 
 _log = logging.getLogger(__name__)
 _CONSOLE_INTERVAL_S = 2.0
+_DAY_S = 24 * 3600.0
+_NOTE_S = 3600.0
 _REMOVAL_WAIT_S = 10.0
 _RETENTION_EVERY = 30
 """Rounds of the console interval between two looks at the snapshots' age."""
@@ -65,22 +67,48 @@ class Housekeeping:
                 await tried(_log, self._disks.bound_console(plan.console), console)
 
     async def remove_expired(self) -> None:
-        """Snapshots that are older than the operator keeps them."""
-        days = self._settings.snapshot_retention_days
-        if not days:
+        """Snapshots that have been there for longer than the operator keeps them, by the host's
+        running time: a wall clock may jump.
+        """
+        limit_s = self._settings.snapshot_retention_days * _DAY_S
+        if not limit_s:
             return
-        oldest = utc_now() - timedelta(days=days)
+        boot_id, uptime_s = facts.boot_id(), facts.uptime_s()
         for worker in list(self._workers()):
+            must_note = False
             for entry in worker.record.snapshots:
-                if entry.created_at < oldest:
+                age = entry.age.at(boot_id, uptime_s)
+                if age.seconds > limit_s:
                     # One that has no time now must not keep the others waiting.
                     name = f"snapshot {entry.name} of {worker.record.id}"
                     await tried(_log, self._remove(worker, entry.name), name)
+                new = entry.age.boot_id != boot_id
+                must_note |= new or age.seconds - entry.age.seconds >= _NOTE_S
+            if must_note:
+                name = f"age of the snapshots of {worker.record.id}"
+                await tried(_log, self._note_ages(worker, boot_id, uptime_s), name)
+
+    async def _remove(self, worker: SandboxWorker, name: str) -> None:
+        await self._perform(worker, lambda _: worker.remove_snapshot(name))
+
+    async def _note_ages(
+        self, worker: SandboxWorker, boot_id: str, uptime_s: float
+    ) -> None:
+        """So that a restart of the host costs an hour of them at most."""
+
+        async def note(_: MachineState) -> None:
+            entries = (
+                entry.model_copy(update={"age": entry.age.at(boot_id, uptime_s)})
+                for entry in worker.record.snapshots
+            )
+            await worker.update(snapshots=tuple(entries))
+
+        await self._perform(worker, note)
 
     @staticmethod
-    async def _remove(worker: SandboxWorker, name: str) -> None:
+    async def _perform(worker: SandboxWorker, job: Job) -> None:
         try:
             async with asyncio.timeout(_REMOVAL_WAIT_S):
-                await worker.perform(lambda _: worker.remove_snapshot(name))
+                await worker.perform(job)
         except TimeoutError as error:
             raise TimedOut("the sandbox is busy with something else") from error

@@ -17,6 +17,7 @@ from vmdriver.errors import (
     TimedOut,
     Unavailable,
 )
+from vmdriver.host import facts
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.capture_actions import Stopwatch
 from vmdriver.lifecycle.hold import Shared
@@ -29,7 +30,7 @@ from vmdriver.lifecycle.resume_actions import ResumeActions
 from vmdriver.lifecycle.steps import LAYER
 from vmdriver.lifecycle.suspend_actions import SuspendActions
 from vmdriver.model import wishes
-from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
+from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
@@ -183,6 +184,7 @@ class SnapshotActions(SuspendActions, ResumeActions):
         return SnapshotEntry(
             name=name,
             created_at=utc_now(),
+            age=SeenAge().at(facts.boot_id(), facts.uptime_s()),
             layers=layers,
             memory=ref,
             disk_bytes=disk_bytes,
@@ -204,7 +206,11 @@ class SnapshotActions(SuspendActions, ResumeActions):
         await self._stand_on((*layers, layer))
         disk_bytes = await self._shared.ports.disks.freeze_layer(layers[-1])
         return SnapshotEntry(
-            name=name, created_at=utc_now(), layers=layers, disk_bytes=disk_bytes
+            name=name,
+            created_at=utc_now(),
+            age=SeenAge().at(facts.boot_id(), facts.uptime_s()),
+            layers=layers,
+            disk_bytes=disk_bytes,
         )
 
     async def _new_layer(self, on: tuple[str, ...]) -> str:

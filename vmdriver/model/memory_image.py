@@ -100,6 +100,28 @@ class MemoryRef(Frozen):
     """True from before the first instruction on: then it is never loaded again."""
 
 
+class SeenAge(Frozen):
+    """For how long something has been there for sure: counted in the host's running time, which
+    nobody can set. What passed between a last look and a restart of the host is not counted.
+    """
+
+    seconds: float = 0.0
+    boot_id: str = ""
+    """Of the host's boot in which that was so; "": never looked at."""
+    uptime_s: float = 0.0
+    """The host's seconds since that boot, then."""
+
+    def at(self, boot_id: str, uptime_s: float) -> SeenAge:
+        """As it is now."""
+        if not self.boot_id:
+            more = 0.0
+        elif boot_id == self.boot_id:
+            more = max(uptime_s - self.uptime_s, 0.0)
+        else:
+            more = uptime_s
+        return SeenAge(seconds=self.seconds + more, boot_id=boot_id, uptime_s=uptime_s)
+
+
 class SnapshotEntry(Frozen):
     """A named snapshot in its sandbox's record. Its layers are never written again."""
 
@@ -109,6 +131,8 @@ class SnapshotEntry(Frozen):
     """The root disk's qcow2 layers, bottom first."""
     memory: MemoryRef | None = None
     """None: of the disk only."""
+    age: SeenAge = SeenAge()
+    """Counts for its removal; `created_at` is for people."""
     disk_bytes: int = 0
     """What its top layer occupies."""
 
