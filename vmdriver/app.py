@@ -22,6 +22,7 @@ from vmdriver.config_views import (
 from vmdriver.errors import DriverError
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.host import facts, reaper
+from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
@@ -94,6 +95,12 @@ class Driver:
         self.libvirt_root = Path(passage.theirs(str(self.layout.libvirt)))
         uri = embed_uri(self.libvirt_root) if self.embedded else config.connection
         self.connection = Connection(uri, self._hypervisor_calls)
+        self.charge = Charge(
+            config.state_dir,
+            self.layout.lock,
+            self._libvirt_names(uri) if self.embedded else (),
+        )
+        self._guardian = Guardian(self.charge)
         self.machines = Machines(self.connection, config.instance, owner, passage)
         self.disks = DiskStore(self.layout, self._files, owner)
         self.network = HostNetwork(
@@ -179,6 +186,12 @@ class Driver:
             manager.host_snapshots,
         )
 
+    def _libvirt_names(self, uri: str) -> tuple[str, ...]:
+        """Every name by which libvirt, of this driver or an earlier one, may call its root."""
+        root = str(self.layout.libvirt)
+        earlier = Passage(ways=self.passage.known).theirs(root)
+        return tuple({root, str(self.libvirt_root), earlier, uri.partition("root=")[2]})
+
     def ports(self) -> Ports:
         """Every outside world."""
         return Ports(
@@ -193,6 +206,9 @@ class Driver:
 
     async def recover(self) -> None:
         """Prepare the host and take up what there is."""
+        await self._guardian.start()
+        if await self._files.run(self.charge.end_predecessors):
+            _log.warning("programs of an earlier driver were still running: ended")
         self.prepare_connection()
         await self.network.prepare()
         await self.images.open()
@@ -223,6 +239,7 @@ class Driver:
 
     async def close(self) -> None:
         """Let everything go; machines stay."""
+        self._guardian.leave()
         if self._warm_up is not None:
             self._warm_up.cancel()
         await self.accelerator.close()
@@ -300,4 +317,5 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         await asyncio.wait({background}, timeout=_BACKGROUND_END_S)
         # Not asyncio.timeout: what was begun on the host cannot be cancelled, only left behind.
         await asyncio.wait({asyncio.ensure_future(driver.close())}, timeout=1.0)
+        driver.charge.end_probes()
         lock.release()

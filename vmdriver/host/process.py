@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmdriver.errors import CommandError
+from vmdriver.host import strays
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT = {
@@ -49,6 +50,40 @@ async def _end_group(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
+_marks: dict[str, str] = {}
+
+
+def mark_helpers(value: str) -> None:
+    """From now on every program that `run` runs carries this mark: see `strays`."""
+    _marks[strays.VARIABLE] = value
+
+
+async def spawn(arguments: Sequence[str]) -> asyncio.subprocess.Process:
+    """Begin a program that goes on beside us and after us, in a session of its own, deaf and
+    dumb. CommandError.
+    """
+    try:
+        return await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=_ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _cannot_run(arguments, error) from error
+
+
+def _cannot_run(arguments: Sequence[str], error: OSError) -> CommandError:
+    return CommandError(
+        f"{arguments[0]} cannot be run: {error.strerror}",
+        detail=shlex.join(arguments),
+        resolution=f"install the program {arguments[0]}",
+    )
+
+
 async def run(
     arguments: Sequence[str],
     *,
@@ -69,15 +104,11 @@ async def run(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**_ENVIRONMENT, **(environment or {})},
+            env={**_ENVIRONMENT, **(environment or {}), **_marks},
             start_new_session=True,
         )
     except OSError as error:
-        raise CommandError(
-            f"{arguments[0]} cannot be run: {error.strerror}",
-            detail=shown,
-            resolution=f"install the program {arguments[0]}",
-        ) from error
+        raise _cannot_run(arguments, error) from error
     begun = time.monotonic()
     try:
         async with asyncio.timeout(deadline_s):
