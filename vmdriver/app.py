@@ -35,6 +35,7 @@ from vmdriver.hypervisor.embedded import (
 from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
+from vmdriver.hypervisor.reserve import Reserve
 from vmdriver.hypervisor.run_state import (
     forget_earlier_boot,
     forget_ended_machines,
@@ -209,10 +210,16 @@ class Driver:
         await self._guardian.start()
         if await self._files.run(self.charge.end_predecessors):
             _log.warning("programs of an earlier driver were still running: ended")
-        self.prepare_connection()
+        reserve = Reserve(self.libvirt_root)
+        if self.embedded:
+            reserve.give_back()
+            self.prepare_connection()
+            await reserve.enough()
         await self.network.prepare()
         await self.images.open()
         await self.manager.recover()
+        if self.embedded:
+            await self._files.run(reserve.take)
         self.accelerator.start()
         # libvirt asks QEMU what it can do at the first question; nobody should wait for that.
         self._warm_up = asyncio.create_task(self._know_the_hypervisor(), name="warm-up")

@@ -105,7 +105,7 @@ def play(given: argparse.Namespace, logs: Path, tally: Tally) -> None:
     with stage(tally, logs) as (keeper, disk, gateway, images):
         boxes = Boxes()
         acts = Acts(keeper, gateway, boxes, tally, images)
-        watchers = [Watcher(number, keeper, tally) for number in (1, 2)]
+        watchers = [Watcher(number, keeper, boxes, tally) for number in (1, 2)]
         try:
             keeper.start()
             for watcher in watchers:
@@ -134,7 +134,7 @@ def check(
     harmful = any(name not in given.without for name in HOST_FAULTS)
     Verifier(keeper, gateway, acts.boxes, tally, acts, harmful).everything()
     for watcher in watchers:
-        watcher.check(acts.boxes)
+        watcher.check()
 
 
 def main() -> int:

@@ -25,6 +25,7 @@ class Watcher:
 
     number: int
     keeper: Keeper
+    boxes: Boxes
     tally: Tally
     deleted: set[str] = field(default_factory=set)
     streams: list[tuple[float, float]] = field(default_factory=list)
@@ -60,11 +61,22 @@ class Watcher:
             try:
                 for event in events:
                     first = first if first is not None else self.tally.now()
-                    if event.WhichOneof("payload") == "deleted":
+                    kind = event.WhichOneof("payload")
+                    if kind == "deleted":
                         self._was_deleted(event.deleted.sandbox_id)
+                    elif kind == "sandbox":
+                        self._is(event.sandbox.sandbox)
             finally:
                 if first is not None:
                     self.streams.append((first, self.tally.now()))
+
+    def _is(self, sandbox: pb.DriverSandbox) -> None:
+        """A machine that ran ends only where somebody killed it: not for a full disk, nor a driver."""
+        first = sandbox.status.conditions[0]
+        box = self.boxes.get(sandbox.id)
+        if box is not None and first.reason == "MachineCrashed" and not box.faults:
+            box.faults.append("ended by itself")
+            self.tally.broken(f"nobody killed its machine: {first.message}", box.id)
 
     def _was_deleted(self, sandbox: str) -> None:
         """Never before no process, tap, table and file of it is left."""
@@ -74,9 +86,9 @@ class Watcher:
         if left:
             self.tally.broken(f"told deleted while there is still: {left}", sandbox)
 
-    def check(self, boxes: Boxes) -> None:
+    def check(self) -> None:
         """Whoever watched while a sandbox went was told."""
-        for box in boxes.every():
+        for box in self.boxes.every():
             if box.deleted and box.gone is not None and box.id not in self.deleted:
                 begun, gone = box.gone
                 if any(a < begun and gone + 2 < b for a, b in self.streams):

@@ -53,9 +53,11 @@ def write_embedded_configuration(root: Path, user: str, group: str) -> None:
         "remember_owner": "0",
         "auto_dump_bypass_cache": "0",
     }
-    (directory / "qemu.conf").write_text(
-        "".join(f"{key} = {value}\n" for key, value in lines.items())
-    )
+    text = "".join(f"{key} = {value}\n" for key, value in lines.items())
+    file = directory / "qemu.conf"
+    # On a full disk, writing the same again would leave nothing.
+    if not file.exists() or file.read_text(errors="replace") != text:
+        file.write_text(text)
 
 
 def remove_torn_definitions(root: Path) -> None:
