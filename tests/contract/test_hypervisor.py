@@ -215,10 +215,11 @@ async def test_memory_goes_to_a_file_and_back(
     assert status["status"] == "cancelled", "QEMU would stop it again at its end"
     root, other_file = plan.disk("root").path, tmp_path / "another layer"
     other_file.touch()
-    assert await memory.holds(plan.domain, root, str(other_file))
-    assert not await memory.holds(plan.domain, str(other_file), root)
+    assert await memory.holds(root, str(other_file))
+    assert not await memory.holds(str(other_file), root)
     await hypervisor.destroy(plan.domain)
-    assert not await memory.holds(plan.domain, root, str(other_file))
+    assert await memory.holds(root, str(other_file)), "who knows"
+    assert not await memory.holds(str(tmp_path / "absent"), root)
     owner = qemu_owner()
     os.chown(path, owner.uid, owner.gid)
     saved = SavedMachine(captured.state, captured.domain_xml, str(path))

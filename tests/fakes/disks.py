@@ -29,6 +29,10 @@ class FakeDisks:
         chains = {path: self._world.backing.get(path, ()) for path in own}
         return dict(sorted(chains.items(), key=lambda item: len(item[1])))
 
+    async def sync_layer(self, path: str) -> None:
+        self._world.act(f"sync {path}")
+        assert path in self._world.files
+
     async def layers(self) -> list[str]:
         for _ in range(50):
             await asyncio.sleep(0)

@@ -134,5 +134,6 @@ class FakeMemory:
         self._world.monitor(domain)
         self._world.known_layers[domain] = layer
 
-    async def holds(self, domain: str, layer: str, below: str) -> bool:
-        return self._world.root_layers.get(domain) == layer
+    async def holds(self, layer: str, below: str) -> bool:
+        written = self._world.root_layers.values()
+        return layer in written or below not in written

@@ -61,7 +61,7 @@ async def test_a_layer_of_a_switch_that_failed_is_kept_only_in_doubt(
     found, worker = operations(driver)
 
     class Unsure:
-        async def holds(self, domain: str, layer: str, below: str) -> bool:
+        async def holds(self, layer: str, below: str) -> bool:
             assert below == worker.record.layers[-1]
             return True
 
@@ -90,3 +90,37 @@ async def test_a_layer_that_was_not_finished_is_never_stood_on() -> None:
     assert len(worker.record.layers) == 1
     await check_chain(driver)
     await driver.close()
+
+
+async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_kept() -> (
+    None
+):
+    """The machine goes on meanwhile, writes to the new layer, and ends."""
+    driver = await running()
+    found, worker = operations(driver)
+    world, domain = driver.world, worker.record.plan.domain
+    (old,) = worker.record.layers
+    switched: list[str] = []
+
+    def fails(call: str) -> bool:
+        if call.startswith("switch"):
+            switched.append(call)
+        return bool(switched) and call == "save record"
+
+    world.fail = fails
+    with pytest.raises(HostError):
+        await found.create_snapshot(worker, "a", disk_only=True)
+    assert worker.record.layers == (old,)
+    new = world.root_layers[domain]
+    assert new != old
+    assert domain not in world.frozen, "it goes on"
+    world.written[new] = 7
+    await driver.kill()
+    world.qemu_ends(domain)
+    again = FakeDriver(world)
+    world.fail = lambda _call: False
+    await again.manager.recover()
+    await again.settled()
+    assert again.manager.workers["s1"].record.layers == (old, new)
+    assert new in world.files
+    await again.close()

@@ -82,16 +82,17 @@ class CaptureActions(SandboxHold):
                 await tried(_log, undo, f"{self.record.id}: {key}")
 
     async def _settle_layer(self) -> None:
-        """Stand on the new layer if the machine may write to it already. Nothing is lost when
-        it does not: an empty layer shows what is below it, whoever writes there.
+        """Stand on the new layer if the machine may write to it already, or may have done so
+        before it ended. Nothing is lost when it did not: an empty layer shows what is below it,
+        whoever writes there.
         """
         held, layers = self.ledger.get(LAYER), self.record.layers
         if held is None or not held.done or held.data["path"] in layers:
             return
         path, plan = held.data["path"], self.record.plan
-        if plan is None or held.data.get("on", layers[-1]) != layers[-1]:
-            return  # made for a return to a snapshot: no machine has it yet
-        if await self._shared.ports.memory.holds(plan.domain, path, layers[-1]):
+        if plan is None or not held.data.get("running", True):
+            return  # of a stopped sandbox, or for a return: no machine has it
+        if await self._shared.ports.memory.holds(path, layers[-1]):
             await self._stand_on((*layers, path))
 
     async def _stand_on(self, layers: tuple[str, ...], **changes: Any) -> None:

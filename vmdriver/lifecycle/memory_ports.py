@@ -88,9 +88,10 @@ class MachineMemory(Protocol):
         one.
         """
 
-    async def holds(self, domain: str, layer: str, below: str) -> bool:
-        """Whether the machine may be writing to `layer` already, an empty one on `below`, to
-        which it wrote before. True when in doubt. Does not wait for a machine that hangs.
+    async def holds(self, layer: str, below: str) -> bool:
+        """Whether a machine may be writing to `layer` already, an empty one on `below`, to
+        which it wrote before. True when in doubt, and of a machine that has ended. Does not
+        wait for a machine that hangs.
         """
 
 

@@ -139,6 +139,9 @@ class Disks(Protocol):
     async def create_overlay(self, disk: Disk) -> None:
         """Make the root disk's layer. Exhausted."""
 
+    async def sync_layer(self, path: str) -> None:
+        """Make a new layer durable, its name too. StorageError."""
+
     async def layers(self) -> list[str]:
         """Paths of all layers that there are."""
 

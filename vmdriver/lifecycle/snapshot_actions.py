@@ -155,7 +155,7 @@ class SnapshotActions(SuspendActions, ResumeActions):
         if not disk_only:
             memory_path = await self._begin_image(plan, paths.part, copies=2)
             await self._read_ahead()
-        layer = await self._new_layer(layers)
+        layer = await self._new_layer(layers, running=True)
         boot_id = await self._freeze(plan, watch)
         if not disk_only:
             with watch.step("memory"):
@@ -213,7 +213,11 @@ class SnapshotActions(SuspendActions, ResumeActions):
             disk_bytes=disk_bytes,
         )
 
-    async def _new_layer(self, on: tuple[str, ...]) -> str:
+    async def _new_layer(self, on: tuple[str, ...], *, running: bool = False) -> str:
+        """Made durably: it may have to be stood on after a power cut. `running`: a machine is
+        to switch to it.
+        """
+        disks = self._shared.ports.disks
         path = self._shared.launcher.places.new_layer(self.record.id)
         disk = Disk(
             role="root",
@@ -222,9 +226,12 @@ class SnapshotActions(SuspendActions, ResumeActions):
             read_only=False,
             backing=planner.below((*on, path), self.record.base),
         )
-        create = self._shared.ports.disks.create_overlay
-        data = {"path": path, "on": on[-1]}
-        await self._hold_step(LAYER, data, lambda: create(disk))
+
+        async def create() -> None:
+            await disks.create_overlay(disk)
+            await disks.sync_layer(path)
+
+        await self._hold_step(LAYER, {"path": path, "running": running}, create)
         return path
 
     async def allow_fork(self, spec: SandboxSpec) -> None:

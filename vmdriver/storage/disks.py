@@ -65,6 +65,21 @@ class DiskStore(LaunchFiles, SupervisorDisks):
         )
         await self._pool.run(self._give, path, 0o600)
 
+    async def sync_layer(self, path: str) -> None:
+        """See ports.Disks."""
+
+        def sync() -> None:
+            try:
+                files.sync_file(Path(path))
+                files.sync_directory(Path(path).parent)
+            except OSError as error:
+                raise StorageError(
+                    f"layer {Path(path).name} cannot be made durable: {error.strerror}",
+                    detail=str(error),
+                ) from error
+
+        await self._pool.run(sync)
+
     async def layers(self) -> list[str]:
         """See ports.Disks."""
         found = await self._pool.run(lambda: list(self._layout.layers.glob("*.qcow2")))
