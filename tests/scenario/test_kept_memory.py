@@ -158,3 +158,27 @@ async def test_a_disk_of_a_stopped_sandbox_is_read_only_only_when_another_is_wri
     await driver.settled()
     assert driver.phase() is Phase.RUNNING
     await driver.close()
+
+
+async def test_a_return_that_cannot_be_does_not_stand_in_a_stops_way() -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    world = driver.world
+    await found.create_snapshot(worker, "a", disk_only=True)
+    domain, layers = await ticked(driver), worker.record.layers
+    await found.suspend(worker)
+    world.fail = lambda call: call.startswith("create overlay")
+    await worker.perform(lambda _: worker.return_to("a", asked_of(worker.record)))
+    for _ in range(500):
+        if worker.trouble:
+            break
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await driver.manager.stop("s1", "")
+    assert driver.phase() is Phase.SUSPENDED
+    assert worker.record.layers == layers
+    world.fail = lambda _call: False
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.memory.tick(domain) == 2, "it is what it was"
+    await driver.close()

@@ -168,7 +168,10 @@ class Manager(Sandboxes):
         await worker.wish(Wish.STOP_SUSPENDED if mode == "suspend" else Wish.STOP)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
         await worker.until(
-            lambda record: record.phase in _DOWN or record.intent is Intent.RUNNING,
+            lambda record: (
+                (record.phase in _DOWN and not record.reverting)
+                or record.intent is Intent.RUNNING
+            ),
             self.stop_limit_s(),
         )
         if not worker.gone and worker.record.intent is Intent.RUNNING:

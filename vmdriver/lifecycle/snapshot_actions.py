@@ -9,9 +9,7 @@ of times and is never changed.
 from __future__ import annotations
 
 from vmdriver.errors import (
-    AlreadyExists,
     DriverError,
-    Exhausted,
     NotFound,
     Refused,
     TimedOut,
@@ -25,8 +23,8 @@ from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.jobs import Job, Jobs
 from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases.vm import view_of
-from vmdriver.lifecycle.requests import check_snapshot_name
 from vmdriver.lifecycle.resume_actions import ResumeActions
+from vmdriver.lifecycle.snapshot_room import check_room
 from vmdriver.lifecycle.steps import LAYER
 from vmdriver.lifecycle.suspend_actions import SuspendActions
 from vmdriver.model import wishes
@@ -78,39 +76,6 @@ class SnapshotActions(SuspendActions, ResumeActions):
                 return entry
         raise NotFound(f"sandbox {self.record.id} has no snapshot {name!r}")
 
-    def _check_room(self, name: str) -> None:
-        settings, record = self._shared.settings, self.record
-        check_snapshot_name(name, "name")
-        if any(entry.name == name for entry in record.snapshots):
-            raise AlreadyExists(f"sandbox {record.id} has a snapshot {name!r} already")
-        own = sum(entry.stored_bytes for entry in record.snapshots)
-        host_count, host_bytes = self._shared.host_snapshots()
-        for have, most, key, unit in (
-            (len(record.snapshots), settings.max_snapshots, "max_snapshots", 1),
-            (own, settings.max_snapshot_bytes, "max_snapshot_mib", 2**20),
-            (host_count, settings.max_host_snapshots, "max_host_snapshots", 1),
-            (
-                host_bytes,
-                settings.max_host_snapshot_bytes,
-                "max_host_snapshot_mib",
-                2**20,
-            ),
-        ):
-            if have >= most:
-                raise Exhausted(
-                    f"{key}: {have // unit} of {most // unit} are used",
-                    reason="SnapshotLimit",
-                    resolution="remove snapshots, or raise the limit",
-                )
-        if len(record.layers) >= settings.max_layers:
-            raise Exhausted(
-                f"the root disk has {len(record.layers)} layers, the limit is "
-                f"{settings.max_layers}",
-                reason="TooManyLayers",
-                resolution="remove snapshots, then stop the sandbox: layers that no "
-                "snapshot needs are merged",
-            )
-
     async def take_snapshot(
         self, name: str, disk_only: bool, machine: MachineState
     ) -> None:
@@ -125,7 +90,9 @@ class SnapshotActions(SuspendActions, ResumeActions):
                 reason="NotRunning",
                 resolution="start or resume it; of a stopped one --disk-only is possible",
             )
-        self._check_room(name)
+        check_room(
+            self.record, name, self._shared.settings, self._shared.host_snapshots()
+        )
         if not disk_only:
             self._refuse_devices(plan)
         await self._shared.extensions.before_capture(
@@ -272,6 +239,19 @@ class SnapshotActions(SuspendActions, ResumeActions):
         await self.decide(
             lambda record: wishes.returned(record, name, when_asked=when_asked)
         )
+
+    async def _return_unless_stopped(self) -> None:
+        """A return that cannot be now is tried again, but does not stand in a later stop's way:
+        then the sandbox stays what it was.
+        """
+        try:
+            await self._revert()
+        except DriverError as error:
+            if self.record.intent is Intent.RUNNING or not self.record.reverting:
+                raise
+            text = f"{self.record.reverting}: {error.text()}; it is stopped as it was"
+            await self.update(reverting="")
+            self.tell("NotReverted", text, warn=True)
 
     async def _revert(self) -> None:
         """The machine away; a new layer on the snapshot's; then the ordinary way up. What the

@@ -125,7 +125,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         ):
             await self._drop_memory()
         if self.record.reverting and self.record.intent is not Intent.DELETED:
-            await self._revert()
+            await self._return_unless_stopped()
         machine, report = await self.observe()
         action = next_action(self.record.intent, self.record.phase, machine)
         if self.still is not None and machine is not MachineState.STALLED:
