@@ -359,7 +359,7 @@ class Crowd:
 
     def _turn(self, chance: random.Random) -> None:
         acts, living = self._acts, self._acts.boxes.living()
-        if acts.keeper.pid() is None and chance.random() < 0.8:
+        if not acts.keeper.answers and chance.random() < 0.9:
             return  # nobody is there: most wait
         if len(living) < 3 or (len(living) < MOST and chance.random() < 0.15):
             acts.create(chance)

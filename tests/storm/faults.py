@@ -32,7 +32,7 @@ class Faults:
     def classes(self) -> dict[str, tuple[float, Callable[[random.Random], None]]]:
         """Name -> mean pause in seconds, and the fault."""
         return {
-            "driver": (6.0, self._end_driver),
+            "driver": (8.0, self._end_driver),
             "qemu": (7.0, self._kill_qemu),
             "qemu-stop": (12.0, self._hang_qemu),
             "helpers": (7.0, self._kill_helper),

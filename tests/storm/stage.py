@@ -86,6 +86,7 @@ class Keeper:
         self.driver, self._tally = driver, tally
         self.generation = 0
         """Grows when a driver is killed, and when the next one answers."""
+        self.answers = False
         self._admin: grpc.Channel | None = None
         self._lock = threading.Lock()
 
@@ -143,12 +144,14 @@ class Keeper:
         self._admin = grpc.insecure_channel(f"unix:{socket}", options=options)
         self._tally.took("start of the driver", time.monotonic() - begun)
         self.generation += 1
+        self.answers = True
         return True
 
     def end(self, number: int) -> None:
         """Kill it, or ask it to end, which must take no time worth mentioning."""
         with self._lock:
             self.generation += 1
+            self.answers = False
             try:
                 seconds = self.driver.kill(number)
             except subprocess.TimeoutExpired:

@@ -85,3 +85,34 @@ def test_a_machine_that_a_full_disk_has_paused_goes_on_and_can_be_stopped(
     (small / "ballast").unlink()
     driver.start_sandbox(box)
     driver.gateway.wait_hello(box, 2)
+
+
+@pytest.fixture
+def libvirts_disk(host: Host) -> Iterator[Path]:
+    """A file system of 24 MiB for libvirt's own files alone."""
+    root = host.state / "libvirt"
+    root.mkdir(mode=0o711, exist_ok=True)
+    mount("-t", "tmpfs", "-o", "size=24m,mode=711", "small", root)
+    yield root
+    subprocess.run(["umount", root], check=True)
+
+
+def test_a_driver_that_starts_on_a_full_disk_leaves_machines_alone(
+    libvirts_disk: Path, new_driver: Callable[..., Driver]
+) -> None:
+    """libvirt ends those whose status it cannot write."""
+    driver = new_driver()
+    box = driver.create()
+    driver.wait(box, "Running")
+    pid = driver.machine_pid(box)
+    driver.kill()
+    fill(libvirts_disk, left=0)
+    driver.start()
+    deadline = time.monotonic() + 30
+    while "libvirt would end the machines" not in driver.log.read_text():
+        assert time.monotonic() < deadline, driver.log.read_text()[-3000:]
+        time.sleep(0.05)
+    (libvirts_disk / "ballast").unlink()
+    driver.wait(box, "Running")
+    assert driver.machine_pid(box) == pid
+    assert driver.gateway.shell(box, "echo here") == "here\n"
