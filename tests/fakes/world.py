@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
 from pydantic import SecretStr
 
@@ -121,23 +119,3 @@ class World:
             for path in self.reports:
                 if path.startswith(self.marks[domain].rpartition("/")[2]):
                     self.reports[path] = report
-
-
-_MOVED = {
-    "FakeHypervisor": "hypervisor",
-    "FakeNetwork": "network",
-    "FakeMemory": "memory",
-    "FakeMemoryStore": "memory_store",
-    "FakeDisks": "disks",
-    "FakeImages": "image_cache",
-    "FakeRecords": "records",
-    "FakeJournal": "records",
-    "FakeAccelerator": "accelerator",
-}
-"""Fakes that lived in this file -> the file that they live in now."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
-        raise AttributeError(name)
-    return getattr(importlib.import_module(f"tests.fakes.{_MOVED[name]}"), name)
