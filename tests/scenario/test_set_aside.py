@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, held_objects, spec
 from tests.fakes.service import served
 from tests.fakes.world import World
@@ -217,6 +218,41 @@ async def test_a_delete_that_was_begun_is_finished_by_the_next_driver(
     assert "s1" not in world.records
     assert world.objects() == held_objects(world)
     await driver.close()
+
+
+@pytest.mark.parametrize("broken", ["record", "ledger", "record and ledger"])
+async def test_a_kill_at_any_point_of_its_delete_leaves_nothing_either(
+    broken: str,
+) -> None:
+    async def once(at: int | None) -> int:
+        world = World()
+        async with two_sandboxes(world):
+            pass
+        if "record" in broken:
+            world.records["s1"] = "\0"
+        if "ledger" in broken:
+            world.journals["s1"].append("\0")
+        bomb = Bomb(world, at)
+        driver = FakeDriver(world, bomb)
+
+        async def delete() -> None:
+            await driver.manager.delete("s1", "")
+
+        if await played_until_crash(driver, bomb, delete):
+            driver = FakeDriver(world)
+            await driver.manager.recover()
+            await driver.settled()
+            await driver.manager.delete("s1", "")
+            assert driver.phase("s2") is Phase.RUNNING
+            await driver.close()
+        assert list(world.records) == ["s2"], f"killed at {bomb.names[-1:]}"
+        assert world.objects() == held_objects(world), f"killed at {bomb.names[-1:]}"
+        return bomb.passed
+
+    points = await once(None)
+    assert points > 20
+    for at in range(points):
+        await once(at)
 
 
 async def test_its_delete_takes_no_layer_that_another_stands_on() -> None:

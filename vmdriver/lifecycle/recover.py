@@ -38,7 +38,8 @@ class Recovery:
         for sandbox_id, problem in records.unreadable().items():
             await shelf.put(sandbox_id, problem)
         for aside in list(shelf.kept.values()):
-            if aside.record is not None and _goes(aside.record):
+            known = aside.record
+            if known is not None and (_goes(known) or not known.extensions.accepted):
                 await sweep.tried(_log, self.take_down(aside.id))
 
     async def _take_up(self, record: SandboxRecord) -> None:
