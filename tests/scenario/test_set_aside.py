@@ -19,6 +19,8 @@ from tests.fakes.driver import FakeDriver, held_objects, spec
 from tests.fakes.service import served
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.cli import show
+from vmdriver.config import load
 from vmdriver.errors import AlreadyExists, Refused
 from vmdriver.lifecycle.operations import Operations
 from vmdriver.model.phase import Intent, Phase
@@ -399,7 +401,9 @@ async def test_a_record_of_the_first_release_is_read() -> None:
     await driver.close()
 
 
-async def test_a_gateway_is_shown_it_and_can_delete_it(tmp_path: Path) -> None:
+async def test_a_gateway_is_shown_it_and_can_delete_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     world = World()
     async with two_sandboxes(world):
         pass
@@ -418,6 +422,11 @@ async def test_a_gateway_is_shown_it_and_can_delete_it(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        flags = {"bind_socket": str(client.socket), "state_dir": str(tmp_path)}
+        await asyncio.to_thread(show.ls, load(flags=flags), as_json=False)
+        printed = capsys.readouterr().out
+        assert f"note: s1: {condition.message}" in printed
+        assert printed.count(STATE_UNREADABLE) == 1
         request = pb.DeleteSandboxRequest(sandbox_id="s1")
         assert (await stub.DeleteSandbox(request)).deleted
         listed = await stub.ListSandboxes(pb.ListSandboxesRequest())

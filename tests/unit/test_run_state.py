@@ -15,6 +15,7 @@ from vmdriver.hypervisor.run_state import (
     forget_earlier_boot,
     forget_ended_machines,
     forget_unstarted_machines,
+    is_machine,
 )
 
 
@@ -84,6 +85,9 @@ def test_only_a_machines_own_process_keeps_its_state(
         status(tmp_path, "reused-by-another-machine", other)
         status(tmp_path, "gone", int(Path("/proc/sys/kernel/pid_max").read_text()) + 1)
         forget_ended_machines(tmp_path)
+        assert is_machine(alive, "alive")
+        assert not is_machine(stranger, "alive")
+        assert not is_machine(other, "alive"), "another's name begins like that"
     assert names(states) == ["alive.pid", "alive.xml"]
     assert names(tmp_path / "lib" / "qemu") == ["domain-1-alive"]
 

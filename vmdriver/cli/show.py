@@ -18,6 +18,7 @@ from vmdriver.cli.unread import as_document, print_unreadable, read_state
 from vmdriver.config import Loaded
 from vmdriver.errors import DriverError, NotFound
 from vmdriver.host.lock import StateLock
+from vmdriver.hypervisor.run_state import is_machine
 from vmdriver.lifecycle import sweep as sweeping
 from vmdriver.lifecycle.ports import Found
 from vmdriver.model.ids import domain_name
@@ -104,8 +105,9 @@ def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:
     )
     try:
         pid = int(pid_file.read_text())
-        os.kill(pid, 0)
     except (OSError, ValueError):
+        return {"domain": domain, "running": False}
+    if not is_machine(pid, domain):  # the number may be another program's by now
         return {"domain": domain, "running": False}
     return {"domain": domain, "running": True, "pid": pid}
 

@@ -85,7 +85,7 @@ def forget_ended_machines(root: Path) -> None:
     """
     for status in _statuses(root):
         name = status.path.stem
-        if status.pid != 0 and not _is_machine(status.pid, name):
+        if status.pid != 0 and not is_machine(status.pid, name):
             _log.warning("%s has ended; removing its run-time state", name)
             status.remove()
 
@@ -105,7 +105,7 @@ def forget_unstarted_machines(root: Path) -> None:
             status.remove()
 
 
-def _is_machine(pid: int, name: str) -> bool:
+def is_machine(pid: int, name: str) -> bool:
     """Whether that process is the QEMU of that domain. In doubt it is: libvirt then decides."""
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

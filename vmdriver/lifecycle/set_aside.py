@@ -27,7 +27,7 @@ from vmdriver.lifecycle.steps import (
     Ports,
     can_be_undone,
 )
-from vmdriver.model.ids import domain_uuid, mark
+from vmdriver.model.ids import mark
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
 from vmdriver.model.record import ExtensionState, SandboxRecord, layers_of, utc_now
@@ -104,7 +104,7 @@ class Shelf:
             utc_now(),
             found,
             record,
-            domain_uuid(self.launcher.settings.instance, sandbox_id),
+            record.plan.domain_uuid if record is not None and record.plan else "",
             frozenset(layers),
         )
         _log.error("%s: %s: %s", sandbox_id, STATE_UNREADABLE, problem)
