@@ -74,11 +74,6 @@ class Layout:
         """The probe guest's status disk and console."""
         return self.root / "probe"
 
-    @property
-    def came_in(self) -> Path:
-        """There while machines may run whose QEMU came in through a mount (way_in.py)."""
-        return self.root / "came-in"
-
     def sandbox(self, sandbox_id: str) -> SandboxFiles:
         """One sandbox's files; refuses ids that are no single path component."""
         return SandboxFiles(self.sandboxes / check_sandbox_id(sandbox_id))

@@ -15,7 +15,6 @@ from vmdriver.errors import ConfigError, DriverError
 from vmdriver.host import access, mounts
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.model.passage import PLACE, Passage
-from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
 
 
@@ -52,14 +51,10 @@ async def open_way_in(layout: Layout, owner: Ownership, *, embedded: bool) -> Pa
     closed = {f: await _in_the_way(f.names, owner) for f in folders}
     needed = [f for f in folders if closed[f]]
     # A machine that came in through the mount is found by libvirt under that name only.
-    if state not in needed and layout.came_in.exists() and _machines_run(layout):
+    if state not in needed and _came_in(layout, state.mount):
         needed.insert(0, state)
     if needed and not embedded:
         raise _no_way(needed[0], closed[needed[0]], owner)
-    if state in needed:
-        files.replace(layout.came_in, f"{state.mount}\n".encode())
-    else:
-        layout.came_in.unlink(missing_ok=True)
     if needed:
         try:
             _mount(needed)
@@ -101,9 +96,13 @@ async def _in_the_way(names: tuple[Path, ...], owner: Ownership) -> str:
     return denied[0] if denied else ""
 
 
-def _machines_run(layout: Layout) -> bool:
-    """libvirt keeps one such file for each machine that runs."""
-    return any((layout.libvirt / "run" / "qemu").glob("*.xml"))
+def _came_in(layout: Layout, mount: Path) -> bool:
+    """Whether a machine may run that libvirt knows by that name: it keeps a file for each one,
+    which says where its sockets are.
+    """
+    name = f"{mount}/".encode()
+    statuses = (layout.libvirt / "run" / "qemu").glob("*.xml")
+    return any(name in status.read_bytes() for status in statuses)
 
 
 def _no_way(
