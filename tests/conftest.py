@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# What an example takes depends on who else uses the machine; hangs end by pytest's time-out.
+settings.register_profile("loaded machine", deadline=None)
+settings.load_profile("loaded machine")
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 GOLDEN = Path(__file__).parent / "golden"
 
