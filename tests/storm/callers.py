@@ -372,6 +372,7 @@ class Crowd:
             return
         try:
             if box.may != {Wish.GONE}:
+                acts.write(box)
                 self._act(box, chance)
         finally:
             box.lock.release()
@@ -379,10 +380,10 @@ class Crowd:
     def _act(self, box: Box, chance: random.Random) -> None:
         acts = self._acts
         kinds: dict[str, tuple[int, Callable[[], object]]] = {
-            "write": (9, lambda: acts.write(box)),
-            "stop": (3, lambda: acts.stop(box)),
+            "write": (6, lambda: acts.write(box)),
+            "stop": (2, lambda: acts.stop(box)),
             "start": (4, lambda: acts.start(box)),
-            "suspend": (3, lambda: acts.suspend(box)),
+            "suspend": (2, lambda: acts.suspend(box)),
             "resume": (4, lambda: acts.resume(box)),
             "snapshot": (2, lambda: acts.snapshot(box, disk_only=False)),
             "disk": (1, lambda: acts.snapshot(box, disk_only=True)),

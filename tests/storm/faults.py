@@ -33,7 +33,7 @@ class Faults:
         """Name -> mean pause in seconds, and the fault."""
         return {
             "driver": (8.0, self._end_driver),
-            "qemu": (7.0, self._kill_qemu),
+            "qemu": (9.0, self._kill_qemu),
             "qemu-stop": (12.0, self._hang_qemu),
             "helpers": (7.0, self._kill_helper),
             "disk": (14.0, self._fill_disk),
