@@ -29,6 +29,7 @@ from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
     embed_uri,
+    make_way,
     remove_torn_definitions,
     write_embedded_configuration,
 )
@@ -110,7 +111,7 @@ class Driver:
         self.images = ImageStore(self.layout.images, self._files, image_policy(config))
         self.records = RecordStore(self.layout, self._files)
         self.memory = DomainMemory(self.connection, self._files, passage)
-        self.memory_images = MemoryImages(self._files, owner)
+        self.memory_images = MemoryImages(self._files, owner, self.layout.clearing)
         self.places = FilePlaces(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
@@ -217,6 +218,7 @@ class Driver:
             await reserve.enough()
         await self.network.prepare()
         await self.images.open()
+        await self.disks.open_supervisors()
         await self.manager.recover()
         if self.embedded:
             await self._files.run(reserve.take)
@@ -231,8 +233,12 @@ class Driver:
     def prepare_connection(self) -> None:
         """Before the first call to libvirt, with the lock held."""
         if self.embedded:
+            make_way(self.layout.libvirt, self.layout.clearing)
             write_embedded_configuration(
-                self.libvirt_root, self.config.qemu_user, self.config.qemu_group
+                self.layout.libvirt,
+                self.config.qemu_user,
+                self.config.qemu_group,
+                self.layout.clearing,
             )
             remove_torn_definitions(self.libvirt_root)
             forget_earlier_boot(self.libvirt_root, facts.boot_id())

@@ -51,6 +51,9 @@ class FakeRecords:
     def unreadable(self) -> Mapping[str, str]:
         return self._unreadable
 
+    def all_there(self) -> bool:
+        return self._world.records_there
+
     async def salvage(self, sandbox_id: str) -> Salvage:
         lines = self._world.journals.get(sandbox_id, [])
         return salvage(self._world.records[sandbox_id], "\n".join(lines))

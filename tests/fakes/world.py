@@ -33,6 +33,7 @@ class World:
     records: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, SecretStr] = field(default_factory=dict)
     free_bytes: int = 2**40
+    records_there: bool = True
     dead: bool = False
     calls: list[str] = field(default_factory=list)
     fail: Callable[[str], bool] = lambda _call: False

@@ -115,6 +115,19 @@ def _sandboxes(layout: Layout) -> list[Finding]:
     ]
 
 
+def _in_the_way(layout: Layout) -> list[Finding]:
+    return [
+        Finding(
+            "state directory",
+            "warn",
+            f"{note.path} was in the way: {note.why}"
+            + (f"; it is {note.place} now" if note.place != note.path else ""),
+            "look what it is; put it where it belongs, or remove it",
+        )
+        for note in layout.clearing.notes()
+    ]
+
+
 def _files(config: Config) -> list[Finding]:
     findings = []
     try:
@@ -133,6 +146,7 @@ def _files(config: Config) -> list[Finding]:
     except ConfigError as error:
         findings.append(Finding("socket path", "fail", error.message, error.resolution))
     findings += _sandboxes(Layout(config.state_dir))
+    findings += _in_the_way(Layout(config.state_dir))
     space = next(p for p in [config.state_dir, *config.state_dir.parents] if p.exists())
     free = shutil.disk_usage(space).free // 2**20
     enough = free > config.overlay_disk_mib

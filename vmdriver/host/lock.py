@@ -24,9 +24,7 @@ class StateLock:
 
     async def acquire(self, wait_s: float = _LOCK_WAIT_S) -> None:
         """Wait a little for a predecessor that is ending. ConfigError if it does not."""
-        self._descriptor = os.open(
-            self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        self._descriptor = self._open()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while not self.try_once():
@@ -40,12 +38,16 @@ class StateLock:
     def try_open(self) -> bool:
         """Take it if it is free, without waiting."""
         try:
-            self._descriptor = os.open(
-                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+            self._descriptor = self._open()
         except OSError:
             return False
         return self.try_once()
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError:  # immutable; a lock needs no right to write
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     def try_once(self) -> bool:
         """Take it if it is free."""

@@ -4,6 +4,7 @@ they lie, how it is configured, and what a killed process leaves of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -11,10 +12,18 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
+from vmdriver.host.clearing import Clearing
 from vmdriver.model.passage import PLACE
 
 _log = logging.getLogger(__name__)
 _LONGEST_ROOT = 27
+_DIRECTORIES = (
+    *("etc", "etc/qemu", "cache", "cache/qemu", "cache/qemu/capabilities", "lib"),
+    *("lib/qemu", "lib/qemu/channel", "lib/qemu/channel/target", "lib/qemu/checkpoint"),
+    *(f"lib/qemu/{n}" for n in ("dump", "nvram", "ram", "save", "snapshot")),
+    *("run", "run/qemu", "run/qemu/dbus", "run/qemu/passt", "run/qemu/slirp"),
+)
+"""That libvirt makes, or stumbles over (9.0), the outer ones first."""
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 
 
@@ -30,7 +39,7 @@ def embed_uri(root: Path, short_links: Path = PLACE) -> str:
     short_links.mkdir(mode=0o711, parents=True, exist_ok=True)
     for stale in short_links.iterdir():
         if stale.is_symlink() and not stale.exists():
-            stale.unlink()  # its state directory is gone
+            stale.unlink(missing_ok=True)  # its state directory is gone
     link = short_links / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     if not (link.is_symlink() and link.readlink() == root):
         link.unlink(missing_ok=True)
@@ -38,7 +47,9 @@ def embed_uri(root: Path, short_links: Path = PLACE) -> str:
     return f"qemu:///embed?root={link}"
 
 
-def write_embedded_configuration(root: Path, user: str, group: str) -> None:
+def write_embedded_configuration(
+    root: Path, user: str, group: str, clearing: Clearing | None = None
+) -> None:
     """qemu.conf for the embedded driver. There is no virtlogd, and we own our files:
     libvirt must not chown them.
     """
@@ -54,10 +65,43 @@ def write_embedded_configuration(root: Path, user: str, group: str) -> None:
         "auto_dump_bypass_cache": "0",
     }
     text = "".join(f"{key} = {value}\n" for key, value in lines.items())
-    file = directory / "qemu.conf"
+    file, part = directory / "qemu.conf", directory / ".qemu.conf.part"
     # On a full disk, writing the same again would leave nothing.
-    if not file.exists() or file.read_text(errors="replace") != text:
-        file.write_text(text)
+    if file.exists() and file.read_text(errors="replace") == text:
+        return
+    part.unlink(missing_ok=True)
+    part.write_text(text)
+    try:
+        part.replace(file)
+    except (
+        PermissionError
+    ) as error:  # chattr +i; libvirt must not run with what it says
+        if clearing is None or not clearing.displace(file, str(error)):
+            raise
+        part.replace(file)
+
+
+def make_way(root: Path, clearing: Clearing) -> None:
+    """Have libvirt's directories be directories, and its files files: it gives up, or passes
+    over things in silence, where they are not. What its probes left in a hurry is removed. Before
+    anything else is done there, and only for whoever holds the state directory's lock.
+    """
+    for name in _DIRECTORIES:
+        path = root / name
+        if os.path.lexists(path) and not path.is_dir():
+            clearing.displace(path, "a directory belongs there")
+    clearing.remove(root / "etc" / ".qemu.conf.part")
+    names = (
+        *("etc/qemu.conf", "run/qemu/driver.pid", "run/qemu/autostarted"),
+        *("boot-id", "boot-id.part"),
+    )
+    files = [root / name for name in names]
+    for directory in ("etc/qemu", "run/qemu"):
+        files += (root / directory).glob("*.xml")
+    for path in files:
+        clearing.make_way_for_file(path)
+    for path in (root / "lib" / "qemu").glob("qmp-*"):
+        clearing.remove(path)
 
 
 def remove_torn_definitions(root: Path) -> None:
@@ -71,4 +115,5 @@ def remove_torn_definitions(root: Path) -> None:
             Xml.parse(path)  # noqa: S314 - written by libvirt for root alone
         except Xml.ParseError:
             _log.warning("removing the half-written definition %s", path.name)
-            path.unlink()
+            with contextlib.suppress(OSError):  # libvirt passes over it
+                path.unlink()

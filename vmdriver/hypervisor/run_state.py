@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from xml.etree import ElementTree as Xml
 
 _log = logging.getLogger(__name__)
 _BOOT_ID = "boot-id"
+_BOOT_ID_FORM = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ def forget_earlier_boot(root: Path, boot_id: str) -> None:
     """
     note = root / _BOOT_ID
     try:
-        noted = note.read_text()
+        noted = note.read_text(errors="replace").strip()
     except OSError:
         noted = ""  # of an earlier release; what has ended is known by its process
+    if noted and not _BOOT_ID_FORM.fullmatch(noted):
+        _log.warning("%s is no boot id and is written anew", note)
+        noted = ""  # it says nothing about the machines
     if noted == boot_id:
         return
     if noted:
@@ -75,8 +80,11 @@ def forget_earlier_boot(root: Path, boot_id: str) -> None:
             status.remove()
         shutil.rmtree(root / "run" / "qemu", ignore_errors=True)
     part = note.with_suffix(".part")
-    part.write_text(boot_id)
-    part.replace(note)
+    try:
+        part.write_text(boot_id)
+        part.replace(note)
+    except OSError as error:
+        _log.warning("the host's boot id cannot be noted: %s", error)
 
 
 def forget_ended_machines(root: Path) -> None:

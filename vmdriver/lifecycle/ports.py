@@ -241,6 +241,11 @@ class Records(Protocol):
     def unreadable(self) -> Mapping[str, str]:
         """Ids of those that could not be read then, with what is wrong."""
 
+    def all_there(self) -> bool:
+        """False where the place of all records was lost: there may be sandboxes, with machines,
+        that nobody knows of.
+        """
+
     async def salvage(self, sandbox_id: str) -> Salvage:
         """What can be made out in files of a sandbox that cannot be read."""
 

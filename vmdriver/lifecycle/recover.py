@@ -66,8 +66,15 @@ class Recovery:
     async def sweep(self, instance: str) -> None:
         """Remove what nobody claims, templates that cannot be used any more among it."""
         shared, sandboxes = self.shared, self.sandboxes
-        all_known = not sandboxes.shelf.kept
+        all_there = shared.ports.records.all_there()
+        all_known = all_there and not sandboxes.shelf.kept
         await shared.templates.recover(collect=all_known)
+        if not all_there:
+            _log.error(
+                "the directory of sandboxes was in the way and is set aside: machines "
+                "that no sandbox claims stay, until it is put back or removed"
+            )
+            return
         claimed = {*sandboxes.workers, *sandboxes.shelf.kept}
         await sweep.remove_orphans(shared.ports, claimed, instance)
         await sweep.remove_unneeded_files(

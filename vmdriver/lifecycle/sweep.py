@@ -30,7 +30,7 @@ async def remove_orphans(ports: Ports, known: set[str], instance: str) -> None:
     """Remove what nobody claims."""
     for orphan in await orphans(ports, known):
         _log.warning("removing %s %s: no record claims it", orphan.kind, orphan.name)
-        await remove(ports, orphan, instance)
+        await tried(_log, remove(ports, orphan, instance), orphan.name)
 
 
 async def remove_unneeded_files(
@@ -49,18 +49,19 @@ async def remove_unneeded_files(
     for path in await ports.disks.layers() if all_known else []:
         if path not in needed:
             _log.warning("removing layer %s: no sandbox needs it", path)
-            await ports.disks.remove(path)
+            await tried(_log, ports.disks.remove(path), path)
     for record in records:
         paths = places.paths(record.id)
         named = record.memory is not None and record.memory.directory == paths.suspended
         if not named and record.phase is not Phase.SUSPENDING:
             # Of a sandbox that was returned to a snapshot or booted instead.
-            await ports.memory_store.remove(paths.suspended)
+            await tried(_log, ports.memory_store.remove(paths.suspended), record.id)
         known = {entry.name for entry in record.snapshots}
         parent = paths.snapshots
         for name in await ports.memory_store.listed(parent):
             if name not in known:
-                await ports.memory_store.remove(f"{parent}/{name}")
+                work = ports.memory_store.remove(f"{parent}/{name}")
+                await tried(_log, work, f"snapshot {name} of {record.id}")
 
 
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:

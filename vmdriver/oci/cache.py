@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from vmdriver.host.clearing import Clearing
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.spec import Frozen
 from vmdriver.oci import files
@@ -88,20 +89,23 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root, self.blobs, self.disks = root, root / "blobs", root / "disks"
         self.trees = root / "trees"
+        self._clearing = Clearing(root.parent / "set-aside")
 
     def open(self) -> None:
-        """Make the directories; remove unfinished work, and what older versions left."""
+        """Make the directories; remove unfinished work, and what older versions left. What does
+        not belong there is moved aside.
+        """
         for path in (self.root, self.blobs, self.disks, self.trees):
-            path.mkdir(mode=0o711, parents=True, exist_ok=True)
-            path.chmod(0o711)
-        (self.blobs / "sha256").mkdir(mode=0o700, exist_ok=True)
-        for path in [*self.root.glob(".work-*"), self.root / "layout"]:
-            files.remove_tree(path)
-        for path in self.disks.glob(".*"):
-            path.unlink()
-        for path in self.trees.iterdir():
-            if not (path / "source.json").exists():
-                files.remove_tree(path)
+            self._clearing.make_directory(path)
+        self._clearing.make_directory(self.blobs / "sha256", 0o700)
+        unfinished = [*self.root.glob(".work-*"), *self.disks.glob(".*")]
+        for path in [*unfinished, self.root / "layout"]:
+            self._clearing.remove(path)
+        for path in list(self.trees.iterdir()):
+            if _tree_entry(path) is None:
+                self._clearing.remove(path)
+        for path in self.disks.glob("*.json"):
+            self._clearing.make_way_for_file(path)
 
     def entries(self) -> list[Used]:
         """Of every disk that is there, in no order."""
@@ -112,9 +116,9 @@ class Cache:
                 used = path.stat().st_mtime
             except FileNotFoundError:
                 continue
-            except ValidationError:
+            except (OSError, ValidationError):
                 _log.warning("%s cannot be read: its disk is made anew", path)
-                path.unlink()
+                self._clearing.remove(path)
                 continue
             if Path(entry.path).exists():
                 found.append(Used(entry, used))
@@ -123,13 +127,17 @@ class Cache:
     def find(self, digest: str) -> Entry | None:
         """The disk of that image, if it is there and as it was made."""
         for path in self.disks.glob(f"{key_of(digest)}-*.json"):
-            entry = Entry.model_validate_json(path.read_bytes())
+            try:
+                entry = Entry.model_validate_json(path.read_bytes())
+            except (OSError, ValidationError):
+                self._clearing.remove(path)
+                continue
             try:
                 if identity(Path(entry.path)) == entry.identity or self._is_sound(
                     entry
                 ):
                     return entry
-            except FileNotFoundError:
+            except OSError:
                 pass
             self.set_aside(entry)
         return None
@@ -173,7 +181,7 @@ class Cache:
 
     def all_blobs(self) -> list[Path]:
         """Every layer that is there."""
-        return list((self.blobs / "sha256").iterdir())
+        return [path for path in (self.blobs / "sha256").iterdir() if path.is_file()]
 
     def drop_damaged_blobs(self, digests: Iterable[str]) -> list[str]:
         """Remove layers whose content is not what their name says; their digests."""
@@ -188,7 +196,8 @@ class Cache:
     def orphan_disks(self) -> list[Path]:
         """Disks without an entry: half published, set aside, or of an older version."""
         known = {used.entry.path for used in self.entries()}
-        return [path for path in self.disks.glob("*.ext4") if str(path) not in known]
+        disks = (path for path in self.disks.glob("*.ext4") if path.is_file())
+        return [path for path in disks if str(path) not in known]
 
     def tree(self, digest: str) -> Path:
         """Where the unpacked image is, once it is there."""
@@ -232,10 +241,10 @@ class Cache:
         """A disk with its entry, which goes first; a layer; an unpacked image."""
         if path.is_dir():
             (path / "source.json").unlink(missing_ok=True)
-            files.remove_tree(path)
+            self._clearing.remove(path)
             return
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        self._clearing.remove(path.with_suffix(".json"))
+        self._clearing.remove(path)
 
     def free_bytes(self) -> int:
         """Of the file system."""
@@ -259,7 +268,10 @@ def _meta(entry: Entry) -> Path:
 
 
 def _tree_entry(home: Path) -> TreeEntry | None:
+    source = home / "source.json"
+    if not source.is_file():  # a pipe would be waited for
+        return None
     try:
-        return TreeEntry.model_validate_json((home / "source.json").read_bytes())
+        return TreeEntry.model_validate_json(source.read_bytes())
     except (OSError, ValidationError):
         return None

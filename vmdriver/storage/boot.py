@@ -36,7 +36,8 @@ def load(boot_directory: Path) -> BootFiles:
             architecture=manifest["architecture"],
             kernel_release=manifest["kernel_release"],
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        # RuntimeError: a loop of links (pathlib before Python 3.13).
         raise Refused(
             "there are no guest boot files",
             detail=f"{boot_directory}: {error}",

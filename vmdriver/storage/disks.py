@@ -83,7 +83,7 @@ class DiskStore(LaunchFiles, SupervisorDisks):
     async def layers(self) -> list[str]:
         """See ports.Disks."""
         found = await self._pool.run(lambda: list(self._layout.layers.glob("*.qcow2")))
-        return [str(path) for path in found]
+        return [str(path) for path in found if path.is_file()]
 
     async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
         """See ports.Disks."""
@@ -139,7 +139,18 @@ class DiskStore(LaunchFiles, SupervisorDisks):
         target = Path(path)
         if not target.is_relative_to(self._layout.root):
             raise StorageError(f"{path} is not ours to remove")
-        await self._pool.run(lambda: target.unlink(missing_ok=True))
+        await self._pool.run(self._remove, target)
+
+    def _remove(self, target: Path) -> None:
+        try:
+            target.unlink(missing_ok=True)
+        except OSError as error:
+            why = f"it cannot be removed ({error.strerror})"
+            if not self._layout.clearing.displace(target, why):
+                raise StorageError(
+                    f"{target.name} cannot be removed: {error.strerror}",
+                    detail=str(error),
+                ) from error
 
     async def report(self, path: str) -> GuestReport:
         """What the guest said last on its status disk; nothing if there is none."""

@@ -58,13 +58,13 @@ def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all that is in it, never following a link; absent is
-    fine.
+    """Remove a directory with all that is in it, or a file, never following a link; absent
+    is fine.
     """
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        return
+        path.unlink()
     sync_directory(path.parent)

@@ -74,7 +74,13 @@ class LaunchFiles:
 
     async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
         """See ports.Disks."""
-        await self._pool.run(_remove_abandoned, Path(parent), keep)
+
+        def remove() -> None:
+            for directory in list(Path(parent).iterdir()):
+                if directory.name not in keep and not _is_taken(directory):
+                    self._layout.clearing.remove(directory)
+
+        await self._pool.run(remove)
 
     async def write_barrier_files(self, plan: LaunchPlan) -> None:
         """The same for a template."""
@@ -118,11 +124,11 @@ class LaunchFiles:
         self._give(path, 0o400)
 
 
-def _remove_abandoned(parent: Path, keep: set[str]) -> None:
-    for directory in list(parent.iterdir()):
-        taken = any(p.is_symlink() and p.exists() for p in directory.iterdir())
-        if directory.name not in keep and not taken:
-            files.remove_tree(directory)
+def _is_taken(directory: Path) -> bool:
+    """Whether a sandbox has taken files over from there: links to them are left."""
+    if not directory.is_dir() or directory.is_symlink():
+        return False
+    return any(p.is_symlink() and p.exists() for p in directory.iterdir())
 
 
 @contextmanager

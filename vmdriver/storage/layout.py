@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdriver.host.clearing import Clearing
 from vmdriver.model.ids import check_sandbox_id
 
 
@@ -74,18 +75,26 @@ class Layout:
         """The probe guest's status disk and console."""
         return self.root / "probe"
 
+    @property
+    def clearing(self) -> Clearing:
+        """Gets out of the way what does not belong where it lies."""
+        return Clearing(self.root / "set-aside")
+
     def sandbox(self, sandbox_id: str) -> SandboxFiles:
         """One sandbox's files; refuses ids that are no single path component."""
         return SandboxFiles(self.sandboxes / check_sandbox_id(sandbox_id))
 
     def make(self) -> None:
         """Make the directories that are always there. A gateway that launches us makes the first
-        one itself, closed to everybody else: it is opened, if it is ours.
+        one itself, closed to everybody else: it is opened, if it is ours. What lies where a
+        directory belongs is moved aside.
         """
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         info = self.root.stat()
         if info.st_uid == os.geteuid() and info.st_mode & 0o011 != 0o011:
             self.root.chmod(info.st_mode & 0o7777 | 0o011)
+        for path in (self.lock, self.accelerator):
+            self.clearing.make_way_for_file(path)
         for path in (
             self.sandboxes,
             self.images,
@@ -97,8 +106,7 @@ class Layout:
             self.libvirt,
             self.probe,
         ):
-            path.mkdir(mode=0o711, exist_ok=True)
-            path.chmod(0o711)
+            self.clearing.make_directory(path)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
+from vmdriver.host.clearing import Clearing
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
 from vmdriver.lifecycle.ports import Ownership
@@ -73,7 +74,10 @@ def segment_digest(path: Path, index: int) -> tuple[str, int]:
 class MemoryImages:
     """All memory images. `owner`: the user that QEMU runs as; it maps the memory."""
 
-    def __init__(self, pool: Pool, owner: Ownership) -> None:
+    def __init__(
+        self, pool: Pool, owner: Ownership, clearing: Clearing | None = None
+    ) -> None:
+        self._clearing = clearing
         self._pool = pool
         self._owner = owner
         self._reserved: dict[str, int] = {}
@@ -181,8 +185,11 @@ class MemoryImages:
 
     @staticmethod
     def _read(path: Path) -> tuple[MemoryManifest, str]:
+        file = path / _MANIFEST
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise Refused(f"the manifest of memory image {path.name} is no file")
         try:
-            data = (path / _MANIFEST).read_bytes()
+            data = file.read_bytes()
             manifest = MemoryManifest.model_validate_json(data)
         except FileNotFoundError as error:
             raise NotFound(
@@ -289,7 +296,19 @@ class MemoryImages:
     async def remove(self, directory: str) -> None:
         """See ports.MemoryStore."""
         self._reserved.pop(directory, None)
-        await self._pool.run(files.remove_tree, Path(directory))
+        await self._pool.run(self._remove, Path(directory))
+
+    def _remove(self, path: Path) -> None:
+        try:
+            files.remove_tree(path)
+        except OSError as error:
+            why = f"it cannot be removed ({error.strerror})"
+            if self._clearing is not None and self._clearing.displace(path, why):
+                return
+            raise StorageError(
+                f"the memory image {path.name} cannot be removed: {error.strerror}",
+                detail=str(error),
+            ) from error
 
     async def listed(self, parent: str) -> list[str]:
         """See ports.MemoryStore."""

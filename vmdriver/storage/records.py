@@ -34,6 +34,10 @@ class RecordStore:
         """See ports.Records."""
         return dict(self._unreadable)
 
+    def all_there(self) -> bool:
+        """See ports.Records."""
+        return not self._layout.clearing.holds(self._layout.sandboxes.name)
+
     async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
         """Make the sandbox's directory with record and token, all at once.
         AlreadyExists if it is there.
@@ -92,7 +96,7 @@ class RecordStore:
         self._unreadable = {}
         for directory in sorted(self._layout.sandboxes.iterdir()):
             if directory.name.startswith(_HALF_MADE):
-                files.remove_tree(directory)
+                self._layout.clearing.remove(directory)
             elif not is_sandbox(directory):
                 _log.warning("%s is no sandbox and is left alone", directory)
             else:

@@ -53,20 +53,31 @@ class SupervisorDisks:
             self._known_supervisors[key] = known
         return known
 
+    async def open_supervisors(self) -> None:
+        """Remove what was under way when the last process ended. Before anything is made."""
+
+        def remove() -> None:
+            for path in self._layout.supervisors.glob(".*"):
+                self._layout.clearing.remove(path)
+
+        await self._pool.run(remove)
+
     async def collect_supervisors(self, in_use: set[str]) -> list[str]:
         """Remove disks that no sandbox has and no launch has used for an hour; their paths."""
 
         def unlink_unused(path: Path) -> bool:
             if str(path) in in_use or time.time() - _used(path) < _YOUNG_S:
                 return False
-            path.unlink()
-            path.with_suffix(".used").unlink(missing_ok=True)
+            self._layout.clearing.remove(path)
+            self._layout.clearing.remove(path.with_suffix(".used"))
             return True
 
+        def disks() -> list[Path]:
+            found = self._layout.supervisors.glob("[!.]*.img")
+            return [path for path in found if path.is_file()]
+
         gone = []
-        for path in await self._pool.run(
-            lambda: list(self._layout.supervisors.glob("[!.]*.img"))
-        ):
+        for path in await self._pool.run(disks):
             async with self._taking:
                 if await self._pool.run(unlink_unused, path):
                     gone.append(str(path))
@@ -112,19 +123,17 @@ class SupervisorDisks:
                 command = ["patchelf", "--set-interpreter", loader, *paths]
                 await process.run([*command, str(copies.program)], deadline_s=60)
             await process.run(_mke2fs(tree, part), deadline_s=120)
-            await self._pool.run(_publish, part, disk)
+            await self._pool.run(self._publish, part, disk)
         finally:
             await self._pool.run(_clear, work)
         return disk
 
-
-def _publish(part: Path, disk: Path) -> None:
-    part.chmod(0o444)
-    files.sync_file(part)
-    if disk.is_dir() and not disk.is_symlink():
-        raise StorageError(f"{disk} is a directory", resolution="remove it")
-    part.rename(disk)
-    files.sync_directory(disk.parent)
+    def _publish(self, part: Path, disk: Path) -> None:
+        part.chmod(0o444)
+        files.sync_file(part)
+        self._layout.clearing.make_way_for_file(disk)
+        part.rename(disk)
+        files.sync_directory(disk.parent)
 
 
 def _clear(work: Path) -> None:

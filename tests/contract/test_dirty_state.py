@@ -1,0 +1,183 @@
+"""Whatever lies in the state directory, a driver starts: each kind of dirt in each place, with the real file system."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import dirt
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.world import World
+from vmdriver.cli import doctor
+from vmdriver.errors import Refused
+from vmdriver.host.lock import StateLock
+from vmdriver.host.threads import Pool
+from vmdriver.hypervisor.embedded import (
+    make_way,
+    remove_torn_definitions,
+    write_embedded_configuration,
+)
+from vmdriver.hypervisor.run_state import (
+    forget_earlier_boot,
+    forget_ended_machines,
+    forget_unstarted_machines,
+)
+from vmdriver.lifecycle.image_ports import CacheLimits
+from vmdriver.lifecycle.ports import Ownership
+from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.store import ImageStore
+from vmdriver.storage import boot
+from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.memory_images import MemoryImages
+from vmdriver.storage.places import FilePlaces
+from vmdriver.storage.records import RecordStore
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    state = tmp_path / "state"
+    Layout(state).make()
+    yield state
+    dirt.clean(state)
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    pool = Pool("dirt", 4)
+    yield pool
+    pool.close()
+
+
+async def start(state: Path, pool: Pool) -> None:
+    """Every step of a driver's start that looks at the state directory; raises what would keep
+    it from starting.
+    """
+    layout = Layout(state)
+    layout.make()
+    lock = StateLock(layout.lock)
+    await lock.acquire(1)
+    try:
+        await _start(layout, pool)
+    finally:
+        lock.release()
+
+
+async def _start(layout: Layout, pool: Pool) -> None:
+    owner = Ownership(os.getuid(), os.getgid())
+    make_way(layout.libvirt, layout.clearing)
+    write_embedded_configuration(layout.libvirt, "root", "root", layout.clearing)
+    remove_torn_definitions(layout.libvirt)
+    forget_earlier_boot(layout.libvirt, "boot")
+    forget_ended_machines(layout.libvirt)
+    forget_unstarted_machines(layout.libvirt)
+    with pytest.raises(Refused, match="boot files"):
+        boot.load(layout.boot)
+    images, disks = (
+        ImageStore(layout.images, pool, ImagePolicy()),
+        DiskStore(layout, pool, owner),
+    )
+    await images.open()
+    await disks.open_supervisors()
+    # The rest of the start is the manager's, on these files; its host is a fake.
+    driver = FakeDriver(World())
+    shared = driver.manager._shared
+    real = {
+        "disks": disks,
+        "memory_store": MemoryImages(pool, owner, layout.clearing),
+        "records": RecordStore(layout, pool),
+    }
+    for port, adapter in real.items():
+        object.__setattr__(shared.ports, port, adapter)
+    object.__setattr__(shared.launcher, "places", FilePlaces(layout))
+    shared.templates._directory = str(layout.templates)
+    shared.warm_pool._directory = str(layout.warm)
+    try:
+        await driver.manager.recover()
+        await disks.collect_supervisors(set())
+        await images.collect(set(), CacheLimits(0, 0, 0))
+        await images.known()
+    finally:
+        await driver.close()
+        await images.close()
+
+
+@pytest.mark.parametrize("kind", dirt.KINDS)
+async def test_it_starts_with_that_in_any_place(
+    state: Path, pool: Pool, kind: str
+) -> None:
+    failed = []
+    for place in dirt.PLACES:
+        dirt.put(state, place, kind)
+        try:
+            for _ in range(2):
+                await start(state, pool)
+        except (Exception, asyncio.CancelledError) as error:
+            failed.append(f"{place}: {type(error).__name__}: {error}")
+        dirt.clean(state)
+    assert not failed, "\n".join(failed)
+
+
+async def test_what_was_in_the_way_is_kept_and_told_until_it_is_gone(
+    state: Path, caplog: pytest.LogCaptureFixture, pool: Pool
+) -> None:
+    dirt.put(state, "images", "foreign_file")
+    dirt.put(state, "templates/x", "immutable_inside")
+    await start(state, pool)
+    notes = {note.path: Path(note.place) for note in Layout(state).clearing.notes()}
+    assert set(notes) == {str(state / "images"), str(state / "templates/x")}
+    assert notes[str(state / "images")].read_bytes().startswith(b"not of this driver")
+    assert "images was in the way" in caplog.text
+    told = [finding.message for finding in doctor._in_the_way(Layout(state))]
+    assert len(told) == 2
+    assert all("was in the way" in message for message in told)
+    await start(state, pool)
+    assert len(Layout(state).clearing.notes()) == 2, "it is told once"
+    dirt.clean(state)
+    shutil.rmtree(state / "set-aside")
+    assert Layout(state).clearing.notes() == []
+
+
+@pytest.mark.parametrize("kind", ["dangling_link", "foreign_file"])
+async def test_without_the_directory_of_records_nothing_of_a_sandbox_is_removed(
+    state: Path, pool: Pool, kind: str
+) -> None:
+    """As when its disk was not mounted: whose machines those are nobody knows now."""
+    (state / "layers" / "s1.0.qcow2").write_bytes(b"a root disk")
+    dirt.put(state, "sandboxes", kind)
+    for _ in range(2):
+        await start(state, pool)
+        assert (state / "layers" / "s1.0.qcow2").exists()
+    records = RecordStore(Layout(state), pool)
+    assert not records.all_there()
+    shutil.rmtree(state / "set-aside")
+    assert records.all_there()
+    await start(state, pool)
+    assert not (state / "layers" / "s1.0.qcow2").exists()
+
+
+async def test_without_the_directory_of_records_no_machine_is_ended() -> None:
+    world = World()
+    driver = FakeDriver(world)
+    await driver.manager.recover()
+    await driver.manager.create(spec("s1"), None)
+    await driver.settled()
+    machines = set(world.domains)
+    await driver.close()
+    world.records.clear()
+    world.records_there = False
+    again = FakeDriver(world)
+    await again.manager.recover()
+    assert set(world.domains) == machines
+    assert world.taps
+    await again.close()
+    world.records_there = True
+    last = FakeDriver(world)
+    await last.manager.recover()
+    assert not world.domains
+    await last.close()
