@@ -13,6 +13,7 @@ from vmdriver.lifecycle.kept_memory import KeptMemory
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.phase import MachineState, Phase
+from vmdriver.model.record import layers_of
 
 
 class EndActions(SandboxHold):
@@ -115,6 +116,10 @@ class EndActions(SandboxHold):
         if self.record.phase is not Phase.DELETING:
             await self.update(phase=Phase.DELETING, unwind_reason=Reason.STOPPED.value)
         await self._unwind(None, Reason.STOPPED)
+        # A launch that was given up between its note of a template's layer and its own layer
+        # has nothing in the ledger that would do this.
+        layers = set(layers_of(self.record))
+        await self._shared.undoer.drop_layers(self.record.id, layers)
         await self._shared.ports.records.remove(self.record.id)
         self._shared.forget(self.record.id)
         self.vanish()

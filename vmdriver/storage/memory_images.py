@@ -186,8 +186,8 @@ class MemoryImages:
     @staticmethod
     def _read(path: Path) -> tuple[MemoryManifest, str]:
         file = path / _MANIFEST
-        if file.exists() and not file.is_file():  # a pipe would be waited for
-            raise Refused(f"the manifest of memory image {path.name} is no file")
+        if file.is_fifo():  # it would be waited for
+            raise Refused(f"the manifest of memory image {path.name} is a pipe")
         try:
             data = file.read_bytes()
             manifest = MemoryManifest.model_validate_json(data)
