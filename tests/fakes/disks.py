@@ -111,7 +111,7 @@ class FakeDisks:
         return "last words"
 
     async def bound_console(self, path: str) -> None:
-        return
+        self._world.act(f"bound console {path}")
 
     async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
         return Path("/supervisor.img")

@@ -347,6 +347,17 @@ async def test_no_image_template_or_layer_is_collected_meanwhile() -> None:
     await driver.close()
 
 
+async def test_the_console_of_its_machine_stays_small() -> None:
+    world = World()
+    _, driver = await damaged_and_started_again(
+        world, lambda world: world.journals.update(s1=["\0"])
+    )
+    async with asyncio.timeout(10):
+        while "bound console s1/console.log" not in world.calls:
+            await asyncio.sleep(0.05)
+    await driver.close()
+
+
 async def test_two_that_hold_one_address_do_not_both_run() -> None:
     world = World()
     async with two_sandboxes(world):

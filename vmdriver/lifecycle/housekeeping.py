@@ -25,15 +25,18 @@ _RETENTION_EVERY = 30
 
 
 class Housekeeping:
-    """One task. `workers` is asked for anew each time."""
+    """One task. `workers` is asked for anew each time, and so is `unread`: the consoles of
+    sandboxes that cannot be read, whose machines may run.
+    """
 
     def __init__(
         self,
         workers: Callable[[], Iterable[SandboxWorker]],
+        unread: Callable[[], Iterable[str]],
         disks: Disks,
         settings: Settings,
     ) -> None:
-        self._workers = workers
+        self._workers, self._unread = workers, unread
         self._disks = disks
         self._settings = settings
         self.task: asyncio.Task[None] | None = None
@@ -65,6 +68,8 @@ class Housekeeping:
             }:
                 console = f"console of {worker.record.id}"
                 await tried(_log, self._disks.bound_console(plan.console), console)
+        for path in self._unread():
+            await tried(_log, self._disks.bound_console(path), path)
 
     async def remove_expired(self) -> None:
         """Snapshots that have been there for longer than the operator keeps them, by the host's

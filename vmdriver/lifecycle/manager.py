@@ -78,7 +78,10 @@ class Manager(Sandboxes):
             lambda: not self.shelf.kept,
         )
         self.housekeeping = Housekeeping(
-            self.workers.values, self._shared.ports.disks, settings
+            self.workers.values,
+            self.shelf.consoles,
+            self._shared.ports.disks,
+            settings,
         )
 
     # --- start and end

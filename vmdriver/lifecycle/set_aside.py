@@ -54,6 +54,11 @@ class Shelf:
         """Every root disk layer that one of them, other than that one, may need."""
         return set().union(*(s.layers for s in self.kept.values() if s.id != but))
 
+    def consoles(self) -> list[str]:
+        """Of their machines, which may run. A guest could fill the disk through its own."""
+        places = self.launcher.places
+        return [places.paths(sandbox_id).console for sandbox_id in self.kept]
+
     def ledger(self, record: SandboxRecord) -> Ledger:
         """A sandbox's ledger, and its lease is noted. StorageError."""
         ledger = self.open(record.id)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from vmdriver.errors import Refused
 from vmdriver.model.condition import Condition, Snapshot
 from vmdriver.model.plan import Lease
-from vmdriver.model.record import SandboxRecord, layers_of
+from vmdriver.model.record import SandboxRecord
 
 STATE_UNREADABLE = "StateUnreadable"
 """A reason of our own: for a gateway it is final (contract §2.9), which a delete gets out of."""
@@ -82,11 +82,6 @@ def salvage_of(record: SandboxRecord) -> Salvage:
     """Of a record that can be read."""
     spec = record.spec
     return Salvage(spec.name, spec.namespace, spec.workspace, record.lease)
-
-
-def layers_named(record: SandboxRecord | None) -> set[str]:
-    """Layers that a record which can be read names."""
-    return layers_of(record) if record is not None else set()
 
 
 def salvage(record: str, ledger: str) -> Salvage:
