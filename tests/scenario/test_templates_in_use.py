@@ -14,7 +14,7 @@ from tests.fakes.world import World
 from tests.scenario.test_memory import TEMPLATES
 from vmdriver.errors import NotFound
 from vmdriver.lifecycle import templates as module
-from vmdriver.model.phase import Phase
+from vmdriver.model.phase import Intent, Phase
 
 FOUND = ("image:identify",)
 NOTED = ("image:identify", "record:before-save")
@@ -109,7 +109,10 @@ async def test_a_create_that_comes_to_nothing_gives_a_removed_template_back() ->
     await gate.reached()
     await driver.manager.templates.remove(template.key)
     assert template_files(driver.world), "it is in use"
+    worker = driver.manager.workers["second"]
     going = asyncio.create_task(driver.manager.delete("second", ""))
+    while worker.record.intent is not Intent.DELETED:
+        await asyncio.sleep(0)
     await asyncio.sleep(0)
     gate.open()
     await going
