@@ -20,7 +20,7 @@ from tests.storm.faults import HOST_FAULTS, Faults
 from tests.storm.promises import Boxes
 from tests.storm.stage import Keeper, SmallDisk, stage
 from tests.storm.tally import Tally
-from tests.storm.verify import Verifier
+from tests.storm.verify import Verifier, keep
 from tests.storm.watchers import Watcher
 
 CLASSES = ("driver", "qemu", "qemu-stop", "helpers", "disk")
@@ -87,18 +87,7 @@ def show(tally: Tally, keeper: Keeper, logs: Path) -> None:
     (logs / "diary").write_text(
         "".join(f"[{at:7.2f} s] {box} {what}\n" for at, box, what in tally.diary)
     )
-    state = keeper.state / "sandboxes"
-    if state.exists():
-        shutil.copytree(state, logs / "sandboxes", ignore=_bulky, dirs_exist_ok=True)
-
-
-def _bulky(directory: str, names: list[str]) -> set[str]:
-    return {
-        name
-        for name in names
-        if not (Path(directory) / name).is_dir()
-        and (Path(directory) / name).stat().st_size > 2**20
-    }
+    keep(keeper.state, logs)
 
 
 def play(given: argparse.Namespace, logs: Path, tally: Tally) -> None:
@@ -111,7 +100,7 @@ def play(given: argparse.Namespace, logs: Path, tally: Tally) -> None:
             for watcher in watchers:
                 watcher.start()
             rage(keeper, disk, acts, tally, given)
-            check(keeper, gateway, acts, tally, watchers, given)
+            check(keeper, gateway, acts, tally, watchers, given, logs)
         except Exception as error:
             tally.broken(f"the storm itself ended with {error!r}")
         finally:
@@ -130,9 +119,10 @@ def check(
     tally: Tally,
     watchers: list[Watcher],
     given: argparse.Namespace,
+    logs: Path,
 ) -> None:
     harmful = any(name not in given.without for name in HOST_FAULTS)
-    Verifier(keeper, gateway, acts.boxes, tally, acts, harmful).everything()
+    Verifier(keeper, gateway, acts.boxes, tally, acts, harmful, logs).everything()
     for watcher in watchers:
         watcher.check()
 

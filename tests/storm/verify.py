@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -44,6 +46,7 @@ class Verifier:
     acts: Acts
     harmful: bool
     """The disk was filled or helper programs were killed: any sandbox may have failed."""
+    logs: Path
 
     def everything(self) -> None:
         boxes = [
@@ -57,6 +60,8 @@ class Verifier:
         self._each(self._holds, living)
         self._each(self._stops, living)
         check_layers(self.keeper.state, self.tally)
+        if self.tally.violations:
+            keep(self.keeper.state, self.logs)
         self._each(self._goes, living)
         self._nothing_left()
 
@@ -217,3 +222,16 @@ def files_left(state: Path) -> list[str]:
             found.append(str(path.relative_to(state)))
     run = state / "libvirt" / "run" / "qemu"
     return found + [str(path.relative_to(state)) for path in run.glob("vmdriver-*")]
+
+
+def keep(state: Path, logs: Path) -> None:
+    """Records, ledgers and consoles of what is there now, for whoever looks for a cause."""
+
+    def bulky(directory: str, names: list[str]) -> set[str]:
+        paths = [Path(directory) / name for name in names]
+        return {p.name for p in paths if p.is_file() and p.stat().st_size > 2**20}
+
+    with contextlib.suppress(OSError):  # what can be copied is
+        shutil.copytree(
+            state / "sandboxes", logs / "sandboxes", ignore=bulky, dirs_exist_ok=True
+        )
