@@ -12,6 +12,7 @@ from tests.fakes.serve import SERVE
 from tests.system.conftest import Driver
 from tests.system.test_memory_kill import check_whole, in_background, marked
 
+pytestmark = pytest.mark.timeout(400)  # two boots and a restore, on a busy host
 CUT_OFF = [sys.executable, str(Path(__file__).with_name("cut_off_driver.py"))]
 
 
