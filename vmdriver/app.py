@@ -303,6 +303,8 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     )
     compute = ComputeDriver(identity, readiness, driver.hub)
     operators = admin.Admin(readiness, driver.hub)
+    for path in (config.bind_socket, admin_socket(config)):
+        layout.make_way_for_socket(path)
     servers = [
         await serve(
             config.bind_socket, partial(servicer.register, compute), COMPUTE_DRIVER

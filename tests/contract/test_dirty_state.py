@@ -14,7 +14,7 @@ from tests.fakes import dirt
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.cli import doctor
-from vmdriver.errors import Refused
+from vmdriver.errors import ConfigError, Refused
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.embedded import (
@@ -31,6 +31,7 @@ from vmdriver.lifecycle.image_ports import CacheLimits
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.store import ImageStore
+from vmdriver.service import server
 from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.layout import Layout
@@ -181,3 +182,27 @@ async def test_without_the_directory_of_records_no_machine_is_ended() -> None:
     await last.manager.recover()
     assert not world.domains
     await last.close()
+
+
+@pytest.mark.parametrize("kind", dirt.KINDS)
+@pytest.mark.parametrize("place", ["run", "run/admin.sock", "run/x"])
+async def test_a_socket_below_the_state_directory_is_served_whatever_lies_there(
+    state: Path, kind: str, place: str
+) -> None:
+    dirt.put(state, place, kind)
+    path = state / "run" / "admin.sock"
+    Layout(state).make_way_for_socket(path)
+    served = await server.serve(path, lambda _: None, server.ADMIN)
+    assert path.is_socket()
+    await served.stop(None)
+
+
+async def test_what_lies_outside_the_state_directory_is_not_moved(
+    state: Path, tmp_path: Path
+) -> None:
+    dirt.put(tmp_path, "run/d.sock", "foreign_file")
+    (tmp_path / "run").chmod(0o700)
+    Layout(state).make_way_for_socket(tmp_path / "run" / "d.sock")
+    assert (tmp_path / "run" / "d.sock").is_file()
+    with pytest.raises(ConfigError, match="not a socket"):
+        await server.serve(tmp_path / "run" / "d.sock", lambda _: None, server.ADMIN)

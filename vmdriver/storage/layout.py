@@ -84,6 +84,21 @@ class Layout:
         """One sandbox's files; refuses ids that are no single path component."""
         return SandboxFiles(self.sandboxes / check_sandbox_id(sandbox_id))
 
+    def make_way_for_socket(self, path: Path) -> None:
+        """What lies where a socket below the state directory is to be, or its folder, is moved
+        aside. Elsewhere it is the operator's to say what is wrong.
+        """
+        folder = path.parent
+        if folder == self.root or not folder.is_relative_to(self.root):
+            return
+        if folder.is_symlink():
+            self.clearing.displace(
+                folder, "links to a socket's folder are not followed"
+            )
+        self.clearing.make_directory(folder, 0o700)
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_socket()):
+            self.clearing.displace(path, "a socket belongs there")
+
     def make(self) -> None:
         """Make the directories that are always there. A gateway that launches us makes the first
         one itself, closed to everybody else: it is opened, if it is ours. What lies where a
