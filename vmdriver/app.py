@@ -62,6 +62,7 @@ from vmdriver.service import admin, servicer
 from vmdriver.service.server import (
     ADMIN,
     COMPUTE_DRIVER,
+    Server,
     check_path,
     serve,
 )
@@ -273,6 +274,20 @@ async def open_driver(config: Config) -> Driver:
     return Driver(config, passage)
 
 
+async def _listen(
+    config: Config, layout: Layout, compute: ComputeDriver, operators: admin.Admin
+) -> list[Server]:
+    """Both sockets, served."""
+    for path in (config.bind_socket, admin_socket(config)):
+        layout.make_way_for_socket(path)
+    first = partial(servicer.register, compute)
+    second = partial(admin.register, operators)
+    return [
+        await serve(config.bind_socket, first, COMPUTE_DRIVER),
+        await serve(admin_socket(config), second, ADMIN),
+    ]
+
+
 async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Answers GetCapabilities at once, everything else after
     recovery.
@@ -303,14 +318,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     )
     compute = ComputeDriver(identity, readiness, driver.hub)
     operators = admin.Admin(readiness, driver.hub)
-    for path in (config.bind_socket, admin_socket(config)):
-        layout.make_way_for_socket(path)
-    servers = [
-        await serve(
-            config.bind_socket, partial(servicer.register, compute), COMPUTE_DRIVER
-        ),
-        await serve(admin_socket(config), partial(admin.register, operators), ADMIN),
-    ]
+    servers = await _listen(config, layout, compute, operators)
     _log.info("serving on %s; state in %s", config.bind_socket, config.state_dir)
     recovery = asyncio.create_task(driver.recover())
     stopping = asyncio.create_task(stop.wait())

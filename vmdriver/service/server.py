@@ -23,6 +23,7 @@ COMPUTE_DRIVER = compute_driver_pb2.DESCRIPTOR.services_by_name[
     "ComputeDriver"
 ].full_name
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+Server = grpc.aio.Server
 _MAX_MESSAGE = 16 * 1024 * 1024
 _WAIT_FOR_PREDECESSOR_S = 6.0
 
