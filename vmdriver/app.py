@@ -23,6 +23,7 @@ from vmdriver.errors import DriverError
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.host import facts, reaper
 from vmdriver.host.guardian import Charge, Guardian
+from vmdriver.host.lanes import Lanes
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
@@ -93,11 +94,11 @@ class Driver:
         self.settings = settings_from(config)
         self.layout = Layout(config.state_dir)
         owner = qemu_owner(config)
-        self._files, self._hypervisor_calls = Pool("files", 8), Pool("libvirt", 8)
+        self._files = Pool("files", 8)
         self.embedded = config.connection == "embed"
         self.libvirt_root = Path(passage.theirs(str(self.layout.libvirt)))
         uri = embed_uri(self.libvirt_root) if self.embedded else config.connection
-        self.connection = Connection(uri, self._hypervisor_calls)
+        self.connection = Connection(uri, Lanes("libvirt"))
         self.charge = Charge(
             config.state_dir,
             self.layout.lock,
@@ -247,9 +248,8 @@ class Driver:
             forget_unstarted_machines(self.libvirt_root)
 
     def release_threads(self) -> None:
-        """Give the thread pools back."""
-        for pool in (self._files, self._hypervisor_calls):
-            pool.close()
+        """Give the threads back."""
+        self._files.close()
 
     async def close(self) -> None:
         """Let everything go; machines stay."""

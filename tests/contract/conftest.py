@@ -14,7 +14,7 @@ from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.serve import WORK
 from tests.fakes.world import World
 from vmdriver.host import facts
-from vmdriver.host.threads import Pool
+from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
@@ -57,15 +57,15 @@ async def hypervisor(
         fake.name = "fake"
         yield fake
         return
-    pool = Pool("contract", 2)
+    lanes = Lanes("contract")
     if request.param == "libvirt test driver":
         node = tmp_path / "node.xml"
         node.write_text(TEST_NODE)
         connection = Connection(
-            f"test://{node}", pool
+            f"test://{node}", lanes
         )  # a private file: test:///default is shared in the process
     else:
-        connection = Connection(embed_uri(embedded_root), pool)
+        connection = Connection(embed_uri(embedded_root), lanes)
     machines = Machines(
         connection, "test", qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
     )
@@ -74,4 +74,3 @@ async def hypervisor(
     for found in await machines.marked():
         await machines.destroy(found.name)
     connection.close()
-    pool.close()

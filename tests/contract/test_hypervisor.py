@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 import uuid
 from pathlib import Path
@@ -15,7 +17,9 @@ from tests.contract.conftest import qemu_owner
 from tests.fakes.world import World
 from tests.unit.test_plan_rendering import plan as example_plan
 from vmdriver.errors import HostError, NotFound, StorageError, TimedOut
-from vmdriver.hypervisor import capture, monitor
+from vmdriver.host.lanes import Pulse
+from vmdriver.host.threads import Pool
+from vmdriver.hypervisor import capture, monitor, qemu_process
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.memory_ports import SavedMachine
 from vmdriver.lifecycle.ports import Found
@@ -142,7 +146,7 @@ async def test_a_guest_that_does_not_answer_is_given_up_in_time(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has a channel")
-    memory = DomainMemory(hypervisor._connection, hypervisor._connection._pool)
+    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
     with pytest.raises(NotFound):
         await memory.ask(plan.domain, "ping", {}, 1.0)
     await hypervisor.start(plan, MARK)
@@ -177,7 +181,7 @@ async def test_memory_goes_to_a_file_and_back(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor._connection, hypervisor._connection._pool)
+    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -235,3 +239,71 @@ async def test_memory_goes_to_a_file_and_back(
         await memory.go_on(target.domain)
         await hypervisor.destroy(target.domain)
     await memory.go_on(plan.domain)
+
+
+async def _hang(hypervisor: Any, plan: LaunchPlan) -> int:
+    """Have a QEMU that does not react, and a call that waits for it; its process id."""
+    await hypervisor.start(plan, MARK)
+    run = qemu_process.run_directory(hypervisor._connection.uri)
+    pid = int((run / f"{plan.domain}.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+async def test_a_machine_that_does_not_react_is_ended_and_costs_nobody_else_a_wait(
+    hypervisor: Any, plan: LaunchPlan, asked_before: bool
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU can hang")
+    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    pid = await _hang(hypervisor, plan)
+    try:
+        if asked_before:
+            pausing = asyncio.create_task(memory.pause(plan.domain))
+            await asyncio.sleep(0.3)
+            hypervisor.abandon(plan.domain)
+            with pytest.raises(TimedOut, match="given up"):
+                await pausing
+            with pytest.raises(TimedOut, match="no answer"):
+                await memory.go_on(plan.domain)
+        async with asyncio.timeout(5):
+            assert await hypervisor.observe(plan.domain) is not DomainState.ABSENT
+            assert len(await hypervisor.marked()) == 1
+        async with asyncio.timeout(20):
+            await hypervisor.destroy(plan.domain)
+        assert not Path(f"/proc/{pid}/exe").exists()
+        assert await hypervisor.observe(plan.domain) is DomainState.ABSENT
+        await memory.go_on(plan.domain)
+        assert not hypervisor._connection.lanes.is_busy(plan.domain)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_capture_that_does_not_move_is_given_up(
+    hypervisor: Any, plan: LaunchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU has memory")
+    monkeypatch.setattr(capture, "_STALL_S", 1.0)
+    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    await hypervisor.start(plan, MARK)
+    await memory.pause(plan.domain)
+    # Nobody reads at the other end.
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    def stuck(connection: Any) -> None:
+        machine = connection.lookupByName(plan.domain)
+        capture._hand_over(machine, os.open(pipe, os.O_WRONLY))
+        capture._migrate(machine, Pulse())
+
+    async with asyncio.timeout(20):
+        with pytest.raises(TimedOut, match="does not get on"):
+            await hypervisor._connection.call("stuck", stuck, plan.domain)
+        await memory.go_on(plan.domain)
+        assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
+    os.close(reader)
+    await hypervisor.destroy(plan.domain)

@@ -31,6 +31,7 @@ class FakeHypervisor:
     async def start(self, plan: LaunchPlan, mark: str) -> None:
         world = self._world
         world.act(f"start {plan.domain}")
+        await world.hanging.passed(f"start {plan.domain}", plan.domain)
         if world.domains.get(plan.domain) is DomainState.RUNNING:
             raise HostError("two machines on one disk")
         assert plan.network.lease.tap in world.taps, "a machine without its tap"
@@ -70,11 +71,16 @@ class FakeHypervisor:
 
     async def destroy(self, domain: str) -> None:
         self._world.act(f"destroy {domain}")
+        self._world.hanging.give_up(domain)
         self._world.domains.pop(domain, None)
         self._world.ended.discard(domain)
         self._world.frozen.discard(domain)
         self._world.root_layers.pop(domain, None)
         self._world.known_layers.pop(domain, None)
+
+    def abandon(self, domain: str) -> None:
+        self._world.act(f"abandon {domain}")
+        self._world.hanging.give_up(domain)
 
     async def marked(self) -> list[Found]:
         for _ in range(50):  # a look at a real host takes time: others go on meanwhile

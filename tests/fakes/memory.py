@@ -44,11 +44,13 @@ class FakeMemory:
 
     async def pause(self, domain: str) -> None:
         self._world.act(f"pause {domain}")
+        await self._world.hanging.passed(f"pause {domain}", domain)
         self._there(domain)
         self._world.domains[domain] = DomainState.PAUSED
 
     async def go_on(self, domain: str) -> None:
         self._world.act(f"go on {domain}")
+        await self._world.hanging.passed(f"go on {domain}", domain)
         self._world.monitor(domain)
         if self._world.domains.get(domain) is DomainState.PAUSED:
             self._world.domains[domain] = DomainState.RUNNING
@@ -62,6 +64,7 @@ class FakeMemory:
     ) -> dict[str, str]:
         world = self._world
         world.act(f"{verb} {domain}")
+        await world.hanging.passed(f"{verb} {domain}", domain, timeout_s)
         self._there(domain)
         if world.domains[domain] is DomainState.STALLED:
             await asyncio.sleep(min(timeout_s, 0.2))
@@ -83,6 +86,7 @@ class FakeMemory:
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         world = self._world
         world.act(f"capture {domain}")
+        await self._world.hanging.passed(f"capture {domain}", domain)
         world.monitor(domain)
         assert world.domains[domain] is DomainState.PAUSED
         nobodys = "/template-" in world.marks[domain]
@@ -108,6 +112,7 @@ class FakeMemory:
     ) -> None:
         world = self._world
         world.act(f"load {plan.domain}")
+        await world.hanging.passed(f"load {plan.domain}", plan.domain)
         assert world.domains.get(plan.domain) in {None, DomainState.OFF}, "two machines"
         assert plan.network.lease.tap in world.tables, "a machine without its firewall"
         root = plan.disk("root")
@@ -126,6 +131,7 @@ class FakeMemory:
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         self._world.act(f"switch {domain} to {layer}")
+        await self._world.hanging.passed(f"switch {domain}", domain)
         self._world.monitor(domain)
         assert self._world.domains[domain] is DomainState.PAUSED
         assert layer in self._world.files

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from pydantic import SecretStr
 
+from tests.fakes.hanging import Hanging
 from vmdriver.errors import HostError
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.image import ImageConfig
@@ -35,6 +36,7 @@ class World:
     free_bytes: int = 2**40
     records_there: bool = True
     dead: bool = False
+    hanging: Hanging = field(default_factory=Hanging)
     calls: list[str] = field(default_factory=list)
     fail: Callable[[str], bool] = lambda _call: False
     starts: dict[str, int] = field(default_factory=dict)

@@ -7,21 +7,21 @@ import pytest
 from vmdriver.errors import Refused, Unavailable
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
-from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.phase import Action, Asked, Intent, Phase, cuts_off
 from vmdriver.model.record import MAIN_PROCESS_EXITED, Failure, SandboxRecord, utc_now
 from vmdriver.model.spec import SandboxSpec
-from vmdriver.model.wishes import Asked, Wish
+from vmdriver.model.wishes import Wish
 
 R, S, D = wishes.RUNNING, wishes.STOPPED, wishes.DELETED
 U, G = wishes.SUSPENDED, wishes.STOPPED_SUSPENDED
 NO = None
 TABLE = {
-    # was: START, STOP, STOP_SUSPENDED, SUSPEND, RETURN, GO_ON, DELETE
-    R: (R, S, G, U, R, R, D),
-    S: (R, S, S, NO, R, S, D),
-    U: (R, G, G, U, R, R, D),
-    G: (R, G, G, G, R, G, D),
-    D: (NO, NO, NO, NO, NO, D, D),
+    # was: START, STOP, STOP_SUSPENDED, STOP_NOW, SUSPEND, RETURN, GO_ON, DELETE
+    R: (R, S, G, R, U, R, R, D),
+    S: (R, S, S, S, NO, R, S, D),
+    U: (R, G, G, U, U, R, R, D),
+    G: (R, G, G, S, G, R, G, D),
+    D: (NO, NO, NO, D, NO, NO, D, D),
 }
 ORDER = tuple(Wish)
 
@@ -100,3 +100,27 @@ def test_a_start_of_what_failed_is_another_try() -> None:
     with pytest.raises(Refused, match="exit code 1"):
         wishes.changes(Wish.START, record(phase=Phase.FAILED, failure=ended))
     assert wishes.changes(Wish.START, record(phase=Phase.RUNNING)) == {}
+
+
+def test_a_suspension_that_is_under_way_is_not_hurried() -> None:
+    moving = record(G, phase=Phase.SUSPENDING)
+    assert wishes.changes(Wish.STOP_NOW, moving) == {}
+    coming_back = record(G, phase=Phase.RESUMING)
+    assert wishes.changes(Wish.STOP_NOW, coming_back)["intent"] is Intent.STOPPED
+
+
+UP = {Action.LAUNCH, Action.AWAIT_READY, Action.RESUME}
+KEEPING = {Action.SUSPEND, Action.REVERT, Action.GO_ON, Action.JOB}
+CUT = {
+    R: {Action.MERGE},
+    S: UP | KEEPING | {Action.LOOK, Action.REST},
+    U: {Action.LAUNCH, Action.AWAIT_READY},
+    G: {Action.LAUNCH, Action.AWAIT_READY, Action.JOB},
+    D: set(Action) - {Action.DELETE},
+}
+
+
+@pytest.mark.parametrize("asked", CUT)
+@pytest.mark.parametrize("doing", Action)
+def test_what_is_cut_off_for_what(asked: Asked, doing: Action) -> None:
+    assert cuts_off(asked, doing) == (doing in CUT[asked])

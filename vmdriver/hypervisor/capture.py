@@ -19,19 +19,23 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from vmdriver.errors import HypervisorError, StorageError
+from vmdriver.errors import HypervisorError, StorageError, TimedOut
+from vmdriver.host.lanes import Pulse
 from vmdriver.hypervisor import domain_xml, monitor, ram_stream
 from vmdriver.lifecycle.memory_ports import Captured, Streamed
 
 _PIPE_BYTES = 1024 * 1024
 _POLL_S = 0.004
+_STALL_S = 10.0
+"""Without a byte for that long, whoever takes them is not there any more."""
+_GIVE_UP_S = 5.0
 _UNLIMITED = 2**40
 _UNDER_WAY = {"setup", "active", "device", "pre-switchover", "cancelling"}
 _NO_SPACE_BYTES = 16 * 2**20
 """With less than this free, it was space that a failing QEMU lacked: it does not say."""
 
 
-def to_memory(machine: Any, memory: str, memory_bytes: int) -> Captured:
+def to_memory(machine: Any, memory: str, memory_bytes: int, pulse: Pulse) -> Captured:
     """Write it to the empty file `memory`, and what is not RAM to memory. See
     ports.MachineMemory.capture.
     """
@@ -42,7 +46,7 @@ def to_memory(machine: Any, memory: str, memory_bytes: int) -> Captured:
     try:
         _hand_over(machine, target)
         reader.start()
-        problem = _migrate(machine)
+        problem = _migrate(machine, pulse)
     except BaseException:
         if not reader.ident:
             os.close(source)
@@ -57,12 +61,12 @@ def to_memory(machine: Any, memory: str, memory_bytes: int) -> Captured:
     return _captured(text, reader.found)
 
 
-def to_stream(machine: Any, path: str) -> Streamed:
+def to_stream(machine: Any, path: str, pulse: Pulse) -> Streamed:
     """Write it to a new file, as it comes. See ports.MachineMemory.stream."""
     text = _describe(machine)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     _hand_over(machine, os.open(path, flags, 0o600))
-    problem = _migrate(machine)
+    problem = _migrate(machine, pulse)
     if problem:
         if shutil.disk_usage(Path(path).parent).free < _NO_SPACE_BYTES:
             raise StorageError(
@@ -88,8 +92,13 @@ def split(streamed: Streamed, memory: str, memory_bytes: int) -> Captured:
 
 
 def give_up(machine: Any) -> None:
-    """End a writing that a killed driver began: at its end QEMU would stop the machine again."""
+    """End a writing that a killed driver began: at its end QEMU would stop the machine again.
+    TimedOut.
+    """
+    deadline = time.monotonic() + _GIVE_UP_S
     while monitor.ask(machine, "query-migrate").get("status") in _UNDER_WAY:
+        if time.monotonic() > deadline:
+            raise TimedOut("QEMU does not end writing its memory")
         monitor.ask(machine, "migrate_cancel")
         time.sleep(_POLL_S)
 
@@ -159,9 +168,12 @@ def _hand_over(machine: Any, target: int) -> None:
         os.close(target)
 
 
-def _migrate(machine: Any) -> str:
-    """Have it written. What went wrong, or ""."""
+def _migrate(machine: Any, pulse: Pulse) -> str:
+    """Have it written. What went wrong, or "". TimedOut when it does not get on, or nobody waits
+    any more.
+    """
     monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
+    moved: object = None
     while True:
         answer = monitor.ask(machine, "query-migrate")
         status = answer.get("status", "none")
@@ -169,4 +181,9 @@ def _migrate(machine: Any) -> str:
             return ""
         if status in {"failed", "cancelled"}:
             return str(answer.get("error-desc", status))
+        if moved != (moved := (status, answer.get("ram", {}).get("transferred"))):
+            pulse.beat()
+        if pulse.given_up or time.monotonic() > pulse.at + _STALL_S:
+            give_up(machine)
+            raise TimedOut("QEMU does not get on with writing the memory")
         time.sleep(_POLL_S)

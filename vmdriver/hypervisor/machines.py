@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -9,9 +10,10 @@ from xml.etree import ElementTree as Xml
 
 import libvirt
 
-from vmdriver.errors import HypervisorError, NotFound
+from vmdriver.errors import HypervisorError, NotFound, TimedOut
 from vmdriver.host import facts
-from vmdriver.hypervisor.connection import Connection, translated
+from vmdriver.hypervisor import qemu_process
+from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
 from vmdriver.lifecycle.ports import Found, Ownership
 from vmdriver.model.ids import parse_mark
@@ -21,6 +23,11 @@ from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, LaunchPlan
 
 _log = logging.getLogger(__name__)
+_TERMINATE_S = 4.0
+"""For QEMU to write out what it holds and end by itself."""
+_DESTROY_S = 12.0
+_QUIET_S = 5.0
+_ROUNDS = 3
 _RUNNING = {
     libvirt.VIR_DOMAIN_RUNNING,
     libvirt.VIR_DOMAIN_BLOCKED,
@@ -114,17 +121,17 @@ class Machines:
         error: two machines, one disk.
         """
         host = await self.host("kvm" if plan.accelerator == "kvm" else "qemu")
-        text = render(plan, host, mark, self.passage)
-        await self._connection.call(
-            f"start {plan.domain}",
-            lambda connection: _define_and_start(connection, text),
-        )
+        await self.start_xml(plan.domain, render(plan, host, mark, self.passage))
 
     async def start_xml(self, name: str, text: str) -> None:
-        """Define and start a domain that is no sandbox (the accelerator probe)."""
-        await self._connection.call(
-            f"start {name}", lambda connection: _define_and_start(connection, text)
-        )
+        """Define and start a domain, which may be no sandbox (the accelerator probe)."""
+        async with self._connection.place():
+            await self._connection.call(
+                f"start {name}",
+                lambda connection: _define_and_start(connection, text),
+                name,
+                deadline_s=START_DEADLINE_S,
+            )
 
     async def observe(self, domain: str) -> DomainState:
         """See ports.Hypervisor."""
@@ -138,7 +145,9 @@ class Machines:
                 raise
             return _domain_state(state, reason)
 
-        return await self._connection.call(f"look at {domain}", look)
+        return await self._connection.call(
+            f"look at {domain}", look, domain, urgent=True
+        )
 
     async def destroy(self, domain: str) -> None:
         """See ports.Hypervisor."""
@@ -153,10 +162,45 @@ class Machines:
                 )
             _tolerate(lambda: _undefine(machine), libvirt.VIR_ERR_NO_DOMAIN)
 
+        # What was given up may go on for a moment, and even begin the machine only now.
+        for _ in range(_ROUNDS):
+            others = self._connection.lanes.is_busy(domain)
+            await self._end(domain, end)
+            if not others:
+                return
+            if not await self._connection.lanes.quiet(domain, _QUIET_S):
+                raise TimedOut(f"domain {domain}: earlier calls on it have not ended")
+        raise TimedOut(f"domain {domain}: there are always others who use it")
+
+    async def _end(self, domain: str, end: Callable[[Any], None]) -> None:
+        """libvirt sends SIGTERM, and SIGKILL after 10 s, in which it holds the domain's lock:
+        whoever lists all domains waits with it. So a QEMU that does not react is killed sooner.
+        """
+        work = asyncio.ensure_future(
+            self._connection.call(
+                f"destroy {domain}", end, domain, urgent=True, deadline_s=_DESTROY_S
+            )
+        )
         try:
-            await self._connection.call(f"destroy {domain}", end)
+            done, _ = await asyncio.wait({work}, timeout=_TERMINATE_S)
+            if not done:
+                directory = qemu_process.run_directory(self._connection.uri)
+                await self._connection.lanes.run(
+                    f"kill {domain}",
+                    f"kill QEMU of {domain}",
+                    lambda: qemu_process.kill(directory, domain),
+                    deadline_s=_DESTROY_S,
+                )
+            await work
         except NotFound:
             return
+        finally:
+            if not work.done():
+                await asyncio.wait({work})
+
+    def abandon(self, domain: str) -> None:
+        """See ports.Hypervisor."""
+        self._connection.lanes.abandon(domain)
 
     async def remark(self, domain: str, mark: str) -> None:
         """See ports.Hypervisor."""
@@ -167,6 +211,7 @@ class Machines:
             lambda connection: connection.lookupByName(domain).setMetadata(
                 libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "vmdriver", METADATA, flags
             ),
+            domain,
         )
 
     async def marked(self) -> list[Found]:

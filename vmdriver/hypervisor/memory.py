@@ -19,9 +19,10 @@ import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound, StorageError
 from vmdriver.host import open_files
+from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, domain_xml, guest_channel, root_disk
-from vmdriver.hypervisor.connection import Connection
+from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
@@ -51,7 +52,7 @@ class DomainMemory:
             if machine.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
                 machine.suspend()
 
-        await self._connection.call(f"pause {domain}", suspend)
+        await self._connection.call(f"pause {domain}", suspend, domain)
 
     async def go_on(self, domain: str) -> None:
         """See ports.MachineMemory."""
@@ -63,7 +64,7 @@ class DomainMemory:
                 machine.resume()
 
         try:
-            await self._connection.call(f"resume {domain}", resume)
+            await self._connection.call(f"resume {domain}", resume, domain)
         except NotFound:
             return
 
@@ -74,28 +75,39 @@ class DomainMemory:
         path = await self._connection.call(
             f"channel of {domain}",
             lambda c: domain_xml.read_channel(c.lookupByName(domain).XMLDesc()),
+            domain,
         )
         if not path:
             raise HypervisorError(f"domain {domain} has no channel to its guest")
         begun = time.monotonic()
-        answer = await guest_channel.ask(path, verb, fields, timeout_s)
+        answer = await self._connection.lanes.attend(
+            domain,
+            f"ask {domain} to {verb}",
+            guest_channel.ask(path, verb, fields, timeout_s),
+        )
         _log.debug("outside: guest %s took %.4f s", verb, time.monotonic() - begun)
         return answer
 
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         """See ports.MachineMemory."""
+        pulse = Pulse()
         return await self._connection.call(
             f"capture {domain}",
             lambda c: capture.to_memory(
-                c.lookupByName(domain), memory, memory_mib * 2**20
+                c.lookupByName(domain), memory, memory_mib * 2**20, pulse
             ),
+            domain,
+            pulse=pulse,
         )
 
     async def stream(self, domain: str, target: str) -> Streamed:
         """See ports.MachineMemory."""
+        pulse = Pulse()
         return await self._connection.call(
             f"write out {domain}",
-            lambda c: capture.to_stream(c.lookupByName(domain), target),
+            lambda c: capture.to_stream(c.lookupByName(domain), target, pulse),
+            domain,
+            pulse=pulse,
         )
 
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
@@ -129,7 +141,13 @@ class DomainMemory:
             finally:
                 image.unlink(missing_ok=True)
 
-        await self._connection.call(f"load {plan.domain}", restore)
+        async with self._connection.place():
+            await self._connection.call(
+                f"load {plan.domain}",
+                restore,
+                plan.domain,
+                deadline_s=START_DEADLINE_S,
+            )
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         """See ports.MachineMemory."""
@@ -137,6 +155,7 @@ class DomainMemory:
         await self._connection.call(
             f"switch layer of {domain}",
             lambda c: root_disk.switch(c.lookupByName(domain), theirs),
+            domain,
         )
 
     async def holds(self, layer: str, below: str) -> bool:

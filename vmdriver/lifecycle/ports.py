@@ -71,7 +71,14 @@ class Hypervisor(Protocol):
         """The domain's state now."""
 
     async def destroy(self, domain: str) -> None:
-        """End the machine at once and forget the domain."""
+        """End the machine at once and forget the domain: by SIGKILL where it does not react.
+        Nothing that was asked of it before goes on afterwards. TimedOut.
+        """
+
+    def abandon(self, domain: str) -> None:
+        """Whoever waits for the machine or its guest gets TimedOut now. What was asked may still
+        happen, until the machine is destroyed.
+        """
 
     async def marked(self) -> list[Found]:
         """Every domain with this instance's mark."""

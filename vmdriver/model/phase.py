@@ -10,6 +10,7 @@ failure and driver restart are the same loop over this table.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Intent(StrEnum):
@@ -20,6 +21,13 @@ class Intent(StrEnum):
     SUSPENDED = "suspended"
     """Down, with its memory kept."""
     DELETED = "deleted"
+
+
+class Asked(NamedTuple):
+    """What is asked for: the two fields of a record that say so."""
+
+    intent: Intent
+    stop_anyway: bool = False
 
 
 class Phase(StrEnum):
@@ -92,6 +100,17 @@ class Action(StrEnum):
     SUSPEND = "suspend"
     RESUME = "resume"
     DELETE = "delete"
+    LOOK = "look"
+    """At libvirt and the guest; the following are no answers of `next_action`, but the loop does
+    them between the others.
+    """
+    REVERT = "revert"
+    GO_ON = "go on"
+    """Let a machine run again that was held still."""
+    JOB = "job"
+    """What an operator asked for."""
+    MERGE = "merge"
+    """Layers of a sandbox that is down."""
 
 
 SAID = frozenset({"started", "exited", "failed"})
@@ -166,3 +185,23 @@ def next_action(intent: Intent, phase: Phase, machine: MachineState) -> Action:
         down = phase in {Phase.STOPPED, Phase.SUSPENDED}
         return Action.REST if down else Action.STOP
     return _when_meant_to_run(phase, machine)
+
+
+_ON_THE_WAY_UP = {Action.LAUNCH, Action.AWAIT_READY, Action.RESUME}
+_KEEPING = {Action.SUSPEND, Action.REVERT, Action.GO_ON, Action.JOB}
+
+
+def cuts_off(asked: Asked, doing: Action) -> bool:
+    """Whether what is asked for now is more urgent than what is being done. What gives back, and
+    what notes an end, is what a stop needs anyway.
+    """
+    if asked.intent is Intent.DELETED:
+        return doing is not Action.DELETE
+    if asked.intent is Intent.STOPPED:
+        looking = {Action.LOOK, Action.REST}
+        return doing in _ON_THE_WAY_UP | _KEEPING | looking
+    if asked.intent is Intent.SUSPENDED:
+        # What the gateway asks for does not wait for what an operator asked for.
+        operators = {Action.JOB} if asked.stop_anyway else set()
+        return doing in {Action.LAUNCH, Action.AWAIT_READY} | operators
+    return doing is Action.MERGE

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from vmdriver.errors import Refused, Unavailable
-from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.phase import Asked, Intent, Phase
 from vmdriver.model.record import MAIN_PROCESS_EXITED, SandboxRecord
 
 Changes = Mapping[str, Any]
@@ -26,19 +26,14 @@ class Wish(StrEnum):
     STOP = "stop"
     STOP_SUSPENDED = "stop, with its memory kept if that can be"
     """The gateway's stop of a sandbox that says `on_stop = "suspend"`."""
+    STOP_NOW = "stop now"
+    """The gateway's stop has waited long enough for what comes before it."""
     SUSPEND = "suspend"
     """An operator's."""
     RETURN = "return to a snapshot"
     GO_ON = "go on"
     """The suspension was not to be; the machine is there."""
     DELETE = "delete"
-
-
-class Asked(NamedTuple):
-    """What is asked for: the two fields of a record that say so."""
-
-    intent: Intent
-    stop_anyway: bool = False
 
 
 RUNNING, STOPPED = Asked(Intent.RUNNING), Asked(Intent.STOPPED)
@@ -50,6 +45,7 @@ _AFTER: Mapping[Asked, Mapping[Wish, Asked | None]] = {
         Wish.START: RUNNING,
         Wish.STOP: STOPPED,
         Wish.STOP_SUSPENDED: STOPPED_SUSPENDED,
+        Wish.STOP_NOW: RUNNING,
         Wish.SUSPEND: SUSPENDED,
         Wish.RETURN: RUNNING,
         Wish.GO_ON: RUNNING,
@@ -58,6 +54,7 @@ _AFTER: Mapping[Asked, Mapping[Wish, Asked | None]] = {
         Wish.START: RUNNING,
         Wish.STOP: STOPPED,
         Wish.STOP_SUSPENDED: STOPPED,
+        Wish.STOP_NOW: STOPPED,
         Wish.SUSPEND: None,
         Wish.RETURN: RUNNING,
         Wish.GO_ON: STOPPED,
@@ -67,6 +64,7 @@ _AFTER: Mapping[Asked, Mapping[Wish, Asked | None]] = {
         # A suspension under way is the way down that keeps most.
         Wish.STOP: STOPPED_SUSPENDED,
         Wish.STOP_SUSPENDED: STOPPED_SUSPENDED,
+        Wish.STOP_NOW: SUSPENDED,
         Wish.SUSPEND: SUSPENDED,
         Wish.RETURN: RUNNING,
         Wish.GO_ON: RUNNING,
@@ -75,6 +73,7 @@ _AFTER: Mapping[Asked, Mapping[Wish, Asked | None]] = {
         Wish.START: RUNNING,
         Wish.STOP: STOPPED_SUSPENDED,
         Wish.STOP_SUSPENDED: STOPPED_SUSPENDED,
+        Wish.STOP_NOW: STOPPED,
         Wish.SUSPEND: STOPPED_SUSPENDED,
         Wish.RETURN: RUNNING,
         Wish.GO_ON: STOPPED_SUSPENDED,
@@ -83,6 +82,7 @@ _AFTER: Mapping[Asked, Mapping[Wish, Asked | None]] = {
         Wish.START: None,
         Wish.STOP: None,
         Wish.STOP_SUSPENDED: None,
+        Wish.STOP_NOW: DELETED,
         Wish.SUSPEND: None,
         Wish.RETURN: None,
         Wish.GO_ON: DELETED,
@@ -115,7 +115,8 @@ def changes(wish: Wish, record: SandboxRecord) -> dict[str, Any]:
         )
     if wish is Wish.START and asked == RUNNING:
         return _started_again(record)
-    if after == asked:
+    # A suspension that is under way has bounds of its own, and moves.
+    if after == asked or (wish is Wish.STOP_NOW and record.phase is Phase.SUSPENDING):
         return {}
     found: dict[str, Any] = {
         "intent": after.intent,
