@@ -301,9 +301,49 @@ async def test_a_capture_that_does_not_move_is_given_up(
         capture._migrate(machine, Pulse())
 
     async with asyncio.timeout(20):
-        with pytest.raises(TimedOut, match="does not get on"):
+        with pytest.raises(TimedOut, match="QEMU does not"):
             await hypervisor._connection.call("stuck", stuck, plan.domain)
+        os.close(reader)
         await memory.go_on(plan.domain)
         assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
-    os.close(reader)
     await hypervisor.destroy(plan.domain)
+
+
+EMPTY = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator></devices></domain>"""
+
+
+async def test_with_nine_machines_hung_a_tenth_is_as_always(hypervisor: Any) -> None:
+    """They hold every call that was made for them; the nine are ended together, in time."""
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU can hang")
+    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    run = qemu_process.run_directory(hypervisor._connection.uri)
+    nine = [f"test-hung-{n}" for n in range(9)]
+    pids: list[int] = []
+    try:
+        for name in nine:
+            await hypervisor.start_xml(name, EMPTY.format(name=name))
+            pids.append(int((run / f"{name}.pid").read_text()))
+            os.kill(pids[-1], signal.SIGSTOP)
+        waiting = [asyncio.create_task(memory.pause(name)) for name in nine]
+        await asyncio.sleep(0.3)
+        assert not any(task.done() for task in waiting)
+        async with asyncio.timeout(12):
+            await hypervisor.start_xml("test-tenth", EMPTY.format(name="test-tenth"))
+            await memory.pause("test-tenth")
+            await memory.go_on("test-tenth")
+            assert await hypervisor.observe("test-tenth") is DomainState.RUNNING
+            await hypervisor.marked()
+            await hypervisor.destroy("test-tenth")
+        for name in nine:
+            hypervisor.abandon(name)
+        async with asyncio.timeout(25):
+            await asyncio.gather(*(hypervisor.destroy(name) for name in nine))
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert not any(Path(f"/proc/{pid}/exe").exists() for pid in pids)
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -33,6 +33,7 @@ from vmdriver.lifecycle.steps import Ports, Undoer
 from vmdriver.lifecycle.supervisor import Supervisor
 from vmdriver.lifecycle.templates import Templates
 from vmdriver.lifecycle.warm_pool import WarmPool
+from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord, layers_of
 from vmdriver.model.spec import SandboxSpec
@@ -184,6 +185,8 @@ class FakeDriver:
                     await asyncio.sleep(0.001)
             for _ in range(20):
                 await asyncio.sleep(0)
+            while any(_is_at_work(w) for w in self.manager.workers.values()):
+                await asyncio.sleep(0.001)
 
     def phase(self, sandbox_id: str = "s1") -> Phase:
         return self.manager.workers[sandbox_id].record.phase
@@ -197,7 +200,9 @@ class FakeDriver:
         self.world.dead = True
         tasks = [w._task for w in self.manager.workers.values() if w._task is not None]
         tasks += [
-            w._launch for w in self.manager.workers.values() if w._launch is not None
+            w.underway.task
+            for w in self.manager.workers.values()
+            if w.underway.task is not None
         ]
         upkeep = (self.manager.housekeeping.task, self.manager.images.task)
         tasks += [task for task in upkeep if task is not None]
@@ -205,6 +210,13 @@ class FakeDriver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._files.close()
+
+
+def _is_at_work(worker: SandboxWorker) -> bool:
+    """Its loop is looking or doing something, or about to."""
+    if worker._task is None or worker._task.done():
+        return False
+    return worker.underway.task is not None or worker._wake.is_set()
 
 
 def held_objects(world: World) -> set[str]:

@@ -79,7 +79,7 @@ class FakeHypervisor:
         self._world.known_layers.pop(domain, None)
 
     def abandon(self, domain: str) -> None:
-        self._world.act(f"abandon {domain}")
+        self._world.calls.append(f"abandon {domain}")
         self._world.hanging.give_up(domain)
 
     async def marked(self) -> list[Found]:

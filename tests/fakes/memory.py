@@ -12,6 +12,9 @@ from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 
+STALL_S = 0.5
+"""After which a capture that does not move is given up."""
+
 
 class FakeMemory:
     """Machines that can be paused, and a guest whose workload ticks when it runs."""
@@ -86,7 +89,7 @@ class FakeMemory:
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         world = self._world
         world.act(f"capture {domain}")
-        await self._world.hanging.passed(f"capture {domain}", domain)
+        await self._world.hanging.passed(f"capture {domain}", domain, STALL_S)
         world.monitor(domain)
         assert world.domains[domain] is DomainState.PAUSED
         nobodys = "/template-" in world.marks[domain]

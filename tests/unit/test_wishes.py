@@ -102,20 +102,13 @@ def test_a_start_of_what_failed_is_another_try() -> None:
     assert wishes.changes(Wish.START, record(phase=Phase.RUNNING)) == {}
 
 
-def test_a_suspension_that_is_under_way_is_not_hurried() -> None:
-    moving = record(G, phase=Phase.SUSPENDING)
-    assert wishes.changes(Wish.STOP_NOW, moving) == {}
-    coming_back = record(G, phase=Phase.RESUMING)
-    assert wishes.changes(Wish.STOP_NOW, coming_back)["intent"] is Intent.STOPPED
-
-
 UP = {Action.LAUNCH, Action.AWAIT_READY, Action.RESUME}
 KEEPING = {Action.SUSPEND, Action.REVERT, Action.GO_ON, Action.JOB}
 CUT = {
     R: {Action.MERGE},
-    S: UP | KEEPING | {Action.LOOK, Action.REST},
+    S: UP | KEEPING | {Action.LOOK, Action.REST, Action.STAND_STILL},
     U: {Action.LAUNCH, Action.AWAIT_READY},
-    G: {Action.LAUNCH, Action.AWAIT_READY, Action.JOB},
+    G: {Action.LAUNCH, Action.AWAIT_READY, Action.JOB, Action.STAND_STILL},
     D: set(Action) - {Action.DELETE},
 }
 

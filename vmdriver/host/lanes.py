@@ -149,7 +149,7 @@ class Lanes:
         line.under_way.add(call)
         try:
             await asyncio.wait({task, call.answer}, return_when=asyncio.FIRST_COMPLETED)
-            return call.answer.result() if call.answer.done() else await task
+            return await task if task.done() else call.answer.result()
         finally:
             if not task.done():
                 task.cancel()

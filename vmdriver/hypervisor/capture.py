@@ -26,8 +26,10 @@ from vmdriver.lifecycle.memory_ports import Captured, Streamed
 
 _PIPE_BYTES = 1024 * 1024
 _POLL_S = 0.004
-_STALL_S = 10.0
+_STALL_S = 8.0
 """Without a byte for that long, whoever takes them is not there any more."""
+DEADLINE_S = _STALL_S + 1.0
+"""The same where QEMU does not even answer."""
 _GIVE_UP_S = 5.0
 _UNLIMITED = 2**40
 _UNDER_WAY = {"setup", "active", "device", "pre-switchover", "cancelling"}

@@ -173,11 +173,11 @@ class Connection:
         )
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    async def place(self, domain: str) -> AsyncIterator[None]:
         """A place among the machines that are started at once. Whoever needs it longer than
         usual keeps nobody waiting for it.
         """
-        await self._places.acquire()
+        await self.lanes.attend(domain, "wait for a place", self._places.acquire())
         given_back = False
 
         def give_back() -> None:

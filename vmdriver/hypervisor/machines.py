@@ -125,7 +125,7 @@ class Machines:
 
     async def start_xml(self, name: str, text: str) -> None:
         """Define and start a domain, which may be no sandbox (the accelerator probe)."""
-        async with self._connection.place():
+        async with self._connection.place(name):
             await self._connection.call(
                 f"start {name}",
                 lambda connection: _define_and_start(connection, text),

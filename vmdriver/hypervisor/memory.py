@@ -98,6 +98,7 @@ class DomainMemory:
             ),
             domain,
             pulse=pulse,
+            deadline_s=capture.DEADLINE_S,
         )
 
     async def stream(self, domain: str, target: str) -> Streamed:
@@ -108,6 +109,7 @@ class DomainMemory:
             lambda c: capture.to_stream(c.lookupByName(domain), target, pulse),
             domain,
             pulse=pulse,
+            deadline_s=capture.DEADLINE_S,
         )
 
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
@@ -141,7 +143,7 @@ class DomainMemory:
             finally:
                 image.unlink(missing_ok=True)
 
-        async with self._connection.place():
+        async with self._connection.place(plan.domain):
             await self._connection.call(
                 f"load {plan.domain}",
                 restore,

@@ -55,7 +55,11 @@ class CaptureActions(SandboxHold):
     """What suspensions and snapshots have in common."""
 
     async def _abandon_capture(self) -> None:
-        """Let the machine go on after a capture that was cut off or has failed."""
+        """Let the machine go on after a capture that was cut off or has failed. One that is to
+        be ended is ended first: to let it go on may hang, and is in vain.
+        """
+        if self._going_down():
+            return
         try:
             await self._settle_layer()
         except DriverError:
@@ -81,7 +85,7 @@ class CaptureActions(SandboxHold):
                 )
                 await tried(_log, undo, f"{self.record.id}: {key}")
 
-    async def _settle_layer(self) -> None:
+    async def _settle_layer(self, *, regardless: bool = False) -> None:
         """Stand on the new layer if the machine may write to it already, or may have done so
         before it ended. Nothing is lost when it did not: an empty layer shows what is below it,
         whoever writes there.
@@ -93,14 +97,17 @@ class CaptureActions(SandboxHold):
         if plan is None or not held.data.get("running", True):
             return  # of a stopped sandbox, or for a return: no machine has it
         if await self._shared.ports.memory.holds(path, layers[-1]):
-            await self._stand_on((*layers, path))
+            await self._stand_on((*layers, path), regardless=regardless)
 
-    async def _stand_on(self, layers: tuple[str, ...], **changes: Any) -> None:
+    async def _stand_on(
+        self, layers: tuple[str, ...], *, regardless: bool = False, **changes: Any
+    ) -> None:
         """Record and plan say from now on what the root disk consists of."""
         plan = self.record.plan
         if plan is not None:
             plan = planner.on_layers(plan, layers, self.record.base)
-        await self.update(layers=layers, plan=plan, **changes)
+        changes = {"layers": layers, "plan": plan, **changes}
+        await self.decide(lambda _: changes, regardless=regardless)
 
     def _refuse_devices(self, plan: LaunchPlan) -> None:
         if plan.devices:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from vmdriver.errors import DriverError
+from vmdriver.errors import DriverError, StorageError
 from vmdriver.host import facts
 from vmdriver.lifecycle import endings
-from vmdriver.lifecycle.hold import SandboxHold
+from vmdriver.lifecycle.capture_actions import CaptureActions
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.kept_memory import KeptMemory
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.ports import GuestReport
-from vmdriver.model.phase import MachineState, Phase
+from vmdriver.lifecycle.steps import FROZEN
+from vmdriver.model.phase import Action, DomainState, MachineState, Phase
 from vmdriver.model.record import layers_of
 
 
-class EndActions(SandboxHold):
+class EndActions(CaptureActions):
     """Actions RECORD_END, RECOVER_LOST, CLEAN_UP, STOP and DELETE. Each may be repeated
     from its beginning.
     """
@@ -66,12 +67,20 @@ class EndActions(SandboxHold):
     async def _stop(self, machine: MachineState) -> None:
         begun = asyncio.get_running_loop().time()
         if self.record.phase is not Phase.STOPPING:
-            await self.update(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+            await self._note(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
         plan = self.record.plan
-        if plan is not None and machine is MachineState.READY:
+        still = self.ledger.held(Scope.CAPTURE)
+        # A guest that was frozen for a capture was flushed then, and may not answer now.
+        frozen = self.ledger.get(FROZEN) is not None
+        if plan is not None and machine is MachineState.READY and not frozen:
             await self._flush(plan.domain)
+        if still:
+            # Which layer it writes to can be seen only while it is there.
+            await self._settle_layer(regardless=True)
         await self._unwind(Scope.RUNTIME, Reason.STOPPED)
-        await self._merge_layers()
+        if still:
+            await self._abandon_capture()
+        self._merge_due = True
         kept = self.record.memory is not None and not self.record.memory.consumed
         await self.update(
             phase=Phase.SUSPENDED if kept else Phase.STOPPED,
@@ -89,6 +98,9 @@ class EndActions(SandboxHold):
     async def _flush(self, domain: str) -> None:
         grace_s = self._shared.settings.stop_grace_s
         try:
+            state = await self._shared.ports.hypervisor.observe(domain)
+            if state is not DomainState.RUNNING:
+                return  # such as one that was being resumed: there is nobody to ask
             await self._shared.ports.memory.ask(domain, "flush", {}, max(grace_s, 0.01))
         except DriverError as error:
             text = f"the guest did not flush its file systems: {error.text()}"
@@ -112,14 +124,33 @@ class EndActions(SandboxHold):
             await self.update(layers=(*rest, below))
             await self._shared.ports.disks.remove(top)
 
+    async def _merge_if_due(self) -> bool:
+        """Once after each stop, when whoever waits for it has been answered: it may take long,
+        and a start does not wait for it. True: it was.
+        """
+        down = self.record.phase in {Phase.STOPPED, Phase.SUSPENDED}
+        if not (self._merge_due and down):
+            return False
+        self.underway.doing = Action.MERGE
+        try:
+            await self._merge_layers()
+        except DriverError as error:
+            text = f"the disk's layers stay as they are: {error.text()}"
+            self.tell("MergeFailed", text, warn=True)
+        self._merge_due = False
+        return True
+
     async def _delete(self) -> None:
-        if self.record.phase is not Phase.DELETING:
-            await self.update(phase=Phase.DELETING, unwind_reason=Reason.STOPPED.value)
-        await self._unwind(None, Reason.STOPPED)
-        # A launch that was given up between its note of a template's layer and its own layer
-        # has nothing in the ledger that would do this.
-        layers = set(layers_of(self.record))
-        await self._shared.undoer.drop_layers(self.record.id, layers)
+        if self.record.phase is not Phase.DELETING or self.unsaved:
+            await self._note(phase=Phase.DELETING, unwind_reason=Reason.STOPPED.value)
+        try:
+            await self._unwind(None, Reason.STOPPED)
+        except StorageError:
+            if self._not_undone:
+                raise
+            # All is given back; only that cannot be noted, and the notes go with the rest.
+        # A launch that was cut off may have named layers and not got to making its own.
+        await self._shared.undoer.drop_layers(self.record.id, layers_of(self.record))
         await self._shared.ports.records.remove(self.record.id)
         self._shared.forget(self.record.id)
         self.vanish()

@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from vmdriver.errors import CleanupError, DriverError
+from vmdriver.errors import CleanupError, DriverError, StorageError
 from vmdriver.host import facts
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle import endings
@@ -17,7 +19,7 @@ from vmdriver.lifecycle.extension_runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
-from vmdriver.lifecycle.ledger import Ledger, Scope
+from vmdriver.lifecycle.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.lifecycle.restore_tries import RestoreTries
 from vmdriver.lifecycle.settings import Settings
@@ -25,10 +27,12 @@ from vmdriver.lifecycle.standstill import Waker
 from vmdriver.lifecycle.state import SandboxState
 from vmdriver.lifecycle.steps import MACHINE, Ports, Undoer
 from vmdriver.lifecycle.templates import Templates
+from vmdriver.lifecycle.underway import Underway
 from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.model.phase import (
     SAID,
     DomainState,
+    Intent,
     MachineState,
     Phase,
     machine_state,
@@ -68,7 +72,7 @@ class SandboxHold(SandboxState):
         self.ledger = ledger
         self._shared = shared
         self._wake = asyncio.Event()
-        self._launch: asyncio.Task[None] | None = None
+        self.underway = Underway(self._give_up)
         self._task: asyncio.Task[None] | None = None
         self._adopted = record.phase is not Phase.RUNNING
         self.reconcile_due = False
@@ -80,6 +84,9 @@ class SandboxHold(SandboxState):
         self._clean_ups = 0
         self._waker = Waker(shared.ports)
         self.restoring = RestoreTries(shared.settings.restore_retry_s)
+        self._not_undone = 0
+        self._merge_due = False
+        """It went down; its layers may be fewer."""
 
     async def observe(self) -> tuple[MachineState, GuestReport]:
         """What libvirt and the guest say now."""
@@ -149,7 +156,8 @@ class SandboxHold(SandboxState):
     async def _unwind(self, scope: Scope | None, reason: Reason) -> None:
         """Give back what is held. None: all of it, what belongs to the run first."""
         if scope is None:
-            await self._release(Scope.RUNTIME, reason)
+            with suppress(StorageError):  # the next one says that it cannot be noted
+                await self._release(Scope.RUNTIME, reason)
         errors = await self._release(scope, reason)
         if not errors:
             self.owed, self._clean_ups = "", 0
@@ -172,7 +180,33 @@ class SandboxHold(SandboxState):
         )
 
     async def _release(self, scope: Scope | None, reason: Reason) -> list[Exception]:
-        undo = self._shared.undoer.undo
-        return await self.ledger.release(
-            scope, lambda held: undo(self.record, self.ledger, held, reason)
-        )
+        self._not_undone = 0
+
+        async def undo(held: Held) -> None:
+            try:
+                await self._shared.undoer.undo(self.record, self.ledger, held, reason)
+            except Exception:
+                self._not_undone += 1
+                raise
+
+        return await self.ledger.release(scope, undo)
+
+    async def _note(self, **changes: Any) -> None:
+        """Say where an ending stands. It goes on if that cannot be stored: the wish is, and the
+        next process begins again from that.
+        """
+        await self.decide(lambda _: changes, regardless=True)
+
+    def _give_up(self) -> None:
+        plan, held = self.record.plan, self.ledger.get(MACHINE)
+        domains = {plan.domain} if plan else set()
+        if held is not None:
+            domains.add(held.data["domain"])
+        for domain in domains:
+            self._shared.ports.hypervisor.abandon(domain)
+
+    def _going_down(self) -> bool:
+        """There is a machine, and it is to be ended: nothing of it is to go on before."""
+        asked = self.record.intent in {Intent.STOPPED, Intent.DELETED}
+        ending = asked or self.record.phase is Phase.STOPPING
+        return ending and self.ledger.get(MACHINE) is not None

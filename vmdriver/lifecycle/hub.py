@@ -5,10 +5,16 @@ follows it have no gap between.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vmdriver.model.condition import PlatformEvent, Snapshot
+
+_GONE_S = 900.0
+"""Longer than a gateway takes to come back or to look for itself (contract §2.6: 300 s)."""
+_MOST_GONE = 1024
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,26 @@ class Hub:
         self._current = current
         self._limit = limit
         self._subscriptions: set[Subscription] = set()
+        self._gone: OrderedDict[str, float] = OrderedDict()
 
     def subscribe(self) -> Subscription:
-        """A new watcher. List and registration happen without anything in between."""
-        subscription = Subscription([Changed(s) for s in self._current()], self._limit)
+        """A new watcher. List and registration happen without anything in between. What has
+        gone of late is told again: the watcher may have been away just then, and waits for it.
+        """
+        present = list(self._current())
+        gone = [Deleted(name) for name in self._gone_of_late({s.id for s in present})]
+        subscription = Subscription(
+            [*gone, *(Changed(s) for s in present)], self._limit
+        )
         self._subscriptions.add(subscription)
         return subscription
+
+    def _gone_of_late(self, present: set[str]) -> list[str]:
+        oldest = time.monotonic() - _GONE_S
+        for name, at in list(self._gone.items()):
+            if at < oldest or name in present:
+                del self._gone[name]
+        return list(self._gone)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget a watcher."""
@@ -97,6 +117,10 @@ class Hub:
 
     def publish(self, notice: Notice) -> None:
         """Offer a notice to every watcher. Never waits."""
+        if isinstance(notice, Deleted):
+            self._gone[notice.sandbox_id] = time.monotonic()
+            if len(self._gone) > _MOST_GONE:
+                self._gone.popitem(last=False)
         for subscription in self._subscriptions:
             subscription.offer(notice)
 

@@ -59,18 +59,10 @@ class LaunchActions(ForkActions):
         ):
             self.tell("ExtensionFailed", problem, warn=True)
 
-    async def _launch_cancellably(self) -> None:
-        """A stop or delete that comes meanwhile cancels the launch; steps that were
-        begun are finished first.
-        """
-        self._launch = asyncio.create_task(self._launch_machine())
+    async def _launch(self) -> None:
+        """What fails of it is the sandbox's failure."""
         try:
-            await asyncio.shield(self._launch)
-        except asyncio.CancelledError:
-            self._launch.cancel()
-            await asyncio.wait({self._launch})
-            if self._task is not None and self._task.cancelling():
-                raise
+            await self._launch_machine()
         except LaunchFailed as failed:
             failure = endings.provisioning_failed(failed.cause)
             if _qemu_ended(failed) and self._may_launch_again():
@@ -89,8 +81,6 @@ class LaunchActions(ForkActions):
             )
             blame = Reason.LAUNCHER_SPAWN_FAILED.value
             await self.update(phase=Phase.FAILING, failure=failure, unwind_reason=blame)
-        finally:
-            self._launch = None
 
     async def _launch_machine(self) -> None:
         shared = self._shared

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pydantic import SecretStr
 
-from vmdriver.errors import NotFound, Refused, TimedOut
+from vmdriver.errors import NotFound, Refused, StorageError, TimedOut
 from vmdriver.lifecycle import requests
 from vmdriver.lifecycle.admission import Admission, Trace
 from vmdriver.lifecycle.hold import Shared
@@ -26,9 +26,11 @@ from vmdriver.lifecycle.recover import Recovery
 from vmdriver.lifecycle.sandboxes import Sandboxes
 from vmdriver.lifecycle.set_aside import Shelf
 from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import WRITTEN
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import SetAside
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
@@ -170,13 +172,14 @@ class Manager(Sandboxes):
         mode = requests.stop_mode(worker.record.spec, self.settings)
         await worker.wish(Wish.STOP_SUSPENDED if mode == "suspend" else Wish.STOP)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
-        await worker.until(
-            lambda record: (
-                (record.phase in _DOWN and not record.reverting)
-                or record.intent is Intent.RUNNING
-            ),
-            self.stop_limit_s(),
-        )
+        grace_s = self.settings.stop_grace_s
+        try:
+            await worker.until(_is_down_or_wanted, grace_s)
+        except TimedOut:
+            if worker.ledger.get(WRITTEN) is None:
+                await worker.wish(Wish.STOP_NOW)
+            # Else its memory is being written: that moves, or ends by itself.
+            await worker.until(_is_down_or_wanted, self.stop_limit_s() - grace_s)
         if not worker.gone and worker.record.intent is Intent.RUNNING:
             raise Refused(
                 f"sandbox {worker.record.id} was started again while it was being "
@@ -226,14 +229,28 @@ class Manager(Sandboxes):
             return False
         if worker.record.intent is not Intent.DELETED:
             await self._ask(api.Phase.BEFORE_DELETE, worker, trace)
-            await worker.wish(Wish.DELETE)
+            try:
+                await worker.wish(Wish.DELETE)
+            except StorageError:
+                # On a full disk, a delete is what helps. It is promised only when it is stored.
+                await worker.wish(Wish.DELETE, regardless=True)
         else:
-            worker.start()
+            await worker.wish(Wish.DELETE, regardless=True)
         try:
             await worker.until(lambda _: False, _DELETE_WAIT_S)
         except TimedOut:
+            if worker.unsaved:
+                raise StorageError(
+                    f"the delete of sandbox {worker.record.id} cannot be stored: "
+                    f"{worker.trouble}"
+                ) from None
             _log.warning("delete of %s goes on in the background", worker.record.id)
         return True
+
+
+def _is_down_or_wanted(record: SandboxRecord) -> bool:
+    down = record.phase in _DOWN and not record.reverting
+    return down or record.intent is Intent.RUNNING
 
 
 def _refuse_if_deleting(worker: SandboxWorker) -> None:

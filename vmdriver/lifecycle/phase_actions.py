@@ -20,8 +20,8 @@ class PhaseActions(SandboxHold):
         """reconcile in a new process, after_ready in a new run. True: somebody was told."""
         phases, record = self._shared.extensions.phases, self.record
         if self.reconcile_due:
-            self.reconcile_due = False
             await phases.report(api.Phase.RECONCILE, record, self.ledger)
+            self.reconcile_due = False
             return True
         runs = record.phase is Phase.RUNNING and machine is MachineState.READY
         if not runs or record.extensions.ready_told or not phases.take_part(record):

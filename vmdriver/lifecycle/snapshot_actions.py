@@ -29,11 +29,10 @@ from vmdriver.lifecycle.steps import LAYER
 from vmdriver.lifecycle.suspend_actions import SuspendActions
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
-from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.phase import Asked, Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 from vmdriver.model.spec import SandboxSpec
-from vmdriver.model.wishes import Asked
 
 
 class SnapshotActions(SuspendActions, ResumeActions):

@@ -36,6 +36,8 @@ class SandboxState:
         self.gone = False
         self.still: Standstill | None = None
         """Why the machine stands still, as far as it is known."""
+        self.unsaved = False
+        """The record on disk is older than this one."""
         self.trouble = ""
         """The last error that is being retried, for whoever asks."""
         self.refusal: DriverError | None = None
@@ -74,22 +76,31 @@ class SandboxState:
             raise TypeError("the intent is decided on, see `decide`")
         await self.decide(lambda _: changes)
 
-    async def decide(self, decision: Decision) -> None:
+    async def decide(self, decision: Decision, *, regardless: bool = False) -> None:
         """Change the record as `decision` says, given the record of that very moment, which nobody
         changes in between: on disk first, then for everybody. What it raises is raised, and
         nothing has changed. A cancellation is raised when the change is done: disk and memory
-        always say the same.
+        always say the same, but for what holds `regardless` of whether it can be stored: then
+        `unsaved` is true until something is.
         """
-        await finished(self._decided(decision))
+        await finished(self._decided(decision, regardless=regardless))
 
-    async def _decided(self, decision: Decision) -> None:
+    async def _decided(self, decision: Decision, *, regardless: bool) -> None:
         async with self._saving:
             record = self.record.model_copy(update=dict(decision(self.record)))
-            if record == self.record:
+            if record == self.record and not self.unsaved:
                 return
             if _shown(snapshot_of(record, self.still)) != _shown(self.snapshot):
                 record = record.model_copy(update={"changed_at": utc_now()})
-            await self._records.save(record)
+            try:
+                await self._records.save(record)
+            except DriverError as error:
+                if not regardless:
+                    raise
+                _log.warning("%s: %s", record.id, error.text())
+                self.unsaved = True
+            else:
+                self.unsaved = False
             self.record = record
         self._publish()
 

@@ -11,6 +11,7 @@ from vmdriver.lifecycle.ledger import Scope
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
 from vmdriver.model.phase import MachineState, Phase
+from vmdriver.model.wishes import Wish
 
 
 class SuspendActions(CaptureActions):
@@ -84,9 +85,12 @@ class SuspendActions(CaptureActions):
     async def _not_suspended(self, error: DriverError) -> None:
         """As before, if the machine is there; a stop that was asked for happens anyway."""
         self.refusal = error
-        await self._abandon_capture()
-        machine, _ = await self.observe()
-        there = machine in {MachineState.READY, MachineState.STALLED}
+        if (
+            wishes.asked_after(Wish.GO_ON, wishes.asked_of(self.record))
+            == wishes.RUNNING
+        ):
+            await self._abandon_capture()
+        there = await self._is_there()
         await self.decide(
             partial(
                 wishes.not_suspended,
@@ -103,6 +107,17 @@ class SuspendActions(CaptureActions):
         self.tell(
             "SuspendFailed", f"the sandbox could not be suspended; {text}", warn=True
         )
+
+    async def _is_there(self) -> bool:
+        """Where it is to be ended anyway, a hypervisor that does not say changes nothing."""
+        try:
+            machine, _ = await self.observe()
+        except DriverError:
+            after = wishes.asked_after(Wish.GO_ON, wishes.asked_of(self.record))
+            if after == wishes.RUNNING:
+                raise
+            return True
+        return machine in {MachineState.READY, MachineState.STALLED}
 
     async def _drop_memory(self) -> None:
         """The next start is a cold boot. The memory goes last: a machine may be loaded from it,

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from vmdriver.errors import HostError
-from vmdriver.model.phase import Action, cuts_off
-from vmdriver.model.wishes import Asked
+from vmdriver.model.phase import Action, Asked, cuts_off
 
 _PATIENCE_S = 1.5
 """For a call that is only slow to come back by itself."""

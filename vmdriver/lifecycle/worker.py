@@ -13,9 +13,11 @@ from functools import partial
 from vmdriver.errors import DriverError, HostError, NotFound, Refused, Unavailable
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.end_actions import EndActions
+from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.launch_actions import LaunchActions
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.phase_actions import PhaseActions
+from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.lifecycle.snapshot_actions import SnapshotActions
 from vmdriver.lifecycle.standstill import LOOK_S
 from vmdriver.model import wishes
@@ -46,13 +48,12 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         """Something may have changed: look."""
         self._wake.set()
 
-    async def wish(self, wish: Wish) -> None:
-        """Store what is wanted, then wake the loop. A launch that is no longer wanted
-        is cancelled. Refused, Unavailable.
+    async def wish(self, wish: Wish, *, regardless: bool = False) -> None:
+        """Store what is wanted, then wake the loop, and cut off what is less urgent. Refused,
+        Unavailable. `regardless`: a delete happens also where it cannot be stored.
         """
-        await self.decide(partial(wishes.changes, wish))
-        if self.record.intent is not Intent.RUNNING and self._launch is not None:
-            self._launch.cancel()
+        await self.decide(partial(wishes.changes, wish), regardless=regardless)
+        self.underway.make_way(wishes.asked_of(self.record))
         if self.record.intent is Intent.DELETED:
             text = f"sandbox {self.record.id} is being deleted"
             self.jobs.dismiss(Refused(text, reason="Deleting"))
@@ -75,7 +76,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         while not self.gone:
             self._wake.clear()
             try:
-                rested = await self._turn()
+                rested = await self.underway.run(self._turn())
                 failures, self.trouble = 0, ""
             except DriverError as error:
                 failures += 1
@@ -116,20 +117,20 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
     async def _turn(self) -> bool:
         """One look and one action. True: there was nothing to do."""
         if self._has_stale_capture():
-            await self._abandon_capture()
-        under_way = self.record.phase in _MEMORY_UNDER_WAY
-        if (
-            self.record.cold
-            and not under_way
-            and self.record.intent is not Intent.DELETED
-        ):
+            self.underway.doing = Action.GO_ON
+            await self._go_on()
+        kept = self.record.intent is not Intent.DELETED
+        if self.record.cold and kept and self.record.phase not in _MEMORY_UNDER_WAY:
             await self._drop_memory()
-        if self.record.reverting and self.record.intent is not Intent.DELETED:
+        if self.record.reverting and kept and not self._going_down():
+            self.underway.doing = Action.REVERT
             await self._return_unless_stopped()
-        machine, report = await self.observe()
+        self.underway.doing = Action.LOOK
+        machine, report = await self._look()
         action = next_action(self.record.intent, self.record.phase, machine)
         if self.still is not None and machine is not MachineState.STALLED:
             await self.show_still(None)
+        self.underway.doing = action
         match action:
             case Action.REST:
                 return await self._rest(machine)
@@ -149,7 +150,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
     def _plain_actions(self) -> Mapping[Action, Callable[[], Awaitable[None]]]:
         """Those that look at nothing but the record."""
         return {
-            Action.LAUNCH: self._launch_cancellably,
+            Action.LAUNCH: self._launch,
             Action.AWAIT_READY: self._await_ready,
             Action.STAND_STILL: self._stand_still,
             Action.RECOVER_LOST: self._recover_lost,
@@ -162,7 +163,29 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         """Something is held still by a capture that nobody is at any more."""
         going_on = self.record.phase is not Phase.SUSPENDING
         kept = self.record.intent is not Intent.DELETED
-        return going_on and kept and bool(self.ledger.held(Scope.CAPTURE))
+        due = going_on and kept and not self._going_down()
+        return due and bool(self.ledger.held(Scope.CAPTURE))
+
+    async def _go_on(self) -> None:
+        try:
+            await self._abandon_capture()
+        except DriverError:
+            if wishes.asked_of(self.record) != wishes.STOPPED_SUSPENDED:
+                raise
+            # A stop does not wait until it can be suspended.
+            reason = Reason.STOPPED.value
+            await self._note(phase=Phase.STOPPING, unwind_reason=reason)
+
+    async def _look(self) -> tuple[MachineState, GuestReport]:
+        """What is to be ended is ended also where nobody can say how it is."""
+        if self.record.intent is Intent.DELETED:
+            return MachineState.BOOTING, GuestReport()
+        try:
+            return await self.observe()
+        except (DriverError, OSError):
+            if self.record.intent is not Intent.STOPPED:
+                raise
+            return MachineState.BOOTING, GuestReport()
 
     async def _stand_still(self) -> None:
         """Until the machine goes on, jobs are answered, not kept waiting."""
@@ -181,4 +204,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         if await self._tell_phases(machine):
             return False
         await self._clean_again()
+        if await self._merge_if_due():
+            return False
+        self.underway.doing = Action.JOB
         return not await self.jobs.do_next(machine)

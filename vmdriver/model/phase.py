@@ -198,10 +198,10 @@ def cuts_off(asked: Asked, doing: Action) -> bool:
     if asked.intent is Intent.DELETED:
         return doing is not Action.DELETE
     if asked.intent is Intent.STOPPED:
-        looking = {Action.LOOK, Action.REST}
+        looking = {Action.LOOK, Action.REST, Action.STAND_STILL}
         return doing in _ON_THE_WAY_UP | _KEEPING | looking
     if asked.intent is Intent.SUSPENDED:
         # What the gateway asks for does not wait for what an operator asked for.
-        operators = {Action.JOB} if asked.stop_anyway else set()
+        operators = {Action.JOB, Action.STAND_STILL} if asked.stop_anyway else set()
         return doing in {Action.LAUNCH, Action.AWAIT_READY} | operators
     return doing is Action.MERGE

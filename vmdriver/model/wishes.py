@@ -115,8 +115,7 @@ def changes(wish: Wish, record: SandboxRecord) -> dict[str, Any]:
         )
     if wish is Wish.START and asked == RUNNING:
         return _started_again(record)
-    # A suspension that is under way has bounds of its own, and moves.
-    if after == asked or (wish is Wish.STOP_NOW and record.phase is Phase.SUSPENDING):
+    if after == asked:
         return {}
     found: dict[str, Any] = {
         "intent": after.intent,

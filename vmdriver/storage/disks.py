@@ -22,6 +22,8 @@ from vmdriver.storage.supervisors import SupervisorDisks
 _log = logging.getLogger(__name__)
 _CONSOLE_LIMIT = 1024 * 1024
 _CONSOLE_KEPT = 256 * 1024
+_CREATE_S = 12.0
+"""It takes milliseconds; a stop or delete waits for it."""
 _FREE_SPACE_KEPT = 256 * 1024 * 1024
 # Sub-clusters: a small write allocates 2 KiB, not 64 KiB, and does not copy from the
 # base (see DECISIONS.md).
@@ -61,7 +63,7 @@ class DiskStore(LaunchFiles, SupervisorDisks):
                 str(path),
                 *([str(size)] if size else []),
             ],
-            deadline_s=60,
+            deadline_s=_CREATE_S,
         )
         await self._pool.run(self._give, path, 0o600)
 
