@@ -437,7 +437,7 @@ async def test_the_plan_is_shaped_once_and_for_every_run() -> None:
     assert driver.phase() is model_phase.Phase.SUSPENDED
     shaper.changes = ()
     await driver.manager.workers["s1"].perform(
-        lambda _: driver.manager.workers["s1"].drop_memory()
+        lambda _: driver.manager.workers["s1"]._drop_memory()
     )
     await driver.manager.start("s1", "")
     await driver.settled()
