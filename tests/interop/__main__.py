@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from tests.fakes.registry import push, registry
 from tests.fakes.serve import ROOT, WORK
 from tests.interop.life import Life, host_service
 from tests.interop.report import Report
-from tests.interop.stack import Programs, Stack
+from tests.interop.stack import Programs, Stack, wait
 
 WAYS = ("operated", "launched")
 _TOOLS = ("openssl", "docker-registry", "skopeo", "qemu-img", "nft", "ip")
@@ -86,6 +87,9 @@ def one_way(way: str, programs: Programs, base: Path, report: Report) -> None:
                 for name in _LOGS:
                     print(f"--- {way}: {name}.log\n{stack.tail(name, 40)}", flush=True)
                 stack.give_back()
+    # A driver's guardian looks on for some seconds after it.
+    with contextlib.suppress(TimeoutError):
+        wait("its processes have ended", lambda: not processes_of(folder), 15)
     left = leftovers(stack.instance, stack.state) + processes_of(folder)
     report.leftovers += [f"{way}: {item}" for item in left]
 
