@@ -37,6 +37,7 @@ SLOW = dataclasses.replace(
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(underway_module, "_PATIENCE_S", 0.05, raising=False)
+    monkeypatch.setattr(manager_module, "_PATIENCE_S", 0.1, raising=False)
 
 
 def in_background(work: object) -> asyncio.Task[None]:
@@ -360,4 +361,25 @@ async def test_an_endless_wait_is_an_error_not_a_hang(
     driver.manager.workers["s1"].hint()
     await driver.settled()
     assert driver.phase() is Phase.STOPPED
+    await driver.close()
+
+
+async def test_a_stop_that_is_only_repeated_cuts_off_nothing() -> None:
+    """A gateway says it to all at its end; an operator's job on a stopped sandbox goes on."""
+    driver = FakeDriver(World(), settings=SLOW)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    await driver.manager.stop("s1", "")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def job(_machine: object) -> None:
+        begun.set()
+        await go_on.wait()
+
+    working = asyncio.create_task(driver.manager.workers["s1"].perform(job))
+    await begun.wait()
+    await driver.manager.stop("s1", "")
+    go_on.set()
+    await working
     await driver.close()

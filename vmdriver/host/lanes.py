@@ -101,7 +101,12 @@ class Lanes:
                 return  # the loop is closed: nobody waits for anything any more
 
         name = f"vmdriver-{self._name}-{lane}"[:60]
-        threading.Thread(target=work, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=work, name=name, daemon=True).start()
+        except RuntimeError as error:
+            why = "the host has no thread for it"
+            self._end(lane, call, None, TimedOut(f"{call.what}: {why}"))
+            _log.warning("%s: %s", call.what, error)
 
     def _end(
         self, lane: str, call: _Call[Any], result: Any, error: BaseException | None

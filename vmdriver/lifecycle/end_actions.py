@@ -66,13 +66,15 @@ class EndActions(CaptureActions):
 
     async def _stop(self, machine: MachineState) -> None:
         begun = asyncio.get_running_loop().time()
+        # Frozen still, or not told yet what it must know: it may not answer.
+        coming_back = self.record.phase is Phase.RESUMING
         if self.record.phase is not Phase.STOPPING:
             await self._note(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
         plan = self.record.plan
         still = self.ledger.held(Scope.CAPTURE)
-        # A guest that was frozen for a capture was flushed then, and may not answer now.
-        frozen = self.ledger.get(FROZEN) is not None
-        if plan is not None and machine is MachineState.READY and not frozen:
+        # A guest that was frozen for a capture was flushed then.
+        silent = coming_back or self.ledger.get(FROZEN) is not None
+        if plan is not None and machine is MachineState.READY and not silent:
             await self._flush(plan.domain)
         if still:
             # Which layer it writes to can be seen only while it is there.

@@ -117,6 +117,8 @@ class Hub:
 
     def publish(self, notice: Notice) -> None:
         """Offer a notice to every watcher. Never waits."""
+        if isinstance(notice, Changed):
+            self._gone.pop(notice.snapshot.id, None)
         if isinstance(notice, Deleted):
             self._gone[notice.sandbox_id] = time.monotonic()
             if len(self._gone) > _MOST_GONE:

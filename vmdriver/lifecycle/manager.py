@@ -38,6 +38,8 @@ from vmdriver.model.wishes import Wish
 _log = logging.getLogger(__name__)
 _STOP_SLACK_S = 30.0
 _DELETE_WAIT_S = 30.0
+_PATIENCE_S = 4.0
+"""Beyond a stop's grace, for what comes before it, such as freezing the workload."""
 NO_TRACE: Trace = {}
 _DOWN = {Phase.STOPPED, Phase.SUSPENDED}
 
@@ -172,14 +174,14 @@ class Manager(Sandboxes):
         mode = requests.stop_mode(worker.record.spec, self.settings)
         await worker.wish(Wish.STOP_SUSPENDED if mode == "suspend" else Wish.STOP)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
-        grace_s = self.settings.stop_grace_s
+        patience_s = self.settings.stop_grace_s + _PATIENCE_S
         try:
-            await worker.until(_is_down_or_wanted, grace_s)
+            await worker.until(_is_down_or_wanted, patience_s)
         except TimedOut:
             if worker.ledger.get(WRITTEN) is None:
                 await worker.wish(Wish.STOP_NOW)
             # Else its memory is being written: that moves, or ends by itself.
-            await worker.until(_is_down_or_wanted, self.stop_limit_s() - grace_s)
+            await worker.until(_is_down_or_wanted, self.stop_limit_s() - patience_s)
         if not worker.gone and worker.record.intent is Intent.RUNNING:
             raise Refused(
                 f"sandbox {worker.record.id} was started again while it was being "

@@ -52,8 +52,11 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         """Store what is wanted, then wake the loop, and cut off what is less urgent. Refused,
         Unavailable. `regardless`: a delete happens also where it cannot be stored.
         """
+        before = wishes.asked_of(self.record)
         await self.decide(partial(wishes.changes, wish), regardless=regardless)
-        self.underway.make_way(wishes.asked_of(self.record))
+        asked = wishes.asked_of(self.record)
+        if asked != before:  # what is only said again cuts off nothing
+            self.underway.make_way(asked)
         if self.record.intent is Intent.DELETED:
             text = f"sandbox {self.record.id} is being deleted"
             self.jobs.dismiss(Refused(text, reason="Deleting"))
