@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
 
 from tests.fakes.serve import BIN
-from tests.system.conftest import Driver
+from tests.system.machines import INSTANCE, Driver
 from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.model.ids import domain_name
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /sandbox/counter; sleep 0.1; done"
 
@@ -176,3 +179,32 @@ def test_a_second_driver_on_the_same_state_is_refused(driver: Driver) -> None:
     )
     assert done.returncode == 2
     assert "another driver works on" in done.stderr
+
+
+@pytest.mark.parametrize("after_s", [0.0, 1.5])
+def test_a_qemu_that_is_killed_during_its_launch_is_tried_once_more(
+    driver: Driver, after_s: float
+) -> None:
+    """Just started, while libvirt still talks to it, or while its guest boots."""
+    box = driver.create(wait=False)
+    deadline = time.monotonic() + 30
+    while not (found := qemus_of(box)):
+        assert time.monotonic() < deadline
+    time.sleep(after_s)
+    os.kill(found[0], signal.SIGKILL)
+    driver.gateway.wait_hello(box)
+    driver.wait(box, "Running")
+    assert qemus_of(box) != found
+    assert driver.log.read_text().count("LaunchCutOff") == 1
+
+
+def qemus_of(sandbox_id: str) -> list[int]:
+    """Processes of its machine."""
+    domain, found = domain_name(INSTANCE, sandbox_id).encode(), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            program, *arguments = path.read_bytes().split(b"\0")
+            named = any(a.startswith(b"guest=" + domain + b",") for a in arguments)
+            if b"qemu-system" in program and named:
+                found.append(int(path.parent.name))
+    return found
