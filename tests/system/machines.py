@@ -20,7 +20,8 @@ from tests.fakes.serve import BIN
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 
-INSTANCE = "vmdriver-test"
+INSTANCE = "vmdriver-test" + os.environ.get("PYTEST_XDIST_WORKER", "")
+"""Tests that run side by side must not take each other's machines for leftovers."""
 _numbers = itertools.count(1)
 
 

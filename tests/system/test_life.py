@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.gateway import Gateway
-from tests.system.conftest import Driver, Host
+from tests.system.conftest import INSTANCE, Driver, Host
 from vmdriver._proto import compute_driver_pb2 as pb
 
 NASTY = {
@@ -346,7 +346,7 @@ def test_commands_show_what_there_is(driver: Driver, host: Host) -> None:
         check=True,
     )
     subprocess.run(
-        ["ip", "link", "set", "vmdorphan", "alias", "vmdriver/vmdriver-test/nobody"],
+        ["ip", "link", "set", "vmdorphan", "alias", f"vmdriver/{INSTANCE}/nobody"],
         check=True,
     )
     swept = driver.cli("sweep", "--dry-run")
