@@ -56,7 +56,8 @@ class Stack:
         self.launched = launched
         self.base = base
         self.image = f"{registry}/demo:latest"
-        self.instance = f"interop-{base.name.rpartition('-')[2]}"[:30].lower()
+        letters = re.sub(r"[^a-z0-9]", "", base.name.rpartition("-")[2].lower())
+        self.instance = f"interop-{letters}"
         self.state = base / "state"
         self.driver_name = "vm" if launched else "vmdriver"
         self._registry = registry
