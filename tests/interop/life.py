@@ -266,8 +266,21 @@ class Life:
         return True
 
     def _goes_on(self, boot_id: str) -> None:
+        """The same machine answers: a gateway that comes back says Ready before its supervisor
+        has come back to it.
+        """
+        found: list[str] = []
+
+        def answers() -> bool:
+            try:
+                found.append(self._boot_id())
+            except RuntimeError:
+                return False
+            return True
+
+        wait("the sandbox answers", answers, 60)
+        expect("boot id", found[0], boot_id)
         self._ready()
-        expect("boot id", self._boot_id(), boot_id)
 
     def delete(self) -> None:
         """Everything."""
