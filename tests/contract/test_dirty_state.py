@@ -176,6 +176,9 @@ async def test_without_the_directory_of_records_no_machine_is_ended() -> None:
     await again.manager.recover()
     assert set(world.domains) == machines
     assert world.taps
+    world.images_in_use = {"untouched"}
+    assert list(await again.manager.images.collect()) == []
+    assert world.images_in_use == {"untouched"}, "its disk stands on one of them"
     await again.close()
     world.records_there = True
     last = FakeDriver(world)

@@ -133,6 +133,30 @@ async def test_what_is_no_sandbox_is_neither_read_nor_in_the_way(
     assert len(list(layout.sandboxes.iterdir())) == 3
 
 
+async def test_one_that_was_put_elsewhere_and_linked_to_is_set_aside(
+    layout: Layout, pool: Pool, tmp_path: Path
+) -> None:
+    """Its layers and its machine are somebody's; its delete leaves what the link led to."""
+    files, elsewhere = await stored(layout, pool), tmp_path / "larger disk"
+    files.directory.rename(elsewhere)
+    files.directory.symlink_to(elsewhere)
+    records = RecordStore(layout, pool)
+    assert await records.load_all() == []
+    assert list(records.unreadable()) == ["s1"]
+    assert (await records.salvage("s1")).name == "name-s1"
+    (finding,) = _sandboxes(layout)
+    assert (finding.check, finding.level) == ("sandbox s1", "fail")
+    now = utc_now()
+    stand_in = SandboxRecord(
+        spec=spec("s1"), intent=Intent.DELETED, created_at=now, changed_at=now
+    )
+    await records.give_up(stand_in)
+    assert [record.id for record in await records.load_all()] == ["s1"]
+    await records.remove("s1")
+    assert list(layout.sandboxes.iterdir()) == []
+    assert (elsewhere / "record.json").is_file()
+
+
 @pytest.mark.parametrize("which", ["record", "ledger"])
 async def test_the_commands_say_what_is_wrong_and_what_to_do(
     which: str,

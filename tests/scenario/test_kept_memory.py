@@ -182,3 +182,39 @@ async def test_a_return_that_cannot_be_does_not_stand_in_a_stops_way() -> None:
     await driver.settled()
     assert driver.memory.tick(domain) == 2, "it is what it was"
     await driver.close()
+
+
+async def test_a_return_that_an_earlier_release_had_begun_leaves_no_layer_in_between() -> (
+    None
+):
+    """Its new layer stands on the snapshot's, not on the sandbox's, and its ledger did not say so."""
+    driver = await running()
+    found, worker = operations(driver)
+    world = driver.world
+    await found.create_snapshot(worker, "a", disk_only=True)
+    await ticked(driver)
+    layers, made = worker.record.layers, list[str]()
+
+    def fails(call: str) -> bool:
+        if call.startswith("create overlay"):
+            made.append(call.split()[-1])
+        return bool(made) and call == "save record"
+
+    world.fail = fails
+    await worker.perform(lambda _: worker.return_to("a", asked_of(worker.record)))
+    async with asyncio.timeout(5):
+        while not worker.trouble:
+            await asyncio.sleep(0.001)
+    await driver.kill()
+    assert '"running": false' in world.journals["s1"][-2]
+    world.journals["s1"] = [
+        line.replace(', "running": false', "") for line in world.journals["s1"]
+    ]
+    world.fail = lambda call: call.startswith("create overlay")
+    again = FakeDriver(world)
+    await again.manager.recover()
+    async with asyncio.timeout(5):
+        await again.manager.stop("s1", "")
+    assert again.manager.workers["s1"].record.layers == layers
+    assert made[0] not in world.files
+    await again.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.fakes.driver import FakeDriver, held_objects
@@ -9,7 +11,7 @@ from tests.fakes.world import World
 from tests.scenario.test_memory import operations, running
 from vmdriver.errors import HostError, TimedOut
 from vmdriver.lifecycle.memory_ports import MachineMemory
-from vmdriver.model.phase import Phase
+from vmdriver.model.phase import Intent, Phase
 
 
 async def check_chain(driver: FakeDriver) -> None:
@@ -123,4 +125,43 @@ async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_ke
     await again.settled()
     assert again.manager.workers["s1"].record.layers == (old, new)
     assert new in world.files
+    await again.close()
+
+
+async def test_a_layer_stays_claimed_until_the_record_on_disk_stands_on_it() -> None:
+    """A stop, on a disk where the ledger still has room and the record has not; then a kill."""
+    driver = await running()
+    found, worker = operations(driver)
+    world, domain = driver.world, worker.record.plan.domain
+    switched: list[str] = []
+
+    def fails(call: str) -> bool:
+        if call.startswith("switch"):
+            switched.append(call)
+        return bool(switched) and call == "save record"
+
+    world.fail = fails
+    with pytest.raises(HostError):
+        await found.create_snapshot(worker, "a", disk_only=True)
+    new = world.root_layers[domain]
+    assert new not in worker.record.layers
+    world.written[new] = 7
+    # The wish itself finds room; nothing after it does.
+    world.fail = lambda call: (
+        call == "save record" and worker.record.intent is not Intent.RUNNING
+    )
+    stopping = asyncio.create_task(driver.manager.stop("s1", ""))
+    async with asyncio.timeout(5):
+        while domain in world.domains or worker.underway.task is not None:
+            await asyncio.sleep(0.001)
+    await driver.kill()
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    world.fail = lambda _call: False
+    again = FakeDriver(world)
+    await again.manager.recover()
+    await again.settled()
+    layers = again.manager.workers["s1"].record.layers
+    assert set(layers) <= world.files
+    assert max(world.written.get(layer, 0) for layer in layers) == 7
     await again.close()

@@ -120,6 +120,34 @@ async def test_a_create_that_comes_to_nothing_gives_a_removed_template_back() ->
     await driver.close()
 
 
+async def test_a_removed_templates_layer_stays_while_the_records_are_not_there() -> (
+    None
+):
+    """As when their disk was not mounted: one of those sandboxes may stand on it."""
+    driver = await with_template(Gate())
+    world = driver.world
+    (template,) = driver.manager.templates.listed()
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    await driver.close()
+    records, world.records_there = dict(world.records), False
+    world.records.clear()
+    again = FakeDriver(world, settings=TEMPLATES)
+    await again.manager.recover()
+    await again.manager.templates.remove(template.key)
+    assert template.layer in world.files
+    await again.close()
+    world.records, world.records_there = records, True
+    last = FakeDriver(world, settings=TEMPLATES)
+    await last.manager.recover()
+    await last.manager.stop("second", "")
+    await last.manager.start("second", "")
+    await last.settled()
+    assert last.phase("second") is Phase.RUNNING
+    assert set(last.manager.workers["second"].record.layers) <= world.files
+    await last.close()
+
+
 @pytest.mark.parametrize("where", [FOUND, LOADED])
 async def test_the_next_driver_finishes_a_removal_that_waited_for_a_user(
     where: tuple[str, ...],

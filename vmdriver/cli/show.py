@@ -245,6 +245,12 @@ async def _sweep(
             driver.prepare_connection()
             found = [*await driver.machines.marked(), *await driver.network.marked()]
         orphans = [item for item in found if item.sandbox_id not in known]
+        if not driver.records.all_there():
+            problems.append(
+                "the directory of sandboxes was in the way and is set aside: whose "
+                "machines these are is not known until it is put back or removed"
+            )
+            orphans, failed = [], True
         for orphan in [] if dry_run else orphans:
             try:
                 await sweeping.remove(ports, orphan, loaded.config.instance)

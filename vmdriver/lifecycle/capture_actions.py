@@ -62,6 +62,10 @@ class CaptureActions(SandboxHold):
             return
         try:
             await self._settle_layer()
+            if self.unsaved:
+                # The record on disk may stand on less than the machine wrote to: until it can
+                # be stored, the ledger alone claims that layer.
+                await self.update()
         except DriverError:
             # What it stands on cannot be noted (on a full disk, for one), so that the layer has
             # to stay held. Nothing stands still for that reason.
@@ -94,7 +98,9 @@ class CaptureActions(SandboxHold):
         if held is None or not held.done or held.data["path"] in layers:
             return
         path, plan = held.data["path"], self.record.plan
-        if plan is None or not held.data.get("running", True):
+        # Earlier drivers did not note it; theirs for a return stands on the snapshot's layers.
+        running = held.data.get("running", not self.record.reverting)
+        if plan is None or not running:
             return  # of a stopped sandbox, or for a return: no machine has it
         if await self._shared.ports.memory.holds(path, layers[-1]):
             await self._stand_on((*layers, path), regardless=regardless)

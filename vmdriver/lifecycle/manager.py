@@ -79,7 +79,7 @@ class Manager(Sandboxes):
             self.records,
             self._nobodys_plans,
             KeptMemory(self._shared.ports.memory_store, self._shared.launcher.places),
-            lambda: not self.shelf.kept,
+            lambda: not self.shelf.kept and self._shared.ports.records.all_there(),
         )
         self.housekeeping = Housekeeping(
             self.workers.values,

@@ -227,11 +227,13 @@ class Templates:
         del self._uses[template.layer]
         if self._leaving.pop(template.layer, None) is None:
             return
-        noted = template.layer in self.layers_of_unread().union(
+        needed = self.layers_of_unread().union(
             *(layers_of(record) for record in self._records())
         )
+        # Without the directory of records nobody knows who stands on it.
+        known = self._ports.records.all_there()
         await tried(_log, self._ports.memory_store.remove(template.directory))
-        if not noted:
+        if known and template.layer not in needed:
             await tried(_log, self._ports.disks.remove(template.layer))
 
     async def _is_sound(self, template: Template) -> bool:

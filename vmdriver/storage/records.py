@@ -119,6 +119,12 @@ class RecordStore:
 
     def _give_up(self, record: SandboxRecord) -> None:
         target = self._layout.sandbox(record.id)
+        if target.directory.is_symlink():
+            text = "%s was a link: what it leads to is left alone: %s"
+            _log.warning(text, record.id, target.directory.readlink())
+            target.directory.unlink()
+            target.directory.mkdir(mode=0o711)
+            target.directory.chmod(0o711)
         # The record first: from then on it is one that goes, whatever its ledger is like.
         self._clear_the_way(target.record)
         self._save(record)
@@ -168,17 +174,23 @@ class RecordStore:
 
 
 def is_sandbox(directory: Path) -> bool:
-    """Whether that entry of the sandboxes' directory is one's: a directory named by an id."""
+    """Whether that entry of the sandboxes' directory is one's: a directory named by an id, or
+    what somebody has put elsewhere and left a link to.
+    """
     try:
         check_sandbox_id(directory.name)
     except InvalidRequest:
         return False
-    return directory.is_dir() and not directory.is_symlink()
+    if directory.is_symlink():
+        return (directory / "record.json").is_file()
+    return directory.is_dir()
 
 
 def read_record(directory: Path) -> SandboxRecord:
     """The record in a sandbox's directory. StorageError when it cannot be read."""
     path = directory / "record.json"
+    if directory.is_symlink():
+        raise _unreadable(directory.name, "its directory is a link")
     try:
         record = parse_record(path.read_bytes())
     except OSError as error:
