@@ -169,7 +169,7 @@ class Driver:
             ports,
             self.settings,
             launcher,
-            manager.records,
+            manager.needing_layers,
             str(self.layout.templates),
         )
         warm_pool = WarmPool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from vmdriver.lifecycle.ports import Ownership
 from vmdriver.model.phase import Phase
 from vmdriver.model.plan import Disk
 from vmdriver.model.record import SandboxRecord, utc_now
+from vmdriver.storage import files
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
@@ -75,6 +77,27 @@ async def test_a_half_made_sandbox_never_was(
     (layout.sandboxes / ".new-s1" / "record.json").write_text("{")
     assert await records.load_all() == []
     assert list(layout.sandboxes.iterdir()) == []
+
+
+async def test_a_create_whose_place_cannot_be_made_durable_was_none(
+    records: RecordStore, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is there by then; it would come back with the next driver, and be in the way of a
+    second try.
+    """
+
+    def broken(path: Path) -> None:
+        if path == layout.sandboxes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    new = record()
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync_directory", broken)
+        with pytest.raises(StorageError):
+            await records.create(new, None)
+    assert await records.load_all() == []
+    await records.create(new, None)
+    assert await records.load_all() == [new]
 
 
 async def test_a_damaged_record_is_left_alone_and_harms_no_other(

@@ -33,10 +33,11 @@ class FakeDisks:
         self._world.act(f"sync {path}")
         assert path in self._world.files
 
-    async def layers(self) -> list[str]:
+    async def layers(self, sandbox_id: str = "") -> list[str]:
         for _ in range(50):
             await asyncio.sleep(0)
-        return [f for f in self._world.files if f.startswith("layers/")]
+        prefix = f"layers/{sandbox_id}." if sandbox_id else "layers/"
+        return [f for f in self._world.files if f.startswith(prefix)]
 
     async def merge_layer(self, layer: str, below: str) -> None:
         world = self._world

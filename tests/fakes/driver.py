@@ -147,7 +147,7 @@ class FakeDriver:
 
         def shared(manager: Manager) -> Shared:
             templates = Templates(
-                ports, settings, launcher, manager.records, "templates"
+                ports, settings, launcher, manager.needing_layers, "templates"
             )
             warm_pool = WarmPool(ports, settings, launcher, templates, "warm")
             templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop

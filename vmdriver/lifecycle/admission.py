@@ -5,12 +5,13 @@ behind, also after a crash in the middle.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from vmdriver.errors import AlreadyExists, TimedOut, Unavailable
+from vmdriver.errors import AlreadyExists, DriverError, TimedOut, Unavailable
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle import planner, requests
 from vmdriver.lifecycle.disk_fork import fork_source
@@ -20,11 +21,13 @@ from vmdriver.lifecycle.phases.api import Phase
 from vmdriver.lifecycle.phases.mutation import Draft
 from vmdriver.lifecycle.phases.plan_changes import changed_spec, draft_of
 from vmdriver.lifecycle.sandboxes import Sandboxes
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.record import ExtensionState, SandboxRecord, utc_now
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
 
+_log = logging.getLogger(__name__)
 _CLEAN_UP_WAIT_S = 30.0
 Trace = Mapping[str, str]
 
@@ -53,7 +56,7 @@ class Admission:
         self._check_room(record)
         self.sandboxes.pending[spec.id] = record
         try:
-            await self.shared.ports.records.create(record, token)
+            await self._store(record, token)
             worker = SandboxWorker(record, self.ledger(spec.id), self.shared)
             if draft is not None:
                 await self._prepare(worker, spec, draft, trace)
@@ -68,6 +71,15 @@ class Admission:
                 )
         finally:
             worker.start()
+
+    async def _store(self, record: SandboxRecord, token: SecretStr | None) -> None:
+        """What its source has left to it while it was stored goes if that fails."""
+        try:
+            await self.shared.ports.records.create(record, token)
+        except DriverError:
+            drop = self.shared.undoer.drop_layers(record.id, set(record.layers))
+            await tried(_log, drop)
+            raise
 
     def _check_new(self, sandbox_id: str) -> None:
         worker = self.sandboxes.workers.get(sandbox_id)

@@ -6,6 +6,7 @@ import asyncio
 
 from vmdriver.errors import DriverError, StorageError
 from vmdriver.host import facts
+from vmdriver.host.threads import finished
 from vmdriver.lifecycle import endings
 from vmdriver.lifecycle.capture_actions import CaptureActions
 from vmdriver.lifecycle.hooks import Reason
@@ -122,9 +123,12 @@ class EndActions(CaptureActions):
                 return
             if await remembered.needs(self.record) & {below, top}:
                 return  # kept memory is restored on these very files
-            await self._shared.ports.disks.merge_layer(top, below)
-            await self.update(layers=(*rest, below))
-            await self._shared.ports.disks.remove(top)
+            await ports.disks.merge_layer(top, below)
+            await finished(self._stand_below(top, (*rest, below)))
+
+    async def _stand_below(self, top: str, layers: tuple[str, ...]) -> None:
+        await self.update(layers=layers)
+        await self._shared.ports.disks.remove(top)
 
     async def _merge_if_due(self) -> bool:
         """Once after each stop, when whoever waits for it has been answered: it may take long,
@@ -151,8 +155,9 @@ class EndActions(CaptureActions):
             if self._not_undone:
                 raise
             # All is given back; only that cannot be noted, and the notes go with the rest.
-        # A launch that was cut off may have named layers and not got to making its own.
-        await self._shared.undoer.drop_layers(self.record.id, layers_of(self.record))
-        await self._shared.ports.records.remove(self.record.id)
-        self._shared.forget(self.record.id)
-        self.vanish()
+        # A launch that was cut off may have named layers and not got to making its own, and one
+        # that could not be removed when it was merged is named by nobody.
+        own = await self._shared.ports.disks.layers(self.record.id)
+        needless = layers_of(self.record).union(own)
+        await self._shared.undoer.drop_layers(self.record.id, needless)
+        await self.vanish(self._shared.forget)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,12 @@ class SandboxHold(SandboxState):
             failure=failure,
             unwind_reason=Reason.PROCESS_EXITED.value,
         )
+
+    def room_to_run(self) -> AbstractContextManager[None]:
+        """For whoever is about to have it run. Exhausted."""
+        if self.record.intent is Intent.RUNNING:
+            return nullcontext()
+        return self._shared.launcher.budget.room_for(self.record)
 
     def _may_launch_again(self) -> bool:
         return self.record.launch_retries < _LAUNCH_RETRIES

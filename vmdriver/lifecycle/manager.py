@@ -200,10 +200,9 @@ class Manager(Sandboxes):
         """
         worker = self.find(sandbox_id, name)
         _refuse_if_deleting(worker)
-        if worker.record.intent is not Intent.RUNNING:
-            self._check_memory(worker)
         shown = worker.snapshot
-        await worker.wish(Wish.START)
+        with worker.room_to_run():
+            await worker.wish(Wish.START)
         if worker.snapshot is shown:
             worker.announce()
 
@@ -212,9 +211,6 @@ class Manager(Sandboxes):
         return (
             self.settings.stop_grace_s + self.settings.freeze_timeout_s + _STOP_SLACK_S
         )
-
-    def _check_memory(self, worker: SandboxWorker) -> None:
-        self._shared.launcher.budget.check(worker.record)
 
     async def delete(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> bool:
         """Remove a sandbox. False: it is not known. Returns when it is gone, or after

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from vmdriver.errors import Exhausted
 from vmdriver.lifecycle.planner import size_of
@@ -23,6 +25,8 @@ class MemoryBudget:
         self._settings = settings
         self._claims: dict[str, int] = {}
         """By sandbox: MiB of a launch whose plan is not in the record yet."""
+        self._coming: Counter[str] = Counter()
+        """By sandbox: how many are just storing that it is to run."""
 
     def size_mib(self, record: SandboxRecord) -> int:
         """Of that sandbox's machine: as launched, as extensions shaped it at the create, or as
@@ -42,7 +46,8 @@ class MemoryBudget:
         return sum(
             self.size_mib(record)
             for record in self._records()
-            if record.intent is Intent.RUNNING and record.id != but
+            if record.id != but
+            and (record.intent is Intent.RUNNING or self._coming[record.id])
         )
 
     def check(self, record: SandboxRecord) -> None:
@@ -58,6 +63,18 @@ class MemoryBudget:
         if memory_mib > self.size_mib(record):
             self._check(record.id, memory_mib, f"extension {by!r}: " if by else "")
         self._claims[record.id] = memory_mib
+
+    @contextmanager
+    def room_for(self, record: SandboxRecord) -> Iterator[None]:
+        """Inside, the sandbox counts as meant to run, until its record says so: two that come at
+        once do not both have the room that is left for one. Exhausted when it does not fit.
+        """
+        self.check(record)
+        self._coming[record.id] += 1
+        try:
+            yield
+        finally:
+            self._coming -= Counter({record.id: 1})  # zeros go
 
     def settle(self, sandbox_id: str) -> None:
         """The record has the plan: it counts from now on."""

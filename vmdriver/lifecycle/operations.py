@@ -9,6 +9,7 @@ from vmdriver.lifecycle.manager import Manager
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.record import SandboxRecord
 from vmdriver.model.wishes import Wish, asked_of
 
 _RESTORE_SLACK_S = 60.0
@@ -70,7 +71,7 @@ class Operations:
         """Bring it back, from its memory if it has some and `cold` does not say otherwise."""
         was_down = _is_down(worker)
         if cold:
-            await worker.update(cold=True)
+            await worker.decide(_cold)
             worker.start()
             await worker.until(lambda record: not record.cold, self._up_limit_s)
             self._must_exist(worker)
@@ -132,6 +133,12 @@ class Operations:
     def _must_exist(worker: SandboxWorker) -> None:
         if worker.gone:
             raise NotFound(f"sandbox {worker.record.id} was deleted meanwhile")
+
+
+def _cold(record: SandboxRecord) -> dict[str, bool]:
+    if record.intent is Intent.DELETED:
+        raise Refused(f"sandbox {record.id} is being deleted", reason="Deleting")
+    return {"cold": True}
 
 
 def _is_down(worker: SandboxWorker) -> bool:

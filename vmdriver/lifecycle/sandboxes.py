@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from vmdriver.errors import InvalidRequest, NotFound, Refused
 from vmdriver.lifecycle.set_aside import Shelf
+from vmdriver.lifecycle.steps import MACHINE
 from vmdriver.lifecycle.worker import SandboxWorker
 from vmdriver.model.condition import Snapshot
 from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.phase import Intent
 from vmdriver.model.record import SandboxRecord, layers_of
 from vmdriver.model.set_aside import SetAside
 
@@ -29,8 +31,19 @@ class Sandboxes:
 
     def layers_but_of(self, sandbox_id: str) -> set[str]:
         """Every layer that another sandbox than this one needs."""
-        others = (layers_of(r) for r in self.records() if r.id != sandbox_id)
+        others = (layers_of(r) for r in self.needing_layers() if r.id != sandbox_id)
         return self.shelf.layers(but=sandbox_id).union(*others)
+
+    def needing_layers(self) -> list[SandboxRecord]:
+        """Of every sandbox but those that go and whose machine has gone already: where the last
+        that stand on a layer go at once, each would leave it to the other.
+        """
+        gone = {
+            w.record.id
+            for w in self.workers.values()
+            if w.record.intent is Intent.DELETED and w.ledger.get(MACHINE) is None
+        }
+        return [record for record in self.records() if record.id not in gone]
 
     def tell_problem(self, sandbox_id: str, problem: str) -> None:
         """Show what went wrong in an extension."""

@@ -25,7 +25,7 @@ from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases.vm import view_of
 from vmdriver.lifecycle.resume_actions import ResumeActions
 from vmdriver.lifecycle.snapshot_room import check_room
-from vmdriver.lifecycle.steps import LAYER
+from vmdriver.lifecycle.steps import LAYER, OVERLAY
 from vmdriver.lifecycle.suspend_actions import SuspendActions
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
@@ -166,7 +166,14 @@ class SnapshotActions(SuspendActions, ResumeActions):
         await self._stand_on((*self.record.layers, layer))
 
     async def _of_stopped(self, name: str) -> SnapshotEntry:
-        layers = self.record.layers
+        layers, made = self.record.layers, self.ledger.get(OVERLAY)
+        if made is None or not made.done:
+            # Noted by a launch that was cut off before its disk was made.
+            raise Refused(
+                f"sandbox {self.record.id} has no disk yet",
+                reason="NeverStarted",
+                resolution="start it",
+            )
         layer = await self._new_layer(layers)
         # Read-only only then: a record that cannot be saved stays on a layer to write to.
         await self._stand_on((*layers, layer))
@@ -232,12 +239,14 @@ class SnapshotActions(SuspendActions, ResumeActions):
 
     async def return_to(self, name: str, when_asked: Asked) -> None:
         """Job: note that the sandbox is to be as it was then. What it is now is lost. Refused
-        when it was stopped or deleted since the operator asked.
+        when it was stopped or deleted since the operator asked, Exhausted when it does not run
+        and has no room.
         """
         self.find_snapshot(name)
-        await self.decide(
-            lambda record: wishes.returned(record, name, when_asked=when_asked)
-        )
+        with self.room_to_run():
+            await self.decide(
+                lambda record: wishes.returned(record, name, when_asked=when_asked)
+            )
 
     async def _return_unless_stopped(self) -> None:
         """A return that cannot be now is tried again, but does not stand in a later stop's way:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vmdriver.errors import DriverError, TimedOut
+from vmdriver.errors import DriverError, NotFound, TimedOut
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.hub import Changed, Deleted, Happened, Hub, Notice
 from vmdriver.lifecycle.ports import Records
@@ -90,6 +90,8 @@ class SandboxState:
             record = self.record.model_copy(update=dict(decision(self.record)))
             if record == self.record and not self.unsaved:
                 return
+            if self.gone:  # it would be on disk again
+                raise NotFound(f"sandbox {record.id} was deleted meanwhile")
             if _shown(snapshot_of(record, self.still)) != _shown(self.snapshot):
                 record = record.model_copy(update={"changed_at": utc_now()})
             try:
@@ -160,9 +162,17 @@ class SandboxState:
         if self.record.extensions.accepted:
             self._hub.publish(notice)
 
-    def vanish(self) -> None:
-        """The sandbox is gone for good."""
-        self.gone = True
+    async def vanish(self, forget: Callable[[str], None]) -> None:
+        """The sandbox is gone for good: its record too, which nobody writes anew, and whoever is
+        told of it is told in the same breath, also when cancelled.
+        """
+        await finished(self._vanished(forget))
+
+    async def _vanished(self, forget: Callable[[str], None]) -> None:
+        async with self._saving:
+            await self._records.remove(self.record.id)
+            self.gone = True
+        forget(self.record.id)
         self._show(Deleted(self.record.id))
         self._publish()
 

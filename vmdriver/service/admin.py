@@ -209,7 +209,7 @@ class Admin(pb_grpc.AdminServicer):
                         message=event.message,
                         warning=event.type == "Warning",
                     )
-            await task
+            await asyncio.shield(task)
         finally:
             self._hub.unsubscribe(subscription)
             if not task.done():

@@ -18,10 +18,15 @@ def own_layers(directory: Path, sandbox_id: str) -> dict[str, tuple[str, ...]]:
     """Layers that were made for that sandbox (places.new_layer names them), oldest first, each
     with the layers below it, nearest first. StorageError.
     """
-    own = re.compile(rf"{re.escape(sandbox_id)}\.[0-9a-f]{{8}}\.qcow2")
+    own = named_for(sandbox_id)
     found = [path for path in directory.iterdir() if own.fullmatch(path.name)]
     chains = {str(path): layers_below(path) for path in found}
     return dict(sorted(chains.items(), key=lambda item: len(item[1])))
+
+
+def named_for(sandbox_id: str) -> re.Pattern[str]:
+    """Names of files that are layers which were made for that sandbox."""
+    return re.compile(rf"{re.escape(sandbox_id)}\.[0-9a-f]{{8}}\.qcow2")
 
 
 def layers_below(path: Path) -> tuple[str, ...]:

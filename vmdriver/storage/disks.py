@@ -82,10 +82,15 @@ class DiskStore(LaunchFiles, SupervisorDisks):
 
         await self._pool.run(sync)
 
-    async def layers(self) -> list[str]:
+    async def layers(self, sandbox_id: str = "") -> list[str]:
         """See ports.Disks."""
         found = await self._pool.run(lambda: list(self._layout.layers.glob("*.qcow2")))
-        return [str(path) for path in found if path.is_file()]
+        mine = chains.named_for(sandbox_id) if sandbox_id else None
+        return [
+            str(path)
+            for path in found
+            if path.is_file() and (mine is None or mine.fullmatch(path.name))
+        ]
 
     async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
         """See ports.Disks."""

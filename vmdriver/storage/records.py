@@ -4,6 +4,7 @@ accepted until its delete is done.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ class RecordStore:
         target = self._layout.sandbox(record.id)
         if target.directory.exists():
             raise AlreadyExists(f"sandbox {record.id} exists")
-        part = self._layout.sandboxes / f"{_HALF_MADE}{record.id}"
+        made = part = self._layout.sandboxes / f"{_HALF_MADE}{record.id}"
         try:
             files.remove_tree(part)
             part.mkdir(mode=0o711)
@@ -62,9 +63,11 @@ class RecordStore:
                 )
             files.sync_directory(part)
             part.rename(target.directory)
+            made = target.directory
             files.sync_directory(self._layout.sandboxes)
         except OSError as error:
-            files.remove_tree(part)
+            with contextlib.suppress(OSError):  # the disk may be what is broken
+                files.remove_tree(made)
             raise StorageError(
                 f"sandbox {record.id} cannot be stored: {error.strerror}",
                 detail=str(error),
