@@ -47,6 +47,14 @@ def boot_files(embedded_root: Path) -> Path:
     return Path(shutil.copytree(WORK / "boot" / "current", embedded_root / "boot"))
 
 
+@pytest.fixture
+def folder(embedded_root: Path) -> Path:
+    """Where QEMU's user can reach a test's files: another pytest that begins closes the folders of `tmp_path`."""
+    found = Path(tempfile.mkdtemp(dir=embedded_root))
+    found.chmod(0o755)
+    return found
+
+
 @pytest.fixture(params=["fake", "libvirt test driver", "QEMU"])
 async def hypervisor(
     request: pytest.FixtureRequest, tmp_path: Path, embedded_root: Path

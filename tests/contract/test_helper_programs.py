@@ -60,6 +60,13 @@ class Drivers:
         assert driver.stdout.readline() == "ready\n"
         return driver
 
+    def until_begun(self, state: Path) -> None:
+        """Until its helper and what that began are there: "ready" is said before."""
+        mark = f":{state}"
+        until(
+            lambda: len(processes("VMDRIVER_HELPER_OF=", mark, "7777")) >= 2, "not begun"
+        )
+
     def guardians(self) -> list[int]:
         return processes("vmdriver.host.guardian", str(self.state))
 
@@ -83,8 +90,8 @@ def test_helpers_and_what_they_began_die_with_the_driver(
     drivers: Drivers, number: signal.Signals
 ) -> None:
     driver = drivers.start(*GRANDCHILD)
+    drivers.until_begun(drivers.state)
     mark = f":{drivers.state}"
-    until(lambda: len(processes("VMDRIVER_HELPER_OF=", mark, "7777")) >= 2, "not begun")
     driver.send_signal(number)
     driver.wait()
     until(lambda: not processes("VMDRIVER_HELPER_OF=", mark), "they go on", 10)
@@ -129,6 +136,7 @@ def test_each_real_tool_dies_with_the_driver(
 
 def test_a_guardian_that_is_killed_is_replaced(drivers: Drivers) -> None:
     driver = drivers.start(*GRANDCHILD)
+    drivers.until_begun(drivers.state)
     until(drivers.guardians, "there is no guardian")
     (first,) = drivers.guardians()
     os.kill(first, signal.SIGKILL)
@@ -147,6 +155,8 @@ def test_what_lost_its_guardian_too_ends_when_the_next_driver_begins(
     other.mkdir()
     drivers.start(*GRANDCHILD, state=other)
     driver = drivers.start(*GRANDCHILD)
+    drivers.until_begun(drivers.state)
+    drivers.until_begun(other)
     until(drivers.guardians, "there is no guardian")
     (guardian,) = drivers.guardians()
     os.kill(guardian, signal.SIGSTOP)

@@ -30,7 +30,7 @@ MARK = "vmdriver/test/s1"
 
 
 @pytest.fixture
-def plan(tmp_path: Path, hypervisor: Any, request: pytest.FixtureRequest) -> LaunchPlan:
+def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> LaunchPlan:
     """A plan whose files and tap exist; on QEMU it starts a guest that has nothing to boot from but its kernel."""
     value = example_plan()
     if hypervisor.name == "fake":
@@ -43,18 +43,15 @@ def plan(tmp_path: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Lau
     if hypervisor.name != "QEMU":
         return value
     owner = qemu_owner()
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.is_relative_to("/tmp") and directory != Path("/tmp"):
-            directory.chmod(0o755)
     disks = []
     for disk in value.disks:
-        path = tmp_path / f"{disk.role}.img"
+        path = folder / f"{disk.role}.img"
         path.write_bytes(b"\0" * 65536)
         os.chown(path, owner.uid, owner.gid)
         disks.append(
             disk.model_copy(update={"path": str(path), "format": "raw", "backing": ()})
         )
-    console = tmp_path / "console.log"
+    console = folder / "console.log"
     console.touch()
     os.chown(console, owner.uid, owner.gid)
     boot = request.getfixturevalue("boot_files")
@@ -177,7 +174,7 @@ async def _begin_a_slow_stream(hypervisor: Any, plan: LaunchPlan, path: Path) ->
 
 
 async def test_memory_goes_to_a_file_and_back(
-    hypervisor: Any, plan: LaunchPlan, tmp_path: Path
+    hypervisor: Any, plan: LaunchPlan, folder: Path
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
@@ -186,7 +183,7 @@ async def test_memory_goes_to_a_file_and_back(
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
     await memory.pause(plan.domain)
-    path = tmp_path / "memory, with a comma"
+    path = folder / "memory, with a comma"
     path.touch()
     captured = await memory.capture(plan.domain, str(path), plan.memory_mib)
     assert path.stat().st_size == plan.memory_mib * 2**20
@@ -194,7 +191,7 @@ async def test_memory_goes_to_a_file_and_back(
     assert captured.machine.startswith("pc-q35-")
     assert len(captured.state) < 2**20, "the pages are in the file"
     await _pause_anew(memory, plan)
-    stream, split = tmp_path / "stream", tmp_path / "split"
+    stream, split = folder / "stream", folder / "split"
     split.touch()
     streamed = await memory.stream(plan.domain, str(stream))
     again = await memory.split(streamed, str(split), plan.memory_mib)
@@ -203,13 +200,13 @@ async def test_memory_goes_to_a_file_and_back(
     assert abs(len(again.state) - len(captured.state)) < 4096
     assert not stream.exists()
     await _pause_anew(memory, plan)
-    full = tmp_path / "full"
+    full = folder / "full"
     full.symlink_to("/dev/full")
     with pytest.raises(StorageError):
         await memory.capture(plan.domain, str(full), plan.memory_mib)
     assert await hypervisor.observe(plan.domain) is DomainState.PAUSED
     await _pause_anew(memory, plan)
-    await _begin_a_slow_stream(hypervisor, plan, tmp_path / "abandoned")
+    await _begin_a_slow_stream(hypervisor, plan, folder / "abandoned")
     await memory.go_on(plan.domain)
     assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
     status = await hypervisor._connection.call(
@@ -217,20 +214,20 @@ async def test_memory_goes_to_a_file_and_back(
         lambda c: monitor.ask(c.lookupByName(plan.domain), "query-migrate"),
     )
     assert status["status"] == "cancelled", "QEMU would stop it again at its end"
-    root, other_file = plan.disk("root").path, tmp_path / "another layer"
+    root, other_file = plan.disk("root").path, folder / "another layer"
     other_file.touch()
     assert await memory.holds(root, str(other_file))
     assert not await memory.holds(str(other_file), root)
     await hypervisor.destroy(plan.domain)
     assert await memory.holds(root, str(other_file)), "who knows"
-    assert not await memory.holds(str(tmp_path / "absent"), root)
+    assert not await memory.holds(str(folder / "absent"), root)
     owner = qemu_owner()
     os.chown(path, owner.uid, owner.gid)
     saved = SavedMachine(captured.state, captured.domain_xml, str(path))
     other = plan.model_copy(update={"domain": "test-other"})
     for target in (plan, other):
         target = target.model_copy(update={"domain_uuid": str(uuid.uuid4())})
-        scratch = tmp_path / "scratch"
+        scratch = folder / "scratch"
         await memory.load(target, MARK, saved, str(scratch))
         assert not scratch.exists()
         assert await hypervisor.observe(target.domain) is DomainState.PAUSED
@@ -282,7 +279,7 @@ async def test_a_machine_that_does_not_react_is_ended_and_costs_nobody_else_a_wa
 
 
 async def test_a_capture_that_does_not_move_is_given_up(
-    hypervisor: Any, plan: LaunchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hypervisor: Any, plan: LaunchPlan, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
@@ -291,7 +288,7 @@ async def test_a_capture_that_does_not_move_is_given_up(
     await hypervisor.start(plan, MARK)
     await memory.pause(plan.domain)
     # Nobody reads at the other end.
-    pipe = tmp_path / "pipe"
+    pipe = folder / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
 
