@@ -64,7 +64,8 @@ class Drivers:
         """Until its helper and what that began are there: "ready" is said before."""
         mark = f":{state}"
         until(
-            lambda: len(processes("VMDRIVER_HELPER_OF=", mark, "7777")) >= 2, "not begun"
+            lambda: len(processes("VMDRIVER_HELPER_OF=", mark, "7777")) >= 2,
+            "not begun",
         )
 
     def guardians(self) -> list[int]:

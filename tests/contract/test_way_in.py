@@ -148,3 +148,26 @@ def test_where_there_is_no_way_one_line_names_the_folder(home: Path, why: str) -
     assert found["error"].startswith("state_dir: QEMU's user (65534:65534) cannot")
     assert f"because {closed} is closed to it: chmod o+x {closed}" in found["error"]
     assert closed.stat().st_mode & 0o777 == 0o700, "not ours to open"
+
+
+@pytest.mark.parametrize("what", ["a file", "a link", "somebody else's folder"])
+def test_what_somebody_has_put_at_the_mounts_place_is_named_and_left_alone(
+    home: Path, what: str
+) -> None:
+    home.chmod(0o700)
+    place, target = home.parent / "place", home.parent / "target"
+    target.mkdir(mode=0o750)
+    target.chmod(0o750)
+    if what == "a file":
+        place.touch(0o600)
+    elif what == "a link":
+        place.symlink_to(target)
+    else:
+        place.mkdir(mode=0o750)
+        os.chown(place, 1234, 1234)
+    before = place.lstat().st_mode
+    found = opened(home)
+    assert found["error"].startswith(f"{place} is in the way")
+    assert found["error"].endswith("remove it")
+    assert place.lstat().st_mode == before
+    assert target.stat().st_mode & 0o777 == 0o750

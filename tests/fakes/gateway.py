@@ -8,6 +8,7 @@ import json
 import queue
 import socket
 import ssl
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -39,6 +40,15 @@ class Session:
     held: threading.Event = field(default_factory=threading.Event)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A guest that is suspended or ends takes its connections with it."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Gateway:
     """Listens on 127.0.0.1 only; a port of 0 lets the kernel choose."""
 
@@ -48,8 +58,7 @@ class Gateway:
         self.sessions: dict[str, Session] = {}
         self._jobs = itertools.count(1)
         self._ended = False
-        self._server = ThreadingHTTPServer((host, port), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server((host, port), self._handler())
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]

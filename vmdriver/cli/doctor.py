@@ -103,7 +103,7 @@ def _supervisor(config: Config) -> Finding:
     return Finding(
         "supervisor",
         "fail",
-        f"{program} is not there" if program else "is not there",
+        f"{program} is not there" if program else "none is configured",
         "set supervisor_path to the openshell-sandbox program, or supervisor_image",
     )
 
@@ -255,12 +255,18 @@ async def _libvirt(driver: Driver, *, alone: bool) -> list[Finding]:
 
 async def _examine(loaded: Loaded) -> list[Finding]:
     config = loaded.config
-    findings = [*_tools(config), *_permissions(config), *_files(config)]
-    if any(f.check in {"QEMU user", "root"} and f.level == "fail" for f in findings):
-        return findings  # the rest cannot be asked
-    findings += await _accelerator(config)
-    layout = Layout(config.state_dir)
-    layout.make()
+    findings = [*_tools(config), *_permissions(config)]
+    if os.geteuid() != 0:
+        return findings  # our files are closed to others
+    try:
+        findings += _files(config)
+        if any(f.check == "QEMU user" and f.level == "fail" for f in findings):
+            return findings  # the rest cannot be asked
+        findings += await _accelerator(config)
+        layout = Layout(config.state_dir)
+        layout.make()
+    except (ConfigError, OSError) as error:
+        return [*findings, _failed("state directory", error)]
     lock = StateLock(layout.lock)
     alone = lock.try_open()
     try:
@@ -271,6 +277,13 @@ async def _examine(loaded: Loaded) -> list[Finding]:
     finally:
         lock.release()
     return findings
+
+
+def _failed(check: str, error: DriverError | OSError) -> Finding:
+    if isinstance(error, DriverError):
+        return Finding(check, "fail", error.message, error.resolution)
+    where = f"{error.filename}: " if error.filename else ""
+    return Finding(check, "fail", f"{where}{error.strerror or error}")
 
 
 async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | None]:
@@ -296,8 +309,8 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
         for name, check in checks:
             try:
                 findings += await check
-            except DriverError as error:
-                findings.append(Finding(name, "fail", error.text()))
+            except (DriverError, OSError) as error:
+                findings.append(_failed(name, error))
         findings.append(await _qemu_version())
     finally:
         driver.release_threads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from vmdriver.config import Loaded, load, quiet_libraries
 from vmdriver.config_model import Config
 from vmdriver.errors import DriverError
 
+_log = logging.getLogger(__name__)
 _SWITCHES = {
     name for name, field in Config.model_fields.items() if field.annotation is bool
 }
@@ -255,6 +257,12 @@ def _reported(work: Any) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        # A full or a read-only disk, a missing right: what and where, for whoever typed it.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"vmdriver: {where}{error.strerror or error}", file=sys.stderr)
+        _log.debug("where that was", exc_info=True)
+        return 2
     except KeyboardInterrupt:
         return 130
 

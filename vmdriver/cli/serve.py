@@ -9,6 +9,7 @@ import signal
 
 from vmdriver.app import run_server
 from vmdriver.config import Loaded
+from vmdriver.errors import ConfigError
 from vmdriver.host import log
 from vmdriver.host.launcher_watch import LauncherWatch
 
@@ -32,6 +33,11 @@ def serve(loaded: Loaded) -> int:
     """Ends the process with status 0 after SIGTERM, SIGINT or the death of who launched
     it; raises what keeps it from serving.
     """
+    if os.geteuid() != 0:
+        raise ConfigError(
+            "the driver must run as root: taps, firewall tables and QEMU's user need it",
+            resolution="start it as root",
+        )
     log.set_up(loaded.config.log_level, loaded.config.log_format)
     asyncio.run(_run(loaded))
     return 0

@@ -16,7 +16,7 @@ from typing import Any
 from vmdriver.app import Driver, open_driver
 from vmdriver.cli.unread import as_document, print_unreadable, read_state
 from vmdriver.config import Loaded
-from vmdriver.errors import DriverError, NotFound
+from vmdriver.errors import ConfigError, DriverError, NotFound
 from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor.run_state import is_machine
 from vmdriver.lifecycle import sweep as sweeping
@@ -226,8 +226,14 @@ def _copy_from(path: Path, position: int) -> int:
 async def _sweep(
     loaded: Loaded, *, dry_run: bool
 ) -> tuple[list[Found], list[str], bool]:
-    lock = StateLock(Layout(loaded.config.state_dir).lock)
+    layout = Layout(loaded.config.state_dir)
+    lock = StateLock(layout.lock)
     alone = lock.try_open()
+    if not alone and not layout.lock.is_file():
+        raise ConfigError(
+            f"state_dir: {layout.root} is not a driver's, and its lock cannot be made",
+            resolution="name the driver's with --state-dir",
+        )
     driver = await open_driver(loaded.config) if alone else Driver(loaded.config)
     known = {
         path.name for path in driver.layout.sandboxes.glob("*") if is_sandbox(path)

@@ -13,7 +13,8 @@ from google.protobuf import json_format
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
-from vmdriver.errors import DriverError, Unavailable
+from vmdriver.errors import DriverError
+from vmdriver.service.client import no_answer
 
 _DEADLINE_S = 60.0
 Tell = Callable[[str, str, bool], None]
@@ -28,11 +29,7 @@ def _stub(path: Path) -> Iterator[Any]:
         except grpc.RpcError as error:
             text = str(error.details())
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise Unavailable(
-                    f"no driver answers on {path}",
-                    detail=text,
-                    resolution="start it with: vmdriver serve",
-                ) from error
+                raise no_answer(path, text) from error
             raise DriverError(text, reason=error.code().name) from error
 
 

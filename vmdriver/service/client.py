@@ -20,12 +20,18 @@ def list_sandboxes(path: Path) -> list[dict[str, str]]:
         try:
             answer = stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=_DEADLINE_S)
         except grpc.RpcError as error:
-            raise Unavailable(
-                f"no driver answers on {path}",
-                detail=str(error.details()),
-                resolution="start it with: vmdriver serve",
-            ) from error
+            raise no_answer(path, str(error.details())) from error
     return [_row(sandbox) for sandbox in answer.sandboxes]
+
+
+def no_answer(path: Path, details: str) -> Unavailable:
+    """What to say of a socket that cannot be spoken to; `details` are gRPC's."""
+    way_out = "start it with: vmdriver serve"
+    if "Permission denied" in details:
+        way_out = "the socket is for the user that the driver runs as: ask as root"
+    return Unavailable(
+        f"no driver answers on {path}", detail=details, resolution=way_out
+    )
 
 
 def _row(sandbox: pb.DriverSandbox) -> dict[str, str]:

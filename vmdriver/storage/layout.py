@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdriver.errors import ConfigError
 from vmdriver.host.clearing import Clearing
 from vmdriver.model.ids import check_sandbox_id
 
@@ -102,8 +103,17 @@ class Layout:
     def make(self) -> None:
         """Make the directories that are always there. A gateway that launches us makes the first
         one itself, closed to everybody else: it is opened, if it is ours. What lies where a
-        directory belongs is moved aside.
+        directory belongs is moved aside. ConfigError where nothing can be made.
         """
+        try:
+            self._make()
+        except OSError as error:
+            raise ConfigError(
+                f"state_dir: {error.filename or self.root} cannot be made: {error.strerror}",
+                resolution="choose a folder that can be written, on a disk with space",
+            ) from error
+
+    def _make(self) -> None:
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         info = self.root.stat()
         if info.st_uid == os.geteuid() and info.st_mode & 0o011 != 0o011:

@@ -8,6 +8,8 @@ elsewhere on the host, and nothing is left when the last machine has ended.
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +71,24 @@ async def open_way_in(layout: Layout, owner: Ownership, *, embedded: bool) -> Pa
 def _mount(folders: list[_Folder]) -> None:
     mounts.enter_own_namespace()
     for folder in folders:
-        folder.mount.mkdir(mode=0o711, parents=True, exist_ok=True)
         for path in (PLACE, folder.mount):
-            path.chmod(0o711)
+            _have(path)
         mounts.bind(folder.names[-1], folder.mount)
+
+
+def _have(path: Path) -> None:
+    """A directory of ours there, that QEMU's user may pass. What somebody else has put there is
+    neither used nor changed.
+    """
+    if not os.path.lexists(path):
+        path.mkdir(mode=0o711, parents=True)
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{path} is in the way: QEMU comes to our files through a directory of ours there",
+            resolution="remove it",
+        )
+    path.chmod(0o711)
 
 
 def _pairs(folders: list[_Folder]) -> tuple[tuple[str, str], ...]:
