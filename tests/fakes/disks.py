@@ -43,6 +43,9 @@ class FakeDisks:
         world = self._world
         world.act(f"merge {layer}")
         assert layer not in world.root_layers.values(), "merged under a running machine"
+        standing = {f for f in world.files if below in world.backing.get(f, ())}
+        # What is below another layer shows through it.
+        world.damaged |= standing - {layer}
         world.written[below] = max(
             world.written.get(layer, 0), world.written.get(below, 0)
         )

@@ -87,6 +87,7 @@ async def test_layers_under_kept_memory_are_not_merged() -> None:
     await driver.settled()
     assert driver.phase() is Phase.FAILED
     await driver.manager.stop("s1", "")
+    await driver.settled()  # layers are merged after the stop's answer
     assert driver.phase() is Phase.SUSPENDED
     assert worker.record.layers == layers
     world.damaged.clear()
@@ -137,6 +138,29 @@ async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> Non
     assert driver.phase() is Phase.RUNNING
     assert "s1/suspended" not in world.images
     assert not set(layers) & world.files - set(worker.record.snapshots[0].layers)
+    await driver.close()
+
+
+async def test_a_snapshot_whose_removal_cannot_be_stored_is_whole() -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    world = driver.world
+    await found.create_snapshot(worker, "a", disk_only=False)
+    (entry,) = worker.record.snapshots
+    await found.create_snapshot(worker, "b", disk_only=False)
+    await found.restore_snapshot(worker, "a")
+    snapshot = worker.find_snapshot("b")
+    assert set(snapshot.layers) - set(worker.record.layers), "it alone needs a layer"
+    world.fail = lambda call: call == "save record"
+    with pytest.raises(DriverError):
+        await found.delete_snapshot(worker, "b")
+    world.fail = lambda _call: False
+    assert worker.record.snapshots == (entry, snapshot)
+    assert snapshot.memory.directory in world.images
+    assert set(snapshot.layers) <= world.files
+    await found.delete_snapshot(worker, "b")
+    assert snapshot.memory.directory not in world.images
+    assert not (set(snapshot.layers) - set(worker.record.layers)) & world.files
     await driver.close()
 
 

@@ -12,6 +12,7 @@ from tests.scenario.test_memory import operations, running
 from vmdriver.errors import HostError, TimedOut
 from vmdriver.lifecycle.memory_ports import MachineMemory
 from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.wishes import Wish
 
 
 async def check_chain(driver: FakeDriver) -> None:
@@ -165,3 +166,22 @@ async def test_a_layer_stays_claimed_until_the_record_on_disk_stands_on_it() -> 
     assert set(layers) <= world.files
     assert max(world.written.get(layer, 0) for layer in layers) == 7
     await again.close()
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_new_layer_is_durable_before_anything_stands_on_it(runs: bool) -> None:
+    """A power cut may come right after the record says so."""
+    driver = await running()
+    found, worker = operations(driver)
+    world = driver.world
+    if not runs:
+        await worker.wish(Wish.STOP)
+        await driver.settled()
+    world.calls.clear()
+    await found.create_snapshot(worker, "a", disk_only=True)
+    new = worker.record.layers[-1]
+    noted = f"switch {worker.record.plan.domain} to {new}" if runs else "save record"
+    made, synced = f"create overlay {new}", f"sync {new}"
+    assert world.calls.index(made) < world.calls.index(synced)
+    assert world.calls.index(synced) < world.calls.index(noted)
+    await driver.close()

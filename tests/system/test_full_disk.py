@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.conftest import Driver, Host
+from tests.system.test_memory_kill import check_whole, marked
 
 WRITER = """
 set -e
@@ -116,3 +117,19 @@ def test_a_driver_that_starts_on_a_full_disk_leaves_machines_alone(
     driver.wait(box, "Running")
     assert driver.machine_pid(box) == pid
     assert driver.gateway.shell(box, "echo here") == "here\n"
+
+
+def test_memory_that_libvirt_has_no_room_to_restore_is_not_given_up(
+    libvirts_disk: Path, new_driver: Callable[..., Driver]
+) -> None:
+    driver = new_driver()
+    box = marked(driver)
+    driver.stop(box)
+    fill(libvirts_disk, left=0)
+    driver.start_sandbox(box)
+    deadline = time.monotonic() + 60
+    while driver.log.read_text().count("step machine failed") < 4:
+        assert time.monotonic() < deadline, driver.condition(box)
+        time.sleep(0.05)
+    (libvirts_disk / "ballast").unlink()
+    check_whole(driver, box)

@@ -5,6 +5,7 @@ here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import threading
 import time
@@ -14,7 +15,13 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
+from vmdriver.errors import (
+    HypervisorError,
+    NotFound,
+    StorageError,
+    TimedOut,
+    Unavailable,
+)
 from vmdriver.host.lanes import Lanes, Pulse
 
 T = TypeVar("T")
@@ -36,6 +43,7 @@ _TIMED_OUT = {
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
     libvirt.VIR_ERR_AGENT_UNSYNCED,
 }
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _loop_started = threading.Lock()
 _loop_thread: threading.Thread | None = None
 
@@ -51,6 +59,14 @@ def translated(what: str) -> Iterator[None]:
             raise NotFound(f"{what}: no such domain", detail=text) from error
         if code in _TIMED_OUT:
             raise TimedOut(f"{what}: {text}") from error
+        if code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in _FULL:
+            # libvirt's own files have no room (virerror.h: int1 is the errno then).
+            raise StorageError(
+                f"{what}: {text}",
+                detail=f"libvirt error {code}",
+                reason="DiskFull",
+                resolution="free space in the state directory",
+            ) from error
         lost = (
             code == libvirt.VIR_ERR_SYSTEM_ERROR
             and error.get_error_domain() in _CONNECTION_DOMAINS
