@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vmdriver.errors import HypervisorError
+from vmdriver.lifecycle.memory_ports import STATE_BYTES
 
 PAGE = 4096
 MAIN_BLOCK = "vmdriver.ram"
@@ -82,13 +84,12 @@ class _Source:
         """The next text behind a length byte."""
         return self.take(self.number(1))
 
-    def rest(self) -> bytes:
+    def rest(self) -> Iterator[bytes]:
         """Everything up to the end of the pipe."""
-        parts = [bytes(self.view[self.at : self.end])]
-        while chunk := os.read(self._descriptor, 2**20):
-            parts.append(chunk)
+        yield bytes(self.view[self.at : self.end])
         self.at = self.end = 0
-        return b"".join(parts)
+        while chunk := os.read(self._descriptor, 2**20):
+            yield chunk
 
 
 @dataclass
@@ -109,17 +110,28 @@ class _Splitter:
     def run(self) -> Split:
         self._headers()
         while self._section():
-            pass
+            self._check_size()
         if not self.ended:
             # Pages would be left in what is loaded as devices.
             raise HypervisorError("QEMU's memory stream has no end of the memory")
-        self.out += self.source.rest()
+        for chunk in self.source.rest():
+            self.out += chunk
+            self._check_size()
         if not self.main:
             raise HypervisorError(
                 "QEMU's memory stream has no block of the guest's size"
             )
         os.ftruncate(self.memory, self.memory_bytes)
         return Split(bytes(self.out), self.memory_bytes, self.stored)
+
+    def _check_size(self) -> None:
+        """It is held in the driver's memory, and a QEMU that its guest has taken over may write
+        for ever.
+        """
+        if len(self.out) > STATE_BYTES:
+            raise HypervisorError(
+                "QEMU's memory stream has more devices than there are"
+            )
 
     def _copy(self, size: int) -> bytes:
         taken = self.source.take(size)
@@ -190,6 +202,7 @@ class _Splitter:
             else:
                 name_out = name
             self.out += bytes([len(name_out)]) + name_out + struct.pack(">Q", size)
+            self._check_size()
             total -= size
 
     def _record(self, flags: int, address: int) -> None:
@@ -212,6 +225,7 @@ class _Splitter:
             else:
                 flags |= _CONTINUE
             self.out += struct.pack(">Q", address | flags) + name + body
+            self._check_size()
         elif flags & _PAGE:
             os.pwrite(self.memory, body, address)
             self.stored += PAGE
