@@ -45,6 +45,8 @@ def test_a_guest_that_says_garbage_is_adopted_stopped_and_deleted_in_time(
     box = driver.create(command=command(SCRIBBLER))
     driver.wait(box, "Running")
     driver.gateway.shell(box, "until [ -e /sandbox/scribbling ]; do sleep 0.1; done")
+    sleeps = driver.gateway.shell(box, "cat /sys/power/mem_sleep")
+    assert sleeps == "[s2idle]\n", "none from which nobody would wake the machine"
     pid = driver.machine_pid(box)
     driver.restart()
     driver.wait(box, "Running")

@@ -70,6 +70,12 @@ def _common(root: Xml.Element, host: Host) -> None:
     _add(root, "on_poweroff", "destroy")
     _add(root, "on_reboot", "destroy")
     _add(root, "on_crash", "destroy")
+    if host.architecture == "x86_64" and host.domain_type != "test":
+        # A machine whose root has put it to sleep stands still for good: nobody would press
+        # its power button. Other boards have no such states that libvirt could take away.
+        power = _add(root, "pm")
+        _add(power, "suspend-to-mem", enabled="no")
+        _add(power, "suspend-to-disk", enabled="no")
 
 
 def _disk(devices: Xml.Element, disk: Disk) -> None:
