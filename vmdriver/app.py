@@ -72,6 +72,7 @@ from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
+from vmdriver.storage.needed import missing
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.way_in import open_way_in
@@ -320,6 +321,8 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     operators = admin.Admin(readiness, driver.hub)
     servers = await _listen(config, layout, compute, operators)
     _log.info("serving on %s; state in %s", config.bind_socket, config.state_dir)
+    for what in missing(layout.boot, config.supervisor_path, config.supervisor_image):
+        _log.warning("no sandbox can be started yet: %s", what)
     recovery = asyncio.create_task(driver.recover())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -183,6 +183,7 @@ class Config(ImageSettings, GuestSettings, NetworkSettings):
     expected_peer_pid: int | None = Field(
         None,
         ge=1,
+        le=2**31 - 1,
         description="process that launched the driver (a gateway says its own): the driver "
         "ends when that has ended, machines go on",
     )

@@ -108,3 +108,19 @@ def test_a_sweep_of_no_drivers_directory_does_not_speak_of_a_running_driver(
     status, said = run("sweep", *settings(place, place / "nothing" / "here"))
     assert status == 2
     assert "is not a driver's" in said
+
+
+def test_a_driver_says_when_it_starts_what_every_sandbox_will_need(place: Path) -> None:
+    nowhere = f"--connection=qemu+unix:///system?socket={place}/nothing"
+    given = ["serve", nowhere, *settings(place)]
+    status, said = run(*given, before=["unshare", "--net"])
+    assert status == 2
+    assert "libvirt is not reachable" in said
+    told = [line for line in said.splitlines() if "can be started yet" in line]
+    boot, supervisor = told
+    assert boot.endswith(f"run images/build-boot-files {place}/state/boot")
+    assert "none is configured: set supervisor_path" in supervisor
+    _, said = run(*given, f"--supervisor-path={place}/x", before=["unshare", "--net"])
+    assert f"{place}/x is not there" in said
+    _, said = run(*given, "--supervisor-path=/bin/true", before=["unshare", "--net"])
+    assert "supervisor:" not in said

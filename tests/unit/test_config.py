@@ -150,6 +150,12 @@ def test_every_flag_of_a_stock_gateway_is_a_setting() -> None:
         assert flag.replace("-", "_") in Config.model_fields
 
 
+def test_a_launchers_number_that_no_process_can_have_is_refused(tmp_path: Path) -> None:
+    for number in ("0", "-1", str(2**31), "99999999999"):
+        with pytest.raises(ConfigError, match="expected_peer_pid"):
+            loaded(tmp_path, f"expected_peer_pid = {number}")
+
+
 def test_the_readme_describes_every_setting() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for name, field in Config.model_fields.items():

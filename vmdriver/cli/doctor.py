@@ -25,6 +25,7 @@ from vmdriver.oci.cache import Cache
 from vmdriver.service.server import check_path
 from vmdriver.storage import boot
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.needed import SUPERVISOR_WAY_OUT, missing_supervisor
 from vmdriver.storage.way_in import closed_folder
 
 _TOOLS = {
@@ -100,12 +101,8 @@ def _supervisor(config: Config) -> Finding:
         known = [entry.digest for _, entry in entries if image in entry.references]
         text = known[0] if known else "it is fetched when the driver needs it first"
         return Finding("supervisor", "ok", f"{image}, {text}")
-    return Finding(
-        "supervisor",
-        "fail",
-        f"{program} is not there" if program else "none is configured",
-        "set supervisor_path to the openshell-sandbox program, or supervisor_image",
-    )
+    why = missing_supervisor(program, image)
+    return Finding("supervisor", "fail", why, SUPERVISOR_WAY_OUT)
 
 
 def _sandboxes(layout: Layout) -> list[Finding]:
