@@ -70,3 +70,20 @@ def test_the_changelog_and_decisions_are_kept() -> None:
     assert re.search(
         r"^## \d{4}-\d{2}-\d{2}", (ROOT / "DECISIONS.md").read_text(), re.MULTILINE
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["prepare-host", "demo", "test", "storm", "interop", "bench"]
+)
+def test_a_script_finds_what_is_in_sbin(name: str) -> None:
+    """After Debian's plain `su`, root has its user's PATH: the demo ended with "useradd: not found"."""
+    text = (ROOT / "scripts" / name).read_text()
+    beginning = re.split(r"^(?:cd|here=)", text, flags=re.MULTILINE)[0]
+    found = subprocess.run(
+        ["/bin/sh", "-c", beginning + "\ncommand -v useradd"],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.strip().endswith("/sbin/useradd"), found.stderr
