@@ -153,7 +153,7 @@ class Driver:
 
     def _shared(self, manager: Manager) -> Shared:
         ports = self.ports()
-        pool = AddressPool(self.config.instance, self.config.address_pool)
+        pool = AddressPool(self.config.instance, self.config.address_pool, spread=True)
         launcher = Launcher(
             ports,
             self.settings,

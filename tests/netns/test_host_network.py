@@ -69,6 +69,21 @@ async def test_an_interface_of_somebody_else_is_left_alone(host: HostNetwork) ->
     assert plan.lease.tap in run("ip", "link").stdout
 
 
+async def test_an_address_that_another_driver_has_given_away_is_not_used_twice(
+    host: HostNetwork,
+) -> None:
+    """Of one that has the same pool; its sandbox was started while ours was stopped."""
+    other = network_plan("s2")
+    await host.make_tap(other, "vmdriver/other/s2")
+    plan = network_plan()
+    with pytest.raises(NetworkError, match=r"10\.0\.128\.1 is in use") as refused:
+        await host.make_tap(plan, "vmdriver/test/s1")
+    assert other.lease.tap in str(refused.value)
+    assert plan.lease.tap not in run("ip", "link").stdout
+    await host.remove_tap(other.lease.tap, "vmdriver/other/s2")
+    await host.make_tap(plan, "vmdriver/test/s1")
+
+
 async def test_a_table_is_loaded_replaced_found_and_removed(host: HostNetwork) -> None:
     plan = network_plan()
     for _ in range(2):

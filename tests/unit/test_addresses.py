@@ -46,3 +46,12 @@ def test_leases_from_ledgers_count() -> None:
     pool, other = AddressPool("i", "10.0.128.0/28"), AddressPool("i", "10.0.128.0/28")
     pool.adopt("x", other.take("x", Taken()))
     assert pool.take("y", Taken()).index == 1
+
+
+def test_drivers_of_one_host_begin_in_different_places() -> None:
+    def first(instance: str) -> int:
+        pool = AddressPool(instance, "10.0.128.0/17", spread=True)
+        return pool.take("s1", Taken()).index
+
+    assert len({first(f"driver{n}") for n in range(20)}) > 15
+    assert first("driver1") == first("driver1")

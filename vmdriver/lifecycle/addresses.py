@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 
 from vmdriver.errors import Exhausted
@@ -15,12 +16,15 @@ class AddressPool:
     others: late packets find nobody.
     """
 
-    def __init__(self, instance: str, pool: str) -> None:
+    def __init__(self, instance: str, pool: str, *, spread: bool = False) -> None:
         self._instance = instance
         self._network = ipaddress.IPv4Network(pool)
         self._size: int = 2 ** (30 - self._network.prefixlen)
         self._leases: dict[str, Lease] = {}
-        self._next = 0
+        # Several drivers of one host begin in different places: a stopped sandbox has a block that
+        # no other driver can see.
+        begin = int.from_bytes(hashlib.sha256(instance.encode()).digest()[:4])
+        self._next = begin % self._size if spread else 0
 
     def adopt(self, sandbox_id: str, lease: Lease) -> None:
         """Note a lease that a ledger holds."""

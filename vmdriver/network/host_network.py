@@ -49,6 +49,20 @@ async def _netlink() -> AsyncIterator[Any]:
         yield netlink
 
 
+async def _check_free(netlink: Any, address: str) -> None:
+    """NetworkError where an interface has it: the kernel would take it twice and send what is for
+    one sandbox to another, such as one of a second driver with the same pool.
+    """
+    async for found in await netlink.addr("dump", family=socket.AF_INET):
+        if _attribute(found, "IFA_ADDRESS") == address:
+            raise NetworkError(
+                f"{address} is in use on this host ({_attribute(found, 'IFA_LABEL')})",
+                reason="AddressInUse",
+                resolution="give each driver of this host an address_pool of its own, or stop "
+                "what has the address",
+            )
+
+
 def _attribute(message: Any, name: str) -> Any:
     return message.get_attr(name)
 
@@ -78,6 +92,7 @@ class HostNetwork:
                     raise NetworkError(
                         f"an interface {lease.tap} exists and is not ours"
                     )
+                await _check_free(netlink, lease.host_ip)
                 await netlink.link(
                     "add",
                     ifname=lease.tap,
