@@ -38,6 +38,7 @@ from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
+from vmdriver.storage.way_in import _came_in
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ async def start(state: Path, pool: Pool) -> None:
 
 async def _start(layout: Layout, pool: Pool) -> None:
     owner = Ownership(os.getuid(), os.getgid())
+    _came_in(layout, Path("/run/vmd-qemu/state"))
     make_way(layout.libvirt, layout.clearing)
     write_embedded_configuration(layout.libvirt, "root", "root", layout.clearing)
     remove_torn_definitions(layout.libvirt)

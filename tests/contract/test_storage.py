@@ -66,8 +66,55 @@ async def test_records_come_back_as_they_were(
     with pytest.raises(AlreadyExists):
         await records.create(record(), None)
     for _ in range(2):
-        await records.remove("s1")
+        await records.remove("s1", noted=False)
     assert list(layout.sandboxes.iterdir()) == []
+
+
+async def test_what_is_gone_stays_known_for_a_while(
+    records: RecordStore, layout: Layout
+) -> None:
+    await records.create(record(), None)
+    layout.sandbox("s1").suspended.mkdir()
+    await records.remove("s1", noted=True)
+    assert list(layout.sandboxes.iterdir()) == []
+    assert list((layout.deleted / "s1").iterdir()) == []
+    assert 0 <= (await records.deleted(900))["s1"] < 100
+    await records.forget_deleted(900)
+    assert list(await records.deleted(900)) == ["s1"]
+    await records.create(record(), None)
+    assert await records.deleted(900) == {}, "it is there again"
+    await records.remove("s1", noted=True)
+    os.utime(layout.deleted / "s1", (0, 0))
+    await records.forget_deleted(900)
+    assert list(layout.deleted.iterdir()) == []
+
+
+async def test_a_driver_killed_while_it_removes_a_record_has_noted_it(
+    records: RecordStore, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await records.create(record(), SecretStr("t"))
+    os.utime(layout.sandbox("s1").directory, (0, 0))
+
+    def killed(_path: Path) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", killed)
+        with pytest.raises(OSError, match="killed"):
+            await records.remove("s1", noted=True)
+    assert await records.load_all() == []
+    assert list(await records.deleted(900)) == ["s1"]
+    assert list((layout.deleted / "s1").iterdir()) == []
+
+
+async def test_a_delete_needs_no_note(records: RecordStore, layout: Layout) -> None:
+    await records.create(record(), None)
+    layout.deleted.rmdir()
+    await records.remove("s1", noted=True)
+    assert list(layout.sandboxes.iterdir()) == []
+    assert await records.deleted(900) == {}
+    await records.forget_deleted(900)
+    await records.create(record(), None)
 
 
 async def test_a_half_made_sandbox_never_was(
@@ -117,7 +164,7 @@ async def test_a_link_in_place_of_a_sandbox_is_not_followed(
     precious.mkdir()
     (layout.sandboxes / "evil").symlink_to(precious)
     with pytest.raises(StorageError, match="is a link"):
-        await records.remove("evil")
+        await records.remove("evil", noted=True)
     assert precious.exists()
     with pytest.raises(InvalidRequest):
         layout.sandbox("../precious")

@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,11 @@ def cut_in_the_middle(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def pipe_in_its_place(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "NULs": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe{}\n"),
@@ -87,6 +93,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: path.unlink(),
     "a deep list": lambda path: path.write_bytes(b"[" * 100_000 + b"\n"),
     "a directory": directory_in_its_place,
+    "a pipe": pipe_in_its_place,
 }
 
 
@@ -152,7 +159,7 @@ async def test_one_that_was_put_elsewhere_and_linked_to_is_set_aside(
     )
     await records.give_up(stand_in)
     assert [record.id for record in await records.load_all()] == ["s1"]
-    await records.remove("s1")
+    await records.remove("s1", noted=True)
     assert list(layout.sandboxes.iterdir()) == []
     assert (elsewhere / "record.json").is_file()
 

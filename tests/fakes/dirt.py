@@ -62,6 +62,7 @@ PLACES = (
     *("supervisors/x.img", "layers", "layers/x.qcow2", "layers/lost+found"),
     *("templates", "templates/x", "templates/x.part", "templates/x/manifest.json"),
     *("warm", "warm/warm-x", "warm/x", "sandboxes/lost+found", "sandboxes/.new-x"),
+    *("deleted", "deleted/x", "deleted/x/record.json"),
     *("probe/status.img", "probe/console.log", "set-aside", "set-aside/notes.jsonl"),
     *("libvirt", "libvirt/etc", "libvirt/etc/qemu.conf", "libvirt/etc/.qemu.conf.part"),
     *("libvirt/etc/qemu", "libvirt/etc/qemu/x.xml", "libvirt/run", "libvirt/run/qemu"),

@@ -28,6 +28,7 @@ class FakeRecords:
         if record.id in self._world.records:
             raise AlreadyExists(record.id)
         self._world.records[record.id] = stored_form(record).decode()
+        self._world.deleted.discard(record.id)
         if token is not None:
             self._world.tokens[record.id] = token
         await self._checkpoint("record:after-create")
@@ -64,16 +65,25 @@ class FakeRecords:
     async def token(self, sandbox_id: str) -> SecretStr | None:
         return self._world.tokens.get(sandbox_id)
 
-    async def remove(self, sandbox_id: str) -> None:
+    async def remove(self, sandbox_id: str, *, noted: bool) -> None:
         await self._checkpoint("record:before-remove")
         self._world.act("remove record")
-        self._world.records.pop(sandbox_id, None)
+        if self._world.records.pop(sandbox_id, None) is not None and noted:
+            self._world.deleted.add(sandbox_id)
         for directory in list(self._world.images):
             if directory.startswith(f"{sandbox_id}/"):
                 del self._world.images[directory]
         self._world.tokens.pop(sandbox_id, None)
         self._world.journals.pop(sandbox_id, None)
         await self._checkpoint("record:after-remove")
+
+    async def deleted(self, for_s: float) -> Mapping[str, float]:
+        assert for_s > 0
+        self._world.deleted -= self._world.records.keys()
+        return dict.fromkeys(self._world.deleted, 0.0)
+
+    async def forget_deleted(self, for_s: float) -> None:
+        assert for_s > 0  # none gets that old in a test
 
 
 class FakeJournal:

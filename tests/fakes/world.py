@@ -33,6 +33,8 @@ class World:
     journals: dict[str, list[str]] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, SecretStr] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
+    """Notes of sandboxes that are gone."""
     free_bytes: int = 2**40
     records_there: bool = True
     dead: bool = False

@@ -10,6 +10,7 @@ import pytest
 
 from tests.netns.conftest import STRICT, Net, run
 from vmdriver.errors import ConfigError, NetworkError
+from vmdriver.host import process
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.addresses import AddressPool
 from vmdriver.lifecycle.ports import Found, Ownership, Taken
@@ -40,6 +41,30 @@ def host(net: Net) -> Iterator[HostNetwork]:
     files = Pool("test", 2)
     yield HostNetwork("test", Ownership(os.getuid(), os.getgid()), files, POOL)
     files.close()
+
+
+async def test_a_firewall_program_that_is_killed_once_is_run_again(
+    host: HostNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that starts must neither end for it, nor overlook a table."""
+    plan = network_plan()
+    killed = tmp_path / "killed"
+    nft = tmp_path / "nft"
+    nft.write_text(
+        f'#!/bin/sh\n[ -e "{killed}" ] || {{ touch "{killed}"; kill -9 $$; }}\n'
+        'PATH=${PATH#*:}; exec nft "$@"\n'
+    )
+    nft.chmod(0o755)
+    path = f"{tmp_path}:{process._ENVIRONMENT['PATH']}"
+    monkeypatch.setitem(process._ENVIRONMENT, "PATH", path)
+    monkeypatch.setenv("PATH", path)
+    await host.load_rules(plan, "vmdriver/test/s1")
+    killed.unlink()
+    found = Found("firewall", f"vmdriver_{plan.lease.tap}", "s1")
+    assert await host.marked() == [found]
+    killed.unlink()
+    await host.remove_rules(plan.lease.tap)
+    assert await host.marked() == []
 
 
 async def test_a_tap_is_made_marked_addressed_and_removed(host: HostNetwork) -> None:

@@ -14,7 +14,7 @@ import pytest
 import vmdriver.lifecycle.manager as manager_module
 import vmdriver.lifecycle.underway as underway_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
-from tests.fakes.world import World
+from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError, StorageError, TimedOut
 from vmdriver.lifecycle.hub import Deleted, Notice
 from vmdriver.lifecycle.operations import Operations
@@ -339,6 +339,43 @@ async def test_a_watcher_that_comes_back_too_late_is_told_of_the_delete() -> Non
     await driver.settled()
     third = driver.hub.subscribe()
     first = await third.next()
+    assert not isinstance(first, Deleted), "it is there again"
+    await driver.close()
+
+
+@pytest.mark.parametrize("where", ["record:before-remove", "record:after-remove"])
+async def test_a_driver_killed_at_the_end_of_a_delete_leaves_the_event_to_the_next(
+    where: str,
+) -> None:
+    """A gateway that has heard `true` waits for it."""
+    world, killed = World(), asyncio.Event()
+
+    async def kill(checkpoint: str) -> None:
+        if checkpoint == where:
+            world.dead = True
+            killed.set()
+            raise Crash(checkpoint)
+
+    driver = FakeDriver(world, kill, settings=SLOW)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    deleting = in_background(driver.manager.delete("s1", ""))
+    async with asyncio.timeout(5):
+        await killed.wait()
+    await driver.kill()
+    deleting.cancel()
+    await asyncio.wait({deleting})
+    driver = FakeDriver(world, settings=SLOW)
+    await driver.manager.recover()
+    seen = await until_deleted(driver.hub.subscribe().next)
+    assert seen[-1] == Deleted("s1")
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    await driver.kill()
+    driver = FakeDriver(world, settings=SLOW)
+    await driver.manager.recover()
+    first = await driver.hub.subscribe().next()
     assert not isinstance(first, Deleted), "it is there again"
     await driver.close()
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -166,12 +167,26 @@ async def test_a_command_that_takes_too_long_is_ended_with_its_children() -> Non
     assert "PYTEST" not in done.stdout.decode(), "the environment is a clean one"
 
 
+async def test_a_command_may_be_tried_again_when_somebody_has_killed_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    once = f"[ -e {tmp_path}/f ] || {{ touch {tmp_path}/f; kill -9 $$; }}; echo well"
+    done = await process.run(["sh", "-c", once], deadline_s=20, tries=3)
+    assert done.stdout == b"well\n"
+    assert "status -9" in caplog.text
+    assert "it is tried again (2 of 3)" in caplog.text
+    with pytest.raises(errors.CommandError, match="status 3"):
+        await process.run(["sh", "-c", "exit 3"], deadline_s=20, tries=2)
+    begun = time.monotonic()
+    with pytest.raises(errors.CommandError, match=r"longer than 0\.3 s"):
+        await process.run(["sleep", "60"], deadline_s=0.3, tries=3)
+    assert time.monotonic() - begun < 20, "one deadline for all"
+
+
 async def test_work_that_was_begun_is_finished_before_a_cancellation_shows() -> None:
     pool, ended = Pool("t", 1), []
 
     def work() -> None:
-        import time
-
         time.sleep(0.1)
         ended.append(True)
 

@@ -35,6 +35,7 @@ async def denied(
             *("sh", "-c", script, "sh", *paths),
         ],
         deadline_s=10,
+        tries=3,
     )
     return [os.fsdecode(path) for path in done.stdout.split(b"\0") if path]
 

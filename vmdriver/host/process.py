@@ -24,6 +24,7 @@ _ENVIRONMENT = {
     "HOME": "/root",
 }
 _KEPT_OUTPUT = 4000
+_AGAIN_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,38 @@ async def run(
     deadline_s: float,
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
+    tries: int = 1,
 ) -> Completed:
     """Run a command to its end.
 
     Raises CommandError when it is missing, ends with another status than 0, or takes
     longer than `deadline_s`. When cancelled or late, its whole process group is killed
-    and reaped before this returns.
+    and reaped before this returns. `tries`: so often within the deadline, where it does no harm
+    to begin it again: somebody else may have killed it.
     """
+    end = time.monotonic() + deadline_s
+    for number in range(1, tries):
+        try:
+            return await _run(
+                arguments, end - time.monotonic(), deadline_s, stdin, environment
+            )
+        except CommandError as error:
+            if time.monotonic() + _AGAIN_S > end:
+                raise
+            text = "%s; it is tried again (%d of %d)"
+            _log.warning(text, error, number + 1, tries)
+        await asyncio.sleep(_AGAIN_S)
+    left_s = end - time.monotonic()
+    return await _run(arguments, left_s, deadline_s, stdin, environment)
+
+
+async def _run(
+    arguments: Sequence[str],
+    left_s: float,
+    deadline_s: float,
+    stdin: bytes,
+    environment: Mapping[str, str] | None,
+) -> Completed:
     shown = shlex.join(arguments)
     try:
         process = await asyncio.create_subprocess_exec(
@@ -111,7 +137,7 @@ async def run(
         raise _cannot_run(arguments, error) from error
     begun = time.monotonic()
     try:
-        async with asyncio.timeout(deadline_s):
+        async with asyncio.timeout(left_s):
             stdout, stderr = await process.communicate(stdin)
     except TimeoutError as error:
         await _end_group(process)

@@ -12,26 +12,32 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def finished(work: Awaitable[T]) -> T:
+async def finished(work: Awaitable[T], patience_s: float | None = None) -> T:
     """Wait for `work` even when cancelled meanwhile; the cancellation is raised when it
-    has ended.
+    has ended. With `patience_s`, it is cancelled itself so long after that.
 
     An effect on the host that was begun goes on whether or not anybody waits, so
     whoever books it must wait.
     """
     task = asyncio.ensure_future(work)
-    cancelled = False
+    cancelled, timer = False, None
     while not task.done():
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise
+                break
             cancelled = True
+            if patience_s is not None and timer is None:
+                loop = asyncio.get_running_loop()
+                timer = loop.call_later(patience_s, task.cancel)
         except Exception:  # noqa: BLE001 - raised below, from the task itself
             break
+    if timer is not None:
+        timer.cancel()
     if cancelled:
-        task.exception()
+        if not task.cancelled():
+            task.exception()
         raise asyncio.CancelledError
     return task.result()
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 
 from vmdriver.errors import TimedOut
 from vmdriver.host import facts
+from vmdriver.lifecycle.hub import GONE_S
 from vmdriver.lifecycle.jobs import Job
-from vmdriver.lifecycle.ports import Disks
+from vmdriver.lifecycle.ports import Disks, Records
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.worker import SandboxWorker
@@ -34,10 +35,11 @@ class Housekeeping:
         workers: Callable[[], Iterable[SandboxWorker]],
         unread: Callable[[], Iterable[str]],
         disks: Disks,
+        records: Records,
         settings: Settings,
     ) -> None:
         self._workers, self._unread = workers, unread
-        self._disks = disks
+        self._disks, self._records = disks, records
         self._settings = settings
         self.task: asyncio.Task[None] | None = None
 
@@ -57,6 +59,7 @@ class Housekeeping:
             await tried(_log, self._bound_consoles())
             if rounds % _RETENTION_EVERY == 0:
                 await tried(_log, self.remove_expired())
+                await tried(_log, self._records.forget_deleted(GONE_S))
             rounds += 1
 
     async def _bound_consoles(self) -> None:

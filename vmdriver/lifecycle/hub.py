@@ -7,12 +7,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from vmdriver.model.condition import PlatformEvent, Snapshot
 
-_GONE_S = 900.0
+GONE_S = 900.0
 """Longer than a gateway takes to come back or to look for itself (contract §2.6: 300 s)."""
 _MOST_GONE = 1024
 
@@ -105,11 +105,20 @@ class Hub:
         return subscription
 
     def _gone_of_late(self, present: set[str]) -> list[str]:
-        oldest = time.monotonic() - _GONE_S
+        oldest = time.monotonic() - GONE_S
         for name, at in list(self._gone.items()):
             if at < oldest or name in present:
                 del self._gone[name]
         return list(self._gone)
+
+    def recall(self, gone: Mapping[str, float]) -> None:
+        """Of an earlier driver, which may have been killed before it told anybody: ids, and how
+        many seconds ago they went.
+        """
+        now = time.monotonic()
+        oldest_first = sorted(gone.items(), key=lambda item: -item[1])
+        for name, age_s in oldest_first[-_MOST_GONE:]:
+            self._gone[name] = now - age_s
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget a watcher."""

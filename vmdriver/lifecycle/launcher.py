@@ -193,7 +193,13 @@ class Launcher:
         """Acquire what the steps say, in order. LaunchFailed."""
         for step in steps:
             try:
-                await ledger.acquire(step.key, step.scope, step.undo, step.acquire)
+                await ledger.acquire(
+                    step.key,
+                    step.scope,
+                    step.undo,
+                    step.acquire,
+                    may_hang=step.may_hang,
+                )
             except DriverError as error:
                 _log.warning(
                     "%s: step %s failed: %s [%s]",

@@ -23,6 +23,8 @@ from vmdriver.lifecycle.ports import Guard, Journal, no_checkpoint
 T = TypeVar("T")
 Line = Mapping[str, Any]
 _log = logging.getLogger(__name__)
+_PATIENCE_S = 1.5
+"""For a program that is only slow to end by itself."""
 
 
 class Scope(StrEnum):
@@ -135,13 +137,15 @@ class Ledger:
         scope: Scope,
         data: Mapping[str, Any],
         effect: Callable[[], Awaitable[T]],
+        *,
+        may_hang: bool = False,
     ) -> T | None:
         """Journal, act, journal. What is held and done is not done again (returns
         None). Unavailable while another task acquires it or gives it back.
 
         When cancelled during the effect it is finished first, so that the entry tells
         the truth. When the effect fails the entry stays, not done: whoever undoes must
-        look.
+        look. One that `may_hang` is cancelled a moment after that, which is a failure like others.
         """
         present = self._held.get(key)
         if present is not None and present.done and key not in self._busy:
@@ -150,7 +154,8 @@ class Ledger:
             await self._checkpoint(f"{key}:before-intent")
             await finished(self._put(Held(key, scope, dict(data))))
             await self._checkpoint(f"{key}:after-intent")
-            result = await finished(effect())
+            patience_s = _PATIENCE_S if may_hang else None
+            result = await finished(effect(), patience_s)
             await self._checkpoint(f"{key}:after-effect")
             await finished(self._change({"op": "done", "key": key}, done=True))
             await self._checkpoint(f"{key}:after-outcome")

@@ -85,6 +85,7 @@ class Manager(Sandboxes):
             self.workers.values,
             self.shelf.consoles,
             self._shared.ports.disks,
+            self._shared.ports.records,
             settings,
         )
 

@@ -262,8 +262,19 @@ class Records(Protocol):
     async def token(self, sandbox_id: str) -> SecretStr | None:
         """The sandbox's token."""
 
-    async def remove(self, sandbox_id: str) -> None:
-        """Forget the sandbox and everything in its directory."""
+    async def remove(self, sandbox_id: str, *, noted: bool) -> None:
+        """Forget the sandbox and everything in its directory. `noted`: that it is gone stays known,
+        also to the next driver, as far as it can be stored.
+        """
+
+    async def deleted(self, for_s: float) -> Mapping[str, float]:
+        """Ids of those whose end was noted in the last `for_s` seconds, and how many seconds ago;
+        older notes, and those of sandboxes that are there again, are removed. Asked once, before
+        anything is removed.
+        """
+
+    async def forget_deleted(self, for_s: float) -> None:
+        """Remove older notes."""
 
 
 class Journal(Protocol):

@@ -11,6 +11,7 @@ from functools import partial
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle import sweep
 from vmdriver.lifecycle.hold import Shared
+from vmdriver.lifecycle.hub import GONE_S
 from vmdriver.lifecycle.sandboxes import Sandboxes
 from vmdriver.lifecycle.steps import LAYER
 from vmdriver.lifecycle.worker import SandboxWorker
@@ -32,6 +33,7 @@ class Recovery:
     async def read(self) -> None:
         """A worker for every sandbox, not started yet; on the shelf those that cannot be read."""
         records, shelf = self.shared.ports.records, self.sandboxes.shelf
+        self.shared.hub.recall(await records.deleted(GONE_S))
         # Those that go last: an address that one of them held may be another's already.
         for record in sorted(await records.load_all(), key=_goes):
             await self._take_up(record)

@@ -170,7 +170,8 @@ class SandboxState:
 
     async def _vanished(self, forget: Callable[[str], None]) -> None:
         async with self._saving:
-            await self._records.remove(self.record.id)
+            known = self.record.extensions.accepted
+            await self._records.remove(self.record.id, noted=known)
             self.gone = True
         forget(self.record.id)
         self._show(Deleted(self.record.id))

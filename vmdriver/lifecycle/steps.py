@@ -76,6 +76,10 @@ class Step:
     undo: Mapping[str, Any]
     acquire: Callable[[], Awaitable[None]]
     blame: Reason
+    may_hang: bool = False
+    """A program does it, which may be ended at any time: all or nothing is done, or what is half
+    done is replaced the next time.
+    """
 
 
 def _network_steps(ports: Ports, plan: LaunchPlan, owner: str) -> list[Step]:
@@ -94,6 +98,7 @@ def _network_steps(ports: Ports, plan: LaunchPlan, owner: str) -> list[Step]:
             {"tap": tap},
             lambda: ports.network.load_rules(network, owner),
             Reason.LAUNCHER_SPAWN_FAILED,
+            may_hang=True,
         ),
     ]
 
@@ -127,6 +132,7 @@ def overlay_step(ports: Ports, plan: LaunchPlan) -> Step:
         {"path": root.path},
         lambda: ports.disks.create_overlay(root),
         Reason.GUEST_PREPARE_FAILED,
+        may_hang=True,
     )
 
 

@@ -28,6 +28,7 @@ from vmdriver.network import ruleset
 
 _log = logging.getLogger(__name__)
 _NFT_DEADLINE_S = 15.0
+_TRIES = 3
 _MAIN_TABLE = 254
 
 
@@ -175,7 +176,10 @@ class HostNetwork:
     async def _nft(text: str) -> None:
         try:
             await process.run(
-                ["nft", "-f", "-"], stdin=text.encode(), deadline_s=_NFT_DEADLINE_S
+                ["nft", "-f", "-"],
+                stdin=text.encode(),
+                deadline_s=_NFT_DEADLINE_S,
+                tries=_TRIES,  # it does all or nothing, and may do it twice
             )
         except CommandError as error:
             raise NetworkError(
@@ -209,7 +213,9 @@ class HostNetwork:
         before 1.0.8, so read its text.
         """
         listing = await process.run(
-            ["nft", "-j", "list", "tables", "inet"], deadline_s=_NFT_DEADLINE_S
+            ["nft", "-j", "list", "tables", "inet"],
+            deadline_s=_NFT_DEADLINE_S,
+            tries=_TRIES,
         )
         names = [
             o["table"]["name"]
@@ -222,7 +228,9 @@ class HostNetwork:
                 continue
             with contextlib.suppress(CommandError):  # removed meanwhile
                 text = await process.run(
-                    ["nft", "list", "table", "inet", name], deadline_s=_NFT_DEADLINE_S
+                    ["nft", "list", "table", "inet", name],
+                    deadline_s=_NFT_DEADLINE_S,
+                    tries=_TRIES,
                 )
                 tables.append({"name": name, "comment": _comment(text.stdout.decode())})
         return tables

@@ -182,6 +182,8 @@ class DiskStore(LaunchFiles, SupervisorDisks):
 
     @staticmethod
     def _bound_console(path: Path) -> None:
+        if not path.is_file():
+            return
         try:
             with path.open("rb+") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -221,6 +223,8 @@ def _virtual_size(path: Path) -> int:
 
 def console_tail(path: Path, size: int = 2000) -> str:
     """The last `size` bytes of a console as text without control characters."""
+    if not path.is_file():
+        return ""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)

@@ -4,8 +4,10 @@ power cut.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 
@@ -25,6 +27,17 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read(path: Path) -> bytes:
+    """The whole content of a file, or of what a link leads to. OSError for all that is none: a
+    pipe would be waited for without end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return file.read()
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:

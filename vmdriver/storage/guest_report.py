@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.storage import files
 
 RECORD_BYTES = 4096
 _PHASES = {b"waiting", b"started", b"exited", b"failed", b"probed"}
@@ -58,7 +59,6 @@ def read_report(path: str) -> GuestReport:
     report is never in the way of what is wanted of the machine.
     """
     try:
-        with Path(path).open("rb") as file:
-            return parse_report(file.read(RECORD_BYTES))
+        return parse_report(files.read(Path(path))[:RECORD_BYTES])
     except OSError:
         return GuestReport()

@@ -26,7 +26,7 @@ def read_lines(path: Path) -> list[Mapping[str, Any]]:
     for a file that is damaged or cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = files.read(path)
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -27,6 +27,11 @@ class Layout:
         return self.root / "sandboxes"
 
     @property
+    def deleted(self) -> Path:
+        """An empty directory per sandbox that is gone, for as long as watchers are told so."""
+        return self.root / "deleted"
+
+    @property
     def images(self) -> Path:
         """The shared OCI layout and the base disks made from it."""
         return self.root / "images"
@@ -122,6 +127,7 @@ class Layout:
             self.clearing.make_way_for_file(path)
         for path in (
             self.sandboxes,
+            self.deleted,
             self.images,
             self.boot,
             self.supervisors,

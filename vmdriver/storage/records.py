@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,6 +67,7 @@ class RecordStore:
             part.rename(target.directory)
             made = target.directory
             files.sync_directory(self._layout.sandboxes)
+            self._layout.clearing.remove(self._layout.deleted / record.id)
         except OSError as error:
             with contextlib.suppress(OSError):  # the disk may be what is broken
                 files.remove_tree(made)
@@ -152,21 +155,25 @@ class RecordStore:
 
     def _token(self, sandbox_id: str) -> SecretStr | None:
         try:
-            return SecretStr(self._layout.sandbox(sandbox_id).token.read_text())
+            return SecretStr(
+                files.read(self._layout.sandbox(sandbox_id).token).decode()
+            )
         except FileNotFoundError:
             return None
 
-    async def remove(self, sandbox_id: str) -> None:
+    async def remove(self, sandbox_id: str, *, noted: bool) -> None:
         """Remove the directory with everything in it; absent is fine. The last step of
         a delete.
         """
-        await self._pool.run(self._remove, sandbox_id)
+        await self._pool.run(self._remove, sandbox_id, noted)
 
-    def _remove(self, sandbox_id: str) -> None:
+    def _remove(self, sandbox_id: str, noted: bool) -> None:
         directory = self._layout.sandbox(sandbox_id).directory
         if directory.is_symlink():
             raise StorageError(f"{directory.name} is a link and is left alone")
         if not directory.exists():
+            return
+        if noted and self._made_note(directory):
             return
         # First out of sight, so that a crash in the middle leaves a half-made
         # directory, not a half record.
@@ -174,6 +181,68 @@ class RecordStore:
         files.remove_tree(part)
         directory.rename(part)
         files.remove_tree(part)
+
+    def _made_note(self, directory: Path) -> bool:
+        """The directory itself becomes the note, in one step that takes no space: at no moment is
+        there neither. False: it cannot be moved there; then a note is made beside it, if one can
+        be.
+        """
+        note = self._layout.deleted / directory.name
+        self._layout.clearing.remove(note)
+        try:
+            directory.rename(note)
+        except OSError as error:
+            _log.warning("%s: no note of its end: %s", directory.name, error)
+            with contextlib.suppress(OSError):
+                note.mkdir(mode=0o700)
+                files.sync_directory(note.parent)
+            return False
+        os.utime(note)
+        files.sync_directory(note.parent)
+        files.sync_directory(directory.parent)
+        for path in list(note.iterdir()):
+            self._layout.clearing.remove(path)
+        return True
+
+    async def deleted(self, for_s: float) -> Mapping[str, float]:
+        """See ports.Records."""
+        return await self._pool.run(self._deleted, for_s)
+
+    def _deleted(self, for_s: float) -> Mapping[str, float]:
+        """What is no note, or cannot be read, is no reason for anything but a line in the log."""
+        found, clearing = dict[str, float](), self._layout.clearing
+        for note in self._notes():
+            with contextlib.suppress(OSError):
+                for path in list(note.iterdir()) if _is_directory(note) else ():
+                    clearing.remove(path)  # a driver was killed in the middle
+                age_s = max(0.0, time.time() - note.lstat().st_mtime)
+                there = os.path.lexists(self._layout.sandboxes / note.name)
+                if there or age_s > for_s or not _is_directory(note):
+                    clearing.remove(note)
+                else:
+                    found[note.name] = age_s
+        return found
+
+    async def forget_deleted(self, for_s: float) -> None:
+        """See ports.Records."""
+        await self._pool.run(self._forget_deleted, for_s)
+
+    def _forget_deleted(self, for_s: float) -> None:
+        for note in self._notes():
+            with contextlib.suppress(OSError):  # one that is not empty is being made
+                if time.time() - note.lstat().st_mtime > for_s:
+                    note.rmdir()
+
+    def _notes(self) -> list[Path]:
+        try:
+            return sorted(self._layout.deleted.iterdir())
+        except OSError as error:
+            _log.warning("what was deleted of late is not known: %s", error)
+            return []
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def is_sandbox(directory: Path) -> bool:
@@ -195,7 +264,7 @@ def read_record(directory: Path) -> SandboxRecord:
     if directory.is_symlink():
         raise _unreadable(directory.name, "its directory is a link")
     try:
-        record = parse_record(path.read_bytes())
+        record = parse_record(files.read(path))
     except OSError as error:
         raise _unreadable(directory.name, error.strerror or str(error)) from error
     except ValueError as error:
@@ -218,7 +287,7 @@ def salvaged(directory: Path) -> Salvage:
     texts = []
     for name in ("record.json", "ledger.jsonl"):
         try:
-            texts.append((directory / name).read_text(errors="replace"))
+            texts.append(files.read(directory / name).decode(errors="replace"))
         except OSError:
             texts.append("")
     return salvage(*texts)

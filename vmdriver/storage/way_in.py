@@ -8,6 +8,7 @@ elsewhere on the host, and nothing is left when the last machine has ended.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from vmdriver.errors import ConfigError, DriverError
 from vmdriver.host import access, mounts
 from vmdriver.lifecycle.ports import Ownership
 from vmdriver.model.passage import PLACE, Passage
+from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,13 @@ def _came_in(layout: Layout, mount: Path) -> bool:
     which says where its sockets are.
     """
     name = f"{mount}/".encode()
-    statuses = (layout.libvirt / "run" / "qemu").glob("*.xml")
-    return any(name in status.read_bytes() for status in statuses)
+    for status in (layout.libvirt / "run" / "qemu").glob("*.xml"):
+        try:
+            if name in files.read(status):
+                return True
+        except OSError as error:  # no machine's: dealt with before libvirt is opened
+            _log.warning("%s cannot be read: %s", status, error)
+    return False
 
 
 def _no_way(
