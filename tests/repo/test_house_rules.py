@@ -73,11 +73,17 @@ def test_the_changelog_and_decisions_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["prepare-host", "demo", "test", "storm", "interop", "bench"]
+    "script",
+    [
+        *(f"scripts/{n}" for n in ("prepare-host", "demo", "test", "storm", "interop")),
+        "scripts/bench",
+        "images/build-boot-files",
+        "images/build-demo-image",
+    ],
 )
-def test_a_script_finds_what_is_in_sbin(name: str) -> None:
+def test_a_script_finds_what_is_in_sbin(script: str) -> None:
     """After Debian's plain `su`, root has its user's PATH: the demo ended with "useradd: not found"."""
-    text = (ROOT / "scripts" / name).read_text()
+    text = (ROOT / script).read_text()
     beginning = re.split(r"^(?:cd|here=)", text, flags=re.MULTILINE)[0]
     found = subprocess.run(
         ["/bin/sh", "-c", beginning + "\ncommand -v useradd"],
