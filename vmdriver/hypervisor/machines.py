@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from xml.etree import ElementTree as Xml
 
 import libvirt
@@ -22,6 +22,7 @@ from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, LaunchPlan
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _TERMINATE_S = 4.0
 """For QEMU to write out what it holds and end by itself."""
@@ -72,7 +73,7 @@ class Machines:
     async def host(self, domain_type: Literal["kvm", "qemu"]) -> Host:
         """What domains of that type are rendered for; asked of libvirt once."""
         if domain_type not in self._hosts:
-            self._hosts[domain_type] = await self._connection.call(
+            self._hosts[domain_type] = await self._learn(
                 "domain capabilities",
                 lambda connection: self._ask_host(connection, domain_type),
             )
@@ -105,7 +106,14 @@ class Machines:
                 "hypervisor": _version(connection.getVersion()),
             }
 
-        return await self._connection.call("versions", ask)
+        return await self._learn("versions", ask)
+
+    async def _learn(self, what: str, ask: Callable[[Any], T]) -> T:
+        """libvirt may begin QEMU several times before it answers: half a minute on a busy host
+        (measured). Who does not wait that long is let go; libvirt keeps the answer.
+        """
+        call = self._connection.call(what, ask, deadline_s=START_DEADLINE_S)
+        return await asyncio.shield(asyncio.ensure_future(call))
 
     async def build(self, accelerator: Accelerator) -> Versions:
         """See ports.Hypervisor."""
@@ -120,7 +128,11 @@ class Machines:
         """Define and start. A domain that is already running under this name is an
         error: two machines, one disk.
         """
-        host = await self.host("kvm" if plan.accelerator == "kvm" else "qemu")
+        kind: Literal["kvm", "qemu"] = "kvm" if plan.accelerator == "kvm" else "qemu"
+        # Like the start itself it may be given up.
+        host = await self._connection.lanes.attend(
+            plan.domain, "wait for the hypervisor's capabilities", self.host(kind)
+        )
         await self.start_xml(plan.domain, render(plan, host, mark, self.passage))
 
     async def start_xml(self, name: str, text: str) -> None:

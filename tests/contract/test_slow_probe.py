@@ -1,0 +1,76 @@
+"""libvirt that has to ask QEMU first what it can do, on a busy host."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.unit.test_plan_rendering import plan
+from vmdriver.errors import TimedOut
+from vmdriver.host.lanes import Lanes
+from vmdriver.hypervisor import connection as connection_module
+from vmdriver.hypervisor.connection import Connection
+from vmdriver.hypervisor.machines import Machines
+from vmdriver.lifecycle.ports import Ownership
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """libvirt's test driver, which says what it can once this is set."""
+    event = threading.Event()
+    real = Machines._ask_host
+
+    def slow(machines: Machines, connection: Any, kind: Any) -> Any:
+        event.wait(60)
+        return real(machines, connection, kind)
+
+    monkeypatch.setattr(Machines, "_ask_host", slow)
+    yield event
+    event.set()
+
+
+def machines() -> Machines:
+    libvirt = Connection("test:///default", Lanes("test"))
+    return Machines(libvirt, "test", Ownership(os.getuid(), os.getgid()))
+
+
+async def test_a_start_that_waits_for_it_is_given_up(answered: threading.Event) -> None:
+    ours, begun = machines(), time.monotonic()
+    start = asyncio.create_task(ours.start(plan(), "vmdriver/test/s1"))
+    await asyncio.sleep(0.1)
+    ours.abandon(plan().domain)
+    with pytest.raises(TimedOut, match="given up"):
+        await start
+    assert time.monotonic() - begun < 10
+    assert await ours.marked() == []
+    answered.set()
+    assert (await ours.host("qemu")).architecture == "i686", "it is asked again"
+
+
+async def test_whoever_is_cancelled_does_not_wait_for_it(
+    answered: threading.Event,
+) -> None:
+    begun = time.monotonic()
+    work = asyncio.create_task(machines().build("tcg"))
+    await asyncio.sleep(0.1)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert time.monotonic() - begun < 10
+
+
+async def test_it_may_take_longer_than_what_takes_milliseconds(
+    answered: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox must not fail because the first one on a busy host is slow."""
+    call = Connection.call
+    monkeypatch.setitem(call.__kwdefaults__, "deadline_s", 0.2)
+    assert connection_module.START_DEADLINE_S >= 60
+    asyncio.get_running_loop().call_later(0.6, answered.set)
+    assert (await machines().build("tcg")).machine == "pc"
