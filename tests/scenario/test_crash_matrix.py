@@ -307,7 +307,7 @@ async def test_a_launch_cancelled_at_any_step_leaves_nothing(ending: str) -> Non
 class JournalsAfterTheEffect(Ledger):
     """A mutant: acts first and writes the intent afterwards."""
 
-    async def acquire(self, key, scope, data, effect):  # type: ignore[no-untyped-def]
+    async def acquire(self, key, scope, data, effect, *, may_hang=False):  # type: ignore[no-untyped-def]
         present = self._held.get(key)
         if present is not None and present.done:
             return None
