@@ -19,10 +19,16 @@ class FakeDisks:
         self._world.act(f"create overlay {disk.path}")
         below = {path for path in disk.backing if path.startswith("layers/")}
         assert below <= self._world.files, "a layer on one that is gone"
+        if self._world.written.get(disk.path):
+            assert disk.path in self._world.files
+            return  # as the real one: it is kept
         self._world.files.add(disk.path)
         self._world.backing[disk.path] = tuple(
             path for path in disk.backing if path.startswith("layers/")
         )
+
+    async def is_whole(self, layer: str, below: str) -> bool:
+        return layer in self._world.files and below in self._world.backing[layer][:1]
 
     async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
         own = [f for f in self._world.files if f.startswith(f"layers/{sandbox_id}.")]

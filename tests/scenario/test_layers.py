@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -95,10 +96,14 @@ async def test_a_layer_that_was_not_finished_is_never_stood_on() -> None:
     await driver.close()
 
 
-async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_kept() -> (
-    None
-):
-    """The machine goes on meanwhile, writes to the new layer, and ends."""
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("lost", ["", "capture:layer", "overlay"])
+async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_kept(
+    lost: str, ends: bool
+) -> None:
+    """The machine goes on meanwhile, writes to the new layer, and ends or not. `lost`: of what the
+    full disk has torn the line that it was made.
+    """
     driver = await running()
     found, worker = operations(driver)
     world, domain = driver.world, worker.record.plan.domain
@@ -119,13 +124,18 @@ async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_ke
     assert domain not in world.frozen, "it goes on"
     world.written[new] = 7
     await driver.kill()
-    world.qemu_ends(domain)
+    done = json.dumps({"op": "done", "key": lost})
+    assert not lost or done in world.journals["s1"]
+    world.journals["s1"] = [line for line in world.journals["s1"] if line != done]
+    if ends:
+        world.qemu_ends(domain)
     again = FakeDriver(world)
     world.fail = lambda _call: False
     await again.manager.recover()
     await again.settled()
     assert again.manager.workers["s1"].record.layers == (old, new)
     assert new in world.files
+    assert world.written[new] == 7
     await again.close()
 
 

@@ -95,14 +95,17 @@ class CaptureActions(SandboxHold):
         whoever writes there.
         """
         held, layers = self.ledger.get(LAYER), self.record.layers
-        if held is None or not held.done or held.data["path"] in layers:
+        if held is None or held.data["path"] in layers:
             return
         path, plan = held.data["path"], self.record.plan
         # Earlier drivers did not note it; theirs for a return stands on the snapshot's layers.
         running = held.data.get("running", not self.record.reverting)
         if plan is None or not running:
             return  # of a stopped sandbox, or for a return: no machine has it
-        if await self._shared.ports.memory.holds(path, layers[-1]):
+        ports = self._shared.ports
+        # The note that it was made may be what a full disk has lost.
+        made = held.done or await ports.disks.is_whole(path, layers[-1])
+        if made and await ports.memory.holds(path, layers[-1]):
             await self._stand_on((*layers, path), regardless=regardless)
 
     async def _stand_on(

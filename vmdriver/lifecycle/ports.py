@@ -144,7 +144,14 @@ class Disks(Protocol):
     """A sandbox's files."""
 
     async def create_overlay(self, disk: Disk) -> None:
-        """Make the root disk's layer. Exhausted."""
+        """Make the root disk's layer; one that a machine may have written to is kept instead.
+        Exhausted, StorageError.
+        """
+
+    async def is_whole(self, layer: str, below: str) -> bool:
+        """Whether that layer was finished and stands on the other. StorageError when it cannot
+        be read.
+        """
 
     async def sync_layer(self, path: str) -> None:
         """Make a new layer durable, its name too. StorageError."""

@@ -38,12 +38,18 @@ class DiskStore(LaunchFiles, SupervisorDisks):
         SupervisorDisks.__init__(self)
 
     async def create_overlay(self, disk: Disk) -> None:
-        """Make the root disk's qcow2 layer, empty, on its base. An existing one is
-        replaced.
+        """Make the root disk's qcow2 layer, empty, on its base, unless a machine may have
+        written to it: whoever asks may have lost the note that it was made. StorageError when
+        such a one is not what is wanted.
         """
         path = Path(disk.path)
         if not disk.backing:
             raise StorageError(f"disk {path.name} has no base")
+        below = Path(disk.backing[0])
+        if not await self._pool.run(chains.may_be_made, path, below):
+            _log.warning("layer %s is there and was used: it is kept", path.name)
+            await self._pool.run(self._give, path, 0o600)
+            return
         self._check_free_space(path.parent)
         size = await self._pool.run(_larger_size, disk)
         await self._pool.run(lambda: path.unlink(missing_ok=True))
@@ -66,6 +72,10 @@ class DiskStore(LaunchFiles, SupervisorDisks):
             deadline_s=_CREATE_S,
         )
         await self._pool.run(self._give, path, 0o600)
+
+    async def is_whole(self, layer: str, below: str) -> bool:
+        """See ports.Disks."""
+        return await self._pool.run(chains.is_whole, Path(layer), Path(below))
 
     async def sync_layer(self, path: str) -> None:
         """See ports.Disks."""
