@@ -99,6 +99,10 @@ class HypervisorError(HostError):
     reason = "HypervisorFailed"
 
 
+class LoadRefused(HypervisorError):
+    """QEMU itself does not take a kept memory; not one that was killed or could not be started."""
+
+
 class NetworkError(HostError):
     """A tap, an address or a firewall table could not be made or removed."""
 

@@ -16,7 +16,14 @@ import pytest
 from tests.contract.conftest import qemu_owner
 from tests.fakes.world import World
 from tests.unit.test_plan_rendering import plan as example_plan
-from vmdriver.errors import HostError, NotFound, StorageError, TimedOut
+from vmdriver.errors import (
+    HostError,
+    HypervisorError,
+    LoadRefused,
+    NotFound,
+    StorageError,
+    TimedOut,
+)
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, monitor, qemu_process
@@ -236,6 +243,48 @@ async def test_memory_goes_to_a_file_and_back(
         await memory.go_on(target.domain)
         await hypervisor.destroy(target.domain)
     await memory.go_on(plan.domain)
+
+
+async def test_a_state_that_qemu_does_not_take_is_told_from_a_qemu_that_was_killed(
+    hypervisor: Any, plan: LaunchPlan, folder: Path
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU has memory")
+    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    await hypervisor.start(plan, MARK)
+    await asyncio.sleep(0.5)
+    await memory.pause(plan.domain)
+    path, scratch = folder / "memory", str(folder / "scratch")
+    path.touch()
+    captured = await memory.capture(plan.domain, str(path), plan.memory_mib)
+    await hypervisor.destroy(plan.domain)
+    owner = qemu_owner()
+    os.chown(path, owner.uid, owner.gid)
+
+    async def load(state: bytes) -> None:
+        saved = SavedMachine(state, captured.domain_xml, str(path))
+        await memory.load(plan, MARK, saved, scratch)
+
+    with pytest.raises(LoadRefused, match="Not a migration stream"):
+        await load(b"XXXX" + captured.state[4:])
+    await hypervisor.destroy(plan.domain)
+    run = qemu_process.run_directory(hypervisor._connection.uri)
+    pid = run / f"{plan.domain}.pid"
+    for delay_s in (0.0, 0.05, 0.2):
+        loading = asyncio.create_task(load(captured.state))
+        async with asyncio.timeout(30):
+            while not pid.exists() and not loading.done():
+                await asyncio.sleep(0.002)
+        await asyncio.sleep(delay_s)
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+        # Before it was killed, on a fast host.
+        with contextlib.suppress(HypervisorError):
+            try:
+                await loading
+            except LoadRefused as error:
+                pytest.fail(f"it says nothing of the image: {error.message}")
+        await hypervisor.destroy(plan.domain)
 
 
 async def _hang(hypervisor: Any, plan: LaunchPlan) -> int:

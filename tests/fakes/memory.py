@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from tests.fakes.world import World
-from vmdriver.errors import NotFound, TimedOut
+from vmdriver.errors import LoadRefused, NotFound, TimedOut
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.model.phase import DomainState
@@ -23,6 +23,8 @@ class FakeMemory:
         self, world: World, checkpoint: Callable[[str], Awaitable[None]]
     ) -> None:
         self._world, self._checkpoint = world, checkpoint
+        self.refuses = ""
+        """What QEMU says of every state that it is to load."""
 
     def _there(self, domain: str) -> None:
         self._world.monitor(domain)
@@ -124,6 +126,9 @@ class FakeMemory:
         assert max(below) <= tick, "a disk that is newer than the memory"
         world.open_as_qemu(plan)
         world.marks[plan.domain] = mark
+        if self.refuses:
+            world.domains[plan.domain] = DomainState.OFF
+            raise LoadRefused(self.refuses)
         world.domains[plan.domain] = DomainState.PAUSED
         await self._checkpoint("load:paused")
         world.monitor(plan.domain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,16 @@ import vmdriver.lifecycle.resume_actions as resume_module
 from tests.fakes.driver import SETTINGS
 from tests.scenario.test_kept_memory import ticked
 from tests.scenario.test_memory import operations, running
-from vmdriver.errors import HostError, HypervisorError, StorageError, TimedOut
+from vmdriver.errors import (
+    HostError,
+    HypervisorError,
+    LoadRefused,
+    StorageError,
+    TimedOut,
+)
 from vmdriver.lifecycle.restore_tries import RestoreTries, Verdict, final
-from vmdriver.model.phase import Phase
+from vmdriver.model.phase import DomainState, Phase
+from vmdriver.model.plan import LaunchPlan
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,45 @@ async def test_what_passes_is_waited_for(call: str) -> None:
     assert driver.memory.tick(domain) == 2
     assert driver.world.starts[domain] == 1, "it was not booted"
     assert driver.world.lived == [(domain, 1), (domain, 2)]
+    await driver.close()
+
+
+async def test_a_qemu_that_is_killed_at_every_load_says_nothing_of_the_image() -> None:
+    """By an OOM killer, say: more often than QEMU's own word would be waited for."""
+    driver = await running()
+    domain = await ticked(driver)
+    await driver.manager.stop("s1", "")
+    load, loads = driver.memory.load, itertools.count()
+
+    async def killed(plan: LaunchPlan, *rest: Any) -> None:
+        if next(loads) >= 4:
+            await load(plan, *rest)
+            return
+        driver.world.domains[plan.domain] = DomainState.OFF
+        raise HypervisorError("qemu unexpectedly closed the monitor")
+
+    driver.memory.load = killed  # type: ignore[method-assign]
+    await driver.manager.start("s1", "")
+    await driver.settled(20)
+    assert next(loads) == 5
+    assert driver.memory.tick(domain) == 2
+    assert driver.world.starts[domain] == 1, "it was not booted"
+    await driver.close()
+
+
+async def test_a_qemu_that_cannot_be_started_costs_a_failure_and_no_memory() -> None:
+    settings = dataclasses.replace(SETTINGS, restore_retry_s=0.5)
+    driver = await running(settings=settings)
+    domain = await ticked(driver)
+    await driver.manager.stop("s1", "")
+    driver.world.fail = lambda call: call.startswith("load test-")
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.phase() is Phase.FAILED
+    driver.world.fail = lambda _call: False
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.memory.tick(domain) == 2
     await driver.close()
 
 
@@ -109,8 +156,9 @@ def test_verdicts() -> None:
     assert tries.verdict(late, used=True, now_s=1060) is Verdict.GIVE_UP
     tries.begin()
     assert tries.verdict(late, used=True, now_s=1061) is Verdict.AGAIN
-    word = HypervisorError("bad section")
-    for error in (late, full, word, word):
+    killed = HypervisorError("qemu unexpectedly closed the monitor")
+    word = LoadRefused("load of migration failed: Invalid argument")
+    for error in (late, full, killed, word, killed, killed, word):
         assert tries.not_loaded(error) is error
     last = tries.not_loaded(word)
     assert tries.verdict(last, used=False, now_s=1061) is Verdict.GIVE_UP

@@ -17,12 +17,13 @@ from typing import Any
 
 import libvirt
 
-from vmdriver.errors import HypervisorError, NotFound, StorageError
+from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
 from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, domain_xml, guest_channel, root_disk
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
+from vmdriver.hypervisor.load_errors import is_images_fault
 from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
@@ -134,6 +135,12 @@ class DomainMemory:
                 connection.restoreFlags(
                     str(image), None, libvirt.VIR_DOMAIN_SAVE_PAUSED
                 )
+            except libvirt.libvirtError as error:
+                if is_images_fault(error):
+                    raise LoadRefused(
+                        f"load {plan.domain}: {error.get_error_message()}"
+                    ) from error
+                raise
             except OSError as error:
                 raise StorageError(
                     f"the machine's state cannot be written: {error.strerror}",

@@ -8,10 +8,8 @@ from enum import Enum, auto
 
 from vmdriver.errors import (
     DriverError,
-    Exhausted,
-    HostError,
+    LoadRefused,
     NotRestorable,
-    StorageError,
 )
 
 _LOADS = 3
@@ -40,11 +38,10 @@ class RestoreTries:
         self._refused_loads = 0
 
     def not_loaded(self, error: DriverError) -> DriverError:
-        """QEMU's word on an image in which we see no fault: it counts from the third time on. A
-        machine that is late, or no room, is not its word.
+        """QEMU's word on an image in which we see no fault: it counts from the third time on. That
+        it is late, was killed or could not be started is not its word.
         """
-        passing = isinstance(error, StorageError | Exhausted)
-        if not isinstance(error, HostError) or passing:
+        if not isinstance(error, LoadRefused):
             return error
         self._refused_loads += 1
         return error if self._refused_loads < _LOADS else final(error)
