@@ -200,7 +200,8 @@ class Acts:
             if known and not answer.value.deleted:
                 self.tally.broken("DeleteSandbox says that it is not known", box.id)
             box.was_deleted()
-            self._goes(box, answer)
+            if answer.value.deleted:  # else it never was: nobody is told of its end
+                self._goes(box, answer)
         return {Wish.GONE}
 
     def _goes(self, box: Box, answer: Answer) -> None:
