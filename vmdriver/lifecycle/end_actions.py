@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from vmdriver.errors import DriverError, StorageError
+from vmdriver.errors import DriverError, Refused, StorageError
 from vmdriver.host import facts
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle import endings
@@ -13,9 +14,12 @@ from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.kept_memory import KeptMemory
 from vmdriver.lifecycle.ledger import Scope
 from vmdriver.lifecycle.ports import GuestReport
-from vmdriver.lifecycle.steps import FROZEN
+from vmdriver.lifecycle.steps import FROZEN, LAYER, MACHINE, OVERLAY
+from vmdriver.lifecycle.sweep import unneeded_memory
 from vmdriver.model.phase import Action, DomainState, MachineState, Phase
 from vmdriver.model.record import layers_of
+
+_log = logging.getLogger(__name__)
 
 
 class EndActions(CaptureActions):
@@ -156,8 +160,44 @@ class EndActions(CaptureActions):
                 raise
             # All is given back; only that cannot be noted, and the notes go with the rest.
         # A launch that was cut off may have named layers and not got to making its own, and one
-        # that could not be removed when it was merged is named by nobody.
+        # that could not be removed when the record left it is named by nobody. What others made
+        # for it, a template or a source, is below all of its own: no record leaves that.
         own = await self._shared.ports.disks.layers(self.record.id)
         needless = layers_of(self.record).union(own)
         await self._shared.undoer.drop_layers(self.record.id, needless)
         await self.vanish(self._shared.forget)
+
+    async def _tidy(self) -> None:
+        """At rest: remove layers and memory that a step left, which was cut off, or could not
+        remove or note something. What cannot be removed is tried again at the next rest.
+        """
+        if not self.untidy:
+            return
+        shared = self._shared
+        held = (self.ledger.get(key) for key in (OVERLAY, LAYER))
+        begun = {entry.data["path"] for entry in held if entry is not None}
+        try:
+            if self.unsaved:
+                await self.update()  # what the one on disk names is needed until then
+            record = self.record
+            own = set(await shared.ports.disks.layers(record.id))
+            needless = own - layers_of(record) - begun
+            if needless and self.ledger.get(MACHINE) is not None:
+                await self._check_unused(needless)
+            await shared.undoer.drop_layers(record.id, needless)
+            places = shared.launcher.places
+            for directory in await unneeded_memory(shared.ports, places, record):
+                await shared.ports.memory_store.remove(directory)
+        except DriverError as error:
+            text = "files that it does not need stay for now"
+            _log.warning("%s: %s: %s", self.record.id, text, error.text())
+            return
+        self.untidy = False
+
+    async def _check_unused(self, layers: set[str]) -> None:
+        """Refused where the machine has one of these open, whatever the record says."""
+        top, memory = self.record.layers[-1], self._shared.ports.memory
+        for path in sorted(layers):
+            if await memory.holds(path, top):
+                name = path.rpartition("/")[2]
+                raise Refused(f"the machine may be using {name}", reason="LayerInUse")

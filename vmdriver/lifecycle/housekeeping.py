@@ -12,9 +12,10 @@ from vmdriver.lifecycle.hub import GONE_S
 from vmdriver.lifecycle.jobs import Job
 from vmdriver.lifecycle.ports import Disks, Records
 from vmdriver.lifecycle.settings import Settings
+from vmdriver.lifecycle.steps import MACHINE
 from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.worker import SandboxWorker
-from vmdriver.model.phase import MachineState, Phase
+from vmdriver.model.phase import MachineState
 
 _log = logging.getLogger(__name__)
 _CONSOLE_INTERVAL_S = 2.0
@@ -41,6 +42,7 @@ class Housekeeping:
         self._workers, self._unread = workers, unread
         self._disks, self._records = disks, records
         self._settings = settings
+        self._had_machine: set[str] = set()
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -63,12 +65,13 @@ class Housekeeping:
             rounds += 1
 
     async def _bound_consoles(self) -> None:
-        for worker in list(self._workers()):
+        """Of whoever has a machine, whatever it is at, and once more when that is gone."""
+        workers = list(self._workers())
+        now = {w.record.id for w in workers if w.ledger.get(MACHINE) is not None}
+        due, self._had_machine = now | self._had_machine, now
+        for worker in workers:
             plan = worker.record.plan
-            if plan is not None and worker.record.phase in {
-                Phase.RUNNING,
-                Phase.LAUNCHING,
-            }:
+            if plan is not None and worker.record.id in due:
                 console = f"console of {worker.record.id}"
                 await tried(_log, self._disks.bound_console(plan.console), console)
         for path in self._unread():

@@ -101,6 +101,7 @@ class SnapshotActions(SuspendActions, ResumeActions):
             lambda extension, context: extension.before_snapshot(context, plan, name),
         )
         watch = Stopwatch()
+        self.untidy = True  # whatever of it the record comes to name
         try:
             if runs:
                 entry = await self._of_running(name, disk_only, plan, watch)

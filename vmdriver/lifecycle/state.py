@@ -20,7 +20,7 @@ from vmdriver.model.condition import (
     Standstill,
     snapshot_of,
 )
-from vmdriver.model.record import SandboxRecord, utc_now
+from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 
 _log = logging.getLogger(__name__)
 Decision = Callable[[SandboxRecord], Mapping[str, Any]]
@@ -38,6 +38,8 @@ class SandboxState:
         """Why the machine stands still, as far as it is known."""
         self.unsaved = False
         """The record on disk is older than this one."""
+        self.untidy = False
+        """There may be files that the record has named, or was to name, and does not."""
         self.trouble = ""
         """The last error that is being retried, for whoever asks."""
         self.refusal: DriverError | None = None
@@ -97,12 +99,14 @@ class SandboxState:
             try:
                 await self._records.save(record)
             except DriverError as error:
+                self.untidy = True
                 if not regardless:
                     raise
                 _log.warning("%s: %s", record.id, error.text())
                 self.unsaved = True
             else:
                 self.unsaved = False
+            self.untidy |= not _named(self.record) <= _named(record)
             self.record = record
         self._publish()
 
@@ -176,6 +180,12 @@ class SandboxState:
         forget(self.record.id)
         self._show(Deleted(self.record.id))
         self._publish()
+
+
+def _named(record: SandboxRecord) -> set[str]:
+    """Files that are there for this record's sake."""
+    memories = [record.memory, *(entry.memory for entry in record.snapshots)]
+    return layers_of(record) | {ref.directory for ref in memories if ref is not None}
 
 
 def _shown(snapshot: Snapshot) -> list[tuple[str, str, str, str]]:

@@ -51,17 +51,22 @@ async def remove_unneeded_files(
             _log.warning("removing layer %s: no sandbox needs it", path)
             await tried(_log, ports.disks.remove(path), path)
     for record in records:
-        paths = places.paths(record.id)
-        named = record.memory is not None and record.memory.directory == paths.suspended
-        if not named and record.phase is not Phase.SUSPENDING:
-            # Of a sandbox that was returned to a snapshot or booted instead.
-            await tried(_log, ports.memory_store.remove(paths.suspended), record.id)
-        known = {entry.name for entry in record.snapshots}
-        parent = paths.snapshots
-        for name in await ports.memory_store.listed(parent):
-            if name not in known:
-                work = ports.memory_store.remove(f"{parent}/{name}")
-                await tried(_log, work, f"snapshot {name} of {record.id}")
+        for directory in await unneeded_memory(ports, places, record):
+            await tried(_log, ports.memory_store.remove(directory), directory)
+
+
+async def unneeded_memory(
+    ports: Ports, places: Places, record: SandboxRecord
+) -> list[str]:
+    """Directories of images that the record does not name; some may not be there."""
+    paths, found = places.paths(record.id), []
+    named = record.memory is not None and record.memory.directory == paths.suspended
+    if not named and record.phase is not Phase.SUSPENDING:
+        # Of a sandbox that was returned to a snapshot or booted instead.
+        found.append(paths.suspended)
+    known = {entry.name for entry in record.snapshots}
+    listed = await ports.memory_store.listed(paths.snapshots)
+    return found + [f"{paths.snapshots}/{name}" for name in listed if name not in known]
 
 
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:

@@ -24,14 +24,15 @@ class Underway:
         self._give_up = give_up
         self.task: asyncio.Task[bool] | None = None
         self.doing = Action.REST
-        self._cut = False
+        self.cut = False
+        """The last turn was cut off, or is being."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, turn: Coroutine[None, None, bool]) -> bool:
         """The turn's result; False when it was cut off. HostError for one that was cancelled by
         nobody: the loop must not end for it.
         """
-        self._cut, self.doing = False, Action.REST
+        self.cut, self.doing = False, Action.REST
         self.task = task = asyncio.create_task(turn)
         try:
             return await asyncio.shield(task)
@@ -43,7 +44,7 @@ class Underway:
                 await asyncio.wait({task})
             if ended:
                 raise
-            if not self._cut:
+            if not self.cut:
                 raise HostError("internal error: cancelled by nobody") from None
             return False
         finally:
@@ -53,9 +54,9 @@ class Underway:
 
     def make_way(self, asked: Asked) -> None:
         """Cut it off if what is asked for now does not wait for it."""
-        if self.task is None or self._cut or not cuts_off(asked, self.doing):
+        if self.task is None or self.cut or not cuts_off(asked, self.doing):
             return
-        self._cut = True
+        self.cut = True
         self.task.cancel()
         self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._insist)
 

@@ -81,13 +81,14 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             try:
                 rested = await self.underway.run(self._turn())
                 failures, self.trouble = 0, ""
+                self.untidy |= self.underway.cut
             except DriverError as error:
-                failures += 1
+                failures, self.untidy = failures + 1, True
                 self._note_trouble(error)
                 await self._sleep(backoff_s(failures - 1))
                 continue
             except Exception as error:  # noqa: BLE001 - the loop outlives its bugs
-                failures += 1
+                failures, self.untidy = failures + 1, True
                 _log.exception("%s: the worker failed", self.record.id)
                 self._note_trouble(HostError(f"internal error: {type(error).__name__}"))
                 await self._sleep(backoff_s(failures))
@@ -99,11 +100,8 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         self.jobs.dismiss(NotFound(f"sandbox {self.record.id} was deleted"))
 
     def _nothing_to_watch(self) -> bool:
-        return self.record.phase in {
-            Phase.STOPPED,
-            Phase.SUSPENDED,
-            Phase.FAILED,
-        } and not self.ledger.held(Scope.RUNTIME)
+        down = self.record.phase in {Phase.STOPPED, Phase.SUSPENDED, Phase.FAILED}
+        return down and not self.untidy and not self.ledger.held(Scope.RUNTIME)
 
     def _note_trouble(self, error: DriverError) -> None:
         if error.text() != self.trouble:
@@ -207,6 +205,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         if await self._tell_phases(machine):
             return False
         await self._clean_again()
+        await self._tidy()
         if await self._merge_if_due():
             return False
         self.underway.doing = Action.JOB

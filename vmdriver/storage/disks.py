@@ -99,7 +99,7 @@ class DiskStore(LaunchFiles, SupervisorDisks):
         return [
             str(path)
             for path in found
-            if path.is_file() and (mine is None or mine.fullmatch(path.name))
+            if (mine is None or mine.fullmatch(path.name)) and path.is_file()
         ]
 
     async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
