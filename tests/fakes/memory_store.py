@@ -44,6 +44,8 @@ class FakeMemoryStore:
         world.images.pop(directory)
         world.images[target] = manifest.model_dump_json()
         world.memories[target] = world.memories.pop(directory)
+        await self._checkpoint("publish:renamed")
+        world.act(f"sync name of {target}")
         return _digest(world.images[target])
 
     async def read(self, directory: str) -> tuple[MemoryManifest, str]:

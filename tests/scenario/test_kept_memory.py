@@ -242,3 +242,46 @@ async def test_a_return_that_an_earlier_release_had_begun_leaves_no_layer_in_bet
     assert again.manager.workers["s1"].record.layers == layers
     assert made[0] not in world.files
     await again.close()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_an_image_whose_name_could_not_be_made_durable_is_none(
+    killed: bool,
+) -> None:
+    """The machine goes on; a driver that is killed before it can note that must not take the
+    image for the suspension, which is older than the machine by now.
+    """
+    driver = await running()
+    found, worker = operations(driver)
+    world, domain = driver.world, await ticked(driver)
+    failed: list[str] = []
+
+    def fails(call: str) -> bool:
+        if call.startswith("sync name of"):
+            failed.append(call)
+            return True
+        return killed and bool(failed) and call == "save record"
+
+    world.fail = fails
+    suspending = asyncio.create_task(found.suspend(worker))
+    async with asyncio.timeout(5):
+        while not failed or domain in world.frozen:
+            await asyncio.sleep(0.001)
+    assert driver.memory.tick(domain) == 2
+    if killed:
+        await driver.kill()
+    with pytest.raises((DriverError, asyncio.CancelledError)):
+        suspending.cancel() if killed else None
+        await suspending
+    world.fail = lambda _call: False
+    if killed:
+        driver = FakeDriver(world)
+        await driver.manager.recover()
+    await driver.settled()
+    worker = driver.manager.workers["s1"]
+    if worker.record.phase is Phase.SUSPENDED:  # again, from what the machine is now
+        await driver.manager.start("s1", "")
+        await driver.settled()
+    assert driver.memory.tick(domain) == 3, "nothing of what it did is lost"
+    assert world.starts[domain] == 1
+    await driver.close()

@@ -89,6 +89,10 @@ class SuspendActions(CaptureActions):
             wishes.asked_after(Wish.GO_ON, wishes.asked_of(self.record))
             == wishes.RUNNING
         ):
+            # It may have its name already: the next process would take it for this suspension,
+            # and the machine goes on from here.
+            paths = self._shared.launcher.places.paths(self.record.id)
+            await self._shared.ports.memory_store.unpublish(paths.suspended)
             await self._abandon_capture()
         there = await self._is_there()
         await self.decide(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -173,6 +174,9 @@ class MemoryImages:
             path.rename(target)
             files.sync_directory(target.parent)
         except OSError as error:
+            # Whoever is told that it failed lets the machine go on: then it is no image.
+            with suppress(OSError):
+                target.rename(path)
             raise StorageError(
                 f"the memory image cannot be stored: {error.strerror}",
                 detail=str(error),
