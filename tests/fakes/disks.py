@@ -23,6 +23,9 @@ class FakeDisks:
             assert disk.path in self._world.files
             return  # as the real one: it is kept
         self._world.files.add(disk.path)
+        self._world.backing[disk.path] = ()
+        # qemu-img writes last what a layer stands on.
+        self._world.act(f"complete overlay {disk.path}")
         self._world.backing[disk.path] = tuple(
             path for path in disk.backing if path.startswith("layers/")
         )

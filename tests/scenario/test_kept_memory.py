@@ -285,3 +285,54 @@ async def test_an_image_whose_name_could_not_be_made_durable_is_none(
     assert driver.memory.tick(domain) == 3, "nothing of what it did is lost"
     assert world.starts[domain] == 1
     await driver.close()
+
+
+async def test_an_image_of_a_suspension_under_way_is_not_swept_away() -> None:
+    """Killed when it has its name, before the record says so; the machine stands still meanwhile,
+    and ends.
+    """
+    driver = await running()
+    found, worker = operations(driver)
+    world, domain = driver.world, await ticked(driver)
+
+    def killed(call: str) -> bool:
+        world.dead = world.dead or call.startswith("sync name of")
+        return world.dead
+
+    world.fail = killed
+    suspending = asyncio.create_task(found.suspend(worker))
+    async with asyncio.timeout(5):
+        while not world.dead:
+            await asyncio.sleep(0.001)
+    await driver.kill()
+    suspending.cancel()
+    await asyncio.gather(suspending, return_exceptions=True)
+    world.fail = lambda _call: False
+    world.qemu_ends(domain)
+    again = FakeDriver(world)
+    await again.manager.recover()
+    await again.settled()
+    assert again.phase() is Phase.SUSPENDED
+    await again.manager.start("s1", "")
+    await again.settled()
+    assert again.memory.tick(domain) == 2
+    assert world.starts[domain] == 1
+    await again.close()
+
+
+async def test_a_used_image_is_no_image_before_the_record_forgets_it() -> None:
+    """Killed in between, the next driver goes on with the machine; a later suspension finds
+    nothing of the first.
+    """
+    driver = await running()
+    world, domain = driver.world, await ticked(driver)
+    await driver.manager.stop("s1", "")
+    world.calls.clear()
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    retired = world.calls.index("retire s1/suspended")
+    assert "save record" in world.calls[retired:], "only then it runs"
+    assert "s1/suspended" not in world.images
+    assert world.images["s1/mapped"] == ""
+    assert driver.memory.tick(domain) == 2
+    await driver.close()

@@ -96,6 +96,38 @@ async def test_a_layer_that_was_not_finished_is_never_stood_on() -> None:
     await driver.close()
 
 
+async def test_a_layer_that_a_killed_driver_has_not_finished_is_never_stood_on() -> (
+    None
+):
+    """Also where the machine has ended since, so that nobody says what it wrote to."""
+    driver = await running()
+    found, worker = operations(driver)
+    world, domain = driver.world, worker.record.plan.domain
+    (old,) = worker.record.layers
+
+    def killed(call: str) -> bool:
+        world.dead = world.dead or call.startswith("complete overlay")
+        return world.dead
+
+    world.fail = killed
+    taking = asyncio.create_task(found.create_snapshot(worker, "a", disk_only=True))
+    async with asyncio.timeout(5):
+        while not world.dead:
+            await asyncio.sleep(0.001)
+    await driver.kill()
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    world.fail = lambda _call: False
+    (half,) = world.files & {f for f in world.files if "layers/" in f} - {old}
+    world.qemu_ends(domain)
+    again = FakeDriver(world)
+    await again.manager.recover()
+    await again.settled()
+    assert again.manager.workers["s1"].record.layers == (old,)
+    assert half not in world.files
+    await again.close()
+
+
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("lost", ["", "capture:layer", "overlay"])
 async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_kept(
