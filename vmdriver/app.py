@@ -48,6 +48,7 @@ from vmdriver.lifecycle.extension_runner import ExtensionRunner
 from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.leftovers import Leftovers
 from vmdriver.lifecycle.manager import Manager
 from vmdriver.lifecycle.memory_budget import MemoryBudget
 from vmdriver.lifecycle.phases.activation import Registered
@@ -154,6 +155,7 @@ class Driver:
     def _shared(self, manager: Manager) -> Shared:
         ports = self.ports()
         pool = AddressPool(self.config.instance, self.config.address_pool, spread=True)
+        leftovers = Leftovers(ports, self.config.instance, pool)
         launcher = Launcher(
             ports,
             self.settings,
@@ -163,7 +165,7 @@ class Driver:
             pool,
             self._files,
             Supervisor(self.settings, self.images, self.disks),
-            MemoryBudget(manager.records, self.settings),
+            MemoryBudget(manager.records, self.settings, leftovers.memory_mib),
         )
         undoer = Undoer(ports, pool, self.extensions.undo, manager.layers_of_others)
         templates = Templates(
@@ -172,9 +174,15 @@ class Driver:
             launcher,
             manager.needing_layers,
             str(self.layout.templates),
+            leftovers,
         )
         warm_pool = WarmPool(
-            ports, self.settings, launcher, templates, str(self.layout.warm)
+            ports,
+            self.settings,
+            launcher,
+            templates,
+            str(self.layout.warm),
+            leftovers,
         )
         templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
         return Shared(

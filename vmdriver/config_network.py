@@ -32,7 +32,9 @@ class NetworkSettings(BaseModel):
         "from a machine's next launch on",
     )
     address_pool: str = Field(
-        "10.0.128.0/17", description="IPv4 network that sandboxes get /30 blocks of"
+        "10.0.128.0/17",
+        description="IPv4 network that sandboxes get /30 blocks of; best another one for each "
+        "driver of a host",
     )
     dns: Literal["auto"] | list[str] = Field(
         "auto", description="name servers of the guests; auto: the host's first"

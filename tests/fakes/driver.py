@@ -23,6 +23,7 @@ from vmdriver.lifecycle.hold import Shared
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
 from vmdriver.lifecycle.ledger import Scope, replay
+from vmdriver.lifecycle.leftovers import Leftovers
 from vmdriver.lifecycle.manager import Manager
 from vmdriver.lifecycle.memory_budget import MemoryBudget
 from vmdriver.lifecycle.phases.activation import Registered
@@ -45,6 +46,8 @@ SETTINGS = Settings(
     supervisor=Path("/supervisor"),
     recheck_s=0.5,
 )
+RETRY_S = 0.05
+"""Until what is nobody's is given back for the second time."""
 FINAL = {
     Intent.RUNNING: {Phase.RUNNING, Phase.FAILED},
     Intent.STOPPED: {Phase.STOPPED},
@@ -133,6 +136,7 @@ class FakeDriver:
             may_configure,
         )
         self._files = Pool("test", 1)
+        leftovers = self.leftovers = Leftovers(ports, instance, pool, RETRY_S)
         launcher = Launcher(
             ports,
             settings,
@@ -142,14 +146,23 @@ class FakeDriver:
             pool,
             self._files,
             Supervisor(settings, ports.images, ports.disks),
-            MemoryBudget(lambda: self.manager.records(), settings),
+            MemoryBudget(
+                lambda: self.manager.records(), settings, leftovers.memory_mib
+            ),
         )
 
         def shared(manager: Manager) -> Shared:
             templates = Templates(
-                ports, settings, launcher, manager.needing_layers, "templates"
+                ports,
+                settings,
+                launcher,
+                manager.needing_layers,
+                "templates",
+                leftovers,
             )
-            warm_pool = WarmPool(ports, settings, launcher, templates, "warm")
+            warm_pool = WarmPool(
+                ports, settings, launcher, templates, "warm", leftovers
+            )
             templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
             return Shared(
                 ports,
@@ -206,6 +219,7 @@ class FakeDriver:
         ]
         upkeep = (self.manager.housekeeping.task, self.manager.images.task)
         tasks += [task for task in upkeep if task is not None]
+        tasks += self.leftovers._tasks.values()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

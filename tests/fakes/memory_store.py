@@ -103,6 +103,7 @@ class FakeMemoryStore:
             self._world.images[target] = self._world.images.pop(directory)
 
     async def remove(self, directory: str) -> None:
+        self.reserved.pop(directory, None)
         self._world.act(f"remove image {directory}")
         self._world.images.pop(directory, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.fakes.world import World
+from vmdriver.errors import NetworkError
 from vmdriver.lifecycle.ports import (
     Found,
     Taken,
@@ -26,6 +27,8 @@ class FakeNetwork:
 
     async def remove_tap(self, tap: str, mark: str) -> None:
         self._world.act(f"remove tap {tap}")
+        if self._world.taps.get(tap, mark) != mark:
+            raise NetworkError(f"interface {tap} is somebody else's, and is left alone")
         self._world.taps.pop(tap, None)
 
     async def reset_connections(self, guest_ip: str) -> None:

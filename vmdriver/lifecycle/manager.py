@@ -130,6 +130,7 @@ class Manager(Sandboxes):
     async def close_background(self) -> None:
         """End what is nobody's: builds of templates and machines that wait."""
         await asyncio.gather(self.templates.close(), self.warm_pool.close())
+        await self.templates.leftovers.close()
 
     def layers_of_others(self, sandbox_id: str) -> set[str]:
         """Every layer that somebody else than this sandbox needs."""

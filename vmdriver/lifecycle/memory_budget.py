@@ -19,9 +19,14 @@ class MemoryBudget:
     """
 
     def __init__(
-        self, records: Callable[[], Iterable[SandboxRecord]], settings: Settings
+        self,
+        records: Callable[[], Iterable[SandboxRecord]],
+        settings: Settings,
+        nobodys_mib: Callable[[], int] = lambda: 0,
     ) -> None:
         self._records = records
+        self._nobodys_mib = nobodys_mib
+        """Of machines that are no sandbox's and could not be ended."""
         self._settings = settings
         self._claims: dict[str, int] = {}
         """By sandbox: MiB of a launch whose plan is not in the record yet."""
@@ -42,8 +47,10 @@ class MemoryBudget:
         return size_of(record.spec.resources, self._settings)[1]
 
     def committed_mib(self, but: str = "") -> int:
-        """Of all sandboxes that are meant to run, without the one with that id."""
-        return sum(
+        """Of all sandboxes that are meant to run, without the one with that id, and of what could
+        not be ended.
+        """
+        return self._nobodys_mib() + sum(
             self.size_mib(record)
             for record in self._records()
             if record.id != but

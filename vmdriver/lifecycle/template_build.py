@@ -7,33 +7,44 @@ that the next driver's sweep removes what a killed one had made.
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from vmdriver.errors import TimedOut
+from vmdriver.host import facts
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.leftovers import Belongings, Leftovers
 from vmdriver.lifecycle.manifest import describe
 from vmdriver.lifecycle.memory_ports import STATE_BYTES
 from vmdriver.lifecycle.ports import Taken
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
-from vmdriver.lifecycle.sweep import tried
 from vmdriver.model import ids
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 
-_log = logging.getLogger(__name__)
 _POLL_S = 0.05
+
+
+def owner_of(key: str) -> str:
+    """Who a build of that template is in marks and leases."""
+    return f"template-{key}"
 
 
 class TemplateBuild:
     """One build. Leaves the template, or nothing."""
 
-    def __init__(self, ports: Ports, settings: Settings, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        settings: Settings,
+        launcher: Launcher,
+        leftovers: Leftovers,
+    ) -> None:
         self._ports = ports
         self._settings = settings
         self._launcher = launcher
+        self._leftovers = leftovers
 
     def _plan(
         self, key: str, plan: LaunchPlan, part: str, owner: str, taken: Taken
@@ -61,42 +72,44 @@ class TemplateBuild:
         layer = self._launcher.places.new_layer(f"template-{key}")
         return planner.on_layers(nobody, (layer,), plan.disk("root").backing[-1])
 
+    def has_room(self, plan: LaunchPlan) -> bool:
+        """Whether there is memory for its machine now."""
+        committed = self._launcher.budget.committed_mib()
+        most = self._settings.max_committed_memory_mib
+        within = committed + plan.memory_mib <= most
+        return within and facts.available_memory_bytes() > plan.memory_mib * 2**20
+
     async def run(
         self, key: str, plan: LaunchPlan, workspace: str, target: str
     ) -> MemoryManifest:
         """Build it. DriverError; cancellable; nothing is left over then, room and address
-        that were set aside for it among it.
+        that were set aside for it among it, but for what cannot be given back yet.
         """
-        store, owner = self._ports.memory_store, f"template-{key}"
-        part = f"{target}.part"
-        needed = plan.memory_mib * 2**20 + STATE_BYTES
+        owner, part = owner_of(key), f"{target}.part"
+        taken = await self._ports.network.taken()
         try:
-            taken = await self._ports.network.taken()
             nobody = self._plan(key, plan, part, owner, taken)
-            memory = await store.begin(part, needed)
-            return await self._on_layer(nobody, workspace, part, target, memory)
-        finally:
-            self._launcher.pool.free(owner)
-            try:
-                await tried(_log, store.remove(part))
-            finally:
-                await store.end(part)
-
-    async def _on_layer(
-        self, plan: LaunchPlan, workspace: str, part: str, target: str, memory: str
-    ) -> MemoryManifest:
-        layer = plan.disk("root").path
-        self._launcher.building.add(layer)
-        try:
-            return await self._run(plan, workspace, part, target, memory)
         except BaseException:
-            await tried(_log, self._ports.disks.remove(layer))
+            self._launcher.pool.free(owner)
             raise
+        layer, building = nobody.disk("root").path, self._launcher.building
+        building.add(layer)
+        made_for_nothing = layer
+        try:
+            needed = plan.memory_mib * 2**20 + STATE_BYTES
+            memory = await self._ports.memory_store.begin(part, needed)
+            manifest = await self._run(nobody, workspace, part, target, memory)
+            made_for_nothing = ""
+            return manifest
         finally:
-            try:
-                await self._end_machine(plan)
-            finally:
-                self._launcher.building.discard(layer)
+            leaving = Belongings(
+                owner,
+                nobody,
+                (part,),
+                made_for_nothing,
+                given_back=lambda: building.discard(layer),
+            )
+            await self._leftovers.give_back(leaving)
 
     async def _run(
         self, plan: LaunchPlan, workspace: str, part: str, target: str, memory: str
@@ -136,10 +149,3 @@ class TemplateBuild:
             if loop.time() > deadline:
                 raise TimedOut("the template's guest did not reach its barrier in time")
             await asyncio.sleep(_POLL_S)
-
-    async def _end_machine(self, plan: LaunchPlan) -> None:
-        ports, tap = self._ports, plan.network.lease.tap
-        mark = ids.mark(self._settings.instance, plan.sandbox_id)
-        await tried(_log, ports.hypervisor.destroy(plan.domain))
-        await tried(_log, ports.network.remove_rules(tap))
-        await tried(_log, ports.network.remove_tap(tap, mark))

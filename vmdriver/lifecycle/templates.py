@@ -19,14 +19,13 @@ from datetime import datetime
 from secrets import token_hex
 
 from vmdriver.errors import DriverError, NotFound
-from vmdriver.host import facts
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.leftovers import Leftovers
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
-from vmdriver.lifecycle.sweep import tried
-from vmdriver.lifecycle.template_build import TemplateBuild
+from vmdriver.lifecycle.template_build import TemplateBuild, owner_of
 from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
@@ -86,12 +85,14 @@ class Templates:
         launcher: Launcher,
         records: Callable[[], list[SandboxRecord]],
         directory: str,
+        leftovers: Leftovers,
     ) -> None:
         self._ports = ports
         self._settings = settings
         self._launcher = launcher
         self._records = records
         self._directory = directory
+        self.leftovers = leftovers
         self._known: dict[str, Template] = {}
         self._failed: dict[str, float] = {}
         self._wanted: dict[str, tuple[LaunchPlan, str]] = {}
@@ -122,11 +123,11 @@ class Templates:
             except DriverError as error:
                 _log.info("template %s cannot be used: %s", name, error)
                 if collect:
-                    await tried(_log, store.remove(directory))
+                    await self.leftovers.remove_files(directory)
             except Exception:  # noqa: BLE001 - nothing that lies there keeps a driver from starting
                 _log.exception("template %s cannot be used", name)
                 if collect:
-                    await tried(_log, store.remove(directory))
+                    await self.leftovers.remove_files(directory)
 
     async def _read(self, name: str, directory: str) -> Template:
         """The template in that directory. DriverError when it cannot be used."""
@@ -232,9 +233,10 @@ class Templates:
         )
         # Without the directory of records nobody knows who stands on it.
         known = self._ports.records.all_there()
-        await tried(_log, self._ports.memory_store.remove(template.directory))
-        if known and template.layer not in needed:
-            await tried(_log, self._ports.disks.remove(template.layer))
+        unneeded = known and template.layer not in needed
+        await self.leftovers.remove_files(
+            template.directory, template.layer if unneeded else ""
+        )
 
     async def _is_sound(self, template: Template) -> bool:
         try:
@@ -278,7 +280,9 @@ class Templates:
         if not key or key in self._known or key in self._wanted:
             return
         loop = asyncio.get_running_loop()
-        if loop.time() < self._failed.get(key, 0.0):
+        # What is left of its last build has the names that this one would have.
+        left = self.leftovers.has(owner_of(key))
+        if left or loop.time() < self._failed.get(key, 0.0):
             return
         self._wanted[key] = (plan, workspace)
         if self._builder is None or self._builder.done():
@@ -302,13 +306,21 @@ class Templates:
                 self._wanted.pop(key, None)
 
     async def _build(self, key: str, plan: LaunchPlan, workspace: str) -> None:
-        if not self._has_room(plan):
+        build = TemplateBuild(
+            self._ports, self._settings, self._launcher, self.leftovers
+        )
+        if not build.has_room(plan):
             _log.info("template %s is not built: there is no memory for it now", key)
             return
-        build = TemplateBuild(self._ports, self._settings, self._launcher)
         directory = f"{self._directory}/{key}.{token_hex(4)}"
         manifest = await build.run(key, plan, self._scope(workspace), directory)
-        self._known[key] = await self._checked(key, directory, manifest)
+        try:
+            self._known[key] = await self._checked(key, directory, manifest)
+        except BaseException:
+            await self.leftovers.remove_files(
+                directory, manifest.plan.disk("root").path
+            )
+            raise
         self.on_ready()
         _log.info(
             "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)",
@@ -321,12 +333,6 @@ class Templates:
         while len(self._known) > _MOST:
             oldest = min(self._known.values(), key=lambda t: t.used_at)
             await self.remove(oldest.key)
-
-    def _has_room(self, plan: LaunchPlan) -> bool:
-        committed = self._launcher.budget.committed_mib()
-        most = self._settings.max_committed_memory_mib
-        within = committed + plan.memory_mib <= most
-        return within and facts.available_memory_bytes() > plan.memory_mib * 2**20
 
 
 async def _nobody_minds(template: Template) -> None:

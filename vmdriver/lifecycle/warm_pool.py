@@ -15,9 +15,9 @@ from secrets import token_hex
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle import planner
 from vmdriver.lifecycle.launcher import Launcher
+from vmdriver.lifecycle.leftovers import Belongings, Leftovers
 from vmdriver.lifecycle.settings import Settings
 from vmdriver.lifecycle.steps import Ports
-from vmdriver.lifecycle.sweep import tried
 from vmdriver.lifecycle.templates import Template, Templates, on_template
 from vmdriver.model import ids
 from vmdriver.model.plan import LaunchPlan
@@ -48,12 +48,14 @@ class WarmPool:
         launcher: Launcher,
         templates: Templates,
         directory: str,
+        leftovers: Leftovers,
     ) -> None:
         self._ports = ports
         self._settings = settings
         self._launcher = launcher
         self._templates = templates
         self._directory = directory
+        self._leftovers = leftovers
         self._waiting: list[Waiting] = []
         self._claimed: list[Waiting] = []
         self._closed = False
@@ -115,7 +117,7 @@ class WarmPool:
         await self._ports.disks.remove_abandoned(self._directory, keep)
         most = self._settings.warm_pool_memory_mib // _MIB_EACH
         while (template := self._wanting()) is not None:
-            if len(self._waiting) >= most:
+            if len(self._waiting) + self._leftovers.machines() >= most:
                 _log.info("warm pool: %d machines, warm_pool_memory_mib is used", most)
                 return
             try:
@@ -176,15 +178,14 @@ class WarmPool:
         """End it and give everything back that nobody has taken over. `keep_layer`: its disk is
         a sandbox's by now.
         """
-        ports, tap = self._ports, one.plan.network.lease.tap
-        mark = ids.mark(self._settings.instance, one.owner)
-        await tried(_log, ports.hypervisor.destroy(one.plan.domain))
-        await tried(_log, ports.network.remove_rules(tap))
-        await tried(_log, ports.network.remove_tap(tap, mark))
-        await tried(_log, ports.memory_store.remove(f"{self._directory}/{one.owner}"))
-        if not keep_layer:
-            await tried(_log, ports.disks.remove(one.plan.disk("root").path))
-        self._launcher.pool.free(one.owner)
+        leaving = Belongings(
+            one.owner,
+            one.plan,
+            (f"{self._directory}/{one.owner}",),
+            "" if keep_layer else one.plan.disk("root").path,
+            claimed=one in self._claimed,
+        )
+        await self._leftovers.give_back(leaving)
         if one in self._claimed:
             self._claimed.remove(one)
             self.refill()

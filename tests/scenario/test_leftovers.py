@@ -1,0 +1,238 @@
+"""What belongs to nobody's machines and cannot be given back at once: it goes while the driver runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+
+import pytest
+
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.gate import Gate
+from tests.fakes.world import World
+from tests.scenario.test_memory import TEMPLATES
+from tests.scenario.test_templates_in_use import template_files, until, with_template
+from vmdriver.errors import DriverError, Exhausted
+from vmdriver.model.ids import mark, parse_mark
+from vmdriver.model.phase import Phase
+
+ALWAYS = 10**9
+
+
+class Failing:
+    """Calls that begin with one of these words fail, so often each."""
+
+    def __init__(self, **times: int) -> None:
+        self.left = {words.replace("_", " "): n for words, n in times.items()}
+
+    def __call__(self, call: str) -> bool:
+        for words, left in self.left.items():
+            if call.startswith(words) and left:
+                self.left[words] -= 1
+                return True
+        return False
+
+
+def nobodys(world: World) -> list[str]:
+    """Everything on the host that carries a mark of no sandbox."""
+    marks = {
+        **{f"machine {name}": world.marks[name] for name in world.domains},
+        **{f"tap {name}": text for name, text in world.taps.items()},
+        **{f"table {name}": text for name, text in world.tables.items()},
+    }
+    owners = {what: parse_mark(text, "test") or "" for what, text in marks.items()}
+    return [what for what, o in owners.items() if o.startswith(("template-", "warm-"))]
+
+
+def leases(driver: FakeDriver) -> list[str]:
+    """Who has an address."""
+    return sorted(driver.pool._leases)
+
+
+@pytest.mark.parametrize(
+    "what", ["destroy", "remove_rules", "remove_tap", "remove_image", "remove_layers"]
+)
+async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three times: in the build or when it ends, and once more."""
+    driver = FakeDriver(World(), settings=TEMPLATES)
+    world, failing = driver.world, Failing(capture=1, **{what: ALWAYS})
+    world.fail = failing
+    await driver.manager.recover()
+    with caplog.at_level(logging.INFO, "vmdriver.lifecycle.leftovers"):
+        await driver.manager.create(spec("first"), None)
+        await driver.settled()
+        await until(lambda: "tried again" in caplog.text, "all of it was given back")
+        (owner,) = driver.leftovers._kept
+        assert nobodys(world) or template_files(world)
+        assert (owner in leases(driver)) == bool(nobodys(world))
+        before = failing.left[what.replace("_", " ")]
+        await until(
+            lambda: failing.left[what.replace("_", " ")] < before - 1,
+            "it is not tried again",
+        )
+        failing.left.clear()
+        await until(lambda: not driver.leftovers.has(owner), "it stays")
+    assert leases(driver) == ["first"]
+    assert nobodys(world) == []
+    assert template_files(world) == set()
+    assert not driver.memory_store.reserved
+    assert driver.manager.templates.layers() == set()
+    told = [r.levelname for r in caplog.records if r.name.endswith(".leftovers")]
+    assert told == ["WARNING", "INFO"], "it is told once"
+    assert driver.phase("first") is Phase.RUNNING
+    await driver.close()
+
+
+async def test_a_machine_that_cannot_be_ended_counts_in_the_hosts_memory() -> None:
+    driver = FakeDriver(
+        World(), settings=dataclasses.replace(TEMPLATES, max_committed_memory_mib=6000)
+    )
+    failing = driver.world.fail = Failing(destroy=ALWAYS)
+    await driver.manager.recover()
+    await driver.manager.create(spec("first"), None)
+    await driver.settled()
+    await until(driver.leftovers.memory_mib, "the build's machine was ended")
+    budget = driver.manager._shared.launcher.budget
+    size = budget.size_mib(driver.manager.workers["first"].record)
+    assert driver.leftovers.memory_mib() == size
+    assert budget.committed_mib() == 2 * size
+    with pytest.raises(Exhausted, match=f"{2 * size} MiB of 6000 MiB are committed"):
+        await driver.manager.create(spec("second"), None)
+    failing.left.clear()
+    await until(lambda: budget.committed_mib() == size, "it counts for ever")
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    assert driver.phase("second") is Phase.RUNNING
+    await driver.close()
+
+
+async def test_what_cannot_be_given_back_is_not_met_by_the_next_build_of_that_template() -> (
+    None
+):
+    """It would have the same tap, and lose it to the clean-up of the one before."""
+    driver = await with_template(Gate())
+    (template,) = driver.manager.templates.listed()
+    failing = driver.world.fail = Failing(remove_rules=ALWAYS)
+    await driver.manager.templates.remove(template.key)
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    await until(driver.manager.templates.listed, "it was not built anew")
+    (anew,) = driver.manager.templates.listed()
+    owner = f"template-{anew.key}"
+    await until(lambda: driver.leftovers.has(owner), "its table went")
+    await driver.manager.templates.remove(anew.key)
+    built = [call for call in driver.world.calls if call.startswith("capture")]
+    await driver.manager.create(spec("third"), None)
+    await driver.settled()
+    await until(lambda: not driver.manager.templates._wanted, "nothing is decided")
+    assert built == [c for c in driver.world.calls if c.startswith("capture")]
+    failing.left.clear()
+    await until(lambda: not driver.leftovers.has(owner), "its table stays")
+    await driver.manager.create(spec("fourth"), None)
+    await until(driver.manager.templates.listed, "it is never built again")
+    await driver.close()
+
+
+@pytest.mark.parametrize("then", ["start", "delete"])
+async def test_a_table_is_not_taken_from_a_sandbox_that_has_the_address_by_now(
+    then: str,
+) -> None:
+    """A fork that was claimed, and whose claim failed half way."""
+    driver = await with_template(Gate(), pool=1)
+    world, pool = driver.world, driver.manager.warm_pool
+    (template,) = driver.manager.templates.listed()
+    await until(lambda: pool.count(template.key) == 1, "nobody waits")
+    (waiting,) = pool._waiting
+    tap = waiting.plan.network.lease.tap
+    failing = world.fail = Failing(mark_tap=1, remove_tap=2, load_rules=0)
+    await driver.manager.create(spec("second"), None)
+    worker = driver.manager.workers["second"]
+    await until(lambda: worker.record.phase is Phase.FAILED, "it was claimed")
+    assert not failing.left["mark tap"]
+    assert waiting.plan.domain not in world.domains
+    if then == "start":
+        await until(lambda: tap not in world.taps, "the fork's tap stays")
+        assert tap in world.tables, "the sandbox may be loading its own at any moment"
+        await driver.manager.stop("second", "")
+        await driver.manager.start("second", "")
+        await driver.settled()
+        assert driver.phase("second") is Phase.RUNNING
+        assert worker.record.plan.network.lease.tap == tap
+        await until(lambda: not driver.leftovers.has(waiting.owner), "it stays")
+        assert world.tables[tap] == world.taps[tap] == mark("test", "second")
+    else:
+        await driver.manager.delete("second", "")
+        await until(lambda: not driver.leftovers.has(waiting.owner), "it stays")
+        assert tap not in world.tables
+        assert tap not in world.taps
+    await driver.close()
+
+
+async def test_forks_that_cannot_be_ended_count_among_those_that_wait() -> None:
+    """Else the pool makes machines without end while none of them can be ended."""
+    settings = dataclasses.replace(TEMPLATES, warm_pool=2, warm_pool_memory_mib=64)
+    driver = FakeDriver(World(), settings=settings)
+    world = driver.world
+    await driver.manager.recover()
+    await driver.manager.create(spec("first"), None)
+    await until(lambda: len(driver.manager.warm_pool._waiting) == 2, "nobody waits")
+    (template,) = driver.manager.templates.listed()
+    failing = world.fail = Failing(destroy=ALWAYS)
+    await driver.manager.templates.remove(template.key)
+    assert driver.leftovers.machines() == 2
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    failing.left["destroy"] = 0
+    await until(lambda: not driver.leftovers.machines(), "they stay")
+    await driver.close()
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+async def test_a_host_where_every_fiftieth_call_fails_has_nothing_of_nobody_at_the_end(
+    seed: int,
+) -> None:
+    world, chance = World(), random.Random(seed)
+    settings = dataclasses.replace(TEMPLATES, warm_pool=2)
+    driver = FakeDriver(world, settings=settings)
+    await driver.manager.recover()
+    world.fail = lambda _call: chance.random() < 0.02
+    for round_ in range(12):
+        name = f"s{round_}"
+        try:
+            shape = {"disk_mib": 9000 + round_ % 3}
+            await driver.manager.create(spec(name, driver_config=shape), None)
+            await driver.settled()
+            await driver.manager.delete(name, "")
+            for template in driver.manager.templates.listed():
+                if chance.random() < 0.5:
+                    await driver.manager.templates.remove(template.key)
+        except DriverError:
+            pass
+    world.fail = lambda _call: False
+    for name in list(driver.manager.workers):
+        await driver.manager.delete(name, "")
+    templates = driver.manager.templates
+    await until(lambda: not templates._wanted, "builds have no end")
+    for template in templates.listed():
+        await templates.remove(template.key)
+    await until(lambda: not (nobodys(world) or leases(driver)), "something stays")
+    assert world.objects() == set()
+    assert template_files(world) == set()
+    await driver.close()
+
+
+async def test_a_driver_that_ends_leaves_the_rest_to_the_next_ones_sweep() -> None:
+    driver = await with_template(Gate(), pool=1)
+    world, pool = driver.world, driver.manager.warm_pool
+    await until(lambda: pool._waiting, "nobody waits")
+    world.fail = Failing(destroy=ALWAYS)
+    await driver.close()
+    assert [what for what in nobodys(world) if what.startswith("machine")]
+    world.fail = lambda _call: False
+    again = FakeDriver(world, settings=TEMPLATES)
+    await again.manager.recover()
+    assert nobodys(world) == []
+    await again.close()
