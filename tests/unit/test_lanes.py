@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
 from vmdriver.errors import TimedOut
+from vmdriver.host import lanes as lanes_module
 from vmdriver.host.lanes import Lanes, Pulse
 
 
@@ -70,16 +70,53 @@ async def test_a_call_that_is_given_up_is_told_and_so_is_whoever_waits() -> None
     assert await lanes.quiet("m", 5)
 
 
-async def test_a_deadline_counts_from_the_last_sign_of_life() -> None:
-    lanes, pulse = Lanes("t"), Pulse()
+class Clock:
+    """In place of lanes' `time`: it goes on when a test says so, and knows how often whoever
+    waits, in the loop's thread, has looked at it.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.looks = threading.Semaphore(0)
+        self._loops = threading.get_ident()
+
+    def monotonic(self) -> float:
+        if threading.get_ident() == self._loops:
+            self.looks.release()
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        """Time passes, and whoever waits sees it."""
+        self.now += seconds
+        while self.looks.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the first look may have begun before
+            assert self.looks.acquire(timeout=30)
+
+
+@pytest.mark.parametrize("beats", [0, 15])
+async def test_a_deadline_counts_from_the_last_sign_of_life(
+    beats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(lanes_module, "time", clock)
+    lanes, pulse, go_on = Lanes("t"), Pulse(), threading.Event()
 
     def slow() -> str:
-        for _ in range(15):
-            time.sleep(0.02)
+        for _ in range(beats):
+            clock.pass_(0.04)
             pulse.beat()
+        clock.pass_(0.04)
+        clock.now += 0.02
+        go_on.wait(30)
         return "done"
 
-    assert await lanes.run("m", "write", slow, deadline_s=0.2, pulse=pulse) == "done"
+    begun = clock.now
+    with pytest.raises(TimedOut, match=r"write: no answer within 0\.05 s"):
+        await lanes.run("m", "write", slow, deadline_s=0.05, pulse=pulse)
+    assert clock.now - begun == pytest.approx(beats * 0.04 + 0.06)
+    go_on.set()
+    assert await lanes.quiet("m", 5)
 
 
 async def test_a_cancelled_call_is_waited_for_until_it_is_given_up() -> None:
