@@ -127,6 +127,14 @@ class CommandError(HostError):
     reason = "CommandFailed"
 
 
+class Killed(CommandError):
+    """A program that we ran was ended from outside, before it had done its work: by somebody, or by
+    a kernel without memory. It says nothing about what it worked on.
+    """
+
+    reason = "ProgramKilled"
+
+
 class CleanupError(HostError):
     """Something could not be undone; it stays in the ledger and is tried again."""
 

@@ -173,7 +173,7 @@ async def test_a_command_may_be_tried_again_when_somebody_has_killed_it(
     once = f"[ -e {tmp_path}/f ] || {{ touch {tmp_path}/f; kill -9 $$; }}; echo well"
     done = await process.run(["sh", "-c", once], deadline_s=20, tries=3)
     assert done.stdout == b"well\n"
-    assert "status -9" in caplog.text
+    assert "sh was killed (SIGKILL)" in caplog.text
     assert "it is tried again (2 of 3)" in caplog.text
     with pytest.raises(errors.CommandError, match="status 3"):
         await process.run(["sh", "-c", "exit 3"], deadline_s=20, tries=2)

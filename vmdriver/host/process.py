@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vmdriver.errors import CommandError
+from vmdriver.errors import CommandError, Killed
 from vmdriver.host import strays
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ _ENVIRONMENT = {
 }
 _KEPT_OUTPUT = 4000
 _AGAIN_S = 0.3
+_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""Signals that a program gets from others; the rest tell of its own faults and limits."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ def _last_words(output: bytes) -> str:
     """The last line that says something; some tools underline their complaint."""
     lines = [line.strip() for line in _tail(output).splitlines()]
     return next((line for line in reversed(lines) if line.strip("^~ ")), "")[:400]
+
+
+def _program(arguments: Sequence[str]) -> str:
+    """Its name; what only sets limits for another is not it."""
+    words = [word for word in arguments if not word.startswith("-")]
+    return words[words[0] == "prlimit"].rpartition("/")[2]
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
@@ -148,6 +156,9 @@ async def _run(
         await _end_group(process)
         raise
     _log.debug("outside: %s took %.4f s", arguments[0], time.monotonic() - begun)
+    if -(process.returncode or 0) in _FROM_OUTSIDE:
+        name = signal.Signals(-(process.returncode or 0)).name
+        raise Killed(f"{_program(arguments)} was killed ({name})", detail=shown)
     if process.returncode != 0:
         last_line = _last_words(stderr or stdout)
         raise CommandError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vmdriver.errors import CommandError, Exhausted, ImageError, Refused
+from vmdriver.errors import CommandError, Exhausted, ImageError, Killed, Refused
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
 from vmdriver.oci import files
@@ -24,6 +25,11 @@ _MIB = 2**20
 _JOURNAL_MIB = 16
 _SPARE_MIB = 64
 _BYTES_PER_INODE = 16384
+_log = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    pass
 
 
 class Builder:
@@ -77,7 +83,7 @@ class Builder:
         limit = ["prlimit", f"--fsize={self._policy.max_content}", "--core=0"]
         image = f"{layout}:{IMAGE}"
         command = [*limit, "umoci", "raw", "unpack", "--image", image, str(target)]
-        await self._tool(command)
+        await self._tool(command, lambda: files.remove_tree(target))
 
     async def _scan(self, layers: Sequence[Path]) -> None:
         limits = [str(self._policy.max_content), str(self._policy.max_files)]
@@ -138,11 +144,35 @@ class Builder:
             *("-U", uuid, "-i", str(per_inode), "-J", f"size={_JOURNAL_MIB}"),
             *("-E", extended, "-d", str(tree), str(disk), f"{size_mib}M"),
         ]
-        await self._tool(command)
+        await self._tool(command, lambda: disk.unlink(missing_ok=True))
 
-    async def _tool(self, command: list[str]) -> process.Completed:
+    async def _tool(
+        self, command: list[str], clear: Callable[[], None] = _nothing
+    ) -> process.Completed:
+        """One that is killed is begun once more, `clear` having removed what it had made: that
+        says nothing about the image.
+        """
+        try:
+            return await self._once(command)
+        except Killed as error:
+            _log.warning("%s: it is tried once more", error)
+        try:
+            await self._pool.run(clear)
+            return await self._once(command)
+        except Killed as error:
+            raise ImageError(
+                f"the image cannot be turned into a disk: {error} twice",
+                detail=error.detail,
+                reason=Killed.reason,
+                resolution="this says nothing about the image: look in the host's log for who "
+                "ended the program (out of memory?), then create the sandbox again",
+            ) from error
+
+    async def _once(self, command: list[str]) -> process.Completed:
         try:
             return await process.run(command, deadline_s=self._policy.build_deadline_s)
+        except Killed:
+            raise
         except CommandError as error:
             raise ImageError(
                 f"the image cannot be turned into a disk: {error}",
