@@ -19,10 +19,17 @@ from vmdriver.errors import DriverError, Refused
 from vmdriver.lifecycle import planner, restore_check
 from vmdriver.lifecycle.hold import SandboxHold
 from vmdriver.lifecycle.hooks import Reason
-from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.ledger import Held, Scope
 from vmdriver.lifecycle.manifest import describe
 from vmdriver.lifecycle.memory_ports import STATE_BYTES, Captured, Streamed
-from vmdriver.lifecycle.steps import FROZEN, IMAGE_PART, LAYER, PAUSED, WRITTEN
+from vmdriver.lifecycle.steps import (
+    FROZEN,
+    IMAGE_PART,
+    LAYER,
+    MACHINE,
+    PAUSED,
+    WRITTEN,
+)
 from vmdriver.lifecycle.sweep import tried
 from vmdriver.model.memory_image import ImageKind, MemoryRef
 from vmdriver.model.plan import LaunchPlan
@@ -71,12 +78,7 @@ class CaptureActions(SandboxHold):
             # to stay held. Nothing stands still for that reason.
             await self._let_go_on()
             raise
-        errors = await self.ledger.release(
-            Scope.CAPTURE,
-            lambda held: self._shared.undoer.undo(
-                self.record, self.ledger, held, Reason.STOPPED
-            ),
-        )
+        errors = await self.ledger.release(Scope.CAPTURE, self._give_back)
         if errors:
             raise errors[0]
 
@@ -84,10 +86,23 @@ class CaptureActions(SandboxHold):
         for key in (PAUSED, FROZEN):
             held = self.ledger.get(key)
             if held is not None:
-                undo = self._shared.undoer.undo(
-                    self.record, self.ledger, held, Reason.STOPPED
-                )
-                await tried(_log, undo, f"{self.record.id}: {key}")
+                await tried(_log, self._give_back(held), f"{self.record.id}: {key}")
+
+    async def _give_back(self, held: Held) -> None:
+        """Undo one step of a capture. What holds the machine still is tried rarely."""
+        still = self._held_still
+        there = self.ledger.get(MACHINE) is not None
+        if there and (error := still.not_now(held.key)) is not None:
+            raise error
+        try:
+            await self._shared.undoer.undo(
+                self.record, self.ledger, held, Reason.STOPPED
+            )
+        except DriverError as error:
+            if held.key in {PAUSED, FROZEN}:
+                still.failed(held, error)
+            raise
+        still.ended(held.key)
 
     async def _settle_layer(self, *, regardless: bool = False) -> None:
         """Stand on the new layer if the machine may write to it already, or may have done so

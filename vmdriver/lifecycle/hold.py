@@ -16,6 +16,7 @@ from vmdriver.host import facts
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle import endings
 from vmdriver.lifecycle.extension_runner import ExtensionRunner, is_extensions
+from vmdriver.lifecycle.held_still import HeldStill
 from vmdriver.lifecycle.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.hub import Hub
 from vmdriver.lifecycle.launcher import Launcher
@@ -83,6 +84,7 @@ class SandboxHold(SandboxState):
         """When that is tried again (monotonic seconds)."""
         self._clean_ups = 0
         self._waker = Waker(shared.ports)
+        self._held_still = HeldStill()
         self.restoring = RestoreTries(shared.settings.restore_retry_s)
         self._not_undone = 0
         self._merge_due = False

@@ -8,6 +8,8 @@ of times and is never changed.
 
 from __future__ import annotations
 
+import logging
+
 from vmdriver.errors import (
     DriverError,
     NotFound,
@@ -25,14 +27,17 @@ from vmdriver.lifecycle.ledger import Ledger, Scope
 from vmdriver.lifecycle.phases.vm import view_of
 from vmdriver.lifecycle.resume_actions import ResumeActions
 from vmdriver.lifecycle.snapshot_room import check_room
-from vmdriver.lifecycle.steps import LAYER, OVERLAY
+from vmdriver.lifecycle.steps import FROZEN, LAYER, OVERLAY, PAUSED
 from vmdriver.lifecycle.suspend_actions import SuspendActions
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
 from vmdriver.model.phase import Asked, Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 from vmdriver.model.spec import SandboxSpec
+
+_log = logging.getLogger(__name__)
 
 
 class SnapshotActions(SuspendActions, ResumeActions):
@@ -108,8 +113,12 @@ class SnapshotActions(SuspendActions, ResumeActions):
             else:
                 entry = await self._of_stopped(name)
             await self.update(snapshots=(*self.record.snapshots, entry))
-        finally:
-            await self._abandon_capture()
+        except BaseException:
+            # Why it failed is the answer, not what else does after that.
+            what = f"{self.record.id}: let it go on"
+            await tried(_log, self._abandon_capture(), what)
+            raise
+        await self._abandon_capture()
         size = f"{entry.stored_bytes / 2**20:.0f} MiB"
         self.tell("SnapshotTaken", f"{name} ({size}) in {watch.text()}")
 
@@ -130,9 +139,10 @@ class SnapshotActions(SuspendActions, ResumeActions):
         with watch.step("disk"):
             await self._switch_layer(plan.domain, layer)
         with watch.step("go on"):
-            # As giving the capture back does, but before the files are written out.
-            await ports.memory.go_on(plan.domain)
-            await self._shared.undoer.thaw(plan.domain)
+            # Before the files are written out; giving the capture back finds it done.
+            for key in (PAUSED, FROZEN):
+                if (held := self.ledger.get(key)) is not None:
+                    await self._give_back(held)
         still = sum(watch.steps.values())
         disk_bytes = await ports.disks.freeze_layer(layers[-1])
         ref: MemoryRef | None = None

@@ -31,6 +31,8 @@ TAP = "tap"
 FIREWALL = "firewall"
 MACHINE = "machine"
 _THAW_TIMEOUT_S = 10.0
+_UNCONFIRMED_THAW_TIMEOUT_S = 2.0
+"""It has had its time to answer when it was to freeze."""
 MAPPED = "mapped-memory"
 IMAGE_PART = "capture:image"
 FROZEN = "capture:frozen"
@@ -274,7 +276,8 @@ class Undoer:
         if held.key == IMAGE_PART:
             await ports.memory_store.remove(data["directory"])
         elif held.key == FROZEN:
-            await self.thaw(data["domain"])
+            limit_s = _THAW_TIMEOUT_S if held.done else _UNCONFIRMED_THAW_TIMEOUT_S
+            await self._thaw(data["domain"], limit_s)
         elif held.key == PAUSED:
             await ports.memory.go_on(data["domain"])
         elif held.key == LAYER:
@@ -283,7 +286,7 @@ class Undoer:
         elif held.key != WRITTEN:
             raise LookupError(f"no undo for ledger entry {held.key}")
 
-    async def thaw(self, domain: str) -> None:
+    async def _thaw(self, domain: str, limit_s: float) -> None:
         """Let a frozen workload run, the wall clock set; fine where nothing runs."""
         ports = self._ports
         state = await ports.hypervisor.observe(domain)
@@ -293,4 +296,4 @@ class Undoer:
         elif state is not DomainState.RUNNING:
             return
         clock = {"clock_ns": str(time.time_ns())}
-        await ports.memory.ask(domain, "thaw", clock, _THAW_TIMEOUT_S)
+        await ports.memory.ask(domain, "thaw", clock, limit_s)

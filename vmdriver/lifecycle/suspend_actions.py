@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.lifecycle.capture_actions import CaptureActions, Stopwatch
 from vmdriver.lifecycle.hooks import Reason
 from vmdriver.lifecycle.ledger import Scope
+from vmdriver.lifecycle.sweep import tried
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
 from vmdriver.model.phase import MachineState, Phase
 from vmdriver.model.wishes import Wish
+
+_log = logging.getLogger(__name__)
 
 
 class SuspendActions(CaptureActions):
@@ -93,7 +97,11 @@ class SuspendActions(CaptureActions):
             # and the machine goes on from here.
             paths = self._shared.launcher.places.paths(self.record.id)
             await self._shared.ports.memory_store.unpublish(paths.suspended)
-            await self._abandon_capture()
+            # Tried again while it runs, and shown meanwhile; the wish does not wait for it.
+            what = f"{self.record.id}: let it go on"
+            await tried(_log, self._abandon_capture(), what)
+            if (why := self._held_still.why) is not None:
+                await self.show_still(why)
         there = await self._is_there()
         await self.decide(
             partial(
@@ -105,7 +113,8 @@ class SuspendActions(CaptureActions):
         if not there:
             text = f"the memory is lost, the disk is kept: {error.text()}"
         elif self.record.phase is Phase.RUNNING:
-            text = f"it goes on: {error.text()}"
+            goes_on = "it is to go on" if self._held_still.why else "it goes on"
+            text = f"{goes_on}: {error.text()}"
         else:
             text = f"it is shut down instead: {error.text()}"
         self.tell(

@@ -21,6 +21,7 @@ from vmdriver.lifecycle.ports import GuestReport
 from vmdriver.lifecycle.snapshot_actions import SnapshotActions
 from vmdriver.lifecycle.standstill import LOOK_S
 from vmdriver.model import wishes
+from vmdriver.model.condition import Standstill
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
 from vmdriver.model.wishes import Wish
 
@@ -128,9 +129,8 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             await self._return_unless_stopped()
         self.underway.doing = Action.LOOK
         machine, report = await self._look()
-        action = next_action(self.record.intent, self.record.phase, machine)
-        if self.still is not None and machine is not MachineState.STALLED:
-            await self.show_still(None)
+        held = self._held_still.why if machine is MachineState.READY else None
+        action = await self._next(machine, held)
         self.underway.doing = action
         match action:
             case Action.REST:
@@ -143,9 +143,20 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
                 await self._stop(machine)
             case Action.SUSPEND:
                 await self._suspend(machine)
+            case Action.STAND_STILL:
+                await self._stand_still(held)
             case _:
                 await self._plain_actions[action]()
         return False
+
+    async def _next(self, machine: MachineState, held: Standstill | None) -> Action:
+        """What is done now. `held`: why its machine, which is there, is not let go on."""
+        stands_still = held is not None or machine is MachineState.STALLED
+        if self.still is not None and not stands_still:
+            await self.show_still(None)
+        action = next_action(self.record.intent, self.record.phase, machine)
+        rests = action is Action.REST
+        return Action.STAND_STILL if rests and held is not None else action
 
     @property
     def _plain_actions(self) -> Mapping[Action, Callable[[], Awaitable[None]]]:
@@ -153,7 +164,6 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         return {
             Action.LAUNCH: self._launch,
             Action.AWAIT_READY: self._await_ready,
-            Action.STAND_STILL: self._stand_still,
             Action.RECOVER_LOST: self._recover_lost,
             Action.CLEAN_UP: self._clean_up,
             Action.RESUME: self._resume,
@@ -172,7 +182,9 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             await self._abandon_capture()
         except DriverError:
             if wishes.asked_of(self.record) != wishes.STOPPED_SUSPENDED:
-                raise
+                if self._held_still.why is None:
+                    raise
+                return  # looked at, and shown, while it is tried again
             # A stop does not wait until it can be suspended.
             reason = Reason.STOPPED.value
             await self._note(phase=Phase.STOPPING, unwind_reason=reason)
@@ -188,12 +200,12 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
                 raise
             return MachineState.BOOTING, GuestReport()
 
-    async def _stand_still(self) -> None:
+    async def _stand_still(self, held: Standstill | None) -> None:
         """Until the machine goes on, jobs are answered, not kept waiting."""
         plan = self.record.plan
         if plan is None:
             return
-        await self.show_still(await self._waker.wake(plan))
+        await self.show_still(held or await self._waker.wake(plan))
         if self.still is not None and not await self.jobs.do_next(MachineState.STALLED):
             await self._sleep(LOOK_S)
 
