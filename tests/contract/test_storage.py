@@ -354,7 +354,7 @@ async def test_a_static_supervisor_or_a_script_is_taken_as_it_is(
 
 
 async def test_supervisor_disks_that_nobody_has_go_after_a_while(
-    disks: DiskStore, layout: Layout, tmp_path: Path
+    disks: DiskStore, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
     for text in ("one", "two", "three"):
@@ -364,7 +364,13 @@ async def test_supervisor_disks_that_nobody_has_go_after_a_while(
     old = time.time() - 7200
     for disk in made[:2]:
         os.utime(disk.with_suffix(".used"), (old, old))
+    assert await disks.collect_supervisors({str(made[0])}) == [], (
+        "the wall clock may have jumped while a create that got it is under way"
+    )
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 3601)
     assert await disks.collect_supervisors({str(made[0])}) == [str(made[1])]
+    monkeypatch.undo()
     left = sorted(layout.supervisors.glob("*.img"))
     assert left == sorted([made[0], made[2]])
     before = made[0].stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -32,6 +33,8 @@ class SupervisorDisks:
 
     def __init__(self) -> None:
         self._known_supervisors: dict[tuple[Path, _Identity], Path] = {}
+        self._handed_out: dict[Path, float] = {}
+        """When a launch of this driver got that disk last, by a clock that does not jump."""
         self._making = asyncio.Lock()
         """Held while a disk is made: who wants the same one waits for it. One lock for all
         contents, since a driver has one supervisor, or two around an upgrade.
@@ -66,7 +69,9 @@ class SupervisorDisks:
         """Remove disks that no sandbox has and no launch has used for an hour; their paths."""
 
         def unlink_unused(path: Path) -> bool:
-            if str(path) in in_use or time.time() - _used(path) < _YOUNG_S:
+            since = time.monotonic() - self._handed_out.get(path, -math.inf)
+            young = since < _YOUNG_S or time.time() - _used(path) < _YOUNG_S
+            if str(path) in in_use or young:
                 return False
             self._layout.clearing.remove(path)
             self._layout.clearing.remove(path.with_suffix(".used"))
@@ -91,6 +96,7 @@ class SupervisorDisks:
                 return False
             # Beside the disk: templates and memory images know the disk itself by its times.
             disk.with_suffix(".used").touch()
+            self._handed_out[disk] = time.monotonic()
             return True
 
         async with self._taking:
