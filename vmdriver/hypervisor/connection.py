@@ -44,6 +44,11 @@ _TIMED_OUT = {
     libvirt.VIR_ERR_AGENT_UNSYNCED,
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_kept: list[Any] = []
+"""Every connection that is not closed, also one that was lost. Whoever drops the last reference has
+libvirt free it, callbacks and all, in that thread, while libvirt's event thread may be closing the
+very same one (a process died of it in glib when a stopped libvirtd went on; libvirt 9.0).
+"""
 _loop_started = threading.Lock()
 _loop_thread: threading.Thread | None = None
 
@@ -139,6 +144,7 @@ class Connection:
                 return self._connection
             _start_event_loop()
             connection = libvirt.open(self.uri)
+            _kept.append(connection)
             if "embed" not in self.uri and not self.uri.startswith("test:"):
                 connection.setKeepAlive(5, 3)
             if self._on_event is not None:
@@ -215,3 +221,4 @@ class Connection:
         if connection is not None:
             with translated("close"):
                 connection.close()
+                _kept.remove(connection)
