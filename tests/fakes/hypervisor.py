@@ -57,6 +57,8 @@ class FakeHypervisor:
         )
 
     async def observe(self, domain: str) -> DomainState:
+        # The real one has this deadline.
+        await self._world.hanging.passed(f"look at {domain}", domain, 15.0)
         found = self._world.domains.get(domain, DomainState.ABSENT)
         if self._world.notice(domain):  # only the next look tells
             self.hint(domain)

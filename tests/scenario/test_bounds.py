@@ -13,6 +13,7 @@ import pytest
 
 import vmdriver.lifecycle.manager as manager_module
 import vmdriver.lifecycle.underway as underway_module
+import vmdriver.lifecycle.worker as worker_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError, StorageError, TimedOut
@@ -37,6 +38,7 @@ SLOW = dataclasses.replace(
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(underway_module, "_PATIENCE_S", 0.05, raising=False)
+    monkeypatch.setattr(worker_module, "_LOOK_PATIENCE_S", 0.1, raising=False)
     monkeypatch.setattr(manager_module, "_PATIENCE_S", 0.1, raising=False)
 
 
@@ -58,7 +60,8 @@ async def hung(what: str, mode: str) -> tuple[FakeDriver, list[asyncio.Task[None
 
     def hang() -> None:
         world.hanging.hangs = lambda call: (
-            what == "everything" or call.startswith(f"{what} ")
+            call.startswith(f"{what} ")
+            or (what == "everything" and not call.startswith("look "))
         )
 
     if what == "start":
@@ -82,14 +85,15 @@ async def hung(what: str, mode: str) -> tuple[FakeDriver, list[asyncio.Task[None
     else:
         hang()
     async with asyncio.timeout(5):
-        while what not in {"flush", "everything"} and not world.hanging.met:
+        later = {"flush", "look at", "everything"}
+        while what not in later and not world.hanging.met:
             await asyncio.sleep(0.001)
     return driver, tasks
 
 
 WHAT = (
     *("start", "load", "go on", "renew", "freeze", "pause", "capture"),
-    *("switch", "thaw", "flush", "everything"),
+    *("switch", "thaw", "flush", "look at", "everything"),
 )
 
 

@@ -28,6 +28,8 @@ from vmdriver.model.wishes import Wish
 _log = logging.getLogger(__name__)
 _MEMORY_UNDER_WAY = {Phase.SUSPENDING, Phase.FAILING, Phase.STOPPING, Phase.DELETING}
 """Whether there is memory to drop is known a turn later."""
+_LOOK_PATIENCE_S = 3.0
+"""For how long a machine that is to be stopped is looked at: milliseconds are usual."""
 
 
 class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
@@ -193,12 +195,16 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         """What is to be ended is ended also where nobody can say how it is."""
         if self.record.intent is Intent.DELETED:
             return MachineState.BOOTING, GuestReport()
+        if self.record.intent is not Intent.STOPPED:
+            return await self.observe()
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_LOOK_PATIENCE_S, self._give_up)
         try:
             return await self.observe()
         except (DriverError, OSError):
-            if self.record.intent is not Intent.STOPPED:
-                raise
             return MachineState.BOOTING, GuestReport()
+        finally:
+            timer.cancel()
 
     async def _stand_still(self, held: Standstill | None) -> None:
         """Until the machine goes on, jobs are answered, not kept waiting."""
