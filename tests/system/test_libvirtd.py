@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from tests.system.conftest import Driver
 
 
 @pytest.fixture
-def libvirtd() -> Iterator[None]:
+def libvirtd() -> Iterator[int]:
+    """Its process id."""
     if (
         Path("/run/libvirt/libvirt-sock").exists()
         and subprocess.run(
@@ -34,7 +38,7 @@ def libvirtd() -> Iterator[None]:
                 if Path("/run/libvirt", socket).exists():
                     break
                 time.sleep(0.05)
-        yield
+        yield processes[-1].pid
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -50,9 +54,9 @@ def libvirtd() -> Iterator[None]:
 
 
 def test_a_sandbox_on_a_libvirt_daemon(
-    libvirtd: None, new_driver: Callable[..., Driver]
+    libvirtd: int, new_driver: Callable[..., Driver]
 ) -> None:
-    driver = new_driver("--connection", "qemu:///system")
+    driver = new_driver("--connection", "qemu:///system", "--stop-grace-s", "3")
     box = driver.create()
     driver.wait(box, "Running")
     driver.gateway.shell(box, "echo kept > /sandbox/f")
@@ -66,4 +70,28 @@ def test_a_sandbox_on_a_libvirt_daemon(
     driver.operate("suspend", box)
     driver.operate("resume", box)
     assert driver.gateway.shell(box, "cat /dev/shm/note") == "kept\n"
+    a_daemon_that_does_not_react(driver, box, libvirtd)
     assert driver.delete(box)
+
+
+def a_daemon_that_does_not_react(driver: Driver, box: str, daemon: int) -> None:
+    """The machine is down in time; when the daemon goes on, so does the driver."""
+    notes = Path("/run/libvirt/qemu").glob("*.pid")
+    (noted,) = (note for note in notes if note.name != "driver.pid")
+    machine = Path("/proc", noted.read_text().strip(), "exe")
+    assert machine.exists()
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            stopping = pool.submit(driver.stop, box)
+            deadline = time.monotonic() + 3 + 15
+            while machine.exists():
+                assert time.monotonic() < deadline, "QEMU is still there"
+                time.sleep(0.1)
+            # Until the driver has lost the connection, and asks for another.
+            stopping.exception()
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    driver.wait(box, "Stopped")
+    driver.start_sandbox(box)
+    driver.wait(box, "Running")

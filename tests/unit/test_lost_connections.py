@@ -21,9 +21,6 @@ class Lost:
     def isAlive(self) -> int:
         return 0
 
-    def setKeepAlive(self, _interval_s: int, _count: int) -> None:
-        pass
-
     def domainEventRegisterAny(self, *_arguments: object) -> None:
         self.subscribed += 1
 

@@ -46,8 +46,7 @@ _TIMED_OUT = {
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _kept: list[Any] = []
 """Every connection that is not closed, also one that was lost. Whoever drops the last reference has
-libvirt free it, callbacks and all, in that thread, while libvirt's event thread may be closing the
-very same one (a process died of it in glib when a stopped libvirtd went on; libvirt 9.0).
+libvirt free it, callbacks and all, in that thread, while libvirt's event thread may be at it.
 """
 _loop_started = threading.Lock()
 _loop_thread: threading.Thread | None = None
@@ -145,8 +144,9 @@ class Connection:
             _start_event_loop()
             connection = libvirt.open(self.uri)
             _kept.append(connection)
-            if "embed" not in self.uri and not self.uri.startswith("test:"):
-                connection.setKeepAlive(5, 3)
+            # No keepalive: that closes a connection under calls that wait on it, which ended this
+            # process in libvirt's client when a stopped daemon went on (measured, 9.0). Calls have
+            # deadlines of their own, and a daemon that is gone closes its socket.
             if self._on_event is not None:
                 self._subscribe(connection)
             self._connection = connection
