@@ -122,7 +122,7 @@ def _captured(text: str, found: ram_stream.Split) -> Captured:
 
 def _not_written(error: OSError) -> StorageError:
     return StorageError(
-        f"the memory cannot be written: {error.strerror}",
+        f"the memory cannot be written: {error.strerror or error}",
         detail=str(error),
         resolution="free space in the state directory",
     )

@@ -143,7 +143,7 @@ class DomainMemory:
                 raise
             except OSError as error:
                 raise StorageError(
-                    f"the machine's state cannot be written: {error.strerror}",
+                    f"the machine's state cannot be written: {error.strerror or error}",
                     detail=str(error),
                     resolution="free space in the state directory",
                 ) from error

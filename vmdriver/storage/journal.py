@@ -60,7 +60,7 @@ def _translated() -> Iterator[None]:
     except OSError as error:
         full = error.errno in _NO_SPACE
         raise StorageError(
-            f"the ledger cannot be written: {error.strerror}",
+            f"the ledger cannot be written: {error.strerror or error}",
             detail=str(error),
             reason="DiskFull" if full else None,
             resolution="free space in the state directory"

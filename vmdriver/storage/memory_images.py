@@ -137,7 +137,7 @@ class MemoryImages:
             )
         except OSError as error:
             raise StorageError(
-                f"the memory image cannot be written: {error.strerror}",
+                f"the memory image cannot be written: {error.strerror or error}",
                 detail=str(error),
                 resolution="free space in the state directory",
             ) from error
