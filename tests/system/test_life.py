@@ -302,6 +302,11 @@ def test_extensions_of_both_kinds_add_drop_ins_and_environment(
     assert (environment["COLOUR"], environment["POOL"]) == ("1", "large")
     driver.kill()
     driver.start()
+    # A delete does not wait until what is to go has been adopted.
+    deadline = time.monotonic() + 60
+    while '"after_restore"' not in (tmp_path / "audit").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     driver.delete(box)
     lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
     told = [(line["actor"], line["phase"]) for line in lines if line["sandbox"] == box]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes import serve
 from tests.system.machines import Driver
+from vmdriver.network.ruleset import table_name
 
 
 @pytest.fixture
@@ -37,21 +38,14 @@ def lose_the_machine(driver: Driver, sandbox_id: str, now: int) -> None:
     (states / f"{domain}.pid").write_text(str(now))
 
 
-def restart_the_host(driver: Driver, directory: Path) -> None:
-    """What a reboot takes, as far as one host can play it: taps, tables, and the boot id."""
+def restart_the_host(driver: Driver, sandbox_id: str, directory: Path) -> None:
+    """What a reboot takes of this sandbox, as far as one host can play it: tap, table, boot id."""
     boot_id = directory / "boot_id"
     boot_id.write_text(f"{uuid.uuid4()}\n")
-    links = subprocess.run(
-        ["ip", "-br", "link"], capture_output=True, text=True, check=True
-    ).stdout
-    for tap in (line.split()[0] for line in links.splitlines() if line[:3] == "vmd"):
-        subprocess.run(["ip", "link", "del", tap], check=True)
-    tables = subprocess.run(
-        ["nft", "list", "tables"], capture_output=True, text=True, check=True
-    ).stdout
-    for name in (line.split()[-1] for line in tables.splitlines()):
-        if name.startswith("vmdriver_"):
-            subprocess.run(["nft", "delete", "table", "inet", name], check=True)
+    plan = driver.cli("inspect", sandbox_id)["record"]["plan"]
+    tap = plan["network"]["lease"]["tap"]
+    subprocess.run(["ip", "link", "del", tap], check=True)
+    subprocess.run(["nft", "delete", "table", "inet", table_name(tap)], check=True)
     mount = f"mount --bind {boot_id} /proc/sys/kernel/random/boot_id"
     driver.command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
     driver.command += serve.SERVE
@@ -62,7 +56,7 @@ def test_whoever_has_a_machines_number_now_is_left_alone(
 ) -> None:
     box = driver.create()
     lose_the_machine(driver, box, bystander.pid)
-    restart_the_host(driver, tmp_path)
+    restart_the_host(driver, box, tmp_path)
     driver.start()
     driver.gateway.wait_hello(box, 2)
     driver.wait(box, "Running")
