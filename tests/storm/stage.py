@@ -24,7 +24,8 @@ from tests.system.machines import Driver, DriverEnded, Host
 from vmdriver._proto import admin_pb2_grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 
-INSTANCE = "vmdriver-storm"
+INSTANCE = f"vmdriver-storm{os.getpid()}"
+"""Another storm on this host is nobody of ours."""
 STOP_GRACE_S = 3
 DISK_MIB = 6144
 OPTIONS = [
