@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.fakes.registry import push, registry
 from vmdriver.host.threads import Pool
+from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.store import ImageStore
 
 WORK = Path(__file__).resolve().parents[1] / ".work"
 MIB = 2**20

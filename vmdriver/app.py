@@ -59,7 +59,7 @@ from vmdriver.lifecycle.templates import Templates
 from vmdriver.lifecycle.warm_pool import WarmPool
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.host_network import HostNetwork
-from vmdriver.oci.store import ImageStore
+from vmdriver.oci.image_service import ImageStore
 from vmdriver.service import admin, servicer
 from vmdriver.service.server import (
     ADMIN,

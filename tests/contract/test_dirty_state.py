@@ -29,8 +29,8 @@ from vmdriver.hypervisor.run_state import (
 )
 from vmdriver.lifecycle.image_ports import CacheLimits
 from vmdriver.lifecycle.ports import Ownership
+from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.store import ImageStore
 from vmdriver.service import server
 from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore

@@ -21,8 +21,8 @@ from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refus
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.image_ports import BaseDisk
 from vmdriver.oci import manifest
+from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.store import ImageStore
 
 
 class Bench:

@@ -23,8 +23,8 @@ from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refu
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.image_ports import BaseDisk, CacheLimits, ImageProgress
+from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.store import ImageStore
 
 BIG = os.urandom(300_000)
 ROOT = Path(__file__).resolve().parents[2]
@@ -369,7 +369,7 @@ import asyncio, sys
 from pathlib import Path
 from vmdriver.host.threads import Pool
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.store import ImageStore
+from vmdriver.oci.image_service import ImageStore
 
 async def main():
     root, front = sys.argv[1:]

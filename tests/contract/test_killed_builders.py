@@ -14,8 +14,8 @@ from tests.fakes.images import Layout, directory, entry, layer
 from vmdriver.errors import ImageError
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
+from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.store import ImageStore
 
 SCRIPT = """#!/bin/sh
 case "$*" in

@@ -15,8 +15,8 @@ from tests.fakes.registry import PASSWORD, USER, push, registry
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.image_ports import BaseDisk
+from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.oci.store import ImageStore
 
 
 @pytest.fixture(scope="module")

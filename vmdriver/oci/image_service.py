@@ -21,13 +21,13 @@ from vmdriver.lifecycle.image_ports import (
     ProgressSink,
 )
 from vmdriver.oci import files
-from vmdriver.oci.build import Builder
 from vmdriver.oci.cache import Cache, Entry, TreeEntry
-from vmdriver.oci.flight import Flights
-from vmdriver.oci.make import Maker
+from vmdriver.oci.pipeline import Maker
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.resolve import Resolved, Resolver
 from vmdriver.oci.retention import to_remove
+from vmdriver.oci.rootfs import Builder
+from vmdriver.oci.single_flight import Flights
 from vmdriver.oci.skopeo import Skopeo
 
 _log = logging.getLogger(__name__)

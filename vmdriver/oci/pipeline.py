@@ -16,10 +16,10 @@ from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.image_ports import ImageProgress, ProgressSink
 from vmdriver.model.image import ImageConfig
 from vmdriver.oci import files, manifest
-from vmdriver.oci.build import Builder
 from vmdriver.oci.cache import Cache, Entry, TreeEntry, identity
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.resolve import Resolved
+from vmdriver.oci.rootfs import Builder
 from vmdriver.oci.skopeo import Skopeo
 
 _log = logging.getLogger(__name__)
