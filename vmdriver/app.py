@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from vmdriver import __version__
-from vmdriver.config import WITHOUT_MEANING, Loaded
-from vmdriver.config_model import Config
-from vmdriver.config_views import (
+from vmdriver.config import WITHOUT_MEANING, Config, Loaded
+from vmdriver.config.views import (
     admin_socket,
     image_policy,
     qemu_owner,

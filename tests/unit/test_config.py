@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from vmdriver.cli import show
-from vmdriver.config import load
-from vmdriver.config_model import Config
+from vmdriver.config import Config, load
 from vmdriver.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmdriver.config_model import Config
+from vmdriver.config import Config
 from vmdriver.hypervisor.embedded import embed_uri, remove_torn_definitions
 from vmdriver.model.passage import PLACE
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from vmdriver.app import Driver, open_driver
 from vmdriver.cli.show import print_json
 from vmdriver.cli.unread import unread
-from vmdriver.config import Loaded
-from vmdriver.config_model import Config
-from vmdriver.config_views import qemu_owner
+from vmdriver.config import Config, Loaded
+from vmdriver.config.views import qemu_owner
 from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import access, facts, process
 from vmdriver.host.lock import StateLock

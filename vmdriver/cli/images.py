@@ -10,7 +10,7 @@ from typing import Any
 
 from vmdriver.cli.show import print_json, print_table
 from vmdriver.config import Loaded
-from vmdriver.config_views import admin_socket
+from vmdriver.config.views import admin_socket
 from vmdriver.service import admin_client
 
 _BAR_WIDTH = 30

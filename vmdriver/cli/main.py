@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.config import Loaded, load, quiet_libraries
-from vmdriver.config_model import Config
+from vmdriver.config import Config, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
 
 _log = logging.getLogger(__name__)

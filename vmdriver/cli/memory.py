@@ -9,7 +9,7 @@ from typing import Any
 
 from vmdriver.cli.show import print_json, print_table
 from vmdriver.config import Loaded
-from vmdriver.config_views import admin_socket
+from vmdriver.config.views import admin_socket
 from vmdriver.errors import NotFound
 from vmdriver.service import admin_client
 

@@ -1,4 +1,4 @@
-"""What the operator decided, as far as the core needs it. config.py makes it; nothing
+"""What the operator decided, as far as the core needs it. vmdriver.config makes it; nothing
 here reads a file.
 """
 

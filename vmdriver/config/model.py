@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from vmdriver.config_guest import GuestSettings
-from vmdriver.config_images import ImageSettings
-from vmdriver.config_network import NetworkSettings
+from vmdriver.config.guest import GuestSettings
+from vmdriver.config.images import ImageSettings
+from vmdriver.config.network import NetworkSettings
 from vmdriver.host import facts
 from vmdriver.host.log import parse_level
 from vmdriver.lifecycle.guest import guest_endpoint

@@ -1,4 +1,4 @@
-"""The settings about what is inside a guest: a part of config_model.py's Config."""
+"""The settings about what is inside a guest: a part of model.py's Config."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from vmdriver.config_model import Config
+from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 from vmdriver.host import facts
 from vmdriver.lifecycle.ports import Ownership

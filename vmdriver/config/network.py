@@ -1,4 +1,4 @@
-"""The settings about the sandboxes' network: a part of config_model.py's Config."""
+"""The settings about the sandboxes' network: a part of model.py's Config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings about images: a part of config_model.py's Config."""
+"""The settings about images: a part of model.py's Config."""
 
 from __future__ import annotations
 

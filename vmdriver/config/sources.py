@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import SecretStr, ValidationError
 
-from vmdriver.config_model import Config
+from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/vmdriver/config.toml")

@@ -1,0 +1,21 @@
+"""The operator's settings: where they come from, what they may be, and what they mean to each
+part of the driver.
+"""
+
+from vmdriver.config.model import Config
+from vmdriver.config.sources import (
+    WITHOUT_MEANING,
+    Loaded,
+    hidden,
+    load,
+    quiet_libraries,
+)
+
+__all__ = [
+    "WITHOUT_MEANING",
+    "Config",
+    "Loaded",
+    "hidden",
+    "load",
+    "quiet_libraries",
+]
