@@ -42,20 +42,20 @@ from vmdriver.hypervisor.run_state import (
     forget_ended_machines,
     forget_unstarted_machines,
 )
-from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.extension_runner import ExtensionRunner
-from vmdriver.lifecycle.hold import Shared
-from vmdriver.lifecycle.hub import Hub
-from vmdriver.lifecycle.launcher import Launcher
-from vmdriver.lifecycle.leftovers import Leftovers
-from vmdriver.lifecycle.manager import Manager
-from vmdriver.lifecycle.memory_budget import MemoryBudget
-from vmdriver.lifecycle.phases.activation import Registered
-from vmdriver.lifecycle.ports import Ownership
-from vmdriver.lifecycle.steps import Ports, Undoer
-from vmdriver.lifecycle.supervisor import Supervisor
-from vmdriver.lifecycle.templates import Templates
-from vmdriver.lifecycle.warm_pool import WarmPool
+from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import Ports, Undoer
+from vmdriver.lifecycle.launch.supervisor import Supervisor
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.templates.leftovers import Leftovers
+from vmdriver.lifecycle.templates.pool import WarmPool
+from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.image_service import ImageStore

@@ -18,7 +18,7 @@ from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 
 TEST_NODE = """<node><cpu><mhz>1000</mhz><model>i686</model><active>2</active><nodes>1</nodes><sockets>1</sockets>
 <cores>2</cores><threads>1</threads></cpu><memory>8000000</memory></node>"""

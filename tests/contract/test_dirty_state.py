@@ -27,8 +27,8 @@ from vmdriver.hypervisor.run_state import (
     forget_ended_machines,
     forget_unstarted_machines,
 )
-from vmdriver.lifecycle.image_ports import CacheLimits
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.images import CacheLimits
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.service import server

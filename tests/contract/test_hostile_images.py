@@ -19,7 +19,7 @@ import pytest
 from tests.fakes.images import PLAIN, Layout, directory, entry, layer, link
 from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.image_ports import BaseDisk
+from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci import manifest
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy

@@ -1,4 +1,4 @@
-"""lifecycle.ports.Hypervisor: one suite for the fake, libvirt's test driver and QEMU."""
+"""lifecycle.ports.host.Hypervisor: one suite for the fake, libvirt's test driver and QEMU."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, monitor, qemu_process
 from vmdriver.hypervisor.memory import DomainMemory
-from vmdriver.lifecycle.memory_ports import SavedMachine
-from vmdriver.lifecycle.ports import Found
+from vmdriver.lifecycle.ports.host import Found
+from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 

@@ -1,4 +1,4 @@
-"""lifecycle.ports.Images with skopeo, umoci, mke2fs and a real registry."""
+"""lifecycle.ports.host.Images with skopeo, umoci, mke2fs and a real registry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fakes.registry import push, registry
 from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.image_ports import BaseDisk, CacheLimits, ImageProgress
+from vmdriver.lifecycle.ports.images import BaseDisk, CacheLimits, ImageProgress
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
 

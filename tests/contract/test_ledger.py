@@ -16,7 +16,7 @@ import pytest
 
 from vmdriver.errors import StorageError, Unavailable
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ledger import Held, Ledger, Scope, replay
+from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope, replay
 from vmdriver.storage import journal as journal_module
 from vmdriver.storage.journal import FileJournal, read_lines
 

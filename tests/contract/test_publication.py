@@ -14,8 +14,8 @@ import pytest
 from tests.unit.test_plan_rendering import plan
 from vmdriver.errors import NotFound, StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.memory_ports import Captured
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.model.memory_image import MemoryManifest, Part, Versions
 from vmdriver.model.record import utc_now
 from vmdriver.storage import files

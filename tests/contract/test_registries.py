@@ -14,7 +14,7 @@ from tests.fakes.images import Layout, entry, layer
 from tests.fakes.registry import PASSWORD, USER, push, registry
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.image_ports import BaseDisk
+from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
 

@@ -17,7 +17,7 @@ from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor import connection as connection_module
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 
 
 @pytest.fixture

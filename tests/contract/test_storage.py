@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from tests.fakes.driver import spec
 from vmdriver.errors import AlreadyExists, InvalidRequest, Refused, StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ledger import Ledger, Scope
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Phase
 from vmdriver.model.plan import Disk
 from vmdriver.model.record import SandboxRecord, utc_now

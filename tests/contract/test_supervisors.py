@@ -13,7 +13,7 @@ import pytest
 
 from tests.contract.test_storage import compile_program, on_disk
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.storage import supervisors
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.layout import Layout

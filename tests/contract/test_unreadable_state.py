@@ -19,8 +19,8 @@ from vmdriver.cli.unread import unread
 from vmdriver.config import Loaded, load
 from vmdriver.errors import StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ledger import Ledger, Scope
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Intent
 from vmdriver.model.plan import Disk, Lease
 from vmdriver.model.record import SandboxRecord, utc_now

@@ -13,9 +13,9 @@ import pytest
 
 from vmdriver.errors import StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ledger import Ledger
-from vmdriver.lifecycle.ports import Ownership
-from vmdriver.lifecycle.steps import OVERLAY, Scope
+from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.launch.resources import OVERLAY, Scope
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import Disk
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal

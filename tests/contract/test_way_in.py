@@ -20,7 +20,7 @@ import asyncio, json, sys
 from pathlib import Path
 from vmdriver.errors import ConfigError
 from vmdriver.host import access
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.storage import way_in
 from vmdriver.storage.layout import Layout
 

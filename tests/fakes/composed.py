@@ -23,9 +23,9 @@ from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.compose.app import Composition
 from vmdriver.compose.config import ComposeConfig
 from vmdriver.extensions.external_address import ExternalAddress
-from vmdriver.lifecycle.hooks import Everywhere
-from vmdriver.lifecycle.phases.api import Context, Extension, Hold, Until
-from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.lifecycle.extending.hooks import Everywhere
+from vmdriver.lifecycle.extending.phases import Context, Extension, Hold, Until
 
 
 def config(base: Path, socket: Path, state: Path, **more: Any) -> ComposeConfig:

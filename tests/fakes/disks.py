@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.fakes.world import World
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.plan import Disk, LaunchPlan
 
 

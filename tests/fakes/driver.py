@@ -17,24 +17,24 @@ from tests.fakes.network import FakeNetwork
 from tests.fakes.records import FakeJournal, FakeRecords
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.extension_runner import ExtensionRunner
-from vmdriver.lifecycle.hold import Shared
-from vmdriver.lifecycle.hub import Hub
-from vmdriver.lifecycle.launcher import Launcher
-from vmdriver.lifecycle.ledger import Scope, replay
-from vmdriver.lifecycle.leftovers import Leftovers
-from vmdriver.lifecycle.manager import Manager
-from vmdriver.lifecycle.memory_budget import MemoryBudget
-from vmdriver.lifecycle.phases.activation import Registered
-from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
-from vmdriver.lifecycle.ports import Guard, no_checkpoint
-from vmdriver.lifecycle.settings import Settings
-from vmdriver.lifecycle.steps import Ports, Undoer
-from vmdriver.lifecycle.supervisor import Supervisor
-from vmdriver.lifecycle.templates import Templates
-from vmdriver.lifecycle.warm_pool import WarmPool
-from vmdriver.lifecycle.worker import SandboxWorker
+from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.ledger import Scope, replay
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.planner import BootChoice, SandboxPaths
+from vmdriver.lifecycle.launch.resources import Ports, Undoer
+from vmdriver.lifecycle.launch.supervisor import Supervisor
+from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.templates.leftovers import Leftovers
+from vmdriver.lifecycle.templates.pool import WarmPool
+from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord, layers_of
 from vmdriver.model.spec import SandboxSpec

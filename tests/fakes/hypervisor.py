@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
 from vmdriver.errors import HostError
-from vmdriver.lifecycle.ports import (
+from vmdriver.lifecycle.ports.host import (
     Found,
     GuestReport,
     no_checkpoint,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.fakes.world import World
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.image_ports import (
+from vmdriver.lifecycle.ports.images import (
     BaseDisk,
     CachedFile,
     CacheLimits,

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from tests.fakes.world import World
 from vmdriver.errors import LoadRefused, NotFound, TimedOut
-from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.ports.host import GuestReport
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 

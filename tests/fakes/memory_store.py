@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
 from vmdriver.errors import NotFound
-from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
-from vmdriver.lifecycle.ports import no_checkpoint
+from vmdriver.lifecycle.ports.host import no_checkpoint
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
 from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.fakes.world import World
 from vmdriver.errors import NetworkError
-from vmdriver.lifecycle.ports import (
+from vmdriver.lifecycle.ports.host import (
     Found,
     Taken,
 )

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from tests.fakes.hanging import Hanging
 from vmdriver.errors import HostError
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan

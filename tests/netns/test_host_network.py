@@ -12,8 +12,8 @@ from tests.netns.conftest import STRICT, Net, run
 from vmdriver.errors import ConfigError, NetworkError
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.ports import Found, Ownership, Taken
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.host_network import HostNetwork
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.netns.conftest import STRICT, Net, run
 from tests.netns.test_host_network import ALIAS, network_plan
-from vmdriver.lifecycle.addresses import AddressPool
+from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import ruleset
 

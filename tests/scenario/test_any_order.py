@@ -15,8 +15,8 @@ from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
 from tests.scenario.test_memory import TEMPLATES
 from vmdriver.errors import DriverError
-from vmdriver.lifecycle.hub import Changed, Deleted, Notice
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Notice
 
 IDS = ("s1", "s2", "s3")
 STEPS = 60

@@ -11,15 +11,15 @@ from contextlib import suppress
 
 import pytest
 
-import vmdriver.lifecycle.manager as manager_module
-import vmdriver.lifecycle.underway as underway_module
-import vmdriver.lifecycle.worker as worker_module
+import vmdriver.lifecycle.control.manager as manager_module
+import vmdriver.lifecycle.engine.underway as underway_module
+import vmdriver.lifecycle.engine.worker as worker_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError, StorageError, TimedOut
-from vmdriver.lifecycle.hub import Deleted, Notice
-from vmdriver.lifecycle.operations import Operations
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.engine.broadcast import Deleted, Notice
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Intent, Phase
 
 GRACE_S = 0.3

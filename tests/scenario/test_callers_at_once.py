@@ -12,7 +12,7 @@ from tests.fakes.gate import Gate
 from tests.fakes.world import World
 from tests.scenario.test_templates_in_use import until, with_template
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.phase import Intent, Phase
 
 

@@ -13,7 +13,7 @@ from tests.fakes.driver import SETTINGS
 from tests.fakes.service import sandbox, served
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Phase
 
 

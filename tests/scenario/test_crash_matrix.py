@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-import vmdriver.lifecycle.manager as manager_module
+import vmdriver.lifecycle.control.manager as manager_module
 from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, held_objects, spec
 from tests.fakes.world import World
 from vmdriver.errors import AlreadyExists, DriverError, NotFound
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.ledger import Held, Ledger
-from vmdriver.lifecycle.operations import Operations
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.engine.ledger import Held, Ledger
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Phase
 
 SEQUENCES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Phase
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.layout import Layout

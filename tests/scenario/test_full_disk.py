@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.driver import FakeDriver, held_objects, spec
 from tests.fakes.world import World
 from vmdriver.errors import DriverError
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.phase import DomainState, Phase
 
 _WRITES = ("save record", "append to journal", "rewrite journal")

@@ -12,8 +12,8 @@ import pytest
 
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
-from vmdriver.lifecycle.hub import Happened
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.engine.broadcast import Happened
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Phase
 
 WORDS = [GuestReport(p) for p in ("", "waiting", "started", "probed")]

@@ -10,9 +10,9 @@ import dataclasses
 
 import pytest
 
-import vmdriver.lifecycle.ledger as ledger_module
-import vmdriver.lifecycle.manager as manager_module
-import vmdriver.lifecycle.underway as underway_module
+import vmdriver.lifecycle.control.manager as manager_module
+import vmdriver.lifecycle.engine.ledger as ledger_module
+import vmdriver.lifecycle.engine.underway as underway_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.model.phase import Phase

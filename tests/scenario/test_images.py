@@ -14,9 +14,9 @@ from tests.fakes.world import World
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver.cli import images as cli_images
 from vmdriver.errors import InvalidRequest, Refused
-from vmdriver.lifecycle.image_ports import CachedFile, ImageProgress
-from vmdriver.lifecycle.launcher import ImageTeller
-from vmdriver.lifecycle.supervisor import program_in
+from vmdriver.lifecycle.launch.launcher import ImageTeller
+from vmdriver.lifecycle.launch.supervisor import program_in
+from vmdriver.lifecycle.ports.images import CachedFile, ImageProgress
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import Phase
 from vmdriver.oci.retention import CacheLimits, to_remove
@@ -193,7 +193,9 @@ def test_progress_is_told_by_step_and_twice_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("vmdriver.lifecycle.launcher.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        "vmdriver.lifecycle.launch.launcher.time.monotonic", lambda: now[0]
+    )
     told: list[tuple[str, str, dict[str, str]]] = []
     teller = ImageTeller(lambda r, d, p: told.append((r, d, p.metadata())))
     for number in range(40):

@@ -11,7 +11,7 @@ from tests.fakes.crashes import Bomb
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError, NotFound, Refused
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord
 

@@ -11,7 +11,7 @@ from tests.fakes.driver import FakeDriver, held_objects
 from tests.fakes.world import World
 from tests.scenario.test_memory import operations, running
 from vmdriver.errors import HostError, TimedOut
-from vmdriver.lifecycle.memory_ports import MachineMemory
+from vmdriver.lifecycle.ports.memory import MachineMemory
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.wishes import Wish
 

@@ -14,8 +14,8 @@ from tests.fakes.gate import Gate
 from tests.fakes.world import World
 from tests.scenario.test_templates_in_use import until
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.operations import Operations
-from vmdriver.lifecycle.worker import SandboxWorker
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.model.phase import Phase
 
 

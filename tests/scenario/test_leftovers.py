@@ -61,7 +61,7 @@ async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
     world, failing = driver.world, Failing(capture=1, **{what: ALWAYS})
     world.fail = failing
     await driver.manager.recover()
-    with caplog.at_level(logging.INFO, "vmdriver.lifecycle.leftovers"):
+    with caplog.at_level(logging.INFO, "vmdriver.lifecycle.templates.leftovers"):
         await driver.manager.create(spec("first"), None)
         await driver.settled()
         await until(lambda: "tried again" in caplog.text, "all of it was given back")

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-import vmdriver.lifecycle.restore_check as restore_check_module
+import vmdriver.lifecycle.memory.restore_check as restore_check_module
 from tests.fakes.driver import SETTINGS, FakeDriver, held_objects, spec
 from tests.fakes.world import World
 from vmdriver.errors import (
@@ -19,8 +19,8 @@ from vmdriver.errors import (
     NotFound,
     Refused,
 )
-from vmdriver.lifecycle.hooks import LifecycleExtension
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.extending.hooks import LifecycleExtension
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wishes import Wish

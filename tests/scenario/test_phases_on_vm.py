@@ -28,11 +28,11 @@ from vmdriver.errors import (
     Unavailable,
 )
 from vmdriver.extensions.loader import load_extensions
-from vmdriver.lifecycle.hooks import LifecycleExtension, OnRequest
-from vmdriver.lifecycle.operations import Operations
-from vmdriver.lifecycle.phases.activation import Registered
-from vmdriver.lifecycle.phases.api import Extension, Phase, Until
-from vmdriver.lifecycle.phases.vm import HOOKS_OF
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
+from vmdriver.lifecycle.extending.phases import Extension, Phase, Until
+from vmdriver.lifecycle.extending.vm_phases import HOOKS_OF
 from vmdriver.model import phase as model_phase
 from vmdriver.service.admin import Admin
 from vmdriver.service.servicer import Readiness
@@ -325,7 +325,7 @@ async def test_after_a_kill_at_any_moment_nothing_is_left_outside() -> None:
 async def test_what_cannot_be_given_back_is_shown_and_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vmdriver.lifecycle.hold.backoff_s", lambda _count: 0.01)
+    monkeypatch.setattr("vmdriver.lifecycle.engine.hold.backoff_s", lambda _count: 0.01)
     world, taken = World(), set[str]()
     stuck = Follower("a", world, taken, broken="undo")
     driver = await up(FakeDriver(world, extensions=[stuck]))

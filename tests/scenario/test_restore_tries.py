@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import vmdriver.lifecycle.resume_actions as resume_module
+import vmdriver.lifecycle.memory.resume as resume_module
 from tests.fakes.driver import SETTINGS
 from tests.scenario.test_kept_memory import ticked
 from tests.scenario.test_memory import operations, running
@@ -19,7 +19,7 @@ from vmdriver.errors import (
     StorageError,
     TimedOut,
 )
-from vmdriver.lifecycle.restore_tries import RestoreTries, Verdict, final
+from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.plan import LaunchPlan
 

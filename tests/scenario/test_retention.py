@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import vmdriver.lifecycle.snapshot_actions as snapshot_module
+import vmdriver.lifecycle.memory.snapshot as snapshot_module
 from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
 from tests.scenario.test_memory import operations, running

@@ -22,7 +22,7 @@ from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.cli import show
 from vmdriver.config import load
 from vmdriver.errors import AlreadyExists, Refused
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SCHEMA_MINOR
 from vmdriver.model.set_aside import STATE_UNREADABLE

@@ -12,7 +12,7 @@ from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, held_objects, spec
 from tests.fakes.world import World
 from vmdriver.errors import DriverError
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.phase import Phase
 
 SEQUENCES = {

@@ -14,8 +14,8 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.errors import DriverError, HypervisorError, TimedOut
-from vmdriver.lifecycle.hub import Happened, Subscription
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
 from vmdriver.model.phase import DomainState, Intent, Phase
 
 FREEZE_S = 10.0
@@ -24,8 +24,10 @@ SOON = dataclasses.replace(SETTINGS, freeze_timeout_s=FREEZE_S)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmdriver.lifecycle.worker.LOOK_S", 0.02)
-    monkeypatch.setattr("vmdriver.lifecycle.held_still._FIRST_S", 0.05, raising=False)
+    monkeypatch.setattr("vmdriver.lifecycle.engine.worker.LOOK_S", 0.02)
+    monkeypatch.setattr(
+        "vmdriver.lifecycle.memory.held_still._FIRST_S", 0.05, raising=False
+    )
 
 
 class Guest:

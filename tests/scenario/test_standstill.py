@@ -12,17 +12,17 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.errors import HypervisorError, Refused
-from vmdriver.lifecycle.hub import Happened, Subscription
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import DomainState, Intent, Phase
 from vmdriver.model.wishes import Wish
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmdriver.lifecycle.worker.LOOK_S", 0.05)
-    monkeypatch.setattr("vmdriver.lifecycle.standstill.LOOK_S", 0.05)
-    monkeypatch.setattr("vmdriver.lifecycle.standstill._SETTLE_S", 0.01)
+    monkeypatch.setattr("vmdriver.lifecycle.engine.worker.LOOK_S", 0.05)
+    monkeypatch.setattr("vmdriver.lifecycle.engine.standstill.LOOK_S", 0.05)
+    monkeypatch.setattr("vmdriver.lifecycle.engine.standstill._SETTLE_S", 0.01)
 
 
 async def started(**settings: Any) -> tuple[FakeDriver, str]:

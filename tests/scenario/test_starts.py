@@ -11,8 +11,8 @@ from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.service import Served, served
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.lifecycle.hub import Changed, Happened
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.engine.broadcast import Changed, Happened
 from vmdriver.model.phase import Phase
 
 

@@ -13,7 +13,7 @@ from tests.fakes.gate import Gate
 from tests.fakes.world import World
 from tests.scenario.test_memory import TEMPLATES
 from vmdriver.errors import NotFound
-from vmdriver.lifecycle import templates as module
+from vmdriver.lifecycle.templates import template as module
 from vmdriver.model.phase import Intent, Phase
 
 FOUND = ("image:identify",)

@@ -12,8 +12,8 @@ import pytest
 
 from vmdriver.errors import DriverError, Exhausted
 from vmdriver.extensions.gpu_claim import GpuClaim
-from vmdriver.lifecycle.phases.api import Context, Extension, Hold, Phase, Until
-from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.lifecycle.extending.phases import Context, Extension, Hold, Phase, Until
 from vmdriver.testing import (
     Killed,
     Stage,

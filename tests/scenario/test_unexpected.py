@@ -7,13 +7,13 @@ import dataclasses
 
 import pytest
 
-import vmdriver.lifecycle.housekeeping as housekeeping_module
-import vmdriver.lifecycle.image_upkeep as upkeep_module
+import vmdriver.lifecycle.control.image_upkeep as upkeep_module
+import vmdriver.lifecycle.control.maintenance as housekeeping_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
-from vmdriver.lifecycle.hooks import LifecycleExtension
-from vmdriver.lifecycle.operations import Operations
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.extending.hooks import LifecycleExtension
 from vmdriver.model.memory_image import SeenAge
 from vmdriver.model.phase import Phase
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.storm.tally import Tally
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.record import SandboxRecord
 from vmdriver.storage.memory_images import MemoryImages
 

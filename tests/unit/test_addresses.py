@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.ports import Taken
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.ports.host import Taken
 from vmdriver.model.ids import tap_name
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes.driver import spec
-from vmdriver.lifecycle import endings
+from vmdriver.lifecycle.launch import endings
 from vmdriver.model.condition import snapshot_of
 from vmdriver.model.phase import DomainState, Phase, machine_state
 from vmdriver.model.record import SandboxRecord, utc_now

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.test_memory_images import RAM, stream
 from vmdriver.errors import HypervisorError
 from vmdriver.hypervisor import ram_stream
-from vmdriver.lifecycle.memory_ports import STATE_BYTES
+from vmdriver.lifecycle.ports.memory import STATE_BYTES
 
 _MUCH = 4 * STATE_BYTES
 """What each writes at most, so that a driver that takes it all fails and does not hang."""

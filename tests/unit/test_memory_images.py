@@ -20,9 +20,9 @@ from vmdriver.errors import Exhausted, HypervisorError, NotFound, Refused, Timed
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import guest_channel
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK, PAGE, split
-from vmdriver.lifecycle import restore_check
-from vmdriver.lifecycle.memory_ports import Captured
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.memory import restore_check
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.storage.memory_images import MemoryImages
 
 # --- the stream

@@ -10,7 +10,7 @@ import pytest
 
 from vmdriver.errors import NotFound, Refused, StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.memory_image import Part
 from vmdriver.storage.memory_images import MemoryImages
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.test_plan_rendering import plan
 from vmdriver.hypervisor.domain_xml import Host, for_restore, read_root_layer, render
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage
 
 STATE = ("/state", "/run/vmd-qemu/state")

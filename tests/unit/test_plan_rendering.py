@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from tests.fakes.driver import SETTINGS, FakePlaces, spec
 from vmdriver.hypervisor.domain_xml import Host, read_mark, render, render_probe
-from vmdriver.lifecycle import guest, planner
-from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.hooks import PlanDraft
-from vmdriver.lifecycle.ports import Ownership, Taken
+from vmdriver.lifecycle.extending.hooks import PlanDraft
+from vmdriver.lifecycle.launch import environment, planner
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.ports.host import Ownership, Taken
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import LaunchPlan, NetworkPlan
 from vmdriver.model.spec import Resources
@@ -179,7 +179,7 @@ def test_the_rule_set_for_a_gateway_elsewhere(golden: Golden) -> None:
     ],
 )
 def test_the_endpoint_keeps_its_name(url: str, expected: str, local: bool) -> None:
-    endpoint = guest.guest_endpoint(url)
+    endpoint = environment.guest_endpoint(url)
     assert (endpoint.url, endpoint.on_host_loopback) == (expected, local)
 
 
@@ -188,13 +188,13 @@ def test_the_endpoint_keeps_its_name(url: str, expected: str, local: bool) -> No
 )
 def test_no_endpoints(url: str) -> None:
     with pytest.raises(ValueError, match="is not an http"):
-        guest.guest_endpoint(url)
+        environment.guest_endpoint(url)
 
 
 def test_the_main_process_is_passed_exactly() -> None:
     import base64
 
-    text = guest.main_process_spec(("/bin/x", "a b", "", "é\n"), tty=False)
+    text = environment.main_process_spec(("/bin/x", "a b", "", "é\n"), tty=False)
     assert "=" not in text
     body = text.removeprefix("base64url:")
     value = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
@@ -203,14 +203,14 @@ def test_the_main_process_is_passed_exactly() -> None:
         "command": ["/bin/x", "a b", "", "é\n"],
         "tty": False,
     }
-    empty = guest.main_process_spec((), tty=False).removeprefix("base64url:")
+    empty = environment.main_process_spec((), tty=False).removeprefix("base64url:")
     assert json.loads(base64.urlsafe_b64decode(empty + "=" * (-len(empty) % 4)))[
         "command"
     ] == ["/bin/bash", "-l"]
 
 
 def test_ours_wins_over_the_users_environment() -> None:
-    values = guest.environment(
+    values = environment.environment(
         spec(environment={"PATH": "/evil", "HOME": "/x", "A": "1"}),
         SETTINGS,
         has_token=False,
@@ -235,7 +235,7 @@ def test_ours_wins_over_the_users_environment() -> None:
     ],
 )
 def test_host_names(name: str, expected: str) -> None:
-    assert guest.hostname(name, "s1") == expected
+    assert environment.hostname(name, "s1") == expected
 
 
 def test_the_seed_holds_what_init_reads() -> None:

@@ -13,7 +13,7 @@ from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 
 
 @pytest.mark.parametrize("error", [TimedOut, Unavailable])

@@ -14,7 +14,7 @@ from vmdriver.compose.config import ComposeConfig, load, table
 from vmdriver.config import hidden
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.host import log
-from vmdriver.lifecycle.phases.api import Extension
+from vmdriver.lifecycle.extending.phases import Extension
 
 FLAGS = ("base", "bind_socket", "state_dir", "driver_name", "suffix", "log_level")
 """Settings that are flags too; the rest is in the file."""

@@ -10,10 +10,10 @@ from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import NotFound
 from vmdriver.extensions.loader import load_extensions
-from vmdriver.lifecycle.phases.activation import Registered
-from vmdriver.lifecycle.phases.api import Phase
-from vmdriver.lifecycle.phases.catalogue import entry_of, parameter_schemas
-from vmdriver.lifecycle.requests import driver_config_schema
+from vmdriver.lifecycle.control.checks import driver_config_schema
+from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
+from vmdriver.lifecycle.extending.phases import Phase
 from vmdriver.service import admin_client
 
 

@@ -48,8 +48,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.phases.api import Context, Extension, Hold
-from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.extending.phases import Context, Extension, Hold
+from vmdriver.lifecycle.extending.draft import Draft
 
 
 class Table(BaseModel):

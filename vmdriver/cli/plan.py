@@ -10,10 +10,11 @@ from pathlib import Path
 from vmdriver.app import Driver
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError
-from vmdriver.lifecycle import planner, requests
-from vmdriver.lifecycle.addresses import AddressPool
-from vmdriver.lifecycle.guest import guest_endpoint
-from vmdriver.lifecycle.hooks import PlanDraft
+from vmdriver.lifecycle.control import checks
+from vmdriver.lifecycle.extending.hooks import PlanDraft
+from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.service.codec import sandbox_from_json
@@ -24,7 +25,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
     settings = driver.settings
     try:
         spec, token = sandbox_from_json(text, loaded.config.default_image)
-        requests.check(spec, settings)
+        checks.check(spec, settings)
         endpoint = guest_endpoint(settings.endpoint)
         pool = AddressPool(settings.instance, settings.address_pool)
         facts = planner.HostFacts(

@@ -19,8 +19,8 @@ from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError, DriverError, NotFound
 from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor.run_state import is_machine
-from vmdriver.lifecycle import sweep as sweeping
-from vmdriver.lifecycle.ports import Found
+from vmdriver.lifecycle.control import sweep as sweeping
+from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.ids import domain_name
 from vmdriver.model.set_aside import STATE_UNREADABLE
 from vmdriver.storage.disks import console_tail

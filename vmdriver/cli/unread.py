@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vmdriver.errors import StorageError
-from vmdriver.lifecycle.ledger import Held, replay
+from vmdriver.lifecycle.engine.ledger import Held, replay
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import STATE_UNREADABLE, WAY_OUT, Salvage, salvage_of
 from vmdriver.storage.journal import read_lines

@@ -8,9 +8,9 @@ from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.compose.registry import Registry
 from vmdriver.compose.sandbox import Composed
-from vmdriver.lifecycle.phases.catalogue import entry_of, parameter_schemas
-from vmdriver.lifecycle.phases.mutation import REQUEST_POINTS
-from vmdriver.lifecycle.phases.runner import PhaseRunner, holds_of
+from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
+from vmdriver.lifecycle.extending.draft import REQUEST_POINTS
+from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, holds_of
 from vmdriver.service.capabilities import encode, encode_extension, encode_held
 
 

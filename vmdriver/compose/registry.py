@@ -14,9 +14,9 @@ from vmdriver.compose.base import Answered, Asked, Base
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError, Unavailable
-from vmdriver.lifecycle.hooks import SandboxView
-from vmdriver.lifecycle.phases.activation import Activation
-from vmdriver.lifecycle.phases.runner import PhaseRunner
+from vmdriver.lifecycle.extending.activation import Activation
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.phase_runner import PhaseRunner
 
 _log = logging.getLogger(__name__)
 EVENT_SOURCE = "compose"

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from vmdriver.errors import StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.hooks import SandboxView
-from vmdriver.lifecycle.ledger import Ledger
-from vmdriver.lifecycle.phases.activation import Activation
-from vmdriver.lifecycle.ports import Guard, no_checkpoint
+from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.extending.activation import Activation
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.model.spec import Frozen, Resources
 from vmdriver.storage import files
 from vmdriver.storage.journal import FileJournal

@@ -15,7 +15,7 @@ from vmdriver.config.images import ImageSettings
 from vmdriver.config.network import NetworkSettings
 from vmdriver.host import facts
 from vmdriver.host.log import parse_level
-from vmdriver.lifecycle.guest import guest_endpoint
+from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.model.ids import check_instance
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from vmdriver.lifecycle.guest import INNER_SANDBOX_NETWORK
+from vmdriver.lifecycle.launch.environment import INNER_SANDBOX_NETWORK
 
 _HOST_ACCESS_WORDS = ("gateway", "all")
 _MAX_PORT = 65535

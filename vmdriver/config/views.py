@@ -9,8 +9,8 @@ from pathlib import Path
 from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 from vmdriver.host import facts
-from vmdriver.lifecycle.ports import Ownership
-from vmdriver.lifecycle.settings import Settings, TlsFiles
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.service.server import MAX_PATH
 

@@ -25,9 +25,9 @@ from urllib.parse import quote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmdriver.errors import Exhausted, Refused
-from vmdriver.lifecycle.hooks import OnRequest
-from vmdriver.lifecycle.phases.api import Context, Extension, Hold
-from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.lifecycle.extending.hooks import OnRequest
+from vmdriver.lifecycle.extending.phases import Context, Extension, Hold
 
 _NOT_FOUND, _CONFLICT = 404, 409
 

@@ -24,9 +24,9 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.hooks import OnRequest
-from vmdriver.lifecycle.phases.api import Context, Extension, Hold
-from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.lifecycle.extending.hooks import OnRequest
+from vmdriver.lifecycle.extending.phases import Context, Extension, Hold
 
 
 class Table(BaseModel):

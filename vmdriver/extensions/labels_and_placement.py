@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from vmdriver.lifecycle.phases.api import Context, Extension
-from vmdriver.lifecycle.phases.mutation import Draft
+from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.lifecycle.extending.phases import Context, Extension
 
 
 class Stamp(BaseModel):

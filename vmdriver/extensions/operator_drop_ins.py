@@ -17,7 +17,11 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.hooks import HookContext, LifecycleExtension, PlanDraft
+from vmdriver.lifecycle.extending.hooks import (
+    HookContext,
+    LifecycleExtension,
+    PlanDraft,
+)
 
 _LARGEST = 256 * 1024
 

@@ -19,8 +19,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.hooks import SandboxView
-from vmdriver.lifecycle.phases.api import Context, Extension
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.phases import Context, Extension
 
 
 class Quota(BaseModel):

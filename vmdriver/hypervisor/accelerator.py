@@ -22,7 +22,7 @@ from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.kvm_outcome import Circumstances, Outcome, undecided
 from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.lifecycle.planner import BootChoice
+from vmdriver.lifecycle.launch.planner import BootChoice
 from vmdriver.model.plan import Accelerator
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class _Answer:
 
 
 class AcceleratorProbe:
-    """Implements lifecycle.ports.AcceleratorChoice. `start` begins to find out, in the
+    """Implements lifecycle.ports.host.AcceleratorChoice. `start` begins to find out, in the
     background. `boot`: the boot files of new launches; `results`: where the outcome is kept.
     """
 

@@ -22,7 +22,7 @@ import libvirt_qemu
 from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host.lanes import Pulse
 from vmdriver.hypervisor import domain_xml, monitor, ram_stream
-from vmdriver.lifecycle.memory_ports import Captured, Streamed
+from vmdriver.lifecycle.ports.memory import Captured, Streamed
 
 _PIPE_BYTES = 1024 * 1024
 _POLL_S = 0.004

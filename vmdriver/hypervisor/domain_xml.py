@@ -13,7 +13,7 @@ from xml.etree import ElementTree as Xml
 
 from vmdriver.hypervisor.guest_channel import CHANNEL
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import Disk, LaunchPlan
 

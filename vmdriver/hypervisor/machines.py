@@ -1,4 +1,4 @@
-"""Implements lifecycle.ports.Hypervisor with libvirt domains."""
+"""Implements lifecycle.ports.host.Hypervisor with libvirt domains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmdriver.host import facts
 from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
-from vmdriver.lifecycle.ports import Found, Ownership
+from vmdriver.lifecycle.ports.host import Found, Ownership
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.memory_image import Versions
 from vmdriver.model.passage import DIRECT, Passage

@@ -1,4 +1,4 @@
-"""Implements lifecycle.ports.MachineMemory: a machine's RAM to a file and back.
+"""Implements lifecycle.ports.host.MachineMemory: a machine's RAM to a file and back.
 
 Saving is in capture.py. Loading is libvirt's ordinary restore of a save image that holds only
 the devices' state: the RAM is mapped from its file, so that it takes as long for 4 GiB as
@@ -24,7 +24,7 @@ from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, domain_xml, guest_channel, root_disk
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.load_errors import is_images_fault
-from vmdriver.lifecycle.memory_ports import Captured, SavedMachine, Streamed
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vmdriver.errors import HypervisorError
-from vmdriver.lifecycle.memory_ports import STATE_BYTES
+from vmdriver.lifecycle.ports.memory import STATE_BYTES
 
 PAGE = 4096
 MAIN_BLOCK = "vmdriver.ram"

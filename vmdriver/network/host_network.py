@@ -1,4 +1,4 @@
-"""Implements lifecycle.ports.Network: taps with netlink, tables with nft."""
+"""Implements lifecycle.ports.host.Network: taps with netlink, tables with nft."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vmdriver.errors import CommandError, ConfigError, NetworkError, Unavailable
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.guest import INNER_SANDBOX_NETWORK
-from vmdriver.lifecycle.ports import Found, Ownership, Taken
+from vmdriver.lifecycle.launch.environment import INNER_SANDBOX_NETWORK
+from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import ruleset

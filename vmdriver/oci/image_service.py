@@ -1,4 +1,4 @@
-"""Implements lifecycle.ports.Images: resolve, fetch, unpack, make a disk; each image once."""
+"""Implements lifecycle.ports.host.Images: resolve, fetch, unpack, make a disk; each image once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmdriver.errors import HostError, NotFound
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.image_ports import (
+from vmdriver.lifecycle.ports.images import (
     BaseDisk,
     CachedFile,
     CacheLimits,

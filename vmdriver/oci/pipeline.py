@@ -13,7 +13,7 @@ from pathlib import Path
 from vmdriver.errors import ImageError, Refused
 from vmdriver.host import facts
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.image_ports import ImageProgress, ProgressSink
+from vmdriver.lifecycle.ports.images import ImageProgress, ProgressSink
 from vmdriver.model.image import ImageConfig
 from vmdriver.oci import files, manifest
 from vmdriver.oci.cache import Cache, Entry, TreeEntry, identity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmdriver.lifecycle.image_ports import CachedFile, CacheLimits
+from vmdriver.lifecycle.ports.images import CachedFile, CacheLimits
 
 
 def to_remove(

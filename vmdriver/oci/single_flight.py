@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vmdriver.lifecycle.image_ports import ImageProgress, ProgressSink
+from vmdriver.lifecycle.ports.images import ImageProgress, ProgressSink
 
 T = TypeVar("T")
 

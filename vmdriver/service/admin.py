@@ -10,16 +10,16 @@ from google.protobuf import timestamp_pb2
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
-from vmdriver.lifecycle.extension_runner import is_extensions
-from vmdriver.lifecycle.hooks import HOOKS
-from vmdriver.lifecycle.hub import Happened, Hub
-from vmdriver.lifecycle.image_ports import ImageProgress
-from vmdriver.lifecycle.operations import Operations
-from vmdriver.lifecycle.phases.catalogue import entry_of, parameter_schemas
-from vmdriver.lifecycle.phases.mutation import PLAN_POINTS
-from vmdriver.lifecycle.requests import driver_config_schema
-from vmdriver.lifecycle.templates import Template
-from vmdriver.lifecycle.worker import SandboxWorker
+from vmdriver.lifecycle.control.checks import driver_config_schema
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.engine.broadcast import Happened, Hub
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
+from vmdriver.lifecycle.extending.draft import PLAN_POINTS
+from vmdriver.lifecycle.extending.hooks import HOOKS
+from vmdriver.lifecycle.extending.runner import is_extensions
+from vmdriver.lifecycle.ports.images import ImageProgress
+from vmdriver.lifecycle.templates.template import Template
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.service.capabilities import encode, encode_extension, encode_held
 from vmdriver.service.codec import timestamp

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from vmdriver._proto import admin_pb2 as pb
-from vmdriver.lifecycle.ledger import Held, Scope
-from vmdriver.lifecycle.phases.api import Until
-from vmdriver.lifecycle.phases.catalogue import Entry, in_order
-from vmdriver.lifecycle.phases.mutation import MutationPoint
-from vmdriver.lifecycle.phases.runner import HOLD, PhaseRunner
+from vmdriver.lifecycle.engine.ledger import Held, Scope
+from vmdriver.lifecycle.extending.catalogue import Entry, in_order
+from vmdriver.lifecycle.extending.draft import MutationPoint
+from vmdriver.lifecycle.extending.phase_runner import HOLD, PhaseRunner
+from vmdriver.lifecycle.extending.phases import Until
 
 
 def encode(

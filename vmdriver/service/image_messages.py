@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from google.protobuf import timestamp_pb2
 
 from vmdriver._proto import admin_pb2 as pb
-from vmdriver.lifecycle.image_ports import CachedFile, ImageProgress, KnownImage
+from vmdriver.lifecycle.ports.images import CachedFile, ImageProgress, KnownImage
 from vmdriver.model.record import utc_now
 from vmdriver.service.codec import timestamp
 

@@ -12,8 +12,8 @@ import grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.errors import InvalidRequest, Refused, Unavailable
-from vmdriver.lifecycle.hub import Hub
-from vmdriver.lifecycle.manager import Manager
+from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.service import codec
 
 SUPPORTED_GATEWAYS = "v0.0.69 to v0.0.116"

@@ -11,7 +11,7 @@ from pathlib import Path
 from vmdriver.errors import Exhausted, StorageError
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import GuestReport, Ownership
+from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.model.plan import Disk
 from vmdriver.storage import chains, files
 from vmdriver.storage.guest_report import read_report
@@ -31,7 +31,7 @@ _OVERLAY_OPTIONS = "extended_l2=on,cluster_size=64k"
 
 
 class DiskStore(LaunchFiles, SupervisorDisks):
-    """Implements lifecycle.ports.Disks. `owner` is the user that QEMU runs as."""
+    """Implements lifecycle.ports.host.Disks. `owner` is the user that QEMU runs as."""
 
     def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
         LaunchFiles.__init__(self, layout, pool, owner)

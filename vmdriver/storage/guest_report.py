@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vmdriver.lifecycle.ports import GuestReport
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.storage import files
 
 RECORD_BYTES = 4096

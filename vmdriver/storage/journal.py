@@ -76,7 +76,7 @@ def _encode(lines: tuple[Mapping[str, Any], ...]) -> bytes:
 
 
 class FileJournal:
-    """Implements lifecycle.ports.Journal on one file."""
+    """Implements lifecycle.ports.host.Journal on one file."""
 
     def __init__(self, path: Path, pool: Pool) -> None:
         self._path = path

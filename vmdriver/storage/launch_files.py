@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmdriver.errors import Refused, StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.storage import files, seed
 from vmdriver.storage.guest_report import read_report
@@ -19,7 +19,7 @@ _STATUS_BYTES = 64 * 1024
 
 
 class LaunchFiles:
-    """The part of lifecycle.ports.Disks that is about one launch. `owner` is the user that
+    """The part of lifecycle.ports.host.Disks that is about one launch. `owner` is the user that
     QEMU runs as.
     """
 

@@ -1,4 +1,4 @@
-"""Implements lifecycle.ports.MemoryStore: memory images as directories (model/memory_image.py
+"""Implements lifecycle.ports.host.MemoryStore: memory images as directories (model/memory_image.py
 says what is in them).
 """
 
@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
 from vmdriver.host.clearing import Clearing
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.memory_ports import Captured, SavedMachine
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
 from vmdriver.model.memory_image import (
     DOMAIN,
     MEMORY,

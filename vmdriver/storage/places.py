@@ -1,18 +1,18 @@
-"""Which files a launch uses: implements lifecycle.launcher.Places on the state directory."""
+"""Which files a launch uses: implements lifecycle.launch.launcher.Places on the state directory."""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
 
-from vmdriver.lifecycle.planner import BootChoice, SandboxPaths
+from vmdriver.lifecycle.launch.planner import BootChoice, SandboxPaths
 from vmdriver.storage import boot
 from vmdriver.storage.layout import Layout
 
 
 @dataclass(frozen=True)
 class FilePlaces:
-    """Implements lifecycle.launcher.Places."""
+    """Implements lifecycle.launch.launcher.Places."""
 
     layout: Layout
 

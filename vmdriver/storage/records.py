@@ -26,7 +26,7 @@ _HALF_MADE = ".new-"
 
 
 class RecordStore:
-    """Implements lifecycle.ports.Records."""
+    """Implements lifecycle.ports.host.Records."""
 
     def __init__(self, layout: Layout, pool: Pool) -> None:
         self._layout = layout

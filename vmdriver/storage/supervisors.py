@@ -26,7 +26,7 @@ _Identity = tuple[int, int, int]
 
 
 class SupervisorDisks:
-    """A part of lifecycle.ports.Disks."""
+    """A part of lifecycle.ports.host.Disks."""
 
     _layout: Layout
     _pool: Pool

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmdriver.errors import ConfigError, DriverError
 from vmdriver.host import access, mounts
-from vmdriver.lifecycle.ports import Ownership
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import PLACE, Passage
 from vmdriver.storage import files
 from vmdriver.storage.layout import Layout

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import DriverError
-from vmdriver.lifecycle.hooks import SandboxView
-from vmdriver.lifecycle.phases.api import Extension, Phase
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.phases import Extension, Phase
 from vmdriver.testing.stage import Killed, Stage, sandbox
 
 

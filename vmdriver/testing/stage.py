@@ -8,11 +8,11 @@ from typing import Any
 
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.hooks import SandboxView
-from vmdriver.lifecycle.ledger import Ledger, Scope
-from vmdriver.lifecycle.phases.api import Extension, Hold, Phase
-from vmdriver.lifecycle.phases.mutation import Draft
-from vmdriver.lifecycle.phases.runner import PhaseRunner, Subject, holds_of
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject, holds_of
+from vmdriver.lifecycle.extending.phases import Extension, Hold, Phase
 from vmdriver.model.spec import Resources
 from vmdriver.storage.journal import FileJournal
 

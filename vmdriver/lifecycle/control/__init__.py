@@ -1,0 +1,1 @@
+"""Who asks, and may they: the sandboxes of this driver, admission, upkeep."""

@@ -1,0 +1,188 @@
+"""Accepts new sandboxes: asks the extensions, checks, stores. What is not accepted leaves nothing
+behind, also after a crash in the middle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from vmdriver.errors import AlreadyExists, DriverError, TimedOut, Unavailable
+from vmdriver.host.threads import finished
+from vmdriver.lifecycle.control import checks
+from vmdriver.lifecycle.control.from_snapshot import fork_source
+from vmdriver.lifecycle.control.sandboxes import Sandboxes
+from vmdriver.lifecycle.control.sweep import tried
+from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.lifecycle.extending.phases import Phase
+from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of
+from vmdriver.lifecycle.launch import planner
+from vmdriver.model.record import ExtensionState, SandboxRecord, utc_now
+from vmdriver.model.spec import SandboxSpec
+from vmdriver.model.wishes import Wish
+
+_log = logging.getLogger(__name__)
+_CLEAN_UP_WAIT_S = 30.0
+Trace = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The way in."""
+
+    shared: Shared
+    sandboxes: Sandboxes
+    ledger: Callable[[str], Ledger]
+
+    async def validate(self, spec: SandboxSpec, trace: Trace) -> None:
+        """Whether a create of this spec would be accepted now."""
+        await self._asked(spec, trace)
+
+    async def create(
+        self, spec: SandboxSpec, token: SecretStr | None, trace: Trace
+    ) -> None:
+        """Accept a sandbox, durably. The machine comes up afterwards."""
+        self._check_new(spec.id)
+        record, draft = await self._asked(spec, trace)
+        record = await self._standing_on_its_source(record)
+        # Both once more: extensions were asked meanwhile.
+        self._check_new(spec.id)
+        self._check_room(record)
+        self.sandboxes.pending[spec.id] = record
+        try:
+            await self._store(record, token)
+            worker = SandboxWorker(record, self.ledger(spec.id), self.shared)
+            if draft is not None:
+                await self._prepare(worker, spec, draft, trace)
+            self.sandboxes.workers[spec.id] = worker
+        finally:
+            del self.sandboxes.pending[spec.id]
+        worker.announce()
+        try:
+            if draft is not None:
+                await self.shared.extensions.phases.report(
+                    Phase.AFTER_CREATE, worker.record, worker.ledger, trace
+                )
+        finally:
+            worker.start()
+
+    async def _store(self, record: SandboxRecord, token: SecretStr | None) -> None:
+        """What its source has left to it while it was stored goes if that fails."""
+        try:
+            await self.shared.ports.records.create(record, token)
+        except DriverError:
+            drop = self.shared.undoer.drop_layers(record.id, set(record.layers))
+            await tried(_log, drop)
+            raise
+
+    def _check_new(self, sandbox_id: str) -> None:
+        worker = self.sandboxes.workers.get(sandbox_id)
+        if worker is not None and not worker.record.extensions.accepted:
+            raise Unavailable(
+                f"sandbox {sandbox_id}: what an earlier create left is being given back; "
+                "try again"
+            )
+        known = {*self.sandboxes.pending, *self.sandboxes.shelf.kept}
+        if worker is not None or sandbox_id in known:
+            raise AlreadyExists(f"sandbox {sandbox_id} exists")
+
+    def _check(self, record: SandboxRecord) -> None:
+        spec = record.spec
+        checks.check(spec, self.shared.settings)
+        self.shared.ports.images.check(spec.image)
+        fork_source(self.sandboxes.workers.values(), spec)
+        self._check_room(record)
+
+    def _check_room(self, record: SandboxRecord) -> None:
+        """Exhausted when one sandbox more does not fit."""
+        shared, records = self.shared, self.sandboxes.records()
+        checks.check_count(record.id, records, shared.settings)
+        shared.launcher.budget.check(record)
+
+    async def _asked(
+        self, spec: SandboxSpec, trace: Trace
+    ) -> tuple[SandboxRecord, Draft | None]:
+        """The record as extensions have shaped it, and it can be had. No draft: none follows
+        phases.
+        """
+        extensions, now = self.shared.extensions, utc_now()
+        bare = SandboxRecord(spec=spec, created_at=now, changed_at=now)
+        self._check(bare)
+        activation = extensions.activate(spec)
+        state = ExtensionState(
+            active=activation.active, parameters=activation.parameters
+        )
+        record = bare.model_copy(update={"extensions": state})
+        if not extensions.phases.take_part(record):
+            return record, None
+        draft = draft_of(spec)
+        ask = extensions.phases.ask
+        await ask(Phase.VALIDATE_REQUEST, record, None, trace)
+        await ask(Phase.PREPARE_PLAN, record, None, trace, draft)
+        state = state.model_copy(update={"accepted": False})
+        record = self._shaped(record, spec, state, draft)
+        self._check(record)
+        return record, draft
+
+    def _shaped(
+        self,
+        record: SandboxRecord,
+        asked: SandboxSpec,
+        state: ExtensionState,
+        draft: Draft,
+    ) -> SandboxRecord:
+        changes = draft.changes()
+        shaped = self.shared.extensions.check_changes(changes)
+        planner.check_machine(shaped, self.shared.settings)
+        spec = changed_spec(asked, changes)
+        state = state.model_copy(update={"changes": changes})
+        return record.model_copy(update={"spec": spec, "extensions": state})
+
+    async def _standing_on_its_source(self, record: SandboxRecord) -> SandboxRecord:
+        spec = record.spec
+        source = fork_source(self.sandboxes.workers.values(), spec)
+        if source is None:
+            return record
+        await source[0].allow_fork(spec)
+        # Looked up again: it may have gone while the extensions were asked.
+        worker, entry = fork_source(self.sandboxes.workers.values(), spec) or source
+        return record.model_copy(
+            update={
+                "layers": entry.layers,
+                "inherited_layers": len(entry.layers),
+                "base": worker.record.base,
+                "image_digest": worker.record.image_digest,
+                "image_config": worker.record.image_config,
+            }
+        )
+
+    async def _prepare(
+        self, worker: SandboxWorker, asked: SandboxSpec, draft: Draft, trace: Trace
+    ) -> None:
+        """before_create. What it changes and holds is durable before the create is accepted."""
+        phases, ledger = self.shared.extensions.phases, worker.ledger
+        try:
+            await phases.note_create(worker.record, ledger)
+            await phases.ask(Phase.BEFORE_CREATE, worker.record, ledger, trace, draft)
+            state = worker.record.extensions.model_copy(update={"accepted": True})
+            shaped = self._shaped(worker.record, asked, state, draft)
+            checks.check(shaped.spec, self.shared.settings)
+            await worker.update(spec=shaped.spec, extensions=shaped.extensions)
+        except BaseException:
+            self.sandboxes.workers[worker.record.id] = worker
+            await finished(_give_back(worker))
+            raise
+
+
+async def _give_back(worker: SandboxWorker) -> None:
+    """What cannot be given back now is tried again by the worker."""
+    await worker.wish(Wish.DELETE)
+    with contextlib.suppress(TimedOut):
+        await worker.until(lambda _: False, _CLEAN_UP_WAIT_S)

@@ -1,0 +1,235 @@
+"""What a create must satisfy before anything is done: fields, sizes, limits. Pure;
+errors name the field.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vmdriver.errors import Exhausted, InvalidRequest, Refused
+from vmdriver.lifecycle.launch.environment import (
+    check_environment_name,
+    check_sizes,
+    environment,
+)
+from vmdriver.lifecycle.launch.planner import disk_mib, size_of
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.quantity import mebibytes, millicpus
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.spec import Resources, SandboxSpec
+
+MIN_MEMORY_MIB = 128
+"""Our boot files (Debian 12, kernel 6.1) panic for want of memory with 96 MiB and reach
+init with 128 (measured under TCG).
+"""
+ON_STOP = ("shutdown", "suspend")
+_SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+MIN_DISK_MIB = 256
+DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "on_stop": {
+            "enum": list(ON_STOP),
+            "description": "what a stop does; the operator's on_stop by default",
+        },
+        "from_snapshot": {
+            "type": "string",
+            "pattern": f"^[^/]+/{_SNAPSHOT_NAME.pattern}$",
+            "description": "SANDBOX/NAME: start from the disk of that snapshot",
+        },
+        "disk_mib": {
+            "type": "integer",
+            "minimum": MIN_DISK_MIB,
+            "description": "size of the root disk, MiB; the operator's by default",
+        },
+    },
+}
+"""JSON Schema of template.driver_config but for what is said to extensions, for people and
+programs; the check below decides.
+"""
+
+
+def driver_config_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """With what requests may say to each extension: JSON Schemas by name."""
+    blocks = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": dict(parameters),
+        "description": "parameters of extensions, by name",
+    }
+    properties = {**DRIVER_CONFIG_SCHEMA["properties"], "extensions": blocks}
+    return {**DRIVER_CONFIG_SCHEMA, "properties": properties}
+
+
+def check_driver_config(config: Mapping[str, Any]) -> None:
+    """InvalidRequest for an unknown key or a wrong value, with the key's path."""
+    for key, value in config.items():
+        path = f"template.driver_config.{key}"
+        known = DRIVER_CONFIG_SCHEMA["properties"]
+        if key == "extensions":
+            if not isinstance(value, Mapping):
+                raise InvalidRequest(path, "must be an object")
+            continue  # whoever they are for checks them
+        if key not in known:
+            raise InvalidRequest(
+                path,
+                "is not a key of this driver",
+                resolution=f"known keys: {', '.join(known)}, extensions",
+            )
+        if key == "disk_mib":
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InvalidRequest(path, "must be a whole number of MiB")
+            continue
+        if not isinstance(value, str):
+            raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")
+        if key == "on_stop" and value not in ON_STOP:
+            raise InvalidRequest(path, f"must be one of {', '.join(ON_STOP)}")
+        if key == "from_snapshot":
+            split_snapshot(value, path)
+
+
+def split_snapshot(text: str, field: str) -> tuple[str, str]:
+    """`SANDBOX/NAME` as sandbox (id or name) and snapshot. InvalidRequest."""
+    sandbox, slash, name = text.partition("/")
+    if not sandbox or not slash:
+        raise InvalidRequest(field, "must be SANDBOX/NAME: a sandbox and its snapshot")
+    return sandbox, check_snapshot_name(name, field)
+
+
+def check_snapshot_name(name: str, field: str) -> str:
+    """InvalidRequest unless it may be a snapshot's name, which is a directory's too."""
+    if not _SNAPSHOT_NAME.fullmatch(name):
+        raise InvalidRequest(
+            field,
+            f"{name[:80]!r} is not a snapshot's name: letters, digits, . _ -, at most 63, "
+            "a letter or digit first",
+        )
+    return name
+
+
+def stop_mode(spec: SandboxSpec, settings: Settings) -> str:
+    """What StopSandbox does with this one: the request's word, or the operator's."""
+    return str(spec.driver_config.get("on_stop", settings.on_stop))
+
+
+def check_numbers(value: Any, path: str) -> None:
+    """InvalidRequest where a Struct holds a number that is no exact integer (its
+    numbers are doubles).
+    """
+    if isinstance(value, float) and not (
+        math.isfinite(value) and value.is_integer() and abs(value) <= 2**53
+    ):
+        raise InvalidRequest(path, "must be an integer")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_numbers(inner, f"{path}.{key}")
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_numbers(inner, f"{path}[{index}]")
+
+
+def parse_resources(
+    cpu_request: str, cpu_limit: str, memory_request: str, memory_limit: str
+) -> Resources:
+    """Kubernetes quantities to what the machine gets: the limit, or else the request."""
+    path = "template.resources"
+    cpu = [
+        (f"{path}.cpu_{kind}", text)
+        for kind, text in (("request", cpu_request), ("limit", cpu_limit))
+        if text
+    ]
+    memory = [
+        (f"{path}.memory_{kind}", text)
+        for kind, text in (("request", memory_request), ("limit", memory_limit))
+        if text
+    ]
+    cpu_values = [millicpus(text, field) for field, text in cpu]
+    memory_values = [mebibytes(text, field) for field, text in memory]
+    if len(cpu_values) == 2 and cpu_values[0] > cpu_values[1]:
+        raise InvalidRequest(cpu[0][0], f"{cpu_request} is above cpu_limit {cpu_limit}")
+    if len(memory_values) == 2 and memory_values[0] > memory_values[1]:
+        raise InvalidRequest(
+            memory[0][0], f"{memory_request} is above memory_limit {memory_limit}"
+        )
+    return Resources(
+        cpu_millis=cpu_values[-1] if cpu_values else None,
+        memory_mib=memory_values[-1] if memory_values else None,
+    )
+
+
+def _check_size(spec: SandboxSpec, settings: Settings) -> None:
+    vcpus, memory_mib, _ = size_of(spec.resources, settings)
+    if vcpus > settings.max_vcpus:
+        raise InvalidRequest(
+            "template.resources.cpu_limit",
+            f"{vcpus} vCPUs are above the operator's maximum {settings.max_vcpus}",
+        )
+    if memory_mib > settings.max_memory_mib:
+        raise InvalidRequest(
+            "template.resources.memory_limit",
+            f"{memory_mib} MiB are above the operator's maximum "
+            f"{settings.max_memory_mib}",
+        )
+    disk = disk_mib(spec, settings)
+    if "disk_mib" in spec.driver_config and not (
+        MIN_DISK_MIB <= disk <= settings.max_disk_mib
+    ):
+        raise InvalidRequest(
+            "template.driver_config.disk_mib",
+            f"{disk} MiB are not within {MIN_DISK_MIB} and the operator's maximum "
+            f"{settings.max_disk_mib}",
+        )
+    if memory_mib < MIN_MEMORY_MIB:
+        raise InvalidRequest(
+            "template.resources.memory_limit",
+            f"{memory_mib} MiB are too few: a guest needs {MIN_MEMORY_MIB}",
+        )
+
+
+def check(spec: SandboxSpec, settings: Settings) -> None:
+    """Everything that can be said of a request alone."""
+    if not spec.image:
+        raise Refused(
+            "template.image: no image is named and the driver has no default image",
+            reason="ImageMissing",
+            resolution="name an image, or set default_image",
+        )
+    for name, value in spec.environment.items():
+        check_environment_name(name, "spec.environment")
+        if "\0" in value:
+            raise InvalidRequest(
+                f"spec.environment[{name!r}]",
+                "holds a NUL character, which no process can be given",
+            )
+    for index, argument in enumerate(spec.command):
+        if "\0" in argument:
+            raise InvalidRequest(
+                f"spec.command[{index}]",
+                "holds a NUL character, which no process can be given",
+            )
+    if spec.command and not spec.command[0]:
+        raise InvalidRequest("spec.command[0]", "is empty: it names the program to run")
+    check_driver_config(spec.driver_config)
+    _check_size(spec, settings)
+    check_sizes(environment(spec, settings, has_token=True))
+
+
+def check_count(
+    sandbox_id: str, records: Iterable[SandboxRecord], settings: Settings
+) -> None:
+    """Exhausted when there are as many sandboxes as there may be."""
+    known = [record for record in records if record.id != sandbox_id]
+    if len(known) >= settings.max_sandboxes:
+        raise Exhausted(
+            f"max_sandboxes: there are {len(known)} sandboxes, the limit is "
+            f"{settings.max_sandboxes}",
+            reason="SandboxLimit",
+            resolution="delete sandboxes or raise the limit",
+        )

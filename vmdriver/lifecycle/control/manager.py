@@ -1,0 +1,270 @@
+"""All sandboxes of this driver. RPCs end here: they store an intent and wake a worker;
+nothing is done in a handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from pydantic import SecretStr
+
+from vmdriver.errors import NotFound, Refused, StorageError, TimedOut
+from vmdriver.lifecycle.control import checks
+from vmdriver.lifecycle.control.admission import Admission, Trace
+from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
+from vmdriver.lifecycle.control.maintenance import Housekeeping
+from vmdriver.lifecycle.control.recover import Recovery
+from vmdriver.lifecycle.control.sandboxes import Sandboxes
+from vmdriver.lifecycle.control.set_aside import Shelf
+from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.extending import phases as api
+from vmdriver.lifecycle.extending.activation import Activation
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.launch.resources import WRITTEN
+from vmdriver.lifecycle.memory.kept_memory import KeptMemory
+from vmdriver.lifecycle.ports.host import Guard, JournalOpener, no_checkpoint
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.set_aside import SetAside
+from vmdriver.model.spec import SandboxSpec
+from vmdriver.model.wishes import Wish
+
+_log = logging.getLogger(__name__)
+_STOP_SLACK_S = 30.0
+_DELETE_WAIT_S = 30.0
+_PATIENCE_S = 4.0
+"""Beyond a stop's grace, for what comes before it, such as freezing the workload."""
+NO_TRACE: Trace = {}
+_DOWN = {Phase.STOPPED, Phase.SUSPENDED}
+
+
+class Manager(Sandboxes):
+    """Knows every sandbox. `recover` must have returned before anything else is asked."""
+
+    def __init__(
+        self,
+        shared: Callable[[Manager], Shared],
+        journals: JournalOpener,
+        settings: Settings,
+        checkpoint: Guard = no_checkpoint,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self._journals = journals
+        self._checkpoint = checkpoint
+        self._shared = shared(self)
+        self.extensions = self._shared.extensions
+        self.templates = self._shared.templates
+        self.warm_pool = self._shared.warm_pool
+        self.extensions.phases.tell = self.tell_problem
+        self.extensions.phases.runner.known = self._known
+        self.shelf = Shelf(
+            self._shared.ports,
+            journals,
+            self._ledger,
+            self._shared.launcher,
+        )
+        self.templates.layers_of_unread = self.shelf.layers
+        self._recovery = Recovery(self._shared, self)
+        self._admission = Admission(self._shared, self, self._ledger)
+        self.images = ImageUpkeep(
+            self._shared.ports,
+            settings,
+            self.records,
+            self._nobodys_plans,
+            KeptMemory(self._shared.ports.memory_store, self._shared.launcher.places),
+            lambda: not self.shelf.kept and self._shared.ports.records.all_there(),
+        )
+        self.housekeeping = Housekeeping(
+            self.workers.values,
+            self.shelf.consoles,
+            self._shared.ports.disks,
+            self._shared.ports.records,
+            settings,
+        )
+
+    # --- start and end
+
+    async def recover(self) -> None:
+        """Read everything from disk, remove what nobody claims, and let every worker
+        take up its work.
+        """
+        await self._recovery.read()
+        self._shared.ports.hypervisor.on_change(self._hint)
+        await self._recovery.sweep(self.settings.instance)
+        # Only now: what it makes belongs to nobody, as what was swept did.
+        await self._shared.warm_pool.recover()
+        for worker in self.workers.values():
+            if not _at_rest(worker):
+                worker.start()
+        self.housekeeping.start()
+        self.images.start()
+
+    def _ledger(self, sandbox_id: str) -> Ledger:
+        return Ledger(self._journals(sandbox_id), self._checkpoint)
+
+    async def close(self) -> None:
+        """Let go: workers end, machines stay."""
+        self._shared.hub.close()
+        self.housekeeping.stop()
+        await self.images.close()
+        await self.close_background()
+        await asyncio.gather(*(worker.close() for worker in self.workers.values()))
+
+    def _hint(self, domain: str) -> None:
+        for worker in self.workers.values():
+            plan = worker.record.plan
+            if plan is not None and plan.domain == domain:
+                worker.hint()
+
+    def _nobodys_plans(self) -> list[LaunchPlan]:
+        """Of templates; machines that wait, and builds, stand on the same base disks."""
+        return self.templates.plans()
+
+    async def close_background(self) -> None:
+        """End what is nobody's: builds of templates and machines that wait."""
+        await asyncio.gather(self.templates.close(), self.warm_pool.close())
+        await self.templates.leftovers.close()
+
+    def layers_of_others(self, sandbox_id: str) -> set[str]:
+        """Every layer that somebody else than this sandbox needs."""
+        shared = self._shared
+        return self.layers_but_of(sandbox_id).union(
+            shared.templates.layers(), shared.warm_pool.layers()
+        )
+
+    def _known(self) -> list[tuple[SandboxView, Activation]]:
+        """For extensions: every accepted sandbox that is not going, oldest first."""
+        staying = [
+            w.record for w in self.accepted() if w.record.intent is not Intent.DELETED
+        ]
+        subjects = [
+            self.extensions.phases.subject(record)
+            for record in sorted(staying, key=lambda r: r.created_at)
+        ]
+        return [(subject.sandbox, subject.activation) for subject in subjects]
+
+    # --- what the gateway asks
+
+    async def validate(self, spec: SandboxSpec, trace: Trace = NO_TRACE) -> None:
+        """Whether a create of this spec would be accepted now."""
+        await self._admission.validate(spec, trace)
+
+    async def create(
+        self, spec: SandboxSpec, token: SecretStr | None, trace: Trace = NO_TRACE
+    ) -> None:
+        """Accept a sandbox, durably. The machine comes up afterwards."""
+        await self._admission.create(spec, token, trace)
+
+    async def _ask(self, phase: api.Phase, worker: SandboxWorker, trace: Trace) -> None:
+        await self.extensions.phases.ask(phase, worker.record, worker.ledger, trace)
+
+    async def stop(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> None:
+        """Returns when the machine is down, its memory kept if that is its way to stop.
+        Idempotent. TimedOut if it does not come down.
+        """
+        worker = self.find(sandbox_id, name)
+        _refuse_if_deleting(worker)
+        if worker.record.intent not in {Intent.STOPPED, Intent.SUSPENDED}:
+            await self.ask_to_stop(worker, trace)
+        mode = checks.stop_mode(worker.record.spec, self.settings)
+        await worker.wish(Wish.STOP_SUSPENDED if mode == "suspend" else Wish.STOP)
+        # A delete that comes meanwhile ends the machine too: then until it is gone.
+        patience_s = self.settings.stop_grace_s + _PATIENCE_S
+        try:
+            await worker.until(_is_down_or_wanted, patience_s)
+        except TimedOut:
+            if worker.ledger.get(WRITTEN) is None:
+                await worker.wish(Wish.STOP_NOW)
+            # Else its memory is being written: that moves, or ends by itself.
+            await worker.until(_is_down_or_wanted, self.stop_limit_s() - patience_s)
+        if not worker.gone and worker.record.intent is Intent.RUNNING:
+            raise Refused(
+                f"sandbox {worker.record.id} was started again while it was being "
+                "stopped"
+            )
+
+    async def ask_to_stop(self, worker: SandboxWorker, trace: Trace = NO_TRACE) -> None:
+        """before_stop. Refused when an extension does not let it, or a delete came meanwhile."""
+        await self._ask(api.Phase.BEFORE_STOP, worker, trace)
+        _refuse_if_deleting(worker)
+
+    async def start(self, sandbox_id: str, name: str) -> None:
+        """Accept a start, durably; does not wait for the machine. Idempotent: what is wanted
+        already is shown again, since a gateway's row says Starting until it is shown something
+        else.
+        """
+        worker = self.find(sandbox_id, name)
+        _refuse_if_deleting(worker)
+        shown = worker.snapshot
+        with worker.room_to_run():
+            await worker.wish(Wish.START)
+        if worker.snapshot is shown:
+            worker.announce()
+
+    def stop_limit_s(self) -> float:
+        """The longest that a stop may take."""
+        return (
+            self.settings.stop_grace_s + self.settings.freeze_timeout_s + _STOP_SLACK_S
+        )
+
+    async def delete(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> bool:
+        """Remove a sandbox. False: it is not known. Returns when it is gone, or after
+        30 s while it is going.
+        """
+        try:
+            found = self.look_up(sandbox_id, name)
+            if isinstance(found, SetAside):
+                await self._recovery.take_down(found.id)
+                worker = self.find(found.id, "")
+            else:
+                worker = found
+        except NotFound:
+            return False
+        if worker.record.intent is not Intent.DELETED:
+            await self._ask(api.Phase.BEFORE_DELETE, worker, trace)
+            try:
+                await worker.wish(Wish.DELETE)
+            except StorageError:
+                # On a full disk, a delete is what helps. It is promised only when it is stored.
+                await worker.wish(Wish.DELETE, regardless=True)
+        else:
+            await worker.wish(Wish.DELETE, regardless=True)
+        try:
+            await worker.until(lambda _: False, _DELETE_WAIT_S)
+        except TimedOut:
+            if worker.unsaved:
+                raise StorageError(
+                    f"the delete of sandbox {worker.record.id} cannot be stored: "
+                    f"{worker.trouble}"
+                ) from None
+            _log.warning("delete of %s goes on in the background", worker.record.id)
+        return True
+
+
+def _is_down_or_wanted(record: SandboxRecord) -> bool:
+    down = record.phase in _DOWN and not record.reverting
+    return down or record.intent is Intent.RUNNING
+
+
+def _refuse_if_deleting(worker: SandboxWorker) -> None:
+    if worker.record.intent is Intent.DELETED:
+        raise Refused(f"sandbox {worker.record.id} is being deleted", reason="Deleting")
+
+
+def _at_rest(worker: SandboxWorker) -> bool:
+    record = worker.record
+    held = worker.ledger.held(Scope.RUNTIME) + worker.ledger.held(Scope.CAPTURE)
+    if held or record.reverting or record.cold or record.intent is Intent.DELETED:
+        return False
+    if worker.reconcile_due:
+        return False
+    if record.intent is Intent.RUNNING:
+        return record.phase is Phase.FAILED
+    return record.phase in _DOWN

@@ -1,0 +1,146 @@
+"""What operators ask for beyond the gateway's contract. Each returns when it is done, and
+raises why it is not.
+"""
+
+from __future__ import annotations
+
+from vmdriver.errors import HostError, NotFound, Refused
+from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.wishes import Wish, asked_of
+
+_RESTORE_SLACK_S = 60.0
+
+
+class Operations:
+    """On the sandboxes of one manager."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        settings = manager.settings
+        self._up_limit_s = (
+            settings.boot_timeout_s
+            + settings.restore_timeout_s
+            + settings.restore_retry_s
+            + _RESTORE_SLACK_S
+        )
+
+    def find(self, sandbox: str) -> SandboxWorker:
+        """By id, or by a name that is unique on this host. NotFound, Refused,
+        InvalidRequest.
+        """
+        if sandbox in {*self._manager.workers, *self._manager.shelf.kept}:
+            return self._manager.find(sandbox, "")
+        worker = self._manager.find("", sandbox)
+        if worker.record.intent is Intent.DELETED:
+            raise Refused(f"sandbox {sandbox} is being deleted", reason="Deleting")
+        return worker
+
+    async def suspend(self, worker: SandboxWorker) -> None:
+        """Put it away with its memory. Refused when it does not run, or must not."""
+        record = worker.record
+        if record.phase is Phase.SUSPENDED:
+            return
+        if record.phase is not Phase.RUNNING or record.intent is not Intent.RUNNING:
+            raise Refused(
+                f"sandbox {record.id} is {record.phase.value}",
+                reason="NotRunning",
+                resolution="only a running sandbox can be suspended",
+            )
+        await self._manager.ask_to_stop(worker)
+        await worker.wish(Wish.SUSPEND)
+        limit_s = self._manager.stop_limit_s()
+        await worker.until(
+            lambda r: (
+                r.phase in {Phase.SUSPENDED, Phase.STOPPED}
+                or r.intent is Intent.RUNNING
+            ),
+            limit_s,
+        )
+        self._must_exist(worker)
+        if worker.record.phase is not Phase.SUSPENDED:
+            raise worker.refusal or Refused(
+                f"sandbox {record.id} was not suspended: it is "
+                f"{worker.record.phase.value}"
+            )
+
+    async def resume(self, worker: SandboxWorker, *, cold: bool = False) -> None:
+        """Bring it back, from its memory if it has some and `cold` does not say otherwise."""
+        was_down = _is_down(worker)
+        if cold:
+            await worker.decide(_cold)
+            worker.start()
+            await worker.until(lambda record: not record.cold, self._up_limit_s)
+            self._must_exist(worker)
+        await self._manager.start(worker.record.id, "")
+        await self._up(worker, was_down=was_down)
+
+    async def _up(self, worker: SandboxWorker, *, was_down: bool) -> None:
+        """Wait until it runs. If it was down before, a gateway must be told by its user: a
+        driver cannot lead a row out of Stopped (contract §2.9).
+        """
+        await worker.until(
+            lambda r: (
+                r.intent is not Intent.RUNNING
+                or (not r.reverting and r.phase in {Phase.RUNNING, Phase.FAILED})
+            ),
+            self._up_limit_s,
+        )
+        self._must_exist(worker)
+        if worker.record.intent is not Intent.RUNNING:
+            raise Refused(f"sandbox {worker.record.id} was stopped meanwhile")
+        failure = worker.record.failure
+        if worker.record.phase is Phase.FAILED and failure is not None:
+            raise HostError(failure.message, reason=failure.reason)
+        if was_down:
+            worker.tell(
+                "GatewaySaysStopped",
+                "the sandbox runs; a gateway goes on saying Stopped until `openshell sandbox "
+                f"start {worker.record.spec.name}`",
+            )
+
+    async def create_snapshot(
+        self, worker: SandboxWorker, name: str, *, disk_only: bool
+    ) -> None:
+        """Take a snapshot; the sandbox goes on."""
+
+        async def take(machine: MachineState) -> None:
+            await worker.take_snapshot(name, disk_only, machine)
+
+        await worker.perform(take)
+
+    async def restore_snapshot(self, worker: SandboxWorker, name: str) -> None:
+        """Make it what it was then. NotFound for another name."""
+        worker.find_snapshot(name)
+        was_down = _is_down(worker)
+        asked = asked_of(worker.record)
+        await worker.perform(lambda _: worker.return_to(name, asked))
+        await self._up(worker, was_down=was_down)
+
+    async def delete_snapshot(self, worker: SandboxWorker, name: str) -> None:
+        """Remove a snapshot. NotFound."""
+        worker.find_snapshot(name)
+        await worker.perform(lambda _: worker.remove_snapshot(name))
+
+    def snapshots(self, worker: SandboxWorker) -> tuple[SnapshotEntry, ...]:
+        """Oldest first."""
+        return worker.record.snapshots
+
+    @staticmethod
+    def _must_exist(worker: SandboxWorker) -> None:
+        if worker.gone:
+            raise NotFound(f"sandbox {worker.record.id} was deleted meanwhile")
+
+
+def _cold(record: SandboxRecord) -> dict[str, bool]:
+    if record.intent is Intent.DELETED:
+        raise Refused(f"sandbox {record.id} is being deleted", reason="Deleting")
+    return {"cold": True}
+
+
+def _is_down(worker: SandboxWorker) -> bool:
+    """Whether watchers have been shown it as stopped."""
+    return any(c.type == "Suspended" for c in worker.snapshot.conditions)

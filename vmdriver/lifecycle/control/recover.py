@@ -1,0 +1,97 @@
+"""What a driver does when it starts: reads every sandbox from disk, sets aside what cannot be read,
+and removes what nobody claims.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from vmdriver.errors import DriverError
+from vmdriver.lifecycle.control import sweep
+from vmdriver.lifecycle.control.sandboxes import Sandboxes
+from vmdriver.lifecycle.engine.broadcast import GONE_S
+from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.launch.resources import LAYER
+from vmdriver.model import wishes
+from vmdriver.model.phase import Intent
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.wishes import Wish
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Of the sandboxes of one manager."""
+
+    shared: Shared
+    sandboxes: Sandboxes
+
+    async def read(self) -> None:
+        """A worker for every sandbox, not started yet; on the shelf those that cannot be read."""
+        records, shelf = self.shared.ports.records, self.sandboxes.shelf
+        self.shared.hub.recall(await records.deleted(GONE_S))
+        # Those that go last: an address that one of them held may be another's already.
+        for record in sorted(await records.load_all(), key=_goes):
+            await self._take_up(record)
+        for sandbox_id, problem in records.unreadable().items():
+            await shelf.put(sandbox_id, problem)
+        for aside in list(shelf.kept.values()):
+            known = aside.record
+            if known is not None and (_goes(known) or not known.extensions.accepted):
+                await sweep.tried(_log, self.take_down(aside.id))
+
+    async def _take_up(self, record: SandboxRecord) -> None:
+        shelf = self.sandboxes.shelf
+        try:
+            ledger = shelf.ledger(record)
+        except DriverError as error:
+            await shelf.put(record.id, error.message, record)
+            return
+        worker = SandboxWorker(record, ledger, self.shared)
+        worker.reconcile_due = self.shared.extensions.phases.take_part(record)
+        self.sandboxes.workers[record.id] = worker
+        if not record.extensions.accepted:
+            await worker.decide(partial(wishes.changes, Wish.DELETE))
+
+    async def take_down(self, sandbox_id: str) -> None:
+        """One that cannot be read is to be deleted: from here on as any other."""
+        taken = await self.sandboxes.shelf.take(sandbox_id)
+        if taken is not None:
+            worker = SandboxWorker(*taken, self.shared)
+            self.sandboxes.workers[sandbox_id] = worker
+            worker.announce()
+
+    async def sweep(self, instance: str) -> None:
+        """Remove what nobody claims, templates that cannot be used any more among it."""
+        shared, sandboxes = self.shared, self.sandboxes
+        all_there = shared.ports.records.all_there()
+        all_known = all_there and not sandboxes.shelf.kept
+        await shared.templates.recover(collect=all_known)
+        if not all_there:
+            _log.error(
+                "the directory of sandboxes was in the way and is set aside: machines "
+                "that no sandbox claims stay, until it is put back or removed"
+            )
+            return
+        claimed = {*sandboxes.workers, *sandboxes.shelf.kept}
+        await sweep.remove_orphans(shared.ports, claimed, instance)
+        await sweep.remove_unneeded_files(
+            shared.ports,
+            shared.launcher.places,
+            sandboxes.records(),
+            self._layers_begun() | shared.templates.layers(),
+            all_known=all_known,
+        )
+
+    def _layers_begun(self) -> set[str]:
+        workers = self.sandboxes.workers.values()
+        entries = (worker.ledger.get(LAYER) for worker in workers)
+        return {entry.data["path"] for entry in entries if entry is not None}
+
+
+def _goes(record: SandboxRecord) -> bool:
+    return record.intent is Intent.DELETED

@@ -1,0 +1,105 @@
+"""The sandboxes of this driver, and what is known of all of them together."""
+
+from __future__ import annotations
+
+from vmdriver.errors import InvalidRequest, NotFound, Refused
+from vmdriver.lifecycle.control.set_aside import Shelf
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.launch.resources import MACHINE
+from vmdriver.model.condition import Snapshot
+from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.phase import Intent
+from vmdriver.model.record import SandboxRecord, layers_of
+from vmdriver.model.set_aside import SetAside
+
+
+class Sandboxes:
+    """By id. `workers` are the accepted ones, and those whose create failed and left something
+    that is being given back; `pending` are just being accepted; on the `shelf` are those that
+    cannot be read.
+    """
+
+    shelf: Shelf
+
+    def __init__(self) -> None:
+        self.workers: dict[str, SandboxWorker] = {}
+        self.pending: dict[str, SandboxRecord] = {}
+
+    def records(self) -> list[SandboxRecord]:
+        """Of every sandbox, those among them that are just being accepted."""
+        return [w.record for w in self.workers.values()] + list(self.pending.values())
+
+    def layers_but_of(self, sandbox_id: str) -> set[str]:
+        """Every layer that another sandbox than this one needs."""
+        others = (layers_of(r) for r in self.needing_layers() if r.id != sandbox_id)
+        return self.shelf.layers(but=sandbox_id).union(*others)
+
+    def needing_layers(self) -> list[SandboxRecord]:
+        """Of every sandbox but those that go and whose machine has gone already: where the last
+        that stand on a layer go at once, each would leave it to the other.
+        """
+        gone = {
+            w.record.id
+            for w in self.workers.values()
+            if w.record.intent is Intent.DELETED and w.ledger.get(MACHINE) is None
+        }
+        return [record for record in self.records() if record.id not in gone]
+
+    def tell_problem(self, sandbox_id: str, problem: str) -> None:
+        """Show what went wrong in an extension."""
+        worker = self.workers.get(sandbox_id)
+        if worker is not None:
+            worker.tell("ExtensionFailed", problem, warn=True)
+
+    def accepted(self) -> list[SandboxWorker]:
+        """Those that the gateway knows of."""
+        return [w for w in self.workers.values() if w.record.extensions.accepted]
+
+    def host_snapshots(self) -> tuple[int, int]:
+        """Number and bytes of every sandbox's snapshots."""
+        entries = [e for record in self.records() for e in record.snapshots]
+        return len(entries), sum(entry.stored_bytes for entry in entries)
+
+    def forget(self, sandbox_id: str) -> None:
+        """The sandbox is gone."""
+        self.workers.pop(sandbox_id, None)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Every sandbox as it is shown, sorted by name, then id."""
+        shown = [worker.snapshot for worker in self.accepted()]
+        shown += [aside.snapshot for aside in self.shelf.kept.values()]
+        return sorted(shown, key=lambda s: (s.name, s.id))
+
+    def find(self, sandbox_id: str, name: str) -> SandboxWorker:
+        """By id, which must exist, else by name. InvalidRequest, NotFound, Refused if
+        the name is not unique, or the sandbox cannot be read.
+        """
+        found = self.look_up(sandbox_id, name)
+        if isinstance(found, SetAside):
+            raise found.refusal()
+        return found
+
+    def look_up(self, sandbox_id: str, name: str) -> SandboxWorker | SetAside:
+        """The same, those among them that cannot be read."""
+        if sandbox_id:
+            known = self.workers.get(check_sandbox_id(sandbox_id, "sandbox_id"))
+            if known is not None and known.record.extensions.accepted:
+                return known
+            aside = self.shelf.kept.get(sandbox_id)
+            if aside is None:
+                raise NotFound(f"sandbox {sandbox_id} is not known")
+            return aside
+        if not name:
+            raise InvalidRequest("sandbox_id", "is empty, and so is sandbox_name")
+        matches: list[SandboxWorker | SetAside] = [
+            worker for worker in self.accepted() if worker.record.spec.name == name
+        ]
+        matches += [s for s in self.shelf.kept.values() if s.name == name]
+        if not matches:
+            raise NotFound(f"no sandbox is named {name!r}")
+        if len(matches) > 1:
+            raise Refused(
+                f"{len(matches)} sandboxes are named {name!r}",
+                resolution="ask by sandbox_id",
+            )
+        return matches[0]

@@ -1,0 +1,219 @@
+"""Keeps the sandboxes whose record or ledger cannot be read out of everything: nothing of them is
+touched, nothing that they may need is removed, and only a delete is done to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from vmdriver.errors import DriverError, StorageError
+from vmdriver.host.threads import finished
+from vmdriver.lifecycle.control import sweep
+from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.resources import (
+    FILES,
+    FIREWALL,
+    LEASE,
+    MACHINE,
+    OVERLAY,
+    TAP,
+    Ports,
+    can_be_undone,
+)
+from vmdriver.lifecycle.ports.host import Found, JournalOpener
+from vmdriver.model.ids import mark
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.plan import Lease
+from vmdriver.model.record import ExtensionState, SandboxRecord, layers_of, utc_now
+from vmdriver.model.set_aside import STATE_UNREADABLE, SetAside, salvage_of
+from vmdriver.model.spec import SandboxSpec
+
+_log = logging.getLogger(__name__)
+_OF_MARKED = {"domain": MACHINE, "tap": TAP, "firewall": FIREWALL}
+
+
+@dataclass
+class Shelf:
+    """They lie here until they are deleted, or a driver is started with their files repaired."""
+
+    ports: Ports
+    journals: JournalOpener
+    open: Callable[[str], Ledger]
+    """A sandbox's ledger. StorageError."""
+    launcher: Launcher
+    kept: dict[str, SetAside] = field(default_factory=dict)
+    _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def layers(self, but: str = "") -> set[str]:
+        """Every root disk layer that one of them, other than that one, may need."""
+        return set().union(*(s.layers for s in self.kept.values() if s.id != but))
+
+    def consoles(self) -> list[str]:
+        """Of their machines, which may run. A guest could fill the disk through its own."""
+        places = self.launcher.places
+        return [places.paths(sandbox_id).console for sandbox_id in self.kept]
+
+    def ledger(self, record: SandboxRecord) -> Ledger:
+        """A sandbox's ledger, and its lease is noted. StorageError."""
+        ledger = self.open(record.id)
+        for entry in ledger.held():
+            if not can_be_undone(entry):
+                raise StorageError(
+                    f"sandboxes/{record.id}/ledger.jsonl does not say how to give back "
+                    f"its {entry.key}"
+                )
+        held = ledger.get(LEASE)
+        if held is not None:
+            self._adopt(record.id, held)
+        return ledger
+
+    def _adopt(self, sandbox_id: str, held: Held) -> None:
+        try:
+            lease = Lease.model_validate(held.data)
+        except ValidationError as error:
+            raise StorageError(
+                f"sandboxes/{sandbox_id}/ledger.jsonl holds no valid lease"
+            ) from error
+        other = self.launcher.pool.holder(lease.index)
+        if other not in {None, sandbox_id}:
+            raise StorageError(
+                f"the address {lease.guest_ip} that its ledger holds is that of sandbox "
+                f"{other}"
+            )
+        self.launcher.pool.adopt(sandbox_id, lease)
+
+    async def put(
+        self, sandbox_id: str, problem: str, record: SandboxRecord | None = None
+    ) -> None:
+        """From now on it lies here. Nothing of it, and nothing that it may need, is touched."""
+        found = await self.ports.records.salvage(sandbox_id)
+        if record is not None:
+            lease = found.lease or record.lease
+            found = replace(salvage_of(record), lease=lease)
+        if (
+            found.lease is not None
+            and self.launcher.pool.holder(found.lease.index) is None
+        ):
+            self.launcher.pool.adopt(sandbox_id, found.lease)
+        layers = layers_of(record) if record is not None else set()
+        layers |= await self._may_need(sandbox_id, certain=record is not None)
+        self.kept[sandbox_id] = SetAside(
+            sandbox_id,
+            problem,
+            utc_now(),
+            found,
+            record,
+            record.plan.domain_uuid if record is not None and record.plan else "",
+            frozenset(layers),
+        )
+        _log.error("%s: %s: %s", sandbox_id, STATE_UNREADABLE, problem)
+
+    async def _may_need(self, sandbox_id: str, *, certain: bool) -> set[str]:
+        """What its own layers stand on. Any layer, where that is unknown: it may be a fork that
+        has no layer of its own yet.
+        """
+        disks = self.ports.disks
+        try:
+            own = await disks.own_layers(sandbox_id)
+        except DriverError as error:
+            _log.warning("%s: every layer is kept: %s", sandbox_id, error.text())
+            return set(await disks.layers())
+        if not own and not certain:
+            return set(await disks.layers())
+        return set(own).union(*own.values())
+
+    # --- delete
+
+    async def take(self, sandbox_id: str) -> tuple[SandboxRecord, Ledger] | None:
+        """Make it one that can be read and is to be deleted, durably: its ledger holds whatever
+        on the host bears its mark. None: it lies here no more.
+        """
+        return await finished(self._take(sandbox_id))
+
+    async def _take(self, sandbox_id: str) -> tuple[SandboxRecord, Ledger] | None:
+        async with self._taking:
+            aside = self.kept.get(sandbox_id)
+            if aside is None:
+                return None
+            held = await self._held(aside)
+            record = await self._stand_in(aside, held)
+            await self.ports.records.give_up(record)
+            lines = [line for entry in held for line in entry.lines()]
+            await self.journals(sandbox_id).rewrite(lines)
+            ledger = self.open(sandbox_id)
+            del self.kept[sandbox_id]
+            return record, ledger
+
+    async def _held(self, aside: SetAside) -> list[Held]:
+        """What its ledger says, if it can be read, and what is found on the host besides."""
+        try:
+            ledger = self.open(aside.id)
+            held = {h.key: h for h in ledger.held() if can_be_undone(h)}
+        except StorageError:
+            held = {}
+        lease = aside.salvage.lease
+        if lease is not None:
+            data = lease.model_dump()
+            held.setdefault(LEASE, Held(LEASE, Scope.PERSISTENT, data, done=True))
+        for path in list(await self._own_layers(aside.id))[-1:]:
+            overlay = Held(OVERLAY, Scope.PERSISTENT, {"path": path}, done=True)
+            held.setdefault(OVERLAY, overlay)
+        seed = {"seed": self.launcher.places.paths(aside.id).seed}
+        held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
+        found = await sweep.marked(self.ports)
+        for item in (f for f in found if f.sandbox_id == aside.id):
+            entry = self._entry(item, lease)
+            held.setdefault(entry.key, entry)
+        last = [held.pop(key) for key in (FIREWALL, MACHINE) if key in held]
+        return [*held.values(), *last]  # undone in reverse: the machine holds the rest
+
+    def _entry(self, item: Found, lease: Lease | None) -> Held:
+        key = _OF_MARKED[item.kind]
+        data = {
+            MACHINE: {"domain": item.name},
+            FIREWALL: {"tap": item.name},
+            TAP: {
+                "tap": item.name,
+                "mark": mark(self.launcher.settings.instance, item.sandbox_id),
+                "guest_ip": lease.guest_ip if lease else "",
+            },
+        }[key]
+        return Held(key, Scope.RUNTIME, data, done=True)
+
+    async def _own_layers(self, sandbox_id: str) -> dict[str, tuple[str, ...]]:
+        try:
+            return dict(await self.ports.disks.own_layers(sandbox_id))
+        except DriverError as error:
+            _log.warning("%s: layers may be left over: %s", sandbox_id, error.text())
+            return {}
+
+    async def _stand_in(self, aside: SetAside, held: Iterable[Held]) -> SandboxRecord:
+        own = await self._own_layers(aside.id)
+        going = {"intent": Intent.DELETED, "phase": Phase.DELETING}
+        if aside.record is not None:
+            layers = (*aside.record.layers, *(set(own) - set(aside.record.layers)))
+            return aside.record.model_copy(update={**going, "layers": layers})
+        names = {str(h.data["extension"]) for h in held if "extension" in h.data}
+        known, now = aside.salvage, utc_now()
+        spec = SandboxSpec(
+            id=aside.id,
+            name=aside.name,
+            namespace=known.namespace,
+            workspace=known.workspace,
+            image="unknown",
+        )
+        return SandboxRecord(
+            spec=spec,
+            created_at=now,
+            changed_at=now,
+            layers=tuple(set(own).union(*own.values())),
+            lease=known.lease,
+            extensions=ExtensionState(active=tuple(sorted(names))),
+            **going,
+        )

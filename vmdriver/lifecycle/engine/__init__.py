@@ -1,0 +1,1 @@
+"""How a wish is made true, and undone: the sandbox, its ledger, its worker."""

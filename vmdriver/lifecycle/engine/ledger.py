@@ -1,0 +1,258 @@
+"""What we hold for one sandbox, and how to give it back.
+
+Every acquisition is three things in this order: the intent is written and synced, the
+effect happens, the outcome is written. Every release is two: the effects are undone, then
+their entries are struck out. So whatever is on the host is in the ledger, at every moment,
+also after SIGKILL; and undoing what never happened is part of every release's contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from vmdriver.errors import StorageError, Unavailable
+from vmdriver.host.threads import finished
+from vmdriver.lifecycle.ports.host import Guard, Journal, no_checkpoint
+
+T = TypeVar("T")
+Line = Mapping[str, Any]
+_log = logging.getLogger(__name__)
+_PATIENCE_S = 1.5
+"""For a program that is only slow to end by itself."""
+
+
+class Scope(StrEnum):
+    """How long something is held."""
+
+    RUNTIME = "runtime"
+    """While the machine runs; given back by stop, failure and crash."""
+    CAPTURE = "capture"
+    """While the machine is held still for its memory or disk to be kept."""
+    PERSISTENT = "persistent"
+    """From create to delete."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """One entry. `data` is all that a process which never ran the acquisition needs to
+    undo it.
+    """
+
+    key: str
+    scope: Scope
+    data: Mapping[str, Any] = field(default_factory=dict)
+    done: bool = False
+    """False: the effect may or may not have happened."""
+
+    def lines(self) -> list[Line]:
+        """As a journal holds it."""
+        data = dict(self.data)
+        intent = {"op": "intent", "key": self.key, "scope": self.scope.value}
+        done: list[Line] = [{"op": "done", "key": self.key}] if self.done else []
+        return [{**intent, "data": data}, *done]
+
+
+Undo = Callable[[Held], Awaitable[None]]
+
+
+def replay(lines: list[Line]) -> dict[str, Held]:
+    """What a journal's lines leave held, in order of acquisition. StorageError when they
+    contradict each other: what is missing may be anything.
+    """
+    held: dict[str, Held] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            _apply(line, held)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"the ledger makes no sense in line {number}: {error!r}",
+                detail=repr(dict(line))[:500],
+                resolution="repair the file or bring it back from a backup, then start "
+                "the driver again",
+            ) from error
+    return held
+
+
+def _apply(line: Line, held: dict[str, Held]) -> None:
+    key, op = line["key"], line["op"]
+    if not isinstance(key, str):
+        raise TypeError("a key is no text")
+    match op:
+        case "intent":
+            held[key] = Held(key, Scope(line["scope"]), _mapping(line["data"]))
+        case "done":
+            held[key] = replace(held[key], done=True)
+        case "data":
+            held[key] = replace(held[key], data=_mapping(line["data"]))
+        case "moved":
+            held[key] = held.pop(key)
+        case "released":
+            # Earlier drivers struck an entry twice when they were stopped in between.
+            held.pop(key, None)
+        case _:
+            raise ValueError(f"{op!r} is not known")
+
+
+def _mapping(data: Any) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TypeError("data is no object")
+    return data
+
+
+class Ledger:
+    """One sandbox's ledger. Any task may use it: each write is one step together with what is
+    held in memory, and nobody gives back what is just being acquired, or the other way round.
+    """
+
+    def __init__(self, journal: Journal, checkpoint: Guard = no_checkpoint) -> None:
+        self._journal = journal
+        self._checkpoint = checkpoint
+        lines = journal.read()
+        self._held = replay(lines)
+        self._lines = len(lines)
+        self._writing = asyncio.Lock()
+        """Held for single writes only, never while an effect or an undo runs: these may write
+        themselves.
+        """
+        self._busy: set[str] = set()
+        """Keys whose effect or undo is under way."""
+
+    def held(self, scope: Scope | None = None) -> tuple[Held, ...]:
+        """Entries in order of acquisition."""
+        return tuple(h for h in self._held.values() if scope in {None, h.scope})
+
+    def get(self, key: str) -> Held | None:
+        """The entry of that key, if held."""
+        return self._held.get(key)
+
+    async def acquire(
+        self,
+        key: str,
+        scope: Scope,
+        data: Mapping[str, Any],
+        effect: Callable[[], Awaitable[T]],
+        *,
+        may_hang: bool = False,
+    ) -> T | None:
+        """Journal, act, journal. What is held and done is not done again (returns
+        None). Unavailable while another task acquires it or gives it back.
+
+        When cancelled during the effect it is finished first, so that the entry tells
+        the truth. When the effect fails the entry stays, not done: whoever undoes must
+        look. One that `may_hang` is cancelled a moment after that, which is a failure like others.
+        """
+        present = self._held.get(key)
+        if present is not None and present.done and key not in self._busy:
+            return None
+        with self._alone_at(key):
+            await self._checkpoint(f"{key}:before-intent")
+            await finished(self._put(Held(key, scope, dict(data))))
+            await self._checkpoint(f"{key}:after-intent")
+            patience_s = _PATIENCE_S if may_hang else None
+            result = await finished(effect(), patience_s)
+            await self._checkpoint(f"{key}:after-effect")
+            await finished(self._change({"op": "done", "key": key}, done=True))
+            await self._checkpoint(f"{key}:after-outcome")
+        return result
+
+    async def remember(self, key: str, data: Mapping[str, Any]) -> None:
+        """Replace an entry's data: what its undo will be given. What has been given back
+        meanwhile needs none.
+        """
+        line = {"op": "data", "key": key, "data": dict(data)}
+        await finished(self._change(line, data=dict(data)))
+
+    async def move_to_end(self, key: str) -> None:
+        """Something more was acquired behind this entry: it is undone before everything that is
+        held now.
+        """
+        await finished(self._change({"op": "moved", "key": key}, last=True))
+
+    async def release(self, scope: Scope | None, undo: Undo) -> list[Exception]:
+        """Undo entries of a scope (None: all) in reverse, then strike them out. Goes on after
+        an error; what failed stays held.
+
+        Everything is undone before anything is struck: on a full disk, where the ledger
+        cannot grow, nothing stays as it is for that reason. StorageError then: all of it is
+        held still, and is given back once more.
+        """
+        errors: list[Exception] = []
+        undone: list[str] = []
+        with ExitStack() as busy:
+            for entry in reversed(self.held(scope)):
+                await self._checkpoint(f"{entry.key}:before-release")
+                try:
+                    busy.enter_context(self._alone_at(entry.key))
+                    await finished(undo(entry))
+                except Exception as error:  # noqa: BLE001 - one failing undo must not keep the others from running
+                    _log.warning("undo of %s failed: %s", entry.key, error)
+                    errors.append(error)
+                    continue
+                undone.append(entry.key)
+                await self._checkpoint(f"{entry.key}:after-release")
+            if undone:
+                await finished(self._strike(undone))
+        for key in undone:
+            await self._checkpoint(f"{key}:after-strike")
+        return errors
+
+    @contextmanager
+    def _alone_at(self, key: str) -> Iterator[None]:
+        if key in self._busy:
+            raise Unavailable(f"{key} is being acquired or given back; try again")
+        self._busy.add(key)
+        try:
+            yield
+        finally:
+            self._busy.discard(key)
+
+    # --- writes: on disk first, then in memory, and nothing of this ledger in between
+
+    async def _append(self, *lines: Line) -> None:
+        await self._journal.append(*lines)
+        self._lines += len(lines)
+
+    async def _put(self, entry: Held) -> None:
+        async with self._writing:
+            await self._append(*entry.lines())
+            self._held[entry.key] = entry
+
+    async def _change(self, line: Line, *, last: bool = False, **changes: Any) -> None:
+        key = line["key"]
+        async with self._writing:
+            if key not in self._held:
+                return
+            await self._append(line)
+            entry = replace(self._held[key], **changes)
+            if last:
+                del self._held[key]
+            self._held[key] = entry
+
+    async def _strike(self, keys: list[str]) -> None:
+        async with self._writing:
+            rest = {key: held for key, held in self._held.items() if key not in keys}
+            if rest:
+                await self._append(*({"op": "released", "key": key} for key in keys))
+            else:
+                # Not by growing: a full disk does not keep a sandbox that is to go.
+                await self._journal.rewrite([])
+                self._lines = 0
+            self._held = rest
+            await self._compact()
+
+    async def _compact(self) -> None:
+        if self._lines < 64 + 4 * len(self._held):
+            return
+        lines = [line for entry in self._held.values() for line in entry.lines()]
+        try:
+            await self._journal.rewrite(lines)
+        except StorageError as error:
+            _log.warning("a ledger stays long: %s", error.text())
+            return
+        self._lines = len(lines)

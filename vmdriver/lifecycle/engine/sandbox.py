@@ -1,0 +1,192 @@
+"""One sandbox's record in memory: changed on disk first, then for everybody who watches
+or waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vmdriver.errors import DriverError, NotFound, TimedOut
+from vmdriver.host.threads import finished
+from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Happened, Hub, Notice
+from vmdriver.lifecycle.ports.host import Records
+from vmdriver.model.condition import (
+    PlatformEvent,
+    Progress,
+    Snapshot,
+    Standstill,
+    snapshot_of,
+)
+from vmdriver.model.record import SandboxRecord, layers_of, utc_now
+
+_log = logging.getLogger(__name__)
+Decision = Callable[[SandboxRecord], Mapping[str, Any]]
+"""The fields to change, given the record as it is."""
+
+
+class SandboxState:
+    """The record, what it is shown as, and who waits for it."""
+
+    def __init__(self, record: SandboxRecord, records: Records, hub: Hub) -> None:
+        self.record = record
+        self.snapshot: Snapshot = snapshot_of(record)
+        self.gone = False
+        self.still: Standstill | None = None
+        """Why the machine stands still, as far as it is known."""
+        self.unsaved = False
+        """The record on disk is older than this one."""
+        self.untidy = False
+        """There may be files that the record has named, or was to name, and does not."""
+        self.trouble = ""
+        """The last error that is being retried, for whoever asks."""
+        self.refusal: DriverError | None = None
+        """Why the last suspension was not to be."""
+        self._records = records
+        self._hub = hub
+        self._saving = asyncio.Lock()
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def announce(self) -> None:
+        """Show it to the watchers as it is now: a new one, or to one whose picture may be old."""
+        self._hub.publish(Changed(self.snapshot))
+
+    async def until(
+        self, reached: Callable[[SandboxRecord], bool], timeout_s: float
+    ) -> None:
+        """Wait until the record satisfies a predicate or the sandbox is gone. TimedOut."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.gone and not reached(self.record):
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiters.add(waiter)
+                    try:
+                        await waiter
+                    finally:
+                        self._waiters.discard(waiter)
+        except TimeoutError as error:
+            text = f"sandbox {self.record.id} is not there yet after {timeout_s:g} s"
+            raise TimedOut(
+                f"{text}: {self.trouble}" if self.trouble else text
+            ) from error
+
+    async def update(self, **changes: Any) -> None:
+        """Change what only the sandbox's own loop changes: on disk first, then for everybody."""
+        if "intent" in changes:
+            raise TypeError("the intent is decided on, see `decide`")
+        await self.decide(lambda _: changes)
+
+    async def decide(self, decision: Decision, *, regardless: bool = False) -> None:
+        """Change the record as `decision` says, given the record of that very moment, which nobody
+        changes in between: on disk first, then for everybody. What it raises is raised, and
+        nothing has changed. A cancellation is raised when the change is done: disk and memory
+        always say the same, but for what holds `regardless` of whether it can be stored: then
+        `unsaved` is true until something is.
+        """
+        await finished(self._decided(decision, regardless=regardless))
+
+    async def _decided(self, decision: Decision, *, regardless: bool) -> None:
+        async with self._saving:
+            record = self.record.model_copy(update=dict(decision(self.record)))
+            if record == self.record and not self.unsaved:
+                return
+            if self.gone:  # it would be on disk again
+                raise NotFound(f"sandbox {record.id} was deleted meanwhile")
+            if _shown(snapshot_of(record, self.still)) != _shown(self.snapshot):
+                record = record.model_copy(update={"changed_at": utc_now()})
+            try:
+                await self._records.save(record)
+            except DriverError as error:
+                self.untidy = True
+                if not regardless:
+                    raise
+                _log.warning("%s: %s", record.id, error.text())
+                self.unsaved = True
+            else:
+                self.unsaved = False
+            self.untidy |= not _named(self.record) <= _named(record)
+            self.record = record
+        self._publish()
+
+    async def show_still(self, still: Standstill | None) -> None:
+        """Show that the machine stands still, and why, or that it goes on. A full disk takes no
+        notes: only the end of it is written down.
+        """
+        before = self.still
+        if still is not None and before is not None and still.reason == before.reason:
+            return
+        self.still = still
+        if still is not None:
+            self._publish()
+            self.tell(
+                still.reason, f"the machine stands still: {still.message}", warn=True
+            )
+        elif before is not None:
+            self.tell("GoesOn", "the machine does not stand still any more")
+            await self.update(changed_at=utc_now())
+
+    def _publish(self) -> None:
+        snapshot = snapshot_of(self.record, self.still)
+        if snapshot != self.snapshot:
+            self.snapshot = snapshot
+            self._show(Changed(snapshot))
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def tell(
+        self,
+        reason: str,
+        message: str,
+        progress: Progress | None = None,
+        *,
+        warn: bool = False,
+    ) -> None:
+        """Publish a platform event."""
+        event = PlatformEvent(
+            reason=reason,
+            message=message,
+            at=utc_now(),
+            type="Warning" if warn else "Normal",
+            metadata=progress.metadata() if progress else {},
+        )
+        _log.log(
+            logging.WARNING if warn else logging.INFO,
+            "%s: %s: %s",
+            self.record.id,
+            reason,
+            message,
+        )
+        self._show(Happened(self.record.id, event))
+
+    def _show(self, notice: Notice) -> None:
+        """Nobody knows yet of a sandbox that is not accepted."""
+        if self.record.extensions.accepted:
+            self._hub.publish(notice)
+
+    async def vanish(self, forget: Callable[[str], None]) -> None:
+        """The sandbox is gone for good: its record too, which nobody writes anew, and whoever is
+        told of it is told in the same breath, also when cancelled.
+        """
+        await finished(self._vanished(forget))
+
+    async def _vanished(self, forget: Callable[[str], None]) -> None:
+        async with self._saving:
+            known = self.record.extensions.accepted
+            await self._records.remove(self.record.id, noted=known)
+            self.gone = True
+        forget(self.record.id)
+        self._show(Deleted(self.record.id))
+        self._publish()
+
+
+def _named(record: SandboxRecord) -> set[str]:
+    """Files that are there for this record's sake."""
+    memories = [record.memory, *(entry.memory for entry in record.snapshots)]
+    return layers_of(record) | {ref.directory for ref in memories if ref is not None}
+
+
+def _shown(snapshot: Snapshot) -> list[tuple[str, str, str, str]]:
+    return [(c.type, c.status, c.reason, c.message) for c in snapshot.conditions]

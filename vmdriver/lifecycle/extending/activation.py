@@ -1,0 +1,182 @@
+"""Which extensions take part in a sandbox, and what the request says to them. Fail-closed:
+what was asked for and cannot be given refuses the create.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from vmdriver.errors import ConfigError, InvalidRequest, Refused
+from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
+from vmdriver.lifecycle.extending.phases import Extension, Phase
+
+Registered = Extension | LifecycleExtension
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
+_YES = {"enabled", "enable", "requested", "request", "1", "true", "yes", "y", "on"}
+LABEL_PREFIX = "openshell.io/extension."
+CONFIG_PATH = "template.driver_config.extensions"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Decided once, at create, and stored."""
+
+    active: tuple[str, ...] = ()
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By extension: what the request says to it, as it was given."""
+
+
+def check_registration(extensions: Sequence[Registered]) -> None:
+    """ConfigError for a bad or doubled name or key."""
+    names: set[str] = set()
+    keys: dict[str, str] = {}
+    for extension in extensions:
+        name, key = extension.name, key_of(extension)
+        for text in (name, key):
+            if not _NAME.fullmatch(text):
+                raise ConfigError(
+                    f"extension name or key {text!r} is not made of A-Z a-z 0-9 . - _"
+                )
+        if name in names:
+            raise ConfigError(f"extension {name!r} is listed twice")
+        if key in keys:
+            raise ConfigError(
+                f"extensions {keys[key]!r} and {name!r} are both called {key!r} by labels",
+                resolution="list one of them",
+            )
+        names.add(name)
+        keys[key] = name
+
+
+def is_affirmative(value: str) -> bool:
+    """Whether a label's value says yes; anything unrecognised means no."""
+    return value.strip().lower() in _YES
+
+
+def key_of(extension: Registered) -> str:
+    """What labels call it."""
+    kind = extension.activation
+    return kind.key if isinstance(kind, OnRequest) else extension.name
+
+
+def activate(
+    extensions: Iterable[Registered],
+    labels: Mapping[str, str],
+    blocks: Mapping[str, Any],
+    supported: frozenset[Phase],
+    may_configure: frozenset[str],
+    of_base: frozenset[str] = frozenset(),
+) -> Activation:
+    """From the policy-stamped labels and the request's own block. `may_configure`: extensions
+    whose parameters may come from the block. `of_base`: keys that are for a driver behind this
+    one. Refused, InvalidRequest.
+    """
+    by_key = {key_of(e): e for e in extensions}
+    asked, given = _read_labels(by_key, labels, of_base)
+    for name, block in blocks.items():
+        _check_block(name, block, {e.name for e in by_key.values()}, may_configure)
+        given.setdefault(name, {}).update(block)
+    active = [
+        e.name
+        for e in by_key.values()
+        if e.name in asked or not isinstance(e.activation, OnRequest)
+    ]
+    for name in given:
+        if name not in active:
+            raise Refused(
+                f"extension {name!r} is given parameters but is not asked for",
+                reason="ExtensionNotActive",
+                resolution=f"have policy set the label {LABEL_PREFIX}<key> to enabled",
+            )
+    for extension in by_key.values():
+        if extension.name in active:
+            if isinstance(extension, Extension):
+                _check_phases(extension, supported)
+            parse_parameters(extension, given.get(extension.name, {}))
+    return Activation(tuple(active), {n: p for n, p in given.items() if p})
+
+
+def is_for(label: str, keys: Iterable[str]) -> bool:
+    """Whether a label asks for, or says something to, an extension of one of these keys."""
+    if not label.startswith(LABEL_PREFIX):
+        return False
+    rest = label.removeprefix(LABEL_PREFIX)
+    return rest in keys or rest.rpartition(".")[0] in keys
+
+
+def _read_labels(
+    by_key: Mapping[str, Registered], labels: Mapping[str, str], of_base: frozenset[str]
+) -> tuple[set[str], dict[str, dict[str, Any]]]:
+    asked: set[str] = set()
+    given: dict[str, dict[str, Any]] = {}
+    for label, value in labels.items():
+        if not label.startswith(LABEL_PREFIX):
+            continue
+        rest = label.removeprefix(LABEL_PREFIX)
+        if rest in by_key:
+            if is_affirmative(value):
+                asked.add(by_key[rest].name)
+            continue
+        key, _, parameter = rest.rpartition(".")
+        if rest in of_base or key in of_base:
+            continue
+        if key in by_key and parameter:
+            given.setdefault(by_key[key].name, {})[parameter] = value
+        elif is_affirmative(value) or key:
+            raise Refused(
+                f"label {label}: no extension of that key is installed",
+                reason="ExtensionMissing",
+                resolution="install and list it in the driver's configuration, or do not "
+                "ask for it",
+            )
+    return asked, given
+
+
+def _check_block(
+    name: str, block: Any, installed: set[str], may_configure: frozenset[str]
+) -> None:
+    path = f"{CONFIG_PATH}.{name}"
+    if name not in installed:
+        raise InvalidRequest(path, "no extension of that name is installed")
+    if not isinstance(block, Mapping):
+        raise InvalidRequest(path, "must be an object")
+    if block and name not in may_configure:
+        raise Refused(
+            f"{path}: the operator does not let requests configure this extension",
+            reason="ExtensionParametersNotAllowed",
+            resolution="use policy labels, or have the operator list it in "
+            "request_parameters",
+        )
+
+
+def _check_phases(extension: Extension, supported: frozenset[Phase]) -> None:
+    missing = sorted(p.value for p in extension.required - supported)
+    if missing:
+        raise Refused(
+            f"extension {extension.name!r} needs the phase {missing[0]}, which this "
+            "driver does not have",
+            reason="ExtensionPhaseUnsupported",
+            resolution="use a driver that has it, or do not ask for the extension",
+        )
+
+
+def parse_parameters(extension: Registered, given: Mapping[str, Any]) -> Any:
+    """As the extension's model. InvalidRequest."""
+    path = f"{CONFIG_PATH}.{extension.name}"
+    if extension.parameters is None:
+        if given:
+            raise InvalidRequest(
+                f"{path}.{sorted(given)[0]}", "this extension has no parameters"
+            )
+        return {}
+    try:
+        return extension.parameters.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{path}.{where}".rstrip("."), first["msg"]) from error

@@ -1,0 +1,115 @@
+"""One call of an extension: its time, what its errors mean, and who learns of it: the log, a
+span and a metric of OpenTelemetry (which go nowhere unless the operator has set up an SDK), and
+extensions that observe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from vmdriver.errors import DriverError, Refused
+from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.phases import Call, Extension
+
+_log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("vmdriver")
+_duration = metrics.get_meter("vmdriver").create_histogram(
+    "vmdriver.extension.call.duration",
+    unit="s",
+    description="time of one call of an extension",
+)
+_propagator = TraceContextTextMapPropagator()
+
+
+class Calls:
+    """Makes the calls of all extensions of a driver, of both kinds."""
+
+    def __init__(self) -> None:
+        self._observers: list[tuple[Extension, Any]] = []
+
+    def observed_by(self, extension: Extension, config: Any) -> None:
+        """Tell it of every call from now on, if it wants to know."""
+        if type(extension).observe is not Extension.observe:
+            self._observers.append((extension, config))
+
+    async def make(
+        self,
+        extension: Registered,
+        what: str,
+        sandbox: SandboxView,
+        work: Awaitable[None],
+        context: Mapping[str, str] | None = None,
+    ) -> None:
+        """Await `work`. Refused, naming the extension, for whatever is not a DriverError.
+        `context`: traceparent and tracestate of what led here.
+        """
+        begun, problem = time.monotonic(), ""
+        attributes = {"extension": extension.name, "phase": what}
+        with _tracer.start_as_current_span(
+            f"extension {extension.name}.{what}",
+            context=_propagator.extract(context) if context else None,
+            attributes={**attributes, "sandbox": sandbox.id},
+        ):
+            try:
+                await _bounded(extension, what, work)
+            except DriverError as error:
+                problem = error.text()
+                raise
+            finally:
+                seconds = time.monotonic() - begun
+                outcome = "failed" if problem else "ok"
+                _duration.record(seconds, {**attributes, "outcome": outcome})
+                await self._tell(
+                    Call(
+                        extension.name,
+                        what,
+                        sandbox.id,
+                        sandbox.workspace,
+                        seconds,
+                        problem,
+                    )
+                )
+
+    async def _tell(self, call: Call) -> None:
+        _log.info(
+            "%s: %s.%s took %.0f ms%s",
+            call.sandbox_id,
+            call.extension,
+            call.phase,
+            call.seconds * 1e3,
+            f": {call.error}" if call.error else "",
+        )
+        for observer, config in self._observers:
+            try:
+                async with asyncio.timeout(observer.timeout_s):
+                    await observer.observe(call, config)
+            except Exception:  # noqa: BLE001 - who watches must not disturb
+                _log.exception("extension %s failed in observe", observer.name)
+
+
+async def _bounded(extension: Registered, what: str, work: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(extension.timeout_s):
+            await work
+    except TimeoutError as error:
+        raise Refused(
+            f"extension {extension.name!r}: {what} took longer than "
+            f"{extension.timeout_s:g} s",
+            reason="ExtensionTimedOut",
+        ) from error
+    except DriverError:
+        raise
+    except Exception as error:
+        _log.exception("extension %s failed in %s", extension.name, what)
+        raise Refused(
+            f"extension {extension.name!r} failed in {what}: {type(error).__name__}",
+            reason="ExtensionFailed",
+        ) from error

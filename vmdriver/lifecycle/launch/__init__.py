@@ -1,0 +1,1 @@
+"""How a machine comes up and goes down."""

@@ -1,0 +1,85 @@
+"""Which /30 of the pool belongs to whom. In memory; the ledgers are what is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+
+from vmdriver.errors import Exhausted
+from vmdriver.lifecycle.ports.host import Taken
+from vmdriver.model.ids import mac_address, tap_name
+from vmdriver.model.plan import Lease
+
+
+class AddressPool:
+    """Hands out leases. A block that was given back is not used again before the
+    others: late packets find nobody.
+    """
+
+    def __init__(self, instance: str, pool: str, *, spread: bool = False) -> None:
+        self._instance = instance
+        self._network = ipaddress.IPv4Network(pool)
+        self._size: int = 2 ** (30 - self._network.prefixlen)
+        self._leases: dict[str, Lease] = {}
+        # Several drivers of one host begin in different places: a stopped sandbox has a block that
+        # no other driver can see.
+        begin = int.from_bytes(hashlib.sha256(instance.encode()).digest()[:4])
+        self._next = begin % self._size if spread else 0
+
+    def adopt(self, sandbox_id: str, lease: Lease) -> None:
+        """Note a lease that a ledger holds."""
+        self._leases[sandbox_id] = lease
+        self._next = max(self._next, lease.index + 1)
+
+    def holder(self, index: int) -> str | None:
+        """Whose that block is."""
+        held = (name for name, lease in self._leases.items() if lease.index == index)
+        return next(held, None)
+
+    def free(self, sandbox_id: str) -> None:
+        """Give a lease back."""
+        self._leases.pop(sandbox_id, None)
+
+    def take(self, sandbox_id: str, taken: Taken) -> Lease:
+        """A lease with a free block and names that nobody has. The one it has, if it
+        has one. Exhausted.
+        """
+        if sandbox_id in self._leases:
+            return self._leases[sandbox_id]
+        index = self._free_block(taken.addresses)
+        base = int(self._network.network_address) + 4 * index
+        salt = self._free_salt(sandbox_id, taken.names)
+        lease = Lease(
+            index=index,
+            host_ip=str(ipaddress.IPv4Address(base + 1)),
+            guest_ip=str(ipaddress.IPv4Address(base + 2)),
+            mac=mac_address(self._instance, sandbox_id, salt),
+            tap=tap_name(self._instance, sandbox_id, salt),
+        )
+        self.adopt(sandbox_id, lease)
+        return lease
+
+    def _free_block(self, taken: frozenset[str]) -> int:
+        used = {lease.index for lease in self._leases.values()}
+        base = int(self._network.network_address)
+        used |= {(int(ipaddress.IPv4Address(a)) - base) // 4 for a in taken}
+        for step in range(self._size):
+            index = (self._next + step) % self._size
+            if index not in used:
+                return index
+        raise Exhausted(
+            f"all {self._size} address blocks of {self._network} are in use",
+            reason="AddressPoolExhausted",
+            resolution="delete sandboxes or configure a larger address_pool",
+        )
+
+    def _free_salt(self, sandbox_id: str, taken: frozenset[str]) -> int:
+        names = taken | {lease.tap for lease in self._leases.values()}
+        macs = {lease.mac for lease in self._leases.values()}
+        salt = 0
+        while (
+            tap_name(self._instance, sandbox_id, salt) in names
+            or mac_address(self._instance, sandbox_id, salt) in macs
+        ):
+            salt += 1
+        return salt

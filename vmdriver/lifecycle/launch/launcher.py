@@ -1,0 +1,242 @@
+"""Takes one sandbox from nothing held to a started machine. Everything it acquires goes
+through the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vmdriver.errors import DriverError, Refused
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.extending.hooks import PlanDraft, Reason
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.environment import guest_endpoint
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import LEASE, Ports, Step
+from vmdriver.lifecycle.launch.supervisor import Supervisor
+from vmdriver.lifecycle.ports.host import AcceleratorChoice
+from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.condition import Progress
+from vmdriver.model.plan import LaunchPlan, Lease
+from vmdriver.model.record import SandboxRecord
+
+_log = logging.getLogger(__name__)
+Tell = Callable[[str, str, Progress], None]
+"""Publishes a platform event: reason, message, progress."""
+
+
+_TELL_EVERY_S = 0.5
+
+
+class ImageTeller:
+    """Tells of an image's preparation: each step, and how far it is at most twice a second."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._told: tuple[str, float] = ("", 0.0)
+
+    def __call__(self, progress: ImageProgress) -> None:
+        """A ports.ProgressSink."""
+        reason, when = self._told
+        now = time.monotonic()
+        if progress.reason == reason and now - when < _TELL_EVERY_S:
+            return
+        self._told = (progress.reason, now)
+        shown = Progress(active_step="pulling_image", active_detail=progress.detail)
+        self._tell(progress.reason, progress.detail, shown)
+
+
+class LaunchFailed(Exception):
+    """A launch did not come to be. `blame` is for clean-up hooks, `cause` for the user."""
+
+    def __init__(self, cause: DriverError, blame: Reason) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
+        self.blame = blame
+
+
+class Places(Protocol):
+    """What the launcher needs to know about files."""
+
+    def boot(self) -> planner.BootChoice:
+        """Kernel and initramfs of new launches; Refused when there are none."""
+
+    def paths(self, sandbox_id: str) -> planner.SandboxPaths:
+        """A sandbox's files."""
+
+    def new_layer(self, sandbox_id: str) -> str:
+        """A path for one more layer of its root disk; never the same one twice."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Shared by all workers; holds no state of its own."""
+
+    ports: Ports
+    settings: Settings
+    extensions: ExtensionRunner
+    accelerator: AcceleratorChoice
+    places: Places
+    pool: AddressPool
+    files: Pool
+    supervisor: Supervisor
+    budget: MemoryBudget
+    building: set[str] = field(default_factory=set)
+    """Layers of templates that are being built."""
+
+    async def plan(
+        self, record: SandboxRecord, ledger: Ledger, tell: Tell
+    ) -> tuple[LaunchPlan, PlanDraft]:
+        """Find out what is needed, ask the extensions, freeze. Holds the lease from
+        here on. LaunchFailed.
+        """
+        try:
+            disk = await self._image(record, tell)
+            lease = await self.lease(record, ledger)
+            facts = await self._facts(record, disk, lease)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
+        try:
+            draft = await self.extensions.configure_launch(record, ledger)
+            plan = planner.resolve(record.spec, self.settings, facts, draft)
+            self.budget.claim(record, plan.memory_mib, draft.asker("memory_mib"))
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
+        return plan, draft
+
+    async def _image(self, record: SandboxRecord, tell: Tell) -> BaseDisk:
+        if record.base:
+            # The disk was made on this very base: the tag may have moved since, and the
+            # registry may be away.
+            return BaseDisk(record.base, record.image_digest, record.image_config)
+        tell(
+            "Scheduled",
+            "the sandbox is allocated",
+            Progress(
+                "requesting_sandbox",
+                "Sandbox allocated",
+                "pulling_image",
+                record.spec.image,
+            ),
+        )
+        disk = await self.ports.images.prepare(
+            record.spec.image, record.id, ImageTeller(tell)
+        )
+        tell(
+            "Pulled",
+            f"the image is there: {disk.digest}",
+            Progress("pulling_image", "Image pulled", "starting_sandbox"),
+        )
+        return disk
+
+    async def lease(self, record: SandboxRecord, ledger: Ledger) -> Lease:
+        """The sandbox's address lease; taken once and kept until delete."""
+        held = ledger.get(LEASE)
+        if held is not None:
+            return Lease.model_validate(held.data)
+        lease = self.pool.take(record.id, await self.ports.network.taken())
+
+        async def adopt() -> None:
+            self.pool.adopt(record.id, lease)
+
+        await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
+        return lease
+
+    async def _facts(
+        self, record: SandboxRecord, disk: BaseDisk, lease: Lease
+    ) -> planner.HostFacts:
+        endpoint = guest_endpoint(self.settings.endpoint)
+        return planner.HostFacts(
+            accelerator=await self.accelerator.chosen(),
+            boot=self.places.boot(),
+            base_disk=disk.path,
+            layers=self._layers(record),
+            image_digest=disk.digest,
+            image_config=disk.config,
+            supervisor_disk=await self.supervisor.disk(),
+            paths=self.places.paths(record.id),
+            lease=lease,
+            own_networks=await self.ports.network.own_networks(),
+            gateway_address=None
+            if endpoint.on_host_loopback
+            else await self.ports.network.resolve(endpoint.host),
+            has_token=await self.ports.records.token(record.id) is not None,
+        )
+
+    def _layers(self, record: SandboxRecord) -> tuple[str, ...]:
+        if len(record.layers) > record.inherited_layers:
+            return record.layers
+        return (*record.layers, self.places.new_layer(record.id))
+
+    async def prepare(
+        self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
+    ) -> dict[str, str]:
+        """before_launch hooks; the supervisor's environment with what they added. `record`
+        already holds the plan, durably. LaunchFailed.
+        """
+        try:
+            await self.extensions.before_launch(record, ledger, plan, draft)
+            return planner.with_added(plan.environment, draft)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
+
+    @staticmethod
+    async def take(record: SandboxRecord, ledger: Ledger, steps: list[Step]) -> None:
+        """Acquire what the steps say, in order. LaunchFailed."""
+        for step in steps:
+            try:
+                await ledger.acquire(
+                    step.key,
+                    step.scope,
+                    step.undo,
+                    step.acquire,
+                    may_hang=step.may_hang,
+                )
+            except DriverError as error:
+                _log.warning(
+                    "%s: step %s failed: %s [%s]",
+                    record.id,
+                    step.key,
+                    error,
+                    error.detail,
+                )
+                raise LaunchFailed(error, step.blame) from error
+
+    async def secrets(self, record: SandboxRecord) -> dict[str, bytes]:
+        """Token and TLS files for the guest, by path below /opt/openshell. Refused when a
+        TLS file cannot be read.
+        """
+        secrets: dict[str, bytes] = {}
+        token = await self.ports.records.token(record.id)
+        if token is not None:
+            secrets["auth/sandbox.jwt"] = token.get_secret_value().encode() + b"\n"
+        if (
+            self.settings.tls is not None
+            and guest_endpoint(self.settings.endpoint).secure
+        ):
+            tls = self.settings.tls
+            for name, path in (
+                ("ca.crt", tls.ca),
+                ("tls.crt", tls.cert),
+                ("tls.key", tls.key),
+            ):
+                try:
+                    secrets[f"tls/{name}"] = await self.files.run(path.read_bytes)
+                except OSError as error:
+                    raise Refused(
+                        f"the guests' TLS file {name} cannot be read: {error.strerror}",
+                        detail=str(path),
+                        reason="TlsFilesMissing",
+                        resolution=(
+                            "check guest_tls_ca, guest_tls_cert and guest_tls_key"
+                        ),
+                    ) from error
+        return secrets

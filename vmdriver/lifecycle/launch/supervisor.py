@@ -1,0 +1,76 @@
+"""The supervisor that new launches get: found out once in a driver's life, so that one driver never
+runs two. Sandboxes that run keep the disk that they started with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from vmdriver.errors import Refused
+from vmdriver.lifecycle.ports.host import Disks
+from vmdriver.lifecycle.ports.images import ImageProgress, Images
+from vmdriver.lifecycle.ports.settings import Settings
+
+_log = logging.getLogger(__name__)
+_OWNER = "supervisor"
+PLACES = (
+    "openshell-sandbox",
+    "opt/openshell/bin/openshell-sandbox",
+    "usr/local/bin/openshell-sandbox",
+    "usr/bin/openshell-sandbox",
+)
+"""Where an image may have it; the second is the guest's own (contract §4.4)."""
+
+
+class Supervisor:
+    """From supervisor_path or supervisor_image."""
+
+    def __init__(self, settings: Settings, images: Images, disks: Disks) -> None:
+        self._settings, self._images, self._disks = settings, images, disks
+        self._lock = asyncio.Lock()
+        self._tree: Path | None = None
+
+    async def disk(self) -> str:
+        """Path of a disk with it. Refused where there is none; what images raise."""
+        program = self._settings.supervisor
+        if program is not None:
+            return str(await self._disks.supervisor_disk(program))
+        if not self._settings.supervisor_image:
+            raise Refused(
+                "there is no supervisor to run in the sandbox",
+                reason="SupervisorMissing",
+                resolution="set supervisor_path to the openshell-sandbox program, or "
+                "supervisor_image to an image that has it",
+            )
+        async with self._lock:
+            tree = self._tree or await self._unpacked()
+            disk = await self._disks.supervisor_disk(program_in(tree), tree)
+            self._tree = tree
+        return str(disk)
+
+    async def _unpacked(self) -> Path:
+        reference = self._settings.supervisor_image
+        tree, digest = await self._images.tree(reference, _OWNER, _note)
+        _log.info("the supervisor is %s of %s", digest, reference)
+        return tree
+
+
+def program_in(tree: Path) -> Path:
+    """The supervisor in an unpacked image. Refused."""
+    for place in PLACES:
+        path = (tree / place).resolve()
+        # Links of the image are not this host's: one that leads outside leads nowhere.
+        if path.is_relative_to(tree.resolve()) and path.is_file():
+            return path
+    raise Refused(
+        "supervisor_image has no openshell-sandbox",
+        detail=f"looked for {', '.join(PLACES)}",
+        reason="SupervisorMissing",
+        resolution="name an image that has it, or set supervisor_path",
+    )
+
+
+def _note(progress: ImageProgress) -> None:
+    _log.debug("supervisor image: %s: %s", progress.reason, progress.detail)

@@ -1,0 +1,1 @@
+"""How memory is kept and brought back: suspend, resume, snapshots."""

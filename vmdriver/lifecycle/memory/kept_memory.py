@@ -1,0 +1,38 @@
+"""What the memory images of sandboxes need of the host's files, by their own manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmdriver.lifecycle.launch.launcher import Places
+from vmdriver.lifecycle.ports.memory import MemoryStore
+from vmdriver.model.record import SandboxRecord
+
+
+class KeptMemory:
+    """Looks at what is on disk: an image that no record names (any more, or yet) counts too."""
+
+    def __init__(self, store: MemoryStore, places: Places) -> None:
+        self._store, self._places = store, places
+
+    async def needs(self, record: SandboxRecord) -> set[str]:
+        """Every file that an image of this sandbox depends on: disks, layers, boot files.
+        StorageError when it cannot be known now.
+        """
+        paths = self._places.paths(record.id)
+        names = await self._store.listed(paths.snapshots)
+        own = {f"{paths.snapshots}/{name}" for name in names}
+        own |= {paths.suspended, paths.kept}
+        refs = [entry.memory for entry in record.snapshots] + [record.memory]
+        own |= {ref.directory for ref in refs if ref is not None}
+        found: set[str] = set()
+        for directory in sorted(own):
+            found |= await self._store.needs(directory)
+        return found
+
+    async def needs_of_all(self, records: Iterable[SandboxRecord]) -> set[str]:
+        """The same of all these sandboxes."""
+        found: set[str] = set()
+        for record in records:
+            found |= await self.needs(record)
+        return found

@@ -1,0 +1,257 @@
+"""Coming back from kept memory: exactly once, or not at all and the reason is shown."""
+
+from __future__ import annotations
+
+import logging
+import secrets as randomness
+import time
+
+from vmdriver.errors import (
+    DriverError,
+    Exhausted,
+    NotFound,
+    NotRestorable,
+    Refused,
+)
+from vmdriver.host import facts
+from vmdriver.lifecycle.engine.ledger import Scope
+from vmdriver.lifecycle.extending.hooks import Reason, RestoreKind
+from vmdriver.lifecycle.extending.vm_phases import new_run
+from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.launcher import LaunchFailed
+from vmdriver.lifecycle.launch.resources import MACHINE, MAPPED, Step, resume_steps
+from vmdriver.lifecycle.memory import restore_check
+from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
+from vmdriver.lifecycle.memory.restore_tries import Verdict, final
+from vmdriver.model.condition import Progress
+from vmdriver.model.ids import mark
+from vmdriver.model.memory_image import MemoryManifest, MemoryRef
+from vmdriver.model.phase import DomainState, Phase
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import RESTORE_FAILED, Failure
+
+_log = logging.getLogger(__name__)
+_THERE = {DomainState.RUNNING, DomainState.PAUSED, DomainState.STALLED}
+_NO_REFUSAL = {"ExtensionTimedOut", "ExtensionFailed"}
+"""What is said of an extension that has not said no."""
+_KINDS = {
+    "suspended": RestoreKind.RESUMED,
+    "snapshot": RestoreKind.SNAPSHOT,
+    "template": RestoreKind.TEMPLATE,
+}
+
+
+class ResumeActions(CaptureActions):
+    """Action RESUME. It is begun again after a crash; whether the image may be loaded again
+    is in the record before the machine's first instruction.
+    """
+
+    async def _resume(self) -> None:
+        if self.record.phase is not Phase.RESUMING:
+            self.restoring.begin()
+            await self.update(phase=Phase.RESUMING, failure=None)
+        ref, watch = self.record.memory, Stopwatch()
+        try:
+            if ref is None:
+                raise NotRestorable("there is no memory image", reason="MemoryMissing")
+            if not ref.consumed:
+                await self._load(ref, watch)
+            else:
+                await self._check_loaded()
+            await self._let_go(watch)
+        except LaunchFailed as failed:
+            await self._after_try(failed.cause)
+            return
+        except DriverError as error:
+            await self._after_try(error)
+            return
+        await self._resumed(ref, watch)
+
+    async def _after_try(self, error: DriverError) -> None:
+        """Again after a while (raised, for the loop), or what the policy says."""
+        ref = self.record.memory
+        used = ref is not None and ref.consumed
+        match self.restoring.verdict(error, used=used, now_s=time.monotonic()):
+            case Verdict.AGAIN:
+                raise error
+            case Verdict.KEEP:
+                text = f"its memory could not be restored yet: {error.text()}"
+                more = "the memory is kept, the next start tries again"
+                await self._fail_to_restore(f"{text}; {more}")
+            case Verdict.GIVE_UP:
+                await self._not_restored(error)
+
+    async def _fail_to_restore(self, why: str) -> None:
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        self.tell(RESTORE_FAILED, why, warn=True)
+        failure = Failure(reason=RESTORE_FAILED, message=why)
+        await self.update(phase=Phase.FAILED, failure=failure)
+
+    async def _load(self, ref: MemoryRef, watch: Stopwatch) -> None:
+        """Check, then have the machine paused, and mark the image as used."""
+        shared, record = self._shared, self.record
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)  # of a try that was cut off
+        with watch.step("check"):
+            manifest, plan = await self._checked(ref)
+            secrets = await shared.launcher.secrets(record)
+            problems = await shared.ports.memory_store.damage(
+                ref.directory, manifest.parts
+            )
+        if problems:
+            raise NotRestorable(
+                f"the memory image is damaged: {'; '.join(problems)}",
+                reason="ImageDamaged",
+            )
+        kind = _KINDS[ref.kind]
+        await self.update(extensions=new_run(record, kind))
+        with watch.step("hooks"):
+            await self._ask_extensions(kind)
+        saved = await shared.ports.memory_store.saved(ref.directory)
+        owner = mark(shared.settings.instance, record.id)
+        scratch = shared.launcher.places.paths(record.id).scratch
+        steps = resume_steps(
+            shared.ports,
+            shared.settings.instance,
+            plan,
+            secrets,
+            lambda: shared.ports.memory.load(plan, owner, saved, scratch),
+        )
+        await self.update(
+            plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
+        )
+        store = shared.ports.memory_store
+        await store.lend(ref.directory, lent=True)
+        try:
+            for step in steps:
+                with watch.step("load" if step.key == MACHINE else "network and files"):
+                    await self._take_step(step)
+        finally:
+            await store.lend(ref.directory, lent=False)
+        with watch.step("mark as used"):
+            used = ref.model_copy(update={"consumed": True})
+            await self.update(memory=used, secrets_digest=manifest.secrets_digest)
+
+    async def _ask_extensions(self, kind: RestoreKind) -> None:
+        try:
+            await self._shared.extensions.before_restore(self.record, self.ledger, kind)
+        except Refused as error:
+            if error.reason in _NO_REFUSAL:
+                raise
+            raise final(error) from error
+
+    async def _take_step(self, step: Step) -> None:
+        try:
+            await self._shared.launcher.take(self.record, self.ledger, [step])
+        except LaunchFailed as failed:
+            if step.key != MACHINE:
+                raise
+            raise self.restoring.not_loaded(failed.cause) from failed
+
+    async def _checked(self, ref: MemoryRef) -> tuple[MemoryManifest, LaunchPlan]:
+        ports, old = self._shared.ports, self.record.plan
+        if old is None:
+            raise NotRestorable("the sandbox has no plan", reason="ImageMismatch")
+        try:
+            manifest, digest = await ports.memory_store.read(ref.directory)
+            files = await ports.memory_store.identify(
+                tuple(identity.path for identity in manifest.files)
+            )
+        except (NotFound, Refused) as error:
+            raise final(error) from error
+        plan = planner.on_layers(manifest.plan, self.record.layers, self.record.base)
+        now = restore_check.HostNow(
+            versions=await ports.hypervisor.build(plan.accelerator),
+            files=files,
+            time_s=time.time(),
+            available_memory_bytes=facts.available_memory_bytes(),
+        )
+        found = restore_check.differences(manifest, digest, ref, old, now)
+        if found:
+            raise NotRestorable("; ".join(found), reason="ImageMismatch")
+        short = restore_check.shortage(manifest, now)
+        if short:
+            raise Exhausted(
+                short,
+                reason="MemoryShort",
+                resolution="stop or suspend other sandboxes",
+            )
+        return manifest, plan
+
+    async def _check_loaded(self) -> None:
+        """A process before this one got past the point of no return."""
+        plan = self.record.plan
+        domain = DomainState.ABSENT
+        if plan is not None and self.ledger.get(MACHINE) is not None:
+            domain = await self._shared.ports.hypervisor.observe(plan.domain)
+        if domain not in _THERE:
+            raise NotRestorable(
+                "the machine had gone on from it and has ended since",
+                reason="ImageUsed",
+            )
+
+    async def _let_go(self, watch: Stopwatch) -> None:
+        """The machine runs, its workload frozen; what must be new is made so; thaw."""
+        ports, plan = self._shared.ports, self.record.plan
+        assert plan is not None  # noqa: S101 - it was loaded from one
+        fresh = restore_check.secrets_digest(
+            await self._shared.launcher.secrets(self.record)
+        )
+        with watch.step("go on"):
+            await ports.memory.go_on(plan.domain)
+        fields = {"seed": randomness.token_hex(64)}
+        if fresh != self.record.secrets_digest:
+            fields["files"] = "1"
+        with watch.step("hygiene"):
+            fields["clock_ns"] = str(time.time_ns())
+            timeout_s = self._shared.settings.restore_timeout_s
+            answer = await ports.memory.ask(plan.domain, "renew", fields, timeout_s)
+        _log.info("%s: hygiene in the guest: %s", self.record.id, answer)
+        await self.update(secrets_digest=fresh)
+
+    async def _resumed(self, ref: MemoryRef, watch: Stopwatch) -> None:
+        self._adopted = True
+        directory, store = ref.directory, self._shared.ports.memory_store
+        if ref.kind == "suspended":
+            # The machine maps its file as long as it runs; without a manifest it is no image.
+            used = directory = self._shared.launcher.places.paths(self.record.id).mapped
+            await self.ledger.acquire(
+                MAPPED,
+                Scope.RUNTIME,
+                {"directory": used},
+                lambda: store.retire(ref.directory, used),
+            )
+        kind = _KINDS[ref.kind]
+        self.tell(
+            "Restored",
+            f"{kind.value} in {watch.text()}",
+            Progress("starting_sandbox", "Sandbox ready"),
+        )
+        await self.update(
+            phase=Phase.RUNNING,
+            memory=None,
+            mapped=directory,
+            failure=None,
+            last_restore=dict(watch.steps),
+        )
+        await self._tell_restored(kind)
+
+    async def _not_restored(self, error: DriverError) -> None:
+        """The image is kept aside; then a cold boot or a failure, as the operator wants."""
+        ports, ref = self._shared.ports, self.record.memory
+        paths = self._shared.launcher.places.paths(self.record.id)
+        why = f"its memory could not be restored: {error.text()}"
+        if self._shared.settings.on_restore_failure == "fail" and not (
+            ref is not None and ref.consumed
+        ):
+            await self._fail_to_restore(why)
+            return
+        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        lost = (
+            "processes and unsaved work of that moment are lost; the disk is as it was"
+        )
+        if ref is not None and ref.kind == "suspended":
+            await ports.memory_store.move(ref.directory, paths.kept)
+            lost += f"; the memory image is kept in {paths.kept.rpartition('/')[2]}"
+        text = f"it was booted from its disk, since {why}; {lost}"
+        self.tell(RESTORE_FAILED, text, warn=True)
+        await self.update(phase=Phase.LAUNCHING, memory=None, note=text)

@@ -1,0 +1,1 @@
+"""How a machine starts without booting: templates, machines that wait, forks of them."""

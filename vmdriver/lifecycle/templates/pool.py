@@ -1,0 +1,191 @@
+"""Forks of templates that wait at the barrier, loaded and paused, for somebody to be.
+
+They are nobody's: what they hold carries marks of no sandbox, so that the next driver's sweep
+removes what this one leaves. Whoever claims one takes its address, its disk layer and its
+machine over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from secrets import token_hex
+
+from vmdriver.errors import DriverError
+from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.resources import Ports
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.templates.leftovers import Belongings, Leftovers
+from vmdriver.lifecycle.templates.template import Template, Templates, on_template
+from vmdriver.model import ids
+from vmdriver.model.plan import LaunchPlan
+
+_log = logging.getLogger(__name__)
+_MIB_EACH = 32
+"""Host memory that a paused fork may take; 14 to 18 MiB were measured."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A machine at the barrier."""
+
+    owner: str
+    """Its id in marks and leases."""
+    template: Template
+    """What it was forked from: not only of that key, but of that very build."""
+    plan: LaunchPlan
+
+
+class WarmPool:
+    """Keeps `warm_pool` machines of each template waiting."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        settings: Settings,
+        launcher: Launcher,
+        templates: Templates,
+        directory: str,
+        leftovers: Leftovers,
+    ) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._launcher = launcher
+        self._templates = templates
+        self._directory = directory
+        self._leftovers = leftovers
+        self._waiting: list[Waiting] = []
+        self._claimed: list[Waiting] = []
+        self._closed = False
+        self._filler: asyncio.Task[None] | None = None
+
+    async def recover(self) -> None:
+        """Remove what a driver before this one left, and begin to fill."""
+        await self._ports.disks.remove_abandoned(self._directory, set())
+        self.refill()
+
+    def refill(self) -> None:
+        """Make what is missing, in the background."""
+        if self._closed:
+            return
+        if self._settings.warm_pool and (self._filler is None or self._filler.done()):
+            self._filler = asyncio.create_task(self._fill(), name="warm pool")
+
+    def count(self, key: str) -> int:
+        """How many wait for that template."""
+        return sum(1 for waiting in self._waiting if waiting.template.key == key)
+
+    def layers(self) -> set[str]:
+        """Their disks' layers, also of those that were claimed and are not settled yet."""
+        both = self._waiting + self._claimed
+        return {w.plan.disk("root").path for w in both}
+
+    def claim(self, template: Template) -> Waiting | None:
+        """One that waits on that very template. It is nobody's still: `settle` or `discard`
+        must follow.
+        """
+        for waiting in self._waiting:
+            if waiting.template.layer == template.layer:
+                self._waiting.remove(waiting)
+                self._claimed.append(waiting)
+                return waiting
+        return None
+
+    def settle(self, one: Waiting) -> None:
+        """A sandbox's ledger answers for all of it from now on."""
+        self._claimed.remove(one)
+        self.refill()
+
+    async def close(self) -> None:
+        """End them all; they are of no use to the next driver."""
+        self._closed = True
+        if self._filler is not None:
+            self._filler.cancel()
+            await asyncio.wait({self._filler})
+        waiting, self._waiting = self._waiting, []
+        await asyncio.gather(*(self.discard(one) for one in waiting))
+
+    async def drop(self, template: Template) -> None:
+        """End those of a template that is no more."""
+        while (one := self.claim(template)) is not None:
+            await self.discard(one)
+
+    async def _fill(self) -> None:
+        keep = {one.owner for one in self._waiting + self._claimed}
+        await self._ports.disks.remove_abandoned(self._directory, keep)
+        most = self._settings.warm_pool_memory_mib // _MIB_EACH
+        while (template := self._wanting()) is not None:
+            if len(self._waiting) + self._leftovers.machines() >= most:
+                _log.info("warm pool: %d machines, warm_pool_memory_mib is used", most)
+                return
+            try:
+                await self._add(template)
+            except DriverError as error:
+                _log.warning("warm pool: %s", error.text())
+                return
+            except Exception:  # noqa: BLE001 - a bug here must not go unsaid
+                _log.exception("warm pool: a machine could not be made")
+                return
+
+    def _wanting(self) -> Template | None:
+        """A template that fewer machines wait on than should."""
+        few = self._settings.warm_pool
+        known = self._templates.listed()
+        return next((t for t in known if self.count(t.key) < few), None)
+
+    async def _add(self, template: Template) -> None:
+        """One machine more, if its template is still there when it is made."""
+        async with self._templates.hold(template):
+            one = await self._make(template)
+            # No await between the look and the list: `drop` finds it there.
+            if self._templates.is_there(template):
+                self._waiting.append(one)
+                return
+            _log.info("warm pool: template %s is no more", template.key)
+            await self.discard(one)
+
+    async def _make(self, template: Template) -> Waiting:
+        ports, owner = self._ports, f"warm-{token_hex(6)}"
+        lease = self._launcher.pool.take(owner, await ports.network.taken())
+        plan = self._plan(template, owner)
+        plan = planner.with_lease(plan, lease)
+        one = Waiting(owner, template, plan)
+        mark = ids.mark(self._settings.instance, owner)
+        directory = f"{self._directory}/{owner}"
+        try:
+            await ports.memory_store.begin(directory, 0)
+            await ports.disks.create_overlay(plan.disk("root"))
+            await ports.disks.write_barrier_files(plan)
+            await ports.network.make_tap(plan.network, mark)
+            await ports.network.load_rules(plan.network, mark)
+            saved = await ports.memory_store.saved(template.directory)
+            await ports.memory.load(plan, mark, saved, f"{directory}/load.image")
+        except BaseException:
+            await self.discard(one)
+            raise
+        return one
+
+    def _plan(self, template: Template, owner: str) -> LaunchPlan:
+        directory = f"{self._directory}/{owner}"
+        plan = planner.as_nobodys(
+            template.manifest.plan, self._settings.instance, owner, directory
+        )
+        return on_template(plan, template, self._launcher.places.new_layer(owner))
+
+    async def discard(self, one: Waiting, *, keep_layer: bool = False) -> None:
+        """End it and give everything back that nobody has taken over. `keep_layer`: its disk is
+        a sandbox's by now.
+        """
+        leaving = Belongings(
+            one.owner,
+            one.plan,
+            (f"{self._directory}/{one.owner}",),
+            "" if keep_layer else one.plan.disk("root").path,
+            claimed=one in self._claimed,
+        )
+        await self._leftovers.give_back(leaving)
+        if one in self._claimed:
+            self._claimed.remove(one)
+            self.refill()

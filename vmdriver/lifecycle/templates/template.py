@@ -1,0 +1,349 @@
+"""Templates: guests that were booted once, up to a barrier before anything of anybody was in
+them, and whose memory new sandboxes go on from instead of booting.
+
+A template is bound to everything that its guest has seen: image, boot files, supervisor,
+shape, hypervisor. A change of any of these is another key, and the old one is collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from secrets import token_hex
+
+from vmdriver.errors import DriverError, NotFound
+from vmdriver.host.threads import finished
+from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.resources import Ports
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.templates.build import TemplateBuild, owner_of
+from vmdriver.lifecycle.templates.leftovers import Leftovers
+from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import SandboxRecord, layers_of, utc_now
+
+_log = logging.getLogger(__name__)
+_FORMAT = 1
+"""Raised when the guest's way to the barrier changes."""
+_MOST = 16
+_FAILED_FOR_S = 600.0
+
+
+@dataclass(frozen=True)
+class Template:
+    """One that can be used."""
+
+    key: str
+    """Another build of the same inputs has the same one: `layer` tells them apart."""
+    directory: str
+    """Of this build alone, so that one that is still in use may go on beside its successor."""
+    manifest: MemoryManifest
+    memory: FileIdentity
+    """The memory file when it was checked last: any write since then is noticed."""
+    used_at: datetime
+
+    @property
+    def layer(self) -> str:
+        """The root disk's layer that the guest had written to before the barrier."""
+        return self.manifest.plan.disk("root").path
+
+
+def template_key(plan: LaunchPlan, versions: Versions, workspace: str) -> str:
+    """Names everything that the guest has seen at the barrier."""
+    inputs = {
+        "format": _FORMAT,
+        "image": plan.image_digest,
+        "base": plan.disk("root").backing[-1],
+        "boot": plan.boot_digest,
+        "arguments": plan.kernel_arguments,
+        "supervisor": plan.disk("supervisor").path,
+        "shape": [plan.vcpus, plan.memory_mib, plan.accelerator],
+        "disk": plan.disk("root").size_mib,
+        "ids": [plan.sandbox_uid, plan.sandbox_gid],
+        "versions": versions.model_dump(),
+        "workspace": workspace,
+    }
+    text = json.dumps(inputs, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class Templates:
+    """All templates of this driver. Builds one at a time, in the background."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        settings: Settings,
+        launcher: Launcher,
+        records: Callable[[], list[SandboxRecord]],
+        directory: str,
+        leftovers: Leftovers,
+    ) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._launcher = launcher
+        self._records = records
+        self._directory = directory
+        self.leftovers = leftovers
+        self._known: dict[str, Template] = {}
+        self._failed: dict[str, float] = {}
+        self._wanted: dict[str, tuple[LaunchPlan, str]] = {}
+        self._builder: asyncio.Task[None] | None = None
+        self._uses: Counter[str] = Counter()
+        """Layer -> how many hold the template, whose record does not name the layer yet."""
+        self._leaving: dict[str, Template] = {}
+        """Layer -> a template that was removed and is still held."""
+        self.layers_of_unread: Callable[[], set[str]] = set
+        """Layers that sandboxes need whose record cannot be read."""
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called when there is a new one."""
+        self.on_gone: Callable[[Template], Awaitable[None]] = _nobody_minds
+
+    # --- at start and end
+
+    async def recover(self, *, collect: bool = True) -> None:
+        """Read what there is; remove what was half made or can never be used again, and what
+        was being removed when the last driver ended: it has no manifest any more. Not `collect`:
+        all of it stays.
+        """
+        store = self._ports.memory_store
+        for name in await store.listed(self._directory):
+            directory = f"{self._directory}/{name}"
+            try:
+                template = await self._read(name, directory)
+                self._known[template.key] = template
+            except DriverError as error:
+                _log.info("template %s cannot be used: %s", name, error)
+                if collect:
+                    await self.leftovers.remove_files(directory)
+            except Exception:  # noqa: BLE001 - nothing that lies there keeps a driver from starting
+                _log.exception("template %s cannot be used", name)
+                if collect:
+                    await self.leftovers.remove_files(directory)
+
+    async def _read(self, name: str, directory: str) -> Template:
+        """The template in that directory. DriverError when it cannot be used."""
+        key, _, build = name.partition(".")
+        if not self._settings.templates_enabled:
+            raise NotFound("templates are switched off")
+        if build.endswith("part") or key in self._known:
+            raise NotFound("it was not finished, or is there twice")
+        manifest, _ = await self._ports.memory_store.read(directory)
+        versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
+        if template_key(manifest.plan, versions, manifest.workspace) != key:
+            raise NotFound("it is of another hypervisor")
+        if manifest.boot_digest != self._launcher.places.boot().digest:
+            raise NotFound("it is of other boot files")
+        return await self._checked(key, directory, manifest)
+
+    async def _checked(
+        self, key: str, directory: str, manifest: MemoryManifest
+    ) -> Template:
+        store = self._ports.memory_store
+        problems = await store.damage(directory, manifest.parts)
+        now = await store.identify(tuple(f.path for f in manifest.files))
+        if problems or now != manifest.files:
+            raise NotFound(f"it has changed: {problems or 'a file that it needs'}")
+        (memory,) = await store.identify((f"{directory}/{MEMORY}",))
+        return Template(key, directory, manifest, memory, manifest.created_at)
+
+    async def close(self) -> None:
+        """Give up a build under way; what it had made is removed."""
+        self._wanted.clear()
+        if self._builder is not None:
+            self._builder.cancel()
+            await asyncio.wait({self._builder})
+
+    # --- use
+
+    def layers(self) -> set[str]:
+        """Layers that templates stand on, those of templates that were removed and are still
+        held, and that of a build under way.
+        """
+        return {t.layer for t in self._all()} | self._launcher.building
+
+    def plans(self) -> list[LaunchPlan]:
+        """Of those that are there or still held, and of those that are to be built."""
+        wanted = [plan for plan, _ in self._wanted.values()]
+        return [t.manifest.plan for t in self._all()] + wanted
+
+    def _all(self) -> list[Template]:
+        return [*self._known.values(), *self._leaving.values()]
+
+    def listed(self) -> list[Template]:
+        """Those that can be used, by key."""
+        return [self._known[key] for key in sorted(self._known)]
+
+    async def key_of(self, plan: LaunchPlan, workspace: str) -> str:
+        """The key of the template that would fit, or "" where none may be used."""
+        if not self._settings.templates_enabled or plan.boot_digest == "external":
+            return ""
+        if plan.devices or not planner.fits_template_seed(plan):
+            return ""
+        versions = await self._ports.hypervisor.build(plan.accelerator)
+        return template_key(plan, versions, self._scope(workspace))
+
+    def _scope(self, workspace: str) -> str:
+        """The workspace that a template is for; "" for all of them."""
+        return "" if self._settings.templates_scope == "host" else workspace
+
+    def is_there(self, template: Template) -> bool:
+        """Whether that very template can be used, not another build of its key."""
+        known = self._known.get(template.key)
+        return known is not None and known.layer == template.layer
+
+    @asynccontextmanager
+    async def use(self, key: str) -> AsyncIterator[Template | None]:
+        """The template, if it is there and nobody has written to it. It is held meanwhile."""
+        found = self._known.get(key)
+        if found is None:
+            yield None
+            return
+        async with self.hold(found):
+            yield found if await self._is_sound(found) else None
+
+    @asynccontextmanager
+    async def hold(self, template: Template) -> AsyncIterator[None]:
+        """Its layer and its directory stay until here, whoever removes it: by then a record
+        names the layer, or nobody wants it. Only for one that is there, or held.
+        """
+        self._uses[template.layer] += 1
+        try:
+            yield
+        finally:
+            await finished(self._let_go(template))
+
+    async def _let_go(self, template: Template) -> None:
+        self._uses[template.layer] -= 1
+        if self._uses[template.layer] > 0:
+            return
+        del self._uses[template.layer]
+        if self._leaving.pop(template.layer, None) is None:
+            return
+        needed = self.layers_of_unread().union(
+            *(layers_of(record) for record in self._records())
+        )
+        # Without the directory of records nobody knows who stands on it.
+        known = self._ports.records.all_there()
+        unneeded = known and template.layer not in needed
+        await self.leftovers.remove_files(
+            template.directory, template.layer if unneeded else ""
+        )
+
+    async def _is_sound(self, template: Template) -> bool:
+        try:
+            now = await self._ports.memory_store.identify((template.memory.path,))
+            if now != (template.memory,):
+                raise NotFound("its memory was written to")
+        except DriverError as error:
+            _log.warning("template %s is given up: %s", template.key, error)
+            await self._take_off(template)
+            return False
+        if self.is_there(template):
+            self._known[template.key] = replace(template, used_at=utc_now())
+        return True
+
+    async def remove(self, key: str) -> None:
+        """Nobody begins to use it from now on. Machines that were forked from it go on: they
+        have its files open; whoever is at it keeps it until he has what he needs. NotFound.
+        """
+        found = self._known.get(key)
+        if found is None:
+            raise NotFound(f"there is no template {key!r}")
+        await self._take_off(found)
+
+    async def _take_off(self, template: Template) -> None:
+        if not self.is_there(template):
+            return
+        del self._known[template.key]
+        self._leaving[template.layer] = template
+        async with self.hold(template):
+            try:
+                # First, so that a driver that is begun after a kill does not find it again.
+                await self._ports.memory_store.unpublish(template.directory)
+            finally:
+                await self.on_gone(template)
+
+    # --- build
+
+    async def want(self, plan: LaunchPlan, workspace: str) -> None:
+        """A machine of this plan has just booted: the next one should not have to."""
+        key = await self.key_of(plan, workspace)
+        if not key or key in self._known or key in self._wanted:
+            return
+        loop = asyncio.get_running_loop()
+        # What is left of its last build has the names that this one would have.
+        left = self.leftovers.has(owner_of(key))
+        if left or loop.time() < self._failed.get(key, 0.0):
+            return
+        self._wanted[key] = (plan, workspace)
+        if self._builder is None or self._builder.done():
+            self._builder = asyncio.create_task(
+                self._build_all(), name="template builds"
+            )
+
+    async def _build_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._wanted:
+            key, (plan, workspace) = next(iter(self._wanted.items()))
+            try:
+                await self._build(key, plan, workspace)
+            except DriverError as error:
+                self._failed[key] = loop.time() + _FAILED_FOR_S
+                _log.warning("template %s could not be built: %s", key, error.text())
+            except Exception:  # noqa: BLE001 - a bug must not end every later build
+                self._failed[key] = loop.time() + _FAILED_FOR_S
+                _log.exception("template %s could not be built", key)
+            finally:
+                self._wanted.pop(key, None)
+
+    async def _build(self, key: str, plan: LaunchPlan, workspace: str) -> None:
+        build = TemplateBuild(
+            self._ports, self._settings, self._launcher, self.leftovers
+        )
+        if not build.has_room(plan):
+            _log.info("template %s is not built: there is no memory for it now", key)
+            return
+        directory = f"{self._directory}/{key}.{token_hex(4)}"
+        manifest = await build.run(key, plan, self._scope(workspace), directory)
+        try:
+            self._known[key] = await self._checked(key, directory, manifest)
+        except BaseException:
+            await self.leftovers.remove_files(
+                directory, manifest.plan.disk("root").path
+            )
+            raise
+        self.on_ready()
+        _log.info(
+            "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)",
+            key,
+            plan.image,
+            plan.vcpus,
+            plan.memory_mib,
+            manifest.stored_bytes >> 20,
+        )
+        while len(self._known) > _MOST:
+            oldest = min(self._known.values(), key=lambda t: t.used_at)
+            await self.remove(oldest.key)
+
+
+async def _nobody_minds(template: Template) -> None:
+    pass
+
+
+def on_template(plan: LaunchPlan, template: Template, layer: str) -> LaunchPlan:
+    """The same sandbox, going on from a template: its own layer stands on the template's."""
+    base = plan.disk("root").backing[-1]
+    below = tuple(reversed(template.manifest.plan.disk("root").backing[:-1]))
+    layers = (*below, template.layer, layer)
+    return planner.on_layers(plan, layers, base).model_copy(
+        update={"template": template.key}
+    )
