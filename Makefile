@@ -1,15 +1,20 @@
-.PHONY: help demo test check lint unit bench format proto
+.PHONY: help demo test check lint unit quick bench format proto measure
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 demo:  ## one sandbox through its whole life, on this machine
 	./scripts/demo
 test:  ## every test tier
 	./scripts/test
-check: lint unit  ## what to run before each commit
+check:  ## what to run before each commit: format, lint, types, unit, in seconds
+	@./scripts/check
 lint:  ## ruff, mypy, import-linter, stale generated code
 	./scripts/test lint
-unit:  ## the quick tiers
-	./scripts/test unit scenario repo
+unit:  ## pure code and the rules of the house
+	.venv/bin/python -m pytest -q tests/unit tests/repo
+quick:  ## the tiers without real machines or networks
+	./scripts/test unit repo scenario
+measure:  ## levels, imports and sizes of the code
+	@.venv/bin/python -m tests.repo.measure
 bench:  ## measure against plain libvirt
 	./scripts/bench
 format:  ## let ruff format the code

@@ -9,23 +9,58 @@ from pathlib import Path
 
 import pytest
 
+from tests.repo.measure import Tree
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
     p for p in sorted((ROOT / "vmdriver").rglob("*.py")) if "_proto" not in p.parts
 ]
 
 
+STILL_TOO_LARGE = {
+    *("run_server", "settings_from", "Config", "DiskStore", "SandboxHold"),
+    *("SandboxWorker", "LaunchActions", "ForkActions", "PhaseActions", "EndActions"),
+    *("CaptureActions", "SuspendActions", "ResumeActions", "SnapshotActions"),
+}
+"""Functions and classes that are being taken apart."""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_sizes(path: Path) -> None:
+def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= 400, "a file has 300 lines, 400 at most"
+    assert text.count("\n") <= 400, "a file is one thing, of 400 lines at most"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = node.end_lineno - node.lineno + 1
-            assert size <= 60, f"{node.name} has {size} lines; 40 are meant, 60 at most"
-        if isinstance(node, ast.ClassDef):
-            size = node.end_lineno - node.lineno + 1
-            assert size <= 260, f"class {node.name} has {size} lines; 200 are meant"
+            most = 60 if node.name in STILL_TOO_LARGE else 50
+            assert size <= most, f"{node.name} has {size} lines; 50 at most"
+
+
+def test_a_class_is_small_with_all_that_it_inherits() -> None:
+    """Slicing one into bases makes more files, not less of it."""
+    too_large = {
+        size.name: f"{size.lines} lines (300 at most), {size.methods} methods (30)"
+        for size in Tree(ROOT).classes()
+        if (size.lines > 300 or size.methods > 30)
+        and size.name.rpartition(".")[2] not in STILL_TOO_LARGE
+    }
+    assert too_large == {}
+
+
+def test_inherited_size_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "vmdriver").mkdir()
+    (tmp_path / "vmdriver" / "ground.py").write_text(
+        "class Ground:\n    def a(self):\n        pass\n"
+    )
+    (tmp_path / "vmdriver" / "top.py").write_text(
+        "from vmdriver import ground\nfrom vmdriver.ground import Ground as G\n"
+        "class One(G):\n    def b(self): ...\n"
+        "class Two(One, ground.Ground): ...\n"
+    )
+    sizes = {
+        c.name.split(".")[-1]: (c.lines, c.methods) for c in Tree(tmp_path).classes()
+    }
+    assert sizes == {"Ground": (3, 1), "One": (5, 2), "Two": (6, 2)}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

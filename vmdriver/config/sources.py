@@ -140,6 +140,9 @@ def _from_environment(
 def _split(key: str, text: str) -> Any:
     """Lists are comma-separated in the environment and in flags; a word that a setting knows
     beside its list is itself.
+
+    >>> _split("host_access", "11434, 5432"), _split("host_access", "all")
+    (['11434', '5432'], 'all')
     """
     annotation = Config.model_fields[key].annotation
     kinds = get_args(annotation)

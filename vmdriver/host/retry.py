@@ -43,5 +43,8 @@ async def retried(
 def backoff_s(attempt: int, *, first_s: float = 0.5, most_s: float = 30.0) -> float:
     """Seconds to wait before trying for the `attempt`-th time again (0 is the first
     repetition).
+
+    >>> [backoff_s(attempt) for attempt in (0, 1, 2, 3, 99)]
+    [0.5, 1.0, 2.0, 4.0, 30.0]
     """
     return float(min(most_s, first_s * 2 ** min(attempt, 16)))

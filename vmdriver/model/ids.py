@@ -43,12 +43,19 @@ def _digest(instance: str, sandbox_id: str, salt: int) -> bytes:
 def tap_name(instance: str, sandbox_id: str, salt: int = 0) -> str:
     """`vmd` and 12 hexadecimal digits: exactly IFNAMSIZ. Another `salt` gives another
     name.
+
+    >>> tap_name("vmdriver", "s1"), tap_name("vmdriver", "s1", salt=1)
+    ('vmdf5ba51f3a5a2', 'vmde9e50ad6f146')
     """
     return "vmd" + _digest(instance, sandbox_id, salt).hex()[:12]
 
 
 def mac_address(instance: str, sandbox_id: str, salt: int = 0) -> str:
-    """A locally administered unicast address."""
+    """A locally administered unicast address.
+
+    >>> mac_address("vmdriver", "s1")
+    'a6:1c:3b:5d:81:b3'
+    """
     raw = bytearray(_digest(instance, sandbox_id, salt)[6:12])
     raw[0] = (raw[0] & 0xFC) | 0x02
     return raw.hex(":")
@@ -57,6 +64,9 @@ def mac_address(instance: str, sandbox_id: str, salt: int = 0) -> str:
 def domain_name(instance: str, sandbox_id: str) -> str:
     """The libvirt domain's name. Short: libvirt puts it into socket paths of at most
     107 bytes.
+
+    >>> domain_name("vmdriver", "s1")
+    'vmdriver-f5ba51f3a5a2a51c'
     """
     return f"{instance}-{_digest(instance, sandbox_id, 0).hex()[:16]}"
 
@@ -76,6 +86,12 @@ def mark(instance: str, sandbox_id: str) -> str:
 
 
 def parse_mark(text: str, instance: str) -> str | None:
-    """The sandbox id in a mark of this instance, else None."""
+    """The sandbox id in a mark of this instance, else None.
+
+    >>> parse_mark(mark("vmdriver", "s1"), "vmdriver")
+    's1'
+    >>> parse_mark(mark("another", "s1"), "vmdriver") is None
+    True
+    """
     prefix = f"vmdriver/{instance}/"
     return text.removeprefix(prefix) if text.startswith(prefix) else None

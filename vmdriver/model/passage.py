@@ -25,7 +25,11 @@ class Passage:
     """Such pairs, in use or not: QEMU and libvirt may still have names of an earlier driver."""
 
     def theirs(self, path: str) -> str:
-        """Our path as QEMU names it."""
+        """Our path as QEMU names it.
+
+        >>> Passage((("/state", "/run/way"),)).theirs("/state/x.img")
+        '/run/way/x.img'
+        """
         return _moved(path, self.ways)
 
     def ours(self, path: str) -> str:

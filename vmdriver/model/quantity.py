@@ -56,10 +56,18 @@ def parse_quantity(text: str, field: str) -> Fraction:
 
 
 def millicpus(text: str, field: str) -> int:
-    """CPU time in thousandths of a CPU, rounded up."""
+    """CPU time in thousandths of a CPU, rounded up.
+
+    >>> millicpus("1.5", "cpu"), millicpus("100u", "cpu")
+    (1500, 1)
+    """
     return math.ceil(parse_quantity(text, field) * 1000)
 
 
 def mebibytes(text: str, field: str) -> int:
-    """Memory in MiB, rounded up."""
+    """Memory in MiB, rounded up.
+
+    >>> mebibytes("2Gi", "memory"), mebibytes("1G", "memory")
+    (2048, 954)
+    """
     return math.ceil(parse_quantity(text, field) / _MIB)

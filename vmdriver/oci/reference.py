@@ -40,6 +40,9 @@ class Reference:
 def parse(text: str) -> Reference:
     """Parse host/name:tag@digest by the rules of Docker Hub's short names.
     InvalidRequest.
+
+    >>> str(parse("alpine")), str(parse("ghcr.io/some/agent:2"))
+    ('docker.io/library/alpine:latest', 'ghcr.io/some/agent:2')
     """
     if len(text) > 512:
         raise InvalidRequest(FIELD, "is longer than 512 characters")

@@ -43,6 +43,11 @@ class AddressPool:
     def take(self, sandbox_id: str, taken: Taken) -> Lease:
         """A lease with a free block and names that nobody has. The one it has, if it
         has one. Exhausted.
+
+        >>> pool = AddressPool("vmdriver", "10.0.128.0/17")
+        >>> lease = pool.take("s1", Taken(addresses=frozenset({"10.0.128.1"})))
+        >>> lease.index, lease.host_ip, lease.guest_ip
+        (1, '10.0.128.5', '10.0.128.6')
         """
         if sandbox_id in self._leases:
             return self._leases[sandbox_id]
