@@ -36,7 +36,8 @@ from tests.fakes.service import sandbox, served  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
 from vmdriver.compose.app import Composition  # noqa: E402
-from vmdriver.lifecycle.extending.phases import Extension, Phase  # noqa: E402
+from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.phases import Extension
 
 SANDBOXES, EVENTS, NO_OPS = 1000, 3000, 10
 

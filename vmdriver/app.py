@@ -50,9 +50,10 @@ from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import Ports, Undoer
+from vmdriver.lifecycle.launch.resources import Undoer
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates

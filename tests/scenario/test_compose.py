@@ -25,8 +25,9 @@ from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.compose.config import load
 from vmdriver.errors import ConfigError, Exhausted
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.hooks import OnRequest
-from vmdriver.lifecycle.extending.phases import Call, Extension, Phase, Until
+from vmdriver.lifecycle.extending.phases import Call, Extension, Until
 from vmdriver.service import admin_client
 
 LOG: list[tuple[str, str]] = []

@@ -30,8 +30,9 @@ from vmdriver.errors import (
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
-from vmdriver.lifecycle.extending.phases import Extension, Phase, Until
+from vmdriver.lifecycle.extending.phases import Extension, Until
 from vmdriver.lifecycle.extending.vm_phases import HOOKS_OF
 from vmdriver.model import phase as model_phase
 from vmdriver.service.admin import Admin

@@ -12,8 +12,9 @@ import pytest
 
 from vmdriver.errors import DriverError, Exhausted
 from vmdriver.extensions.gpu_claim import GpuClaim
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.phases import Context, Extension, Hold, Phase, Until
+from vmdriver.lifecycle.extending.phases import Context, Extension, Hold, Until
 from vmdriver.testing import (
     Killed,
     Stage,

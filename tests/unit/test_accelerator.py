@@ -16,8 +16,8 @@ from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.domain_xml import Host
 from vmdriver.hypervisor.kvm_trial import Trial
-from vmdriver.lifecycle.launch.planner import BootChoice
 from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.paths import BootChoice
 from vmdriver.model.passage import Passage
 from vmdriver.model.phase import DomainState
 

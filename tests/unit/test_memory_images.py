@@ -20,6 +20,7 @@ from vmdriver.errors import Exhausted, HypervisorError, NotFound, Refused, Timed
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import guest_channel
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK, PAGE, split
+from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured
@@ -286,7 +287,7 @@ def test_when_a_token_ends(token: str, expiry: int | None) -> None:
 
 
 def test_a_digest_of_secrets_tells_any_of_them_apart() -> None:
-    digest = restore_check.secrets_digest
+    digest = secrets_digest
     assert digest({"a": b"bc"}) != digest({"ab": b"c"})
     assert digest({"a": b"1", "b": b"2"}) == digest({"b": b"2", "a": b"1"})
 

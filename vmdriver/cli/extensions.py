@@ -12,8 +12,8 @@ from vmdriver.errors import NotFound
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.lifecycle.control.checks import driver_config_schema
 from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
-from vmdriver.lifecycle.extending.phases import Phase
 from vmdriver.service import admin_client
 
 

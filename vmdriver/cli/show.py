@@ -19,7 +19,7 @@ from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError, DriverError, NotFound
 from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor.run_state import is_machine
-from vmdriver.lifecycle.control import sweep as sweeping
+from vmdriver.lifecycle.launch.marked import remove
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.ids import domain_name
 from vmdriver.model.set_aside import STATE_UNREADABLE
@@ -259,7 +259,7 @@ async def _sweep(
             orphans, failed = [], True
         for orphan in [] if dry_run else orphans:
             try:
-                await sweeping.remove(ports, orphan, loaded.config.instance)
+                await remove(ports, orphan, loaded.config.instance)
             except DriverError as error:
                 failed = True
                 problems.append(f"{orphan.kind} {orphan.name}: {error.text()}")

@@ -20,8 +20,9 @@ from vmdriver.compose.store import Store
 from vmdriver.errors import DriverError
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner
-from vmdriver.lifecycle.extending.phases import Extension, Phase
+from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, check_path, serve
 

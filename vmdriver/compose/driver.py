@@ -10,8 +10,8 @@ from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
 from vmdriver.errors import AlreadyExists, DriverError, Refused, Unavailable
 from vmdriver.host.threads import finished
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject
-from vmdriver.lifecycle.extending.phases import Phase
 
 
 class ComposedDriver:

@@ -13,7 +13,7 @@ from vmdriver.compose.registry import Absent, Registry
 from vmdriver.compose.relay import Relay
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
-from vmdriver.lifecycle.extending.phases import Phase
+from vmdriver.lifecycle.extending.call_points import Phase
 
 _log = logging.getLogger(__name__)
 _CLEAN_AGAIN_S = 1.0

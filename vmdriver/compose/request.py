@@ -13,11 +13,11 @@ from google.protobuf.message import DecodeError
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.errors import DriverError, InvalidRequest, Refused
-from vmdriver.lifecycle.control.checks import parse_resources
 from vmdriver.lifecycle.extending.activation import is_for
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.quantity import parse_resources
 from vmdriver.model.spec import Resources
 
 _CONFIG = "template.driver_config"

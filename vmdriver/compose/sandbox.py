@@ -15,9 +15,9 @@ from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject, holds_of
-from vmdriver.lifecycle.extending.phases import Phase
 
 _log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ module that knows tenacity.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from tenacity import (
     stop_after_delay,
     wait_random_exponential,
 )
+
+from vmdriver.errors import DriverError
 
 T = TypeVar("T")
 
@@ -48,3 +51,17 @@ def backoff_s(attempt: int, *, first_s: float = 0.5, most_s: float = 30.0) -> fl
     [0.5, 1.0, 2.0, 4.0, 30.0]
     """
     return float(min(most_s, first_s * 2 ** min(attempt, 16)))
+
+
+async def tried(
+    log: logging.Logger, work: Awaitable[object], what: str = "upkeep"
+) -> None:
+    """Do something that nobody waits for: what cannot be done now is tried at the next occasion.
+    No trouble of one thing ends the care for all others.
+    """
+    try:
+        await work
+    except DriverError as error:
+        log.warning("%s: cannot be done now: %s", what, error.text())
+    except Exception:
+        log.exception("%s: failed", what)

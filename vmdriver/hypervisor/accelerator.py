@@ -22,7 +22,7 @@ from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.kvm_outcome import Circumstances, Outcome, undecided
 from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.lifecycle.launch.planner import BootChoice
+from vmdriver.lifecycle.ports.paths import BootChoice
 from vmdriver.model.plan import Accelerator
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 from vmdriver.errors import HypervisorError
 from vmdriver.hypervisor.domain_xml import Host, render_probe
 from vmdriver.hypervisor.kvm_outcome import Outcome, undecided
-from vmdriver.lifecycle.launch.planner import BootChoice
 from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.paths import BootChoice
 from vmdriver.model.passage import Passage
 from vmdriver.model.phase import DomainState
 

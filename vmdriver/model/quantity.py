@@ -12,6 +12,7 @@ import re
 from fractions import Fraction
 
 from vmdriver.errors import InvalidRequest
+from vmdriver.model.spec import Resources
 
 _QUANTITY = re.compile(
     r"([+-]?)(\d+(?:\.\d*)?|\.\d+)"
@@ -71,3 +72,32 @@ def mebibytes(text: str, field: str) -> int:
     (2048, 954)
     """
     return math.ceil(parse_quantity(text, field) / _MIB)
+
+
+def parse_resources(
+    cpu_request: str, cpu_limit: str, memory_request: str, memory_limit: str
+) -> Resources:
+    """Kubernetes quantities to what the machine gets: the limit, or else the request."""
+    path = "template.resources"
+    cpu = [
+        (f"{path}.cpu_{kind}", text)
+        for kind, text in (("request", cpu_request), ("limit", cpu_limit))
+        if text
+    ]
+    memory = [
+        (f"{path}.memory_{kind}", text)
+        for kind, text in (("request", memory_request), ("limit", memory_limit))
+        if text
+    ]
+    cpu_values = [millicpus(text, field) for field, text in cpu]
+    memory_values = [mebibytes(text, field) for field, text in memory]
+    if len(cpu_values) == 2 and cpu_values[0] > cpu_values[1]:
+        raise InvalidRequest(cpu[0][0], f"{cpu_request} is above cpu_limit {cpu_limit}")
+    if len(memory_values) == 2 and memory_values[0] > memory_values[1]:
+        raise InvalidRequest(
+            memory[0][0], f"{memory_request} is above memory_limit {memory_limit}"
+        )
+    return Resources(
+        cpu_millis=cpu_values[-1] if cpu_values else None,
+        memory_mib=memory_values[-1] if memory_values else None,
+    )

@@ -13,10 +13,11 @@ from pydantic import SecretStr
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.errors import InvalidRequest, Refused
-from vmdriver.lifecycle.control.checks import check_numbers, parse_resources
+from vmdriver.lifecycle.control.checks import check_numbers
 from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Notice
 from vmdriver.model.condition import Condition, PlatformEvent, Snapshot
 from vmdriver.model.ids import check_sandbox_id
+from vmdriver.model.quantity import parse_resources
 from vmdriver.model.spec import Resources, SandboxSpec
 
 EVENT_SOURCE = "vm"

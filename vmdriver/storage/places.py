@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from vmdriver.lifecycle.launch.planner import BootChoice, SandboxPaths
+from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.storage import boot
 from vmdriver.storage.layout import Layout
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import DriverError
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.hooks import SandboxView
-from vmdriver.lifecycle.extending.phases import Extension, Phase
+from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.testing.stage import Killed, Stage, sandbox
 
 

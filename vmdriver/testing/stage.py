@@ -9,10 +9,11 @@ from typing import Any
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject, holds_of
-from vmdriver.lifecycle.extending.phases import Extension, Hold, Phase
+from vmdriver.lifecycle.extending.phases import Extension, Hold
 from vmdriver.model.spec import Resources
 from vmdriver.storage.journal import FileJournal
 

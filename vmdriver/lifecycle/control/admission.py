@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, DriverError, TimedOut, Unavailable
+from vmdriver.host.retry import tried
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.control import checks
 from vmdriver.lifecycle.control.from_snapshot import fork_source
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
-from vmdriver.lifecycle.control.sweep import tried
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.phases import Phase
 from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of
 from vmdriver.lifecycle.launch import planner
 from vmdriver.model.record import ExtensionState, SandboxRecord, utc_now

@@ -5,7 +5,6 @@ errors name the field.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,16 +16,15 @@ from vmdriver.lifecycle.launch.environment import (
 )
 from vmdriver.lifecycle.launch.planner import disk_mib, size_of
 from vmdriver.lifecycle.ports.settings import Settings
-from vmdriver.model.quantity import mebibytes, millicpus
 from vmdriver.model.record import SandboxRecord
-from vmdriver.model.spec import Resources, SandboxSpec
+from vmdriver.model.snapshot_name import _SNAPSHOT_NAME, split_snapshot
+from vmdriver.model.spec import SandboxSpec
 
 MIN_MEMORY_MIB = 128
 """Our boot files (Debian 12, kernel 6.1) panic for want of memory with 96 MiB and reach
 init with 128 (measured under TCG).
 """
 ON_STOP = ("shutdown", "suspend")
-_SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 MIN_DISK_MIB = 256
@@ -95,25 +93,6 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
             split_snapshot(value, path)
 
 
-def split_snapshot(text: str, field: str) -> tuple[str, str]:
-    """`SANDBOX/NAME` as sandbox (id or name) and snapshot. InvalidRequest."""
-    sandbox, slash, name = text.partition("/")
-    if not sandbox or not slash:
-        raise InvalidRequest(field, "must be SANDBOX/NAME: a sandbox and its snapshot")
-    return sandbox, check_snapshot_name(name, field)
-
-
-def check_snapshot_name(name: str, field: str) -> str:
-    """InvalidRequest unless it may be a snapshot's name, which is a directory's too."""
-    if not _SNAPSHOT_NAME.fullmatch(name):
-        raise InvalidRequest(
-            field,
-            f"{name[:80]!r} is not a snapshot's name: letters, digits, . _ -, at most 63, "
-            "a letter or digit first",
-        )
-    return name
-
-
 def stop_mode(spec: SandboxSpec, settings: Settings) -> str:
     """What StopSandbox does with this one: the request's word, or the operator's."""
     return str(spec.driver_config.get("on_stop", settings.on_stop))
@@ -133,35 +112,6 @@ def check_numbers(value: Any, path: str) -> None:
     if isinstance(value, list):
         for index, inner in enumerate(value):
             check_numbers(inner, f"{path}[{index}]")
-
-
-def parse_resources(
-    cpu_request: str, cpu_limit: str, memory_request: str, memory_limit: str
-) -> Resources:
-    """Kubernetes quantities to what the machine gets: the limit, or else the request."""
-    path = "template.resources"
-    cpu = [
-        (f"{path}.cpu_{kind}", text)
-        for kind, text in (("request", cpu_request), ("limit", cpu_limit))
-        if text
-    ]
-    memory = [
-        (f"{path}.memory_{kind}", text)
-        for kind, text in (("request", memory_request), ("limit", memory_limit))
-        if text
-    ]
-    cpu_values = [millicpus(text, field) for field, text in cpu]
-    memory_values = [mebibytes(text, field) for field, text in memory]
-    if len(cpu_values) == 2 and cpu_values[0] > cpu_values[1]:
-        raise InvalidRequest(cpu[0][0], f"{cpu_request} is above cpu_limit {cpu_limit}")
-    if len(memory_values) == 2 and memory_values[0] > memory_values[1]:
-        raise InvalidRequest(
-            memory[0][0], f"{memory_request} is above memory_limit {memory_limit}"
-        )
-    return Resources(
-        cpu_millis=cpu_values[-1] if cpu_values else None,
-        memory_mib=memory_values[-1] if memory_values else None,
-    )
 
 
 def _check_size(spec: SandboxSpec, settings: Settings) -> None:

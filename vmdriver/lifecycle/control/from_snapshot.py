@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vmdriver.errors import NotFound, Refused
-from vmdriver.lifecycle.control import checks
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent
+from vmdriver.model.snapshot_name import split_snapshot
 from vmdriver.model.spec import SandboxSpec
 
 
@@ -28,7 +28,7 @@ def fork_source(
     if text is None:
         return None
     field = "template.driver_config.from_snapshot"
-    sandbox, name = checks.split_snapshot(str(text), field)
+    sandbox, name = split_snapshot(str(text), field)
     for worker in workers:
         known = worker.record.spec
         if known.workspace == spec.workspace and sandbox in {known.id, known.name}:

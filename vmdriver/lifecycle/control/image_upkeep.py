@@ -6,8 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from vmdriver.lifecycle.control import sweep
-from vmdriver.lifecycle.launch.resources import Ports
+from vmdriver.host.retry import tried
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.ports.images import (
     BaseDisk,
@@ -18,6 +17,7 @@ from vmdriver.lifecycle.ports.images import (
     ProgressSink,
 )
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
 
@@ -58,9 +58,9 @@ class ImageUpkeep:
     async def _run(self) -> None:
         image = self._settings.default_image
         if image and self._settings.prefetch_default_image:
-            await sweep.tried(_log, self.prefetch(image, _note))
+            await tried(_log, self.prefetch(image, _note))
         while True:
-            await sweep.tried(_log, self.collect())
+            await tried(_log, self.collect())
             await asyncio.sleep(_INTERVAL_S)
 
     async def prefetch(self, reference: str, progress: ProgressSink) -> BaseDisk:

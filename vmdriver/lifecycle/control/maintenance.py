@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from vmdriver.errors import TimedOut
 from vmdriver.host import facts
-from vmdriver.lifecycle.control.sweep import tried
+from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.broadcast import GONE_S
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.worker import SandboxWorker

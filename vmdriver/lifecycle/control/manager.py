@@ -21,7 +21,7 @@ from vmdriver.lifecycle.control.set_aside import Shelf
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.extending import phases as api
+from vmdriver.lifecycle.extending import call_points as api
 from vmdriver.lifecycle.extending.activation import Activation
 from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.launch.resources import WRITTEN

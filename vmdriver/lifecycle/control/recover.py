@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vmdriver.errors import DriverError
+from vmdriver.host.retry import tried
 from vmdriver.lifecycle.control import sweep
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.broadcast import GONE_S
@@ -42,7 +43,7 @@ class Recovery:
         for aside in list(shelf.kept.values()):
             known = aside.record
             if known is not None and (_goes(known) or not known.extensions.accepted):
-                await sweep.tried(_log, self.take_down(aside.id))
+                await tried(_log, self.take_down(aside.id))
 
     async def _take_up(self, record: SandboxRecord) -> None:
         shelf = self.sandboxes.shelf

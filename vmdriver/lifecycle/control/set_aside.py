@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from vmdriver.errors import DriverError, StorageError
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.control import sweep
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.marked import marked
 from vmdriver.lifecycle.launch.resources import (
     FILES,
     FIREWALL,
@@ -23,10 +23,10 @@ from vmdriver.lifecycle.launch.resources import (
     MACHINE,
     OVERLAY,
     TAP,
-    Ports,
     can_be_undone,
 )
 from vmdriver.lifecycle.ports.host import Found, JournalOpener
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
@@ -166,7 +166,7 @@ class Shelf:
             held.setdefault(OVERLAY, overlay)
         seed = {"seed": self.launcher.places.paths(aside.id).seed}
         held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
-        found = await sweep.marked(self.ports)
+        found = await marked(self.ports)
         for item in (f for f in found if f.sandbox_id == aside.id):
             entry = self._entry(item, lease)
             held.setdefault(entry.key, entry)

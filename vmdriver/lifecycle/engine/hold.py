@@ -19,15 +19,15 @@ from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.engine.sandbox import SandboxState
 from vmdriver.lifecycle.engine.standstill import Waker
 from vmdriver.lifecycle.engine.underway import Underway
-from vmdriver.lifecycle.extending.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch import endings
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import MACHINE, Ports, Undoer
+from vmdriver.lifecycle.launch.resources import MACHINE, Undoer
 from vmdriver.lifecycle.memory.held_still import HeldStill
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model.phase import (
@@ -39,6 +39,7 @@ from vmdriver.model.phase import (
     machine_state,
 )
 from vmdriver.model.record import Failure, SandboxRecord
+from vmdriver.model.runs import Reason, RestoreKind
 
 _LAUNCH_RETRIES = 1
 _CONFIRMED = {Phase.RUNNING, Phase.SUSPENDING}

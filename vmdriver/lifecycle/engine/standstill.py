@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from vmdriver.lifecycle.launch.resources import Ports
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.condition import Standstill
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan

@@ -14,7 +14,6 @@ from vmdriver.errors import DriverError, HostError, NotFound, Refused, Unavailab
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.standstill import LOOK_S
-from vmdriver.lifecycle.extending.hooks import Reason
 from vmdriver.lifecycle.extending.phase_actions import PhaseActions
 from vmdriver.lifecycle.launch.launch import LaunchActions
 from vmdriver.lifecycle.launch.stop import EndActions
@@ -23,6 +22,7 @@ from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model import wishes
 from vmdriver.model.condition import Standstill
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
+from vmdriver.model.runs import Reason
 from vmdriver.model.wishes import Wish
 
 _log = logging.getLogger(__name__)

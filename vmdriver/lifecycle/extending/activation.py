@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmdriver.errors import ConfigError, InvalidRequest, Refused
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
-from vmdriver.lifecycle.extending.phases import Extension, Phase
+from vmdriver.lifecycle.extending.phases import Extension
 
 Registered = Extension | LifecycleExtension
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from vmdriver.lifecycle.extending.activation import Registered, key_of
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest, hooks_of
-from vmdriver.lifecycle.extending.phases import Phase, phases_of
+from vmdriver.lifecycle.extending.phases import phases_of
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.extending.phases import Phase
-from vmdriver.lifecycle.launch.environment import is_driver_owned
+from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.model.environment import is_driver_owned
 from vmdriver.model.record import Change
 
 _PREPARE = frozenset({Phase.PREPARE_PLAN})

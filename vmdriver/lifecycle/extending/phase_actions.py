@@ -6,9 +6,9 @@ import time
 
 from vmdriver.lifecycle.engine.hold import SandboxHold
 from vmdriver.lifecycle.engine.ledger import Held, Scope
-from vmdriver.lifecycle.extending import phases as api
-from vmdriver.lifecycle.extending.hooks import Reason
+from vmdriver.lifecycle.extending import call_points as api
 from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.runs import Reason
 
 _DOWN = {Phase.STOPPED, Phase.SUSPENDED, Phase.FAILED}
 

@@ -22,21 +22,19 @@ from vmdriver.lifecycle.extending.activation import (
     key_of,
     parse_parameters,
 )
+from vmdriver.lifecycle.extending.call_points import ENDING, HOLDING, SET_UP, Phase
 from vmdriver.lifecycle.extending.calls import Calls
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.hooks import RestoreKind, SandboxView
+from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.phases import (
-    ENDING,
-    HOLDING,
-    SET_UP,
     Context,
     Extension,
     Hold,
     Keep,
-    Phase,
     Until,
     phases_of,
 )
+from vmdriver.model.runs import RestoreKind
 
 _audit = logging.getLogger("vmdriver.extension")
 HOLD = "hold:"

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.control.checks import parse_resources
 from vmdriver.lifecycle.extending.draft import PLAN_POINTS, Draft
 from vmdriver.lifecycle.extending.hooks import PlanDraft
+from vmdriver.model.quantity import parse_resources
 from vmdriver.model.record import Change
 from vmdriver.model.spec import SandboxSpec
 

@@ -16,23 +16,23 @@ from vmdriver.lifecycle.extending.activation import (
     check_registration,
     parse_parameters,
 )
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.calls import Calls
 from vmdriver.lifecycle.extending.hooks import (
     EnvironmentDraft,
     HookContext,
     LifecycleExtension,
     PlanDraft,
-    Reason,
-    RestoreKind,
 )
 from vmdriver.lifecycle.extending.phase_runner import HOLD, Directory, PhaseRunner
-from vmdriver.lifecycle.extending.phases import Extension, Phase
+from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.lifecycle.extending.plan_changes import shape
 from vmdriver.lifecycle.extending.vm_phases import RUN as RUN_PHASES
 from vmdriver.lifecycle.extending.vm_phases import STAY as STAY_PHASES
 from vmdriver.lifecycle.extending.vm_phases import VmPhases, view_of
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import Change, SandboxRecord
+from vmdriver.model.runs import Reason, RestoreKind
 from vmdriver.model.spec import SandboxSpec
 
 RUN = "launch-hook:"

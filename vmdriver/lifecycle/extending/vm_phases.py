@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from vmdriver.errors import CleanupError
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.extending.activation import Activation
+from vmdriver.lifecycle.extending.call_points import Phase
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.hooks import RestoreKind, SandboxView
+from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.phase_runner import HOLD, PhaseRunner, Subject
-from vmdriver.lifecycle.extending.phases import Extension, Phase, phases_of
+from vmdriver.lifecycle.extending.phases import Extension, phases_of
 from vmdriver.model.record import ExtensionState, SandboxRecord
+from vmdriver.model.runs import RestoreKind
 from vmdriver.model.spec import SandboxSpec
 
 HOOKS_OF: Mapping[Phase, tuple[str, ...]] = {

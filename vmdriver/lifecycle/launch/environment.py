@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.environment import is_driver_owned
 from vmdriver.model.spec import SandboxSpec
 
 HOST_ALIASES = (
@@ -90,11 +91,6 @@ def main_process_spec(command: tuple[str, ...], tty: bool) -> str:
 def _is_not_the_images(name: str) -> bool:
     """HOME and USER are those of the user that the workload runs as, which is not the image's."""
     return is_driver_owned(name) or name in {"HOME", "USER"}
-
-
-def is_driver_owned(name: str) -> bool:
-    """Environment names that neither users nor extensions may set."""
-    return name.startswith(("OPENSHELL_", "VM_NET_"))
 
 
 def check_environment_name(name: str, field: str) -> None:

@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from vmdriver.errors import DriverError, HostError, HypervisorError
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.ledger import Scope
-from vmdriver.lifecycle.extending.hooks import PlanDraft, Reason, RestoreKind
+from vmdriver.lifecycle.extending.hooks import PlanDraft
 from vmdriver.lifecycle.extending.vm_phases import new_run
 from vmdriver.lifecycle.launch import endings
 from vmdriver.lifecycle.launch.launcher import LaunchFailed
-from vmdriver.lifecycle.memory.restore_check import secrets_digest
+from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.lifecycle.templates.fork import Beginning, ForkActions
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import SAID, Intent, MachineState, Phase
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.runs import Reason, RestoreKind
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.03

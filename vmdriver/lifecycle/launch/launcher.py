@@ -8,25 +8,27 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
-from vmdriver.lifecycle.extending.hooks import PlanDraft, Reason
+from vmdriver.lifecycle.extending.hooks import PlanDraft
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import LEASE, Ports, Step
+from vmdriver.lifecycle.launch.resources import LEASE, Step
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.ports.host import AcceleratorChoice
 from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress
+from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.condition import Progress
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import SandboxRecord
+from vmdriver.model.runs import Reason
 
 _log = logging.getLogger(__name__)
 Tell = Callable[[str, str, Progress], None]
@@ -61,19 +63,6 @@ class LaunchFailed(Exception):
         super().__init__(cause.message)
         self.cause = cause
         self.blame = blame
-
-
-class Places(Protocol):
-    """What the launcher needs to know about files."""
-
-    def boot(self) -> planner.BootChoice:
-        """Kernel and initramfs of new launches; Refused when there are none."""
-
-    def paths(self, sandbox_id: str) -> planner.SandboxPaths:
-        """A sandbox's files."""
-
-    def new_layer(self, sandbox_id: str) -> str:
-        """A path for one more layer of its root disk; never the same one twice."""
 
 
 @dataclass(frozen=True)

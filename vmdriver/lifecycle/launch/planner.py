@@ -17,6 +17,7 @@ from vmdriver.lifecycle.launch.environment import (
     guest_endpoint,
     hostname,
 )
+from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model import ids
 from vmdriver.model.image import ImageConfig
@@ -41,36 +42,6 @@ KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init"
 on x86. no_timer_check: without KVM, on a busy host, the kernel finds that the timer does
 not tick while it waits for ten ticks, and panics ("IO-APIC + timer doesn't work").
 """
-
-
-@dataclass(frozen=True)
-class BootChoice:
-    """Kernel and initramfs of new launches."""
-
-    kernel: str
-    initramfs: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class SandboxPaths:
-    """Where this sandbox's files are."""
-
-    seed: str
-    status: str
-    console: str
-    suspended: str
-    """Memory image of the suspended machine."""
-    mapped: str
-    """Memory that a resumed machine maps; no image any more."""
-    kept: str
-    """The last memory image that could not be restored."""
-    snapshots: str
-    """Directory of the snapshots' memory images."""
-    part: str
-    """An image under way."""
-    scratch: str
-    """A file that loading a machine needs for a moment."""
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
-from vmdriver.lifecycle.extending.hooks import Reason
 from vmdriver.lifecycle.extending.runner import is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.ports.host import Disks, Hypervisor, Network, Records
-from vmdriver.lifecycle.ports.images import Images
-from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of
+from vmdriver.model.runs import Reason
 
 LEASE = "lease"
 OVERLAY = "overlay"
@@ -52,19 +50,6 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     LAYER: ("path",),
 }
 """What the undo of each entry reads in its data."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Every outside world that the core works on."""
-
-    hypervisor: Hypervisor
-    network: Network
-    disks: Disks
-    images: Images
-    records: Records
-    memory: MachineMemory
-    memory_store: MemoryStore
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,15 @@ import logging
 from vmdriver.errors import DriverError, Refused, StorageError
 from vmdriver.host import facts
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.control.sweep import unneeded_memory
 from vmdriver.lifecycle.engine.ledger import Scope
-from vmdriver.lifecycle.extending.hooks import Reason
 from vmdriver.lifecycle.launch import endings
 from vmdriver.lifecycle.launch.resources import FROZEN, LAYER, MACHINE, OVERLAY
 from vmdriver.lifecycle.memory.capture import CaptureActions
-from vmdriver.lifecycle.memory.kept_memory import KeptMemory
+from vmdriver.lifecycle.memory.kept_memory import KeptMemory, unneeded_memory
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Action, DomainState, MachineState, Phase
 from vmdriver.model.record import layers_of
+from vmdriver.model.runs import Reason
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from vmdriver.errors import DriverError, Refused
-from vmdriver.lifecycle.control.sweep import tried
+from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.hold import SandboxHold
 from vmdriver.lifecycle.engine.ledger import Held, Scope
-from vmdriver.lifecycle.extending.hooks import Reason
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.resources import (
     FROZEN,
@@ -34,6 +33,7 @@ from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.ports.memory import STATE_BYTES, Captured, Streamed
 from vmdriver.model.memory_image import ImageKind, MemoryRef
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.runs import Reason
 
 _log = logging.getLogger(__name__)
 

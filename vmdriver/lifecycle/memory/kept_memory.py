@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmdriver.lifecycle.launch.launcher import Places
 from vmdriver.lifecycle.ports.memory import MemoryStore
+from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.model.phase import Phase
 from vmdriver.model.record import SandboxRecord
 
 
@@ -36,3 +38,17 @@ class KeptMemory:
         for record in records:
             found |= await self.needs(record)
         return found
+
+
+async def unneeded_memory(
+    ports: Ports, places: Places, record: SandboxRecord
+) -> list[str]:
+    """Directories of images that the record does not name; some may not be there."""
+    paths, found = places.paths(record.id), []
+    named = record.memory is not None and record.memory.directory == paths.suspended
+    if not named and record.phase is not Phase.SUSPENDING:
+        # Of a sandbox that was returned to a snapshot or booted instead.
+        found.append(paths.suspended)
+    known = {entry.name for entry in record.snapshots}
+    listed = await ports.memory_store.listed(paths.snapshots)
+    return found + [f"{paths.snapshots}/{name}" for name in listed if name not in known]

@@ -6,8 +6,8 @@ from typing import Any
 
 from vmdriver.host import facts
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.resources import Ports
 from vmdriver.lifecycle.ports.memory import Captured
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.memory_image import ImageKind, MemoryManifest, Part
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import utc_now

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmdriver.model.memory_image import (
@@ -50,15 +49,6 @@ def token_expiry(token: str) -> int | None:
         return int(expiry) or None
     except (IndexError, ValueError, AttributeError, TypeError, binascii.Error):
         return None
-
-
-def secrets_digest(secrets: Mapping[str, bytes]) -> str:
-    """One digest over names and contents, so that a change is noticed without keeping them."""
-    digest = hashlib.sha256()
-    for name, data in sorted(secrets.items()):
-        digest.update(f"{name}\0{len(data)}\0".encode())
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def _file_differences(

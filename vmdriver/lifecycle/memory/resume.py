@@ -15,11 +15,11 @@ from vmdriver.errors import (
 )
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.ledger import Scope
-from vmdriver.lifecycle.extending.hooks import Reason, RestoreKind
 from vmdriver.lifecycle.extending.vm_phases import new_run
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import LaunchFailed
 from vmdriver.lifecycle.launch.resources import MACHINE, MAPPED, Step, resume_steps
+from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
 from vmdriver.lifecycle.memory.restore_tries import Verdict, final
@@ -29,6 +29,7 @@ from vmdriver.model.memory_image import MemoryManifest, MemoryRef
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import RESTORE_FAILED, Failure
+from vmdriver.model.runs import Reason, RestoreKind
 
 _log = logging.getLogger(__name__)
 _THERE = {DomainState.RUNNING, DomainState.PAUSED, DomainState.STALLED}
@@ -193,9 +194,7 @@ class ResumeActions(CaptureActions):
         """The machine runs, its workload frozen; what must be new is made so; thaw."""
         ports, plan = self._shared.ports, self.record.plan
         assert plan is not None  # noqa: S101 - it was loaded from one
-        fresh = restore_check.secrets_digest(
-            await self._shared.launcher.secrets(self.record)
-        )
+        fresh = secrets_digest(await self._shared.launcher.secrets(self.record))
         with watch.step("go on"):
             await ports.memory.go_on(plan.domain)
         fields = {"seed": randomness.token_hex(64)}

@@ -18,11 +18,10 @@ from vmdriver.errors import (
     Unavailable,
 )
 from vmdriver.host import facts
-from vmdriver.lifecycle.control.sweep import tried
+from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.jobs import Job, Jobs
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
-from vmdriver.lifecycle.extending.hooks import Reason
 from vmdriver.lifecycle.extending.vm_phases import view_of
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.resources import FROZEN, LAYER, OVERLAY, PAUSED
@@ -35,6 +34,7 @@ from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
 from vmdriver.model.phase import Asked, Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
+from vmdriver.model.runs import Reason
 from vmdriver.model.spec import SandboxSpec
 
 _log = logging.getLogger(__name__)

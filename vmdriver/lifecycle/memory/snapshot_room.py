@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vmdriver.errors import AlreadyExists, Exhausted
-from vmdriver.lifecycle.control.checks import check_snapshot_name
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.record import SandboxRecord
+from vmdriver.model.snapshot_name import check_snapshot_name
 
 
 def check_room(

@@ -6,13 +6,13 @@ import logging
 from functools import partial
 
 from vmdriver.errors import DriverError, NotFound, Refused
-from vmdriver.lifecycle.control.sweep import tried
+from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.ledger import Scope
-from vmdriver.lifecycle.extending.hooks import Reason
 from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
 from vmdriver.model.phase import MachineState, Phase
+from vmdriver.model.runs import Reason
 from vmdriver.model.wishes import Wish
 
 _log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from vmdriver.errors import TimedOut
 from vmdriver.host import facts
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import Ports
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.ports.host import Taken
 from vmdriver.lifecycle.ports.memory import STATE_BYTES
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Belongings, Leftovers
 from vmdriver.model import ids
 from vmdriver.model.memory_image import MemoryManifest

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from vmdriver.errors import DriverError, Unavailable
 from vmdriver.host.retry import backoff_s
-from vmdriver.lifecycle.control import sweep
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.launch.resources import Ports
+from vmdriver.lifecycle.launch.marked import marked, remove
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model import ids
 from vmdriver.model.plan import LaunchPlan
 
@@ -161,13 +161,13 @@ class Leftovers:
         name at any moment.
         """
         rest = False
-        for found in await sweep.marked(self._ports):
+        for found in await marked(self._ports):
             if found.sandbox_id != one.owner:
                 continue
             holder = self._pool.holder(plan.network.lease.index)
             if found.kind == "firewall" and holder not in {one.owner, None}:
                 rest = True
             else:
-                await sweep.remove(self._ports, found, self._instance)
+                await remove(self._ports, found, self._instance)
         kept.memory_mib = 0
         return rest

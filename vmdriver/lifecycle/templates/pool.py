@@ -15,8 +15,8 @@ from secrets import token_hex
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import Ports
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Belongings, Leftovers
 from vmdriver.lifecycle.templates.template import Template, Templates, on_template
 from vmdriver.model import ids

@@ -22,8 +22,8 @@ from vmdriver.errors import DriverError, NotFound
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import Ports
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.build import TemplateBuild, owner_of
 from vmdriver.lifecycle.templates.leftovers import Leftovers
 from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions

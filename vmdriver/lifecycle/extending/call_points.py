@@ -1,0 +1,47 @@
+"""Moments in a sandbox's life at which extensions are called."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """A moment in a sandbox's life at which extensions are called."""
+
+    VALIDATE_REQUEST = "validate_request"
+    PREPARE_PLAN = "prepare_plan"
+    BEFORE_CREATE = "before_create"
+    AFTER_CREATE = "after_create"
+    ON_CREATE_FAILED = "on_create_failed"
+    BEFORE_START = "before_start"
+    AFTER_READY = "after_ready"
+    BEFORE_STOP = "before_stop"
+    AFTER_STOP = "after_stop"
+    BEFORE_DELETE = "before_delete"
+    AFTER_DELETE = "after_delete"
+    RECONCILE = "reconcile"
+
+
+ENDING = frozenset({Phase.ON_CREATE_FAILED, Phase.AFTER_STOP, Phase.AFTER_DELETE})
+"""Phases that run in reverse order."""
+
+
+REPORTING = ENDING | {Phase.AFTER_CREATE, Phase.AFTER_READY, Phase.RECONCILE}
+"""Phases whose errors change nothing."""
+
+
+SET_UP = frozenset(
+    {
+        Phase.VALIDATE_REQUEST,
+        Phase.PREPARE_PLAN,
+        Phase.BEFORE_CREATE,
+        Phase.BEFORE_START,
+    }
+)
+"""Phases that must not be gone through without everybody who takes part. A stop and a delete
+may be: whoever is not loaded any more cannot keep a sandbox for ever.
+"""
+
+
+HOLDING = frozenset({Phase.BEFORE_CREATE, Phase.BEFORE_START})
+"""Phases in which something may be held."""

@@ -1,0 +1,49 @@
+"""Where files are, as far as the core asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Places(Protocol):
+    """What the launcher needs to know about files."""
+
+    def boot(self) -> BootChoice:
+        """Kernel and initramfs of new launches; Refused when there are none."""
+
+    def paths(self, sandbox_id: str) -> SandboxPaths:
+        """A sandbox's files."""
+
+    def new_layer(self, sandbox_id: str) -> str:
+        """A path for one more layer of its root disk; never the same one twice."""
+
+
+@dataclass(frozen=True)
+class BootChoice:
+    """Kernel and initramfs of new launches."""
+
+    kernel: str
+    initramfs: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class SandboxPaths:
+    """Where this sandbox's files are."""
+
+    seed: str
+    status: str
+    console: str
+    suspended: str
+    """Memory image of the suspended machine."""
+    mapped: str
+    """Memory that a resumed machine maps; no image any more."""
+    kept: str
+    """The last memory image that could not be restored."""
+    snapshots: str
+    """Directory of the snapshots' memory images."""
+    part: str
+    """An image under way."""
+    scratch: str
+    """A file that loading a machine needs for a moment."""

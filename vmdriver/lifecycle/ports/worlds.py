@@ -1,0 +1,22 @@
+"""Every outside world that the core works on, together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmdriver.lifecycle.ports.host import Disks, Hypervisor, Network, Records
+from vmdriver.lifecycle.ports.images import Images
+from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Every outside world that the core works on."""
+
+    hypervisor: Hypervisor
+    network: Network
+    disks: Disks
+    images: Images
+    records: Records
+    memory: MachineMemory
+    memory_store: MemoryStore
