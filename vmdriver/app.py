@@ -33,6 +33,7 @@ from vmdriver.hypervisor.embedded import (
     remove_torn_definitions,
     write_embedded_configuration,
 )
+from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
@@ -214,6 +215,7 @@ class Driver:
             self.images,
             self.records,
             self.memory,
+            GuestAgent(self.connection),
             self.memory_images,
         )
 

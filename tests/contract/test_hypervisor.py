@@ -27,6 +27,7 @@ from vmdriver.errors import (
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, monitor, qemu_process
+from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.lifecycle.ports.memory import SavedMachine
@@ -151,13 +152,14 @@ async def test_a_guest_that_does_not_answer_is_given_up_in_time(
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has a channel")
     memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    guest = GuestAgent(hypervisor._connection)
     with pytest.raises(NotFound):
-        await memory.ask(plan.domain, "ping", {}, 1.0)
+        await guest.ping(plan.domain, 1.0)
     await hypervisor.start(plan, MARK)
     await memory.pause(plan.domain)
     async with asyncio.timeout(5):
         with pytest.raises(TimedOut):
-            await memory.ask(plan.domain, "ping", {}, 0.5)
+            await guest.ping(plan.domain, 0.5)
     await hypervisor.destroy(plan.domain)
 
 

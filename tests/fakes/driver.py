@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.fakes.accelerator import FakeAccelerator
 from tests.fakes.disks import FakeDisks
+from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image_cache import FakeImages
 from tests.fakes.memory import FakeMemory
@@ -117,6 +118,7 @@ class FakeDriver:
         instance = settings.instance
         self.hypervisor = FakeHypervisor(world, instance, checkpoint)
         self.memory = FakeMemory(world, checkpoint)
+        self.guest = FakeGuest(world)
         self.memory_store = FakeMemoryStore(world, checkpoint)
         records = FakeRecords(world, checkpoint)
         ports = Ports(
@@ -126,6 +128,7 @@ class FakeDriver:
             FakeImages(world),
             records,
             self.memory,
+            self.guest,
             self.memory_store,
         )
         self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
-from vmdriver.errors import LoadRefused, NotFound, TimedOut
-from vmdriver.lifecycle.ports.host import GuestReport
+from vmdriver.errors import LoadRefused, NotFound
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
@@ -63,30 +61,6 @@ class FakeMemory:
         if stalled and self._world.free_bytes > 0:
             # Else the write that met the full disk meets it again.
             self._world.domains[domain] = DomainState.RUNNING
-
-    async def ask(
-        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
-    ) -> dict[str, str]:
-        world = self._world
-        world.act(f"{verb} {domain}")
-        await world.hanging.passed(f"{verb} {domain}", domain, timeout_s)
-        self._there(domain)
-        if world.domains[domain] is DomainState.STALLED:
-            await asyncio.sleep(min(timeout_s, 0.2))
-            raise TimedOut(f"the guest did not answer {verb!r}")
-        assert world.domains[domain] is DomainState.RUNNING, f"{verb} of a paused guest"
-        if verb == "flush":
-            world.flushed.append(domain)
-        elif verb == "freeze":
-            world.frozen.add(domain)
-            return {"boot_id": "guest-boot"}
-        elif verb in {"thaw", "renew"}:
-            world.frozen.discard(domain)
-        elif verb == "adopt":
-            for path in world.reports:
-                if path.startswith(world.marks[domain].rpartition("/")[2]):
-                    world.reports[path] = GuestReport("started")
-        return {}
 
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         world = self._world

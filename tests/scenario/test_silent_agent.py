@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,15 +37,12 @@ class Guest:
 
     def __init__(self, driver: FakeDriver, *silent: str) -> None:
         self.silent, self.waited_s = set(silent), 0.0
-        memory = driver.manager._shared.ports.memory
-        self._real = memory.ask
-        memory.ask = self.ask  # type: ignore[method-assign]
+        self._real = driver.guest.heard
+        driver.guest.heard = self.heard  # type: ignore[method-assign]
 
-    async def ask(
-        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
-    ) -> dict[str, str]:
+    async def heard(self, verb: str, domain: str, timeout_s: float) -> None:
         if verb not in self.silent:
-            return await self._real(domain, verb, fields, timeout_s)
+            return await self._real(verb, domain, timeout_s)
         self.waited_s += timeout_s
         await asyncio.sleep(0)
         raise TimedOut(f"the guest did not answer {verb!r} within {timeout_s:g} s")

@@ -180,19 +180,17 @@ async def test_a_workload_frozen_under_a_machine_that_stalled_is_thawed_in_the_e
     None
 ):
     driver, domain = await started()
-    worker, memory = driver.manager.workers["s1"], driver.memory
-    ask = memory.ask
+    worker, guest = driver.manager.workers["s1"], driver.guest
+    freeze = guest.freeze
 
-    async def stall_in_freeze(name: str, verb: str, *more: Any) -> dict[str, str]:
-        answer = await ask(name, verb, *more)
-        if verb == "freeze":
-            memory.ask = ask
-            driver.world.free_bytes = 0
-            driver.world.domains[name] = DomainState.STALLED
-            raise HypervisorError("the guest did not answer")
-        return answer
+    async def stall_in_freeze(name: str, limit_s: float) -> str:
+        await freeze(name, limit_s)
+        guest.freeze = freeze
+        driver.world.free_bytes = 0
+        driver.world.domains[name] = DomainState.STALLED
+        raise HypervisorError("the guest did not answer")
 
-    memory.ask = stall_in_freeze
+    guest.freeze = stall_in_freeze
     job = asyncio.create_task(
         worker.perform(lambda machine: worker.take_snapshot("a", False, machine))
     )

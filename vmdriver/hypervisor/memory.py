@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
 from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Pool
-from vmdriver.hypervisor import capture, domain_xml, guest_channel, root_disk
+from vmdriver.hypervisor import capture, domain_xml, root_disk
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.load_errors import is_images_fault
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
@@ -68,26 +66,6 @@ class DomainMemory:
             await self._connection.call(f"resume {domain}", resume, domain)
         except NotFound:
             return
-
-    async def ask(
-        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
-    ) -> dict[str, str]:
-        """See ports.MachineMemory."""
-        path = await self._connection.call(
-            f"channel of {domain}",
-            lambda c: domain_xml.read_channel(c.lookupByName(domain).XMLDesc()),
-            domain,
-        )
-        if not path:
-            raise HypervisorError(f"domain {domain} has no channel to its guest")
-        begun = time.monotonic()
-        answer = await self._connection.lanes.attend(
-            domain,
-            f"ask {domain} to {verb}",
-            guest_channel.ask(path, verb, fields, timeout_s),
-        )
-        _log.debug("outside: guest %s took %.4f s", verb, time.monotonic() - begun)
-        return answer
 
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         """See ports.MachineMemory."""

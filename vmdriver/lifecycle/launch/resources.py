@@ -7,7 +7,6 @@ else is in place.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -280,5 +279,4 @@ class Undoer:
             await ports.memory.go_on(domain)
         elif state is not DomainState.RUNNING:
             return
-        clock = {"clock_ns": str(time.time_ns())}
-        await ports.memory.ask(domain, "thaw", clock, limit_s)
+        await ports.guest.thaw(domain, limit_s)

@@ -107,7 +107,7 @@ class EndActions(CaptureActions):
             state = await self._shared.ports.hypervisor.observe(domain)
             if state is not DomainState.RUNNING:
                 return  # such as one that was being resumed: there is nobody to ask
-            await self._shared.ports.memory.ask(domain, "flush", {}, max(grace_s, 0.01))
+            await self._shared.ports.guest.flush(domain, max(grace_s, 0.01))
         except DriverError as error:
             text = f"the guest did not flush its file systems: {error.text()}"
             self.tell("FlushFailed", text, warn=True)

@@ -155,19 +155,15 @@ class CaptureActions(SandboxHold):
 
     async def _freeze(self, plan: LaunchPlan, watch: Stopwatch) -> str:
         """Workload frozen, disks flushed, machine paused. The guest's boot id."""
-        memory, settings = self._shared.ports.memory, self._shared.settings
-        domain = {"domain": plan.domain}
-        limit = settings.freeze_timeout_s
-
-        async def freeze() -> dict[str, str]:
-            fields = {"timeout_ms": str(int(limit * 1000))}
-            return await memory.ask(plan.domain, "freeze", fields, limit + 5)
-
+        ports, domain = self._shared.ports, plan.domain
+        limit_s, data = self._shared.settings.freeze_timeout_s, {"domain": domain}
         with watch.step("freeze"):
-            answer = await self._hold_step(FROZEN, domain, freeze)
+            boot_id = await self._hold_step(
+                FROZEN, data, lambda: ports.guest.freeze(domain, limit_s)
+            )
         with watch.step("pause"):
-            await self._hold_step(PAUSED, domain, lambda: memory.pause(plan.domain))
-        return str(answer.get("boot_id", ""))
+            await self._hold_step(PAUSED, data, lambda: ports.memory.pause(domain))
+        return str(boot_id)
 
     async def _begin_image(
         self, plan: LaunchPlan, directory: str, copies: int = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets as randomness
 import time
 
 from vmdriver.errors import (
@@ -197,14 +196,10 @@ class ResumeActions(CaptureActions):
         fresh = secrets_digest(await self._shared.launcher.secrets(self.record))
         with watch.step("go on"):
             await ports.memory.go_on(plan.domain)
-        fields = {"seed": randomness.token_hex(64)}
-        if fresh != self.record.secrets_digest:
-            fields["files"] = "1"
+        changed = fresh != self.record.secrets_digest
         with watch.step("hygiene"):
-            fields["clock_ns"] = str(time.time_ns())
-            timeout_s = self._shared.settings.restore_timeout_s
-            answer = await ports.memory.ask(plan.domain, "renew", fields, timeout_s)
-        _log.info("%s: hygiene in the guest: %s", self.record.id, answer)
+            limit_s = self._shared.settings.restore_timeout_s
+            await ports.guest.renew(plan.domain, limit_s, files=changed)
         await self.update(secrets_digest=fresh)
 
     async def _resumed(self, ref: MemoryRef, watch: Stopwatch) -> None:

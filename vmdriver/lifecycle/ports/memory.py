@@ -4,7 +4,6 @@ images on disk. What ports.py says of errors and cancellation holds here too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,20 +45,13 @@ class SavedMachine:
 
 
 class MachineMemory(Protocol):
-    """A machine's memory, its disk layer under it, and the agent in its guest."""
+    """A machine's memory, and its disk layer under it."""
 
     async def pause(self, domain: str) -> None:
         """Stop its virtual CPUs. NotFound."""
 
     async def go_on(self, domain: str) -> None:
         """Let them run. Fine with what runs already, and with no such machine."""
-
-    async def ask(
-        self, domain: str, verb: str, fields: Mapping[str, str], timeout_s: float
-    ) -> dict[str, str]:
-        """Ask the guest's agent. TimedOut, HypervisorError with the guest's words,
-        NotFound.
-        """
 
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         """Write a paused machine's RAM to the file `memory`, which is there and empty. It

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import Disks, Hypervisor, Network, Records
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
@@ -19,4 +20,5 @@ class Ports:
     images: Images
     records: Records
     memory: MachineMemory
+    guest: Guest
     memory_store: MemoryStore

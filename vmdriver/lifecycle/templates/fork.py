@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from secrets import token_hex
 
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
@@ -139,11 +137,10 @@ class ForkActions(SandboxHold):
             await self._boot_instead(plan, error)
 
     async def _adopt_guest(self, plan: LaunchPlan) -> None:
-        memory = self._shared.ports.memory
-        await memory.go_on(plan.domain)
-        fields = {"clock_ns": str(time.time_ns()), "seed": token_hex(64)}
+        ports = self._shared.ports
+        await ports.memory.go_on(plan.domain)
         limit_s = self._shared.settings.restore_timeout_s
-        await memory.ask(plan.domain, "adopt", fields, limit_s)
+        await ports.guest.adopt(plan.domain, limit_s)
 
     async def _boot_instead(self, plan: LaunchPlan, error: DriverError) -> None:
         text = "the machine boots, since it could not go on from its template"

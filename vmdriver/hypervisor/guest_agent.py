@@ -1,0 +1,77 @@
+"""Implements lifecycle.ports.guest.Guest over the domains' virtio-serial channels."""
+
+from __future__ import annotations
+
+import logging
+import time
+from secrets import token_hex
+
+from vmdriver.errors import HypervisorError
+from vmdriver.hypervisor import domain_xml, guest_channel
+from vmdriver.hypervisor.connection import Connection
+
+_log = logging.getLogger(__name__)
+_FREEZE_SLACK_S = 5.0
+"""For the answer: the agent gives up freezing by itself after the limit, and then says so."""
+_SEED_BYTES = 64
+
+
+def _clock() -> dict[str, str]:
+    return {"clock_ns": str(time.time_ns())}
+
+
+class GuestAgent:
+    """The agents of the domains on one connection. What each verb does is in
+    images/guest/agent.c.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def ping(self, domain: str, limit_s: float) -> None:
+        """Whether the agent answers at all."""
+        await self._ask(domain, "ping", {}, limit_s)
+
+    async def flush(self, domain: str, limit_s: float) -> None:
+        """See ports.Guest."""
+        await self._ask(domain, "flush", {}, limit_s)
+
+    async def freeze(self, domain: str, limit_s: float) -> str:
+        """See ports.Guest."""
+        fields = {"timeout_ms": str(int(limit_s * 1000))}
+        wait_s = limit_s + _FREEZE_SLACK_S
+        return (await self._ask(domain, "freeze", fields, wait_s)).get("boot_id", "")
+
+    async def thaw(self, domain: str, limit_s: float) -> None:
+        """See ports.Guest."""
+        await self._ask(domain, "thaw", _clock(), limit_s)
+
+    async def renew(self, domain: str, limit_s: float, *, files: bool) -> None:
+        """See ports.Guest."""
+        fields = {"seed": token_hex(_SEED_BYTES), **({"files": "1"} if files else {})}
+        answer = await self._ask(domain, "renew", {**fields, **_clock()}, limit_s)
+        _log.info("%s: hygiene in the guest: %s", domain, answer)
+
+    async def adopt(self, domain: str, limit_s: float) -> None:
+        """See ports.Guest."""
+        fields = {**_clock(), "seed": token_hex(_SEED_BYTES)}
+        await self._ask(domain, "adopt", fields, limit_s)
+
+    async def _ask(
+        self, domain: str, verb: str, fields: dict[str, str], limit_s: float
+    ) -> dict[str, str]:
+        path = await self._connection.call(
+            f"channel of {domain}",
+            lambda c: domain_xml.read_channel(c.lookupByName(domain).XMLDesc()),
+            domain,
+        )
+        if not path:
+            raise HypervisorError(f"domain {domain} has no channel to its guest")
+        begun = time.monotonic()
+        answer = await self._connection.lanes.attend(
+            domain,
+            f"ask {domain} to {verb}",
+            guest_channel.ask(path, verb, fields, limit_s),
+        )
+        _log.debug("outside: guest %s took %.4f s", verb, time.monotonic() - begun)
+        return answer
