@@ -1,0 +1,132 @@
+"""A whole driver with everything real that it has on disk, and a fake host below it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import grp
+import os
+import pwd
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import vmdriver.app
+from tests.fakes.accelerator import FakeAccelerator
+from tests.fakes.driver import FINAL
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.memory import FakeMemory
+from tests.fakes.network import FakeNetwork
+from tests.fakes.world import World
+from vmdriver.config import Config
+from vmdriver.lifecycle.control.operator import Operations
+from vmdriver.lifecycle.ports.host import no_checkpoint
+from vmdriver.model.phase import Phase
+from vmdriver.model.record import SandboxRecord
+
+
+def config(root: Path, **more: Any) -> Config:
+    """For a state directory in root/state; QEMU's user is ours."""
+    more = {"vcpus": 1, "mem_mib": 512, "max_mem_mib": 4096, "max_vcpus": 4, **more}
+    return Config(
+        state_dir=root / "state",
+        bind_socket=root / "driver.sock",
+        supervisor_path=root / "supervisor",
+        qemu_user=pwd.getpwuid(os.geteuid()).pw_name,
+        qemu_group=grp.getgrgid(os.getegid()).gr_name,
+        max_committed_mem_mib=10**6,
+        dns=["192.0.2.53"],
+        **more,
+    )
+
+
+class DiskDriver(vmdriver.app.Driver):
+    """One driver process. `extensions`: what is loaded."""
+
+    def __init__(
+        self, settings: Config, world: World, extensions: Sequence[Any] = ()
+    ) -> None:
+        self.world = world
+        load, vmdriver.app.load_extensions = (
+            vmdriver.app.load_extensions,
+            lambda *_: list(extensions),
+        )
+        try:
+            super().__init__(settings)
+        finally:
+            vmdriver.app.load_extensions = load
+        self.operations = Operations(self.manager)
+
+    def _accelerator(self, owner: Any) -> Any:
+        return FakeAccelerator()
+
+    def ports(self) -> Any:
+        world, instance = self.world, self.config.instance
+        self.guests = FakeMemory(world, no_checkpoint)
+        return dataclasses.replace(
+            super().ports(),
+            hypervisor=FakeHypervisor(world, instance),
+            network=FakeNetwork(world, instance),
+            memory=self.guests,
+        )
+
+    async def begin(self) -> None:
+        """As `recover`, without what touches this very host."""
+        self.layout.make()
+        await self.images.open()
+        await self.disks.open_supervisors()
+        await self.manager.recover()
+
+    async def end(self) -> None:
+        await self.manager.close()
+        await self.images.close()
+        self.release_threads()
+
+    # --- what a test looks at and does
+
+    def names(self) -> set[str]:
+        return set(self.manager.workers)
+
+    def record(self, sandbox_id: str) -> SandboxRecord:
+        return self.manager.workers[sandbox_id].record
+
+    def phases(self) -> dict[str, Phase]:
+        return {name: self.record(name).phase for name in self.names()}
+
+    def held(self, sandbox_id: str) -> set[str]:
+        """Keys of its ledger."""
+        return {entry.key for entry in self.manager.workers[sandbox_id].ledger.held()}
+
+    async def settled(self, timeout_s: float = 30.0) -> None:
+        """Every sandbox is where it stays."""
+        async with asyncio.timeout(timeout_s):
+            for worker in list(self.manager.workers.values()):
+                await worker.until(
+                    lambda record: (
+                        record.phase in FINAL[record.intent] and not record.reverting
+                    ),
+                    timeout_s,
+                )
+            while any(
+                key.startswith("capture:")
+                for name in self.names()
+                for key in self.held(name)
+            ):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+
+    def tick(self, sandbox_id: str) -> int:
+        """Its workload runs for a moment."""
+        plan = self.record(sandbox_id).plan
+        assert plan is not None
+        return self.guests.tick(plan.domain)
+
+    async def suspend(self, sandbox_id: str) -> None:
+        await self.operations.suspend(self.operations.find(sandbox_id))
+
+    async def resume(self, sandbox_id: str) -> None:
+        await self.operations.resume(self.operations.find(sandbox_id))
+
+    async def restore(self, sandbox_id: str, snapshot: str) -> None:
+        worker = self.operations.find(sandbox_id)
+        await self.operations.restore_snapshot(worker, snapshot)

@@ -1,0 +1,150 @@
+"""A state directory that release 0.1.0 has left on a host (tests/fixtures/state-0.1.0), made again at another place."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from vmdriver.host import facts
+
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "state-0.1.0"
+_DIGEST = re.compile(r"@SHA256:([^@]+)@")
+
+
+class EarlierState:
+    """Made below `root`. `boot_id`: of the host's boot in which it was left; the present one unless said otherwise."""
+
+    def __init__(self, root: Path, boot_id: str = "") -> None:
+        self.root = root
+        self._boot_id = boot_id or facts.boot_id()
+        self._template = ""
+        self._digests: dict[str, str] = {}
+        self._files = json.loads((FIXTURE / "files.json").read_text())
+        self._template = self._template_key()
+        for name, what in self._files.items():
+            self._make(self._text(name), name, what)
+        for name, what in self._files.items():
+            if "qcow2" in what:
+                self._make_layer(self._text(name))
+        self.host: dict[str, Any] = json.loads(
+            self._text((FIXTURE / "host.json").read_text())
+        )
+        for layer, tick in self.host["written"].items():
+            write_tick(layer, tick)
+        for name, what in self._files.items():
+            if "mode" in what:
+                (root / self._text(name)).chmod(int(what["mode"], 8))
+        self._identify()
+
+    def _text(self, text: str) -> str:
+        text = text.replace("@ROOT@", str(self.root))
+        text = text.replace("@BOOT_ID@", self._boot_id)
+        return text.replace("@TEMPLATE@", self._template)
+
+    def _template_key(self) -> str:
+        """As 0.1.0 named a template: a digest over what its guest has seen, paths of files among it."""
+        name = "state/templates/@TEMPLATE@/manifest.json"
+        manifest = json.loads(self._text((FIXTURE / "tree" / name).read_text()))
+        plan = manifest["plan"]
+        disks = {disk["role"]: disk for disk in plan["disks"]}
+        inputs = {
+            "format": 1,
+            "image": plan["image_digest"],
+            "base": disks["root"]["backing"][-1],
+            "boot": plan["boot_digest"],
+            "arguments": plan["kernel_arguments"],
+            "supervisor": disks["supervisor"]["path"],
+            "shape": [plan["vcpus"], plan["memory_mib"], plan["accelerator"]],
+            "disk": disks["root"]["size_mib"],
+            "ids": [plan["sandbox_uid"], plan["sandbox_gid"]],
+            "versions": manifest["versions"],
+            "workspace": manifest["workspace"],
+        }
+        text = json.dumps(inputs, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def _make(self, name: str, stored: str, what: dict[str, Any]) -> None:
+        path = self.root / name
+        if "directory" in what:
+            path.mkdir(parents=True)
+        elif "link" in what:
+            path.symlink_to(self._text(what["link"]))
+        elif "base64" in what:
+            path.write_bytes(base64.b64decode(what["base64"]))
+        elif "qcow2" not in what:
+            text = what.get("text")
+            if text is None:
+                text = (FIXTURE / "tree" / stored).read_text()
+            with path.open("wb") as file:
+                file.write(self._text(text).encode())
+                if "size" in what:
+                    file.truncate(what["size"])
+
+    def _make_layer(self, name: str) -> None:
+        """With those below it first."""
+        path = self.root / name
+        if path.exists():
+            return
+        what = next(w for n, w in self._files.items() if self._text(n) == name)
+        backing = self._text(what["backing"])
+        if what["backing_format"] == "qcow2":
+            self._make_layer(str(Path(backing).relative_to(self.root)))
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing]
+        command += ["-F", what["backing_format"]]
+        options = ["-o", "extended_l2=on,cluster_size=64k"]
+        subprocess.run([*command, *options, str(path), str(what["qcow2"])], check=True)
+
+    def _identify(self) -> None:
+        """Files have other inodes and times here; who names them by these, and by digests of that, is told."""
+        state = self.root / "state"
+        for path in state.glob("images/disks/*.json"):
+            entry = json.loads(path.read_text())
+            info = Path(entry["path"]).stat()
+            entry["identity"] = [info.st_ino, info.st_size, info.st_mtime_ns]
+            path.write_text(json.dumps(entry))
+        for name in self._files:
+            if name.endswith("/manifest.json") and "/not-restored/" not in name:
+                self._identify_in(self.root / self._text(name), name)
+        for path in state.glob("sandboxes/*/record.json"):
+            text = path.read_text()
+            path.write_text(_DIGEST.sub(lambda m: self._digests[m[1]], text))
+
+    def _identify_in(self, path: Path, name: str) -> None:
+        manifest = json.loads(path.read_text())
+        for identity in manifest.get("files", []):
+            info = Path(identity["path"]).stat()
+            identity |= {
+                "size": info.st_size,
+                "inode": info.st_ino,
+                "modified_ns": info.st_mtime_ns,
+                "changed_ns": info.st_ctime_ns,
+            }
+        path.write_text(json.dumps(manifest, indent=1))
+        self._digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_tick(layer: str, tick: int) -> None:
+    """A guest has written that to its disk: 4 KiB at 1 MiB, each byte of them."""
+    _qemu_io(layer, f"write -q -P {tick} 1M 4k")
+
+
+def has_tick(layer: str, tick: int) -> bool:
+    """Whether the guest would find that on its disk, whichever layer it is in."""
+    return "Pattern verification failed" not in _qemu_io(layer, f"read -P {tick} 1M 4k")
+
+
+def _qemu_io(layer: str, command: str) -> str:
+    options = ["--force-share"] if command.startswith("read") else []
+    if options:
+        options.append("-r")
+    return subprocess.run(
+        ["qemu-io", *options, "-f", "qcow2", "-c", command, layer],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout

@@ -1,0 +1,250 @@
+"""A state directory that release 0.1.0 has left is taken up, and nothing of it is lost.
+
+tests/fixtures/state-0.1.0/README.md says what is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.disk_driver import DiskDriver, config
+from tests.fakes.earlier_extensions import Follower, Outside, Recorder
+from tests.fakes.earlier_state import EarlierState, has_tick
+from tests.fakes.world_on_disk import world_of
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.record import layers_of
+
+RAN = {"booted", "forked", "resumed", "claimed", "copy", "shelved", "source", "larger"}
+RESTED = {
+    "suspended": Phase.SUSPENDED,
+    "stopped": Phase.STOPPED,
+    "owing": Phase.STOPPED,
+    "exited": Phase.FAILED,
+    "refused": Phase.FAILED,
+}
+HALF_DONE = {
+    "half-written": Phase.RUNNING,
+    "half-connected": Phase.RUNNING,
+    "half-started": Phase.RUNNING,
+    "half-noted": Phase.RUNNING,
+    "half-claimed": Phase.RUNNING,
+    "half-snapshot": Phase.RUNNING,
+    "half-switched": Phase.RUNNING,
+    "half-loaded": Phase.RUNNING,
+    "half-resumed": Phase.RUNNING,
+    "half-returned": Phase.RUNNING,
+    "half-suspended": Phase.SUSPENDED,
+    "half-published": Phase.SUSPENDED,
+    "half-stopped": Phase.STOPPED,
+}
+ENDS = {"half-created", "half-deleted"}
+"""A create that nobody was given an answer to, and a delete."""
+
+
+class TakenUp:
+    """A driver of today on that state."""
+
+    def __init__(self, root: Path, *, rebooted: bool = False) -> None:
+        self.state = EarlierState(root, boot_id="an-earlier-boot" if rebooted else "")
+        self.world = world_of(self.state, rebooted=rebooted)
+        self.before = dict(self.world.domains)
+        self.outside = Outside(root / "outside")
+        self.root = root / "state"
+
+    async def begin(self) -> DiskDriver:
+        self.driver = DiskDriver(
+            config(self.root.parent, instance="earlier"),
+            self.world,
+            [Follower(self.outside), Recorder(self.outside)],
+        )
+        await self.driver.begin()
+        await self.driver.settled()
+        return self.driver
+
+    def domain(self, sandbox_id: str) -> str:
+        plan = self.driver.record(sandbox_id).plan
+        assert plan is not None
+        return plan.domain
+
+    def disk(self, sandbox_id: str) -> str:
+        return self.driver.record(sandbox_id).layers[-1]
+
+    def unclaimed(self) -> list[str]:
+        """What is on the host or on disk and belongs to nobody that is there."""
+        driver, found = self.driver, []
+        up = {n for n, phase in driver.phases().items() if phase is Phase.RUNNING}
+        for objects in (self.world.taps, self.world.tables):
+            found += [m for m in objects.values() if m.split("/")[-1] not in up]
+        for domain in self.world.domains:
+            owner = self.world.marks[domain].split("/")[-1]
+            found += [domain] if owner not in driver.names() else []
+        needed = driver.manager.templates.layers()
+        for name in driver.names():
+            needed |= layers_of(driver.record(name))
+        found += {str(p) for p in (self.root / "layers").iterdir()} - needed
+        sandboxes = self.root / "sandboxes"
+        found += [p.name for p in sandboxes.iterdir() if p.name not in driver.names()]
+        found += [str(p) for p in sandboxes.glob("*/capture.part")]
+        found += [str(p) for p in sandboxes.glob("*/load.image")]
+        waiting = {p.name for p in (self.root / "warm").iterdir()}
+        for name in waiting:  # one that is a sandbox's by now leads to its files
+            links = list((self.root / "warm" / name).iterdir())
+            found += [] if links and all(p.exists() for p in links) else [name]
+        return found
+
+
+@pytest.fixture
+async def taken_up(tmp_path: Path) -> AsyncIterator[TakenUp]:
+    found = TakenUp(tmp_path)
+    await found.begin()
+    yield found
+    await found.driver.end()
+
+
+async def test_what_ran_runs_on_and_what_rested_rests(taken_up: TakenUp) -> None:
+    driver, world = taken_up.driver, taken_up.world
+    assert driver.phases() == {
+        **dict.fromkeys(RAN, Phase.RUNNING),
+        **RESTED,
+        **HALF_DONE,
+    }
+    for name in RAN:
+        domain = taken_up.domain(name)
+        assert domain in taken_up.before
+        assert domain not in world.starts
+        assert f"destroy {domain}" not in world.calls
+        last = taken_up.state.host["ticks"][domain]
+        assert driver.tick(name) == last + 1, f"{name} did not go on"
+    exited, refused = driver.record("exited").failure, driver.record("refused").failure
+    assert exited is not None
+    assert (exited.reason, exited.exit_code) == ("MainProcessExited", 3)
+    assert exited.message == "the main process ended with exit code 3"
+    assert refused is not None
+    assert refused.reason == "ProvisioningFailed"
+    assert refused.message == "NoLicence: no licence for that"
+    assert "memory image is damaged" in driver.record("shelved").note
+    assert (taken_up.root / "sandboxes/shelved/not-restored/manifest.json").exists()
+    assert (taken_up.root / "sandboxes/booted/token").read_text() == "token-of-booted"
+
+
+async def test_what_was_half_done_is_done_or_undone_and_nothing_is_left_over(
+    taken_up: TakenUp,
+) -> None:
+    driver, world = taken_up.driver, taken_up.world
+    assert driver.names().isdisjoint(ENDS)
+    assert taken_up.unclaimed() == []
+    assert not world.frozen - {taken_up.domain("half-loaded")}
+    begun = {"half-written", "half-connected", "half-started", "half-claimed"}
+    for name in begun:
+        assert world.starts[taken_up.domain(name)] == 1
+        assert driver.record(name).launches == 2
+    # It was started, and nobody had noted it: that counts.
+    assert taken_up.domain("half-noted") not in world.starts
+    assert driver.record("half-noted").launches == 1
+    for name in ("half-snapshot", "half-switched"):
+        assert driver.tick(name) == 3
+        assert driver.record(name).snapshots == ()
+        assert has_tick(taken_up.disk(name), 3)
+    # The machine wrote to the snapshot's new layer already.
+    assert len(driver.record("half-switched").layers) == 3
+    assert len(driver.record("half-snapshot").layers) == 2
+    for name in ("half-loaded", "half-resumed"):
+        assert driver.tick(name) == 3, "not what it was when it was suspended"
+    assert driver.tick("half-returned") == 3, "not what it was at its snapshot"
+    assert has_tick(taken_up.disk("half-stopped"), 2)
+
+
+async def test_kept_memories_snapshots_and_disks_are_what_they_were(
+    taken_up: TakenUp,
+) -> None:
+    driver = taken_up.driver
+    for name in ("suspended", "half-suspended", "half-published"):
+        await driver.resume(name)
+        assert driver.tick(name) == 3, "not what it was when it was suspended"
+    for name in ("stopped", "owing"):
+        disk = taken_up.disk(name)
+        await driver.resume(name)
+        assert taken_up.disk(name) == disk
+        assert name == "owing" or has_tick(disk, 2)
+    entries = driver.record("source").snapshots
+    assert [e.name for e in entries] == ["first", "second"]
+    assert [e.memory is not None for e in entries] == [True, False]
+    await driver.restore("source", "second")
+    assert has_tick(taken_up.disk("source"), 3)
+    await driver.restore("source", "first")
+    assert has_tick(taken_up.disk("source"), 2)
+    assert driver.tick("source") == 3
+    copied = driver.record("copy").layers
+    assert copied[:-1] == entries[0].layers
+    await driver.manager.delete("source", "")
+    await driver.manager.stop("copy", "")
+    assert all(Path(layer).exists() for layer in copied)
+    await driver.resume("copy")
+    assert has_tick(taken_up.disk("copy"), 4)
+    (known,) = await driver.images.known()
+    assert known.disk.path == driver.record("copy").base
+
+
+async def test_extensions_are_told_of_all_that_they_hold(taken_up: TakenUp) -> None:
+    driver, outside = taken_up.driver, taken_up.outside
+    news = outside.news()
+    for name in ("booted", "forked", "resumed", "source", "half-switched"):
+        assert f"adopted {name} {{'ticket': 1}}" in news
+    assert "reconcile booted address:{'size': 3} port:{'restore': None}" in news
+    assert "reconcile resumed address:{'size': 3} port:{'restore': 'resumed'}" in news
+    assert "reconcile stopped address:{'size': 3}" in news
+    assert "create-failed half-created" in news
+    assert "after-delete half-deleted" in news
+    assert "deleted half-deleted {'ticket': 1}" in news
+    assert "Suspended half-published {'ticket': 1}" in news
+    assert "-port owing" in news
+    for name in ("half-written", "half-connected", "half-started", "half-claimed"):
+        assert f"after-stop {name}" in news
+        assert f"Stopped {name} {{'ticket': 1}}" in news
+    held = {f"{n}" for n in driver.names() if "stay-phases:follower" in driver.held(n)}
+    up = {n for n in held if driver.record(n).phase is Phase.RUNNING}
+    taken = {line for line in outside.taken() if not line.startswith("ticket")}
+    assert taken == {f"address {n}" for n in held} | {f"port {n}" for n in up}
+
+
+async def test_after_all_are_deleted_nothing_is_left(taken_up: TakenUp) -> None:
+    driver, root = taken_up.driver, taken_up.root
+    for name in sorted(driver.names()):
+        assert await driver.manager.delete(name, "")
+    for template in driver.manager.templates.listed():
+        await driver.manager.templates.remove(template.key)
+    await driver.end()
+    await taken_up.begin()  # which removes what waiting machines were seen by
+    assert taken_up.unclaimed() == []
+    assert list((root / "sandboxes").iterdir()) == []
+    assert list((root / "layers").iterdir()) == []
+    assert list((root / "templates").iterdir()) == []
+    assert not taken_up.world.domains
+    assert not taken_up.world.taps
+    assert not taken_up.world.tables
+    left = {line for line in taken_up.outside.taken() if not line.startswith("ticket")}
+    assert left == set()
+    news = taken_up.outside.news()
+    for name in ("booted", "suspended", "exited", "refused"):
+        assert any(line.startswith(f"deleted {name} ") for line in news)
+
+
+async def test_after_a_restart_of_the_host_all_that_ran_comes_up_again(
+    tmp_path: Path,
+) -> None:
+    taken_up = TakenUp(tmp_path, rebooted=True)
+    driver = await taken_up.begin()
+    try:
+        for name in driver.names():
+            if driver.record(name).intent is Intent.RUNNING and name not in RESTED:
+                assert driver.record(name).phase is Phase.RUNNING, name
+        for name, tick in {"booted": 3, "resumed": 4, "copy": 4, "claimed": 2}.items():
+            assert has_tick(taken_up.disk(name), tick)
+        await driver.resume("suspended")
+        assert driver.tick("suspended") == 3
+        assert taken_up.unclaimed() == []
+    finally:
+        await driver.end()
