@@ -7,23 +7,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from functools import partial
 from pathlib import Path
 
-from vmdriver import __version__
-from vmdriver.config import WITHOUT_MEANING, Config, Loaded
+from vmdriver.config import Config
 from vmdriver.config.views import (
-    admin_socket,
     image_policy,
     qemu_owner,
     settings_from,
 )
 from vmdriver.errors import DriverError
 from vmdriver.extensions.loader import load_extensions
-from vmdriver.host import facts, reaper
+from vmdriver.host import facts
 from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
-from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.connection import Connection
@@ -61,29 +57,15 @@ from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.image_service import ImageStore
-from vmdriver.service import admin, servicer
-from vmdriver.service.server import (
-    ADMIN,
-    COMPUTE_DRIVER,
-    Server,
-    check_path,
-    serve,
-)
-from vmdriver.service.servicer import ComputeDriver, Identity, Readiness
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
-from vmdriver.storage.needed import missing
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.way_in import open_way_in
 
 _log = logging.getLogger(__name__)
-_BACKGROUND_END_S = 2.0
-"""For a template's build to clean up, and for the machines that wait; what is left is swept
-by the next driver.
-"""
 
 
 class Driver:
@@ -95,23 +77,27 @@ class Driver:
         self.config = config
         self.passage = passage
         self.settings = settings_from(config)
-        self.layout = Layout(config.state_dir)
+        self.layout = Layout(config.driver.state_dir)
         owner = qemu_owner(config)
         self._files = Pool("files", 8)
-        self.embedded = config.connection == "embed"
+        self.embedded = config.driver.connection == "embed"
         self.libvirt_root = Path(passage.theirs(str(self.layout.libvirt)))
-        uri = embed_uri(self.libvirt_root) if self.embedded else config.connection
+        uri = (
+            embed_uri(self.libvirt_root) if self.embedded else config.driver.connection
+        )
         self.connection = Connection(uri, Lanes("libvirt"))
         self.charge = Charge(
-            config.state_dir,
+            config.driver.state_dir,
             self.layout.lock,
             self._libvirt_names(uri) if self.embedded else (),
         )
         self._guardian = Guardian(self.charge)
-        self.machines = Machines(self.connection, config.instance, owner, passage)
+        self.machines = Machines(
+            self.connection, config.driver.instance, owner, passage
+        )
         self.disks = DiskStore(self.layout, self._files, owner)
         self.network = HostNetwork(
-            config.instance, owner, self._files, config.address_pool
+            config.driver.instance, owner, self._files, config.network.address_pool
         )
         self.images = ImageStore(self.layout.images, self._files, image_policy(config))
         self.records = RecordStore(self.layout, self._files)
@@ -121,12 +107,12 @@ class Driver:
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
         self.extensions = ExtensionRunner(
-            load_extensions(config.extensions, Registered),
-            config.extension,
+            load_extensions(config.extending.extensions, Registered),
+            config.extending.extension,
             self.disks.extension_directory,
-            frozenset(config.request_parameters),
+            frozenset(config.extending.request_parameters),
         )
-        self.extensions.phases.runner.driver = config.driver_name
+        self.extensions.phases.runner.driver = config.gateway.driver_name
         self.hub = Hub(lambda: self.manager.snapshots())  # noqa: PLW0108 - made below
         self.manager = Manager(
             self._shared,
@@ -140,14 +126,14 @@ class Driver:
         config, layout = self.config, self.layout
         trial = Trial(
             self.machines,
-            config.instance,
+            config.driver.instance,
             layout.probe,
             owner,
-            config.probe_deadline_s,
+            config.driver.probe_deadline_s,
         )
         return AcceleratorProbe(
             self.machines,
-            config.accelerator,
+            config.driver.accelerator,
             self.places.boot,
             layout.accelerator,
             trial,
@@ -155,8 +141,9 @@ class Driver:
 
     def _shared(self, manager: Manager) -> Shared:
         ports = self.ports()
-        pool = AddressPool(self.config.instance, self.config.address_pool, spread=True)
-        leftovers = Leftovers(ports, self.config.instance, pool)
+        instance, network = self.config.driver.instance, self.config.network
+        pool = AddressPool(instance, network.address_pool, spread=True)
+        leftovers = Leftovers(ports, instance, pool)
         launcher = Launcher(
             ports,
             self.settings,
@@ -249,8 +236,8 @@ class Driver:
             make_way(self.layout.libvirt, self.layout.clearing)
             write_embedded_configuration(
                 self.layout.libvirt,
-                self.config.qemu_user,
-                self.config.qemu_group,
+                self.config.driver.qemu_user,
+                self.config.driver.qemu_group,
                 self.layout.clearing,
             )
             remove_torn_definitions(self.libvirt_root)
@@ -277,81 +264,9 @@ async def open_driver(config: Config) -> Driver:
     """A driver whose QEMU can reach its files. With the state directory's lock held, in the main
     thread, before anything else works there. ConfigError where there is no way.
     """
-    layout, owner = Layout(config.state_dir), qemu_owner(config)
-    embedded = config.connection == "embed"
+    layout, owner = Layout(config.driver.state_dir), qemu_owner(config)
+    embedded = config.driver.connection == "embed"
     passage = await open_way_in(layout, owner, embedded=embedded)
     for ours, theirs in passage.ways:
         _log.info("QEMU comes to %s through %s, its own mount", ours, theirs)
     return Driver(config, passage)
-
-
-async def _listen(
-    config: Config, layout: Layout, compute: ComputeDriver, operators: admin.Admin
-) -> list[Server]:
-    """Both sockets, served."""
-    for path in (config.bind_socket, admin_socket(config)):
-        layout.make_way_for_socket(path)
-    first = partial(servicer.register, compute)
-    second = partial(admin.register, operators)
-    return [
-        await serve(config.bind_socket, first, COMPUTE_DRIVER),
-        await serve(admin_socket(config), second, ADMIN),
-    ]
-
-
-async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set. Answers GetCapabilities at once, everything else after
-    recovery.
-    """
-    config = loaded.config
-    check_path(config.bind_socket)
-    check_path(admin_socket(config), "admin_socket")
-    for key, why in WITHOUT_MEANING.items():
-        if key in loaded.sources:
-            _log.info(
-                "%s (%s) is accepted and changes nothing: %s",
-                key,
-                loaded.sources[key],
-                why,
-            )
-    layout = Layout(config.state_dir)
-    layout.make()
-    lock = StateLock(layout.lock)
-    await lock.acquire()
-    reaper.install(asyncio.get_running_loop())
-    driver = await open_driver(config)
-    readiness = Readiness()
-    identity = Identity(
-        config.driver_name,
-        __version__,
-        config.default_image,
-        config.gateway_manages_lifecycle,
-    )
-    compute = ComputeDriver(identity, readiness, driver.hub)
-    operators = admin.Admin(readiness, driver.hub)
-    servers = await _listen(config, layout, compute, operators)
-    _log.info("serving on %s; state in %s", config.bind_socket, config.state_dir)
-    for what in missing(layout.boot, config.supervisor_path, config.supervisor_image):
-        _log.warning("no sandbox can be started yet: %s", what)
-    recovery = asyncio.create_task(driver.recover())
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({recovery, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if recovery.done():
-            recovery.result()
-            readiness.set(driver.manager)
-            _log.info("ready: %d sandboxes known", len(driver.manager.workers))
-            await stopping
-    finally:
-        _log.info("ending; machines go on")
-        for task in (recovery, stopping):
-            task.cancel()
-        await asyncio.wait({recovery, stopping}, timeout=0.5)
-        driver.hub.close()  # open watches would otherwise hold the server for its whole grace
-        await asyncio.gather(*(server.stop(0.5) for server in servers))
-        background = asyncio.ensure_future(driver.manager.close_background())
-        await asyncio.wait({background}, timeout=_BACKGROUND_END_S)
-        # Not asyncio.timeout: what was begun on the host cannot be cancelled, only left behind.
-        await asyncio.wait({asyncio.ensure_future(driver.close())}, timeout=1.0)
-        driver.charge.end_probes()
-        lock.release()

@@ -49,7 +49,7 @@ def loaded(tmp_path: Path) -> Loaded:
 
 @pytest.fixture
 def layout(loaded: Loaded) -> Layout:
-    layout = Layout(loaded.config.state_dir)
+    layout = Layout(loaded.config.driver.state_dir)
     layout.make()
     return layout
 

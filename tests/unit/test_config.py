@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from vmdriver.cli import show
-from vmdriver.config import Config, load
+from vmdriver.config import SETTINGS, load
 from vmdriver.errors import ConfigError
 
 
@@ -28,7 +30,11 @@ def test_file_environment_flag_in_rising_precedence(tmp_path: Path) -> None:
     result = loaded(
         tmp_path, text, {"vcpus": "5"}, VMDRIVER_VCPUS="4", VMDRIVER_MEM_MIB="400"
     )
-    assert (result.config.vcpus, result.config.mem_mib, result.config.egress) == (
+    assert (
+        result.config.machines.vcpus,
+        result.config.machines.mem_mib,
+        result.config.network.egress,
+    ) == (
         5,
         400,
         "none",
@@ -44,9 +50,11 @@ def test_upstreams_environment_names_are_read_below_ours(tmp_path: Path) -> None
     result = loaded(
         tmp_path, OPENSHELL_VM_DRIVER_VCPUS="7", OPENSHELL_GRPC_ENDPOINT="http://x:1"
     )
-    assert result.config.vcpus == 7
+    assert result.config.machines.vcpus == 7
     assert (
-        loaded(tmp_path, OPENSHELL_VM_DRIVER_VCPUS="7", VMDRIVER_VCPUS="8").config.vcpus
+        loaded(
+            tmp_path, OPENSHELL_VM_DRIVER_VCPUS="7", VMDRIVER_VCPUS="8"
+        ).config.machines.vcpus
         == 8
     )
 
@@ -98,16 +106,18 @@ def test_lists_are_comma_separated_outside_the_file(tmp_path: Path) -> None:
     result = loaded(
         tmp_path, flags={"insecure_registries": "a:1, b:2"}, VMDRIVER_DNS="192.0.2.1"
     )
-    assert result.config.insecure_registries == ["a:1", "b:2"]
-    assert result.config.dns == ["192.0.2.1"]
+    assert result.config.images.insecure_registries == ["a:1", "b:2"]
+    assert result.config.network.dns == ["192.0.2.1"]
     for text, expected in (
         ("all", "all"),
         ("gateway", "gateway"),
         ("8000, 1", [8000, 1]),
     ):
         result = loaded(tmp_path, flags={"host_access": text})
-        assert result.config.host_access == expected
-    assert loaded(tmp_path, "host_access = [11434]").config.host_access == [11434]
+        assert result.config.network.host_access == expected
+    assert loaded(tmp_path, "host_access = [11434]").config.network.host_access == [
+        11434
+    ]
 
 
 def test_what_looks_secret_is_hidden_and_owners_are_shown(
@@ -131,13 +141,14 @@ def test_what_looks_secret_is_hidden_and_owners_are_shown(
 
 def test_two_state_directories_are_two_instances(tmp_path: Path) -> None:
     one, two = (
-        loaded(tmp_path, f"state_dir = '/srv/{n}'").config.instance for n in "ab"
+        loaded(tmp_path, f"state_dir = '/srv/{n}'").config.driver.instance for n in "ab"
     )
     assert one != two
-    assert one == loaded(tmp_path, "state_dir = '/srv/a'").config.instance
-    assert loaded(tmp_path).config.instance == "vmdriver"
+    assert one == loaded(tmp_path, "state_dir = '/srv/a'").config.driver.instance
+    assert loaded(tmp_path).config.driver.instance == "vmdriver"
     assert (
-        loaded(tmp_path, "state_dir = '/srv/a'\ninstance = 'x'").config.instance == "x"
+        loaded(tmp_path, "state_dir = '/srv/a'\ninstance = 'x'").config.driver.instance
+        == "x"
     )
 
 
@@ -146,7 +157,7 @@ def test_every_flag_of_a_stock_gateway_is_a_setting() -> None:
         "bind-socket expected-peer-pid log-level otlp-endpoint openshell-endpoint state-dir default-image bootstrap-image "
         "krun-log-level vcpus mem-mib overlay-disk-mib guest-tls-ca guest-tls-cert guest-tls-key allow-same-uid-peer"
     ).split():
-        assert flag.replace("-", "_") in Config.model_fields
+        assert flag.replace("-", "_") in SETTINGS
 
 
 def test_a_launchers_number_that_no_process_can_have_is_refused(tmp_path: Path) -> None:
@@ -155,8 +166,19 @@ def test_a_launchers_number_that_no_process_can_have_is_refused(tmp_path: Path) 
             loaded(tmp_path, f"expected_peer_pid = {number}")
 
 
-def test_the_readme_describes_every_setting() -> None:
+def _row(name: str, field: FieldInfo) -> str:
+    default: Any = field.default
+    if field.default_factory is not None:
+        default = "the host's CPUs" if "vcpus" in name else "the host's memory"
+    elif default is None or default in ("", [], {}):
+        default = "–"
+    else:
+        default = f"`{default}`"
+    return f"| `{name}` | {default} | {field.description} |"
+
+
+def test_the_readmes_table_is_the_model() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for name, field in Config.model_fields.items():
-        assert f"`{name}`" in readme, f"README.md says nothing of {name}"
-        assert field.description
+    table = readme.partition("| setting | default | meaning |\n|---|---|---|\n")[2]
+    rows = [_row(name, field) for name, field in SETTINGS.items()]
+    assert table.partition("\n\n")[0].splitlines() == rows

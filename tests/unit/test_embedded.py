@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmdriver.config import Config
+from vmdriver.config import SETTINGS
 from vmdriver.hypervisor.embedded import embed_uri, remove_torn_definitions
 from vmdriver.model.passage import PLACE
 
@@ -41,7 +41,7 @@ def test_the_short_links_are_not_below_a_sockets_folder_which_is_closed_to_qemu(
     None
 ):
     for socket in ("bind_socket", "admin_socket"):
-        default = Config.model_fields[socket].default
+        default = SETTINGS[socket].default
         assert default is None or not PLACE.is_relative_to(default.parent)
     link = Path(embed_uri(PLACE / "state" / "libvirt").partition("root=")[2])
     assert link == PLACE / "state" / "libvirt", "short enough to need no link"

@@ -77,7 +77,11 @@ def _permissions(config: Config) -> list[Finding]:
     try:
         owner = qemu_owner(config)
         findings.append(
-            Finding("QEMU user", "ok", f"{config.qemu_user} ({owner.uid}:{owner.gid})")
+            Finding(
+                "QEMU user",
+                "ok",
+                f"{config.driver.qemu_user} ({owner.uid}:{owner.gid})",
+            )
         )
     except ConfigError as error:
         findings.append(Finding("QEMU user", "fail", error.message, error.resolution))
@@ -90,13 +94,13 @@ def _permissions(config: Config) -> list[Finding]:
 
 
 def _supervisor(config: Config) -> Finding:
-    program, image = config.supervisor_path, config.supervisor_image
+    program, image = config.guest.supervisor_path, config.guest.supervisor_image
     if program is not None and program.is_file():
         with program.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Finding("supervisor", "ok", f"{program}, sha256:{digest}")
     if program is None and image:
-        entries = Cache(config.state_dir / "images").tree_entries()
+        entries = Cache(config.driver.state_dir / "images").tree_entries()
         known = [entry.digest for _, entry in entries if image in entry.references]
         text = known[0] if known else "it is fetched when the driver needs it first"
         return Finding("supervisor", "ok", f"{image}, {text}")
@@ -127,7 +131,7 @@ def _in_the_way(layout: Layout) -> list[Finding]:
 def _files(config: Config) -> list[Finding]:
     findings = []
     try:
-        found = boot.load(config.state_dir / "boot")
+        found = boot.load(config.driver.state_dir / "boot")
         findings.append(
             Finding(
                 "boot files", "ok", f"{found.digest}, kernel {found.kernel_release}"
@@ -137,15 +141,19 @@ def _files(config: Config) -> list[Finding]:
         findings.append(Finding("boot files", "fail", error.message, error.resolution))
     findings.append(_supervisor(config))
     try:
-        check_path(config.bind_socket)
-        findings.append(Finding("socket path", "ok", str(config.bind_socket)))
+        check_path(config.gateway.bind_socket)
+        findings.append(Finding("socket path", "ok", str(config.gateway.bind_socket)))
     except ConfigError as error:
         findings.append(Finding("socket path", "fail", error.message, error.resolution))
-    findings += _sandboxes(Layout(config.state_dir))
-    findings += _in_the_way(Layout(config.state_dir))
-    space = next(p for p in [config.state_dir, *config.state_dir.parents] if p.exists())
+    findings += _sandboxes(Layout(config.driver.state_dir))
+    findings += _in_the_way(Layout(config.driver.state_dir))
+    space = next(
+        p
+        for p in [config.driver.state_dir, *config.driver.state_dir.parents]
+        if p.exists()
+    )
     free = shutil.disk_usage(space).free // 2**20
-    enough = free > config.overlay_disk_mib
+    enough = free > config.images.overlay_disk_mib
     advice = "" if enough else "less than one sandbox's disk: free some space"
     findings.append(
         Finding(
@@ -156,7 +164,7 @@ def _files(config: Config) -> list[Finding]:
 
 
 async def _accelerator(config: Config) -> list[Finding]:
-    if config.accelerator == "tcg":
+    if config.driver.accelerator == "tcg":
         return [
             Finding(
                 "accelerator",
@@ -178,7 +186,7 @@ async def _accelerator(config: Config) -> list[Finding]:
     owner = qemu_owner(config)
     if await access.denied([KVM_DEVICE], "use", owner.uid, owner.gid):
         message = (
-            f"{config.qemu_user} may not use {KVM_DEVICE}; libvirt then probes QEMU "
+            f"{config.driver.qemu_user} may not use {KVM_DEVICE}; libvirt then probes QEMU "
             "anew at every step"
         )
         return [
@@ -189,7 +197,7 @@ async def _accelerator(config: Config) -> list[Finding]:
                 f"chgrp kvm {KVM_DEVICE}; chmod 0660 {KVM_DEVICE}",
             )
         ]
-    return [_probed(Layout(config.state_dir).accelerator)]
+    return [_probed(Layout(config.driver.state_dir).accelerator)]
 
 
 def _probed(results: Path) -> Finding:
@@ -214,7 +222,7 @@ def _probed(results: Path) -> Finding:
 async def _network(driver: Driver) -> list[Finding]:
     try:
         await driver.network.check_pool()
-        findings = [Finding("address pool", "ok", driver.config.address_pool)]
+        findings = [Finding("address pool", "ok", driver.config.network.address_pool)]
     except DriverError as error:
         findings = [Finding("address pool", "fail", error.message, error.resolution)]
     for name in await driver.network.foreign_drops():
@@ -259,7 +267,7 @@ async def _examine(loaded: Loaded) -> list[Finding]:
         if any(f.check == "QEMU user" and f.level == "fail" for f in findings):
             return findings  # the rest cannot be asked
         findings += await _accelerator(config)
-        layout = Layout(config.state_dir)
+        layout = Layout(config.driver.state_dir)
         layout.make()
     except (ConfigError, OSError) as error:
         return [*findings, _failed("state directory", error)]
@@ -285,7 +293,7 @@ def _failed(check: str, error: DriverError | OSError) -> Finding:
 async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | None]:
     """Whether QEMU gets to its files; where it does, a driver that may use libvirt if `alone`."""
     check, owner = "state directory", qemu_owner(config)
-    closed = await closed_folder(Layout(config.state_dir), owner)
+    closed = await closed_folder(Layout(config.driver.state_dir), owner)
     text = "QEMU reaches it"
     if closed:
         text = f"{closed} is closed to QEMU, which comes in through a mount of its own"

@@ -72,8 +72,10 @@ def _orphans(found: dict[str, Any], *, as_json: bool) -> None:
 
 def schema(loaded: Loaded, _arguments: argparse.Namespace) -> int:
     """JSON Schema of the VM driver's template.driver_config; no driver need run."""
-    found: list[Registered] = load_extensions(loaded.config.extensions, Registered)
+    found: list[Registered] = load_extensions(
+        loaded.config.extending.extensions, Registered
+    )
     entries = [entry_of(extension, frozenset(Phase)) for extension in found]
-    allowed = frozenset(loaded.config.request_parameters)
+    allowed = frozenset(loaded.config.extending.request_parameters)
     print_json(driver_config_schema(parameter_schemas(entries, allowed)))
     return 0

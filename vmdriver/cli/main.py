@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.config import Config, Loaded, load, quiet_libraries
+from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
 
 _log = logging.getLogger(__name__)
-_SWITCHES = {
-    name for name, field in Config.model_fields.items() if field.annotation is bool
-}
+_SWITCHES = {name for name, field in SETTINGS.items() if field.annotation is bool}
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting, named as the gateway names them."""
-    for name, field in Config.model_fields.items():
+    for name, field in SETTINGS.items():
         if name == "extension":
             continue  # tables belong into the file
         flag = "--" + name.replace("_", "-")

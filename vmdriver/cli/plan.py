@@ -24,12 +24,12 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
     driver = Driver(loaded.config)
     settings = driver.settings
     try:
-        spec, token = sandbox_from_json(text, loaded.config.default_image)
+        spec, token = sandbox_from_json(text, loaded.config.images.default_image)
         checks.check(spec, settings)
         endpoint = guest_endpoint(settings.endpoint)
         pool = AddressPool(settings.instance, settings.address_pool)
         facts = planner.HostFacts(
-            accelerator="tcg" if loaded.config.accelerator == "tcg" else "kvm",
+            accelerator="tcg" if loaded.config.driver.accelerator == "tcg" else "kvm",
             boot=driver.places.boot(),
             base_disk="(made from the image at create)",
             layers=(driver.places.new_layer(spec.id),),

@@ -7,17 +7,17 @@ import logging
 import os
 import signal
 
-from vmdriver.app import run_server
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError
 from vmdriver.host import log
 from vmdriver.host.launcher_watch import LauncherWatch
+from vmdriver.serving import run_server
 
 
 async def _run(loaded: Loaded) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    launcher = loaded.config.expected_peer_pid
+    launcher = loaded.config.gateway.expected_peer_pid
     if launcher is not None:
         LauncherWatch(launcher, os.getpid()).start(stop, os._exit)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -38,6 +38,6 @@ def serve(loaded: Loaded) -> int:
             "the driver must run as root: taps, firewall tables and QEMU's user need it",
             resolution="start it as root",
         )
-    log.set_up(loaded.config.log_level, loaded.config.log_format)
+    log.set_up(loaded.config.driver.log_level, loaded.config.driver.log_format)
     asyncio.run(_run(loaded))
     return 0

@@ -68,7 +68,7 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
     """What the running driver lists."""
     from vmdriver.service.client import list_sandboxes
 
-    found = list_sandboxes(loaded.config.bind_socket)
+    found = list_sandboxes(loaded.config.gateway.bind_socket)
     if as_json:
         print_json(found)
         return 0
@@ -90,10 +90,10 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
 
 
 def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
-    files = Layout(loaded.config.state_dir).sandbox(sandbox_id)
+    files = Layout(loaded.config.driver.state_dir).sandbox(sandbox_id)
     if not is_sandbox(files.directory):
         raise NotFound(
-            f"sandbox {sandbox_id} is not known in {loaded.config.state_dir}"
+            f"sandbox {sandbox_id} is not known in {loaded.config.driver.state_dir}"
         )
     return files
 
@@ -101,7 +101,10 @@ def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
 def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:
     """Process of the machine, as the embedded libvirt noted it; needs no connection."""
     pid_file = (
-        Layout(loaded.config.state_dir).libvirt / "run" / "qemu" / f"{domain}.pid"
+        Layout(loaded.config.driver.state_dir).libvirt
+        / "run"
+        / "qemu"
+        / f"{domain}.pid"
     )
     try:
         pid = int(pid_file.read_text())
@@ -116,7 +119,7 @@ def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:
     files = _files(loaded, sandbox_id)
     state = read_state(files)
     record, lease = state.record, state.salvage.lease
-    domain = domain_name(loaded.config.instance, sandbox_id)
+    domain = domain_name(loaded.config.driver.instance, sandbox_id)
     if record is not None:
         domain, lease = record.plan.domain if record.plan else "", record.lease
     return {
@@ -226,7 +229,7 @@ def _copy_from(path: Path, position: int) -> int:
 async def _sweep(
     loaded: Loaded, *, dry_run: bool
 ) -> tuple[list[Found], list[str], bool]:
-    layout = Layout(loaded.config.state_dir)
+    layout = Layout(loaded.config.driver.state_dir)
     lock = StateLock(layout.lock)
     alone = lock.try_open()
     if not alone and not layout.lock.is_file():
@@ -259,7 +262,7 @@ async def _sweep(
             orphans, failed = [], True
         for orphan in [] if dry_run else orphans:
             try:
-                await remove(ports, orphan, loaded.config.instance)
+                await remove(ports, orphan, loaded.config.driver.instance)
             except DriverError as error:
                 failed = True
                 problems.append(f"{orphan.kind} {orphan.name}: {error.text()}")

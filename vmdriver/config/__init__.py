@@ -2,7 +2,7 @@
 part of the driver.
 """
 
-from vmdriver.config.model import Config
+from vmdriver.config.model import SETTINGS, Config, config_of
 from vmdriver.config.sources import (
     WITHOUT_MEANING,
     Loaded,
@@ -12,9 +12,11 @@ from vmdriver.config.sources import (
 )
 
 __all__ = [
+    "SETTINGS",
     "WITHOUT_MEANING",
     "Config",
     "Loaded",
+    "config_of",
     "hidden",
     "load",
     "quiet_libraries",

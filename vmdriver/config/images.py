@@ -1,13 +1,15 @@
-"""The settings about images: a part of model.py's Config."""
+"""The settings about images."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from vmdriver.model.spec import Frozen
 
 
-class ImageSettings(BaseModel):
+class ImageSettings(Frozen):
     """Where images come from, what they may be, and how long they are kept."""
 
     default_image: str = Field("", description="image for requests that name none")
@@ -64,11 +66,6 @@ class ImageSettings(BaseModel):
     )
     image_free_floor_mib: int = Field(
         1024, ge=0, description="disk space that images never use up, MiB"
-    )
-    supervisor_image: str = Field(
-        "",
-        description="image with the openshell-sandbox program, where supervisor_path is "
-        "not set; looked up once when the driver needs it first",
     )
     prefetch_default_image: bool = Field(
         True, description="prepare default_image when the driver starts"

@@ -1,19 +1,20 @@
-"""The settings about the sandboxes' network: a part of model.py's Config."""
+"""The settings about the sandboxes' network."""
 
 from __future__ import annotations
 
 import ipaddress
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vmdriver.lifecycle.launch.environment import INNER_SANDBOX_NETWORK
+from vmdriver.model.spec import Frozen
 
 _HOST_ACCESS_WORDS = ("gateway", "all")
 _MAX_PORT = 65535
 
 
-class NetworkSettings(BaseModel):
+class NetworkSettings(Frozen):
     """Where sandboxes may connect to, and which addresses are used for it."""
 
     egress: Literal["open", "private-denied", "none"] = Field(
@@ -23,8 +24,8 @@ class NetworkSettings(BaseModel):
     host_access: Literal["gateway", "all"] | list[int] = Field(
         "gateway",
         description="TCP ports of the host's loopback that sandboxes reach at "
-        "host.openshell.internal: the gateway's alone, all, or the gateway's and these; "
-        "from a machine's next launch on",
+        "host.openshell.internal: the gateway's alone, all, or the gateway's and these "
+        "(`[11434]`); from a machine's next launch on",
     )
     host_alias: str = Field(
         "192.168.127.254",

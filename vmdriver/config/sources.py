@@ -5,7 +5,6 @@ where it came from.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any, get_args
 
 from pydantic import SecretStr, ValidationError
 
-from vmdriver.config.model import Config
+from vmdriver.config.model import SETTINGS, Config, config_of
 from vmdriver.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/vmdriver/config.toml")
@@ -52,16 +51,6 @@ nothing.
 """
 
 
-def own_instance(config: Config) -> str:
-    """The instance's name: two state directories must never sweep each other's objects."""
-    if config.instance:
-        return config.instance
-    if config.state_dir == Config.model_fields["state_dir"].default:
-        return "vmdriver"
-    digest = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:8]
-    return f"vmdriver-{digest}"
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A configuration and, for each key, the source of its value."""
@@ -71,10 +60,11 @@ class Loaded:
 
     def table(self) -> list[tuple[str, Any, str]]:
         """Key, JSON-able value and source; secrets hidden."""
-        values = self.config.model_dump(mode="json")
+        sections = self.config.model_dump(mode="json").values()
         return [
-            (k, hidden(k, values[k]), self.sources.get(k, "default"))
-            for k in Config.model_fields
+            (key, hidden(key, value), self.sources.get(key, "default"))
+            for section in sections
+            for key, value in section.items()
         ]
 
 
@@ -126,7 +116,7 @@ def _from_environment(
     environment: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     values, sources = {}, {}
-    for key in Config.model_fields:
+    for key in SETTINGS:
         for name in (ENVIRONMENT_PREFIX + key.upper(), UPSTREAM_ENVIRONMENT.get(key)):
             if name is not None and environment.get(name):
                 values[key], sources[key] = (
@@ -144,7 +134,7 @@ def _split(key: str, text: str) -> Any:
     >>> _split("host_access", "11434, 5432"), _split("host_access", "all")
     (['11434', '5432'], 'all')
     """
-    annotation = Config.model_fields[key].annotation
+    annotation = SETTINGS[key].annotation
     kinds = get_args(annotation)
     words = [word for kind in kinds for word in get_args(kind)]
     if "list[" in str(annotation) and text not in words:
@@ -154,8 +144,8 @@ def _split(key: str, text: str) -> Any:
 
 def _check_keys(values: Mapping[str, Any], source: str) -> None:
     for key in values:
-        if key not in Config.model_fields:
-            near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.0)
+        if key not in SETTINGS:
+            near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.0)
             raise ConfigError(
                 f"{source}: {key!r} is not a setting",
                 resolution=f"did you mean {near[0]!r}?",
@@ -164,8 +154,8 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
 
 def _check_extensions(config: Config) -> None:
     for key in ("extension", "request_parameters"):
-        for name in getattr(config, key):
-            if name not in config.extensions:
+        for name in getattr(config.extending, key):
+            if name not in config.extending.extensions:
                 raise ConfigError(
                     f"{key}: {name} is configured and not loaded",
                     resolution="list it in extensions",
@@ -194,18 +184,14 @@ def load(
         key: f"flag --{key.replace('_', '-')}" for key in given
     }
     try:
-        config = Config.model_validate(values)
+        config = config_of(values)
         _check_extensions(config)
-        named = config.model_copy(update={"instance": own_instance(config)})
-        return Loaded(named, sources)
+        return Loaded(config, sources)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        where = (
-            sources.get(str(first["loc"][0]), "defaults")
-            if first["loc"]
-            else "configuration"
-        )
+        within = [str(part) for part in first["loc"][1:]]
+        key = ".".join(within)
+        where = sources.get(within[0], "defaults") if within else "configuration"
         raise ConfigError(
             f"{where}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
         ) from error

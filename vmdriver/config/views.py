@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
 
+from vmdriver.config.gateway import GatewaySettings
 from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 from vmdriver.host import facts
@@ -14,80 +16,61 @@ from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.service.server import MAX_PATH
 
+_CORES = {field.name for field in dataclasses.fields(Settings)}
+
 
 def settings_from(config: Config) -> Settings:
-    """The core's view of the configuration."""
-    tls = None
-    if config.guest_tls_ca and config.guest_tls_cert and config.guest_tls_key:
-        tls = TlsFiles(config.guest_tls_ca, config.guest_tls_cert, config.guest_tls_key)
-    return Settings(
-        instance=config.instance,
-        state_dir=config.state_dir,
-        endpoint=config.openshell_endpoint,
-        default_image=config.default_image,
-        supervisor=config.supervisor_path,
-        supervisor_image=config.supervisor_image,
-        tls=tls,
-        vcpus=config.vcpus,
-        memory_mib=config.mem_mib,
-        max_vcpus=max(config.max_vcpus, config.vcpus),
-        max_memory_mib=config.max_mem_mib,
-        prefetch_default_image=config.prefetch_default_image,
-        image_cache_bytes=config.image_cache_mib * 2**20,
-        image_cache_s=config.image_cache_days * 86400,
-        image_free_floor_bytes=config.image_free_floor_mib * 2**20,
-        disk_mib=config.overlay_disk_mib,
-        max_disk_mib=max(config.max_disk_mib, config.overlay_disk_mib),
-        max_sandboxes=config.max_sandboxes,
-        max_committed_memory_mib=config.max_committed_mem_mib,
-        stop_grace_s=config.stop_grace_s,
-        boot_timeout_s=config.boot_timeout_s,
-        crash_restarts=config.crash_restarts,
-        egress=config.egress,
-        host_access=config.host_access
-        if isinstance(config.host_access, str)
-        else tuple(config.host_access),
-        host_alias=config.host_alias,
-        address_pool=config.address_pool,
-        dns=facts.name_servers() if config.dns == "auto" else tuple(config.dns),
-        sandbox_uid=config.sandbox_uid,
-        sandbox_gid=config.sandbox_gid,
-        pids_max=config.pids_max,
-        guest_log_level=config.log_level,
-        telemetry=config.telemetry,
-        on_stop=config.on_stop,
-        on_restore_failure=config.on_restore_failure,
-        freeze_timeout_s=config.freeze_timeout_s,
-        restore_timeout_s=config.restore_timeout_s,
-        restore_retry_s=config.restore_retry_s,
-        max_snapshots=config.max_snapshots,
-        max_snapshot_bytes=config.max_snapshot_mib * 2**20,
-        max_host_snapshots=config.max_host_snapshots,
-        max_host_snapshot_bytes=config.max_host_snapshot_mib * 2**20,
-        snapshot_retention_days=config.snapshot_retention_days,
-        max_layers=config.max_layers,
-        templates_enabled=config.templates_enabled,
-        templates_scope=config.templates_scope,
-        warm_pool=config.warm_pool,
-        warm_pool_memory_mib=config.warm_pool_memory_mib,
-    )
+    """The core's view of the configuration: what has the operators' key there is the operators'
+    value, and words and units that are theirs alone are translated.
+    """
+    gateway, machines, network = config.gateway, config.machines, config.network
+    images, guest, memory = config.images, config.guest, config.memory
+    same = {k: v for _, section in config for k, v in section if k in _CORES}
+    translated = {
+        "endpoint": gateway.openshell_endpoint,
+        "tls": _tls(gateway),
+        "supervisor": guest.supervisor_path,
+        "guest_log_level": config.driver.log_level,
+        "memory_mib": machines.mem_mib,
+        "max_vcpus": max(machines.max_vcpus, machines.vcpus),
+        "max_memory_mib": machines.max_mem_mib,
+        "max_committed_memory_mib": machines.max_committed_mem_mib,
+        "image_cache_bytes": images.image_cache_mib * 2**20,
+        "image_cache_s": images.image_cache_days * 86400,
+        "image_free_floor_bytes": images.image_free_floor_mib * 2**20,
+        "disk_mib": images.overlay_disk_mib,
+        "max_disk_mib": max(images.max_disk_mib, images.overlay_disk_mib),
+        "max_snapshot_bytes": memory.max_snapshot_mib * 2**20,
+        "max_host_snapshot_bytes": memory.max_host_snapshot_mib * 2**20,
+        "host_access": network.host_access
+        if isinstance(network.host_access, str)
+        else tuple(network.host_access),
+        "dns": facts.name_servers() if network.dns == "auto" else tuple(network.dns),
+    }
+    return Settings(**same | translated)
+
+
+def _tls(gateway: GatewaySettings) -> TlsFiles | None:
+    ca, cert, key = gateway.guest_tls_ca, gateway.guest_tls_cert, gateway.guest_tls_key
+    return TlsFiles(ca, cert, key) if ca and cert and key else None
 
 
 def image_policy(config: Config) -> ImagePolicy:
     """What the operator allows of images."""
+    images = config.images
     return ImagePolicy(
-        insecure_registries=tuple(config.insecure_registries),
-        allowed_directories=tuple(config.allowed_image_dirs),
-        allowed_images=tuple(config.allowed_images),
-        local_stores=tuple(config.local_image_stores),
-        auth_file=config.image_auth_file,
-        registries_conf=config.image_registries_conf,
-        signature_policy=config.image_signature_policy,
-        certificates=config.image_certs_dir,
-        refresh_s=config.image_refresh_s,
-        max_content=config.max_image_mib * 2**20,
-        max_files=config.max_image_files,
-        free_floor=config.image_free_floor_mib * 2**20,
+        insecure_registries=tuple(images.insecure_registries),
+        allowed_directories=tuple(images.allowed_image_dirs),
+        allowed_images=tuple(images.allowed_images),
+        local_stores=tuple(images.local_image_stores),
+        auth_file=images.image_auth_file,
+        registries_conf=images.image_registries_conf,
+        signature_policy=images.image_signature_policy,
+        certificates=images.image_certs_dir,
+        refresh_s=images.image_refresh_s,
+        max_content=images.max_image_mib * 2**20,
+        max_files=images.max_image_files,
+        free_floor=images.image_free_floor_mib * 2**20,
     )
 
 
@@ -95,23 +78,23 @@ def admin_socket(config: Config) -> Path:
     """Where operators' commands find the driver: in the state directory, if its path is
     short enough for a socket's.
     """
-    if config.admin_socket is not None:
-        return config.admin_socket
-    path = config.state_dir / "run" / "admin.sock"
+    if config.driver.admin_socket is not None:
+        return config.driver.admin_socket
+    path = config.driver.state_dir / "run" / "admin.sock"
     if len(os.fsencode(path)) <= MAX_PATH:
         return path
-    digest = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(config.driver.state_dir)).hexdigest()[:12]
     return Path("/run/vmdriver") / f"admin-{digest}" / "admin.sock"
 
 
 def qemu_owner(config: Config) -> Ownership:
     """The user that QEMU runs as. ConfigError if the host has none of that name."""
-    ids = facts.user_ids(config.qemu_user)
-    group = facts.group_id(config.qemu_group)
+    ids = facts.user_ids(config.driver.qemu_user)
+    group = facts.group_id(config.driver.qemu_group)
     if ids is None or group is None:
         raise ConfigError(
-            f"qemu_user, qemu_group: this host has no user {config.qemu_user!r} "
-            f"or no group {config.qemu_group!r}",
+            f"qemu_user, qemu_group: this host has no user {config.driver.qemu_user!r} "
+            f"or no group {config.driver.qemu_group!r}",
             resolution="run scripts/prepare-host, or name others",
         )
     return Ownership(ids[0], group)

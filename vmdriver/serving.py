@@ -1,0 +1,110 @@
+"""One driver process: the lock, both sockets, recovery behind them, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+
+from vmdriver import __version__
+from vmdriver.app import Driver, open_driver
+from vmdriver.config import WITHOUT_MEANING, Config, Loaded
+from vmdriver.config.views import admin_socket
+from vmdriver.host import reaper
+from vmdriver.host.lock import StateLock
+from vmdriver.service import admin, servicer
+from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
+from vmdriver.service.servicer import Identity, Readiness
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.needed import missing
+
+_log = logging.getLogger(__name__)
+_BACKGROUND_END_S = 2.0
+"""For a template's build to clean up, and for the machines that wait; what is left is swept
+by the next driver.
+"""
+
+
+async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Answers GetCapabilities at once, everything else after
+    recovery.
+    """
+    config = loaded.config
+    check_path(config.gateway.bind_socket)
+    check_path(admin_socket(config), "admin_socket")
+    _say_what_changes_nothing(loaded)
+    layout = Layout(config.driver.state_dir)
+    layout.make()
+    lock = StateLock(layout.lock)
+    await lock.acquire()
+    reaper.install(asyncio.get_running_loop())
+    driver = await open_driver(config)
+    readiness = Readiness()
+    servers = await _listen(config, driver, readiness)
+    _say_where_and_what_is_missing(config, layout)
+    recovery = asyncio.create_task(driver.recover())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({recovery, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if recovery.done():
+            recovery.result()
+            readiness.set(driver.manager)
+            _log.info("ready: %d sandboxes known", len(driver.manager.workers))
+            await stopping
+    finally:
+        _log.info("ending; machines go on")
+        for task in (recovery, stopping):
+            task.cancel()
+        await asyncio.wait({recovery, stopping}, timeout=0.5)
+        await _end(driver, servers)
+        lock.release()
+
+
+async def _listen(
+    config: Config, driver: Driver, readiness: Readiness
+) -> tuple[Server, Server]:
+    """Both sockets, served."""
+    identity = Identity(
+        config.gateway.driver_name,
+        __version__,
+        config.images.default_image,
+        config.gateway.gateway_manages_lifecycle,
+    )
+    compute = servicer.ComputeDriver(identity, readiness, driver.hub)
+    operators = admin.Admin(readiness, driver.hub)
+    for path in (config.gateway.bind_socket, admin_socket(config)):
+        driver.layout.make_way_for_socket(path)
+    first = partial(servicer.register, compute)
+    second = partial(admin.register, operators)
+    return (
+        await serve(config.gateway.bind_socket, first, COMPUTE_DRIVER),
+        await serve(admin_socket(config), second, ADMIN),
+    )
+
+
+async def _end(driver: Driver, servers: tuple[Server, Server]) -> None:
+    """Whoever told us to end does not wait: each step has its time, and what it leaves behind
+    is the next driver's.
+    """
+    driver.hub.close()  # open watches would otherwise hold the server for its whole grace
+    await asyncio.gather(*(server.stop(0.5) for server in servers))
+    background = asyncio.ensure_future(driver.manager.close_background())
+    await asyncio.wait({background}, timeout=_BACKGROUND_END_S)
+    # Not asyncio.timeout: what was begun on the host cannot be cancelled, only left behind.
+    await asyncio.wait({asyncio.ensure_future(driver.close())}, timeout=1.0)
+    driver.charge.end_probes()
+
+
+def _say_what_changes_nothing(loaded: Loaded) -> None:
+    text = "%s (%s) is accepted and changes nothing: %s"
+    for key, why in WITHOUT_MEANING.items():
+        if key in loaded.sources:
+            _log.info(text, key, loaded.sources[key], why)
+
+
+def _say_where_and_what_is_missing(config: Config, layout: Layout) -> None:
+    where = config.gateway.bind_socket, config.driver.state_dir
+    _log.info("serving on %s; state in %s", *where)
+    guest = config.guest
+    for what in missing(layout.boot, guest.supervisor_path, guest.supervisor_image):
+        _log.warning("no sandbox can be started yet: %s", what)
