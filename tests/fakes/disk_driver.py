@@ -18,7 +18,7 @@ from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.memory import FakeMemory
 from tests.fakes.network import FakeNetwork
 from tests.fakes.world import World
-from vmdriver.config import Config
+from vmdriver.config import Config, config_of
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.ports.host import no_checkpoint
 from vmdriver.model.phase import Phase
@@ -27,16 +27,21 @@ from vmdriver.model.record import SandboxRecord
 
 def config(root: Path, **more: Any) -> Config:
     """For a state directory in root/state; QEMU's user is ours."""
-    more = {"vcpus": 1, "mem_mib": 512, "max_mem_mib": 4096, "max_vcpus": 4, **more}
-    return Config(
-        state_dir=root / "state",
-        bind_socket=root / "driver.sock",
-        supervisor_path=root / "supervisor",
-        qemu_user=pwd.getpwuid(os.geteuid()).pw_name,
-        qemu_group=grp.getgrgid(os.getegid()).gr_name,
-        max_committed_mem_mib=10**6,
-        dns=["192.0.2.53"],
-        **more,
+    return config_of(
+        {
+            "state_dir": root / "state",
+            "bind_socket": root / "driver.sock",
+            "supervisor_path": root / "supervisor",
+            "qemu_user": pwd.getpwuid(os.geteuid()).pw_name,
+            "qemu_group": grp.getgrgid(os.getegid()).gr_name,
+            "vcpus": 1,
+            "max_vcpus": 4,
+            "mem_mib": 512,
+            "max_mem_mib": 4096,
+            "max_committed_mem_mib": 10**6,
+            "dns": ["192.0.2.53"],
+            **more,
+        }
     )
 
 
@@ -61,7 +66,7 @@ class DiskDriver(vmdriver.app.Driver):
         return FakeAccelerator()
 
     def ports(self) -> Any:
-        world, instance = self.world, self.config.instance
+        world, instance = self.world, self.config.driver.instance
         self.guests = FakeMemory(world, no_checkpoint)
         return dataclasses.replace(
             super().ports(),

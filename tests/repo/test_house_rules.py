@@ -18,7 +18,7 @@ SOURCES = [
 
 
 STILL_TOO_LARGE = {
-    *("run_server", "settings_from", "Config", "DiskStore", "SandboxHold"),
+    *("DiskStore", "SandboxHold"),
     *("SandboxWorker", "LaunchActions", "ForkActions", "PhaseActions", "EndActions"),
     *("CaptureActions", "SuspendActions", "ResumeActions", "SnapshotActions"),
 }
