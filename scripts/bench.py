@@ -116,7 +116,6 @@ async def fan_out(watchers: int = 10, events: int = 1000) -> float:
             ]
             for stream in streams:
                 await stream.read()
-            worker = s.driver.manager.workers["s1"]
 
             async def drain(stream: Any) -> None:
                 for _ in range(events):
@@ -125,7 +124,7 @@ async def fan_out(watchers: int = 10, events: int = 1000) -> float:
             begun = time.perf_counter()
             readers = [asyncio.create_task(drain(stream)) for stream in streams]
             for number in range(events):
-                worker.tell("Bench", str(number))
+                s.driver.tell("s1", "Bench", str(number))
                 if number % 20 == 0:
                     await asyncio.sleep(0)
             await asyncio.gather(*readers)

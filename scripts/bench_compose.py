@@ -58,11 +58,10 @@ async def base(directory: Path) -> None:
     async with served(
         directory, world=world, settings=settings, watch_limit=10 * EVENTS
     ) as s:
-        worker = s.driver.manager.workers["r0000"]
 
         async def flood() -> None:
             for number in range(EVENTS):
-                worker.tell("Bench", str(number))
+                s.driver.tell("r0000", "Bench", str(number))
                 if number % 20 == 0:
                     await asyncio.sleep(0)
 

@@ -88,18 +88,17 @@ async def _start(layout: Layout, pool: Pool) -> None:
     await images.open()
     await disks.open_supervisors()
     # The rest of the start is the manager's, on these files; its host is a fake.
-    driver = FakeDriver(World())
-    shared = driver.manager._shared
-    real = {
-        "disks": disks,
-        "memory_store": MemoryImages(pool, owner, layout.clearing),
-        "records": RecordStore(layout, pool),
-    }
-    for port, adapter in real.items():
-        object.__setattr__(shared.ports, port, adapter)
-    object.__setattr__(shared.launcher, "places", FilePlaces(layout))
-    shared.templates._directory = str(layout.templates)
-    shared.warm_pool._directory = str(layout.warm)
+    driver = FakeDriver(
+        World(),
+        adapters={
+            "disks": disks,
+            "memory_store": MemoryImages(pool, owner, layout.clearing),
+            "records": RecordStore(layout, pool),
+        },
+        places=FilePlaces(layout),
+        templates_directory=str(layout.templates),
+        warm_directory=str(layout.warm),
+    )
     try:
         await driver.manager.recover()
         await disks.collect_supervisors(set())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ from tests.fakes.disks import FakeDisks
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image_cache import FakeImages
+from tests.fakes.inside import Inside, is_at_work
 from tests.fakes.memory import FakeMemory
 from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.network import FakeNetwork
+from tests.fakes.places import FakePlaces
 from tests.fakes.records import FakeJournal, FakeRecords
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.lifecycle.engine.hold import Shared
-from vmdriver.lifecycle.engine.ledger import Scope, replay
+from vmdriver.lifecycle.engine.jobs import Job
+from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.activation import Registered
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
@@ -31,15 +35,17 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Undoer
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
-from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
+from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model.phase import Intent, Phase
-from vmdriver.model.record import SandboxRecord, layers_of
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import Failure, SandboxRecord
 from vmdriver.model.spec import SandboxSpec
+from vmdriver.model.wishes import Wish
 
 SETTINGS = Settings(
     instance="test",
@@ -57,34 +63,6 @@ FINAL = {
     Intent.DELETED: set(),
 }
 """Phases in which a sandbox stays, by what was asked."""
-
-
-class FakePlaces:
-    layers = 0
-
-    def boot(self) -> BootChoice:
-        return BootChoice("/kernel", "/initramfs", "boot")
-
-    def paths(self, sandbox_id: str) -> SandboxPaths:
-        return SandboxPaths(
-            *(
-                f"{sandbox_id}/{name}"
-                for name in (
-                    *("seed.img", "status.img", "console.log", "suspended"),
-                    *(
-                        "mapped",
-                        "not-restored",
-                        "snapshots",
-                        "capture.part",
-                        "load.image",
-                    ),
-                )
-            )
-        )
-
-    def new_layer(self, sandbox_id: str) -> str:
-        self.layers += 1
-        return f"layers/{sandbox_id}.{self.layers}.{id(self)}.qcow2"
 
 
 def spec(sandbox_id: str = "s1", **changes: Any) -> SandboxSpec:
@@ -110,7 +88,12 @@ class FakeDriver:
         extension_configs: Mapping[str, Mapping[str, Any]] | None = None,
         may_configure: frozenset[str] = frozenset(),
         watch_limit: int = 1024,
+        adapters: Mapping[str, Any] | None = None,
+        places: Places | None = None,
+        templates_directory: str = "templates",
+        warm_directory: str = "warm",
     ) -> None:
+        """`adapters`: real ones in place of fakes, by the name of their port."""
         self.world = world
         world.dead = False
         for domain in set(world.ended):
@@ -121,7 +104,7 @@ class FakeDriver:
         self.guest = FakeGuest(world)
         self.memory_store = FakeMemoryStore(world, checkpoint)
         records = FakeRecords(world, checkpoint)
-        ports = Ports(
+        fakes = Ports(
             self.hypervisor,
             FakeNetwork(world, instance),
             FakeDisks(world),
@@ -131,6 +114,7 @@ class FakeDriver:
             self.guest,
             self.memory_store,
         )
+        ports = dataclasses.replace(fakes, **(adapters or {}))
         self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
         pool = self.pool = AddressPool(instance, settings.address_pool)
         runner = ExtensionRunner(
@@ -146,7 +130,7 @@ class FakeDriver:
             settings,
             runner,
             FakeAccelerator(),
-            FakePlaces(),
+            places or FakePlaces(),
             pool,
             self._files,
             Supervisor(settings, ports.images, ports.disks),
@@ -161,11 +145,11 @@ class FakeDriver:
                 settings,
                 launcher,
                 manager.needing_layers,
-                "templates",
+                templates_directory,
                 leftovers,
             )
             warm_pool = WarmPool(
-                ports, settings, launcher, templates, "warm", leftovers
+                ports, settings, launcher, templates, warm_directory, leftovers
             )
             templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
             return Shared(
@@ -188,6 +172,7 @@ class FakeDriver:
             settings,
             checkpoint,
         )
+        self.inside = Inside(self.manager, self.pool, self.leftovers)
 
     async def settled(self, timeout_s: float = 5.0) -> None:
         """Wait until every sandbox is where it stays."""
@@ -202,11 +187,109 @@ class FakeDriver:
                     await asyncio.sleep(0.001)
             for _ in range(20):
                 await asyncio.sleep(0)
-            while any(_is_at_work(w) for w in self.manager.workers.values()):
+            while any(is_at_work(w) for w in self.manager.workers.values()):
                 await asyncio.sleep(0.001)
 
+    # --- what tests ask of it; they know nothing else of how it is made inside
+
+    def sandboxes(self) -> list[str]:
+        """Ids of all that it knows, refused creates that are being given back among them."""
+        return list(self.manager.workers)
+
+    def knows(self, sandbox_id: str = "s1") -> bool:
+        return sandbox_id in self.manager.workers
+
+    def worker(self, sandbox_id: str = "s1") -> SandboxWorker:
+        """What an operator's calls take, known by its id alone; an operator finds it by its name."""
+        return self.manager.workers[sandbox_id]
+
+    def records(self) -> list[SandboxRecord]:
+        return [worker.record for worker in self.manager.workers.values()]
+
+    def record(self, sandbox_id: str = "s1") -> SandboxRecord:
+        return self.worker(sandbox_id).record
+
     def phase(self, sandbox_id: str = "s1") -> Phase:
-        return self.manager.workers[sandbox_id].record.phase
+        return self.record(sandbox_id).phase
+
+    def plan(self, sandbox_id: str = "s1") -> LaunchPlan:
+        """It must have one."""
+        plan = self.record(sandbox_id).plan
+        assert plan is not None, f"{sandbox_id} has no plan"
+        return plan
+
+    def failure(self, sandbox_id: str = "s1") -> Failure:
+        """It must have failed."""
+        failure = self.record(sandbox_id).failure
+        assert failure is not None, f"{sandbox_id} has not failed"
+        return failure
+
+    def held(self, sandbox_id: str = "s1") -> set[str]:
+        """Keys of what its ledger holds."""
+        ledger = self.worker(sandbox_id).ledger
+        return {held.key for held in ledger.held(None)}
+
+    def trouble(self, sandbox_id: str = "s1") -> str:
+        """The error that is being retried."""
+        return self.worker(sandbox_id).trouble
+
+    def owed(self, sandbox_id: str = "s1") -> str:
+        """What extensions could not give back."""
+        return self.worker(sandbox_id).owed
+
+    def hint(self, sandbox_id: str = "s1") -> None:
+        """Something may have changed: it looks now, not after the next pause."""
+        self.worker(sandbox_id).hint()
+
+    def tell(self, sandbox_id: str, reason: str, message: str) -> None:
+        """A platform event of it."""
+        self.worker(sandbox_id).tell(reason, message)
+
+    def is_busy(self, sandbox_id: str = "s1") -> bool:
+        """Its loop is looking or doing something, or about to."""
+        return is_at_work(self.worker(sandbox_id))
+
+    def was_cut_off(self, sandbox_id: str = "s1") -> bool:
+        """What it was doing is being ended for something more urgent."""
+        return self.worker(sandbox_id).underway.cut
+
+    # These look the sandbox up when they are called, not when they are awaited.
+
+    def until(
+        self,
+        sandbox_id: str,
+        reached: Callable[[SandboxRecord], bool],
+        timeout_s: float = 5.0,
+    ) -> Awaitable[None]:
+        """Wait until its record is so, or it is gone."""
+        return self.worker(sandbox_id).until(reached, timeout_s)
+
+    def in_phase(self, sandbox_id: str, phase: Phase) -> Awaitable[None]:
+        return self.until(sandbox_id, lambda record: record.phase is phase)
+
+    def gone(self, sandbox_id: str = "s1") -> Awaitable[None]:
+        """Wait until it is."""
+        return self.until(sandbox_id, lambda _: False)
+
+    async def troubled(self, sandbox_id: str = "s1") -> None:
+        """Wait until something of it has failed and is being retried."""
+        async with asyncio.timeout(5):
+            while not self.trouble(sandbox_id):
+                await asyncio.sleep(0.001)
+
+    def wish(self, sandbox_id: str, wish: Wish) -> Awaitable[None]:
+        """Have it stored, and do not wait until it is so."""
+        return self.worker(sandbox_id).wish(wish)
+
+    def update(self, sandbox_id: str, **changes: Any) -> Awaitable[None]:
+        """Change its record as its own loop would."""
+        return self.worker(sandbox_id).update(**changes)
+
+    def perform(self, sandbox_id: str, job: Job) -> Awaitable[None]:
+        """Have its loop do this between two turns."""
+        return self.worker(sandbox_id).perform(job)
+
+    # --- its end
 
     async def close(self) -> None:
         await self.manager.close()
@@ -215,46 +298,8 @@ class FakeDriver:
     async def kill(self) -> None:
         """As SIGKILL: nothing of this process has any effect from now on."""
         self.world.dead = True
-        tasks = [w._task for w in self.manager.workers.values() if w._task is not None]
-        tasks += [
-            w.underway.task
-            for w in self.manager.workers.values()
-            if w.underway.task is not None
-        ]
-        upkeep = (self.manager.housekeeping.task, self.manager.images.task)
-        tasks += [task for task in upkeep if task is not None]
-        tasks += self.leftovers._tasks.values()
+        tasks = self.inside.tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._files.close()
-
-
-def _is_at_work(worker: SandboxWorker) -> bool:
-    """Its loop is looking or doing something, or about to."""
-    if worker._task is None or worker._task.done():
-        return False
-    return worker.underway.task is not None or worker._wake.is_set()
-
-
-def held_objects(world: World) -> set[str]:
-    """What the ledgers on disk claim, in the words of World.objects."""
-    claimed = {
-        f"file {layer}"
-        for text in world.records.values()
-        for layer in layers_of(SandboxRecord.model_validate_json(text))
-    }
-    for journal in world.journals.values():
-        import json
-
-        for entry in replay([json.loads(line) for line in journal]).values():
-            data = entry.data
-            claimed |= {
-                "machine": {f"machine {data.get('domain')}"},
-                "tap": {f"tap {data.get('tap')}"},
-                "firewall": {f"firewall {data.get('tap')}"},
-                "launch-files": {f"file {data.get('seed')}"},
-                "overlay": {f"file {data.get('path')}"},
-                "capture:layer": {f"file {data.get('path')}"},
-            }.get(entry.key, set())
-    return claimed

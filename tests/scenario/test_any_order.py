@@ -114,7 +114,7 @@ class Play:
         self.world.fail = lambda _: False
         for name in IDS:
             await self.driver.manager.delete(name, "")
-        assert not self.driver.manager.workers
+        assert not self.driver.sandboxes()
         await self._remove_template()
         await self.driver.close()
 

@@ -168,7 +168,7 @@ async def test_a_bad_create_is_refused_with_its_field(
                 await method(request)
             assert caught.value.code() is code, caught.value.details()
             assert field in caught.value.details()
-        assert not s.driver.manager.workers
+        assert not s.driver.sandboxes()
     assert world.objects() == set()
     assert world.records == {}
 
@@ -180,7 +180,7 @@ async def test_whole_cpus_are_rounded_up_and_fractions_become_a_quota(
         message = resources(cpu_request="250m", cpu_limit="1500m", memory_limit="300M")
         await s.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=message))
         await s.driver.settled()
-        plan = s.driver.manager.workers["s1"].record.plan
+        plan = s.driver.plan()
         assert (plan.vcpus, plan.cpu_quota_millis, plan.memory_mib) == (2, 1500, 287)
 
 

@@ -37,9 +37,9 @@ SLOW = dataclasses.replace(
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(underway_module, "_PATIENCE_S", 0.05, raising=False)
-    monkeypatch.setattr(worker_module, "_LOOK_PATIENCE_S", 0.1, raising=False)
-    monkeypatch.setattr(manager_module, "_PATIENCE_S", 0.1, raising=False)
+    monkeypatch.setattr(underway_module, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(worker_module, "_LOOK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(manager_module, "_PATIENCE_S", 0.1)
 
 
 def in_background(work: object) -> asyncio.Task[None]:
@@ -121,7 +121,7 @@ async def test_a_delete_is_done_in_time(what: str) -> None:
     async with asyncio.timeout(DELETE_S):
         assert await driver.manager.delete("s1", "")
         await asyncio.gather(*tasks)
-    assert not driver.manager.workers
+    assert not driver.sandboxes()
     assert driver.world.objects() == set()
     assert driver.world.records == {}
     await driver.close()
@@ -137,7 +137,7 @@ async def test_nobody_waits_for_a_merge(wish: str) -> None:
     worker = found.find("s1")
     await found.create_snapshot(worker, "a", disk_only=True)
     await found.delete_snapshot(worker, "a")
-    disks, merging = driver.manager._shared.ports.disks, asyncio.Event()
+    disks, merging = driver.inside.ports.disks, asyncio.Event()
     real = disks.merge_layer
 
     async def stuck(_layer: str, _below: str) -> None:
@@ -154,7 +154,7 @@ async def test_nobody_waits_for_a_merge(wish: str) -> None:
             assert driver.world.objects() == set()
         elif wish == "start":
             await driver.manager.start("s1", "")
-            await worker.until(lambda r: r.phase is Phase.RUNNING, 5)
+            await driver.in_phase("s1", Phase.RUNNING)
             assert len(worker.record.layers) == 2
         else:
             await driver.manager.stop("s1", "")
@@ -173,9 +173,8 @@ async def test_a_guest_that_never_reports_can_be_stopped_at_once() -> None:
     await driver.manager.recover()
     world.reports = Silent()
     await driver.manager.create(spec(), None)
-    worker = driver.manager.workers["s1"]
     async with asyncio.timeout(5):
-        while not world.domains or worker.record.phase is not Phase.LAUNCHING:
+        while not world.domains or driver.phase() is not Phase.LAUNCHING:
             await asyncio.sleep(0.001)
     async with asyncio.timeout(STOP_S):
         await driver.manager.stop("s1", "")
@@ -220,7 +219,7 @@ async def test_a_stop_needs_no_room_on_the_disk() -> None:
         while world.domains or world.taps:
             await asyncio.sleep(0.001)
     world.fail = lambda _call: False
-    driver.manager.workers["s1"].hint()
+    driver.hint()
     await stopping
     assert driver.phase() is Phase.STOPPED
     await driver.close()
@@ -253,13 +252,13 @@ async def test_what_cannot_be_stored_nor_done_is_not_promised(
     with pytest.raises(StorageError, match="cannot be stored"):
         await driver.manager.delete("s1", "")
     world.fail = lambda call: call.startswith("destroy")
-    driver.manager.workers["s1"].hint()
+    driver.hint()
     assert await driver.manager.delete("s1", "") is True, "now it is a promise"
     assert '"intent":"deleted"' in world.records["s1"]
     world.fail = lambda _call: False
-    driver.manager.workers["s1"].hint()
+    driver.hint()
     async with asyncio.timeout(5):
-        while driver.manager.workers:
+        while driver.sandboxes():
             await asyncio.sleep(0.001)
     await driver.close()
 
@@ -287,12 +286,11 @@ async def test_a_promised_delete_outlives_what_comes_after_it(
     elif later == "failure":
         world.fail = lambda _call: True
         await asyncio.sleep(0.05)
-    assert driver.manager.workers["s1"].record.intent is Intent.DELETED
+    assert driver.record().intent is Intent.DELETED
     async with asyncio.timeout(5):
-        while not driver.manager.workers["s1"].trouble:
-            await asyncio.sleep(0.001)
+        await driver.troubled()
     world.fail = lambda _call: False
-    driver.manager.workers["s1"].hint()
+    driver.hint()
     seen = await until_deleted(watcher.next)
     assert [n for n in seen if isinstance(n, Deleted)] == [Deleted("s1")]
     assert world.objects() == set()
@@ -399,7 +397,7 @@ async def test_an_endless_wait_is_an_error_not_a_hang(
     with pytest.raises(TimedOut, match="on purpose"):
         await driver.manager.stop("s1", "")
     world.fail = lambda _call: False
-    driver.manager.workers["s1"].hint()
+    driver.hint()
     await driver.settled()
     assert driver.phase() is Phase.STOPPED
     await driver.close()
@@ -418,7 +416,7 @@ async def test_a_stop_that_is_only_repeated_cuts_off_nothing() -> None:
         begun.set()
         await go_on.wait()
 
-    working = asyncio.create_task(driver.manager.workers["s1"].perform(job))
+    working = asyncio.create_task(driver.perform("s1", job))
     await begun.wait()
     await driver.manager.stop("s1", "")
     go_on.set()

@@ -136,12 +136,11 @@ async def test_nothing_writes_the_record_of_what_is_going_for_good() -> None:
     await driver.manager.create(spec(), None)
     await driver.settled()
     found = Operations(driver.manager)
-    worker = found.find("s1")
     gate.shut("record:before-remove")
     going = asyncio.create_task(driver.manager.delete("s1", ""))
     await gate.reached()
     resuming = asyncio.create_task(found.resume(found.find("s1"), cold=True))
-    writing = asyncio.create_task(worker.update(note="still here"))
+    writing = asyncio.create_task(driver.update("s1", note="still here"))
     for _ in range(100):
         await asyncio.sleep(0)
     assert driver.world.records.keys() == {"s1"}
@@ -182,15 +181,15 @@ async def test_a_fork_that_cannot_be_stored_keeps_nothing_of_a_source_that_has_g
 ):
     driver = await with_fork()
     await driver.manager.delete("s2", "")
-    create, begun = driver.manager._shared.ports.records.create, asyncio.Event()
+    create, begun = driver.inside.ports.records.create, asyncio.Event()
 
     async def full(*_: object) -> None:
         begun.set()
-        while "s1" in driver.manager.workers:
+        while driver.knows():
             await asyncio.sleep(0)
         raise StorageError("no space is left")
 
-    driver.manager._shared.ports.records.create = full  # type: ignore[method-assign]
+    driver.inside.ports.records.create = full  # type: ignore[method-assign]
     fork = spec("s3", driver_config={"from_snapshot": "name-s1/a"})
     making = asyncio.create_task(driver.manager.create(fork, None))
     await begun.wait()
@@ -198,5 +197,5 @@ async def test_a_fork_that_cannot_be_stored_keeps_nothing_of_a_source_that_has_g
     with pytest.raises(StorageError):
         await making
     assert driver.world.objects() == set()
-    driver.manager._shared.ports.records.create = create  # type: ignore[method-assign]
+    driver.inside.ports.records.create = create  # type: ignore[method-assign]
     await driver.close()

@@ -328,11 +328,10 @@ async def test_a_watcher_that_falls_behind_is_aborted_not_silently_short(
     async with served(short, watch_limit=5) as s:
         watch = s.stub.WatchSandboxes(pb.WatchSandboxesRequest())
         await s.create()
-        worker = s.driver.manager.workers["s1"]
         await watch.read()
         # Without reading, HTTP/2 flow control holds the server's stream back until its queue is full.
         for number in range(3000):
-            worker.tell("Noise", "x" * 200 + str(number))
+            s.driver.tell("s1", "Noise", "x" * 200 + str(number))
             if number % 50 == 0:
                 await asyncio.sleep(0)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -350,7 +349,7 @@ async def test_the_end_of_the_main_process_is_final_and_carries_its_code(
         domain = next(iter(world.domains))
         world.end_machine(domain, GuestReport("exited", 7))
         s.driver.hypervisor.hint(domain)
-        await s.driver.manager.workers["s1"].until(lambda r: r.phase is Phase.FAILED, 5)
+        await s.driver.in_phase("s1", Phase.FAILED)
         assert condition(await get(s)) == ("Ready", "False", "MainProcessExited")
         assert "exit code 7" in (await get(s)).status.conditions[0].message
         start = s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1"))
@@ -381,12 +380,11 @@ async def test_a_crash_is_restarted_as_often_as_configured_without_a_terminal_re
             starts = world.starts[domain]
             world.end_machine(domain)
             s.driver.hypervisor.hint(domain)
-            worker = s.driver.manager.workers["s1"]
-            await worker.until(
+            await s.driver.until(
+                "s1",
                 lambda r, e=expected, n=starts: (
                     r.phase is e and (world.starts[domain] > n or e is Phase.FAILED)
                 ),
-                5,
             )
         await asyncio.sleep(0.05)
         reader.cancel()
@@ -419,8 +417,8 @@ async def test_after_a_host_reboot_what_was_meant_to_run_is_started_again(
     monkeypatch.setattr(facts, "boot_id", lambda: "another boot")
     async with served(short, world=world) as s:
         await s.driver.settled()
-        await s.driver.manager.workers["s1"].until(
-            lambda r: r.launches == 2 and r.phase is Phase.RUNNING, 5
+        await s.driver.until(
+            "s1", lambda r: r.launches == 2 and r.phase is Phase.RUNNING
         )
         assert s.driver.phase("s2") is Phase.STOPPED
 
@@ -432,7 +430,7 @@ async def test_a_client_that_goes_away_changes_nothing(short: Path) -> None:
         await asyncio.sleep(0.01)
         call.cancel()
         await asyncio.sleep(0.3)
-        assert not s.driver.manager.workers, "the delete went on"
+        assert not s.driver.sandboxes(), "the delete went on"
 
 
 async def test_the_token_reaches_the_guests_seed_and_nothing_else(

@@ -10,7 +10,8 @@ import pytest
 
 import vmdriver.lifecycle.control.manager as manager_module
 from tests.fakes.crashes import Bomb, played_until_crash
-from tests.fakes.driver import FakeDriver, held_objects, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from vmdriver.errors import AlreadyExists, DriverError, NotFound
 from vmdriver.host.threads import finished
@@ -68,14 +69,12 @@ async def perform(driver: FakeDriver, step: str) -> None:
         elif step in OPERATIONS:
             await operate(driver, step)
         elif driver.phase() is Phase.RUNNING:
-            domain = manager.workers["s1"].record.plan.domain
+            domain = driver.plan().domain
             world.end_machine(
                 domain, GuestReport("exited", 3) if step == "exit" else None
             )
             driver.hypervisor.hint(domain)
-            await manager.workers["s1"].until(
-                lambda record: record.phase is Phase.FAILED, 5
-            )
+            await driver.in_phase("s1", Phase.FAILED)
     except DriverError as error:
         done_before = step == "create" and "exist" in str(error)
         if not done_before and not isinstance(error, AlreadyExists | NotFound):
@@ -157,13 +156,13 @@ async def check_recovery(world: World, steps: tuple[str, ...]) -> None:
     await driver.manager.recover()
     await driver.settled()
     check_books(world, killed=False)
-    remaining = steps if "s1" in driver.manager.workers or "delete" not in steps else ()
+    remaining = steps if driver.knows() or "delete" not in steps else ()
     for step in remaining if remaining else ():
-        if step == "create" and "s1" in driver.manager.workers:
+        if step == "create" and driver.knows():
             continue
         await perform(driver, step)
     if steps[-1] == "delete":
-        assert not driver.manager.workers
+        assert not driver.sandboxes()
         assert world.objects() == set()
         assert world.records == {}
     else:
@@ -238,7 +237,7 @@ async def test_a_failing_step_is_undone_and_shown(call: str) -> None:
     await driver.manager.recover()
     await driver.manager.create(spec(), None)
     await driver.settled()
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert record.phase is Phase.FAILED
     assert record.failure is not None
     assert record.failure.reason == "ProvisioningFailed"

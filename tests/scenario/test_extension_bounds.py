@@ -57,7 +57,7 @@ async def with_greedy(greedy: Greedy, settings: Settings = SETTINGS) -> FakeDriv
 
 
 def failure_of(driver: FakeDriver, sandbox_id: str = "s1") -> Failure:
-    found = driver.manager.workers[sandbox_id].record.failure
+    found = driver.record(sandbox_id).failure
     assert found is not None
     return found
 
@@ -91,7 +91,7 @@ async def test_what_cannot_be_had_refuses_the_launch_and_names_the_extension(
 
 async def test_96_mib_are_enough_to_ask_for() -> None:
     driver = await with_greedy(Greedy(memory_mib=96))
-    plan = driver.manager.workers["s1"].record.plan
+    plan = driver.plan()
     assert driver.phase() is Phase.RUNNING
     assert plan is not None
     assert plan.memory_mib == 96
@@ -155,7 +155,7 @@ async def test_a_phase_that_asks_for_too_much_refuses_the_create(
     await driver.manager.recover()
     with pytest.raises(error):
         await driver.manager.create(spec(), None)
-    assert not driver.manager.workers
+    assert not driver.sandboxes()
     await driver.close()
 
 
@@ -176,7 +176,7 @@ async def test_a_template_that_cannot_be_built_gives_back_what_was_set_aside(
     driver.world.fail = broken
     await template_tried(driver)
     assert driver.memory_store.reserved == {}
-    assert set(driver.pool._leases) == {"s1"}
+    assert driver.inside.leases() == ["s1"]
     await driver.close()
 
 
@@ -194,5 +194,5 @@ async def template_tried(driver: FakeDriver) -> None:
     await driver.manager.create(spec(), None)
     await driver.settled()
     async with asyncio.timeout(5):
-        while not driver.manager.templates._failed:
+        while not driver.inside.failed_builds():
             await asyncio.sleep(0.01)

@@ -78,7 +78,7 @@ async def started(
 ) -> FakeDriver:
     driver = FakeDriver(world or World(), extensions=extensions)
     await driver.manager.recover()
-    if "s1" not in driver.manager.workers:
+    if not driver.knows():
         await driver.manager.create(spec(**changes), None)
     await driver.settled()
     return driver
@@ -107,7 +107,7 @@ async def test_only_what_ran_is_undone() -> None:
     driver = await started(
         Recorder("a"), Recorder("b", broken="configure_launch"), Recorder("c")
     )
-    failure = driver.manager.workers["s1"].record.failure
+    failure = driver.record().failure
     assert driver.phase() is Phase.FAILED
     assert "'b'" in failure.message
     assert names("after_launch_failed") == ["b", "a"]
@@ -137,7 +137,7 @@ async def test_a_machine_that_ends_by_itself_is_cleaned_up_with_its_reason() -> 
     domain = next(iter(driver.world.domains))
     driver.world.end_machine(domain)
     driver.hypervisor.hint(domain)
-    await driver.manager.workers["s1"].until(lambda r: r.phase is Phase.FAILED, 5)
+    await driver.in_phase("s1", Phase.FAILED)
     assert [e[2] for e in LOG if e[1] == "after_launch_failed"] == ["ProcessExited"]
     await driver.close()
 
@@ -158,7 +158,7 @@ async def test_saved_state_reaches_the_undo_in_another_process() -> None:
 
 async def test_two_that_set_one_value_differently_are_both_named() -> None:
     driver = await started(Recorder("a", vcpus=2), Recorder("b", vcpus=3))
-    message = driver.manager.workers["s1"].record.failure.message
+    message = driver.failure().message
     assert "'a'" in message
     assert "'b'" in message
     assert "vcpus" in message
@@ -167,7 +167,7 @@ async def test_two_that_set_one_value_differently_are_both_named() -> None:
 
 async def test_the_same_value_twice_is_fine() -> None:
     driver = await started(Recorder("a", vcpus=3), Recorder("b", vcpus=3))
-    assert driver.manager.workers["s1"].record.plan.vcpus == 3
+    assert driver.plan().vcpus == 3
     await driver.close()
 
 
@@ -204,9 +204,7 @@ class Greedy(LifecycleExtension):
 
 async def test_what_belongs_to_the_driver_cannot_be_set() -> None:
     driver = await started(Greedy())
-    assert (
-        "belongs to the driver" in driver.manager.workers["s1"].record.failure.message
-    )
+    assert "belongs to the driver" in driver.failure().message
     await driver.close()
 
 
@@ -220,9 +218,7 @@ class Slow(LifecycleExtension):
 
 async def test_an_extension_that_takes_too_long_is_given_up() -> None:
     driver = await started(Slow())
-    assert (
-        "took longer than 0.05 s" in driver.manager.workers["s1"].record.failure.message
-    )
+    assert "took longer than 0.05 s" in driver.failure().message
     await driver.close()
 
 
@@ -235,25 +231,21 @@ class Full(LifecycleExtension):
 
 async def test_an_extensions_own_words_reach_the_user() -> None:
     driver = await started(Full())
-    assert (
-        "LicencesExhausted: no more licences"
-        in driver.manager.workers["s1"].record.failure.message
-    )
+    assert "LicencesExhausted: no more licences" in driver.failure().message
     await driver.close()
 
 
 async def test_a_clean_up_that_fails_does_not_keep_the_machine() -> None:
-    driver = await started(Recorder("a", broken="after_launch_failed"))
+    broken = Recorder("a", broken="after_launch_failed")
+    driver = await started(broken)
     await driver.manager.stop("s1", "")
     assert driver.phase() is Phase.STOPPED
     assert not driver.world.domains
     assert not driver.world.taps
-    assert driver.manager.workers["s1"].ledger.get("launch-hook:a"), (
-        "kept, to be tried again"
-    )
-    driver.manager._shared.extensions._extensions["a"].broken = ""
+    assert "launch-hook:a" in driver.held(), "kept, to be tried again"
+    broken.broken = ""
     await driver.manager.delete("s1", "")
-    assert not driver.manager.workers
+    assert not driver.sandboxes()
     await driver.close()
 
 
@@ -266,7 +258,7 @@ async def test_a_sandbox_whose_extension_is_not_loaded_is_not_started() -> None:
     await second.manager.recover()
     await second.manager.start("s1", "")
     await second.settled()
-    assert "'a'" in second.manager.workers["s1"].record.failure.message
+    assert "'a'" in second.failure().message
     await second.close()
 
 

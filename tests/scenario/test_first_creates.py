@@ -26,13 +26,13 @@ async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None
     )
     # The fake host, but for the supervisor's disk: that is made by the real programs.
     real = DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
-    driver.manager._shared.launcher.supervisor._disks = real
+    driver.inside.ports.disks.supervisor_disk = real.supervisor_disk  # type: ignore[method-assign]
     await driver.manager.recover()
     names = [f"s{number}" for number in range(6)]
     await asyncio.gather(*(driver.manager.create(spec(n), None) for n in names))
     await driver.settled(timeout_s=30)
     assert {driver.phase(name) for name in names} == {Phase.RUNNING}
-    plans = [driver.manager.workers[name].record.plan for name in names]
+    plans = [driver.plan(name) for name in names]
     assert len({plan.disk("supervisor").path for plan in plans}) == 1
     await driver.close()
     pool.close()

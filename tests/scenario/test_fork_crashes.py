@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import dataclasses
 
@@ -37,10 +36,7 @@ async def create_second(world: World, bomb: Bomb, pool: int) -> bool:
 
     if not await played_until_crash(driver, bomb, play):
         return False
-    filler = driver.manager.warm_pool._filler
-    if filler is not None:
-        filler.cancel()
-        await asyncio.gather(filler, return_exceptions=True)
+    await driver.inside.end_filler()
     return True
 
 
@@ -49,12 +45,12 @@ async def check(world: World, pool: int) -> None:
     settings = dataclasses.replace(TEMPLATES, warm_pool=pool)
     driver = FakeDriver(world, settings=settings)
     await driver.manager.recover()
-    if "second" not in driver.manager.workers:
+    if not driver.knows("second"):
         await driver.manager.create(spec("second"), None)
     await driver.settled()
     assert driver.phase("second") is Phase.RUNNING
     assert driver.phase("first") is Phase.RUNNING
-    record = driver.manager.workers["second"].record
+    record = driver.record("second")
     assert world.root_layers[record.plan.domain] == record.layers[-1]
     assert set(record.layers) <= world.files
     assert world.marks[record.plan.domain].endswith("/second")

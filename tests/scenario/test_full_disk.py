@@ -9,7 +9,8 @@ import contextlib
 
 import pytest
 
-from tests.fakes.driver import FakeDriver, held_objects, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.control.operator import Operations

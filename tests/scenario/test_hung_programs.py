@@ -38,7 +38,7 @@ def hang_once(driver: FakeDriver, call: str) -> asyncio.Event:
     """The next such call never ends; set when it has begun."""
     begun = asyncio.Event()
     port, name = call.split(".")
-    adapter = getattr(driver.manager._shared.ports, port)
+    adapter = getattr(driver.inside.ports, port)
     real = getattr(adapter, name)
 
     async def hung(*arguments: object) -> object:

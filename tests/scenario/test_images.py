@@ -50,7 +50,7 @@ async def test_the_images_environment_is_below_the_requests_and_the_drivers() ->
         entrypoint=("/entry",),
     )
     driver = await running(world, environment={"COLOUR": "request"})
-    plan = driver.manager.workers["s1"].record.plan
+    plan = driver.plan()
     told = plan.environment
     assert told["COLOUR"] == "request"
     assert "KEPT" not in told, "the supervisor is root: no image tells it anything"
@@ -62,14 +62,14 @@ async def test_the_images_environment_is_below_the_requests_and_the_drivers() ->
     assert '"KEPT": "image"' in user
     assert "HOME" not in user
     assert "evil" not in user
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert record.image_config.working_directory == "/srv"
     assert record.image_config.entrypoint == ("/entry",)
     await driver.manager.stop("s1", "")
     world.image_config = ImageConfig()
     await driver.manager.start("s1", "")
     await driver.settled()
-    again = driver.manager.workers["s1"].record.plan
+    again = driver.plan()
     assert again.environment["OPENSHELL_USER_ENVIRONMENT"] == user, "the same image"
     await driver.close()
 
@@ -128,7 +128,7 @@ async def test_a_request_may_say_how_large_its_disk_is(
 ) -> None:
     config = {} if asked is None else {"disk_mib": asked}
     driver = await running(driver_config=config)
-    plan = driver.manager.workers["s1"].record.plan
+    plan = driver.plan()
     assert plan.disk("root").size_mib == given
     await driver.close()
 
@@ -162,14 +162,14 @@ async def test_where_no_supervisor_program_is_set_it_comes_from_an_image() -> No
     await driver.manager.recover()
     await driver.manager.create(spec(), None)
     await driver.settled()
-    message = driver.manager.workers["s1"].record.failure.message
+    message = driver.failure().message
     assert "supervisor_image has no openshell-sandbox" in message, "there is no /tree"
     assert "unpack example.org/supervisor:1" in driver.world.calls
     none = FakeDriver(World(), settings=dataclasses.replace(SETTINGS, supervisor=None))
     await none.manager.recover()
     await none.manager.create(spec(), None)
     await none.settled()
-    message = none.manager.workers["s1"].record.failure.message
+    message = none.failure().message
     assert "no supervisor" in message
     for one in (driver, none):
         await one.close()

@@ -41,10 +41,9 @@ async def suspended(disk: SlowDisk, **driver_config: str) -> FakeDriver:
 
 
 async def gone(driver: FakeDriver) -> None:
-    worker = driver.manager.workers.get("s1")
-    if worker is not None:
-        await worker.until(lambda _: False, 5)
-    assert not driver.manager.workers
+    if driver.knows():
+        await driver.gone()
+    assert not driver.sandboxes()
     assert driver.world.objects() == set()
     assert driver.world.records == {}
 
@@ -121,8 +120,7 @@ async def test_a_suspension_that_fails_keeps_what_was_wished_meanwhile(
     wishing = asyncio.create_task(
         manager.stop("s1", "") if wish == "stop" else manager.delete("s1", "")
     )
-    worker = manager.workers["s1"]
-    while worker.record.intent is not Intent.DELETED and not worker.record.stop_anyway:
+    while not (driver.record().stop_anyway or driver.record().intent is Intent.DELETED):
         await asyncio.sleep(0)
     go_on.set()
     await wishing
@@ -133,7 +131,7 @@ async def test_a_suspension_that_fails_keeps_what_was_wished_meanwhile(
     else:
         assert driver.phase() is Phase.STOPPED
         assert not world.domains
-        assert manager.workers["s1"].record.intent is not Intent.RUNNING
+        assert driver.record().intent is not Intent.RUNNING
     await driver.close()
 
 

@@ -11,15 +11,15 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
 from tests.scenario.test_memory import operations, running
-from vmdriver.errors import DriverError, HostError
+from vmdriver.errors import DriverError, HostError, Refused
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import Phase
-from vmdriver.model.wishes import Wish, asked_of
+from vmdriver.model.wishes import Wish
 
 
 async def ticked(driver: FakeDriver) -> str:
     """Its workload has run for a moment; the domain."""
-    domain = driver.manager.workers["s1"].record.plan.domain
+    domain = driver.plan().domain
     driver.memory.tick(domain)
     return domain
 
@@ -100,8 +100,7 @@ async def test_layers_under_kept_memory_are_not_merged() -> None:
 
 
 async def worker_stopped(driver: FakeDriver) -> None:
-    worker = driver.manager.workers["s1"]
-    await worker.wish(Wish.STOP)
+    await driver.wish("s1", Wish.STOP)
     await driver.settled()
     assert driver.phase() is Phase.STOPPED
 
@@ -125,15 +124,12 @@ async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> Non
         return made.startswith(call)
 
     world.fail = fails
-    await worker.perform(lambda _: worker.return_to("a", asked_of(worker.record)))
-    for _ in range(200):
-        if worker.trouble:
-            break
-        await asyncio.sleep(0.01)
-    assert worker.trouble
+    returning = asyncio.create_task(found.restore_snapshot(worker, "a"))
+    await driver.troubled()
     assert world.images["s1/suspended"] == old
     assert set(layers) <= world.files
     world.fail = lambda _call: False
+    await returning
     await driver.settled()
     assert driver.phase() is Phase.RUNNING
     assert "s1/suspended" not in world.images
@@ -192,13 +188,12 @@ async def test_a_return_that_cannot_be_does_not_stand_in_a_stops_way() -> None:
     domain, layers = await ticked(driver), worker.record.layers
     await found.suspend(worker)
     world.fail = lambda call: call.startswith("create overlay")
-    await worker.perform(lambda _: worker.return_to("a", asked_of(worker.record)))
-    for _ in range(500):
-        if worker.trouble:
-            break
-        await asyncio.sleep(0.01)
+    returning = asyncio.create_task(found.restore_snapshot(worker, "a"))
+    await driver.troubled()
     async with asyncio.timeout(5):
         await driver.manager.stop("s1", "")
+    with pytest.raises(Refused, match="stopped meanwhile"):
+        await returning
     assert driver.phase() is Phase.SUSPENDED
     assert worker.record.layers == layers
     world.fail = lambda _call: False
@@ -225,11 +220,11 @@ async def test_a_return_that_an_earlier_release_had_begun_leaves_no_layer_in_bet
         return bool(made) and call == "save record"
 
     world.fail = fails
-    await worker.perform(lambda _: worker.return_to("a", asked_of(worker.record)))
-    async with asyncio.timeout(5):
-        while not worker.trouble:
-            await asyncio.sleep(0.001)
+    returning = asyncio.create_task(found.restore_snapshot(worker, "a"))
+    await driver.troubled()
     await driver.kill()
+    returning.cancel()
+    await asyncio.gather(returning, return_exceptions=True)
     assert '"running": false' in world.journals["s1"][-2]
     world.journals["s1"] = [
         line.replace(', "running": false', "") for line in world.journals["s1"]
@@ -239,7 +234,7 @@ async def test_a_return_that_an_earlier_release_had_begun_leaves_no_layer_in_bet
     await again.manager.recover()
     async with asyncio.timeout(5):
         await again.manager.stop("s1", "")
-    assert again.manager.workers["s1"].record.layers == layers
+    assert again.record().layers == layers
     assert made[0] not in world.files
     await again.close()
 
@@ -278,8 +273,7 @@ async def test_an_image_whose_name_could_not_be_made_durable_is_none(
         driver = FakeDriver(world)
         await driver.manager.recover()
     await driver.settled()
-    worker = driver.manager.workers["s1"]
-    if worker.record.phase is Phase.SUSPENDED:  # again, from what the machine is now
+    if driver.phase() is Phase.SUSPENDED:  # again, from what the machine is now
         await driver.manager.start("s1", "")
         await driver.settled()
     assert driver.memory.tick(domain) == 3, "nothing of what it did is lost"

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from tests.fakes.driver import FakeDriver, held_objects
+from tests.fakes.driver import FakeDriver
+from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from tests.scenario.test_memory import operations, running
 from vmdriver.errors import HostError, TimedOut
@@ -123,7 +124,7 @@ async def test_a_layer_that_a_killed_driver_has_not_finished_is_never_stood_on()
     again = FakeDriver(world)
     await again.manager.recover()
     await again.settled()
-    assert again.manager.workers["s1"].record.layers == (old,)
+    assert again.record().layers == (old,)
     assert half not in world.files
     await again.close()
 
@@ -165,7 +166,7 @@ async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_ke
     world.fail = lambda _call: False
     await again.manager.recover()
     await again.settled()
-    assert again.manager.workers["s1"].record.layers == (old, new)
+    assert again.record().layers == (old, new)
     assert new in world.files
     assert world.written[new] == 7
     await again.close()
@@ -195,7 +196,7 @@ async def test_a_layer_stays_claimed_until_the_record_on_disk_stands_on_it() -> 
     )
     stopping = asyncio.create_task(driver.manager.stop("s1", ""))
     async with asyncio.timeout(5):
-        while domain in world.domains or worker.underway.task is not None:
+        while domain in world.domains or driver.is_busy():
             await asyncio.sleep(0.001)
     await driver.kill()
     stopping.cancel()
@@ -204,7 +205,7 @@ async def test_a_layer_stays_claimed_until_the_record_on_disk_stands_on_it() -> 
     again = FakeDriver(world)
     await again.manager.recover()
     await again.settled()
-    layers = again.manager.workers["s1"].record.layers
+    layers = again.record().layers
     assert set(layers) <= world.files
     assert max(world.written.get(layer, 0) for layer in layers) == 7
     await again.close()
@@ -217,7 +218,7 @@ async def test_a_new_layer_is_durable_before_anything_stands_on_it(runs: bool) -
     found, worker = operations(driver)
     world = driver.world
     if not runs:
-        await worker.wish(Wish.STOP)
+        await driver.wish("s1", Wish.STOP)
         await driver.settled()
     world.calls.clear()
     await found.create_snapshot(worker, "a", disk_only=True)

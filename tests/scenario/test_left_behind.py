@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.fakes.driver import FakeDriver, held_objects, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.gate import Gate
+from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from tests.scenario.test_templates_in_use import until
+from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.worker import SandboxWorker
@@ -51,7 +53,7 @@ async def returned_on_a_full_disk() -> tuple[
 
     driver.world.fail = full
     returning = asyncio.create_task(found.restore_snapshot(worker, "a"))
-    await until(lambda: bool(worker.trouble), "nothing has failed")
+    await driver.troubled()
     assert old not in worker.record.layers
     return driver, found, old, returning
 
@@ -105,7 +107,7 @@ async def test_a_stop_that_cuts_off_the_removal_of_a_snapshot_leaves_no_file() -
     removing = asyncio.create_task(found.delete_snapshot(found.find("s1"), "b"))
     await begun.wait()
     stopping = asyncio.create_task(driver.manager.stop("s1", ""))
-    await until(lambda: found.find("s1").underway.cut, "it is not cut off")
+    await until(driver.was_cut_off, "it is not cut off")
     go_on.set()
     await stopping
     (answer,) = await asyncio.gather(removing, return_exceptions=True)
@@ -144,8 +146,12 @@ async def test_a_layer_that_the_machine_has_open_stays_whatever_the_record_says(
     stray = "layers/s1.99.qcow2"
     driver.world.files.add(stray)
     driver.world.root_layers[plan.domain] = stray
-    worker.untidy = True
-    worker.hint()
+    # What cannot be noted may have left files.
+    driver.world.fail = lambda call: call == "save record"
+    with pytest.raises(DriverError):
+        await driver.update("s1", note="there is no room for this")
+    driver.world.fail = lambda _: False
+    driver.hint()
     await driver.settled()
     assert stray in driver.world.files
     await driver.manager.stop("s1", "")
@@ -168,7 +174,7 @@ async def test_a_snapshot_that_was_made_and_cannot_be_noted_leaves_nothing() -> 
     (answer,) = await asyncio.gather(making, return_exceptions=True)
     assert "on purpose" in str(answer)
     driver.world.fail = lambda _: False
-    worker.hint()
+    driver.hint()
     await until(lambda: not driver.world.images, "its memory stays")
     assert worker.record.snapshots == ()
     await driver.close()
@@ -206,7 +212,7 @@ async def test_a_console_stays_small_while_there_may_be_a_machine(
     await gate.reached()
     assert worker.record.phase.value == phase
     driver.world.calls.clear()
-    await driver.manager.housekeeping._bound_consoles()
+    await driver.inside.cut_consoles()
     assert "bound console s1/console.log" in driver.world.calls
     gate.open()
     await asking
@@ -217,7 +223,7 @@ async def test_a_console_stays_small_while_its_machine_is_resumed_and_is_cut_onc
     None
 ):
     driver, found, worker = await snapshots(gate=(gate := Gate()))
-    bound = driver.manager.housekeeping._bound_consoles
+    bound = driver.inside.cut_consoles
     await found.suspend(worker)
     await driver.settled()
     await bound()

@@ -47,7 +47,7 @@ def nobodys(world: World) -> list[str]:
 
 def leases(driver: FakeDriver) -> list[str]:
     """Who has an address."""
-    return sorted(driver.pool._leases)
+    return driver.inside.leases()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
         await driver.manager.create(spec("first"), None)
         await driver.settled()
         await until(lambda: "tried again" in caplog.text, "all of it was given back")
-        (owner,) = driver.leftovers._kept
+        (owner,) = driver.inside.left_over()
         assert nobodys(world) or template_files(world)
         assert (owner in leases(driver)) == bool(nobodys(world))
         before = failing.left[what.replace("_", " ")]
@@ -95,8 +95,8 @@ async def test_a_machine_that_cannot_be_ended_counts_in_the_hosts_memory() -> No
     await driver.manager.create(spec("first"), None)
     await driver.settled()
     await until(driver.leftovers.memory_mib, "the build's machine was ended")
-    budget = driver.manager._shared.launcher.budget
-    size = budget.size_mib(driver.manager.workers["first"].record)
+    budget = driver.inside.budget
+    size = budget.size_mib(driver.record("first"))
     assert driver.leftovers.memory_mib() == size
     assert budget.committed_mib() == 2 * size
     with pytest.raises(Exhausted, match=f"{2 * size} MiB of 6000 MiB are committed"):
@@ -127,7 +127,7 @@ async def test_what_cannot_be_given_back_is_not_met_by_the_next_build_of_that_te
     built = [call for call in driver.world.calls if call.startswith("capture")]
     await driver.manager.create(spec("third"), None)
     await driver.settled()
-    await until(lambda: not driver.manager.templates._wanted, "nothing is decided")
+    await until(lambda: not driver.inside.builds(), "nothing is decided")
     assert built == [c for c in driver.world.calls if c.startswith("capture")]
     failing.left.clear()
     await until(lambda: not driver.leftovers.has(owner), "its table stays")
@@ -145,12 +145,11 @@ async def test_a_table_is_not_taken_from_a_sandbox_that_has_the_address_by_now(
     world, pool = driver.world, driver.manager.warm_pool
     (template,) = driver.manager.templates.listed()
     await until(lambda: pool.count(template.key) == 1, "nobody waits")
-    (waiting,) = pool._waiting
+    (waiting,) = driver.inside.waiting()
     tap = waiting.plan.network.lease.tap
     failing = world.fail = Failing(mark_tap=1, remove_tap=2, load_rules=0)
     await driver.manager.create(spec("second"), None)
-    worker = driver.manager.workers["second"]
-    await until(lambda: worker.record.phase is Phase.FAILED, "it was claimed")
+    await until(lambda: driver.phase("second") is Phase.FAILED, "it was claimed")
     assert not failing.left["mark tap"]
     assert waiting.plan.domain not in world.domains
     if then == "start":
@@ -160,7 +159,7 @@ async def test_a_table_is_not_taken_from_a_sandbox_that_has_the_address_by_now(
         await driver.manager.start("second", "")
         await driver.settled()
         assert driver.phase("second") is Phase.RUNNING
-        assert worker.record.plan.network.lease.tap == tap
+        assert driver.plan("second").network.lease.tap == tap
         await until(lambda: not driver.leftovers.has(waiting.owner), "it stays")
         assert world.tables[tap] == world.taps[tap] == mark("test", "second")
     else:
@@ -178,7 +177,7 @@ async def test_forks_that_cannot_be_ended_count_among_those_that_wait() -> None:
     world = driver.world
     await driver.manager.recover()
     await driver.manager.create(spec("first"), None)
-    await until(lambda: len(driver.manager.warm_pool._waiting) == 2, "nobody waits")
+    await until(lambda: len(driver.inside.waiting()) == 2, "nobody waits")
     (template,) = driver.manager.templates.listed()
     failing = world.fail = Failing(destroy=ALWAYS)
     await driver.manager.templates.remove(template.key)
@@ -212,10 +211,10 @@ async def test_a_host_where_every_fiftieth_call_fails_has_nothing_of_nobody_at_t
         except DriverError:
             pass
     world.fail = lambda _call: False
-    for name in list(driver.manager.workers):
+    for name in driver.sandboxes():
         await driver.manager.delete(name, "")
     templates = driver.manager.templates
-    await until(lambda: not templates._wanted, "builds have no end")
+    await until(lambda: not driver.inside.builds(), "builds have no end")
     for template in templates.listed():
         await templates.remove(template.key)
     await until(
@@ -227,8 +226,8 @@ async def test_a_host_where_every_fiftieth_call_fails_has_nothing_of_nobody_at_t
 
 async def test_a_driver_that_ends_leaves_the_rest_to_the_next_ones_sweep() -> None:
     driver = await with_template(Gate(), pool=1)
-    world, pool = driver.world, driver.manager.warm_pool
-    await until(lambda: pool._waiting, "nobody waits")
+    world = driver.world
+    await until(driver.inside.waiting, "nobody waits")
     world.fail = Failing(destroy=ALWAYS)
     await driver.close()
     assert [what for what in nobodys(world) if what.startswith("machine")]

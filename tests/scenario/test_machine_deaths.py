@@ -9,7 +9,8 @@ import time
 import pytest
 
 from tests.fakes.crashes import Bomb, Killer, played_until_crash
-from tests.fakes.driver import FakeDriver, held_objects
+from tests.fakes.driver import FakeDriver
+from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from tests.scenario.test_crash_matrix import SEQUENCES, perform
 from vmdriver.errors import DriverError
@@ -47,10 +48,9 @@ async def at_rest(driver: FakeDriver) -> None:
     while True:
         await driver.settled()
         try:
-            workers = driver.manager.workers.values()
             domains = driver.world.domains.values()
             seen = sum(state is DomainState.RUNNING for state in domains)
-            assert seen == sum(w.record.phase is Phase.RUNNING for w in workers)
+            assert seen == sum(r.phase is Phase.RUNNING for r in driver.records())
             check_nothing_is_half_done(driver.world)
             return
         except AssertionError:
@@ -101,7 +101,7 @@ async def test_a_machine_that_dies_at_any_checkpoint_leaves_nothing_half_done(
         await driver.manager.recover()
         await lived(driver, steps)
         died += bool(killer.killed)
-        if "s1" in driver.manager.workers:
+        if driver.knows():
             await lived(driver, ("stop",))
             assert driver.phase() in {Phase.STOPPED, Phase.SUSPENDED}, killer.killed
             await at_rest(driver)
@@ -141,7 +141,7 @@ async def test_a_machine_dies_and_a_moment_later_the_driver(
         driver = FakeDriver(world)
         await driver.manager.recover()
         await at_rest(driver)
-        if "s1" in driver.manager.workers:
+        if driver.knows():
             if "revert" not in steps:
                 check_nothing_written_is_lost(world)
             await lived(driver, ("stop", "start"))
@@ -159,7 +159,7 @@ async def test_a_path_that_qemu_cannot_pass_fails_the_start_with_a_clear_word(
     driver = FakeDriver(world)
     await driver.manager.recover()
     await perform(driver, "create")
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert record.phase is Phase.FAILED
     assert record.failure is not None
     assert "Permission denied" in record.failure.message

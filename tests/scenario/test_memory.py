@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import pytest
 
 import vmdriver.lifecycle.memory.restore_check as restore_check_module
-from tests.fakes.driver import SETTINGS, FakeDriver, held_objects, spec
+from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from vmdriver.errors import (
     AlreadyExists,
@@ -21,6 +23,7 @@ from vmdriver.errors import (
 )
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.extending.hooks import LifecycleExtension
+from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wishes import Wish
@@ -42,7 +45,7 @@ def operations(driver: FakeDriver) -> tuple[Operations, object]:
 
 async def test_a_stop_that_suspends_holds_nothing_and_a_start_goes_on() -> None:
     driver = await running()
-    domain = driver.manager.workers["s1"].record.plan.domain
+    domain = driver.plan().domain
     driver.memory.tick(domain)
     await driver.manager.stop("s1", "")
     assert driver.phase() is Phase.SUSPENDED
@@ -58,7 +61,7 @@ async def test_a_stop_that_suspends_holds_nothing_and_a_start_goes_on() -> None:
     await driver.settled()
     assert driver.memory.tick(domain) == 2
     assert world.starts[domain] == 1, "it was not booted"
-    assert driver.manager.workers["s1"].record.memory is None
+    assert driver.record().memory is None
     await driver.close()
 
 
@@ -83,7 +86,7 @@ async def test_a_damaged_image_is_not_loaded(policy: str) -> None:
     world.damaged.add("s1/suspended")
     await driver.manager.start("s1", "")
     await driver.settled()
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert not any(call.startswith("load test-") for call in world.calls), "not a byte"
     if policy == "fail":
         assert record.phase is Phase.FAILED
@@ -103,9 +106,7 @@ async def test_a_damaged_image_is_not_loaded(policy: str) -> None:
         await driver.manager.stop("s1", "")
         await driver.manager.start("s1", "")
         await driver.settled()
-        assert driver.manager.workers["s1"].record.note == "", (
-            "said until the next stop"
-        )
+        assert driver.record().note == "", "said until the next stop"
     await driver.close()
 
 
@@ -124,11 +125,11 @@ async def test_what_fails_on_the_way_back_is_booted_cold_and_never_runs_twice(
     else:
         driver.world.fail = lambda made: made.startswith(call)
     await driver.manager.start("s1", "")
-    await driver.manager.workers["s1"].until(lambda r: r.phase is Phase.RUNNING, 5)
+    await driver.in_phase("s1", Phase.RUNNING)
     driver.world.fail = lambda _made: False
     assert sum(driver.world.starts.values()) == 2
     assert [s for s in driver.world.domains.values() if s == "running"] == ["running"]
-    assert driver.manager.workers["s1"].record.memory is None
+    assert driver.record().memory is None
     await driver.close()
 
 
@@ -140,7 +141,7 @@ async def test_an_expired_token_and_another_hypervisor_stand_in_the_way(
     await driver.manager.stop("s1", "")
     await driver.manager.start("s1", "")
     await driver.settled()
-    assert "token has expired" in driver.manager.workers["s1"].record.note
+    assert "token has expired" in driver.record().note
     await driver.close()
 
 
@@ -262,7 +263,7 @@ async def test_a_device_that_is_passed_through_cannot_be_kept() -> None:
     driver = await running()
     found, worker = operations(driver)
     plan = worker.record.plan.model_copy(update={"devices": ("0000:01:00.0",)})
-    await worker.update(plan=plan)
+    await driver.update("s1", plan=plan)
     with pytest.raises(Refused, match="0000:01:00.0"):
         await found.suspend(worker)
     with pytest.raises(Refused, match="passed-through"):
@@ -309,7 +310,7 @@ async def test_chains_are_bounded_and_merged_when_nobody_needs_them() -> None:
         await found.create_snapshot(worker, "c", disk_only=True)
     for name in ("a", "b"):
         await found.delete_snapshot(worker, name)
-    await worker.wish(Wish.STOP)
+    await driver.wish("s1", Wish.STOP)
     await driver.settled()
     assert len(worker.record.layers) == 1
     assert worker.record.plan is not None
@@ -341,7 +342,7 @@ async def test_a_fork_of_a_disk_stays_in_its_workspace_and_keeps_what_it_stands_
         )
     await driver.manager.create(spec("s2", driver_config=fork), None)
     await driver.settled()
-    forked = driver.manager.workers["s2"].record
+    forked = driver.record("s2")
     assert forked.layers[:1] == worker.record.snapshots[0].layers
     assert not any(call.startswith("load test-") for call in driver.world.calls), (
         "cold: no memory"
@@ -382,7 +383,7 @@ async def test_the_second_of_a_shape_goes_on_from_a_template() -> None:
     )
     await driver.manager.create(spec("second"), None)
     await driver.settled()
-    record = driver.manager.workers["second"].record
+    record = driver.record("second")
     assert record.plan.template == driver.manager.templates.listed()[0].key
     assert record.plan.domain not in world.starts, "it did not boot"
     await driver.manager.stop("second", "")
@@ -408,7 +409,7 @@ async def test_a_template_that_does_not_work_costs_a_boot_and_nothing_else(
     await driver.manager.create(spec("second"), None)
     await driver.settled()
     assert driver.phase("second") is Phase.RUNNING
-    assert driver.world.starts[driver.manager.workers["second"].record.plan.domain] == 1
+    assert driver.world.starts[driver.plan("second").domain] == 1
     await driver.close()
 
 
@@ -418,7 +419,7 @@ async def test_a_template_that_was_written_to_is_given_up() -> None:
     driver.world.written[template.memory.path] = 1
     await driver.manager.create(spec("second"), None)
     await driver.settled()
-    assert driver.manager.workers["second"].record.plan.template is None
+    assert driver.plan("second").template is None
     await driver.close()
 
 
@@ -426,7 +427,7 @@ async def test_workspaces_share_templates_only_where_the_operator_says_so() -> N
     driver = await with_template(templates_scope="workspace")
     await driver.manager.create(spec("second", workspace="other"), None)
     await driver.settled()
-    assert driver.manager.workers["second"].record.plan.template is None
+    assert driver.plan("second").template is None
     await driver.close()
 
 
@@ -444,7 +445,7 @@ async def test_a_machine_that_waits_is_taken_over_whole() -> None:
     }
     await driver.manager.create(spec("second"), None)
     await driver.settled()
-    record = driver.manager.workers["second"].record
+    record = driver.record("second")
     assert record.plan.domain in waiting
     assert driver.world.marks[record.plan.domain].endswith("/second")
     assert driver.world.taps[record.lease.tap].endswith("/second")
@@ -510,7 +511,7 @@ async def test_a_claim_that_comes_to_nothing_leaves_no_machine(call: str) -> Non
     assert set(world.domains) == first
     assert not driver.manager.warm_pool.layers()
     kept = {t.layer for t in driver.manager.templates.listed()}
-    record = driver.manager.workers["first"].record
+    record = driver.record("first")
     assert {f for f in world.files if f.startswith("layers/")} == kept | {
         *record.layers
     }
@@ -552,16 +553,15 @@ async def test_a_memory_that_is_not_there_is_no_missing_image(
     await driver.manager.recover()
     await driver.manager.create(spec(), None)
     await driver.settled()
-    worker, reasons = driver.manager.workers["s1"], []
-    not_restored = worker._not_restored
+    reasons, verdict = [], RestoreTries.verdict
 
-    async def note(error: DriverError) -> None:
+    def note(tries: RestoreTries, error: DriverError, **more: Any) -> Verdict:
         reasons.append(error.reason)
-        await not_restored(error)
+        return verdict(tries, error, **more)
 
-    monkeypatch.setattr(worker, "_not_restored", note)
+    monkeypatch.setattr(RestoreTries, "verdict", note)
     await driver.manager.stop("s1", "")
-    await worker.update(phase=Phase.SUSPENDED)
+    await driver.update("s1", phase=Phase.SUSPENDED)
     await driver.manager.start("s1", "")
     await driver.settled()
     assert reasons == ["MemoryMissing"]

@@ -186,7 +186,7 @@ async def test_both_kinds_side_by_side_in_order_and_back() -> None:
 async def test_a_run_says_which_return_it_is() -> None:
     world, taken = World(), set[str]()
     driver = await up(FakeDriver(world, extensions=[Follower("a", world, taken)]))
-    worker, operations = driver.manager.workers["s1"], Operations(driver.manager)
+    worker, operations = driver.worker(), Operations(driver.manager)
     await driver.manager.stop("s1", "")
     await driver.manager.start("s1", "")
     await driver.settled()
@@ -272,7 +272,7 @@ async def test_a_stop_or_delete_can_be_refused(phase: str) -> None:
     assert driver.phase() is model_phase.Phase.RUNNING
     if phase == "before_stop":
         with pytest.raises(Refused, match="not today"):
-            await Operations(driver.manager).suspend(driver.manager.workers["s1"])
+            await Operations(driver.manager).suspend(driver.worker())
     bad.broken = ""
     await end("s1", "")
     await driver.manager.delete("s1", "")
@@ -291,7 +291,7 @@ async def live(driver: FakeDriver) -> None:
     except AlreadyExists:
         pass
     except Unavailable:  # an earlier create of it is being given back
-        await manager.workers["s1"].until(lambda _: False, 5)
+        await driver.gone()
         await manager.create(spec(), None)
     await driver.settled()
     await manager.stop("s1", "")
@@ -315,7 +315,7 @@ async def test_after_a_kill_at_any_moment_nothing_is_left_outside() -> None:
         second = FakeDriver(world, extensions=mixed(world, taken))
         await second.manager.recover()
         await second.settled()
-        if "s1" not in second.manager.workers:
+        if not second.knows():
             assert not taken, f"a create that was never accepted left {taken} at {at}"
         await live(second)
         assert not taken, f"left after a kill at {at}"
@@ -353,11 +353,10 @@ async def test_of_an_extension_that_is_not_loaded_what_is_held_waits_for_it() ->
     second = FakeDriver(world)
     await second.manager.recover()
     deleting = asyncio.create_task(second.manager.delete("s1", ""))
-    worker = second.manager.workers["s1"]
     async with asyncio.timeout(5):
-        while not worker.owed:
+        while not second.owed():
             await asyncio.sleep(0.01)
-    assert "is not loaded" in worker.owed
+    assert "is not loaded" in second.owed()
     assert not world.domains, "the machine is down"
     names = {h.name for h in (await shown(second)).held if h.orphan}
     assert {"a-run", "a-stay"} <= names
@@ -366,7 +365,7 @@ async def test_of_an_extension_that_is_not_loaded_what_is_held_waits_for_it() ->
     third = FakeDriver(world, extensions=[Follower("a", world, taken)])
     await third.manager.recover()
     async with asyncio.timeout(5):
-        while third.manager.workers:
+        while third.sandboxes():
             await asyncio.sleep(0.01)
     assert not taken
     assert world.objects() == set()
@@ -381,9 +380,9 @@ async def test_an_undo_that_fails_keeps_a_refused_create_out_of_sight() -> None:
     await driver.manager.recover()
     creating = asyncio.create_task(driver.manager.create(spec(), None))
     async with asyncio.timeout(5):
-        while "s1" not in driver.manager.workers:
+        while not driver.knows():
             await asyncio.sleep(0.01)
-        while not driver.manager.workers["s1"].owed:
+        while not driver.owed():
             await asyncio.sleep(0.01)
     assert driver.manager.snapshots() == []
     with pytest.raises(NotFound):
@@ -393,7 +392,7 @@ async def test_an_undo_that_fails_keeps_a_refused_create_out_of_sight() -> None:
     bad.broken = ""
     with pytest.raises(Refused, match="not today"):
         await creating
-    assert not driver.manager.workers
+    assert not driver.sandboxes()
     await driver.close()
 
 
@@ -426,7 +425,7 @@ async def test_the_plan_is_shaped_once_and_for_every_run() -> None:
         ("plan.kernel_profile", "fast", ""),
     )
     driver = await up(FakeDriver(World(), extensions=[shaper, Hook("b", vcpus=3)]))
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert (record.plan.vcpus, record.plan.memory_mib) == (3, 768)
     assert record.plan.image == "example.org/other:2"
     assert record.plan.kernel_profile == "fast"
@@ -437,12 +436,9 @@ async def test_the_plan_is_shaped_once_and_for_every_run() -> None:
     await driver.manager.stop("s1", "")
     assert driver.phase() is model_phase.Phase.SUSPENDED
     shaper.changes = ()
-    await driver.manager.workers["s1"].perform(
-        lambda _: driver.manager.workers["s1"]._drop_memory()
-    )
-    await driver.manager.start("s1", "")
+    await Operations(driver.manager).resume(driver.worker(), cold=True)
     await driver.settled()
-    assert driver.manager.workers["s1"].record.plan.vcpus == 3
+    assert driver.plan().vcpus == 3
     await driver.close()
 
 
@@ -451,7 +447,7 @@ async def test_a_phase_and_a_hook_that_set_one_value_differently_are_both_named(
 ):
     shaper = Shaper("a", ("plan.vcpus", 2, ""))
     driver = await up(FakeDriver(World(), extensions=[shaper, Hook("b", vcpus=3)]))
-    message = driver.manager.workers["s1"].record.failure.message
+    message = driver.failure().message
     assert "'a'" in message
     assert "'b'" in message
     assert "vcpus" in message

@@ -123,7 +123,7 @@ async def test_too_little_memory_on_the_host_is_no_difference(
     monkeypatch.setattr(resume_module.facts, "available_memory_bytes", lambda: 1)
     await driver.manager.start("s1", "")
     await driver.settled()
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert record.phase is Phase.FAILED, "whatever on_restore_failure says"
     assert record.failure.reason == "RestoreFailed"
     assert "the memory is kept" in record.failure.message
@@ -147,9 +147,9 @@ async def test_a_cold_resume_drops_the_memory_in_every_phase(phase: Phase) -> No
     if phase is not Phase.SUSPENDED:
         world.fail = lambda made: made == "write resume files"
         await driver.manager.start("s1", "")
-        await worker.until(lambda r: r.phase is phase, 5)
-        while phase is Phase.RESUMING and not worker.trouble:
-            await worker.until(lambda _: bool(worker.trouble), 5)
+        await driver.in_phase("s1", phase)
+        if phase is Phase.RESUMING:
+            await driver.troubled()
     await found.resume(worker, cold=True)
     assert worker.record.phase is Phase.RUNNING
     assert not worker.record.cold

@@ -40,7 +40,7 @@ class Host:
 
 async def look(driver: FakeDriver) -> list[str]:
     await driver.manager.housekeeping.remove_expired()
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     return [entry.name for entry in record.snapshots]
 
 
@@ -56,7 +56,7 @@ async def test_a_wall_clock_that_jumps_removes_nothing(
     # As if the clock had been wrong then and were right now: the same difference.
     then = entry.created_at - timedelta(days=wall_days)
     wrong = entry.model_copy(update={"created_at": then})
-    await worker.update(snapshots=(wrong,))
+    await driver.update("s1", snapshots=(wrong,))
     host.wall_days = wall_days
     await found.create_snapshot(worker, "after", disk_only=True)
     assert await look(driver) == ["before", "after"]
@@ -87,12 +87,10 @@ async def test_age_is_kept_over_restarts_of_driver_and_host(
     assert await look(driver) == ["old", "new"], "what nobody saw does not count"
     host.up_s = 4.1 * DAY
     assert await look(driver) == ["new"]
-    saved = driver.manager.workers["s1"].record.snapshots[0].age
+    saved = driver.record().snapshots[0].age
     host.up_s += 600
     await look(driver)
-    assert driver.manager.workers["s1"].record.snapshots[0].age == saved, (
-        "not written at every look"
-    )
+    assert driver.record().snapshots[0].age == saved, "not written at every look"
     await driver.close()
 
 
@@ -105,7 +103,7 @@ async def test_snapshots_of_an_earlier_release_begin_to_age_when_they_are_seen(
     found, worker = operations(driver)
     await found.create_snapshot(worker, "a", disk_only=True)
     entry = worker.record.snapshots[0].model_copy(update={"age": SeenAge()})
-    await worker.update(snapshots=(entry,))
+    await driver.update("s1", snapshots=(entry,))
     assert await look(driver) == ["a"]
     host.up_s += 6 * DAY
     assert await look(driver) == ["a"]

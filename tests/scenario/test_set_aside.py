@@ -15,7 +15,8 @@ import grpc
 import pytest
 
 from tests.fakes.crashes import Bomb, played_until_crash
-from tests.fakes.driver import FakeDriver, held_objects, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.ledgers import held_objects
 from tests.fakes.service import served
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -151,8 +152,7 @@ async def test_it_alone_is_set_aside_and_comes_back_when_it_is_repaired(
     await driver.settled()
     assert driver.phase("s3") is Phase.RUNNING
     lease = json.loads(intact["record"])["plan"]["network"]["lease"]
-    other = manager.workers["s3"].record.plan
-    assert other is not None
+    other = driver.plan("s3")
     assert other.network.lease.index != lease["index"]
     assert objects <= world.objects()
     await driver.close()
@@ -207,7 +207,7 @@ async def test_a_delete_that_was_begun_is_finished_by_the_next_driver(
     machine = next(o for o in objects if o.startswith("machine"))
     world.fail = lambda call: call.startswith("destroy")
     deleting = asyncio.create_task(driver.manager.delete("s1", ""))
-    while "s1" not in driver.manager.workers:
+    while not driver.knows():
         await asyncio.sleep(0)
     assert machine in world.objects()
     await driver.kill()
@@ -268,7 +268,7 @@ async def test_its_delete_takes_no_layer_that_another_stands_on() -> None:
     fork = spec("s2", driver_config={"from_snapshot": "s1/a"})
     await driver.manager.create(fork, None)
     await driver.settled()
-    shared = driver.manager.workers["s2"].record.layers[0]
+    shared = driver.record("s2").layers[0]
     await driver.close()
 
     readable = world.records["s2"]
@@ -296,7 +296,7 @@ async def test_its_delete_takes_no_layer_that_another_stands_on() -> None:
 async def test_a_fork_that_has_no_layer_yet_may_stand_on_any() -> None:
     world = World()
     async with two_sandboxes(world) as driver:
-        record = driver.manager.workers["s1"].record
+        record = driver.record()
         layers = record.snapshots[0].layers
         fork = record.model_copy(
             update={

@@ -9,7 +9,8 @@ import contextlib
 import pytest
 
 from tests.fakes.crashes import Bomb, played_until_crash
-from tests.fakes.driver import FakeDriver, held_objects, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.control.operator import Operations
@@ -66,8 +67,7 @@ def check(driver: FakeDriver) -> None:
     """Every sandbox has all of its layers, and what its workload wrote to them last."""
     world = driver.world
     assert not world.damaged, "somebody wrote to what they stand on"
-    for worker in driver.manager.workers.values():
-        record = worker.record
+    for record in driver.records():
         needed = set(record.layers).union(*(e.layers for e in record.snapshots))
         assert needed <= world.files, f"{record.id} misses {needed - world.files}"
         if record.phase is Phase.RUNNING:
@@ -102,7 +102,7 @@ async def test_a_kill_at_any_point_costs_neither_its_files(name: str) -> None:
         await driver.settled()
         check(driver)
         for step in steps:
-            gone = step.endswith(" s1") and "s1" not in driver.manager.workers
+            gone = step.endswith(" s1") and not driver.knows()
             if not gone:
                 await perform(driver, step)
         assert world.objects() == held_objects(world)

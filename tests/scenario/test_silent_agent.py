@@ -25,9 +25,7 @@ SOON = dataclasses.replace(SETTINGS, freeze_timeout_s=FREEZE_S)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmdriver.lifecycle.engine.worker.LOOK_S", 0.02)
-    monkeypatch.setattr(
-        "vmdriver.lifecycle.memory.held_still._FIRST_S", 0.05, raising=False
-    )
+    monkeypatch.setattr("vmdriver.lifecycle.memory.held_still._FIRST_S", 0.05)
 
 
 class Guest:
@@ -101,7 +99,7 @@ async def test_an_agent_that_is_dead_costs_an_operator_one_deadline(how: str) ->
     error = await keep(driver, how)
     assert guest.waited_s <= FREEZE_S + 5 + 3, "asked once, and once more in short"
     assert "'freeze'" in error.text(), "the first trouble is the reason"
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert (record.phase, record.intent) == (Phase.RUNNING, Intent.RUNNING)
     await eventually(lambda: shown(driver)[1] == "DependenciesNotReady", "shown")
     status, _, message = shown(driver)

@@ -12,6 +12,7 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.errors import HypervisorError, Refused
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import DomainState, Intent, Phase
@@ -135,12 +136,12 @@ async def test_an_operators_suspend_and_snapshot_are_refused_at_once() -> None:
     driver, domain = await started()
     fill_the_disk(driver, domain)
     await eventually(lambda: shown(driver)[0] == "Ready=False", "shown")
-    worker = driver.manager.workers["s1"]
+    found = Operations(driver.manager)
     async with asyncio.timeout(2):
         with pytest.raises(Refused):
-            await worker.perform(lambda m: worker.take_snapshot("a", False, m))
-        await worker.wish(Wish.SUSPEND)
-        await worker.until(lambda record: record.intent is Intent.RUNNING, 2)
+            await found.create_snapshot(found.find("s1"), "a", disk_only=False)
+        await driver.wish("s1", Wish.SUSPEND)
+        await driver.until("s1", lambda record: record.intent is Intent.RUNNING, 2)
     assert driver.phase() is Phase.RUNNING
     assert driver.world.domains[domain] is DomainState.STALLED, "its memory is kept"
     driver.world.free_bytes = 2**30
@@ -180,7 +181,7 @@ async def test_a_workload_frozen_under_a_machine_that_stalled_is_thawed_in_the_e
     None
 ):
     driver, domain = await started()
-    worker, guest = driver.manager.workers["s1"], driver.guest
+    found, guest = Operations(driver.manager), driver.guest
     freeze = guest.freeze
 
     async def stall_in_freeze(name: str, limit_s: float) -> str:
@@ -192,7 +193,7 @@ async def test_a_workload_frozen_under_a_machine_that_stalled_is_thawed_in_the_e
 
     guest.freeze = stall_in_freeze
     job = asyncio.create_task(
-        worker.perform(lambda machine: worker.take_snapshot("a", False, machine))
+        found.create_snapshot(found.find("s1"), "a", disk_only=False)
     )
     await asyncio.sleep(0.3)
     assert domain in driver.world.frozen
@@ -240,7 +241,7 @@ async def test_a_qemu_killed_in_its_launch_is_tried_once_more(
     await driver.settled()
     assert driver.phase() is phase
     assert tries[0] == 2
-    record = driver.manager.workers["s1"].record
+    record = driver.record()
     assert record.crash_restarts == 0, "it had not come up"
     assert (record.failure is None) == (phase is Phase.RUNNING)
     assert (await told(subscription)).count("LaunchCutOff") == 1

@@ -65,8 +65,7 @@ async def test_a_start_that_is_repeated_while_the_machine_comes_up_is_shown_as_s
 
         s.driver.hypervisor.start = slow
         await start(s)
-        worker = s.driver.manager.workers["s1"]
-        await worker.until(lambda r: r.phase is Phase.LAUNCHING, 5)
+        await s.driver.in_phase("s1", Phase.LAUNCHING)
         watch = s.stub.WatchSandboxes(pb.WatchSandboxesRequest())
         starting = ("Ready", "False", "Starting")
         assert await conditions(watch, 1) == [starting]

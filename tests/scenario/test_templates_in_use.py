@@ -63,7 +63,7 @@ async def test_a_template_removed_during_a_create_stays_until_the_create_has_it(
         await templates.remove(template.key)
     gate.open()
     await driver.settled()
-    record = driver.manager.workers["second"].record
+    record = driver.record("second")
     assert record.phase is Phase.RUNNING
     assert record.plan.domain not in world.starts, "it went on from the template"
     assert template.layer in record.layers
@@ -94,7 +94,7 @@ async def test_a_template_that_is_collected_stays_for_whoever_has_just_found_it(
     gate.open()
     await driver.settled()
     assert driver.phase("second") is Phase.RUNNING
-    assert driver.manager.workers["second"].record.plan.domain not in world.starts
+    assert driver.plan("second").domain not in world.starts
     (new,) = templates.listed()
     assert new.layer != old.layer
     await driver.close()
@@ -109,9 +109,8 @@ async def test_a_create_that_comes_to_nothing_gives_a_removed_template_back() ->
     await gate.reached()
     await driver.manager.templates.remove(template.key)
     assert template_files(driver.world), "it is in use"
-    worker = driver.manager.workers["second"]
     going = asyncio.create_task(driver.manager.delete("second", ""))
-    while worker.record.intent is not Intent.DELETED:
+    while driver.record("second").intent is not Intent.DELETED:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     gate.open()
@@ -144,7 +143,7 @@ async def test_a_removed_templates_layer_stays_while_the_records_are_not_there()
     await last.manager.start("second", "")
     await last.settled()
     assert last.phase("second") is Phase.RUNNING
-    assert set(last.manager.workers["second"].record.layers) <= world.files
+    assert set(last.record("second").layers) <= world.files
     await last.close()
 
 
@@ -168,7 +167,7 @@ async def test_the_next_driver_finishes_a_removal_that_waited_for_a_user(
     assert not again.manager.templates.listed(), "it was removed before the kill"
     await again.settled()
     assert again.phase("second") is Phase.RUNNING
-    needed = again.manager.workers["second"].record.layers
+    needed = again.record("second").layers
     left = {path for path in template_files(world) if template.key in path}
     # The sandbox may have booted, and have had a template built by now: another one.
     left -= {
@@ -200,11 +199,11 @@ async def test_a_waiting_machine_is_only_given_to_those_of_its_own_template() ->
     gate.open()
     await until(lambda: pool.count(new.key) == 1, "the pool was not filled")
     assert sum("/warm-" in world.marks[d] for d in world.domains) == 1
-    (waiting,) = pool._waiting
+    (waiting,) = driver.inside.waiting()
     assert new.layer in waiting.plan.disk("root").backing
     await driver.manager.create(spec("second"), None)
     await driver.settled()
-    record = driver.manager.workers["second"].record
+    record = driver.record("second")
     assert new.layer in record.layers
     assert old.layer not in record.layers
     await driver.close()

@@ -16,6 +16,7 @@ from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.extending.hooks import LifecycleExtension
 from vmdriver.model.memory_image import SeenAge
 from vmdriver.model.phase import Phase
+from vmdriver.model.record import SandboxRecord
 
 
 async def running(world: World | None = None, **options: object) -> FakeDriver:
@@ -68,19 +69,20 @@ async def test_whoever_waits_for_a_sandbox_in_trouble_is_told_of_it() -> None:
 async def test_a_job_for_a_sandbox_that_goes_is_refused() -> None:
     world = World()
     driver = await running(world)
-    worker = driver.manager.workers["s1"]
+    found = Operations(driver.manager)
+    worker = found.find("s1")
+    await found.create_snapshot(worker, "a", disk_only=True)
     world.fail = lambda call: call.startswith("destroy")
     deleting = asyncio.create_task(driver.manager.delete("s1", ""))
-    while not worker.trouble:
-        await asyncio.sleep(0.001)
+    await driver.troubled()
     async with asyncio.timeout(2):
         with pytest.raises(Refused, match="being deleted"):
-            await worker.perform(lambda _: worker.remove_snapshot("a"))
+            await found.delete_snapshot(worker, "a")
     world.fail = lambda _call: False
-    worker.hint()
+    driver.hint()
     await deleting
     with pytest.raises(NotFound):
-        await worker.perform(lambda _: worker.remove_snapshot("a"))
+        await found.delete_snapshot(worker, "a")
     await driver.close()
 
 
@@ -89,7 +91,7 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
 ) -> None:
     monkeypatch.setattr(housekeeping_module, "_CONSOLE_INTERVAL_S", 0.001)
     monkeypatch.setattr(housekeeping_module, "_RETENTION_EVERY", 1)
-    monkeypatch.setattr(housekeeping_module, "_REMOVAL_WAIT_S", 0.2, raising=False)
+    monkeypatch.setattr(housekeeping_module, "_REMOVAL_WAIT_S", 0.2)
     driver = await running(
         settings=dataclasses.replace(SETTINGS, snapshot_retention_days=1)
     )
@@ -99,7 +101,8 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
         await found.create_snapshot(worker, "old", disk_only=True)
         entry = worker.record.snapshots[0]
         aged = SeenAge(seconds=3 * 86400)
-        await worker.update(snapshots=(entry.model_copy(update={"age": aged}),))
+        old = entry.model_copy(update={"age": aged})
+        await driver.update(sandbox_id, snapshots=(old,))
     bounded: list[str] = []
     both = asyncio.Event()
 
@@ -109,12 +112,17 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
             raise ValueError("not a console at all")
         both.set()
 
-    driver.manager.housekeeping._disks.bound_console = bound  # type: ignore[method-assign]
+    driver.inside.ports.disks.bound_console = bound  # type: ignore[method-assign]
 
-    async def never(_name: str) -> None:
-        raise KeyError("its record makes no sense")
+    records = driver.inside.ports.records
+    save = records.save
 
-    found.find("s1").remove_snapshot = never  # type: ignore[method-assign]
+    async def never_the_first(record: SandboxRecord) -> None:
+        if record.id == "s1":
+            raise KeyError("its record makes no sense")
+        await save(record)
+
+    records.save = never_the_first  # type: ignore[method-assign]
     async with asyncio.timeout(5):
         await both.wait()
         while found.find("s2").record.snapshots:
@@ -137,7 +145,7 @@ async def test_the_upkeep_of_images_outlives_its_trouble(
             again.set()
         raise RuntimeError("a file that nobody expected")
 
-    driver.manager.images._ports.images.collect = collect  # type: ignore[method-assign]
+    driver.inside.ports.images.collect = collect  # type: ignore[method-assign]
     await driver.manager.recover()
     async with asyncio.timeout(5):
         await again.wait()
@@ -184,15 +192,14 @@ async def test_nothing_starts_from_a_sandbox_that_is_being_deleted() -> None:
     await found.create_snapshot(found.find("s1"), "a", disk_only=True)
     world.fail = lambda call: call.startswith("destroy")
     deleting = asyncio.create_task(driver.manager.delete("s1", ""))
-    while not driver.manager.workers["s1"].trouble:
-        await asyncio.sleep(0.001)
+    await driver.troubled()
     fork = spec("s3", driver_config={"from_snapshot": "s1/a"})
     with pytest.raises(Refused, match="being deleted"):
         await driver.manager.validate(fork)
     with pytest.raises(Refused, match="being deleted"):
         await driver.manager.create(fork, None)
     world.fail = lambda _call: False
-    driver.manager.workers["s1"].hint()
+    driver.hint()
     await deleting
     assert "s3" not in world.records
     await driver.close()
@@ -208,13 +215,12 @@ async def test_a_delete_that_comes_while_a_fork_is_thought_about_wins() -> None:
     await waits.asked.wait()
     world.fail = lambda call: call == "remove record"
     deleting = asyncio.create_task(driver.manager.delete("s1", ""))
-    while not driver.manager.workers["s1"].trouble:
-        await asyncio.sleep(0.001)  # its layers are gone, its record is not
+    await driver.troubled()  # its layers are gone, its record is not
     waits.go_on.set()
     with pytest.raises(DriverError):
         await creating
     assert "s3" not in world.records
     world.fail = lambda _call: False
-    driver.manager.workers["s1"].hint()
+    driver.hint()
     await deleting
     await driver.close()

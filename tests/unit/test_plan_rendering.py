@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.driver import SETTINGS, FakePlaces, spec
+from tests.fakes.driver import SETTINGS, spec
+from tests.fakes.places import FakePlaces
 from vmdriver.hypervisor.domain_xml import Host, read_mark, render, render_probe
 from vmdriver.lifecycle.extending.hooks import PlanDraft
 from vmdriver.lifecycle.launch import environment, planner

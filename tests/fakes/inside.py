@@ -1,0 +1,84 @@
+"""What some tests must know of a driver's inside. Nobody else reaches so deep: where a part is moved,
+this file follows, and no test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.lifecycle.templates.leftovers import Leftovers
+from vmdriver.lifecycle.templates.pool import Waiting
+
+
+class Inside:
+    """Of one driver."""
+
+    def __init__(
+        self, manager: Manager, pool: AddressPool, leftovers: Leftovers
+    ) -> None:
+        self._manager, self._pool, self._leftovers = manager, pool, leftovers
+
+    @property
+    def ports(self) -> Ports:
+        """What all parts of the driver share: what is changed of an adapter is seen by each."""
+        return self._manager._shared.ports
+
+    @property
+    def budget(self) -> MemoryBudget:
+        return self._manager._shared.launcher.budget
+
+    def leases(self) -> list[str]:
+        """Who has an address."""
+        return sorted(self._pool._leases)
+
+    def left_over(self) -> list[str]:
+        """Owners of what belongs to no sandbox and could not be given back yet."""
+        return sorted(self._leftovers._kept)
+
+    def waiting(self) -> list[Waiting]:
+        """Machines that wait to be claimed."""
+        return list(self._manager.warm_pool._waiting)
+
+    def builds(self) -> list[str]:
+        """Keys of the templates that are being built, or are to be."""
+        return list(self._manager.templates._wanted)
+
+    def failed_builds(self) -> list[str]:
+        """Keys of the templates that are not built for a while, since that has failed."""
+        return list(self._manager.templates._failed)
+
+    async def cut_consoles(self) -> None:
+        """What housekeeping does to consoles each minute."""
+        await self._manager.housekeeping._bound_consoles()
+
+    async def end_filler(self) -> None:
+        """End the making of machines that wait, as a kill does."""
+        filler = self._manager.warm_pool._filler
+        if filler is not None:
+            filler.cancel()
+            await asyncio.gather(filler, return_exceptions=True)
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """All that a kill ends."""
+        workers = list(self._manager.workers.values())
+        tasks = [
+            *(worker._task for worker in workers),
+            *(worker.underway.task for worker in workers),
+            self._manager.housekeeping.task,
+            self._manager.images.task,
+            *self._leftovers._tasks.values(),
+        ]
+        return [task for task in tasks if task is not None]
+
+
+def is_at_work(worker: SandboxWorker) -> bool:
+    """Its loop is looking or doing something, or about to."""
+    if worker._task is None or worker._task.done():
+        return False
+    return worker.underway.task is not None or worker._wake.is_set()

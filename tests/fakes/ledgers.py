@@ -1,0 +1,30 @@
+"""What the ledgers on a World's disk claim."""
+
+from __future__ import annotations
+
+import json
+
+from tests.fakes.world import World
+from vmdriver.lifecycle.engine.ledger import replay
+from vmdriver.model.record import SandboxRecord, layers_of
+
+
+def held_objects(world: World) -> set[str]:
+    """What the ledgers on disk claim, in the words of World.objects."""
+    claimed = {
+        f"file {layer}"
+        for text in world.records.values()
+        for layer in layers_of(SandboxRecord.model_validate_json(text))
+    }
+    for journal in world.journals.values():
+        for entry in replay([json.loads(line) for line in journal]).values():
+            data = entry.data
+            claimed |= {
+                "machine": {f"machine {data.get('domain')}"},
+                "tap": {f"tap {data.get('tap')}"},
+                "firewall": {f"firewall {data.get('tap')}"},
+                "launch-files": {f"file {data.get('seed')}"},
+                "overlay": {f"file {data.get('path')}"},
+                "capture:layer": {f"file {data.get('path')}"},
+            }.get(entry.key, set())
+    return claimed
