@@ -111,8 +111,10 @@ class Driver:
             config.extending.extension,
             self.disks.extension_directory,
             frozenset(config.extending.request_parameters),
+            driver=config.gateway.driver_name,
+            known=lambda: self.manager.staying(),  # noqa: PLW0108 - made below
+            tell=lambda *problem: self.manager.tell_problem(*problem),  # noqa: PLW0108 - as above
         )
-        self.extensions.phases.runner.driver = config.gateway.driver_name
         self.hub = Hub(lambda: self.manager.snapshots())  # noqa: PLW0108 - made below
         self.manager = Manager(
             self._shared,

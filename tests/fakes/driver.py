@@ -122,6 +122,8 @@ class FakeDriver:
             extension_configs or {},
             ports.disks.extension_directory,
             may_configure,
+            known=lambda: self.manager.staying(),
+            tell=lambda *problem: self.manager.tell_problem(*problem),
         )
         self._files = Pool("test", 1)
         leftovers = self.leftovers = Leftovers(ports, instance, pool, RETRY_S)

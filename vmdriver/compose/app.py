@@ -50,6 +50,7 @@ class Composition:
             store.extension_directory,
             frozenset(config.request_parameters),
             frozenset(config.base_extensions),
+            known=lambda: self.registry.known(),  # noqa: PLW0108 - made below
         )
         self.registry = Registry(self.base, store, self.runner, config.create_grace_s)
         self.driver = ComposedDriver(

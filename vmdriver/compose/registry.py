@@ -47,7 +47,6 @@ class Registry:
         self._store = store
         self._runner = runner
         self._boxes: dict[str, Composed] = {}
-        runner.known = self._known
         self.publish: Publish = lambda _event, _raw: None
         """Where our own events go."""
 
@@ -79,7 +78,8 @@ class Registry:
         """As they are now."""
         return list(self._boxes.values())
 
-    def _known(self) -> list[tuple[SandboxView, Activation]]:
+    def known(self) -> list[tuple[SandboxView, Activation]]:
+        """For extensions: every sandbox that the base has, or is to have, oldest first."""
         boxes = [b for b in self.all() if b.record.stage is not Stage.GONE]
         return [(b.record.sandbox, b.record.activation) for b in boxes]
 

@@ -56,8 +56,9 @@ class Stage:
         self._directory, self._config, self._phases = directory, config or {}, phases
         self._pool = Pool("stage", 1)
         self._kill_at, self.steps = kill_at, 0
-        self._runner = PhaseRunner(extensions, self._config, phases, self._own)
-        self._runner.driver = "stage"
+        self._runner = PhaseRunner(
+            extensions, self._config, phases, self._own, driver="stage"
+        )
         self._subject: Subject | None = None
         self.request: dict[tuple[str, str], Any] = {}
         """Changes of the request by (field, key); the key is "" for single fields."""

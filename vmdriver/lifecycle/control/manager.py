@@ -22,8 +22,6 @@ from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending import call_points as api
-from vmdriver.lifecycle.extending.activation import Activation
-from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.launch.resources import WRITTEN
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.ports.host import Guard, JournalOpener, no_checkpoint
@@ -62,8 +60,6 @@ class Manager(Sandboxes):
         self.extensions = self._shared.extensions
         self.templates = self._shared.templates
         self.warm_pool = self._shared.warm_pool
-        self.extensions.phases.tell = self.tell_problem
-        self.extensions.phases.runner.known = self._known
         self.shelf = Shelf(
             self._shared.ports,
             journals,
@@ -138,17 +134,6 @@ class Manager(Sandboxes):
         return self.layers_but_of(sandbox_id).union(
             shared.templates.layers(), shared.warm_pool.layers()
         )
-
-    def _known(self) -> list[tuple[SandboxView, Activation]]:
-        """For extensions: every accepted sandbox that is not going, oldest first."""
-        staying = [
-            w.record for w in self.accepted() if w.record.intent is not Intent.DELETED
-        ]
-        subjects = [
-            self.extensions.phases.subject(record)
-            for record in sorted(staying, key=lambda r: r.created_at)
-        ]
-        return [(subject.sandbox, subject.activation) for subject in subjects]
 
     # --- what the gateway asks
 

@@ -55,6 +55,12 @@ class Sandboxes:
         """Those that the gateway knows of."""
         return [w for w in self.workers.values() if w.record.extensions.accepted]
 
+    def staying(self) -> list[SandboxRecord]:
+        """Of every accepted sandbox that is not going, oldest first."""
+        records = (worker.record for worker in self.accepted())
+        kept = (r for r in records if r.intent is not Intent.DELETED)
+        return sorted(kept, key=lambda record: record.created_at)
+
     def host_snapshots(self) -> tuple[int, int]:
         """Number and bytes of every sandbox's snapshots."""
         entries = [e for record in self.records() for e in record.snapshots]

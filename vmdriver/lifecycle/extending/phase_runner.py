@@ -55,7 +55,9 @@ class Subject:
 
 
 class PhaseRunner:
-    """All loaded extensions, in registration order, on one driver."""
+    """All loaded extensions, in registration order, on one driver. `known`: every sandbox that
+    extensions take part in, oldest first.
+    """
 
     def __init__(
         self,
@@ -66,15 +68,17 @@ class PhaseRunner:
         may_configure: frozenset[str] = frozenset(),
         of_base: frozenset[str] = frozenset(),
         calls: Calls | None = None,
+        *,
+        driver: str = "",
+        known: Callable[[], Iterable[tuple[SandboxView, Activation]]] = tuple,
     ) -> None:
         check_registration(extensions)
         self.extensions = {e.name: e for e in extensions}
         self.keys = frozenset(key_of(e) for e in extensions)
         """What labels call them."""
         self.supported = supported
-        self.driver, self.base_driver = "", ""
-        self.known: Callable[[], Iterable[tuple[SandboxView, Activation]]] = tuple
-        """Every sandbox that extensions take part in, oldest first."""
+        self.driver, self.base_driver = driver, ""
+        self._known = known
         self.may_configure, self._of_base = may_configure, of_base
         self._configs = {e.name: _configuration(e, configs) for e in extensions}
         self._directory = directory
@@ -180,7 +184,7 @@ class PhaseRunner:
         await self._calls.make(extension, "undo", subject.sandbox, work)
 
     def _others(self, sandbox_id: str, extension: str) -> tuple[SandboxView, ...]:
-        earlier = itertools.takewhile(lambda k: k[0].id != sandbox_id, self.known())
+        earlier = itertools.takewhile(lambda k: k[0].id != sandbox_id, self._known())
         return tuple(view for view, a in earlier if extension in a.active)
 
     async def _context(

@@ -4,7 +4,7 @@ phases side by side: who is active, in which order, and what their errors mean.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vmdriver.errors import CleanupError, DriverError, Refused
@@ -23,13 +23,14 @@ from vmdriver.lifecycle.extending.hooks import (
     HookContext,
     LifecycleExtension,
     PlanDraft,
+    SandboxView,
 )
 from vmdriver.lifecycle.extending.phase_runner import HOLD, Directory, PhaseRunner
 from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.lifecycle.extending.plan_changes import shape
 from vmdriver.lifecycle.extending.vm_phases import RUN as RUN_PHASES
 from vmdriver.lifecycle.extending.vm_phases import STAY as STAY_PHASES
-from vmdriver.lifecycle.extending.vm_phases import VmPhases, view_of
+from vmdriver.lifecycle.extending.vm_phases import Tell, VmPhases, view_of
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import Change, SandboxRecord
 from vmdriver.model.runs import Reason, RestoreKind
@@ -46,7 +47,8 @@ def is_extensions(key: str) -> bool:
 
 class ExtensionRunner:
     """All installed extensions, in registration order. `may_configure`: those that requests may
-    give parameters to.
+    give parameters to. `driver`: the name that the gateway sees. `known`: every sandbox that is not
+    going, oldest first. `tell` shows what went wrong where nothing is refused any more.
     """
 
     def __init__(
@@ -55,6 +57,10 @@ class ExtensionRunner:
         configs: Mapping[str, Mapping[str, Any]],
         directory: Directory,
         may_configure: frozenset[str] = frozenset(),
+        *,
+        driver: str = "",
+        known: Callable[[], Iterable[SandboxRecord]] = tuple,
+        tell: Tell = lambda _id, _problem: None,
     ) -> None:
         check_registration(extensions)
         self._extensions = {extension.name: extension for extension in extensions}
@@ -69,8 +75,14 @@ class ExtensionRunner:
             directory,
             may_configure,
             calls=self._calls,
+            driver=driver,
+            known=lambda: map(self._taking_part, known()),
         )
-        self.phases = VmPhases(runner, frozenset(hooks))
+        self.phases = VmPhases(runner, frozenset(hooks), tell)
+
+    def _taking_part(self, record: SandboxRecord) -> tuple[SandboxView, Activation]:
+        subject = self.phases.subject(record)
+        return subject.sandbox, subject.activation
 
     def loaded(self) -> list[Registered]:
         """In registration order."""

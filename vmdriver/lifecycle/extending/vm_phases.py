@@ -33,6 +33,14 @@ RUN = "run-phases:"
 STAY = "stay-phases:"
 
 
+Tell = Callable[[str, str], None]
+"""Shows what went wrong in a phase that only reports: sandbox id, text."""
+
+
+def _tell_nobody(_sandbox_id: str, _problem: str) -> None:
+    pass
+
+
 def view_of(spec: SandboxSpec) -> SandboxView:
     """What extensions may see."""
     return SandboxView(
@@ -50,11 +58,12 @@ def new_run(record: SandboxRecord, kind: RestoreKind | None) -> ExtensionState:
 class VmPhases:
     """Extensions that follow phases, on the sandboxes of one VM driver."""
 
-    def __init__(self, runner: PhaseRunner, hooks: frozenset[str]) -> None:
+    def __init__(
+        self, runner: PhaseRunner, hooks: frozenset[str], tell: Tell = _tell_nobody
+    ) -> None:
         self.runner = runner
         self._hooks = hooks
-        self.tell: Callable[[str, str], None] = lambda _id, _problem: None
-        """Shows what went wrong in a phase that only reports: sandbox id, text."""
+        self._tell = tell
 
     def subject(
         self,
@@ -96,7 +105,7 @@ class VmPhases:
         """Errors are shown."""
         subject = self.subject(record, ledger, trace)
         for problem in await self.runner.tell(phase, subject):
-            self.tell(record.id, problem)
+            self._tell(record.id, problem)
 
     # --- what the ledger has to know
 
@@ -147,7 +156,7 @@ class VmPhases:
         subject = self.subject(record, ledger)
         problem = await self.runner.tell_one(name, phase, subject)
         if problem:
-            self.tell(record.id, problem)
+            self._tell(record.id, problem)
         await ledger.remember(marker, {**entry.data, "told": True})
 
 
