@@ -14,6 +14,7 @@ from typing import Any
 import vmdriver.app
 from tests.fakes.accelerator import FakeAccelerator
 from tests.fakes.driver import FINAL
+from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.memory import FakeMemory
 from tests.fakes.network import FakeNetwork
@@ -73,6 +74,7 @@ class DiskDriver(vmdriver.app.Driver):
             hypervisor=FakeHypervisor(world, instance),
             network=FakeNetwork(world, instance),
             memory=self.guests,
+            guest=FakeGuest(world),
         )
 
     async def begin(self) -> None:
