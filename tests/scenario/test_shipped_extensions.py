@@ -252,8 +252,12 @@ async def test_killed_around_each_question_no_address_is_lost(
         path = f"unix:{socket}"
         async with grpc.aio.insecure_channel(path, options=options) as channel:
             stub: Any = pb_grpc.ComputeDriverStub(channel)
-            request = create(sandbox())
-            await stub.CreateSandbox(request, wait_for_ready=True, timeout=20)
+            request, wait = create(sandbox()), {"wait_for_ready": True, "timeout": 20}
+            while (
+                await stub.ListSandboxes(pb.ListSandboxesRequest(), **wait)
+            ).sandboxes:
+                await asyncio.sleep(0.02)  # its files go a moment before it does
+            await stub.CreateSandbox(request, **wait)
             await stub.DeleteSandbox(
                 pb.DeleteSandboxRequest(sandbox_id="s1"), timeout=20
             )
