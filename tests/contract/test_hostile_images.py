@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.images import PLAIN, Layout, directory, entry, layer, link
+from tests.fakes.oci_layout import PLAIN, Layout, directory, entry, layer, link
 from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.images import BaseDisk

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.images import Layout, directory, entry, layer
+from tests.fakes.oci_layout import Layout, directory, entry, layer
 from tests.fakes.proxy import proxied
 from tests.fakes.registry import push, registry
 from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused

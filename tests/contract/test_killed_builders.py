@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_storage import on_disk
-from tests.fakes.images import Layout, directory, entry, layer
+from tests.fakes.oci_layout import Layout, directory, entry, layer
 from vmdriver.errors import ImageError
 from vmdriver.host import process
 from vmdriver.host.threads import Pool

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.images import Layout, entry, layer
+from tests.fakes.oci_layout import Layout, entry, layer
 from tests.fakes.registry import PASSWORD, USER, push, registry
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.host.threads import Pool

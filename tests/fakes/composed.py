@@ -115,7 +115,7 @@ class World(Extension):
 class KilledAddress(ExternalAddress):
     """The shipped extension, whose process ends just before or just after a question to the service."""
 
-    activation = Everywhere()
+    activation = Everywhere()  # type: ignore[assignment]
 
     def __init__(self, kill_at: int) -> None:
         self._left = kill_at

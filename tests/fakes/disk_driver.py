@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import vmdriver.app
 from tests.fakes.accelerator import FakeAccelerator
 from tests.fakes.driver import FINAL
@@ -53,14 +55,10 @@ class DiskDriver(vmdriver.app.Driver):
         self, settings: Config, world: World, extensions: Sequence[Any] = ()
     ) -> None:
         self.world = world
-        load, vmdriver.app.load_extensions = (
-            vmdriver.app.load_extensions,
-            lambda *_: list(extensions),
-        )
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            loaded = list(extensions)
+            patch.setattr(vmdriver.app, "load_extensions", lambda *_: loaded)
             super().__init__(settings)
-        finally:
-            vmdriver.app.load_extensions = load
         self.operations = Operations(self.manager)
 
     def _accelerator(self, owner: Any) -> Any:

@@ -12,19 +12,19 @@ from tests.fakes.accelerator import FakeAccelerator
 from tests.fakes.disks import FakeDisks
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.image_cache import FakeImages
+from tests.fakes.images import FakeImages
 from tests.fakes.inside import Inside, is_at_work
+from tests.fakes.journal import FakeJournal
 from tests.fakes.memory import FakeMemory
 from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.network import FakeNetwork
 from tests.fakes.places import FakePlaces
-from tests.fakes.records import FakeJournal, FakeRecords
+from tests.fakes.records import FakeRecords
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.lifecycle.engine.hold import Shared
-from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.activation import Registered
@@ -247,14 +247,6 @@ class FakeDriver:
         """A platform event of it."""
         self.worker(sandbox_id).tell(reason, message)
 
-    def is_busy(self, sandbox_id: str = "s1") -> bool:
-        """Its loop is looking or doing something, or about to."""
-        return is_at_work(self.worker(sandbox_id))
-
-    def was_cut_off(self, sandbox_id: str = "s1") -> bool:
-        """What it was doing is being ended for something more urgent."""
-        return self.worker(sandbox_id).underway.cut
-
     # These look the sandbox up when they are called, not when they are awaited.
 
     def until(
@@ -282,14 +274,6 @@ class FakeDriver:
     def wish(self, sandbox_id: str, wish: Wish) -> Awaitable[None]:
         """Have it stored, and do not wait until it is so."""
         return self.worker(sandbox_id).wish(wish)
-
-    def update(self, sandbox_id: str, **changes: Any) -> Awaitable[None]:
-        """Change its record as its own loop would."""
-        return self.worker(sandbox_id).update(**changes)
-
-    def perform(self, sandbox_id: str, job: Job) -> Awaitable[None]:
-        """Have its loop do this between two turns."""
-        return self.worker(sandbox_id).perform(job)
 
     # --- its end
 

@@ -5,6 +5,7 @@ outside, and what they are told, are lines of a file there.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -53,27 +54,27 @@ class Follower(Extension):
     def __init__(self, outside: Outside) -> None:
         self._outside = outside
 
-    async def before_start(self, context):
+    async def before_start(self, context: Any) -> None:
         name = context.sandbox.id
         await context.hold("port", name, {"restore": context.restore}, Until.STOP)
         self._outside.note(f"+port {name}")
 
-    async def reconcile(self, context):
+    async def reconcile(self, context: Any) -> None:
         note = (context.state_dir / "note").read_text()
         assert note == f"of {context.sandbox.id}\n"
         held = sorted(f"{h.kind}:{h.data}" for h in context.held)
         self._outside.note("reconcile", context.sandbox.id, *held)
 
-    async def on_create_failed(self, context):
+    async def on_create_failed(self, context: Any) -> None:
         self._outside.note("create-failed", context.sandbox.id)
 
-    async def after_stop(self, context):
+    async def after_stop(self, context: Any) -> None:
         self._outside.note("after-stop", context.sandbox.id)
 
-    async def after_delete(self, context):
+    async def after_delete(self, context: Any) -> None:
         self._outside.note("after-delete", context.sandbox.id)
 
-    async def undo(self, context, hold):
+    async def undo(self, context: Any, hold: Any) -> None:
         assert context.parameters.size == 3
         if self._outside.stuck:
             raise Refused("the other side does not answer", reason="OtherSideAway")
@@ -89,18 +90,18 @@ class Recorder(LifecycleExtension):
     def __init__(self, outside: Outside) -> None:
         self._outside = outside
 
-    async def configure_launch(self, context, draft):
+    async def configure_launch(self, context: Any, draft: Any) -> None:
         ticket = context.saved.get("ticket", 0) + 1
         await context.save({"ticket": ticket})
         self._outside.note(f"+ticket {context.sandbox.id}")
         draft.set_environment("TICKET", str(ticket))
 
-    async def before_restore(self, context, kind):
+    async def before_restore(self, context: Any, kind: Any) -> None:
         self._outside.note(kind.value, context.sandbox.id, context.saved)
 
-    async def after_launch_failed(self, context, reason):
+    async def after_launch_failed(self, context: Any, reason: Any) -> None:
         self._outside.note(f"-ticket {context.sandbox.id}")
         self._outside.note(reason.value, context.sandbox.id, context.saved)
 
-    async def after_delete(self, context):
+    async def after_delete(self, context: Any) -> None:
         self._outside.note("deleted", context.sandbox.id, context.saved)

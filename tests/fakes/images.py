@@ -1,142 +1,51 @@
-"""Images with hand-made layers, as OCI layouts."""
+"""An image cache that has every image."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
-import json
-import tarfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from vmdriver.host import facts
-
-GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
-PLAIN = "application/vnd.oci.image.layer.v1.tar"
-Fill = Callable[[tarfile.TarFile], None]
-
-
-def entry(
-    name: str,
-    content: bytes | str = b"",
-    kind: bytes = tarfile.REGTYPE,
-    **more: Any,
-) -> Fill:
-    """One file of a layer; `more` are fields of its TarInfo."""
-
-    def add(archive: tarfile.TarFile) -> None:
-        data = content.encode() if isinstance(content, str) else content
-        info = tarfile.TarInfo(name)
-        info.type, info.mode = kind, 0o644
-        for field, value in more.items():
-            setattr(info, field, value)
-        if kind == tarfile.REGTYPE:
-            info.size = len(data)
-        archive.addfile(info, io.BytesIO(data))
-
-    return add
+from tests.fakes.world import World
+from vmdriver.errors import Refused
+from vmdriver.lifecycle.ports.images import (
+    BaseDisk,
+    CachedFile,
+    CacheLimits,
+    ImageProgress,
+    KnownImage,
+    ProgressSink,
+)
 
 
-def directory(name: str, mode: int = 0o755) -> Fill:
-    return entry(name, kind=tarfile.DIRTYPE, mode=mode)
+class FakeImages:
+    def __init__(self, world: World) -> None:
+        self._world = world
 
+    def check(self, reference: str) -> None:
+        if reference.startswith("forbidden.test/"):
+            raise Refused("template.image: not among the images that are allowed")
 
-def link(name: str, target: str, *, hard: bool = False) -> Fill:
-    kind = tarfile.LNKTYPE if hard else tarfile.SYMTYPE
-    return entry(name, kind=kind, linkname=target)
+    async def prepare(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> BaseDisk:
+        self._world.act(f"prepare {reference}")
+        progress(ImageProgress("CacheHit", reference))
+        self._world.kept_images.add(owner)
+        return BaseDisk("/base.ext4", "sha256:" + "0" * 64, self._world.image_config)
 
+    def release(self, owner: str) -> None:
+        self._world.kept_images.discard(owner)
 
-def layer(*fills: Fill, zipped: bool = True) -> bytes:
-    """A tar archive."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for fill in fills:
-            fill(archive)
-    return gzip.compress(buffer.getvalue(), 1) if zipped else buffer.getvalue()
+    async def tree(
+        self, reference: str, owner: str, progress: ProgressSink
+    ) -> tuple[Path, str]:
+        self._world.act(f"unpack {reference}")
+        return Path("/tree"), "sha256:" + "1" * 64
 
+    async def known(self) -> list[KnownImage]:
+        return []
 
-class Layout:
-    """An OCI layout that is written by hand."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._index: list[dict[str, Any]] = []
-        (path / "blobs" / "sha256").mkdir(parents=True)
-        (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-
-    def blob(self, content: bytes) -> dict[str, Any]:
-        digest = hashlib.sha256(content).hexdigest()
-        (self.path / "blobs" / "sha256" / digest).write_bytes(content)
-        return {"digest": f"sha256:{digest}", "size": len(content)}
-
-    def image(
-        self,
-        tag: str,
-        layers: Iterable[bytes],
-        *,
-        media_type: str = GZIP,
-        architecture: str = "",
-        config: dict[str, Any] | None = None,
-        in_index_of: tuple[str, ...] = (),
-    ) -> str:
-        """Add one; its manifest's digest. `in_index_of`: architectures of an index that names it
-        for ours, and something else for these.
-        """
-        described, diffs = [], []
-        for content in layers:
-            described.append({"mediaType": media_type, **self.blob(content)})
-            plain = content
-            if content[:2] == b"\x1f\x8b":
-                try:
-                    plain = gzip.decompress(content)
-                except (OSError, EOFError):
-                    plain = b""
-            diffs.append(f"sha256:{hashlib.sha256(plain).hexdigest()}")
-        found = {
-            "architecture": architecture or facts.oci_architecture(),
-            "os": "linux",
-            "config": config or {},
-            "rootfs": {"type": "layers", "diff_ids": diffs},
-        }
-        kind = "application/vnd.oci.image.manifest.v1+json"
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": kind,
-            "config": {
-                "mediaType": "application/vnd.oci.image.config.v1+json",
-                **self.blob(json.dumps(found).encode()),
-            },
-            "layers": described,
-        }
-        described_manifest = {
-            "mediaType": kind,
-            **self.blob(json.dumps(manifest).encode()),
-        }
-        digest = str(described_manifest["digest"])
-        if in_index_of:
-            described_manifest = self._indexed(described_manifest, in_index_of)
-        self._index.append(
-            {
-                **described_manifest,
-                "annotations": {"org.opencontainers.image.ref.name": tag},
-            }
-        )
-        index = {"schemaVersion": 2, "manifests": self._index}
-        (self.path / "index.json").write_text(json.dumps(index))
-        return digest
-
-    def _indexed(
-        self, manifest: dict[str, Any], others: tuple[str, ...]
-    ) -> dict[str, Any]:
-        kind = "application/vnd.oci.image.index.v1+json"
-        platform = {"os": "linux", "architecture": facts.oci_architecture()}
-        entries = [{**manifest, "platform": platform}] if "" not in others else []
-        entries = [
-            {**manifest, "platform": {"os": "linux", "architecture": name}}
-            for name in others
-            if name
-        ] + entries
-        index = {"schemaVersion": 2, "mediaType": kind, "manifests": entries}
-        return {"mediaType": kind, **self.blob(json.dumps(index).encode())}
+    async def collect(
+        self, in_use: set[str], limits: CacheLimits, *, dry_run: bool = False
+    ) -> list[CachedFile]:
+        self._world.images_in_use = set(in_use)
+        return []

@@ -5,9 +5,11 @@ this file follows, and no test.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
@@ -32,6 +34,22 @@ class Inside:
     @property
     def budget(self) -> MemoryBudget:
         return self._manager._shared.launcher.budget
+
+    def is_busy(self, sandbox_id: str = "s1") -> bool:
+        """Its loop is looking or doing something, or about to."""
+        return is_at_work(self._manager.workers[sandbox_id])
+
+    def was_cut_off(self, sandbox_id: str = "s1") -> bool:
+        """What it was doing is being ended for something more urgent."""
+        return self._manager.workers[sandbox_id].underway.cut
+
+    def update(self, sandbox_id: str, **changes: Any) -> Awaitable[None]:
+        """Change its record as its own loop would."""
+        return self._manager.workers[sandbox_id].update(**changes)
+
+    def perform(self, sandbox_id: str, job: Job) -> Awaitable[None]:
+        """Have its loop do this between two turns."""
+        return self._manager.workers[sandbox_id].perform(job)
 
     def leases(self) -> list[str]:
         """Who has an address."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from vmdriver.lifecycle.ports.worlds import Ports
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = [
@@ -62,3 +66,35 @@ def test_it_does_not_reach_deep_into_a_driver(path: Path) -> None:
             assert attribute in allowed, f"{where}: what is private may change"
             used.add(attribute)
     assert used == allowed, "it is not needed any more: shorten the list"
+
+
+FAKES = sorted((ROOT / "tests" / "fakes").glob("*.py"))
+MOST_LINES = 300
+
+
+@pytest.mark.parametrize("path", FAKES, ids=lambda p: p.name)
+def test_a_fake_is_small_and_alone_in_a_file_of_its_name(path: Path) -> None:
+    """FakeMemoryStore, which stands for the port MemoryStore, is in memory_store.py."""
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES, "what makes it two things?"
+    for name in fakes_in(text):
+        words = re.sub(r"(?<!^)(?=[A-Z])", "_", name.removeprefix("Fake"))
+        assert path.stem == words.lower(), f"{name} belongs into {words.lower()}.py"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_fake_is_among_the_fakes(path: Path) -> None:
+    """Where it is typed as strictly as what it stands for, and where the next one looks for it."""
+    if path not in FAKES:
+        assert fakes_in(path.read_text()) == []
+
+
+def fakes_in(text: str) -> list[str]:
+    classes = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+    return [node.name for node in classes if node.name.startswith("Fake")]
+
+
+def test_every_port_of_the_core_has_its_fake() -> None:
+    """Which `Ports` takes: so the type checker says whether it is one."""
+    ports = {field.name for field in dataclasses.fields(Ports)}
+    assert ports <= {path.stem for path in FAKES}

@@ -416,7 +416,7 @@ async def test_a_stop_that_is_only_repeated_cuts_off_nothing() -> None:
         begun.set()
         await go_on.wait()
 
-    working = asyncio.create_task(driver.perform("s1", job))
+    working = asyncio.create_task(driver.inside.perform("s1", job))
     await begun.wait()
     await driver.manager.stop("s1", "")
     go_on.set()

@@ -140,7 +140,7 @@ async def test_nothing_writes_the_record_of_what_is_going_for_good() -> None:
     going = asyncio.create_task(driver.manager.delete("s1", ""))
     await gate.reached()
     resuming = asyncio.create_task(found.resume(found.find("s1"), cold=True))
-    writing = asyncio.create_task(driver.update("s1", note="still here"))
+    writing = asyncio.create_task(driver.inside.update("s1", note="still here"))
     for _ in range(100):
         await asyncio.sleep(0)
     assert driver.world.records.keys() == {"s1"}

@@ -196,7 +196,7 @@ async def test_a_layer_stays_claimed_until_the_record_on_disk_stands_on_it() -> 
     )
     stopping = asyncio.create_task(driver.manager.stop("s1", ""))
     async with asyncio.timeout(5):
-        while domain in world.domains or driver.is_busy():
+        while domain in world.domains or driver.inside.is_busy():
             await asyncio.sleep(0.001)
     await driver.kill()
     stopping.cancel()

@@ -107,7 +107,7 @@ async def test_a_stop_that_cuts_off_the_removal_of_a_snapshot_leaves_no_file() -
     removing = asyncio.create_task(found.delete_snapshot(found.find("s1"), "b"))
     await begun.wait()
     stopping = asyncio.create_task(driver.manager.stop("s1", ""))
-    await until(driver.was_cut_off, "it is not cut off")
+    await until(driver.inside.was_cut_off, "it is not cut off")
     go_on.set()
     await stopping
     (answer,) = await asyncio.gather(removing, return_exceptions=True)
@@ -149,7 +149,7 @@ async def test_a_layer_that_the_machine_has_open_stays_whatever_the_record_says(
     # What cannot be noted may have left files.
     driver.world.fail = lambda call: call == "save record"
     with pytest.raises(DriverError):
-        await driver.update("s1", note="there is no room for this")
+        await driver.inside.update("s1", note="there is no room for this")
     driver.world.fail = lambda _: False
     driver.hint()
     await driver.settled()

@@ -263,7 +263,7 @@ async def test_a_device_that_is_passed_through_cannot_be_kept() -> None:
     driver = await running()
     found, worker = operations(driver)
     plan = worker.record.plan.model_copy(update={"devices": ("0000:01:00.0",)})
-    await driver.update("s1", plan=plan)
+    await driver.inside.update("s1", plan=plan)
     with pytest.raises(Refused, match="0000:01:00.0"):
         await found.suspend(worker)
     with pytest.raises(Refused, match="passed-through"):
@@ -561,7 +561,7 @@ async def test_a_memory_that_is_not_there_is_no_missing_image(
 
     monkeypatch.setattr(RestoreTries, "verdict", note)
     await driver.manager.stop("s1", "")
-    await driver.update("s1", phase=Phase.SUSPENDED)
+    await driver.inside.update("s1", phase=Phase.SUSPENDED)
     await driver.manager.start("s1", "")
     await driver.settled()
     assert reasons == ["MemoryMissing"]

@@ -56,7 +56,7 @@ async def test_a_wall_clock_that_jumps_removes_nothing(
     # As if the clock had been wrong then and were right now: the same difference.
     then = entry.created_at - timedelta(days=wall_days)
     wrong = entry.model_copy(update={"created_at": then})
-    await driver.update("s1", snapshots=(wrong,))
+    await driver.inside.update("s1", snapshots=(wrong,))
     host.wall_days = wall_days
     await found.create_snapshot(worker, "after", disk_only=True)
     assert await look(driver) == ["before", "after"]
@@ -103,7 +103,7 @@ async def test_snapshots_of_an_earlier_release_begin_to_age_when_they_are_seen(
     found, worker = operations(driver)
     await found.create_snapshot(worker, "a", disk_only=True)
     entry = worker.record.snapshots[0].model_copy(update={"age": SeenAge()})
-    await driver.update("s1", snapshots=(entry,))
+    await driver.inside.update("s1", snapshots=(entry,))
     assert await look(driver) == ["a"]
     host.up_s += 6 * DAY
     assert await look(driver) == ["a"]

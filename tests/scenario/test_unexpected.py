@@ -102,7 +102,7 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
         entry = worker.record.snapshots[0]
         aged = SeenAge(seconds=3 * 86400)
         old = entry.model_copy(update={"age": aged})
-        await driver.update(sandbox_id, snapshots=(old,))
+        await driver.inside.update(sandbox_id, snapshots=(old,))
     bounded: list[str] = []
     both = asyncio.Event()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
-from tests.fakes.images import Layout, directory, entry, layer
+from tests.fakes.oci_layout import Layout, directory, entry, layer
 from tests.fakes.registry import push
 from tests.system.conftest import Driver, Host
 from vmdriver._proto import compute_driver_pb2 as pb
