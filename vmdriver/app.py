@@ -41,9 +41,11 @@ from vmdriver.hypervisor.run_state import (
 )
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.observer import Observer
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
@@ -181,6 +183,8 @@ class Driver:
             launcher,
             self.extensions,
             undoer,
+            GivingBack(undo=undoer.undo, is_owed=is_extensions),
+            Observer(hypervisor=ports.hypervisor, disks=ports.disks),
             self.hub,
             manager.forget,
             manager.layers_of_others,

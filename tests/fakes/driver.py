@@ -24,11 +24,13 @@ from tests.fakes.world import World
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Scope
+from vmdriver.lifecycle.engine.observer import Observer
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
@@ -153,13 +155,16 @@ class FakeDriver:
             warm_pool = WarmPool(
                 ports, settings, launcher, templates, warm_directory, leftovers
             )
+            undoer = Undoer(ports, pool, runner.undo, manager.layers_of_others)
             templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
             return Shared(
                 ports,
                 settings,
                 launcher,
                 runner,
-                Undoer(ports, pool, runner.undo, manager.layers_of_others),
+                undoer,
+                GivingBack(undo=undoer.undo, is_owed=is_extensions),
+                Observer(hypervisor=ports.hypervisor, disks=ports.disks),
                 self.hub,
                 manager.forget,
                 manager.layers_of_others,

@@ -99,4 +99,4 @@ def is_at_work(worker: SandboxWorker) -> bool:
     """Its loop is looking or doing something, or about to."""
     if worker._task is None or worker._task.done():
         return False
-    return worker.underway.task is not None or worker._wake.is_set()
+    return worker.underway.task is not None or worker.woken.is_set()

@@ -326,7 +326,9 @@ async def test_after_a_kill_at_any_moment_nothing_is_left_outside() -> None:
 async def test_what_cannot_be_given_back_is_shown_and_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vmdriver.lifecycle.engine.hold.backoff_s", lambda _count: 0.01)
+    monkeypatch.setattr(
+        "vmdriver.lifecycle.engine.giving_back.backoff_s", lambda _count: 0.01
+    )
     world, taken = World(), set[str]()
     stuck = Follower("a", world, taken, broken="undo")
     driver = await up(FakeDriver(world, extensions=[stuck]))

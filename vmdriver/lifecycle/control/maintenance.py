@@ -11,8 +11,8 @@ from vmdriver.host import facts
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.broadcast import GONE_S
 from vmdriver.lifecycle.engine.jobs import Job
+from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.launch.resources import MACHINE
 from vmdriver.lifecycle.ports.host import Disks, Records
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.phase import MachineState

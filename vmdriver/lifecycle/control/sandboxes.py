@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vmdriver.errors import InvalidRequest, NotFound, Refused
 from vmdriver.lifecycle.control.set_aside import Shelf
+from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.launch.resources import MACHINE
 from vmdriver.model.condition import Snapshot
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.phase import Intent

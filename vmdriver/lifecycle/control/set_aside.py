@@ -13,14 +13,13 @@ from pydantic import ValidationError
 
 from vmdriver.errors import DriverError, StorageError
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.marked import marked
 from vmdriver.lifecycle.launch.resources import (
     FILES,
     FIREWALL,
     LEASE,
-    MACHINE,
     OVERLAY,
     TAP,
     can_be_undone,

@@ -4,46 +4,31 @@ ends stand on.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
-from vmdriver.errors import CleanupError, DriverError, StorageError
-from vmdriver.host import facts
-from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.broadcast import Hub
-from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
-from vmdriver.lifecycle.engine.sandbox import SandboxState
+from vmdriver.lifecycle.engine.giving_back import GivingBack
+from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.engine.observer import Observer
+from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.standstill import Waker
-from vmdriver.lifecycle.engine.underway import Underway
-from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import endings
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import MACHINE, Undoer
+from vmdriver.lifecycle.launch.resources import Undoer
 from vmdriver.lifecycle.memory.held_still import HeldStill
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries
-from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
-from vmdriver.model.phase import (
-    SAID,
-    DomainState,
-    Intent,
-    MachineState,
-    Phase,
-    machine_state,
-)
+from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import Failure, SandboxRecord
 from vmdriver.model.runs import Reason, RestoreKind
 
 _LAUNCH_RETRIES = 1
-_CONFIRMED = {Phase.RUNNING, Phase.SUSPENDING}
-"""Phases of a machine whose guest has said that it started."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +40,8 @@ class Shared:
     launcher: Launcher
     extensions: ExtensionRunner
     undoer: Undoer
+    giving_back: GivingBack
+    observer: Observer
     hub: Hub
     forget: Callable[[str], None]
     """Called when the sandbox is gone."""
@@ -66,59 +53,24 @@ class Shared:
     """Number and bytes of all snapshots on this host."""
 
 
-class SandboxHold(SandboxState):
-    """Record, ledger, and the wake-up of whoever looks after them."""
+class SandboxHold(Sandbox):
+    """The ground that what is done with a sandbox stands on; it goes when the last of that is an
+    object that is given the handle.
+    """
 
     def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:
-        super().__init__(record, shared.ports.records, shared.hub)
-        self.ledger = ledger
+        ports = shared.ports
+        super().__init__(
+            record,
+            ledger,
+            records=ports.records,
+            hub=shared.hub,
+            abandon=ports.hypervisor.abandon,
+        )
         self._shared = shared
-        self._wake = asyncio.Event()
-        self.underway = Underway(self._give_up)
-        self._task: asyncio.Task[None] | None = None
-        self._adopted = record.phase is not Phase.RUNNING
-        self.reconcile_due = False
-        """The sandbox was there before this process; extensions are still to be told."""
-        self.owed = ""
-        """What extensions could not give back, for whoever asks."""
-        self.clean_again_at = 0.0
-        """When that is tried again (monotonic seconds)."""
-        self._clean_ups = 0
         self._waker = Waker(shared.ports)
         self._held_still = HeldStill()
         self.restoring = RestoreTries(shared.settings.restore_retry_s)
-        self._not_undone = 0
-        self._merge_due = False
-        """It went down; its layers may be fewer."""
-
-    async def observe(self) -> tuple[MachineState, GuestReport]:
-        """What libvirt and the guest say now."""
-        plan, held = self.record.plan, self.ledger.get(MACHINE)
-        if plan is None or held is None:
-            return MachineState.ABSENT, GuestReport()
-        domain = await self._shared.ports.hypervisor.observe(plan.domain)
-        report = await self._shared.ports.disks.report(plan.disk("status").path)
-        half_way = not held.done and report.phase not in SAID
-        if half_way and (domain is not DomainState.RUNNING or plan.template):
-            # A start that was cut off: defined, perhaps paused, never let go; or loaded
-            # from a template and never told who it is.
-            domain = DomainState.ABSENT
-        if domain is DomainState.PAUSED and self._is_nobodys_pause():
-            domain = DomainState.STALLED
-        rebooted = self.record.host_boot_id != facts.boot_id()
-        if rebooted and domain in {DomainState.OFF, DomainState.CRASHED}:
-            # It ended with the host, unless it had said before that it was ending by itself.
-            domain = domain if report.phase == "exited" else DomainState.ABSENT
-        said = report.phase
-        if self.record.phase in _CONFIRMED and said not in {"exited", "failed"}:
-            # It has started once, and cannot take that back by scribbling on its disk.
-            said = "started"
-        return machine_state(domain, said), report
-
-    def _is_nobodys_pause(self) -> bool:
-        """A running machine is paused by us for captures only."""
-        running = self.record.phase is Phase.RUNNING
-        return running and not self.ledger.held(Scope.CAPTURE)
 
     async def _tell_restored(self, kind: RestoreKind) -> None:
         """after_restore hooks; their errors are shown and change nothing."""
@@ -162,60 +114,6 @@ class SandboxHold(SandboxState):
             launch_retries=self.record.launch_retries + 1,
         )
 
-    async def _unwind(self, scope: Scope | None, reason: Reason) -> None:
-        """Give back what is held. None: all of it, what belongs to the run first."""
-        if scope is None:
-            with suppress(StorageError):  # the next one says that it cannot be noted
-                await self._release(Scope.RUNTIME, reason)
-        errors = await self._release(scope, reason)
-        if not errors:
-            self.owed, self._clean_ups = "", 0
-            return
-        texts = "; ".join(
-            e.text() if isinstance(e, DriverError) else repr(e) for e in errors
-        )
-        if all(is_extensions(held.key) for held in self.ledger.held(scope)):
-            self._clean_ups += 1
-            self.clean_again_at = time.monotonic() + backoff_s(self._clean_ups)
-            told, self.owed = self.owed, texts
-            if scope is Scope.RUNTIME:
-                # The machine is down: only an extension's own clean-up is left, which is
-                # tried again.
-                if told != texts:
-                    self.tell("ExtensionCleanupFailed", texts, warn=True)
-                return
-        raise CleanupError(
-            f"{len(errors)} of the sandbox's resources could not be released: {texts}"
-        )
-
-    async def _release(self, scope: Scope | None, reason: Reason) -> list[Exception]:
-        self._not_undone = 0
-
-        async def undo(held: Held) -> None:
-            try:
-                await self._shared.undoer.undo(self.record, self.ledger, held, reason)
-            except Exception:
-                self._not_undone += 1
-                raise
-
-        return await self.ledger.release(scope, undo)
-
-    async def _note(self, **changes: Any) -> None:
-        """Say where an ending stands. It goes on if that cannot be stored: the wish is, and the
-        next process begins again from that.
-        """
-        await self.decide(lambda _: changes, regardless=True)
-
-    def _give_up(self) -> None:
-        plan, held = self.record.plan, self.ledger.get(MACHINE)
-        domains = {plan.domain} if plan else set()
-        if held is not None:
-            domains.add(held.data["domain"])
-        for domain in domains:
-            self._shared.ports.hypervisor.abandon(domain)
-
-    def _going_down(self) -> bool:
-        """There is a machine, and it is to be ended: nothing of it is to go on before."""
-        asked = self.record.intent in {Intent.STOPPED, Intent.DELETED}
-        ending = asked or self.record.phase is Phase.STOPPING
-        return ending and self.ledger.get(MACHINE) is not None
+    async def _unwind(self, reason: Reason) -> None:
+        """Give back what belongs to the run."""
+        await self._shared.giving_back.run(self, reason)

@@ -20,6 +20,8 @@ from vmdriver.errors import StorageError, Unavailable
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.ports.host import Guard, Journal, no_checkpoint
 
+MACHINE = "machine"
+"""The key of the machine: the last that is acquired, the first that is given back."""
 T = TypeVar("T")
 Line = Mapping[str, Any]
 _log = logging.getLogger(__name__)

@@ -1,5 +1,7 @@
-"""One sandbox's record in memory: changed on disk first, then for everybody who watches
-or waits.
+"""The handle of one sandbox: its record and its ledger, and what this process knows of it besides.
+
+The record is changed on disk first, then for everybody who watches or waits. Whoever does something
+with a sandbox is given its handle; who does what is no business of the handle.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vmdriver.errors import DriverError, NotFound, TimedOut
+from vmdriver.errors import DriverError, NotFound, Refused, TimedOut, Unavailable
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Happened, Hub, Notice
+from vmdriver.lifecycle.engine.jobs import Jobs
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
+from vmdriver.lifecycle.engine.underway import Underway
 from vmdriver.lifecycle.ports.host import Records
 from vmdriver.model.condition import (
     PlatformEvent,
@@ -20,18 +25,32 @@ from vmdriver.model.condition import (
     Standstill,
     snapshot_of,
 )
+from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 
 _log = logging.getLogger(__name__)
 Decision = Callable[[SandboxRecord], Mapping[str, Any]]
 """The fields to change, given the record as it is."""
+DOWN = frozenset({Phase.STOPPED, Phase.SUSPENDED, Phase.FAILED})
+"""Phases of a sandbox that is not to have a machine."""
 
 
-class SandboxState:
-    """The record, what it is shown as, and who waits for it."""
+class Sandbox:
+    """One for each sandbox that this process knows, as long as it knows it. `abandon`: has whoever
+    waits for a machine of that name told that it is given up.
+    """
 
-    def __init__(self, record: SandboxRecord, records: Records, hub: Hub) -> None:
+    def __init__(
+        self,
+        record: SandboxRecord,
+        ledger: Ledger,
+        *,
+        records: Records,
+        hub: Hub,
+        abandon: Callable[[str], None],
+    ) -> None:
         self.record = record
+        self.ledger = ledger
         self.snapshot: Snapshot = snapshot_of(record)
         self.gone = False
         self.still: Standstill | None = None
@@ -44,8 +63,25 @@ class SandboxState:
         """The last error that is being retried, for whoever asks."""
         self.refusal: DriverError | None = None
         """Why the last suspension was not to be."""
+        self.jobs = Jobs(record.id, self._cut_off)
+        self.underway = Underway(self.give_up)
+        self.woken = asyncio.Event()
+        """Something may have changed: its loop is to look."""
+        self.adopted = record.phase is not Phase.RUNNING
+        """False: its machine runs since before this process, and extensions do not know yet."""
+        self.reconcile_due = False
+        """The sandbox was there before this process; extensions are still to be told."""
+        self.merge_due = False
+        """It went down; its layers may be fewer."""
+        self.owed = ""
+        """What extensions could not give back, for whoever asks."""
+        self.clean_again_at = 0.0
+        """When that is tried again (monotonic seconds)."""
+        self.clean_ups = 0
+        """How often it has been tried."""
         self._records = records
         self._hub = hub
+        self._abandon = abandon
         self._saving = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()
 
@@ -77,6 +113,12 @@ class SandboxState:
         if "intent" in changes:
             raise TypeError("the intent is decided on, see `decide`")
         await self.decide(lambda _: changes)
+
+    async def note(self, **changes: Any) -> None:
+        """Say where an ending stands. It goes on if that cannot be stored: the wish is, and the
+        next process begins again from that.
+        """
+        await self.decide(lambda _: changes, regardless=True)
 
     async def decide(self, decision: Decision, *, regardless: bool = False) -> None:
         """Change the record as `decision` says, given the record of that very moment, which nobody
@@ -165,6 +207,33 @@ class SandboxState:
         """Nobody knows yet of a sandbox that is not accepted."""
         if self.record.extensions.accepted:
             self._hub.publish(notice)
+
+    def give_up(self) -> None:
+        """Have whoever waits for its machine told that it is given up."""
+        plan, held = self.record.plan, self.ledger.get(MACHINE)
+        domains = {plan.domain} if plan else set()
+        if held is not None:
+            domains.add(held.data["domain"])
+        for domain in domains:
+            self._abandon(domain)
+
+    def going_down(self) -> bool:
+        """There is a machine, and it is to be ended: nothing of it is to go on before."""
+        asked = self.record.intent in {Intent.STOPPED, Intent.DELETED}
+        ending = asked or self.record.phase is Phase.STOPPING
+        return ending and self.ledger.get(MACHINE) is not None
+
+    def owes(self, entry: Held) -> bool:
+        """Whether an extension's entry should have been given back by now."""
+        if self.record.intent is Intent.DELETED:
+            return bool(self.owed)
+        return entry.scope is Scope.RUNTIME and self.record.phase in DOWN
+
+    def _cut_off(self) -> DriverError:
+        text = f"sandbox {self.record.id}: this was cut off"
+        if self.record.intent is Intent.RUNNING:
+            return Unavailable(f"{text}, since the driver ends")
+        return Refused(f"{text}, since the sandbox is being stopped or deleted")
 
     async def vanish(self, forget: Callable[[str], None]) -> None:
         """The sandbox is gone for good: its record too, which nobody writes anew, and whoever is

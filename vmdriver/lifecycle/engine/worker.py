@@ -12,7 +12,9 @@ from functools import partial
 
 from vmdriver.errors import DriverError, HostError, NotFound, Refused, Unavailable
 from vmdriver.host.retry import backoff_s
-from vmdriver.lifecycle.engine.ledger import Scope
+from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.sandbox import DOWN
 from vmdriver.lifecycle.engine.standstill import LOOK_S
 from vmdriver.lifecycle.extending.phase_actions import PhaseActions
 from vmdriver.lifecycle.launch.launch import LaunchActions
@@ -22,6 +24,7 @@ from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model import wishes
 from vmdriver.model.condition import Standstill
 from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
+from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 from vmdriver.model.wishes import Wish
 
@@ -35,13 +38,17 @@ _LOOK_PATIENCE_S = 3.0
 class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
     """Owns one sandbox. Others only set its intent and wait."""
 
+    def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:
+        super().__init__(record, ledger, shared)
+        self._task: asyncio.Task[None] | None = None
+
     # --- for the manager
 
     def start(self) -> None:
         """Run the loop if it does not run. It ends by itself when there is nothing left
         to look after.
         """
-        self._wake.set()
+        self.woken.set()
         if (self._task is None or self._task.done()) and not self.gone:
             self._task = asyncio.create_task(
                 self._run(), name=f"worker {self.record.id}"
@@ -49,7 +56,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
 
     def hint(self) -> None:
         """Something may have changed: look."""
-        self._wake.set()
+        self.woken.set()
 
     async def wish(self, wish: Wish, *, regardless: bool = False) -> None:
         """Store what is wanted, then wake the loop, and cut off what is less urgent. Refused,
@@ -80,7 +87,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
     async def _run(self) -> None:
         failures = 0
         while not self.gone:
-            self._wake.clear()
+            self.woken.clear()
             try:
                 rested = await self.underway.run(self._turn())
                 failures, self.trouble = 0, ""
@@ -96,15 +103,18 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
                 self._note_trouble(HostError(f"internal error: {type(error).__name__}"))
                 await self._sleep(backoff_s(failures))
                 continue
-            if rested and self._nothing_to_watch() and not self._wake.is_set():
+            if rested and self._nothing_to_watch() and not self.woken.is_set():
                 return
             if rested:
                 await self._sleep(self._shared.settings.recheck_s)
         self.jobs.dismiss(NotFound(f"sandbox {self.record.id} was deleted"))
 
     def _nothing_to_watch(self) -> bool:
-        down = self.record.phase in {Phase.STOPPED, Phase.SUSPENDED, Phase.FAILED}
-        return down and not self.untidy and not self.ledger.held(Scope.RUNTIME)
+        return (
+            self.record.phase in DOWN
+            and not self.untidy
+            and not self.ledger.held(Scope.RUNTIME)
+        )
 
     def _note_trouble(self, error: DriverError) -> None:
         if error.text() != self.trouble:
@@ -116,7 +126,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._wake.wait()
+                await self.woken.wait()
 
     async def _turn(self) -> bool:
         """One look and one action. True: there was nothing to do."""
@@ -126,7 +136,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         kept = self.record.intent is not Intent.DELETED
         if self.record.cold and kept and self.record.phase not in _MEMORY_UNDER_WAY:
             await self._drop_memory()
-        if self.record.reverting and kept and not self._going_down():
+        if self.record.reverting and kept and not self.going_down():
             self.underway.doing = Action.REVERT
             await self._return_unless_stopped()
         self.underway.doing = Action.LOOK
@@ -176,7 +186,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         """Something is held still by a capture that nobody is at any more."""
         going_on = self.record.phase is not Phase.SUSPENDING
         kept = self.record.intent is not Intent.DELETED
-        due = going_on and kept and not self._going_down()
+        due = going_on and kept and not self.going_down()
         return due and bool(self.ledger.held(Scope.CAPTURE))
 
     async def _go_on(self) -> None:
@@ -189,18 +199,18 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
                 return  # looked at, and shown, while it is tried again
             # A stop does not wait until it can be suspended.
             reason = Reason.STOPPED.value
-            await self._note(phase=Phase.STOPPING, unwind_reason=reason)
+            await self.note(phase=Phase.STOPPING, unwind_reason=reason)
 
     async def _look(self) -> tuple[MachineState, GuestReport]:
         """What is to be ended is ended also where nobody can say how it is."""
         if self.record.intent is Intent.DELETED:
             return MachineState.BOOTING, GuestReport()
         if self.record.intent is not Intent.STOPPED:
-            return await self.observe()
+            return await self._shared.observer.look(self)
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(_LOOK_PATIENCE_S, self._give_up)
+        timer = loop.call_later(_LOOK_PATIENCE_S, self.give_up)
         try:
-            return await self.observe()
+            return await self._shared.observer.look(self)
         except (DriverError, OSError):
             return MachineState.BOOTING, GuestReport()
         finally:
@@ -217,12 +227,12 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
 
     async def _rest(self, machine: MachineState) -> bool:
         """True: there was nothing to do at all."""
-        if not self._adopted and machine is MachineState.READY:
+        if not self.adopted and machine is MachineState.READY:
             await self._adopt()
-            self._adopted = True
+            self.adopted = True
         if await self._tell_phases(machine):
             return False
-        await self._clean_again()
+        await self._shared.giving_back.again(self)
         await self._tidy()
         if await self._merge_if_due():
             return False

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from vmdriver.lifecycle.engine.hold import SandboxHold
-from vmdriver.lifecycle.engine.ledger import Held, Scope
 from vmdriver.lifecycle.extending import call_points as api
-from vmdriver.model.phase import Intent, MachineState, Phase
-from vmdriver.model.runs import Reason
-
-_DOWN = {Phase.STOPPED, Phase.SUSPENDED, Phase.FAILED}
+from vmdriver.model.phase import MachineState, Phase
 
 
 class PhaseActions(SandboxHold):
@@ -31,16 +25,3 @@ class PhaseActions(SandboxHold):
             extensions=self.record.extensions.model_copy(update={"ready_told": True})
         )
         return True
-
-    def owes(self, entry: Held) -> bool:
-        """Whether an extension's entry should have been given back by now."""
-        if self.record.intent is Intent.DELETED:
-            return bool(self.owed)
-        return entry.scope is Scope.RUNTIME and self.record.phase in _DOWN
-
-    async def _clean_again(self) -> None:
-        """Try once more what an extension could not give back after the run, if it is time."""
-        owed = self.record.phase in _DOWN and self.ledger.held(Scope.RUNTIME)
-        if owed and time.monotonic() >= self.clean_again_at:
-            reason = self.record.unwind_reason or Reason.STOPPED
-            await self._unwind(Scope.RUNTIME, Reason(reason))

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from vmdriver.errors import DriverError, HostError, HypervisorError
 from vmdriver.host import facts
-from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.extending.hooks import PlanDraft
 from vmdriver.lifecycle.extending.vm_phases import new_run
 from vmdriver.lifecycle.launch import endings
@@ -93,9 +92,7 @@ class LaunchActions(ForkActions):
             phase=Phase.LAUNCHING,
             launch_retries=0 if deliberate else self.record.launch_retries,
         )
-        await self._unwind(
-            Scope.RUNTIME, Reason(self.record.unwind_reason or Reason.STOPPED)
-        )
+        await self._unwind(Reason(self.record.unwind_reason or Reason.STOPPED))
         if kind is not None:
             await self._ask_to_restore(kind)
         try:
@@ -177,10 +174,10 @@ class LaunchActions(ForkActions):
         deadline = loop.time() + self._shared.settings.boot_timeout_s
         look_again = loop.time() + 1.0
         while self._shared.ports.disks.report_now(path).phase not in SAID:
-            if self._wake.is_set() or loop.time() > look_again:
+            if self.woken.is_set() or loop.time() > look_again:
                 look_again = loop.time() + 1.0
-                self._wake.clear()
-                machine, _ = await self.observe()
+                self.woken.clear()
+                machine, _ = await self._shared.observer.look(self)
                 if (
                     machine is not MachineState.BOOTING
                     or self.record.intent is not Intent.RUNNING
@@ -196,7 +193,7 @@ class LaunchActions(ForkActions):
             await asyncio.sleep(_POLL_S)
 
     async def _confirm_running(self, report: GuestReport) -> None:
-        self._adopted = True
+        self.adopted = True
         plan = self.record.plan
         if plan is not None and plan.template is None and self.record.launches == 1:
             await self._shared.templates.want(plan, self.record.spec.workspace)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.extending.runner import is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -26,7 +26,6 @@ OVERLAY = "overlay"
 FILES = "launch-files"
 TAP = "tap"
 FIREWALL = "firewall"
-MACHINE = "machine"
 _THAW_TIMEOUT_S = 10.0
 _UNCONFIRMED_THAW_TIMEOUT_S = 2.0
 """It has had its time to answer when it was to freeze."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from vmdriver.errors import DriverError, Refused, StorageError
+from vmdriver.errors import DriverError, Refused
 from vmdriver.host import facts
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.engine.ledger import Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Scope
 from vmdriver.lifecycle.launch import endings
-from vmdriver.lifecycle.launch.resources import FROZEN, LAYER, MACHINE, OVERLAY
+from vmdriver.lifecycle.launch.resources import FROZEN, LAYER, OVERLAY
 from vmdriver.lifecycle.memory.capture import CaptureActions
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory, unneeded_memory
 from vmdriver.lifecycle.ports.host import GuestReport
@@ -55,9 +55,7 @@ class EndActions(CaptureActions):
         )
 
     async def _clean_up(self) -> None:
-        await self._unwind(
-            Scope.RUNTIME, Reason(self.record.unwind_reason or Reason.PROCESS_EXITED)
-        )
+        await self._unwind(Reason(self.record.unwind_reason or Reason.PROCESS_EXITED))
         failure = self.record.failure
         if failure is not None and failure.will_retry:
             counted = 0 if failure.in_launch else 1
@@ -73,7 +71,7 @@ class EndActions(CaptureActions):
         # Frozen still, or not told yet what it must know: it may not answer.
         coming_back = self.record.phase is Phase.RESUMING
         if self.record.phase is not Phase.STOPPING:
-            await self._note(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+            await self.note(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
         plan = self.record.plan
         still = self.ledger.held(Scope.CAPTURE)
         # A guest that was frozen for a capture was flushed then.
@@ -83,10 +81,10 @@ class EndActions(CaptureActions):
         if still:
             # Which layer it writes to can be seen only while it is there.
             await self._settle_layer(regardless=True)
-        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        await self._unwind(Reason.STOPPED)
         if still:
             await self._abandon_capture()
-        self._merge_due = True
+        self.merge_due = True
         kept = self.record.memory is not None and not self.record.memory.consumed
         await self.update(
             phase=Phase.SUSPENDED if kept else Phase.STOPPED,
@@ -138,7 +136,7 @@ class EndActions(CaptureActions):
         and a start does not wait for it. True: it was.
         """
         down = self.record.phase in {Phase.STOPPED, Phase.SUSPENDED}
-        if not (self._merge_due and down):
+        if not (self.merge_due and down):
             return False
         self.underway.doing = Action.MERGE
         try:
@@ -146,18 +144,13 @@ class EndActions(CaptureActions):
         except DriverError as error:
             text = f"the disk's layers stay as they are: {error.text()}"
             self.tell("MergeFailed", text, warn=True)
-        self._merge_due = False
+        self.merge_due = False
         return True
 
     async def _delete(self) -> None:
         if self.record.phase is not Phase.DELETING or self.unsaved:
-            await self._note(phase=Phase.DELETING, unwind_reason=Reason.STOPPED.value)
-        try:
-            await self._unwind(None, Reason.STOPPED)
-        except StorageError:
-            if self._not_undone:
-                raise
-            # All is given back; only that cannot be noted, and the notes go with the rest.
+            await self.note(phase=Phase.DELETING, unwind_reason=Reason.STOPPED.value)
+        await self._shared.giving_back.everything(self, Reason.STOPPED)
         # A launch that was cut off may have named layers and not got to making its own, and one
         # that could not be removed when the record left it is named by nobody. What others made
         # for it, a template or a source, is below all of its own: no record leaves that.

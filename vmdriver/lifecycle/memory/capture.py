@@ -18,13 +18,12 @@ from typing import Any
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.hold import SandboxHold
-from vmdriver.lifecycle.engine.ledger import Held, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Scope
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.resources import (
     FROZEN,
     IMAGE_PART,
     LAYER,
-    MACHINE,
     PAUSED,
     WRITTEN,
 )
@@ -66,7 +65,7 @@ class CaptureActions(SandboxHold):
         """Let the machine go on after a capture that was cut off or has failed. One that is to
         be ended is ended first: to let it go on may hang, and is in vain.
         """
-        if self._going_down():
+        if self.going_down():
             return
         try:
             await self._settle_layer()

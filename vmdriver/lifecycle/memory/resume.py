@@ -13,11 +13,11 @@ from vmdriver.errors import (
     Refused,
 )
 from vmdriver.host import facts
-from vmdriver.lifecycle.engine.ledger import Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Scope
 from vmdriver.lifecycle.extending.vm_phases import new_run
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import LaunchFailed
-from vmdriver.lifecycle.launch.resources import MACHINE, MAPPED, Step, resume_steps
+from vmdriver.lifecycle.launch.resources import MAPPED, Step, resume_steps
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
@@ -82,7 +82,7 @@ class ResumeActions(CaptureActions):
                 await self._not_restored(error)
 
     async def _fail_to_restore(self, why: str) -> None:
-        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        await self._unwind(Reason.STOPPED)
         self.tell(RESTORE_FAILED, why, warn=True)
         failure = Failure(reason=RESTORE_FAILED, message=why)
         await self.update(phase=Phase.FAILED, failure=failure)
@@ -90,7 +90,7 @@ class ResumeActions(CaptureActions):
     async def _load(self, ref: MemoryRef, watch: Stopwatch) -> None:
         """Check, then have the machine paused, and mark the image as used."""
         shared, record = self._shared, self.record
-        await self._unwind(Scope.RUNTIME, Reason.STOPPED)  # of a try that was cut off
+        await self._unwind(Reason.STOPPED)  # of a try that was cut off
         with watch.step("check"):
             manifest, plan = await self._checked(ref)
             secrets = await shared.launcher.secrets(record)
@@ -203,7 +203,7 @@ class ResumeActions(CaptureActions):
         await self.update(secrets_digest=fresh)
 
     async def _resumed(self, ref: MemoryRef, watch: Stopwatch) -> None:
-        self._adopted = True
+        self.adopted = True
         directory, store = ref.directory, self._shared.ports.memory_store
         if ref.kind == "suspended":
             # The machine maps its file as long as it runs; without a manifest it is no image.
@@ -239,7 +239,7 @@ class ResumeActions(CaptureActions):
         ):
             await self._fail_to_restore(why)
             return
-        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        await self._unwind(Reason.STOPPED)
         lost = (
             "processes and unsaved work of that moment are lost; the disk is as it was"
         )

@@ -15,13 +15,10 @@ from vmdriver.errors import (
     NotFound,
     Refused,
     TimedOut,
-    Unavailable,
 )
 from vmdriver.host import facts
 from vmdriver.host.retry import tried
-from vmdriver.lifecycle.engine.hold import Shared
-from vmdriver.lifecycle.engine.jobs import Job, Jobs
-from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.extending.vm_phases import view_of
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.resources import FROZEN, LAYER, OVERLAY, PAUSED
@@ -33,7 +30,7 @@ from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
 from vmdriver.model.phase import Asked, Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
-from vmdriver.model.record import SandboxRecord, layers_of, utc_now
+from vmdriver.model.record import layers_of, utc_now
 from vmdriver.model.runs import Reason
 from vmdriver.model.spec import SandboxSpec
 
@@ -42,10 +39,6 @@ _log = logging.getLogger(__name__)
 
 class SnapshotActions(SuspendActions, ResumeActions):
     """What an operator asks for between two turns of the loop, one after the other."""
-
-    def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:
-        super().__init__(record, ledger, shared)
-        self.jobs = Jobs(record.id, self._cut_off)
 
     async def perform(self, job: Job) -> None:
         """Have the loop do it when it rests; returns when it is done, raises what it
@@ -64,12 +57,6 @@ class SnapshotActions(SuspendActions, ResumeActions):
     def start(self) -> None:
         """Run the loop; the worker does."""
         raise NotImplementedError
-
-    def _cut_off(self) -> DriverError:
-        text = f"sandbox {self.record.id}: this was cut off"
-        if self.record.intent is Intent.RUNNING:
-            return Unavailable(f"{text}, since the driver ends")
-        return Refused(f"{text}, since the sandbox is being stopped or deleted")
 
     # --- take
 
@@ -278,7 +265,7 @@ class SnapshotActions(SuspendActions, ResumeActions):
         """
         entry = self.find_snapshot(self.record.reverting)
         old, present = layers_of(self.record), self.record.memory
-        await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+        await self._unwind(Reason.STOPPED)
         layer = await self._new_layer(entry.layers)
         phase = Phase.STOPPED if entry.memory is None else Phase.SUSPENDED
         await self._stand_on(

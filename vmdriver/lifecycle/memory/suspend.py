@@ -7,7 +7,6 @@ from functools import partial
 
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.host.retry import tried
-from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
@@ -38,7 +37,7 @@ class SuspendActions(CaptureActions):
             await self._not_suspended(error)
             return
         with watch.step("release"):
-            await self._unwind(Scope.RUNTIME, Reason.SUSPENDED)
+            await self._unwind(Reason.SUSPENDED)
             await self._abandon_capture()
         size = f"{ref.stored_bytes / 2**20:.0f} MiB"
         self.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
@@ -124,7 +123,7 @@ class SuspendActions(CaptureActions):
     async def _is_there(self) -> bool:
         """Where it is to be ended anyway, a hypervisor that does not say changes nothing."""
         try:
-            machine, _ = await self.observe()
+            machine, _ = await self._shared.observer.look(self)
         except DriverError:
             after = wishes.asked_after(Wish.GO_ON, wishes.asked_of(self.record))
             if after == wishes.RUNNING:
@@ -138,7 +137,7 @@ class SuspendActions(CaptureActions):
         """
         ref, phase = self.record.memory, self.record.phase
         if phase is Phase.RESUMING:
-            await self._unwind(Scope.RUNTIME, Reason.STOPPED)
+            await self._unwind(Reason.STOPPED)
         if ref is None or phase not in {
             Phase.SUSPENDED,
             Phase.RESUMING,

@@ -1,0 +1,98 @@
+"""Gives back what is held for a sandbox, whoever acquired it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from vmdriver.errors import CleanupError, DriverError, StorageError
+from vmdriver.host.retry import backoff_s
+from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.engine.sandbox import DOWN, Sandbox
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.runs import Reason
+
+Undo = Callable[[SandboxRecord, Ledger, Held, Reason], Awaitable[None]]
+
+
+class GivingBack:
+    """`undo` undoes one entry; `is_owed` says of an entry's key that it may be given back later,
+    without a machine or an address being kept for it: an extension's.
+    """
+
+    def __init__(self, *, undo: Undo, is_owed: Callable[[str], bool]) -> None:
+        self._undo, self._is_owed = undo, is_owed
+
+    async def run(self, sandbox: Sandbox, reason: Reason) -> None:
+        """What belongs to the run. What only extensions owe then is tried again later, see `again`.
+        CleanupError for what stays held, StorageError when it cannot be noted.
+        """
+        errors = await sandbox.ledger.release(Scope.RUNTIME, self._of(sandbox, reason))
+        self._check(sandbox, Scope.RUNTIME, errors)
+
+    async def everything(self, sandbox: Sandbox, reason: Reason) -> None:
+        """All of it, what belongs to the run first. CleanupError for what stays held; that it
+        cannot be noted does not matter where all is given back: the notes are to go too.
+        """
+        undo = self._of(sandbox, reason)
+        failed = False
+
+        async def undo_one(held: Held) -> None:
+            nonlocal failed
+            try:
+                await undo(held)
+            except Exception:
+                failed = True
+                raise
+
+        with suppress(StorageError):  # the next one says that it cannot be noted
+            await sandbox.ledger.release(Scope.RUNTIME, undo)
+        try:
+            errors = await sandbox.ledger.release(None, undo_one)
+        except StorageError:
+            if failed:
+                raise
+            return
+        self._check(sandbox, None, errors)
+
+    async def again(self, sandbox: Sandbox) -> None:
+        """At rest: try once more what an extension could not give back after the run, if it is
+        time.
+        """
+        record = sandbox.record
+        owed = record.phase in DOWN and sandbox.ledger.held(Scope.RUNTIME)
+        if owed and time.monotonic() >= sandbox.clean_again_at:
+            await self.run(sandbox, Reason(record.unwind_reason or Reason.STOPPED))
+
+    async def one(self, sandbox: Sandbox, held: Held, reason: Reason) -> None:
+        """Undo one entry, which stays in the ledger. What its undo raises."""
+        await self._undo(sandbox.record, sandbox.ledger, held, reason)
+
+    def _of(
+        self, sandbox: Sandbox, reason: Reason
+    ) -> Callable[[Held], Awaitable[None]]:
+        return lambda held: self.one(sandbox, held, reason)
+
+    def _check(
+        self, sandbox: Sandbox, scope: Scope | None, errors: list[Exception]
+    ) -> None:
+        if not errors:
+            sandbox.owed, sandbox.clean_ups = "", 0
+            return
+        texts = "; ".join(
+            e.text() if isinstance(e, DriverError) else repr(e) for e in errors
+        )
+        if all(self._is_owed(held.key) for held in sandbox.ledger.held(scope)):
+            sandbox.clean_ups += 1
+            sandbox.clean_again_at = time.monotonic() + backoff_s(sandbox.clean_ups)
+            told, sandbox.owed = sandbox.owed, texts
+            if scope is Scope.RUNTIME:
+                # The machine is down: only an extension's own clean-up is left, which is
+                # tried again.
+                if told != texts:
+                    sandbox.tell("ExtensionCleanupFailed", texts, warn=True)
+                return
+        raise CleanupError(
+            f"{len(errors)} of the sandbox's resources could not be released: {texts}"
+        )
