@@ -13,8 +13,8 @@ import pytest
 
 from vmdriver.errors import StorageError
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.engine.ledger import Ledger
-from vmdriver.lifecycle.launch.resources import OVERLAY, Scope
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import Disk
 from vmdriver.storage.disks import DiskStore

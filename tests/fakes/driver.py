@@ -28,14 +28,22 @@ from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.observer import Observer
+from vmdriver.lifecycle.engine.resource import Resources
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
+from vmdriver.lifecycle.extending.resource import Extensions
+from vmdriver.lifecycle.extending.runner import PREFIXES, ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import Undoer
+from vmdriver.lifecycle.launch.resources import (
+    AddressLease,
+    Layers,
+    Undoer,
+    launch_parts,
+)
 from vmdriver.lifecycle.launch.supervisor import Supervisor
+from vmdriver.lifecycle.memory.resources import memory_resources
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
@@ -128,7 +136,15 @@ class FakeDriver:
             tell=lambda *problem: self.manager.tell_problem(*problem),
         )
         self._files = Pool("test", 1)
-        leftovers = self.leftovers = Leftovers(ports, instance, pool, RETRY_S)
+        layers = Layers(
+            ports.disks, lambda sandbox_id: self.manager.layers_of_others(sandbox_id)
+        )
+        parts = launch_parts(ports, layers)
+        self.resources = Resources(
+            [AddressLease(pool, ports.network), *parts, *memory_resources(ports)],
+            dict.fromkeys(PREFIXES, Extensions(runner.undo)),
+        )
+        leftovers = self.leftovers = Leftovers(ports, self.resources, pool, RETRY_S)
         launcher = Launcher(
             ports,
             settings,
@@ -141,6 +157,7 @@ class FakeDriver:
             MemoryBudget(
                 lambda: self.manager.records(), settings, leftovers.memory_mib
             ),
+            parts,
         )
 
         def shared(manager: Manager) -> Shared:
@@ -155,7 +172,7 @@ class FakeDriver:
             warm_pool = WarmPool(
                 ports, settings, launcher, templates, warm_directory, leftovers
             )
-            undoer = Undoer(ports, pool, runner.undo, manager.layers_of_others)
+            undoer = Undoer(self.resources, layers)
             templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
             return Shared(
                 ports,

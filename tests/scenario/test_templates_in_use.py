@@ -167,6 +167,7 @@ async def test_the_next_driver_finishes_a_removal_that_waited_for_a_user(
     assert not again.manager.templates.listed(), "it was removed before the kill"
     await again.settled()
     assert again.phase("second") is Phase.RUNNING
+    await until(lambda: not again.inside.builds(), "builds have no end")
     needed = again.record("second").layers
     left = {path for path in template_files(world) if template.key in path}
     # The sandbox may have booted, and have had a template built by now: another one.

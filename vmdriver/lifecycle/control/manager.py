@@ -20,9 +20,9 @@ from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.resource import WRITTEN
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending import call_points as api
-from vmdriver.lifecycle.launch.resources import WRITTEN
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.ports.host import Guard, JournalOpener, no_checkpoint
 from vmdriver.lifecycle.ports.settings import Settings
@@ -65,6 +65,7 @@ class Manager(Sandboxes):
             journals,
             self._ledger,
             self._shared.launcher,
+            self._shared.undoer.resources,
         )
         self.templates.layers_of_unread = self.shelf.layers
         self._recovery = Recovery(self._shared, self)

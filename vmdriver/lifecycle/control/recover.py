@@ -14,8 +14,8 @@ from vmdriver.lifecycle.control import sweep
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.broadcast import GONE_S
 from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.resource import LAYER
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.launch.resources import LAYER
 from vmdriver.model import wishes
 from vmdriver.model.phase import Intent
 from vmdriver.model.record import SandboxRecord

@@ -14,19 +14,19 @@ from pydantic import ValidationError
 from vmdriver.errors import DriverError, StorageError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
-from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.marked import marked
-from vmdriver.lifecycle.launch.resources import (
+from vmdriver.lifecycle.engine.resource import (
     FILES,
     FIREWALL,
     LEASE,
     OVERLAY,
-    TAP,
-    can_be_undone,
+    OfLayer,
+    Resources,
 )
-from vmdriver.lifecycle.ports.host import Found, JournalOpener
+from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.marked import entry, marked
+from vmdriver.lifecycle.launch.resources import OfFiles
+from vmdriver.lifecycle.ports.host import JournalOpener
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.model.ids import mark
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
 from vmdriver.model.record import ExtensionState, SandboxRecord, layers_of, utc_now
@@ -34,7 +34,6 @@ from vmdriver.model.set_aside import STATE_UNREADABLE, SetAside, salvage_of
 from vmdriver.model.spec import SandboxSpec
 
 _log = logging.getLogger(__name__)
-_OF_MARKED = {"domain": MACHINE, "tap": TAP, "firewall": FIREWALL}
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Shelf:
     open: Callable[[str], Ledger]
     """A sandbox's ledger. StorageError."""
     launcher: Launcher
+    resources: Resources
     kept: dict[str, SetAside] = field(default_factory=dict)
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -61,15 +61,15 @@ class Shelf:
     def ledger(self, record: SandboxRecord) -> Ledger:
         """A sandbox's ledger, and its lease is noted. StorageError."""
         ledger = self.open(record.id)
-        for entry in ledger.held():
-            if not can_be_undone(entry):
+        for held in ledger.held():
+            if not self.resources.can_be_undone(held):
                 raise StorageError(
                     f"sandboxes/{record.id}/ledger.jsonl does not say how to give back "
-                    f"its {entry.key}"
+                    f"its {held.key}"
                 )
-        held = ledger.get(LEASE)
-        if held is not None:
-            self._adopt(record.id, held)
+        lease = ledger.get(LEASE)
+        if lease is not None:
+            self._adopt(record.id, lease)
         return ledger
 
     def _adopt(self, sandbox_id: str, held: Held) -> None:
@@ -143,7 +143,7 @@ class Shelf:
             held = await self._held(aside)
             record = await self._stand_in(aside, held)
             await self.ports.records.give_up(record)
-            lines = [line for entry in held for line in entry.lines()]
+            lines = [line for h in held for line in h.lines()]
             await self.journals(sandbox_id).rewrite(lines)
             ledger = self.open(sandbox_id)
             del self.kept[sandbox_id]
@@ -153,7 +153,7 @@ class Shelf:
         """What its ledger says, if it can be read, and what is found on the host besides."""
         try:
             ledger = self.open(aside.id)
-            held = {h.key: h for h in ledger.held() if can_be_undone(h)}
+            held = {h.key: h for h in ledger.held() if self.resources.can_be_undone(h)}
         except StorageError:
             held = {}
         lease = aside.salvage.lease
@@ -161,29 +161,18 @@ class Shelf:
             data = lease.model_dump()
             held.setdefault(LEASE, Held(LEASE, Scope.PERSISTENT, data, done=True))
         for path in list(await self._own_layers(aside.id))[-1:]:
-            overlay = Held(OVERLAY, Scope.PERSISTENT, {"path": path}, done=True)
-            held.setdefault(OVERLAY, overlay)
-        seed = {"seed": self.launcher.places.paths(aside.id).seed}
+            layer = OfLayer(path=path).model_dump()
+            held.setdefault(OVERLAY, Held(OVERLAY, Scope.PERSISTENT, layer, done=True))
+        seed = OfFiles(seed=self.launcher.places.paths(aside.id).seed).model_dump()
         held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
-        found = await marked(self.ports)
-        for item in (f for f in found if f.sandbox_id == aside.id):
-            entry = self._entry(item, lease)
-            held.setdefault(entry.key, entry)
+        instance = self.launcher.settings.instance
+        guest_ip = lease.guest_ip if lease else ""
+        for item in await marked(self.ports):
+            if item.sandbox_id == aside.id:
+                found = entry(item, instance, guest_ip)
+                held.setdefault(found.key, found)
         last = [held.pop(key) for key in (FIREWALL, MACHINE) if key in held]
         return [*held.values(), *last]  # undone in reverse: the machine holds the rest
-
-    def _entry(self, item: Found, lease: Lease | None) -> Held:
-        key = _OF_MARKED[item.kind]
-        data = {
-            MACHINE: {"domain": item.name},
-            FIREWALL: {"tap": item.name},
-            TAP: {
-                "tap": item.name,
-                "mark": mark(self.launcher.settings.instance, item.sandbox_id),
-                "guest_ip": lease.guest_ip if lease else "",
-            },
-        }[key]
-        return Held(key, Scope.RUNTIME, data, done=True)
 
     async def _own_layers(self, sandbox_id: str) -> dict[str, tuple[str, ...]]:
         try:

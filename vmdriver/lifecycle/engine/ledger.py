@@ -107,6 +107,27 @@ def _mapping(data: Any) -> Mapping[str, Any]:
     return data
 
 
+class VolatileJournal:
+    """For what nobody looks after when this process has ended, since its marks on the host say
+    enough: lines in memory.
+    """
+
+    def __init__(self, *held: Held) -> None:
+        self._lines = [line for entry in held for line in entry.lines()]
+
+    def read(self) -> list[Line]:
+        """A ports.host.Journal."""
+        return list(self._lines)
+
+    async def append(self, *lines: Line) -> None:
+        """Add lines."""
+        self._lines.extend(lines)
+
+    async def rewrite(self, lines: list[Line]) -> None:
+        """Replace all of them."""
+        self._lines = list(lines)
+
+
 class Ledger:
     """One sandbox's ledger. Any task may use it: each write is one step together with what is
     held in memory, and nobody gives back what is just being acquired, or the other way round.
@@ -176,13 +197,19 @@ class Ledger:
         """
         await finished(self._change({"op": "moved", "key": key}, last=True))
 
-    async def release(self, scope: Scope | None, undo: Undo) -> list[Exception]:
+    async def hand_over(self, key: str) -> None:
+        """Strike an entry that another ledger holds from now on: nothing is undone."""
+        await finished(self._strike([key]))
+
+    async def release(
+        self, scope: Scope | None, undo: Undo, *, level: int = logging.WARNING
+    ) -> list[Exception]:
         """Undo entries of a scope (None: all) in reverse, then strike them out. Goes on after
         an error; what failed stays held.
 
         Everything is undone before anything is struck: on a full disk, where the ledger
         cannot grow, nothing stays as it is for that reason. StorageError then: all of it is
-        held still, and is given back once more.
+        held still, and is given back once more. `level`: of the log of what fails.
         """
         errors: list[Exception] = []
         undone: list[str] = []
@@ -193,7 +220,7 @@ class Ledger:
                     busy.enter_context(self._alone_at(entry.key))
                     await finished(undo(entry))
                 except Exception as error:  # noqa: BLE001 - one failing undo must not keep the others from running
-                    _log.warning("undo of %s failed: %s", entry.key, error)
+                    _log.log(level, "undo of %s failed: %s", entry.key, error)
                     errors.append(error)
                     continue
                 undone.append(entry.key)

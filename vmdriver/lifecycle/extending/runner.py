@@ -38,11 +38,13 @@ from vmdriver.model.spec import SandboxSpec
 
 RUN = "launch-hook:"
 STAY = "delete-hook:"
+PREFIXES = (RUN, STAY, RUN_PHASES, STAY_PHASES, HOLD)
+"""Of keys in ledgers."""
 
 
 def is_extensions(key: str) -> bool:
     """Whether a ledger entry is an extension's, not the machine's."""
-    return key.startswith((RUN, STAY, RUN_PHASES, STAY_PHASES, HOLD))
+    return key.startswith(PREFIXES)
 
 
 class ExtensionRunner:

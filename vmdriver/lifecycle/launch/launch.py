@@ -132,8 +132,8 @@ class LaunchActions(ForkActions):
     ) -> None:
         launcher = self._shared.launcher
         environment = await launcher.prepare(self.record, self.ledger, plan, draft)
-        steps = self._steps(plan, environment, secrets, beginning)
-        await launcher.take(self.record, self.ledger, steps)
+        source = self._source(plan, environment, secrets, beginning)
+        await launcher.take(self.record, self.ledger, source)
 
     async def _note_launch(
         self, plan: LaunchPlan, digest: str, kind: RestoreKind | None

@@ -6,19 +6,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.extending.hooks import PlanDraft
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import LEASE, Step
+from vmdriver.lifecycle.launch.resources import (
+    AddressLease,
+    MachineSource,
+    Part,
+    take,
+)
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.ports.host import AcceleratorChoice
 from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress
@@ -78,6 +84,8 @@ class Launcher:
     files: Pool
     supervisor: Supervisor
     budget: MemoryBudget
+    parts: Sequence[Part]
+    """Of a machine, in the order in which it comes to them."""
     building: set[str] = field(default_factory=set)
     """Layers of templates that are being built."""
 
@@ -89,7 +97,7 @@ class Launcher:
         """
         try:
             disk = await self._image(record, tell)
-            lease = await self.lease(record, ledger)
+            lease = await self.lease(record.id, ledger)
             facts = await self._facts(record, disk, lease)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
@@ -126,18 +134,10 @@ class Launcher:
         )
         return disk
 
-    async def lease(self, record: SandboxRecord, ledger: Ledger) -> Lease:
-        """The sandbox's address lease; taken once and kept until delete."""
-        held = ledger.get(LEASE)
-        if held is not None:
-            return Lease.model_validate(held.data)
-        lease = self.pool.take(record.id, await self.ports.network.taken())
-
-        async def adopt() -> None:
-            self.pool.adopt(record.id, lease)
-
-        await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
-        return lease
+    async def lease(self, holder_id: str, ledger: Ledger) -> Lease:
+        """Its address lease; taken once and kept until it is given back."""
+        lease = AddressLease(self.pool, self.ports.network)
+        return await lease.acquire(holder_id, ledger)
 
     async def _facts(
         self, record: SandboxRecord, disk: BaseDisk, lease: Lease
@@ -177,27 +177,26 @@ class Launcher:
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
 
-    @staticmethod
-    async def take(record: SandboxRecord, ledger: Ledger, steps: list[Step]) -> None:
-        """Acquire what the steps say, in order. LaunchFailed."""
-        for step in steps:
+    async def take(
+        self,
+        record: SandboxRecord,
+        ledger: Ledger,
+        source: MachineSource,
+        timed: Callable[[str], AbstractContextManager[None]] = lambda _key: (
+            nullcontext()
+        ),
+    ) -> None:
+        """Acquire everything that its machine holds, in order; `timed` is entered for each, with
+        its key. LaunchFailed.
+        """
+        for part in self.parts:
             try:
-                await ledger.acquire(
-                    step.key,
-                    step.scope,
-                    step.undo,
-                    step.acquire,
-                    may_hang=step.may_hang,
-                )
+                with timed(part.key):
+                    await take(ledger, part, source)
             except DriverError as error:
-                _log.warning(
-                    "%s: step %s failed: %s [%s]",
-                    record.id,
-                    step.key,
-                    error,
-                    error.detail,
-                )
-                raise LaunchFailed(error, step.blame) from error
+                text = "%s: step %s failed: %s [%s]"
+                _log.warning(text, record.id, part.key, error, error.detail)
+                raise LaunchFailed(error, part.blame) from error
 
     async def secrets(self, record: SandboxRecord) -> dict[str, bytes]:
         """Token and TLS files for the guest, by path below /opt/openshell. Refused when a

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from vmdriver.lifecycle.engine.ledger import (
+    MACHINE,
+    Held,
+    Ledger,
+    Scope,
+    VolatileJournal,
+)
+from vmdriver.lifecycle.engine.resource import (
+    FIREWALL,
+    TAP,
+    Data,
+    Holder,
+    OfDomain,
+    Resources,
+)
+from vmdriver.lifecycle.launch.resources import (
+    Firewall,
+    Machine,
+    OfFirewall,
+    OfTap,
+    Tap,
+)
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.ids import mark
+
+KEYS = {"domain": MACHINE, "tap": TAP, "firewall": FIREWALL}
+"""What each kind of them is in a ledger."""
 
 
 async def marked(ports: Ports) -> list[Found]:
@@ -12,11 +37,21 @@ async def marked(ports: Ports) -> list[Found]:
     return [*await ports.hypervisor.marked(), *await ports.network.marked()]
 
 
+def entry(found: Found, instance: str, guest_ip: str = "") -> Held:
+    """What a ledger would say of it. `guest_ip`: "" where it is not known."""
+    key, name = KEYS[found.kind], found.name
+    owner = mark(instance, found.sandbox_id)
+    data: dict[str, Data] = {
+        MACHINE: OfDomain(domain=name),
+        TAP: OfTap(tap=name, mark=owner, guest_ip=guest_ip),
+        FIREWALL: OfFirewall(tap=name),
+    }
+    return Held(key, Scope.RUNTIME, data[key].model_dump(), done=True)
+
+
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:
-    """Remove one of them."""
-    if orphan.kind == "domain":
-        await ports.hypervisor.destroy(orphan.name)
-    elif orphan.kind == "firewall":
-        await ports.network.remove_rules(orphan.name)
-    elif orphan.kind == "tap":
-        await ports.network.remove_tap(orphan.name, mark(instance, orphan.sandbox_id))
+    """Remove one of them: it is given back as if a ledger held it."""
+    network, nobodys = ports.network, Ledger(VolatileJournal())
+    kinds = (Tap(network), Firewall(network), Machine(ports.hypervisor))
+    holder = Holder(orphan.sandbox_id, nobodys)
+    await Resources(kinds).release(entry(orphan, instance), holder)

@@ -9,8 +9,8 @@ from vmdriver.errors import DriverError, Refused
 from vmdriver.host import facts
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine.ledger import MACHINE, Scope
+from vmdriver.lifecycle.engine.resource import FROZEN, LAYER, OVERLAY
 from vmdriver.lifecycle.launch import endings
-from vmdriver.lifecycle.launch.resources import FROZEN, LAYER, OVERLAY
 from vmdriver.lifecycle.memory.capture import CaptureActions
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory, unneeded_memory
 from vmdriver.lifecycle.ports.host import GuestReport

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,17 +19,17 @@ from vmdriver.errors import DriverError, Refused
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.hold import SandboxHold
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Scope
+from vmdriver.lifecycle.engine.resource import FROZEN, LAYER, PAUSED
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.resources import (
-    FROZEN,
-    IMAGE_PART,
-    LAYER,
-    PAUSED,
-    WRITTEN,
-)
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.manifest import describe
-from vmdriver.lifecycle.ports.memory import STATE_BYTES, Captured, Streamed
+from vmdriver.lifecycle.memory.resources import (
+    FrozenWorkload,
+    ImagePart,
+    PausedMachine,
+    image_bytes,
+)
+from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.model.memory_image import ImageKind, MemoryRef
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.runs import Reason
@@ -142,9 +142,6 @@ class CaptureActions(SandboxHold):
                 resolution="stop it instead, or take a snapshot of the disk only",
             )
 
-    async def _hold_step(self, key: str, data: Mapping[str, Any], effect: Any) -> Any:
-        return await self.ledger.acquire(key, Scope.CAPTURE, data, effect)
-
     async def _read_ahead(self) -> None:
         """Have the file that the machine maps in the page cache before it stands still:
         page by page, as QEMU would ask for it, that takes several times as long.
@@ -155,46 +152,20 @@ class CaptureActions(SandboxHold):
     async def _freeze(self, plan: LaunchPlan, watch: Stopwatch) -> str:
         """Workload frozen, disks flushed, machine paused. The guest's boot id."""
         ports, domain = self._shared.ports, plan.domain
-        limit_s, data = self._shared.settings.freeze_timeout_s, {"domain": domain}
+        limit_s = self._shared.settings.freeze_timeout_s
+        workload = FrozenWorkload(ports.guest, ports.hypervisor, ports.memory)
         with watch.step("freeze"):
-            boot_id = await self._hold_step(
-                FROZEN, data, lambda: ports.guest.freeze(domain, limit_s)
-            )
+            boot_id = await workload.acquire(self.ledger, domain, limit_s)
         with watch.step("pause"):
-            await self._hold_step(PAUSED, data, lambda: ports.memory.pause(domain))
-        return str(boot_id)
+            await PausedMachine(ports.memory).acquire(self.ledger, domain)
+        return boot_id
 
     async def _begin_image(
         self, plan: LaunchPlan, directory: str, copies: int = 1
     ) -> str:
         """Make room for the memory, `copies` times; the path of the file for it."""
-        store = self._shared.ports.memory_store
-        needed = copies * (plan.memory_mib * 2**20 + STATE_BYTES)
-        data = {"directory": directory}
-        path = await self._hold_step(
-            IMAGE_PART, data, lambda: store.begin(directory, needed)
-        )
-        return str(path)
-
-    async def _write_memory(self, plan: LaunchPlan, path: str) -> Captured:
-        memory = self._shared.ports.memory
-        captured = await self._hold_step(
-            WRITTEN,
-            {"domain": plan.domain},
-            lambda: memory.capture(plan.domain, path, plan.memory_mib),
-        )
-        assert isinstance(captured, Captured)  # noqa: S101 - a capture is never resumed half-way
-        return captured
-
-    async def _stream_memory(self, plan: LaunchPlan, path: str) -> Streamed:
-        memory = self._shared.ports.memory
-        streamed = await self._hold_step(
-            WRITTEN,
-            {"domain": plan.domain},
-            lambda: memory.stream(plan.domain, f"{path}.stream"),
-        )
-        assert isinstance(streamed, Streamed)  # noqa: S101 - a capture is never resumed half-way
-        return streamed
+        part = ImagePart(self._shared.ports.memory_store)
+        return await part.acquire(self.ledger, directory, copies * image_bytes(plan))
 
     async def _publish_image(
         self,

@@ -12,7 +12,7 @@ import time
 from vmdriver.errors import DriverError
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.ledger import Held
-from vmdriver.lifecycle.launch.resources import FROZEN, PAUSED
+from vmdriver.lifecycle.engine.resource import FROZEN, PAUSED
 from vmdriver.model.condition import Standstill
 from vmdriver.model.record import utc_now
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 from vmdriver.errors import (
     DriverError,
@@ -13,17 +16,17 @@ from vmdriver.errors import (
     Refused,
 )
 from vmdriver.host import facts
-from vmdriver.lifecycle.engine.ledger import MACHINE, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.extending.vm_phases import new_run
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import LaunchFailed
-from vmdriver.lifecycle.launch.resources import MAPPED, Step, resume_steps
+from vmdriver.lifecycle.launch.resources import MachineSource, booted, is_there
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
+from vmdriver.lifecycle.memory.resources import MappedMemory
 from vmdriver.lifecycle.memory.restore_tries import Verdict, final
 from vmdriver.model.condition import Progress
-from vmdriver.model.ids import mark
 from vmdriver.model.memory_image import MemoryManifest, MemoryRef
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.plan import LaunchPlan
@@ -106,25 +109,21 @@ class ResumeActions(CaptureActions):
         await self.update(extensions=new_run(record, kind))
         with watch.step("hooks"):
             await self._ask_extensions(kind)
-        saved = await shared.ports.memory_store.saved(ref.directory)
-        owner = mark(shared.settings.instance, record.id)
-        scratch = shared.launcher.places.paths(record.id).scratch
-        steps = resume_steps(
-            shared.ports,
-            shared.settings.instance,
-            plan,
-            secrets,
-            lambda: shared.ports.memory.load(plan, owner, saved, scratch),
-        )
+        source = await self._from_memory(ref, plan, secrets)
         await self.update(
             plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
         )
         store = shared.ports.memory_store
         await store.lend(ref.directory, lent=True)
         try:
-            for step in steps:
-                with watch.step("load" if step.key == MACHINE else "network and files"):
-                    await self._take_step(step)
+            await shared.launcher.take(
+                record,
+                self.ledger,
+                source,
+                lambda key: watch.step(
+                    "load" if key == MACHINE else "network and files"
+                ),
+            )
         finally:
             await store.lend(ref.directory, lent=False)
         with watch.step("mark as used"):
@@ -139,13 +138,26 @@ class ResumeActions(CaptureActions):
                 raise
             raise final(error) from error
 
-    async def _take_step(self, step: Step) -> None:
-        try:
-            await self._shared.launcher.take(self.record, self.ledger, [step])
-        except LaunchFailed as failed:
-            if step.key != MACHINE:
-                raise
-            raise self.restoring.not_loaded(failed.cause) from failed
+    async def _from_memory(
+        self, ref: MemoryRef, plan: LaunchPlan, secrets: Mapping[str, bytes]
+    ) -> MachineSource:
+        """From kept memory to a machine that is loaded and paused, on the disk that is there.
+        What its guest said last stays on the status disk.
+        """
+        ports, environment = self._shared.ports, plan.environment
+        instance = self._shared.settings.instance
+        saved = await ports.memory_store.saved(ref.directory)
+        scratch = self._shared.launcher.places.paths(self.record.id).scratch
+        source = booted(ports, instance, plan, environment, secrets)
+
+        async def load() -> None:
+            try:
+                await ports.memory.load(plan, source.mark, saved, scratch)
+            except DriverError as error:
+                raise self.restoring.not_loaded(error) from error
+
+        write = partial(ports.disks.write_resume_files, plan, environment, secrets)
+        return replace(source, make_layer=is_there, write_files=write, start=load)
 
     async def _checked(self, ref: MemoryRef) -> tuple[MemoryManifest, LaunchPlan]:
         ports, old = self._shared.ports, self.record.plan
@@ -208,12 +220,7 @@ class ResumeActions(CaptureActions):
         if ref.kind == "suspended":
             # The machine maps its file as long as it runs; without a manifest it is no image.
             used = directory = self._shared.launcher.places.paths(self.record.id).mapped
-            await self.ledger.acquire(
-                MAPPED,
-                Scope.RUNTIME,
-                {"directory": used},
-                lambda: store.retire(ref.directory, used),
-            )
+            await MappedMemory(store).acquire(self.ledger, ref.directory, used)
         kind = _KINDS[ref.kind]
         self.tell(
             "Restored",

@@ -19,10 +19,11 @@ from vmdriver.errors import (
 from vmdriver.host import facts
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.jobs import Job
+from vmdriver.lifecycle.engine.resource import FROZEN, OVERLAY, PAUSED
 from vmdriver.lifecycle.extending.vm_phases import view_of
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.resources import FROZEN, LAYER, OVERLAY, PAUSED
 from vmdriver.lifecycle.memory.capture import Stopwatch
+from vmdriver.lifecycle.memory.resources import NewLayer, WrittenMemory
 from vmdriver.lifecycle.memory.resume import ResumeActions
 from vmdriver.lifecycle.memory.snapshot_room import check_room
 from vmdriver.lifecycle.memory.suspend import SuspendActions
@@ -122,7 +123,8 @@ class SnapshotActions(SuspendActions, ResumeActions):
         boot_id = await self._freeze(plan, watch)
         if not disk_only:
             with watch.step("memory"):
-                streamed = await self._stream_memory(plan, memory_path)
+                written = WrittenMemory(ports.memory)
+                streamed = await written.stream(self.ledger, plan, memory_path)
         with watch.step("disk"):
             await self._switch_layer(plan.domain, layer)
         with watch.step("go on"):
@@ -185,10 +187,7 @@ class SnapshotActions(SuspendActions, ResumeActions):
         )
 
     async def _new_layer(self, on: tuple[str, ...], *, running: bool = False) -> str:
-        """Made durably: it may have to be stood on after a power cut. `running`: a machine is
-        to switch to it.
-        """
-        disks = self._shared.ports.disks
+        """`running`: a machine is to switch to it."""
         path = self._shared.launcher.places.new_layer(self.record.id)
         disk = Disk(
             role="root",
@@ -197,12 +196,8 @@ class SnapshotActions(SuspendActions, ResumeActions):
             read_only=False,
             backing=planner.below((*on, path), self.record.base),
         )
-
-        async def create() -> None:
-            await disks.create_overlay(disk)
-            await disks.sync_layer(path)
-
-        await self._hold_step(LAYER, {"path": path, "running": running}, create)
+        layer = NewLayer(self._shared.ports.disks)
+        await layer.acquire(self.ledger, disk, running=running)
         return path
 
     async def allow_fork(self, spec: SandboxSpec) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
+from vmdriver.lifecycle.memory.resources import WrittenMemory
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
 from vmdriver.model.phase import MachineState, Phase
@@ -80,7 +81,8 @@ class SuspendActions(CaptureActions):
         await self._read_ahead()
         boot_id = await self._freeze(plan, watch)
         with watch.step("memory"):
-            captured = await self._write_memory(plan, memory)
+            written = WrittenMemory(shared.ports.memory)
+            captured = await written.acquire(self.ledger, plan, memory)
         return await self._publish_image(
             "suspended", "", target, captured, boot_id, plan, watch
         )

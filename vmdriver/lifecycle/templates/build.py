@@ -1,27 +1,29 @@
 """Boots a guest up to its barrier and keeps its memory.
 
-Nothing of it is in a ledger: every host object carries a mark that belongs to no sandbox, so
-that the next driver's sweep removes what a killed one had made.
+Its ledger is in memory: every host object carries a mark that belongs to no sandbox, so that the
+next driver's sweep removes what a killed one had made.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from functools import partial
 
 from vmdriver.errors import TimedOut
 from vmdriver.host import facts
+from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.resources import booted, take
 from vmdriver.lifecycle.memory.manifest import describe
-from vmdriver.lifecycle.ports.host import Taken
-from vmdriver.lifecycle.ports.memory import STATE_BYTES
+from vmdriver.lifecycle.memory.resources import ImagePart, image_bytes
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.lifecycle.templates.leftovers import Belongings, Leftovers
-from vmdriver.model import ids
+from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import LaunchPlan, Lease
 
 _POLL_S = 0.05
 
@@ -47,16 +49,15 @@ class TemplateBuild:
         self._leftovers = leftovers
 
     def _plan(
-        self, key: str, plan: LaunchPlan, part: str, owner: str, taken: Taken
+        self, one: Unowned, plan: LaunchPlan, part: str, lease: Lease, layer: str
     ) -> LaunchPlan:
         """The machine of a sandbox's plan, as nobody's: no environment, no drop-ins, an
         address that it never uses.
         """
-        lease = self._launcher.pool.take(owner, taken)
         network = plan.network.model_copy(
             update={"lease": lease, "egress": "none", "dns": ()}
         )
-        nobody = planner.as_nobodys(plan, self._settings.instance, owner, part)
+        nobody = planner.as_nobodys(plan, self._settings.instance, one.owner, part)
         nobody = nobody.model_copy(
             update={
                 "network": network,
@@ -69,7 +70,6 @@ class TemplateBuild:
                 "template": None,
             }
         )
-        layer = self._launcher.places.new_layer(f"template-{key}")
         return planner.on_layers(nobody, (layer,), plan.disk("root").backing[-1])
 
     def has_room(self, plan: LaunchPlan) -> bool:
@@ -85,52 +85,41 @@ class TemplateBuild:
         """Build it. DriverError; cancellable; nothing is left over then, room and address
         that were set aside for it among it, but for what cannot be given back yet.
         """
-        owner, part = owner_of(key), f"{target}.part"
-        taken = await self._ports.network.taken()
-        try:
-            nobody = self._plan(key, plan, part, owner, taken)
-        except BaseException:
-            self._launcher.pool.free(owner)
-            raise
-        layer, building = nobody.disk("root").path, self._launcher.building
+        layer = self._launcher.places.new_layer(owner_of(key))
+        building = self._launcher.building
         building.add(layer)
-        made_for_nothing = layer
+        one = Unowned(
+            owner_of(key), plan.memory_mib, given_back=lambda: building.discard(layer)
+        )
         try:
-            needed = plan.memory_mib * 2**20 + STATE_BYTES
-            memory = await self._ports.memory_store.begin(part, needed)
-            manifest = await self._run(nobody, workspace, part, target, memory)
-            made_for_nothing = ""
-            return manifest
+            return await self._run(one, plan, workspace, target, layer)
         finally:
-            leaving = Belongings(
-                owner,
-                nobody,
-                (part,),
-                made_for_nothing,
-                given_back=lambda: building.discard(layer),
-            )
-            await self._leftovers.give_back(leaving)
+            await self._leftovers.give_back(one)
 
     async def _run(
-        self, plan: LaunchPlan, workspace: str, part: str, target: str, memory: str
+        self, one: Unowned, plan: LaunchPlan, workspace: str, target: str, layer: str
     ) -> MemoryManifest:
-        ports, mark = self._ports, ids.mark(self._settings.instance, plan.sandbox_id)
-        await ports.disks.create_overlay(plan.disk("root"))
-        await ports.disks.write_barrier_files(plan)
-        await ports.network.make_tap(plan.network, mark)
-        await ports.network.load_rules(plan.network, mark)
-        await ports.hypervisor.start(plan, mark)
+        ports, part, ledger = self._ports, f"{target}.part", one.ledger
+        lease = await self._launcher.lease(one.owner, ledger)
+        plan = self._plan(one, plan, part, lease, layer)
+        image = ImagePart(ports.memory_store)
+        memory = await image.acquire(ledger, part, image_bytes(plan))
+        write = partial(ports.disks.write_barrier_files, plan)
+        source = booted(ports, self._settings.instance, plan, {}, {})
+        for thing in self._launcher.parts:
+            await take(ledger, thing, replace(source, write_files=write))
         await self._wait(plan)
         await ports.memory.pause(plan.domain)
         captured = await ports.memory.capture(plan.domain, memory, plan.memory_mib)
         await ports.hypervisor.destroy(plan.domain)
-        await ports.disks.freeze_layer(plan.disk("root").path)
+        await ports.disks.freeze_layer(layer)
         parts = await ports.memory_store.write_parts(part, captured)
         manifest = await describe(
             ports, "template", plan, captured, parts, workspace=workspace
         )
         await ports.memory_store.lend(part, lent=True)
         await ports.memory_store.publish(part, target, manifest)
+        await ledger.hand_over(OVERLAY)
         return manifest
 
     async def _wait(self, plan: LaunchPlan) -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine.hold import SandboxHold
+from vmdriver.lifecycle.engine.resource import LEASE, OVERLAY
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.resources import (
-    LEASE,
-    OVERLAY,
-    Step,
-    claim_steps,
-    launch_steps,
-)
+from vmdriver.lifecycle.launch.resources import MachineSource, booted, is_there
 from vmdriver.lifecycle.templates.pool import Waiting
 from vmdriver.lifecycle.templates.template import Template, on_template
 from vmdriver.model.ids import mark
@@ -86,34 +82,30 @@ class ForkActions(SandboxHold):
             if waiting is not None:
                 pool.settle(waiting)
 
-    def _steps(
+    def _source(
         self,
         plan: LaunchPlan,
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
         beginning: Beginning,
-    ) -> list[Step]:
+    ) -> MachineSource:
         ports, instance = self._shared.ports, self._shared.settings.instance
         template, waiting = beginning.template, beginning.waiting
+        source = booted(ports, instance, plan, environment, secrets)
         if template is None:
-            return launch_steps(ports, instance, plan, environment, secrets)
+            return source
         if waiting is None:
-            return launch_steps(
-                ports,
-                instance,
-                plan,
-                environment,
-                secrets,
-                lambda: self._fork(plan, template),
-            )
-        return claim_steps(
-            ports,
-            instance,
-            plan,
-            waiting.plan,
-            environment,
-            secrets,
-            lambda: self._adopt_waiting(plan),
+            return replace(source, start=partial(self._fork, plan, template))
+        # Everything is there already, and gets another owner.
+        tap, disks = plan.network.lease.tap, ports.disks
+        return replace(
+            source,
+            make_layer=is_there,
+            write_files=partial(
+                disks.take_over_files, waiting.plan, plan, environment, secrets
+            ),
+            bring_tap=partial(ports.network.remark_tap, tap, source.mark),
+            start=partial(self._adopt_waiting, plan),
         )
 
     async def _fork(self, plan: LaunchPlan, template: Template) -> None:

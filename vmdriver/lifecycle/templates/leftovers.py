@@ -1,7 +1,7 @@
-"""Gives back what nobody's machines hold: those of templates under way and of forks that wait.
+"""Gives back what machines of no sandbox hold: those of templates under way and of forks that wait.
 
-No ledger knows of it. What cannot be given back is kept and tried again while the driver runs;
-what is left when it ends, the next driver's sweep finds by its marks.
+Their ledgers are in memory. What cannot be given back is kept and tried again while the driver
+runs; what is left when it ends, the next driver's sweep finds by its marks.
 """
 
 from __future__ import annotations
@@ -9,15 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from vmdriver.errors import DriverError, Unavailable
 from vmdriver.host.retry import backoff_s
+from vmdriver.lifecycle.engine.ledger import (
+    MACHINE,
+    Held,
+    Ledger,
+    Scope,
+    VolatileJournal,
+)
+from vmdriver.lifecycle.engine.resource import (
+    FIREWALL,
+    IMAGE_PART,
+    LEASE,
+    OVERLAY,
+    Holder,
+    OfDirectory,
+    OfLayer,
+    Resources,
+)
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.launch.marked import marked, remove
+from vmdriver.lifecycle.launch.marked import KEYS, marked
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.model import ids
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import Lease
 
 _log = logging.getLogger(__name__)
 _FIRST_S, _MOST_S = 0.5, 60.0
@@ -27,40 +44,42 @@ def _nothing() -> None:
     pass
 
 
-@dataclass(frozen=True)
-class Belongings:
-    """What there may be of one owner; each of it may be gone already, or never have been."""
+def _ledger() -> Ledger:
+    return Ledger(VolatileJournal())
+
+
+@dataclass(eq=False)
+class Unowned:
+    """A machine of no sandbox, or what is left of one."""
 
     owner: str
     """Its id in marks and leases, or any other name that nobody else has."""
-    plan: LaunchPlan | None = None
-    """Names its machine, tap, table and address; None where there are files only."""
-    directories: tuple[str, ...] = ()
-    """Memory images and what lies beside them."""
-    layer: str = ""
-    """Of the root disk; "" where it is somebody else's."""
+    memory_mib: int = 0
+    """Of its machine."""
+    ledger: Ledger = field(default_factory=_ledger)
     claimed: bool = False
     """A sandbox may have taken a part over: only what still carries the owner's mark goes."""
     given_back: Callable[[], None] = _nothing
     """Called once all of it is gone."""
 
 
-@dataclass
-class _Kept:
-    one: Belongings
-    memory_mib: int
-    """Of its machine, while that may be there."""
+class _Stays(Unavailable):
+    """It waits for something else to go, and keeps nothing else from going."""
 
 
 class Leftovers:
-    """All of them in this driver. Machines are ended first: they hold the rest."""
+    """All of them in this driver."""
 
     def __init__(
-        self, ports: Ports, instance: str, pool: AddressPool, first_s: float = _FIRST_S
+        self,
+        ports: Ports,
+        resources: Resources,
+        pool: AddressPool,
+        first_s: float = _FIRST_S,
     ) -> None:
-        self._ports, self._instance, self._pool = ports, instance, pool
+        self._ports, self._resources, self._pool = ports, resources, pool
         self._first_s = first_s
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, Unowned] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
@@ -68,39 +87,44 @@ class Leftovers:
         """Whether something of it could not be given back yet."""
         return owner in self._kept
 
+    def _sizes(self) -> list[int]:
+        kept = self._kept.values()
+        return [one.memory_mib for one in kept if one.ledger.get(MACHINE) is not None]
+
     def machines(self) -> int:
         """How many machines could not be ended."""
-        return sum(1 for kept in self._kept.values() if kept.memory_mib)
+        return len(self._sizes())
 
     def memory_mib(self) -> int:
         """What those machines may take."""
-        return sum(kept.memory_mib for kept in self._kept.values())
+        return sum(self._sizes())
 
-    async def give_back(self, one: Belongings) -> None:
-        """Have all of it gone, now or later. The address stays leased as long as there may
-        be a machine, a tap or a table.
-        """
-        kept = _Kept(one, one.plan.memory_mib if one.plan is not None else 0)
+    async def give_back(self, one: Unowned) -> None:
+        """Have all of it gone, now or later."""
         text = "%s: it cannot be given back now, and is tried again: %s"
         try:
-            await self._end(kept, looked=one.claimed)
+            await self._end(one)
         except DriverError as error:
             _log.warning(text, one.owner, error.text())
-            self._keep(kept)
+            self._keep(one)
         except Exception as error:  # noqa: BLE001 - a bug leaves it to nobody else
             _log.exception(text, one.owner, type(error).__name__)
-            self._keep(kept)
+            self._keep(one)
         except asyncio.CancelledError:
-            self._keep(kept)
+            self._keep(one)
             raise
         else:
             one.given_back()
 
     async def remove_files(self, directory: str, layer: str = "") -> None:
         """Have a memory image gone, and the layer that it stands on where it is nobody else's."""
-        await self.give_back(
-            Belongings(directory, directories=(directory,), layer=layer)
-        )
+        image = OfDirectory(directory=directory).model_dump()
+        held = [Held(IMAGE_PART, Scope.CAPTURE, image)]
+        if layer:
+            below = OfLayer(path=layer).model_dump()
+            held.insert(0, Held(OVERLAY, Scope.PERSISTENT, below))
+        ledger = Ledger(VolatileJournal(*held))
+        await self.give_back(Unowned(directory, ledger=ledger))
 
     async def close(self) -> None:
         """Try no more: what is left is the next driver's."""
@@ -111,63 +135,62 @@ class Leftovers:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _keep(self, kept: _Kept) -> None:
-        owner = kept.one.owner
-        self._kept[owner] = kept
+    def _keep(self, one: Unowned) -> None:
+        self._kept[one.owner] = one
         if not self._closed:
-            task = asyncio.create_task(self._again(kept), name=f"leftovers of {owner}")
-            self._tasks[owner] = task
+            name = f"leftovers of {one.owner}"
+            self._tasks[one.owner] = asyncio.create_task(self._again(one), name=name)
 
-    async def _again(self, kept: _Kept) -> None:
-        owner, attempt = kept.one.owner, 0
+    async def _again(self, one: Unowned) -> None:
+        attempt = 0
         while True:
             wait_s = backoff_s(attempt, first_s=self._first_s, most_s=_MOST_S)
             await asyncio.sleep(wait_s)
             attempt += 1
             try:
-                await self._end(kept, looked=True)
+                await self._end(one)
             except Exception as error:  # noqa: BLE001 - told when it was kept
-                _log.debug("%s: it still cannot be given back: %s", owner, error)
+                text = "%s: it still cannot be given back: %s"
+                _log.debug(text, one.owner, error)
             else:
                 break
-        del self._kept[owner], self._tasks[owner]
-        _log.info("%s: all of it is given back now", owner)
-        kept.one.given_back()
+        del self._kept[one.owner], self._tasks[one.owner]
+        _log.info("%s: all of it is given back now", one.owner)
+        one.given_back()
 
-    async def _end(self, kept: _Kept, *, looked: bool) -> None:
-        """One try; the first failure ends it, since what comes later is held by what comes
-        first. `looked`: only what is found to carry the owner's mark.
-        """
-        one, ports = kept.one, self._ports
-        rest = False
-        if one.plan is not None and looked:
-            rest = await self._end_marked(one, one.plan, kept)
-        elif one.plan is not None:
-            tap = one.plan.network.lease.tap
-            await ports.hypervisor.destroy(one.plan.domain)
-            kept.memory_mib = 0
-            await ports.network.remove_rules(tap)
-            await ports.network.remove_tap(tap, ids.mark(self._instance, one.owner))
-        self._pool.free(one.owner)
-        for directory in one.directories:
-            await ports.memory_store.remove(directory)
-        if one.layer:
-            await ports.disks.remove(one.layer)
-        if rest:
-            raise Unavailable("its table goes when the sandbox with its address does")
+    async def _end(self, one: Unowned) -> None:
+        """One try. What belongs to the run first: the rest is held by it."""
+        carried = None
+        if one.claimed:
+            found = await marked(self._ports)
+            carried = {KEYS[f.kind] for f in found if f.sandbox_id == one.owner}
+        undo, errors = partial(self._undo, one, carried), []
+        for scope in (Scope.RUNTIME, None):
+            errors = await one.ledger.release(scope, undo, level=logging.DEBUG)
+            for error in errors:
+                if not isinstance(error, _Stays):
+                    raise error
+        if errors:
+            raise errors[0]
 
-    async def _end_marked(self, one: Belongings, plan: LaunchPlan, kept: _Kept) -> bool:
-        """True: a table stays, since a sandbox has the address, and loads its own under that
-        name at any moment.
+    async def _undo(self, one: Unowned, carried: set[str] | None, held: Held) -> None:
+        """`carried`: what of a claimed machine still has the owner's mark; the rest of what can
+        be marked is gone, or a sandbox's.
         """
-        rest = False
-        for found in await marked(self._ports):
-            if found.sandbox_id != one.owner:
-                continue
-            holder = self._pool.holder(plan.network.lease.index)
-            if found.kind == "firewall" and holder not in {one.owner, None}:
-                rest = True
-            else:
-                await remove(self._ports, found, self._instance)
-        kept.memory_mib = 0
-        return rest
+        if held.key == LEASE and one.ledger.held(Scope.RUNTIME):
+            raise _Stays("its address is leased as long as there may be anything at it")
+        if carried is not None and held.key in KEYS.values():
+            if held.key not in carried:
+                return
+            if held.key == FIREWALL and self._has_moved(one):
+                # That sandbox loads its own under the same name at any moment.
+                raise _Stays("its table goes when the sandbox with its address does")
+        await self._resources.release(held, Holder(one.owner, one.ledger))
+
+    def _has_moved(self, one: Unowned) -> bool:
+        """Whether somebody else has its address by now."""
+        lease = one.ledger.get(LEASE)
+        if lease is None:
+            return False
+        index = Lease.model_validate(lease.data).index
+        return self._pool.holder(index) not in {one.owner, None}

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from secrets import token_hex
 
 from vmdriver.errors import DriverError
+from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.resources import booted, take
+from vmdriver.lifecycle.memory.resources import ImagePart
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.lifecycle.templates.leftovers import Belongings, Leftovers
+from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
 from vmdriver.lifecycle.templates.template import Template, Templates, on_template
-from vmdriver.model import ids
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
@@ -31,11 +34,15 @@ _MIB_EACH = 32
 class Waiting:
     """A machine at the barrier."""
 
-    owner: str
-    """Its id in marks and leases."""
+    unowned: Unowned
     template: Template
     """What it was forked from: not only of that key, but of that very build."""
     plan: LaunchPlan
+
+    @property
+    def owner(self) -> str:
+        """Its id in marks and leases."""
+        return self.unowned.owner
 
 
 class WarmPool:
@@ -90,6 +97,7 @@ class WarmPool:
             if waiting.template.layer == template.layer:
                 self._waiting.remove(waiting)
                 self._claimed.append(waiting)
+                waiting.unowned.claimed = True
                 return waiting
         return None
 
@@ -147,45 +155,45 @@ class WarmPool:
             await self.discard(one)
 
     async def _make(self, template: Template) -> Waiting:
-        ports, owner = self._ports, f"warm-{token_hex(6)}"
-        lease = self._launcher.pool.take(owner, await ports.network.taken())
-        plan = self._plan(template, owner)
-        plan = planner.with_lease(plan, lease)
-        one = Waiting(owner, template, plan)
-        mark = ids.mark(self._settings.instance, owner)
-        directory = f"{self._directory}/{owner}"
+        one = Unowned(f"warm-{token_hex(6)}", template.manifest.plan.memory_mib)
         try:
-            await ports.memory_store.begin(directory, 0)
-            await ports.disks.create_overlay(plan.disk("root"))
-            await ports.disks.write_barrier_files(plan)
-            await ports.network.make_tap(plan.network, mark)
-            await ports.network.load_rules(plan.network, mark)
-            saved = await ports.memory_store.saved(template.directory)
-            await ports.memory.load(plan, mark, saved, f"{directory}/load.image")
+            plan = await self._load(template, one)
         except BaseException:
-            await self.discard(one)
+            await self._leftovers.give_back(one)
             raise
-        return one
+        return Waiting(one, template, plan)
 
-    def _plan(self, template: Template, owner: str) -> LaunchPlan:
-        directory = f"{self._directory}/{owner}"
+    async def _load(self, template: Template, one: Unowned) -> LaunchPlan:
+        """What a launch acquires, from the template's memory, and left paused."""
+        ports, instance = self._ports, self._settings.instance
+        directory = f"{self._directory}/{one.owner}"
+        lease = await self._launcher.lease(one.owner, one.ledger)
         plan = planner.as_nobodys(
-            template.manifest.plan, self._settings.instance, owner, directory
+            template.manifest.plan, instance, one.owner, directory
         )
-        return on_template(plan, template, self._launcher.places.new_layer(owner))
+        layer = self._launcher.places.new_layer(one.owner)
+        plan = planner.with_lease(on_template(plan, template, layer), lease)
+        await ImagePart(ports.memory_store).acquire(one.ledger, directory, 0)
+        source = booted(ports, instance, plan, {}, {})
+
+        async def load() -> None:
+            saved = await ports.memory_store.saved(template.directory)
+            scratch = f"{directory}/load.image"
+            await ports.memory.load(plan, source.mark, saved, scratch)
+
+        write = partial(ports.disks.write_barrier_files, plan)
+        source = replace(source, write_files=write, start=load)
+        for part in self._launcher.parts:
+            await take(one.ledger, part, source)
+        return plan
 
     async def discard(self, one: Waiting, *, keep_layer: bool = False) -> None:
         """End it and give everything back that nobody has taken over. `keep_layer`: its disk is
         a sandbox's by now.
         """
-        leaving = Belongings(
-            one.owner,
-            one.plan,
-            (f"{self._directory}/{one.owner}",),
-            "" if keep_layer else one.plan.disk("root").path,
-            claimed=one in self._claimed,
-        )
-        await self._leftovers.give_back(leaving)
+        if keep_layer:
+            await one.unowned.ledger.hand_over(OVERLAY)
+        await self._leftovers.give_back(one.unowned)
         if one in self._claimed:
             self._claimed.remove(one)
             self.refill()
