@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from vmdriver.config import Config
@@ -41,26 +40,17 @@ from vmdriver.hypervisor.run_state import (
     forget_unstarted_machines,
 )
 from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.control.resources import every_resource
 from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.observer import Observer
-from vmdriver.lifecycle.engine.resource import Resources
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.resource import Extensions
-from vmdriver.lifecycle.extending.runner import PREFIXES, ExtensionRunner, is_extensions
+from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import (
-    AddressLease,
-    Layers,
-    Part,
-    Undoer,
-    launch_parts,
-)
 from vmdriver.lifecycle.launch.supervisor import Supervisor
-from vmdriver.lifecycle.memory.resources import memory_resources
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers
@@ -157,7 +147,9 @@ class Driver:
         ports = self.ports()
         instance, network = self.config.driver.instance, self.config.network
         pool = AddressPool(instance, network.address_pool, spread=True)
-        parts, undoer = self._resources(ports, pool, manager.layers_of_others)
+        parts, undoer = every_resource(
+            ports, pool, manager.layers_of_others, self.extensions.undo
+        )
         leftovers = Leftovers(ports, undoer.resources, pool)
         launcher = Launcher(
             ports,
@@ -203,16 +195,6 @@ class Driver:
             warm_pool,
             manager.host_snapshots,
         )
-
-    def _resources(
-        self, ports: Ports, pool: AddressPool, of_others: Callable[[str], set[str]]
-    ) -> tuple[tuple[Part, ...], Undoer]:
-        """What a machine that comes up acquires, and the release of all that a ledger may hold."""
-        layers = Layers(ports.disks, of_others)
-        parts = launch_parts(ports, layers)
-        lease, kept = AddressLease(pool, ports.network), memory_resources(ports)
-        extensions = dict.fromkeys(PREFIXES, Extensions(self.extensions.undo))
-        return parts, Undoer(Resources([lease, *parts, *kept], extensions), layers)
 
     def _libvirt_names(self, uri: str) -> tuple[str, ...]:
         """Every name by which libvirt, of this driver or an earlier one, may call its root."""

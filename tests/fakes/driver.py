@@ -23,27 +23,19 @@ from tests.fakes.records import FakeRecords
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.control.resources import every_resource
 from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.observer import Observer
-from vmdriver.lifecycle.engine.resource import Resources
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.resource import Extensions
-from vmdriver.lifecycle.extending.runner import PREFIXES, ExtensionRunner, is_extensions
+from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import (
-    AddressLease,
-    Layers,
-    Undoer,
-    launch_parts,
-)
 from vmdriver.lifecycle.launch.supervisor import Supervisor
-from vmdriver.lifecycle.memory.resources import memory_resources
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
@@ -136,14 +128,10 @@ class FakeDriver:
             tell=lambda *problem: self.manager.tell_problem(*problem),
         )
         self._files = Pool("test", 1)
-        layers = Layers(
-            ports.disks, lambda sandbox_id: self.manager.layers_of_others(sandbox_id)
+        parts, undoer = every_resource(
+            ports, pool, lambda id_: self.manager.layers_of_others(id_), runner.undo
         )
-        parts = launch_parts(ports, layers)
-        self.resources = Resources(
-            [AddressLease(pool, ports.network), *parts, *memory_resources(ports)],
-            dict.fromkeys(PREFIXES, Extensions(runner.undo)),
-        )
+        self.resources = undoer.resources
         leftovers = self.leftovers = Leftovers(ports, self.resources, pool, RETRY_S)
         launcher = Launcher(
             ports,
@@ -172,7 +160,6 @@ class FakeDriver:
             warm_pool = WarmPool(
                 ports, settings, launcher, templates, warm_directory, leftovers
             )
-            undoer = Undoer(self.resources, layers)
             templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
             return Shared(
                 ports,

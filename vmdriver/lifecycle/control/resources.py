@@ -1,0 +1,40 @@
+"""Every kind of thing that a ledger may hold, together: a new one is added here, or by one of the
+rooms that this asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from vmdriver.lifecycle.engine.ledger import Held, Ledger
+from vmdriver.lifecycle.engine.resource import Resources
+from vmdriver.lifecycle.extending.resource import Extensions
+from vmdriver.lifecycle.extending.runner import PREFIXES
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.resources import (
+    AddressLease,
+    Layers,
+    Part,
+    Undoer,
+    launch_parts,
+)
+from vmdriver.lifecycle.memory.resources import memory_resources
+from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.runs import Reason
+
+
+def every_resource(
+    ports: Ports,
+    pool: AddressPool,
+    of_others: Callable[[str], set[str]],
+    extensions_undo: Callable[[SandboxRecord, Ledger, Held, Reason], Awaitable[None]],
+) -> tuple[tuple[Part, ...], Undoer]:
+    """What a machine that comes up acquires, in order, and the release of all that there is.
+    `of_others`: the layers that anybody else than that sandbox needs.
+    """
+    layers = Layers(ports.disks, of_others)
+    parts = launch_parts(ports, layers)
+    lease, kept = AddressLease(pool, ports.network), memory_resources(ports)
+    extensions = dict.fromkeys(PREFIXES, Extensions(extensions_undo))
+    return parts, Undoer(Resources([lease, *parts, *kept], extensions), layers)
