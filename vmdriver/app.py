@@ -147,9 +147,8 @@ class Driver:
         ports = self.ports()
         instance, network = self.config.driver.instance, self.config.network
         pool = AddressPool(instance, network.address_pool, spread=True)
-        parts, undoer = every_resource(
-            ports, pool, manager.layers_of_others, self.extensions.undo
-        )
+        others, undo = manager.layers_of_others, self.extensions.undo
+        parts, undoer = every_resource(ports, pool, others, undo)
         leftovers = Leftovers(ports, undoer.resources, pool)
         launcher = Launcher(
             ports,
@@ -171,14 +170,8 @@ class Driver:
             str(self.layout.templates),
             leftovers,
         )
-        warm_pool = WarmPool(
-            ports,
-            self.settings,
-            launcher,
-            templates,
-            str(self.layout.warm),
-            leftovers,
-        )
+        settings, directory = self.settings, str(self.layout.warm)
+        warm_pool = WarmPool(ports, settings, launcher, templates, directory, leftovers)
         templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
         return Shared(
             ports,
@@ -190,7 +183,7 @@ class Driver:
             Observer(hypervisor=ports.hypervisor, disks=ports.disks),
             self.hub,
             manager.forget,
-            manager.layers_of_others,
+            others,
             templates,
             warm_pool,
             manager.host_snapshots,
