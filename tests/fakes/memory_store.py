@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 
+from pydantic import ValidationError
+
 from tests.fakes.world import World
-from vmdriver.errors import NotFound
+from vmdriver.errors import Exhausted, NotFound, Refused
 from vmdriver.lifecycle.ports.host import no_checkpoint
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
 from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
@@ -24,6 +26,9 @@ class FakeMemoryStore:
         """Of this process, as the real one's: a reservation holds also where begin failed half-way."""
 
     async def begin(self, directory: str, needed_bytes: int) -> str:
+        free = self._world.free_bytes - sum(self.reserved.values())
+        if needed_bytes > free:
+            raise Exhausted("there is no room for it", reason="DiskFull")
         self.reserved[directory] = needed_bytes
         self._world.act(f"begin image {directory}")
         self._world.images[directory] = ""
@@ -52,7 +57,12 @@ class FakeMemoryStore:
         text = self._world.images.get(directory)
         if not text:
             raise NotFound(f"no image {directory}")
-        return MemoryManifest.model_validate_json(text), _digest(text)
+        try:
+            return MemoryManifest.model_validate_json(text), _digest(text)
+        except ValidationError as error:
+            raise Refused(
+                "its manifest cannot be read", reason="ManifestDamaged"
+            ) from error
 
     async def needs(self, directory: str) -> set[str]:
         try:

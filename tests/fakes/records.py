@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pydantic import SecretStr
 
 from tests.fakes.world import World
-from vmdriver.errors import AlreadyExists
+from vmdriver.errors import AlreadyExists, StorageError
 from vmdriver.model.record import SandboxRecord, parse_record, stored_form
 from vmdriver.model.set_aside import Salvage, salvage
 
@@ -32,6 +32,8 @@ class FakeRecords:
     async def save(self, record: SandboxRecord) -> None:
         await self._checkpoint("record:before-save")
         self._world.act("save record")
+        if record.id not in self._world.records:
+            raise StorageError(f"there is no sandbox {record.id}")
         self._world.records[record.id] = stored_form(record).decode()
         await self._checkpoint("record:after-save")
 
@@ -53,7 +55,7 @@ class FakeRecords:
 
     async def salvage(self, sandbox_id: str) -> Salvage:
         lines = self._world.journals.get(sandbox_id, [])
-        return salvage(self._world.records[sandbox_id], "\n".join(lines))
+        return salvage(self._world.records.get(sandbox_id, ""), "\n".join(lines))
 
     async def give_up(self, record: SandboxRecord) -> None:
         await self.save(record)
