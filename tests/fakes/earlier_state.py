@@ -17,14 +17,17 @@ _DIGEST = re.compile(r"@SHA256:([^@]+)@")
 
 
 class EarlierState:
-    """Made below `root`. `boot_id`: of the host's boot in which it was left; the present one unless said otherwise."""
+    """Made below `root`. `boot_id`: of the host's boot in which it was left; the present one unless said otherwise.
+    `only`: what begins like that.
+    """
 
-    def __init__(self, root: Path, boot_id: str = "") -> None:
+    def __init__(self, root: Path, *, boot_id: str = "", only: str = "") -> None:
         self.root = root
         self._boot_id = boot_id or facts.boot_id()
         self._template = ""
         self._digests: dict[str, str] = {}
-        self._files = json.loads((FIXTURE / "files.json").read_text())
+        listed = json.loads((FIXTURE / "files.json").read_text())
+        self._files = {name: what for name, what in listed.items() if only in name}
         self._template = self._template_key()
         for name, what in self._files.items():
             self._make(self._text(name), name, what)
@@ -34,7 +37,7 @@ class EarlierState:
         self.host: dict[str, Any] = json.loads(
             self._text((FIXTURE / "host.json").read_text())
         )
-        for layer, tick in self.host["written"].items():
+        for layer, tick in self.host["written"].items() if not only else ():
             write_tick(layer, tick)
         for name, what in self._files.items():
             if "mode" in what:

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.composed import composed, until
+from tests.fakes.composed import config as composed_config
 from tests.fakes.disk_driver import DiskDriver, config
 from tests.fakes.earlier_extensions import Follower, Outside, Recorder
 from tests.fakes.earlier_state import EarlierState, has_tick
+from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.world_on_disk import world_of
+from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import layers_of
 
@@ -248,3 +252,39 @@ async def test_after_a_restart_of_the_host_all_that_ran_comes_up_again(
         assert taken_up.unclaimed() == []
     finally:
         await driver.end()
+
+
+async def test_the_state_of_a_composed_driver_is_taken_up(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    """The base has all of them but the one whose create it was never asked for, and the one that is gone."""
+    EarlierState(tmp_path, only="composed")
+    outside = Outside(tmp_path / "outside-composed")
+    for name in ("up", "down", "deleting", "creating"):
+        base.sandboxes[name] = pb.DriverSandbox(id=name, name=f"name-{name}")
+        base.condition(name, "Ready", "True", "Running")
+    base.condition("down", "Suspended", "True", "Stopped")
+    sandboxes = tmp_path / "composed" / "sandboxes"
+
+    def left() -> set[str]:
+        return {path.name for path in sandboxes.iterdir()}
+
+    settings = composed_config(
+        base.socket, tmp_path / "c" / "c.sock", tmp_path / "composed"
+    )
+    async with composed(settings, [Follower(outside)]) as (stub, _):
+        await until(lambda: left() == {"up", "down"}, 20)
+        assert base.sandboxes.keys() == {"up", "down"}
+        assert outside.taken() == {"address up", "port up", "address down"}
+        news = outside.news()
+        assert "reconcile up address:{'size': 3} port:{'restore': None}" in news
+        assert "reconcile down address:{'size': 3}" in news
+        for name in ("creating", "preparing"):
+            assert f"create-failed {name}" in news
+        assert "after-delete deleting" in news
+        assert "after-delete owing" not in news, "it had been told so before"
+        for name in ("up", "down"):
+            await stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=name))
+        await until(lambda: not left())
+    assert outside.taken() == set()
+    assert base.sandboxes == {}
