@@ -36,8 +36,7 @@ from tests.fakes.service import sandbox, served  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
 from vmdriver.compose.app import Composition  # noqa: E402
-from vmdriver.lifecycle.extending.call_points import Phase
-from vmdriver.lifecycle.extending.phases import Extension
+from vmdriver.extension import CallPoint, Extension
 
 SANDBOXES, EVENTS, NO_OPS = 1000, 3000, 10
 
@@ -46,7 +45,7 @@ def no_op(number: int) -> Extension:
     async def nothing(*_: Any) -> None:
         return
 
-    body = {phase.value: nothing for phase in Phase}
+    body = {phase.value: nothing for phase in CallPoint}
     return type(f"NoOp{number}", (Extension,), {**body, "name": f"no-op-{number}"})()
 
 

@@ -22,10 +22,8 @@ import grpc
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.compose.app import Composition
 from vmdriver.compose.config import ComposeConfig
+from vmdriver.extension import Context, Draft, Everywhere, Extension, Hold, Until
 from vmdriver.extensions.external_address import ExternalAddress
-from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.hooks import Everywhere
-from vmdriver.lifecycle.extending.phases import Context, Extension, Hold, Until
 
 
 def config(base: Path, socket: Path, state: Path, **more: Any) -> ComposeConfig:

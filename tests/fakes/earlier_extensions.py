@@ -10,8 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
-from vmdriver.lifecycle.extending.phases import Extension, Until
+from vmdriver.extension import Extension, LifecycleExtension, OnRequest, Until
 
 
 class Outside:

@@ -25,9 +25,7 @@ from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.compose.config import load
 from vmdriver.errors import ConfigError, Exhausted
-from vmdriver.lifecycle.extending.call_points import Phase
-from vmdriver.lifecycle.extending.hooks import OnRequest
-from vmdriver.lifecycle.extending.phases import Call, Extension, Until
+from vmdriver.extension import Call, CallPoint, Extension, OnRequest, Until
 from vmdriver.service import admin_client
 
 LOG: list[tuple[str, str]] = []
@@ -55,7 +53,7 @@ def recorder(name: str, **methods: Any) -> Extension:
     async def undo(self: Extension, context: Any, hold: Any) -> None:
         LOG.append((self.name, f"undo {hold.name}"))
 
-    body = {phase.value: note(phase.value) for phase in Phase}
+    body = {phase.value: note(phase.value) for phase in CallPoint}
     return type(name, (Extension,), {**body, "undo": undo, **methods, "name": name})()  # type: ignore[no-any-return]
 
 
@@ -585,7 +583,7 @@ async def test_what_extensions_can_do_and_hold_can_be_asked_for(
             raise RuntimeError("not now")
 
     disk = optional(
-        before_create=hold, undo=undo, required=frozenset({Phase.RECONCILE})
+        before_create=hold, undo=undo, required=frozenset({CallPoint.RECONCILE})
     )
     wide = settings(base, tmp_path, extensions=["disk"], request_parameters=["disk"])
     async with composed(wide, [disk]) as (stub, _):
@@ -594,7 +592,7 @@ async def test_what_extensions_can_do_and_hold_can_be_asked_for(
         found = await capabilities(tmp_path)
         assert found["driver_name"] == "process+vmdriver"
         assert found["base_driver_name"] == "process"
-        assert found["phases"] == [phase.value for phase in Phase]
+        assert found["phases"] == [phase.value for phase in CallPoint]
         (entry,) = found["extensions"]
         assert (entry["name"], entry["label_key"]) == ("disk", "disk")
         assert entry["required_phases"] == ["reconcile"]

@@ -15,7 +15,7 @@ from tests.fakes.composed import World, composed, config, holding, until
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.lifecycle.extending.phases import Context
+from vmdriver.extension import Context
 
 
 class Watching(World):

@@ -13,8 +13,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from tests.scenario.test_memory import TEMPLATES
 from vmdriver.errors import Exhausted, Refused
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension
-from vmdriver.lifecycle.extending.phases import Extension
+from vmdriver.extension import Extension, LifecycleExtension
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import Failure

@@ -14,7 +14,7 @@ from tests.fakes.world import World
 from vmdriver._proto import admin_pb2
 from vmdriver.cli.main import main
 from vmdriver.errors import ConfigError, Exhausted
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
+from vmdriver.extension import LifecycleExtension, OnRequest
 from vmdriver.model.phase import Phase
 from vmdriver.service.admin import Admin
 from vmdriver.service.servicer import Readiness

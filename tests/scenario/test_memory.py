@@ -21,8 +21,8 @@ from vmdriver.errors import (
     NotFound,
     Refused,
 )
+from vmdriver.extension import LifecycleExtension
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan

@@ -27,12 +27,16 @@ from vmdriver.errors import (
     Refused,
     Unavailable,
 )
+from vmdriver.extension import (
+    CallPoint,
+    Extension,
+    LifecycleExtension,
+    OnRequest,
+    Until,
+)
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.call_points import Phase
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
-from vmdriver.lifecycle.extending.phases import Extension, Until
 from vmdriver.lifecycle.extending.vm_phases import HOOKS_OF
 from vmdriver.model import phase as model_phase
 from vmdriver.service.admin import Admin
@@ -580,7 +584,7 @@ async def test_discovery_shows_both_kinds() -> None:
         ("b", "hooks"),
         ("c", "phases"),
     ]
-    assert list(found.phases) == [phase.value for phase in Phase]
+    assert list(found.phases) == [phase.value for phase in CallPoint]
     assert "before_fork" in found.hooks
     assert "plan.vcpus" in [point.field for point in found.mutation_points]
     assert list(found.extensions[0].sandboxes) == ["s1"]
@@ -597,7 +601,7 @@ def test_the_table_of_the_documentation_is_the_one_in_the_code() -> None:
     text = (Path(__file__).parents[2] / "docs" / "extensions.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", text, re.MULTILINE)
     documented = {name: tuple(re.findall(r"`(\w+)`", hooks)) for name, hooks in rows}
-    expected = {phase.value: HOOKS_OF.get(phase, ()) for phase in Phase}
+    expected = {phase.value: HOOKS_OF.get(phase, ()) for phase in CallPoint}
     assert {name: documented.get(name) for name in expected} == expected
 
 

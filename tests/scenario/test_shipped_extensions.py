@@ -24,9 +24,8 @@ from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.errors import ConfigError
+from vmdriver.extension import Extension, LifecycleExtension
 from vmdriver.extensions.loader import load_extensions
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension
-from vmdriver.lifecycle.extending.phases import Extension
 
 ROOT = Path(__file__).resolve().parents[2]
 

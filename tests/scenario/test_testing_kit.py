@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from vmdriver.errors import DriverError, Exhausted
+from vmdriver.extension import CallPoint, Context, Draft, Extension, Hold, Until
 from vmdriver.extensions.gpu_claim import GpuClaim
-from vmdriver.lifecycle.extending.call_points import Phase
-from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.phases import Context, Extension, Hold, Until
 from vmdriver.testing import (
     Killed,
     Stage,
@@ -121,9 +119,9 @@ async def test_a_shipped_one_with_its_configuration(tmp_path: Path) -> None:
 
 async def test_a_driver_without_a_required_phase_refuses(tmp_path: Path) -> None:
     class Needs(Licence):
-        required = frozenset({Phase.RECONCILE})
+        required = frozenset({CallPoint.RECONCILE})
 
-    stage = Stage([Needs(set())], tmp_path, phases=frozenset({Phase.BEFORE_CREATE}))
+    stage = Stage([Needs(set())], tmp_path, phases=frozenset({CallPoint.BEFORE_CREATE}))
     with pytest.raises(DriverError, match="reconcile"):
         await stage.create()
     stage.close()

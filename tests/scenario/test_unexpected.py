@@ -12,8 +12,8 @@ import vmdriver.lifecycle.control.maintenance as housekeeping_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
+from vmdriver.extension import LifecycleExtension
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension
 from vmdriver.model.memory_image import SeenAge
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import SandboxRecord

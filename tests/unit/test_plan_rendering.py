@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.fakes.driver import SETTINGS, spec
 from tests.fakes.places import FakePlaces
+from vmdriver.extension import PlanDraft
 from vmdriver.hypervisor.domain_xml import Host, read_mark, render, render_probe
-from vmdriver.lifecycle.extending.hooks import PlanDraft
 from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken

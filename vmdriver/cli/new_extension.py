@@ -47,9 +47,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.extending.phases import Context, Extension, Hold
-from vmdriver.lifecycle.extending.draft import Draft
+from vmdriver.extension import Context, Draft, Exhausted, Extension, Hold
 
 
 class Table(BaseModel):

@@ -20,7 +20,7 @@ from vmdriver.compose.store import Store
 from vmdriver.errors import DriverError
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner
 from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
@@ -46,7 +46,7 @@ class Composition:
         self.runner = PhaseRunner(
             extensions,
             config.extension,
-            frozenset(Phase),
+            frozenset(CallPoint),
             store.extension_directory,
             frozenset(config.request_parameters),
             frozenset(config.base_extensions),

@@ -10,7 +10,7 @@ from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
 from vmdriver.errors import AlreadyExists, DriverError, Refused, Unavailable
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject
 
 
@@ -67,8 +67,8 @@ class ComposedDriver:
         activation = self._runner.activate(incoming.sandbox, incoming.blocks)
         subject = Subject(incoming.sandbox, activation, None, asked.trace)
         draft = incoming.draft()
-        await self._runner.ask(Phase.VALIDATE_REQUEST, subject)
-        await self._runner.ask(Phase.PREPARE_PLAN, subject, draft)
+        await self._runner.ask(CallPoint.VALIDATE_REQUEST, subject)
+        await self._runner.ask(CallPoint.PREPARE_PLAN, subject, draft)
         outgoing = incoming.outgoing(draft, self._runner.keys)
         return await self._base.call("ValidateSandboxCreate", outgoing, asked)
 
@@ -105,15 +105,15 @@ class ComposedDriver:
     ) -> bytes:
         draft, trace = incoming.draft(), asked.trace
         await box.update()
-        await box.ask(Phase.VALIDATE_REQUEST, trace)
-        await box.ask(Phase.PREPARE_PLAN, trace, draft)
-        await box.ask(Phase.BEFORE_CREATE, trace, draft)
+        await box.ask(CallPoint.VALIDATE_REQUEST, trace)
+        await box.ask(CallPoint.PREPARE_PLAN, trace, draft)
+        await box.ask(CallPoint.BEFORE_CREATE, trace, draft)
         await box.update(up=True)
-        await box.ask(Phase.BEFORE_START, trace)
+        await box.ask(CallPoint.BEFORE_START, trace)
         outgoing = incoming.outgoing(draft, self._runner.keys)
         answer = await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
         await box.update(stage=Stage.PRESENT)
-        await box.report(Phase.AFTER_CREATE)
+        await box.report(CallPoint.AFTER_CREATE)
         return answer
 
     # --- start, stop, delete
@@ -132,7 +132,7 @@ class ComposedDriver:
             try:
                 if begun:
                     await box.update(up=True, ready_told=False)
-                    await box.ask(Phase.BEFORE_START, asked.trace)
+                    await box.ask(CallPoint.BEFORE_START, asked.trace)
                 return await self._base.call("StartSandbox", raw, asked)
             except (Answered, DriverError) as error:
                 # Of a base that went away nobody knows whether it starts: a list will tell.
@@ -148,7 +148,7 @@ class ComposedDriver:
             return await self._base.call("StopSandbox", raw, asked)
         async with box.lock:
             if box.record.up:
-                await box.ask(Phase.BEFORE_STOP, asked.trace)
+                await box.ask(CallPoint.BEFORE_STOP, asked.trace)
             answer = await self._base.call("StopSandbox", raw, asked)
             await box.run_ended()
             return answer
@@ -161,7 +161,7 @@ class ComposedDriver:
             return await self._base.call("DeleteSandbox", raw, asked)
         async with box.lock:
             if box.record.stage is Stage.PRESENT:
-                await box.ask(Phase.BEFORE_DELETE, asked.trace)
+                await box.ask(CallPoint.BEFORE_DELETE, asked.trace)
                 await box.update(stage=Stage.DELETING)
             answer = await self._base.call("DeleteSandbox", raw, asked)
             if not pb.DeleteSandboxResponse.FromString(answer).deleted:

@@ -13,7 +13,7 @@ from vmdriver.compose.registry import Absent, Registry
 from vmdriver.compose.relay import Relay
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 
 _log = logging.getLogger(__name__)
 _CLEAN_AGAIN_S = 1.0
@@ -141,7 +141,7 @@ class Follower:
             change = change_of(sandbox, box.record)
             if change is not None:
                 await change(box)
-            await box.report(Phase.RECONCILE)
+            await box.report(CallPoint.RECONCILE)
 
 
 def _matters(sandbox: pb.DriverSandbox, record: Record) -> bool:
@@ -167,4 +167,4 @@ def change_of(sandbox: pb.DriverSandbox, record: Record) -> Change | None:
 async def _ready(box: Composed) -> None:
     if box.record.up and not box.record.ready_told:
         await box.update(ready_told=True)
-        await box.report(Phase.AFTER_READY)
+        await box.report(CallPoint.AFTER_READY)

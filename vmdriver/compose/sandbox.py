@@ -15,7 +15,7 @@ from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject, holds_of
 
@@ -52,12 +52,12 @@ class Composed:
         return Subject(record.sandbox, record.activation, self.ledger, trace or {})
 
     async def ask(
-        self, phase: Phase, trace: Mapping[str, str], draft: Draft | None = None
+        self, phase: CallPoint, trace: Mapping[str, str], draft: Draft | None = None
     ) -> None:
         """A set-up phase; the first error is raised."""
         await self.runner.ask(phase, self.subject(trace), draft)
 
-    async def report(self, phase: Phase) -> None:
+    async def report(self, phase: CallPoint) -> None:
         """A phase about what has happened; errors are shown."""
         for problem in await self.runner.tell(phase, self.subject()):
             self.tell(self.record.id, "ExtensionFailed", problem)
@@ -68,7 +68,7 @@ class Composed:
         """A run is over, however; told once."""
         if not self.record.up:
             return
-        await self.report(Phase.AFTER_STOP)
+        await self.report(CallPoint.AFTER_STOP)
         await self.give_back(Scope.RUNTIME)
         await self.update(up=False, ready_told=False)
 
@@ -76,14 +76,14 @@ class Composed:
         """The base does not have it: as if it had never been asked for."""
         if self.record.stage is not Stage.GONE:
             await self.run_ended()
-            await self.report(Phase.ON_CREATE_FAILED)
+            await self.report(CallPoint.ON_CREATE_FAILED)
         await self._forget()
 
     async def gone(self) -> None:
         """The base does not have it any more."""
         if self.record.stage is not Stage.GONE:
             await self.run_ended()
-            await self.report(Phase.AFTER_DELETE)
+            await self.report(CallPoint.AFTER_DELETE)
         await self._forget()
 
     async def _forget(self) -> None:

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from vmdriver.lifecycle.extending.phases import Call, Context, Extension
+from vmdriver.extension import Call, Context, Extension
 
 
 class Table(BaseModel):

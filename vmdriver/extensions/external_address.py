@@ -24,10 +24,15 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmdriver.errors import Exhausted, Refused
-from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.hooks import OnRequest
-from vmdriver.lifecycle.extending.phases import Context, Extension, Hold
+from vmdriver.extension import (
+    Context,
+    Draft,
+    Exhausted,
+    Extension,
+    Hold,
+    OnRequest,
+    Refused,
+)
 
 _NOT_FOUND, _CONFLICT = 404, 409
 

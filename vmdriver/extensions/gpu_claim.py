@@ -23,10 +23,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.hooks import OnRequest
-from vmdriver.lifecycle.extending.phases import Context, Extension, Hold
+from vmdriver.extension import Context, Draft, Exhausted, Extension, Hold, OnRequest
 
 
 class Table(BaseModel):

@@ -17,8 +17,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.phases import Context, Extension
+from vmdriver.extension import Context, Draft, Extension
 
 
 class Stamp(BaseModel):

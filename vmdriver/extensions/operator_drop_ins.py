@@ -16,12 +16,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vmdriver.errors import Refused
-from vmdriver.lifecycle.extending.hooks import (
-    HookContext,
-    LifecycleExtension,
-    PlanDraft,
-)
+from vmdriver.extension import HookContext, LifecycleExtension, PlanDraft, Refused
 
 _LARGEST = 256 * 1024
 

@@ -18,9 +18,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.extending.hooks import SandboxView
-from vmdriver.lifecycle.extending.phases import Context, Extension
+from vmdriver.extension import Context, Exhausted, Extension, SandboxView
 
 
 class Quota(BaseModel):

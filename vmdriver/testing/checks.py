@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import DriverError
-from vmdriver.lifecycle.extending.call_points import Phase
-from vmdriver.lifecycle.extending.hooks import SandboxView
-from vmdriver.lifecycle.extending.phases import Extension
+from vmdriver.extension import CallPoint, Extension, SandboxView
 from vmdriver.testing.stage import Killed, Stage, sandbox
 
 
@@ -96,14 +94,14 @@ async def check_every_failure(
 
 
 _REFUSING = (
-    Phase.VALIDATE_REQUEST,
-    Phase.PREPARE_PLAN,
-    Phase.BEFORE_CREATE,
-    Phase.BEFORE_START,
+    CallPoint.VALIDATE_REQUEST,
+    CallPoint.PREPARE_PLAN,
+    CallPoint.BEFORE_CREATE,
+    CallPoint.BEFORE_START,
 )
 
 
-def _refuser(phase: Phase) -> Extension:
+def _refuser(phase: CallPoint) -> Extension:
     async def refuse(*_: Any) -> None:
         raise DriverError(f"refused in {phase.value}, as the test wants it")
 

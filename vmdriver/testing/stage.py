@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import DriverError
+from vmdriver.extension import CallPoint, Draft, Extension, Hold, SandboxView
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
-from vmdriver.lifecycle.extending.call_points import Phase
-from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject, holds_of
-from vmdriver.lifecycle.extending.phases import Extension, Hold
 from vmdriver.model.spec import Resources
 from vmdriver.storage.journal import FileJournal
 
@@ -50,7 +47,7 @@ class Stage:
         directory: Path,
         *,
         config: Mapping[str, Mapping[str, Any]] | None = None,
-        phases: frozenset[Phase] = frozenset(Phase),
+        phases: frozenset[CallPoint] = frozenset(CallPoint),
         kill_at: int = 0,
     ) -> None:
         self._directory, self._config, self._phases = directory, config or {}, phases
@@ -106,8 +103,8 @@ class Stage:
         """As when somebody only asks. DriverError."""
         subject = Subject(view, self._runner.activate(view, {}))
         draft = Draft({})
-        await self._runner.ask(Phase.VALIDATE_REQUEST, subject)
-        await self._runner.ask(Phase.PREPARE_PLAN, subject, draft)
+        await self._runner.ask(CallPoint.VALIDATE_REQUEST, subject)
+        await self._runner.ask(CallPoint.PREPARE_PLAN, subject, draft)
 
     async def create(
         self, view: SandboxView | None = None, *, base_refuses: bool = False
@@ -120,45 +117,45 @@ class Stage:
         self._subject = Subject(view, activation, self._ledger(view.id))
         draft, ask = Draft({}), self._runner.ask
         try:
-            await ask(Phase.VALIDATE_REQUEST, self.subject)
-            await ask(Phase.PREPARE_PLAN, self.subject, draft)
-            await ask(Phase.BEFORE_CREATE, self.subject, draft)
+            await ask(CallPoint.VALIDATE_REQUEST, self.subject)
+            await ask(CallPoint.PREPARE_PLAN, self.subject, draft)
+            await ask(CallPoint.BEFORE_CREATE, self.subject, draft)
             self.up = True
-            await ask(Phase.BEFORE_START, self.subject)
+            await ask(CallPoint.BEFORE_START, self.subject)
             self.step()
             _ask_the_base(refuses=base_refuses)
         except DriverError:
-            await self._ended(Phase.ON_CREATE_FAILED)
+            await self._ended(CallPoint.ON_CREATE_FAILED)
             raise
         self.in_base = True
         self.request = {(c.field, c.key): c.value for c in draft.changes()}
         self.step()
-        await self._tell(Phase.AFTER_CREATE)
+        await self._tell(CallPoint.AFTER_CREATE)
 
     async def ready(self) -> None:
         """The driver behind says Ready."""
-        await self._tell(Phase.AFTER_READY)
+        await self._tell(CallPoint.AFTER_READY)
 
     async def stop(self) -> None:
         """DriverError when an extension does not let it."""
-        await self._runner.ask(Phase.BEFORE_STOP, self.subject)
+        await self._runner.ask(CallPoint.BEFORE_STOP, self.subject)
         await self._run_ended()
 
     async def start(self) -> None:
         """Again, after a stop. DriverError, and then what the run held is given back."""
         self.up = True
         try:
-            await self._runner.ask(Phase.BEFORE_START, self.subject)
+            await self._runner.ask(CallPoint.BEFORE_START, self.subject)
         except DriverError:
             await self._run_ended()
             raise
 
     async def delete(self) -> None:
         """DriverError when an extension does not let it."""
-        await self._runner.ask(Phase.BEFORE_DELETE, self.subject)
+        await self._runner.ask(CallPoint.BEFORE_DELETE, self.subject)
         self.in_base = False
         self.step()
-        await self._ended(Phase.AFTER_DELETE)
+        await self._ended(CallPoint.AFTER_DELETE)
 
     def restarted(self, extensions: Sequence[Extension]) -> Stage:
         """Another process on the same disk; call `recover` then."""
@@ -179,24 +176,24 @@ class Stage:
         if self._subject is None:
             return
         if self.in_base:
-            await self._tell(Phase.RECONCILE)
+            await self._tell(CallPoint.RECONCILE)
         else:
-            await self._ended(Phase.ON_CREATE_FAILED)
+            await self._ended(CallPoint.ON_CREATE_FAILED)
 
     def close(self) -> None:
         """Give the thread back."""
         self._pool.close()
 
-    async def _tell(self, phase: Phase) -> None:
+    async def _tell(self, phase: CallPoint) -> None:
         self.problems += await self._runner.tell(phase, self.subject)
 
     async def _run_ended(self) -> None:
         if self.up:
-            await self._tell(Phase.AFTER_STOP)
+            await self._tell(CallPoint.AFTER_STOP)
             self.problems += await self._runner.give_back(self.subject, Scope.RUNTIME)
             self.up = False
 
-    async def _ended(self, phase: Phase) -> None:
+    async def _ended(self, phase: CallPoint) -> None:
         await self._run_ended()
         await self._tell(phase)
         self.problems += await self._runner.give_back(self.subject, None)

@@ -20,7 +20,7 @@ from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of
 from vmdriver.lifecycle.launch import planner
@@ -68,7 +68,7 @@ class Admission:
         try:
             if draft is not None:
                 await self.shared.extensions.phases.report(
-                    Phase.AFTER_CREATE, worker.record, worker.ledger, trace
+                    CallPoint.AFTER_CREATE, worker.record, worker.ledger, trace
                 )
         finally:
             worker.start()
@@ -124,8 +124,8 @@ class Admission:
             return record, None
         draft = draft_of(spec)
         ask = extensions.phases.ask
-        await ask(Phase.VALIDATE_REQUEST, record, None, trace)
-        await ask(Phase.PREPARE_PLAN, record, None, trace, draft)
+        await ask(CallPoint.VALIDATE_REQUEST, record, None, trace)
+        await ask(CallPoint.PREPARE_PLAN, record, None, trace, draft)
         state = state.model_copy(update={"accepted": False})
         record = self._shaped(record, spec, state, draft)
         self._check(record)
@@ -170,7 +170,9 @@ class Admission:
         phases, ledger = self.shared.extensions.phases, worker.ledger
         try:
             await phases.note_create(worker.record, ledger)
-            await phases.ask(Phase.BEFORE_CREATE, worker.record, ledger, trace, draft)
+            await phases.ask(
+                CallPoint.BEFORE_CREATE, worker.record, ledger, trace, draft
+            )
             state = worker.record.extensions.model_copy(update={"accepted": True})
             shaped = self._shaped(worker.record, asked, state, draft)
             checks.check(shaped.spec, self.shared.settings)

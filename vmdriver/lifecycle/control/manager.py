@@ -148,7 +148,9 @@ class Manager(Sandboxes):
         """Accept a sandbox, durably. The machine comes up afterwards."""
         await self._admission.create(spec, token, trace)
 
-    async def _ask(self, phase: api.Phase, worker: SandboxWorker, trace: Trace) -> None:
+    async def _ask(
+        self, phase: api.CallPoint, worker: SandboxWorker, trace: Trace
+    ) -> None:
         await self.extensions.phases.ask(phase, worker.record, worker.ledger, trace)
 
     async def stop(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> None:
@@ -178,7 +180,7 @@ class Manager(Sandboxes):
 
     async def ask_to_stop(self, worker: SandboxWorker, trace: Trace = NO_TRACE) -> None:
         """before_stop. Refused when an extension does not let it, or a delete came meanwhile."""
-        await self._ask(api.Phase.BEFORE_STOP, worker, trace)
+        await self._ask(api.CallPoint.BEFORE_STOP, worker, trace)
         _refuse_if_deleting(worker)
 
     async def start(self, sandbox_id: str, name: str) -> None:
@@ -214,7 +216,7 @@ class Manager(Sandboxes):
         except NotFound:
             return False
         if worker.record.intent is not Intent.DELETED:
-            await self._ask(api.Phase.BEFORE_DELETE, worker, trace)
+            await self._ask(api.CallPoint.BEFORE_DELETE, worker, trace)
             try:
                 await worker.wish(Wish.DELETE)
             except StorageError:

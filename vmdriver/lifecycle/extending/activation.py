@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmdriver.errors import ConfigError, InvalidRequest, Refused
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
 from vmdriver.lifecycle.extending.phases import Extension
 
@@ -69,7 +69,7 @@ def activate(
     extensions: Iterable[Registered],
     labels: Mapping[str, str],
     blocks: Mapping[str, Any],
-    supported: frozenset[Phase],
+    supported: frozenset[CallPoint],
     may_configure: frozenset[str],
     of_base: frozenset[str] = frozenset(),
 ) -> Activation:
@@ -155,7 +155,7 @@ def _check_block(
         )
 
 
-def _check_phases(extension: Extension, supported: frozenset[Phase]) -> None:
+def _check_phases(extension: Extension, supported: frozenset[CallPoint]) -> None:
     missing = sorted(p.value for p in extension.required - supported)
     if missing:
         raise Refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Phase(StrEnum):
+class CallPoint(StrEnum):
     """A moment in a sandbox's life at which extensions are called."""
 
     VALIDATE_REQUEST = "validate_request"
@@ -22,20 +22,26 @@ class Phase(StrEnum):
     RECONCILE = "reconcile"
 
 
-ENDING = frozenset({Phase.ON_CREATE_FAILED, Phase.AFTER_STOP, Phase.AFTER_DELETE})
+ENDING = frozenset(
+    {CallPoint.ON_CREATE_FAILED, CallPoint.AFTER_STOP, CallPoint.AFTER_DELETE}
+)
 """Phases that run in reverse order."""
 
 
-REPORTING = ENDING | {Phase.AFTER_CREATE, Phase.AFTER_READY, Phase.RECONCILE}
+REPORTING = ENDING | {
+    CallPoint.AFTER_CREATE,
+    CallPoint.AFTER_READY,
+    CallPoint.RECONCILE,
+}
 """Phases whose errors change nothing."""
 
 
 SET_UP = frozenset(
     {
-        Phase.VALIDATE_REQUEST,
-        Phase.PREPARE_PLAN,
-        Phase.BEFORE_CREATE,
-        Phase.BEFORE_START,
+        CallPoint.VALIDATE_REQUEST,
+        CallPoint.PREPARE_PLAN,
+        CallPoint.BEFORE_CREATE,
+        CallPoint.BEFORE_START,
     }
 )
 """Phases that must not be gone through without everybody who takes part. A stop and a delete
@@ -43,5 +49,9 @@ may be: whoever is not loaded any more cannot keep a sandbox for ever.
 """
 
 
-HOLDING = frozenset({Phase.BEFORE_CREATE, Phase.BEFORE_START})
+HOLDING = frozenset({CallPoint.BEFORE_CREATE, CallPoint.BEFORE_START})
 """Phases in which something may be held."""
+
+
+Phase = CallPoint
+"""What it was called."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from vmdriver.lifecycle.extending.activation import Registered, key_of
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest, hooks_of
 from vmdriver.lifecycle.extending.phases import phases_of
 
@@ -28,7 +28,7 @@ class Entry:
     configuration: dict[str, object] | None = None
 
 
-def entry_of(extension: Registered, supported: frozenset[Phase]) -> Entry:
+def entry_of(extension: Registered, supported: frozenset[CallPoint]) -> Entry:
     """As it stands on a driver with these phases."""
     parameters = extension.parameters
     on_request = isinstance(extension.activation, OnRequest)
@@ -61,7 +61,7 @@ def parameter_schemas(
     return {e.name: e.parameters or nothing for e in entries if e.name in may_configure}
 
 
-def in_order(phases: Iterable[Phase]) -> tuple[str, ...]:
+def in_order(phases: Iterable[CallPoint]) -> tuple[str, ...]:
     """As they come in a sandbox's life."""
     wanted = set(phases)
-    return tuple(p.value for p in Phase if p in wanted)
+    return tuple(p.value for p in CallPoint if p in wanted)

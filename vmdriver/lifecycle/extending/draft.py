@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.model.environment import is_driver_owned
 from vmdriver.model.record import Change
 
-_PREPARE = frozenset({Phase.PREPARE_PLAN})
-_ALLOCATED = frozenset({Phase.PREPARE_PLAN, Phase.BEFORE_CREATE})
+_PREPARE = frozenset({CallPoint.PREPARE_PLAN})
+_ALLOCATED = frozenset({CallPoint.PREPARE_PLAN, CallPoint.BEFORE_CREATE})
 _MANAGED_LABELS = ("openshell.io/", "openshell.ai/", "openshell.")
 IMMUTABLE = {
     "sandbox.id": "is the gateway's",
@@ -33,7 +33,7 @@ class MutationPoint:
     """One field that may be changed. `keyed`: it is a map, changed key by key."""
 
     field: str
-    phases: frozenset[Phase]
+    phases: frozenset[CallPoint]
     keyed: bool
     meaning: str
 
@@ -106,9 +106,9 @@ class Draft:
         self._original = values
         self._points = {point.field: point for point in points}
         self._changes: dict[tuple[str, str], Change] = {}
-        self._extension, self._phase = "", Phase.PREPARE_PLAN
+        self._extension, self._phase = "", CallPoint.PREPARE_PLAN
 
-    def on_behalf_of(self, extension: str, phase: Phase) -> None:
+    def on_behalf_of(self, extension: str, phase: CallPoint) -> None:
         """From now on `extension` asks. Called by the runner."""
         self._extension, self._phase = extension, phase
 

@@ -14,13 +14,13 @@ class PhaseActions(SandboxHold):
         """reconcile in a new process, after_ready in a new run. True: somebody was told."""
         phases, record = self._shared.extensions.phases, self.record
         if self.reconcile_due:
-            await phases.report(api.Phase.RECONCILE, record, self.ledger)
+            await phases.report(api.CallPoint.RECONCILE, record, self.ledger)
             self.reconcile_due = False
             return True
         runs = record.phase is Phase.RUNNING and machine is MachineState.READY
         if not runs or record.extensions.ready_told or not phases.take_part(record):
             return False
-        await phases.report(api.Phase.AFTER_READY, record, self.ledger)
+        await phases.report(api.CallPoint.AFTER_READY, record, self.ledger)
         await self.update(
             extensions=self.record.extensions.model_copy(update={"ready_told": True})
         )

@@ -22,7 +22,7 @@ from vmdriver.lifecycle.extending.activation import (
     key_of,
     parse_parameters,
 )
-from vmdriver.lifecycle.extending.call_points import ENDING, HOLDING, SET_UP, Phase
+from vmdriver.lifecycle.extending.call_points import ENDING, HOLDING, SET_UP, CallPoint
 from vmdriver.lifecycle.extending.calls import Calls
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.hooks import SandboxView
@@ -63,7 +63,7 @@ class PhaseRunner:
         self,
         extensions: Sequence[Extension],
         configs: Mapping[str, Mapping[str, Any]],
-        supported: frozenset[Phase],
+        supported: frozenset[CallPoint],
         directory: Directory,
         may_configure: frozenset[str] = frozenset(),
         of_base: frozenset[str] = frozenset(),
@@ -100,7 +100,7 @@ class PhaseRunner:
     # --- phases
 
     async def ask(
-        self, phase: Phase, subject: Subject, draft: Draft | None = None
+        self, phase: CallPoint, subject: Subject, draft: Draft | None = None
     ) -> None:
         """A set-up phase: in order, up to the first error, which is raised."""
         for extension in self._taking_part(subject, phase):
@@ -110,7 +110,7 @@ class PhaseRunner:
                 arguments = (draft,)
             await self.call(extension, phase, subject, *arguments)
 
-    async def tell(self, phase: Phase, subject: Subject) -> list[str]:
+    async def tell(self, phase: CallPoint, subject: Subject) -> list[str]:
         """A phase that reports: all are called; their errors as texts."""
         problems = []
         extensions = self._taking_part(subject, phase)
@@ -119,7 +119,7 @@ class PhaseRunner:
             problems += [problem] if problem else []
         return problems
 
-    async def tell_one(self, name: str, phase: Phase, subject: Subject) -> str:
+    async def tell_one(self, name: str, phase: CallPoint, subject: Subject) -> str:
         """The same for one extension, if it is loaded and has that phase. Its error as a text."""
         extension = self.extensions.get(name)
         if extension is None or phase not in phases_of(extension) & self.supported:
@@ -139,7 +139,7 @@ class PhaseRunner:
         )
         return [e.text() if isinstance(e, DriverError) else repr(e) for e in errors]
 
-    def _taking_part(self, subject: Subject, phase: Phase) -> list[Extension]:
+    def _taking_part(self, subject: Subject, phase: CallPoint) -> list[Extension]:
         active = subject.activation.active
         missing = [name for name in active if name not in self.extensions]
         if missing and phase in SET_UP:
@@ -157,7 +157,7 @@ class PhaseRunner:
     # --- one call
 
     async def call(
-        self, extension: Extension, phase: Phase, subject: Subject, *arguments: Any
+        self, extension: Extension, phase: CallPoint, subject: Subject, *arguments: Any
     ) -> None:
         """One extension, one phase. Its error is raised."""
         context = await self._context(extension, phase, subject)
@@ -178,7 +178,7 @@ class PhaseRunner:
                 resolution="list it in the configuration and restart the driver",
             )
         ends = held.scope is Scope.RUNTIME
-        phase = Phase.AFTER_STOP if ends else Phase.AFTER_DELETE
+        phase = CallPoint.AFTER_STOP if ends else CallPoint.AFTER_DELETE
         context = await self._context(extension, phase, subject)
         work = extension.undo(context, _hold_of(held))
         await self._calls.make(extension, "undo", subject.sandbox, work)
@@ -188,7 +188,7 @@ class PhaseRunner:
         return tuple(view for view, a in earlier if extension in a.active)
 
     async def _context(
-        self, extension: Extension, phase: Phase, subject: Subject
+        self, extension: Extension, phase: CallPoint, subject: Subject
     ) -> Context:
         sandbox, name = subject.sandbox, extension.name
         ledger = subject.ledger

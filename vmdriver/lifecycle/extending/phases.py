@@ -55,7 +55,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.hooks import Everywhere, OnRequest, SandboxView
 from vmdriver.model.runs import RestoreKind
@@ -85,7 +85,7 @@ Keep = Callable[[str, str, Mapping[str, Any], Until], Awaitable[None]]
 class Context:
     """Given to every call. Holds no token, key or other secret of the sandbox."""
 
-    phase: Phase
+    phase: CallPoint
     sandbox: SandboxView
     driver: str
     """The driver that the gateway sees."""
@@ -151,7 +151,7 @@ class Extension:
     """ASCII letters, digits, . - _; unique."""
     version: ClassVar[str] = "0"
     activation: Everywhere | OnRequest = Everywhere()
-    required: ClassVar[frozenset[Phase]] = frozenset()
+    required: ClassVar[frozenset[CallPoint]] = frozenset()
     """Phases without which this extension must not take part: on a driver that lacks one,
     creates that ask for it are refused. Others are skipped there.
     """
@@ -211,9 +211,11 @@ class Extension:
         """
 
 
-def phases_of(extension: Extension) -> frozenset[Phase]:
+def phases_of(extension: Extension) -> frozenset[CallPoint]:
     """The phases that it defines."""
     kind = type(extension)
     return frozenset(
-        p for p in Phase if getattr(kind, p.value) is not getattr(Extension, p.value)
+        p
+        for p in CallPoint
+        if getattr(kind, p.value) is not getattr(Extension, p.value)
     )

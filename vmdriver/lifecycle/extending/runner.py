@@ -16,7 +16,7 @@ from vmdriver.lifecycle.extending.activation import (
     check_registration,
     parse_parameters,
 )
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.calls import Calls
 from vmdriver.lifecycle.extending.hooks import (
     EnvironmentDraft,
@@ -73,7 +73,7 @@ class ExtensionRunner:
         runner = PhaseRunner(
             [e for e in extensions if isinstance(e, Extension)],
             configs,
-            frozenset(Phase),
+            frozenset(CallPoint),
             directory,
             may_configure,
             calls=self._calls,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from vmdriver.errors import CleanupError
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.extending.activation import Activation
-from vmdriver.lifecycle.extending.call_points import Phase
+from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.phase_runner import HOLD, PhaseRunner, Subject
@@ -18,13 +18,13 @@ from vmdriver.model.record import ExtensionState, SandboxRecord
 from vmdriver.model.runs import RestoreKind
 from vmdriver.model.spec import SandboxSpec
 
-HOOKS_OF: Mapping[Phase, tuple[str, ...]] = {
-    Phase.PREPARE_PLAN: ("configure_launch",),
-    Phase.BEFORE_START: ("before_restore", "before_launch"),
-    Phase.AFTER_READY: ("after_restore",),
-    Phase.AFTER_STOP: ("after_launch_failed",),
-    Phase.AFTER_DELETE: ("after_delete",),
-    Phase.RECONCILE: ("before_restore", "after_restore"),
+HOOKS_OF: Mapping[CallPoint, tuple[str, ...]] = {
+    CallPoint.PREPARE_PLAN: ("configure_launch",),
+    CallPoint.BEFORE_START: ("before_restore", "before_launch"),
+    CallPoint.AFTER_READY: ("after_restore",),
+    CallPoint.AFTER_STOP: ("after_launch_failed",),
+    CallPoint.AFTER_DELETE: ("after_delete",),
+    CallPoint.RECONCILE: ("before_restore", "after_restore"),
 }
 """Where a phase and hooks of the VM driver are called at the same point. The others have no
 hook: they are about requests, which upstream's hooks do not see.
@@ -86,7 +86,7 @@ class VmPhases:
 
     async def ask(
         self,
-        phase: Phase,
+        phase: CallPoint,
         record: SandboxRecord,
         ledger: Ledger | None,
         trace: Mapping[str, str],
@@ -97,7 +97,7 @@ class VmPhases:
 
     async def report(
         self,
-        phase: Phase,
+        phase: CallPoint,
         record: SandboxRecord,
         ledger: Ledger,
         trace: Mapping[str, str] | None = None,
@@ -122,9 +122,9 @@ class VmPhases:
         """before_start; from here on the end of the run is told."""
         key, data = RUN + extension.name, {"extension": extension.name}
         await ledger.acquire(key, Scope.RUNTIME, data, _nothing)
-        if Phase.BEFORE_START in phases_of(extension):
+        if CallPoint.BEFORE_START in phases_of(extension):
             subject = self.subject(record, ledger)
-            await self.runner.call(extension, Phase.BEFORE_START, subject)
+            await self.runner.call(extension, CallPoint.BEFORE_START, subject)
 
     async def undo(self, record: SandboxRecord, ledger: Ledger, held: Held) -> None:
         """Tell the extension of the end, once; then give back what it held. CleanupError when it
@@ -139,15 +139,15 @@ class VmPhases:
                 resolution="list it in the configuration's `extensions` and restart the "
                 "driver",
             )
-        phase = Phase.AFTER_STOP if of_run else Phase.AFTER_DELETE
-        if phase is Phase.AFTER_DELETE and not record.extensions.accepted:
-            phase = Phase.ON_CREATE_FAILED
+        phase = CallPoint.AFTER_STOP if of_run else CallPoint.AFTER_DELETE
+        if phase is CallPoint.AFTER_DELETE and not record.extensions.accepted:
+            phase = CallPoint.ON_CREATE_FAILED
         await self._tell_end((RUN if of_run else STAY) + name, phase, record, ledger)
         if held.key.startswith(HOLD):
             await self.runner.undo(self.subject(record, ledger), held)
 
     async def _tell_end(
-        self, marker: str, phase: Phase, record: SandboxRecord, ledger: Ledger
+        self, marker: str, phase: CallPoint, record: SandboxRecord, ledger: Ledger
     ) -> None:
         entry = ledger.get(marker)
         if entry is None or entry.data.get("told"):

@@ -1,0 +1,1 @@
+"""Moved to vmdriver.extension; works for one release more."""
