@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.fakes.registry import push, registry
+from tests.fakes.settings import image_rules
 from vmdriver.host.threads import Pool
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
@@ -160,7 +161,7 @@ def main() -> None:
         with registry(base / "registry") as address:
             push(WORK / "demo-image", "demo", f"{address}/demo:1")
             push(large, "large", f"{address}/large:1")
-            policy = ImagePolicy((address,))
+            policy = image_rules((address,))
             small = measured(f"{address}/demo:1", base, policy, rounds)
             first, last = asyncio.run(eight_at_once(f"{address}/demo:1", base, policy))
             before = rss_mib()

@@ -12,6 +12,7 @@ import pytest
 
 from tests.fakes import dirt
 from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import image_rules
 from tests.fakes.world import World
 from vmdriver.cli import doctor
 from vmdriver.errors import ConfigError, Refused
@@ -30,7 +31,6 @@ from vmdriver.hypervisor.run_state import (
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.images import CacheLimits
 from vmdriver.oci.image_service import ImageStore
-from vmdriver.oci.policy import ImagePolicy
 from vmdriver.service import server
 from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore
@@ -82,7 +82,7 @@ async def _start(layout: Layout, pool: Pool) -> None:
     with pytest.raises(Refused, match="boot files"):
         boot.load(layout.boot)
     images, disks = (
-        ImageStore(layout.images, pool, ImagePolicy()),
+        ImageStore(layout.images, pool, image_rules()),
         DiskStore(layout, pool, owner),
     )
     await images.open()

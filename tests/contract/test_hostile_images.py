@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.oci_layout import PLAIN, Layout, directory, entry, layer, link
+from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.images import BaseDisk
@@ -58,7 +59,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    policy = ImagePolicy(
+    policy = image_rules(
         allowed_directories=(tmp_path,),
         max_content=64 * 2**20,
         max_files=20_000,
@@ -206,7 +207,7 @@ async def test_a_file_that_claims_to_be_huge_is_refused_naming_its_layer(
 
 
 async def test_a_bomb_within_the_operators_limit_is_refused_too(tmp_path: Path) -> None:
-    wide = ImagePolicy(allowed_directories=(tmp_path,), max_content=2**40)
+    wide = image_rules(allowed_directories=(tmp_path,), max_content=2**40)
     bench = Bench(tmp_path, wide)
     await bench.store.open()
     text = await bench.refused(sparse("hole", 10 * 2**30))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.contract import test_images
 from tests.contract.test_images import opened, push, registry
-from vmdriver.oci.policy import ImagePolicy
+from tests.fakes.settings import image_rules
 
 images = test_images.layout
 
@@ -18,7 +18,7 @@ async def test_several_who_want_an_image_as_a_directory_at_once_get_one(
 ) -> None:
     with registry(tmp_path / "registry") as address:
         push(images, "tiny", f"{address}/sup:1")
-        async for store in opened(tmp_path / "store", ImagePolicy((address,))):
+        async for store in opened(tmp_path / "store", image_rules((address,))):
             found = await asyncio.gather(
                 *(
                     store.tree(f"{address}/sup:1", f"o{n}", lambda _: None)
@@ -37,7 +37,7 @@ async def test_a_directory_that_was_half_removed_is_made_anew_and_never_given_aw
 ) -> None:
     with registry(tmp_path / "registry") as address:
         push(images, "tiny", f"{address}/sup:1")
-        async for store in opened(tmp_path / "store", ImagePolicy((address,))):
+        async for store in opened(tmp_path / "store", image_rules((address,))):
             tree, _ = await store.tree(f"{address}/sup:1", "x", lambda _: None)
             (tree.parent / "source.json").unlink()  # as a removal begins
             shutil.rmtree(tree / "etc")

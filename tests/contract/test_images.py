@@ -19,6 +19,7 @@ import pytest
 from tests.fakes.oci_layout import Layout, directory, entry, layer
 from tests.fakes.proxy import proxied
 from tests.fakes.registry import push, registry
+from tests.fakes.settings import image_rules
 from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
@@ -91,7 +92,7 @@ class Store(ImageStore):
 
 @pytest.fixture
 def policy(address: str, layout: Path) -> ImagePolicy:
-    return ImagePolicy((address,), (layout.parent,), refresh_s=0)
+    return image_rules((address,), (layout.parent,), refresh_s=0)
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ async def test_a_digest_that_is_here_needs_no_registry(
     with registry(tmp_path / "registry") as address:
         push(layout, "tiny", f"{address}/tiny:1")
         push(layout, "several", f"{address}/several:1", "--all")
-        policy = ImagePolicy((address,), refresh_s=60)
+        policy = image_rules((address,), refresh_s=60)
         async for store in opened(tmp_path / "store", policy):
             tiny = await store.get(f"{address}/tiny:1")
             several = await store.get(f"{address}/several:1")
@@ -367,13 +368,13 @@ async def test_a_cut_transfer_is_taken_up_with_the_layers_that_are_there(
 KILLED = """
 import asyncio, sys
 from pathlib import Path
+from tests.fakes.settings import image_rules
 from vmdriver.host.threads import Pool
-from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.image_service import ImageStore
 
 async def main():
     root, front = sys.argv[1:]
-    store = ImageStore(Path(root), Pool("x", 2), ImagePolicy((front,)))
+    store = ImageStore(Path(root), Pool("x", 2), image_rules((front,)))
     await store.open()
     await store.prepare(f"{front}/wide:1", "s1", lambda p: print(p.reason, flush=True))
 
@@ -586,7 +587,7 @@ async def test_an_image_as_a_directory_is_fetched_once_and_outlives_its_registry
 ) -> None:
     with registry(tmp_path / "registry") as address:
         push(layout, "tiny", f"{address}/sup:1")
-        policy = ImagePolicy((address,), refresh_s=0)
+        policy = image_rules((address,), refresh_s=0)
         async for store in opened(tmp_path / "store", policy):
             first = await store.tree(
                 f"{address}/sup:1", "supervisor", store.told.append

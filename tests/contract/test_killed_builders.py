@@ -11,11 +11,11 @@ import pytest
 
 from tests.contract.test_storage import on_disk
 from tests.fakes.oci_layout import Layout, directory, entry, layer
+from tests.fakes.settings import image_rules
 from vmdriver.errors import ImageError
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
 from vmdriver.oci.image_service import ImageStore
-from vmdriver.oci.policy import ImagePolicy
 
 SCRIPT = """#!/bin/sh
 case "$*" in
@@ -73,7 +73,7 @@ def image(tmp_path: Path) -> str:
 @pytest.fixture
 async def store(tmp_path: Path, image: str) -> AsyncIterator[ImageStore]:
     pool = Pool("images", 4)
-    policy = ImagePolicy((), (tmp_path / "images",), refresh_s=0)
+    policy = image_rules((), (tmp_path / "images",), refresh_s=0)
     store = ImageStore(tmp_path / "store", pool, policy)
     await store.open()
     yield store

@@ -12,6 +12,7 @@ import pytest
 
 from tests.fakes.oci_layout import Layout, entry, layer
 from tests.fakes.registry import PASSWORD, USER, push, registry
+from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.images import BaseDisk
@@ -74,7 +75,7 @@ async def test_each_registry_gets_its_own_credentials_over_tls(
         tmp_path / "auth.json",
         **{"other.test": "someone:else", address: f"{USER}:{PASSWORD}"},
     )
-    policy = ImagePolicy(auth_file=auth, certificates=certs)
+    policy = image_rules(auth_file=auth, certificates=certs)
     assert Path((await prepare(f"{address}/it:1", policy)).path).exists()
     for wrong in (
         auth_file(tmp_path / "wrong.json", **{address: f"{USER}:guessed"}),
@@ -95,7 +96,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_an_error(
     address, _ = guarded
     auth = auth_file(tmp_path / "auth.json", **{address: f"{USER}:{PASSWORD}"})
     with pytest.raises(HostError, match=r"certificate|x509"):
-        await prepare(f"{address}/it:1", ImagePolicy(auth_file=auth))
+        await prepare(f"{address}/it:1", image_rules(auth_file=auth))
 
 
 async def test_a_mirror_is_used_where_registries_conf_says_so(
@@ -109,7 +110,7 @@ async def test_a_mirror_is_used_where_registries_conf_says_so(
             f'[[registry.mirror]]\nlocation = "{mirror}/mirrored"\ninsecure = true\n'
             '[[registry]]\nlocation = "blocked.test"\nblocked = true\n'
         )
-        policy = ImagePolicy(registries_conf=conf)
+        policy = image_rules(registries_conf=conf)
         disk = await prepare("far.test/team/it:1", policy)
         assert Path(disk.path).exists()
         with pytest.raises(DriverError, match=r"blocked\.test"):
@@ -124,7 +125,7 @@ async def test_the_signature_policy_decides(
         rules = {"default": [{"type": "reject"}]}
         strict = tmp_path / "policy.json"
         strict.write_text(json.dumps(rules))
-        policy = ImagePolicy(
+        policy = image_rules(
             insecure_registries=(address,), signature_policy=strict, refresh_s=0
         )
         with pytest.raises(DriverError, match=r"(?i)reject|policy"):
@@ -138,7 +139,7 @@ async def test_the_signature_policy_decides(
 
 async def test_a_registry_that_is_not_there_is_said_to_be_so(prepare) -> None:
     with pytest.raises(HostError, match="did not answer"):
-        await prepare("127.0.0.1:1/it:1", ImagePolicy(("127.0.0.1:1",)))
+        await prepare("127.0.0.1:1/it:1", image_rules(("127.0.0.1:1",)))
 
 
 async def test_a_guarded_registry_does_not_tell_what_it_has(
@@ -146,4 +147,4 @@ async def test_a_guarded_registry_does_not_tell_what_it_has(
 ) -> None:
     address, certs = guarded
     with pytest.raises((Refused, NotFound)):
-        await prepare(f"{address}/nothing:1", ImagePolicy(certificates=certs))
+        await prepare(f"{address}/nothing:1", image_rules(certificates=certs))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tests.fakes.accelerator import FakeAccelerator
@@ -20,6 +19,7 @@ from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.network import FakeNetwork
 from tests.fakes.places import FakePlaces
 from tests.fakes.records import FakeRecords
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.control.manager import Manager
@@ -49,13 +49,6 @@ from vmdriver.model.record import Failure, SandboxRecord
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
 
-SETTINGS = Settings(
-    instance="test",
-    state_dir=Path("/state"),
-    endpoint="http://127.0.0.1:17670",
-    supervisor=Path("/supervisor"),
-    recheck_s=0.5,
-)
 RETRY_S = 0.05
 """Until what is nobody's is given back for the second time."""
 FINAL = {

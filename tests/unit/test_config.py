@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from vmdriver.cli import show
 from vmdriver.config import SETTINGS, load
+from vmdriver.config.views import settings_from
 from vmdriver.errors import ConfigError
+from vmdriver.lifecycle.ports.settings import Settings
 
 
 def loaded(
@@ -182,3 +185,15 @@ def test_the_readmes_table_is_the_model() -> None:
     table = readme.partition("| setting | default | meaning |\n|---|---|---|\n")[2]
     rows = [_row(name, field) for name, field in SETTINGS.items()]
     assert table.partition("\n\n")[0].splitlines() == rows
+
+
+def test_what_the_core_is_given_is_what_it_says_it_wants(tmp_path: Path) -> None:
+    text = (
+        "host_access = [1]\ndns = ['192.0.2.1']\nsupervisor_path = '/x'\n"
+        + "\n".join(f"guest_tls_{name} = '/{name}'" for name in ("ca", "cert", "key"))
+    )
+    for given in ("", text):
+        settings = settings_from(loaded(tmp_path, given).config)
+        for name, kind in get_type_hints(Settings).items():
+            value = getattr(settings, name)
+            assert TypeAdapter(kind).validate_python(value, strict=True) == value, name

@@ -14,30 +14,32 @@ LOCAL_STORES = ("containers-storage", "docker-daemon")
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What the operator allows. Sizes in bytes unless they say otherwise."""
+    """What the operator allows. Sizes in bytes unless they say otherwise; defaults are written in
+    vmdriver.config.
+    """
 
-    insecure_registries: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...]
     """host[:port] of registries that are spoken to without TLS."""
-    allowed_directories: tuple[Path, ...] = ()
+    allowed_directories: tuple[Path, ...]
     """Directories below which oci:PATH references may point."""
-    allowed_images: tuple[str, ...] = ()
+    allowed_images: tuple[str, ...]
     """host or host/path that images must be of or below; empty: every registry."""
-    local_stores: tuple[str, ...] = ()
+    local_stores: tuple[str, ...]
     """Of LOCAL_STORES: looked into first for names without a registry."""
-    auth_file: Path | None = None
+    auth_file: Path | None
     """Credentials per registry: containers-auth.json(5)."""
-    registries_conf: Path | None = None
+    registries_conf: Path | None
     """Mirrors and blocked registries: containers-registries.conf(5)."""
-    signature_policy: Path | None = None
+    signature_policy: Path | None
     """Which signatures are needed: containers-policy.json(5)."""
-    certificates: Path | None = None
+    certificates: Path | None
     """Directory with certificates per registry: containers-certs.d(5)."""
-    refresh_s: float = 60.0
+    refresh_s: float
     """A tag that was resolved within that time is not asked for again."""
-    max_content: int = 16 * 2**30
+    max_content: int
     """Of an image, unpacked."""
-    max_files: int = 1_000_000
-    free_floor: int = 2**30
+    max_files: int
+    free_floor: int
     """Free space that is never used up."""
     fetch_deadline_s: float = 1800.0
     build_deadline_s: float = 1800.0
