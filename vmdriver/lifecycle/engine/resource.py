@@ -136,13 +136,14 @@ class Resources:
         """Of all of them; what many entries' keys begin with is among it."""
         return [*self._by_key, *self._by_prefix]
 
-    def _of(self, key: str) -> Releasable | None:
+    def of(self, key: str) -> Releasable | None:
+        """What an entry of that key is."""
         found = (r for p, r in self._by_prefix.items() if key.startswith(p))
         return self._by_key.get(key) or next(found, None)
 
     def can_be_undone(self, held: Held) -> bool:
         """Whether an entry says all that its release needs. One that we do not know may."""
-        resource = self._of(held.key)
+        resource = self.of(held.key)
         try:
             return resource is None or bool(resource.data.model_validate(held.data))
         except ValidationError:
@@ -152,7 +153,7 @@ class Resources:
         """Give one entry's thing back, in whatever process, as often as asked; the entry stays.
         LookupError for one that nobody knows.
         """
-        resource = self._of(held.key)
+        resource = self.of(held.key)
         if resource is None:
             raise LookupError(f"no undo for ledger entry {held.key}")
         data = resource.data.model_validate(held.data)

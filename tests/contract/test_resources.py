@@ -1,0 +1,295 @@
+"""Every resource there is: what one process acquired, or was killed at, another gives back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.fakes.crashes import Bomb
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.journal import FakeJournal
+from tests.fakes.world import Crash, World
+from vmdriver.errors import DriverError
+from vmdriver.lifecycle.control.resources import every_resource
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
+from vmdriver.lifecycle.engine.resource import (
+    FILES,
+    FIREWALL,
+    FROZEN,
+    IMAGE_PART,
+    LAYER,
+    LEASE,
+    MAPPED,
+    OVERLAY,
+    PAUSED,
+    TAP,
+    WRITTEN,
+    Holder,
+    Resources,
+)
+from vmdriver.lifecycle.extending.runner import PREFIXES
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.resources import booted, take
+from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.runs import Reason
+
+LAUNCH = (OVERLAY, FILES, TAP, FIREWALL, MACHINE)
+HELD_STILL = (IMAGE_PART, FROZEN, PAUSED)
+NEEDS = {
+    **{key: LAUNCH[:at] for at, key in enumerate(LAUNCH)},
+    **dict.fromkeys((LAYER, MAPPED, *HELD_STILL), LAUNCH),
+    WRITTEN: (*LAUNCH, *HELD_STILL),
+    LEASE: (),
+}
+"""What is there before each of them is acquired."""
+PART, IMAGE, MAPPED_AT = "s1/capture.part", "s1/suspended", "s1/mapped"
+
+
+async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> None:
+    """Each as its room does it."""
+    one: Any = process.resources.of(key)
+    match key:
+        case "lease":
+            await one.acquire("s1", ledger)
+        case "capture:image":
+            await one.acquire(ledger, PART, 4096)
+        case "capture:frozen":
+            await one.acquire(ledger, plan.domain, 1.0)
+        case "capture:paused":
+            await one.acquire(ledger, plan.domain)
+        case "capture:memory":
+            await one.acquire(ledger, plan, f"{PART}/memory")
+        case "capture:layer":
+            disk = plan.disk("root").model_copy(update={"path": "layers/s1.new.qcow2"})
+            await one.acquire(ledger, disk, running=True)
+        case "mapped-memory":
+            await one.acquire(ledger, IMAGE, MAPPED_AT)
+        case _:
+            assert key in LAUNCH, f"say here how {key} is acquired"
+            source = booted(process.inside.ports, "test", plan, {}, {})
+            await take(ledger, one, source)
+
+
+def state(world: World) -> Mapping[str, Any]:
+    """All that a resource may leave behind. A memory image's name goes with its use."""
+    images = set(world.images) - {IMAGE}
+    return {
+        "objects": world.objects(),
+        "images": images,
+        "machines": dict(world.domains),
+        "frozen": set(world.frozen),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A host on which everything is that comes before one resource."""
+
+    key: str
+    world: World
+    plan: LaunchPlan
+    record: SandboxRecord
+
+    def process(self, checkpoint: Guard = no_checkpoint) -> tuple[FakeDriver, Ledger]:
+        """A driver that begins, and has done nothing yet."""
+        process = FakeDriver(self.world, checkpoint)
+        return process, Ledger(FakeJournal(self.world, "s1"), checkpoint)
+
+    async def acquire(self, checkpoint: Guard = no_checkpoint) -> None:
+        process, ledger = self.process(checkpoint)
+        await acquire(self.key, process, ledger, self.plan)
+
+    async def check_given_back(self, before: Mapping[str, Any]) -> None:
+        """By a process that never acquired it, twice, and then no ledger speaks of it."""
+        process, ledger = self.process()
+        held = ledger.get(self.key)
+        if held is not None:
+            assert process.resources.can_be_undone(held)
+            holder = Holder("s1", ledger, self.record)
+            if self.key == LEASE:
+                process.pool.adopt("s1", self.plan.network.lease)
+            for _ in range(2):
+                await process.resources.release(held, holder)
+                assert state(self.world) == before
+        assert process.pool.holder(self.plan.network.lease.index) is None
+
+
+async def stage(key: str) -> Stage:
+    driver = FakeDriver(World())
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    record, plan = driver.record(), driver.plan()
+    await driver.close()
+    world = World()
+    world.images[IMAGE] = "{}"
+    made = Stage(key, world, plan, record)
+    process, ledger = made.process()
+    for earlier in NEEDS[key]:
+        await acquire(earlier, process, ledger, plan)
+    return made
+
+
+def resources() -> Resources:
+    return FakeDriver(World()).resources
+
+
+def test_none_is_forgotten_here() -> None:
+    assert set(resources().keys()) == {*NEEDS, *PREFIXES}
+
+
+@pytest.mark.parametrize("key", NEEDS)
+async def test_another_process_gives_it_back(key: str) -> None:
+    made = await stage(key)
+    before = state(made.world)
+    await made.acquire()
+    await made.check_given_back(before)
+
+
+@pytest.mark.parametrize("key", NEEDS)
+async def test_a_kill_at_any_checkpoint_of_the_acquisition_leaves_what_can_be_given_back(
+    key: str,
+) -> None:
+    ready = await stage(key)
+    before = state(ready.world)
+    bomb = Bomb(copy.deepcopy(ready.world))
+    await dataclasses.replace(ready, world=bomb.world).acquire(bomb)
+    assert bomb.passed >= 4, "intent, effect and outcome"
+    for at in range(bomb.passed):
+        made = dataclasses.replace(ready, world=copy.deepcopy(ready.world))
+        with pytest.raises(Crash):
+            await made.acquire(Bomb(made.world, at))
+        await made.check_given_back(before)
+
+
+@pytest.mark.parametrize("key", NEEDS)
+async def test_an_acquisition_that_fails_at_any_call_leaves_what_can_be_given_back(
+    key: str,
+) -> None:
+    ready = await stage(key)
+    before, trial = state(ready.world), copy.deepcopy(ready.world)
+    trial.calls.clear()
+    await dataclasses.replace(ready, world=trial).acquire()
+    for at, call in enumerate(trial.calls):
+        world = copy.deepcopy(ready.world)
+        world.calls.clear()
+        world.fail = lambda _call, world=world, at=at: len(world.calls) == at + 1
+        made = dataclasses.replace(ready, world=world)
+        with pytest.raises(DriverError):
+            await made.acquire()
+        assert world.calls[-1] == call
+        world.fail = lambda _call: False
+        await made.check_given_back(before)
+
+
+@pytest.mark.parametrize("key", NEEDS)
+async def test_it_is_given_back_where_nothing_of_it_was_ever_there(key: str) -> None:
+    """The machine that holds the rest has gone, or the host was restarted."""
+    made = await stage(key)
+    await made.acquire()
+    _, ledger = made.process()
+    held = ledger.get(key)
+    assert held is not None
+    world = World(journals=made.world.journals)
+    process, ledger = dataclasses.replace(made, world=world).process()
+    holder = Holder("s1", ledger, made.record)
+    for done in (True, False):
+        entry = dataclasses.replace(held, done=done)
+        await process.resources.release(entry, holder)
+    assert world.objects() == set()
+
+
+@pytest.mark.parametrize("key", sorted({*NEEDS} - {LEASE, WRITTEN}))
+async def test_an_entry_that_does_not_say_all_that_is_needed_is_noticed(
+    key: str,
+) -> None:
+    made = await stage(key)
+    await made.acquire()
+    process, ledger = made.process()
+    held = ledger.get(key)
+    assert held is not None
+    for name in EARLIER[key]:
+        less = {k: v for k, v in held.data.items() if k != name}
+        for data in (less, {**less, name: None}, {**less, name: 7}):
+            entry = dataclasses.replace(held, data=data)
+            assert not process.resources.can_be_undone(entry), data
+    more = dataclasses.replace(held, data={**held.data, "of_another_release": 1})
+    assert process.resources.can_be_undone(more)
+
+
+EARLIER: Mapping[str, Mapping[str, Any]] = {
+    LEASE: {
+        "index": 3,
+        "host_ip": "10.0.128.13",
+        "guest_ip": "10.0.128.14",
+        "prefix_length": 30,
+        "mac": "02:00:00:00:00:03",
+        "tap": "vmd-3",
+    },
+    OVERLAY: {"path": "layers/s1.1.qcow2"},
+    FILES: {"seed": "s1/seed.img"},
+    TAP: {"tap": "vmd-3", "mark": "vmdriver:test/s1", "guest_ip": ""},
+    FIREWALL: {"tap": "vmd-3"},
+    MACHINE: {"domain": "vmd-test-s1"},
+    MAPPED: {"directory": MAPPED_AT},
+    IMAGE_PART: {"directory": PART},
+    FROZEN: {"domain": "vmd-test-s1"},
+    PAUSED: {"domain": "vmd-test-s1"},
+    WRITTEN: {"domain": "vmd-test-s1"},
+    LAYER: {"path": "layers/s1.2.qcow2"},
+}
+"""As 0.1.0 wrote them. No release renames a key or a field, since ledgers of any age are read."""
+
+
+def test_keys_and_data_are_those_of_earlier_releases() -> None:
+    known = resources()
+    assert set(EARLIER) == set(NEEDS)
+    for key, data in EARLIER.items():
+        assert known.can_be_undone(Held(key, Scope.RUNTIME, data)), key
+
+
+@pytest.mark.parametrize("key", NEEDS)
+async def test_a_new_entry_says_what_earlier_releases_read(key: str) -> None:
+    made = await stage(key)
+    await made.acquire()
+    _, ledger = made.process()
+    held = ledger.get(key)
+    assert held is not None
+    assert set(EARLIER[key]) <= set(held.data)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+async def test_an_extensions_entry_is_its_runners(prefix: str) -> None:
+    made = await stage(LEASE)
+    process, ledger = made.process()
+    asked: list[tuple[str, str, Reason]] = []
+
+    async def undo(
+        record: SandboxRecord, _ledger: Ledger, held: Held, reason: Reason
+    ) -> None:
+        asked.append((record.id, held.key, reason))
+
+    pool = AddressPool("test", "10.0.128.0/17")
+    _, undoer = every_resource(process.inside.ports, pool, lambda _: set(), undo)
+    held = Held(f"{prefix}audit", Scope.RUNTIME, {"extension": "audit"})
+    holder = Holder("s1", ledger, made.record, Reason.SUSPENDED)
+    await undoer.resources.release(held, holder)
+    assert asked == [("s1", held.key, Reason.SUSPENDED)]
+    assert undoer.resources.can_be_undone(held)
+    assert not undoer.resources.can_be_undone(dataclasses.replace(held, data={}))
+
+
+async def test_an_entry_that_nobody_knows_is_neither_refused_nor_forgotten() -> None:
+    """Of a later release, for one: its sandbox is taken up, and cannot be taken down."""
+    made = await stage(LEASE)
+    process, ledger = made.process()
+    held = Held("of-another-release", Scope.RUNTIME, {})
+    assert process.resources.can_be_undone(held)
+    with pytest.raises(LookupError, match="of-another-release"):
+        await process.resources.release(held, Holder("s1", ledger, made.record))
