@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,13 +29,13 @@ from vmdriver.lifecycle.engine.resource import (
     PAUSED,
     TAP,
     WRITTEN,
-    Holder,
     Resources,
 )
 from vmdriver.lifecycle.extending.runner import PREFIXES
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.launch.resources import booted, take
+from vmdriver.lifecycle.launch.resources import MachineSource, take
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
@@ -64,7 +65,9 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
         case "capture:paused":
             await one.acquire(ledger, plan.domain)
         case "capture:memory":
-            await one.acquire(ledger, plan, f"{PART}/memory")
+            memory = f"{PART}/memory"
+            capture = partial(process.memory.capture, plan.domain, memory, 2048)
+            await one.acquire(ledger, plan.domain, capture)
         case "capture:layer":
             disk = plan.disk("root").model_copy(update={"path": "layers/s1.new.qcow2"})
             await one.acquire(ledger, disk, running=True)
@@ -72,8 +75,7 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
             await one.acquire(ledger, IMAGE, MAPPED_AT)
         case _:
             assert key in LAUNCH, f"say here how {key} is acquired"
-            source = booted(process.inside.ports, "test", plan, {}, {})
-            await take(ledger, one, source)
+            await take(ledger, one, MachineSource(plan, mark("test", "s1")))
 
 
 def state(world: World) -> Mapping[str, Any]:
@@ -111,11 +113,10 @@ class Stage:
         held = ledger.get(self.key)
         if held is not None:
             assert process.resources.can_be_undone(held)
-            holder = Holder("s1", ledger, self.record)
             if self.key == LEASE:
                 process.pool.adopt("s1", self.plan.network.lease)
             for _ in range(2):
-                await process.resources.release(held, holder)
+                await process.resources.release(held, "s1", ledger, self.record)
                 assert state(self.world) == before
         assert process.pool.holder(self.plan.network.lease.index) is None
 
@@ -198,10 +199,9 @@ async def test_it_is_given_back_where_nothing_of_it_was_ever_there(key: str) -> 
     assert held is not None
     world = World(journals=made.world.journals)
     process, ledger = dataclasses.replace(made, world=world).process()
-    holder = Holder("s1", ledger, made.record)
     for done in (True, False):
         entry = dataclasses.replace(held, done=done)
-        await process.resources.release(entry, holder)
+        await process.resources.release(entry, "s1", ledger, made.record)
     assert world.objects() == set()
 
 
@@ -278,8 +278,7 @@ async def test_an_extensions_entry_is_its_runners(prefix: str) -> None:
     pool = AddressPool("test", "10.0.128.0/17")
     _, undoer = every_resource(process.inside.ports, pool, lambda _: set(), undo)
     held = Held(f"{prefix}audit", Scope.RUNTIME, {"extension": "audit"})
-    holder = Holder("s1", ledger, made.record, Reason.SUSPENDED)
-    await undoer.resources.release(held, holder)
+    await undoer.undo(made.record, ledger, held, Reason.SUSPENDED)
     assert asked == [("s1", held.key, Reason.SUSPENDED)]
     assert undoer.resources.can_be_undone(held)
     assert not undoer.resources.can_be_undone(dataclasses.replace(held, data={}))
@@ -292,4 +291,4 @@ async def test_an_entry_that_nobody_knows_is_neither_refused_nor_forgotten() -> 
     held = Held("of-another-release", Scope.RUNTIME, {})
     assert process.resources.can_be_undone(held)
     with pytest.raises(LookupError, match="of-another-release"):
-        await process.resources.release(held, Holder("s1", ledger, made.record))
+        await process.resources.release(held, "s1", ledger, made.record)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from vmdriver.lifecycle.engine.ledger import Held, Ledger
 from vmdriver.lifecycle.engine.resource import Resources
-from vmdriver.lifecycle.extending.resource import Extensions
+from vmdriver.lifecycle.extending.resource import ExtensionEntries
 from vmdriver.lifecycle.extending.runner import PREFIXES
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.resources import (
@@ -36,5 +36,5 @@ def every_resource(
     layers = Layers(ports.disks, of_others)
     parts = launch_parts(ports, layers)
     lease, kept = AddressLease(pool, ports.network), memory_resources(ports)
-    extensions = dict.fromkeys(PREFIXES, Extensions(extensions_undo))
-    return parts, Undoer(Resources([lease, *parts, *kept], extensions), layers)
+    extensions = [ExtensionEntries(prefix, extensions_undo) for prefix in PREFIXES]
+    return parts, Undoer(Resources([lease, *parts, *kept, *extensions]), layers)

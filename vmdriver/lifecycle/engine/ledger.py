@@ -108,23 +108,20 @@ def _mapping(data: Any) -> Mapping[str, Any]:
 
 
 class VolatileJournal:
-    """For what nobody looks after when this process has ended, since its marks on the host say
-    enough: lines in memory.
+    """A ports.host.Journal for what needs none when this process has ended: its marks on the host
+    say enough.
     """
 
     def __init__(self, *held: Held) -> None:
         self._lines = [line for entry in held for line in entry.lines()]
 
     def read(self) -> list[Line]:
-        """A ports.host.Journal."""
         return list(self._lines)
 
     async def append(self, *lines: Line) -> None:
-        """Add lines."""
         self._lines.extend(lines)
 
     async def rewrite(self, lines: list[Line]) -> None:
-        """Replace all of them."""
         self._lines = list(lines)
 
 

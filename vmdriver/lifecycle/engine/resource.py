@@ -8,17 +8,17 @@ acquisition that was cut off anywhere, and as often as it is asked.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import Held, Ledger
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 
-# Stored in ledgers: earlier releases wrote them, so none is ever renamed.
+# Keys of ledgers. Earlier releases wrote them, so none is ever renamed.
 LEASE = "lease"
 OVERLAY = "overlay"
 FILES = "launch-files"
@@ -33,9 +33,7 @@ LAYER = "capture:layer"
 
 
 class Data(BaseModel):
-    """What a release needs, as the ledger has it. Whatever else is there is let be: another
-    release may need it.
-    """
+    """What a release needs, as a ledger has it; what else is there is another release's."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -47,7 +45,7 @@ class OfDomain(Data):
 
 
 class OfDirectory(Data):
-    """It is a directory with a memory image or a part of one."""
+    """It is a memory image or a part of one."""
 
     directory: str
 
@@ -59,33 +57,28 @@ class OfLayer(Data):
 
 
 D = TypeVar("D", bound=Data)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Whose something is."""
+class Given(Generic[D]):
+    """One thing that is given back, and by whom."""
 
-    id: str
+    data: D
+    held: Held
+    owner: str
     """In leases and marks."""
     ledger: Ledger
     record: SandboxRecord | None = None
     """None: the machine is no sandbox's."""
     reason: Reason = Reason.STOPPED
-    """Why it is given back."""
 
 
-@dataclass(frozen=True)
-class Given(Generic[D]):
-    """One thing that is given back. `held` is its entry, `data` what that says."""
+class Resource(Protocol):
+    """One kind of thing that a ledger may hold."""
 
-    data: D
-    held: Held
-    holder: Holder
-
-
-class Releasable(Protocol):
-    """What can be given back."""
+    @property
+    def key(self) -> str:
+        """Its entry's; one that ends with ":" is what the keys of many begin with."""
 
     @property
     def data(self) -> type[Data]:
@@ -95,66 +88,42 @@ class Releasable(Protocol):
         """Give it back. Any error: it is held still, and given back once more later."""
 
 
-class Resource(Releasable, Protocol):
-    """One kind of thing that a machine may hold."""
-
-    @property
-    def key(self) -> str:
-        """Its name in ledgers."""
-
-    @property
-    def scope(self) -> Scope:
-        """How long it is held."""
-
-
-async def hold(
-    ledger: Ledger,
-    resource: Resource,
-    data: Data,
-    effect: Callable[[], Awaitable[T]],
-    *,
-    may_hang: bool = False,
-) -> T | None:
-    """Acquire it through the ledger; see Ledger.acquire. `data` is what its release is given."""
-    key, scope = resource.key, resource.scope
-    noted = data.model_dump()
-    return await ledger.acquire(key, scope, noted, effect, may_hang=may_hang)
-
-
 class Resources:
-    """Every kind of thing that a ledger may hold, by key."""
+    """All of them."""
 
-    def __init__(
-        self,
-        resources: Iterable[Resource],
-        by_prefix: Mapping[str, Releasable] | None = None,
-    ) -> None:
-        self._by_key: dict[str, Releasable] = {r.key: r for r in resources}
-        self._by_prefix = dict(by_prefix or {})
+    def __init__(self, resources: Iterable[Resource]) -> None:
+        self._by_key = {resource.key: resource for resource in resources}
 
     def keys(self) -> list[str]:
-        """Of all of them; what many entries' keys begin with is among it."""
-        return [*self._by_key, *self._by_prefix]
+        """Of all of them."""
+        return list(self._by_key)
 
-    def of(self, key: str) -> Releasable | None:
+    def of(self, key: str) -> Resource | None:
         """What an entry of that key is."""
-        found = (r for p, r in self._by_prefix.items() if key.startswith(p))
-        return self._by_key.get(key) or next(found, None)
+        prefix = key.partition(":")[0] + ":"
+        return self._by_key.get(key) or self._by_key.get(prefix)
 
     def can_be_undone(self, held: Held) -> bool:
-        """Whether an entry says all that its release needs. One that we do not know may."""
+        """Whether an entry says all that its release needs. One that nobody knows may."""
         resource = self.of(held.key)
         try:
             return resource is None or bool(resource.data.model_validate(held.data))
         except ValidationError:
             return False
 
-    async def release(self, held: Held, holder: Holder) -> None:
-        """Give one entry's thing back, in whatever process, as often as asked; the entry stays.
-        LookupError for one that nobody knows.
+    async def release(
+        self,
+        held: Held,
+        owner: str,
+        ledger: Ledger,
+        record: SandboxRecord | None = None,
+        reason: Reason = Reason.STOPPED,
+    ) -> None:
+        """Give one entry's thing back, in whatever process; the entry stays. LookupError for one
+        that nobody knows.
         """
         resource = self.of(held.key)
         if resource is None:
             raise LookupError(f"no undo for ledger entry {held.key}")
         data = resource.data.model_validate(held.data)
-        await resource.release(Given(data, held, holder))
+        await resource.release(Given(data, held, owner, ledger, record, reason))

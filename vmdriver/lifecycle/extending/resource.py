@@ -18,14 +18,14 @@ class OfExtension(Data):
 
 
 @dataclass(frozen=True)
-class Extensions:
-    """Of any extension: acquired and given back by their runner."""
+class ExtensionEntries:
+    """Those whose keys begin so: acquired and given back by the extensions' runner."""
 
+    key: str
     undo: Callable[[SandboxRecord, Ledger, Held, Reason], Awaitable[None]]
     data = OfExtension
 
     async def release(self, given: Given[OfExtension]) -> None:
         """CleanupError where the extension is not loaded."""
-        holder = given.holder
-        assert holder.record is not None  # noqa: S101 - nobody's machine has none
-        await self.undo(holder.record, holder.ledger, given.held, holder.reason)
+        assert given.record is not None  # noqa: S101 - extensions belong to sandboxes
+        await self.undo(given.record, given.ledger, given.held, given.reason)

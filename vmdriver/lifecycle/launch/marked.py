@@ -13,7 +13,6 @@ from vmdriver.lifecycle.engine.resource import (
     FIREWALL,
     TAP,
     Data,
-    Holder,
     OfDomain,
     Resources,
 )
@@ -52,6 +51,5 @@ def entry(found: Found, instance: str, guest_ip: str = "") -> Held:
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:
     """Remove one of them: it is given back as if a ledger held it."""
     network, nobodys = ports.network, Ledger(VolatileJournal())
-    kinds = (Tap(network), Firewall(network), Machine(ports.hypervisor))
-    holder = Holder(orphan.sandbox_id, nobodys)
-    await Resources(kinds).release(entry(orphan, instance), holder)
+    kinds = Resources((Tap(network), Firewall(network), Machine(ports.hypervisor)))
+    await kinds.release(entry(orphan, instance), orphan.sandbox_id, nobodys)

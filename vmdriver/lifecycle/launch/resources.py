@@ -8,7 +8,7 @@ in place.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -21,86 +21,62 @@ from vmdriver.lifecycle.engine.resource import (
     TAP,
     Data,
     Given,
-    Holder,
     OfDomain,
     OfLayer,
     Resource,
     Resources,
-    hold,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Disks, Hypervisor, Network
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import SandboxRecord, layers_of
 from vmdriver.model.runs import Reason
 
-Effect = Callable[[], Awaitable[None]]
+Effects = Mapping[str, Callable[[], Awaitable[None]]]
+"""By key."""
 
 
 @dataclass(frozen=True)
 class MachineSource:
-    """Where a plan's machine comes from: what is done for each thing that it holds, where boot,
-    fork, claim and resume differ.
-    """
+    """What a plan's machine comes from. Without more it is made anew, and boots."""
 
     plan: LaunchPlan
     mark: str
     """Of its owner, on the host."""
-    make_layer: Effect
-    write_files: Effect
-    bring_tap: Effect
-    start: Effect
-
-
-def booted(
-    ports: Ports,
-    instance: str,
-    plan: LaunchPlan,
-    environment: Mapping[str, str],
-    secrets: Mapping[str, bytes],
-) -> MachineSource:
-    """It is made anew and boots. Other sources are this one with some effects replaced."""
-    owner, disks = mark(instance, plan.sandbox_id), ports.disks
-    return MachineSource(
-        plan,
-        owner,
-        make_layer=partial(disks.create_overlay, plan.disk("root")),
-        write_files=partial(disks.write_launch_files, plan, environment, secrets),
-        bring_tap=partial(ports.network.make_tap, plan.network, owner),
-        start=partial(ports.hypervisor.start, plan, owner),
-    )
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    instead: Effects = field(default_factory=dict)
+    """How a fork, a claim or a resume has it, where that is not how a boot does."""
 
 
 async def is_there() -> None:
-    """The effect for what the source has already."""
+    """For what the source has already."""
 
 
 class Part(Resource, Protocol):
     """One thing of a machine that comes up."""
 
-    @property
-    def blame(self) -> Reason:
-        """What clean-up hooks are told if it fails."""
+    scope: Scope
+    blame: Reason
+    """What clean-up hooks are told if it fails."""
+    may_hang: bool
+    """A program does it, which may be ended at any time: all or nothing is done, or what is half
+    done is replaced the next time.
+    """
 
-    @property
-    def may_hang(self) -> bool:
-        """A program does it, which may be ended at any time: all or nothing is done, or what is
-        half done is replaced the next time.
-        """
-
-    def needs(self, source: MachineSource) -> Data:
+    def needs(self, plan: LaunchPlan, mark: str) -> Data:
         """What its release will be given, stored before it is acquired."""
 
     async def acquire(self, source: MachineSource) -> None:
-        """Have it. DriverError; then there may be a half of it."""
+        """Have it, for a machine that boots. DriverError: there may be a half of it."""
 
 
 async def take(ledger: Ledger, part: Part, source: MachineSource) -> None:
-    """Acquire it, through the ledger."""
-    effect = partial(part.acquire, source)
-    await hold(ledger, part, part.needs(source), effect, may_hang=part.may_hang)
+    """Acquire it as its source has it, through the ledger."""
+    data = part.needs(source.plan, source.mark).model_dump()
+    effect = source.instead.get(part.key, partial(part.acquire, source))
+    await ledger.acquire(part.key, part.scope, data, effect, may_hang=part.may_hang)
 
 
 @dataclass(frozen=True)
@@ -109,23 +85,23 @@ class AddressLease:
 
     pool: AddressPool
     network: Network
-    key, scope, data = LEASE, Scope.PERSISTENT, Data
+    key, data = LEASE, Data
 
-    async def acquire(self, holder_id: str, ledger: Ledger) -> Lease:
+    async def acquire(self, owner: str, ledger: Ledger) -> Lease:
         """The one that it has, or a new one. Exhausted, HostError."""
         held = ledger.get(LEASE)
         if held is not None:
             return Lease.model_validate(held.data)
-        lease = self.pool.take(holder_id, await self.network.taken())
+        lease = self.pool.take(owner, await self.network.taken())
 
         async def adopt() -> None:
-            self.pool.adopt(holder_id, lease)
+            self.pool.adopt(owner, lease)
 
-        await ledger.acquire(LEASE, self.scope, lease.model_dump(), adopt)
+        await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
         return lease
 
     async def release(self, given: Given[Data]) -> None:
-        self.pool.free(given.holder.id)
+        self.pool.free(given.owner)
 
 
 @dataclass(frozen=True)
@@ -150,14 +126,14 @@ class RootLayer:
     key, scope, data = OVERLAY, Scope.PERSISTENT, OfLayer
     blame, may_hang = Reason.GUEST_PREPARE_FAILED, True
 
-    def needs(self, source: MachineSource) -> OfLayer:
-        return OfLayer(path=source.plan.disk("root").path)
+    def needs(self, plan: LaunchPlan, _mark: str) -> OfLayer:
+        return OfLayer(path=plan.disk("root").path)
 
     async def acquire(self, source: MachineSource) -> None:
-        await source.make_layer()
+        await self.layers.disks.create_overlay(source.plan.disk("root"))
 
     async def release(self, given: Given[OfLayer]) -> None:
-        path, record = given.data.path, given.holder.record
+        path, record = given.data.path, given.record
         if record is None:
             await self.layers.disks.remove(path)
         else:
@@ -165,33 +141,34 @@ class RootLayer:
 
 
 class OfFiles(Data):
-    """The seed is at that path."""
+    """The seed's path."""
 
     seed: str
 
 
 @dataclass(frozen=True)
 class LaunchFiles:
-    """Seed, status disk and console. The latter two stay: they say how it ended. The seed holds
-    secrets.
-    """
+    """Seed, status disk and console."""
 
     disks: Disks
     key, scope, data = FILES, Scope.RUNTIME, OfFiles
     blame, may_hang = Reason.GUEST_PREPARE_FAILED, False
 
-    def needs(self, source: MachineSource) -> OfFiles:
-        return OfFiles(seed=source.plan.disk("seed").path)
+    def needs(self, plan: LaunchPlan, _mark: str) -> OfFiles:
+        return OfFiles(seed=plan.disk("seed").path)
 
     async def acquire(self, source: MachineSource) -> None:
-        await source.write_files()
+        await self.disks.write_launch_files(
+            source.plan, source.environment, source.secrets
+        )
 
     async def release(self, given: Given[OfFiles]) -> None:
+        # The status disk and the console stay: they say how it ended. The seed holds secrets.
         await self.disks.remove(given.data.seed)
 
 
 class OfTap(Data):
-    """It has that name and mark; the guest's address is "" where the record could not be read."""
+    """`guest_ip` is "" where the record could not be read."""
 
     tap: str
     mark: str
@@ -206,12 +183,12 @@ class Tap:
     key, scope, data = TAP, Scope.RUNTIME, OfTap
     blame, may_hang = Reason.LAUNCHER_SPAWN_FAILED, False
 
-    def needs(self, source: MachineSource) -> OfTap:
-        lease = source.plan.network.lease
-        return OfTap(tap=lease.tap, mark=source.mark, guest_ip=lease.guest_ip)
+    def needs(self, plan: LaunchPlan, mark: str) -> OfTap:
+        lease = plan.network.lease
+        return OfTap(tap=lease.tap, mark=mark, guest_ip=lease.guest_ip)
 
     async def acquire(self, source: MachineSource) -> None:
-        await source.bring_tap()
+        await self.network.make_tap(source.plan.network, source.mark)
 
     async def release(self, given: Given[OfTap]) -> None:
         await self.network.remove_tap(given.data.tap, given.data.mark)
@@ -233,8 +210,8 @@ class Firewall:
     key, scope, data = FIREWALL, Scope.RUNTIME, OfFirewall
     blame, may_hang = Reason.LAUNCHER_SPAWN_FAILED, True
 
-    def needs(self, source: MachineSource) -> OfFirewall:
-        return OfFirewall(tap=source.plan.network.lease.tap)
+    def needs(self, plan: LaunchPlan, _mark: str) -> OfFirewall:
+        return OfFirewall(tap=plan.network.lease.tap)
 
     async def acquire(self, source: MachineSource) -> None:
         await self.network.load_rules(source.plan.network, source.mark)
@@ -251,11 +228,11 @@ class Machine:
     key, scope, data = MACHINE, Scope.RUNTIME, OfDomain
     blame, may_hang = Reason.LAUNCHER_SPAWN_FAILED, False
 
-    def needs(self, source: MachineSource) -> OfDomain:
-        return OfDomain(domain=source.plan.domain)
+    def needs(self, plan: LaunchPlan, _mark: str) -> OfDomain:
+        return OfDomain(domain=plan.domain)
 
     async def acquire(self, source: MachineSource) -> None:
-        await source.start()
+        await self.hypervisor.start(source.plan, source.mark)
 
     async def release(self, given: Given[OfDomain]) -> None:
         await self.hypervisor.destroy(given.data.domain)
@@ -263,13 +240,9 @@ class Machine:
 
 def launch_parts(ports: Ports, layers: Layers) -> tuple[Part, ...]:
     """A launch: what its machine holds, in the order in which it is acquired."""
-    return (
-        RootLayer(layers),
-        LaunchFiles(ports.disks),
-        Tap(ports.network),
-        Firewall(ports.network),
-        Machine(ports.hypervisor),
-    )
+    network = ports.network
+    files, machine = LaunchFiles(ports.disks), Machine(ports.hypervisor)
+    return RootLayer(layers), files, Tap(network), Firewall(network), machine
 
 
 @dataclass(frozen=True)
@@ -283,8 +256,7 @@ class Undoer:
         self, record: SandboxRecord, ledger: Ledger, held: Held, reason: Reason
     ) -> None:
         """One entry's thing. May be repeated."""
-        holder = Holder(record.id, ledger, record, reason)
-        await self.resources.release(held, holder)
+        await self.resources.release(held, record.id, ledger, record, reason)
 
     async def drop_layers(self, sandbox_id: str, layers: set[str]) -> None:
         """Remove those of these layers that no other sandbox or template stands on."""

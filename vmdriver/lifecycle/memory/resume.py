@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from vmdriver.errors import (
@@ -17,16 +16,18 @@ from vmdriver.errors import (
 )
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.extending.vm_phases import new_run
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import LaunchFailed
-from vmdriver.lifecycle.launch.resources import MachineSource, booted, is_there
+from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
 from vmdriver.lifecycle.memory.resources import MappedMemory
 from vmdriver.lifecycle.memory.restore_tries import Verdict, final
 from vmdriver.model.condition import Progress
+from vmdriver.model.ids import mark
 from vmdriver.model.memory_image import MemoryManifest, MemoryRef
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.plan import LaunchPlan
@@ -145,19 +146,19 @@ class ResumeActions(CaptureActions):
         What its guest said last stays on the status disk.
         """
         ports, environment = self._shared.ports, plan.environment
-        instance = self._shared.settings.instance
+        owner = mark(self._shared.settings.instance, self.record.id)
         saved = await ports.memory_store.saved(ref.directory)
         scratch = self._shared.launcher.places.paths(self.record.id).scratch
-        source = booted(ports, instance, plan, environment, secrets)
 
         async def load() -> None:
             try:
-                await ports.memory.load(plan, source.mark, saved, scratch)
+                await ports.memory.load(plan, owner, saved, scratch)
             except DriverError as error:
                 raise self.restoring.not_loaded(error) from error
 
         write = partial(ports.disks.write_resume_files, plan, environment, secrets)
-        return replace(source, make_layer=is_there, write_files=write, start=load)
+        instead: Effects = {OVERLAY: is_there, FILES: write, MACHINE: load}
+        return MachineSource(plan, owner, instead=instead)
 
     async def _checked(self, ref: MemoryRef) -> tuple[MemoryManifest, LaunchPlan]:
         ports, old = self._shared.ports, self.record.plan

@@ -9,6 +9,7 @@ of times and is never changed.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from vmdriver.errors import (
     DriverError,
@@ -123,8 +124,12 @@ class SnapshotActions(SuspendActions, ResumeActions):
         boot_id = await self._freeze(plan, watch)
         if not disk_only:
             with watch.step("memory"):
-                written = WrittenMemory(ports.memory)
-                streamed = await written.stream(self.ledger, plan, memory_path)
+                stream = partial(
+                    ports.memory.stream, plan.domain, f"{memory_path}.stream"
+                )
+                streamed = await WrittenMemory().acquire(
+                    self.ledger, plan.domain, stream
+                )
         with watch.step("disk"):
             await self._switch_layer(plan.domain, layer)
         with watch.step("go on"):

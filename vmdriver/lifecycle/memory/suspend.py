@@ -81,8 +81,11 @@ class SuspendActions(CaptureActions):
         await self._read_ahead()
         boot_id = await self._freeze(plan, watch)
         with watch.step("memory"):
-            written = WrittenMemory(shared.ports.memory)
-            captured = await written.acquire(self.ledger, plan, memory)
+            domain = plan.domain
+            write = partial(
+                shared.ports.memory.capture, domain, memory, plan.memory_mib
+            )
+            captured = await WrittenMemory().acquire(self.ledger, domain, write)
         return await self._publish_image(
             "suspended", "", target, captured, boot_id, plan, watch
         )

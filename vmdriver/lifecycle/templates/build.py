@@ -7,20 +7,20 @@ next driver's sweep removes what a killed one had made.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from functools import partial
 
 from vmdriver.errors import TimedOut
 from vmdriver.host import facts
-from vmdriver.lifecycle.engine.resource import OVERLAY
+from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import booted, take
+from vmdriver.lifecycle.launch.resources import MachineSource, take
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import ImagePart, image_bytes
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
+from vmdriver.model.ids import mark
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan, Lease
@@ -105,9 +105,10 @@ class TemplateBuild:
         image = ImagePart(ports.memory_store)
         memory = await image.acquire(ledger, part, image_bytes(plan))
         write = partial(ports.disks.write_barrier_files, plan)
-        source = booted(ports, self._settings.instance, plan, {}, {})
+        owner = mark(self._settings.instance, one.owner)
+        source = MachineSource(plan, owner, instead={FILES: write})
         for thing in self._launcher.parts:
-            await take(ledger, thing, replace(source, write_files=write))
+            await take(ledger, thing, source)
         await self._wait(plan)
         await ports.memory.pause(plan.domain)
         captured = await ports.memory.capture(plan.domain, memory, plan.memory_mib)

@@ -10,9 +10,10 @@ from functools import partial
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine.hold import SandboxHold
-from vmdriver.lifecycle.engine.resource import LEASE, OVERLAY
+from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.lifecycle.engine.resource import FILES, LEASE, OVERLAY, TAP
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.resources import MachineSource, booted, is_there
+from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.templates.pool import Waiting
 from vmdriver.lifecycle.templates.template import Template, on_template
 from vmdriver.model.ids import mark
@@ -89,24 +90,24 @@ class ForkActions(SandboxHold):
         secrets: Mapping[str, bytes],
         beginning: Beginning,
     ) -> MachineSource:
-        ports, instance = self._shared.ports, self._shared.settings.instance
         template, waiting = beginning.template, beginning.waiting
-        source = booted(ports, instance, plan, environment, secrets)
+        source = MachineSource(plan, self._owner, environment, secrets)
         if template is None:
             return source
         if waiting is None:
-            return replace(source, start=partial(self._fork, plan, template))
+            return replace(
+                source, instead={MACHINE: partial(self._fork, plan, template)}
+            )
         # Everything is there already, and gets another owner.
-        tap, disks = plan.network.lease.tap, ports.disks
-        return replace(
-            source,
-            make_layer=is_there,
-            write_files=partial(
-                disks.take_over_files, waiting.plan, plan, environment, secrets
-            ),
-            bring_tap=partial(ports.network.remark_tap, tap, source.mark),
-            start=partial(self._adopt_waiting, plan),
-        )
+        ports, tap = self._shared.ports, plan.network.lease.tap
+        take_over = partial(ports.disks.take_over_files, waiting.plan, plan)
+        instead: Effects = {
+            OVERLAY: is_there,
+            FILES: partial(take_over, environment, secrets),
+            TAP: partial(ports.network.remark_tap, tap, self._owner),
+            MACHINE: partial(self._adopt_waiting, plan),
+        }
+        return replace(source, instead=instead)
 
     async def _fork(self, plan: LaunchPlan, template: Template) -> None:
         """Have the machine go on from the template, as this sandbox; boot it if that is

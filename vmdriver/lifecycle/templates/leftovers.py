@@ -26,9 +26,6 @@ from vmdriver.lifecycle.engine.resource import (
     IMAGE_PART,
     LEASE,
     OVERLAY,
-    Holder,
-    OfDirectory,
-    OfLayer,
     Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
@@ -44,10 +41,6 @@ def _nothing() -> None:
     pass
 
 
-def _ledger() -> Ledger:
-    return Ledger(VolatileJournal())
-
-
 @dataclass(eq=False)
 class Unowned:
     """A machine of no sandbox, or what is left of one."""
@@ -56,15 +49,11 @@ class Unowned:
     """Its id in marks and leases, or any other name that nobody else has."""
     memory_mib: int = 0
     """Of its machine."""
-    ledger: Ledger = field(default_factory=_ledger)
+    ledger: Ledger = field(default_factory=lambda: Ledger(VolatileJournal()))
     claimed: bool = False
     """A sandbox may have taken a part over: only what still carries the owner's mark goes."""
     given_back: Callable[[], None] = _nothing
     """Called once all of it is gone."""
-
-
-class _Stays(Unavailable):
-    """It waits for something else to go, and keeps nothing else from going."""
 
 
 class Leftovers:
@@ -118,11 +107,8 @@ class Leftovers:
 
     async def remove_files(self, directory: str, layer: str = "") -> None:
         """Have a memory image gone, and the layer that it stands on where it is nobody else's."""
-        image = OfDirectory(directory=directory).model_dump()
-        held = [Held(IMAGE_PART, Scope.CAPTURE, image)]
-        if layer:
-            below = OfLayer(path=layer).model_dump()
-            held.insert(0, Held(OVERLAY, Scope.PERSISTENT, below))
+        held = [Held(OVERLAY, Scope.PERSISTENT, {"path": layer})] if layer else []
+        held.append(Held(IMAGE_PART, Scope.CAPTURE, {"directory": directory}))
         ledger = Ledger(VolatileJournal(*held))
         await self.give_back(Unowned(directory, ledger=ledger))
 
@@ -159,38 +145,32 @@ class Leftovers:
         one.given_back()
 
     async def _end(self, one: Unowned) -> None:
-        """One try. What belongs to the run first: the rest is held by it."""
-        carried = None
+        """One try. What belongs to the run first: it holds the rest."""
+        carried = set(KEYS.values())
         if one.claimed:
             found = await marked(self._ports)
             carried = {KEYS[f.kind] for f in found if f.sandbox_id == one.owner}
         undo, errors = partial(self._undo, one, carried), []
-        for scope in (Scope.RUNTIME, None):
-            errors = await one.ledger.release(scope, undo, level=logging.DEBUG)
-            for error in errors:
-                if not isinstance(error, _Stays):
-                    raise error
+        for scope in Scope:
+            errors += await one.ledger.release(scope, undo, level=logging.DEBUG)
         if errors:
             raise errors[0]
 
-    async def _undo(self, one: Unowned, carried: set[str] | None, held: Held) -> None:
-        """`carried`: what of a claimed machine still has the owner's mark; the rest of what can
-        be marked is gone, or a sandbox's.
+    async def _undo(self, one: Unowned, carried: set[str], held: Held) -> None:
+        """`carried`: what may have its mark; another thing that bears marks is gone, or is a
+        sandbox's by now.
         """
+        if held.key in set(KEYS.values()) - carried:
+            return
+        if held.key == FIREWALL and one.claimed and self._has_moved(one):
+            # That sandbox loads its own under the same name at any moment.
+            raise Unavailable("its table goes when the sandbox with its address does")
         if held.key == LEASE and one.ledger.held(Scope.RUNTIME):
-            raise _Stays("its address is leased as long as there may be anything at it")
-        if carried is not None and held.key in KEYS.values():
-            if held.key not in carried:
-                return
-            if held.key == FIREWALL and self._has_moved(one):
-                # That sandbox loads its own under the same name at any moment.
-                raise _Stays("its table goes when the sandbox with its address does")
-        await self._resources.release(held, Holder(one.owner, one.ledger))
+            raise Unavailable("its address is leased while there may be anything at it")
+        await self._resources.release(held, one.owner, one.ledger)
 
     def _has_moved(self, one: Unowned) -> bool:
-        """Whether somebody else has its address by now."""
+        """Whether somebody else has its address."""
         lease = one.ledger.get(LEASE)
-        if lease is None:
-            return False
-        index = Lease.model_validate(lease.data).index
+        index = Lease.model_validate(lease.data).index if lease is not None else -1
         return self._pool.holder(index) not in {one.owner, None}

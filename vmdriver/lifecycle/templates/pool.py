@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
 
 from vmdriver.errors import DriverError
-from vmdriver.lifecycle.engine.resource import OVERLAY
+from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import booted, take
+from vmdriver.lifecycle.launch.resources import MachineSource, take
 from vmdriver.lifecycle.memory.resources import ImagePart
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
 from vmdriver.lifecycle.templates.template import Template, Templates, on_template
+from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
@@ -174,15 +176,15 @@ class WarmPool:
         layer = self._launcher.places.new_layer(one.owner)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
         await ImagePart(ports.memory_store).acquire(one.ledger, directory, 0)
-        source = booted(ports, instance, plan, {}, {})
+        owner = mark(instance, one.owner)
 
         async def load() -> None:
             saved = await ports.memory_store.saved(template.directory)
             scratch = f"{directory}/load.image"
-            await ports.memory.load(plan, source.mark, saved, scratch)
+            await ports.memory.load(plan, owner, saved, scratch)
 
         write = partial(ports.disks.write_barrier_files, plan)
-        source = replace(source, write_files=write, start=load)
+        source = MachineSource(plan, owner, instead={FILES: write, MACHINE: load})
         for part in self._launcher.parts:
             await take(one.ledger, part, source)
         return plan
