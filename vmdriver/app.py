@@ -65,6 +65,7 @@ from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
+from vmdriver.storage.supervisors import SupervisorDisks
 from vmdriver.storage.way_in import open_way_in
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Driver:
         self.passage = passage
         self.settings = settings_from(config)
         self.layout = Layout(config.driver.state_dir)
-        owner = qemu_owner(config)
+        owner, instance = qemu_owner(config), config.driver.instance
         self._files = Pool("files", 8)
         self.embedded = config.driver.connection == "embed"
         self.libvirt_root = Path(passage.theirs(str(self.layout.libvirt)))
@@ -94,12 +95,11 @@ class Driver:
             self._libvirt_names(uri) if self.embedded else (),
         )
         self._guardian = Guardian(self.charge)
-        self.machines = Machines(
-            self.connection, config.driver.instance, owner, passage
-        )
+        self.machines = Machines(self.connection, instance, owner, passage)
         self.disks = DiskStore(self.layout, self._files, owner)
+        self.supervisors = SupervisorDisks(self.layout, self._files)
         self.network = HostNetwork(
-            config.driver.instance, owner, self._files, config.network.address_pool
+            instance, owner, self._files, config.network.address_pool
         )
         self.images = ImageStore(self.layout.images, self._files, image_policy(config))
         self.records = RecordStore(self.layout, self._files)
@@ -158,7 +158,7 @@ class Driver:
             self.places,
             pool,
             self._files,
-            Supervisor(self.settings, self.images, self.disks),
+            Supervisor(self.settings, self.images, self.supervisors),
             MemoryBudget(manager.records, self.settings, leftovers.memory_mib),
             parts,
         )
@@ -201,6 +201,7 @@ class Driver:
             self.machines,
             self.network,
             self.disks,
+            self.supervisors,
             self.images,
             self.records,
             self.memory,
@@ -220,7 +221,7 @@ class Driver:
             await reserve.enough()
         await self.network.prepare()
         await self.images.open()
-        await self.disks.open_supervisors()
+        await self.supervisors.open()
         await self.manager.recover()
         if self.embedded:
             await self._files.run(reserve.take)

@@ -38,6 +38,7 @@ from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
+from vmdriver.storage.supervisors import SupervisorDisks
 from vmdriver.storage.way_in import _came_in
 
 
@@ -81,17 +82,16 @@ async def _start(layout: Layout, pool: Pool) -> None:
     forget_unstarted_machines(layout.libvirt)
     with pytest.raises(Refused, match="boot files"):
         boot.load(layout.boot)
-    images, disks = (
-        ImageStore(layout.images, pool, image_rules()),
-        DiskStore(layout, pool, owner),
-    )
+    images = ImageStore(layout.images, pool, image_rules())
+    supervisors = SupervisorDisks(layout, pool)
     await images.open()
-    await disks.open_supervisors()
+    await supervisors.open()
     # The rest of the start is the manager's, on these files; its host is a fake.
     driver = FakeDriver(
         World(),
         adapters={
-            "disks": disks,
+            "disks": DiskStore(layout, pool, owner),
+            "supervisor_disks": supervisors,
             "memory_store": MemoryImages(pool, owner, layout.clearing),
             "records": RecordStore(layout, pool),
         },
@@ -101,7 +101,7 @@ async def _start(layout: Layout, pool: Pool) -> None:
     )
     try:
         await driver.manager.recover()
-        await disks.collect_supervisors(set())
+        await supervisors.collect(set())
         await images.collect(set(), CacheLimits(0, 0, 0))
         await images.known()
     finally:

@@ -26,6 +26,7 @@ from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.records import RecordStore
+from vmdriver.storage.supervisors import SupervisorDisks
 
 
 @pytest.fixture
@@ -209,6 +210,11 @@ def disks(layout: Layout, pool: Pool) -> DiskStore:
     return DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
 
 
+@pytest.fixture
+def supervisors(layout: Layout, pool: Pool) -> SupervisorDisks:
+    return SupervisorDisks(layout, pool)
+
+
 async def test_an_overlay_is_made_on_its_base_and_removed(
     disks: DiskStore, layout: Layout
 ) -> None:
@@ -280,18 +286,18 @@ async def test_a_console_is_cut_and_keeps_its_end(
 
 
 async def test_a_supervisor_disk_is_made_once_per_content(
-    disks: DiskStore, layout: Layout
+    supervisors: SupervisorDisks, layout: Layout
 ) -> None:
     program = layout.root / "sup"
     program.write_text("#!/bin/sh\n")
-    first = await disks.supervisor_disk(program)
-    assert await disks.supervisor_disk(program) == first
+    first = await supervisors.disk(program)
+    assert await supervisors.disk(program) == first
     program.write_text("#!/bin/sh\ntrue\n")
-    assert await disks.supervisor_disk(program) != first
+    assert await supervisors.disk(program) != first
     assert len(list(layout.supervisors.glob("*.img"))) == 2
     with pytest.raises(Refused, match="supervisor_path"):
         try:
-            await disks.supervisor_disk(layout.root / "missing")
+            await supervisors.disk(layout.root / "missing")
         except Refused as error:
             raise Refused(error.text()) from error
 
@@ -309,7 +315,7 @@ def on_disk(disk: Path, request: str) -> str:
 
 
 async def test_a_dynamic_supervisor_brings_its_loader_and_libraries(
-    disks: DiskStore, tmp_path: Path
+    supervisors: SupervisorDisks, tmp_path: Path
 ) -> None:
     library = tmp_path / "root" / "usr" / "lib" / "libown.so.1"
     library.parent.mkdir(parents=True)
@@ -320,13 +326,13 @@ async def test_a_dynamic_supervisor_brings_its_loader_and_libraries(
     compile_program(program, str(library), text=text)
     root = tmp_path / "root"
     with pytest.raises(Refused, match=r"ld-linux|libc\.so"):
-        await disks.supervisor_disk(program, root)
+        await supervisors.disk(program, root)
     for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"):
         home = root / "opt" / "libc"
         home.mkdir(parents=True, exist_ok=True)
         (home / Path(path).name).write_bytes(Path(path).read_bytes())
     (root / "lib64").symlink_to("/opt/libc")  # absolute: of that root, not of this host
-    disk = await disks.supervisor_disk(program, root)
+    disk = await supervisors.disk(program, root)
     names = on_disk(disk, "ls -p /lib")
     for name in ("ld-linux-x86-64.so.2", "libc.so.6", "libown.so.1"):
         assert f"/{name}/" in names
@@ -340,13 +346,13 @@ async def test_a_dynamic_supervisor_brings_its_loader_and_libraries(
 
 
 async def test_a_static_supervisor_or_a_script_is_taken_as_it_is(
-    disks: DiskStore, tmp_path: Path
+    supervisors: SupervisorDisks, tmp_path: Path
 ) -> None:
     static = compile_program(tmp_path / "static", "-static")
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\nexit 0\n")
     for program in (static, script):
-        disk = await disks.supervisor_disk(program)
+        disk = await supervisors.disk(program)
         copy = tmp_path / "copy"
         on_disk(disk, f"dump /openshell-sandbox {copy}")
         assert copy.read_bytes() == program.read_bytes()
@@ -354,33 +360,36 @@ async def test_a_static_supervisor_or_a_script_is_taken_as_it_is(
 
 
 async def test_supervisor_disks_that_nobody_has_go_after_a_while(
-    disks: DiskStore, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    supervisors: SupervisorDisks,
+    layout: Layout,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = []
     for text in ("one", "two", "three"):
         program = tmp_path / text
         program.write_text(text)
-        made.append(await disks.supervisor_disk(program))
+        made.append(await supervisors.disk(program))
     old = time.time() - 7200
     for disk in made[:2]:
         os.utime(disk.with_suffix(".used"), (old, old))
-    assert await disks.collect_supervisors({str(made[0])}) == [], (
+    assert await supervisors.collect({str(made[0])}) == [], (
         "the wall clock may have jumped while a create that got it is under way"
     )
     real = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + 3601)
-    assert await disks.collect_supervisors({str(made[0])}) == [str(made[1])]
+    assert await supervisors.collect({str(made[0])}) == [str(made[1])]
     monkeypatch.undo()
     left = sorted(layout.supervisors.glob("*.img"))
     assert left == sorted([made[0], made[2]])
     before = made[0].stat()
-    assert await disks.supervisor_disk(tmp_path / "one") == made[0]
+    assert await supervisors.disk(tmp_path / "one") == made[0]
     assert made[0].stat() == before, "memory images know it by its times"
-    assert await disks.supervisor_disk(tmp_path / "two") == made[1], "and can come back"
+    assert await supervisors.disk(tmp_path / "two") == made[1], "and can come back"
 
 
 async def test_a_librarys_name_cannot_lead_outside_the_disk(
-    disks: DiskStore, tmp_path: Path
+    supervisors: SupervisorDisks, tmp_path: Path
 ) -> None:
     evil = tmp_path / "outside" / "evil"
     evil.parent.mkdir()
@@ -398,7 +407,7 @@ async def test_a_librarys_name_cannot_lead_outside_the_disk(
     for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"):
         (home / Path(path).name).write_bytes(Path(path).read_bytes())
     with pytest.raises(Refused, match="evil"):
-        await disks.supervisor_disk(program, tmp_path / "root")
+        await supervisors.disk(program, tmp_path / "root")
     assert list(evil.parent.iterdir()) == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,11 +12,10 @@ import pytest
 
 from tests.contract.test_storage import compile_program, on_disk
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.storage import supervisors
-from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.program_bundle import Bundle
+from vmdriver.storage.supervisors import SupervisorDisks
 
 
 @pytest.fixture
@@ -28,9 +26,9 @@ def layout(tmp_path: Path) -> Layout:
 
 
 @pytest.fixture
-def disks(layout: Layout) -> Iterator[DiskStore]:
+def disks(layout: Layout) -> Iterator[SupervisorDisks]:
     pool = Pool("supervisors", 4)
-    yield DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
+    yield SupervisorDisks(layout, pool)
     pool.close()
 
 
@@ -48,17 +46,17 @@ def check(disk: Path, layout: Layout) -> None:
 
 
 async def test_several_first_creates_at_once_all_get_the_same_disk(
-    disks: DiskStore, layout: Layout, program: Path
+    disks: SupervisorDisks, layout: Layout, program: Path
 ) -> None:
-    found = await asyncio.gather(*(disks.supervisor_disk(program) for _ in range(8)))
+    found = await asyncio.gather(*(disks.disk(program) for _ in range(8)))
     assert len(set(found)) == 1
     check(found[0], layout)
 
 
 async def test_one_that_gives_up_harms_none_of_those_that_wait(
-    disks: DiskStore, layout: Layout, program: Path
+    disks: SupervisorDisks, layout: Layout, program: Path
 ) -> None:
-    tasks = [asyncio.ensure_future(disks.supervisor_disk(program)) for _ in range(4)]
+    tasks = [asyncio.ensure_future(disks.disk(program)) for _ in range(4)]
     while not list(layout.supervisors.glob(".*")):  # the first is at it
         await asyncio.sleep(0.001)
     tasks[0].cancel()
@@ -73,9 +71,8 @@ async def test_two_makers_that_do_not_know_each_other_do_not_meet(
 ) -> None:
     """As when a killed driver's thread and programs go on beside the next driver."""
     pools = [Pool("a", 2), Pool("b", 2)]
-    owner = Ownership(os.getuid(), os.getgid())
-    stores = [DiskStore(layout, pool, owner) for pool in pools]
-    found = await asyncio.gather(*(s.supervisor_disk(program) for s in stores))
+    stores = [SupervisorDisks(layout, pool) for pool in pools]
+    found = await asyncio.gather(*(s.disk(program) for s in stores))
     assert found[0] == found[1]
     check(found[0], layout)
     for pool in pools:
@@ -83,9 +80,12 @@ async def test_two_makers_that_do_not_know_each_other_do_not_meet(
 
 
 async def test_a_source_that_changes_meanwhile_is_not_published_under_the_old_digest(
-    disks: DiskStore, program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    disks: SupervisorDisks,
+    program: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    whole = await disks.supervisor_disk(program)
+    whole = await disks.disk(program)
     whole.unlink()
     real, text = supervisors._lay_out, "int main(void) { return 3; }"
 
@@ -94,18 +94,18 @@ async def test_a_source_that_changes_meanwhile_is_not_published_under_the_old_di
         return real(bundle, tree)
 
     monkeypatch.setattr(supervisors, "_lay_out", changed)
-    other = await disks.supervisor_disk(program)
+    other = await disks.disk(program)
     assert other != whole
     assert not whole.exists(), "it is not what that digest says"
     monkeypatch.undo()
-    again = await disks.supervisor_disk(shutil.copyfile(program, tmp_path / "same"))
+    again = await disks.disk(shutil.copyfile(program, tmp_path / "same"))
     assert again == other
 
 
 async def test_what_a_killed_driver_had_half_made_is_no_hindrance(
-    disks: DiskStore, layout: Layout, program: Path
+    disks: SupervisorDisks, layout: Layout, program: Path
 ) -> None:
     (layout.supervisors / f".{'0' * 32}.img.1.tree").mkdir()
     (layout.supervisors / ".work-1" / "tree").mkdir(parents=True)
-    disk = await disks.supervisor_disk(program)
+    disk = await disks.disk(program)
     assert "/libc.so.6/" in on_disk(disk, "ls -p /lib")

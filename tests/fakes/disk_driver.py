@@ -79,7 +79,7 @@ class DiskDriver(vmdriver.app.Driver):
         """As `recover`, without what touches this very host."""
         self.layout.make()
         await self.images.open()
-        await self.disks.open_supervisors()
+        await self.supervisors.open()
         await self.manager.recover()
 
     async def end(self) -> None:

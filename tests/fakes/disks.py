@@ -126,12 +126,5 @@ class FakeDisks:
     async def bound_console(self, path: str) -> None:
         self._world.act(f"bound console {path}")
 
-    async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
-        return Path("/supervisor.img")
-
-    async def collect_supervisors(self, in_use: set[str]) -> list[str]:
-        self._world.supervisors_in_use = set(in_use)
-        return []
-
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         return Path("/nowhere") / sandbox_id / name

@@ -20,6 +20,7 @@ from tests.fakes.network import FakeNetwork
 from tests.fakes.places import FakePlaces
 from tests.fakes.records import FakeRecords
 from tests.fakes.settings import SETTINGS
+from tests.fakes.supervisor_disks import FakeSupervisorDisks
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.control.manager import Manager
@@ -95,16 +96,15 @@ class FakeDriver:
             world.notice(domain)  # a libvirt that begins looks at every machine
         instance = settings.instance
         self.hypervisor = FakeHypervisor(world, instance, checkpoint)
-        self.memory = FakeMemory(world, checkpoint)
-        self.guest = FakeGuest(world)
+        self.memory, self.guest = FakeMemory(world, checkpoint), FakeGuest(world)
         self.memory_store = FakeMemoryStore(world, checkpoint)
-        records = FakeRecords(world, checkpoint)
         fakes = Ports(
             self.hypervisor,
             FakeNetwork(world, instance),
             FakeDisks(world),
+            FakeSupervisorDisks(world),
             FakeImages(world),
-            records,
+            FakeRecords(world, checkpoint),
             self.memory,
             self.guest,
             self.memory_store,
@@ -134,7 +134,7 @@ class FakeDriver:
             places or FakePlaces(),
             pool,
             self._files,
-            Supervisor(settings, ports.images, ports.disks),
+            Supervisor(settings, ports.images, ports.supervisor_disks),
             MemoryBudget(
                 lambda: self.manager.records(), settings, leftovers.memory_mib
             ),

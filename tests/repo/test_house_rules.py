@@ -18,7 +18,7 @@ SOURCES = [
 
 
 STILL_TOO_LARGE = {
-    *("DiskStore", "SandboxHold"),
+    "SandboxHold",
     *("SandboxWorker", "LaunchActions", "ForkActions", "PhaseActions", "EndActions"),
     *("CaptureActions", "SuspendActions", "ResumeActions", "SnapshotActions"),
 }

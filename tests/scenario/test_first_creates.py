@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from pathlib import Path
 
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Phase
-from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.supervisors import SupervisorDisks
 
 
 async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None:
@@ -21,12 +19,12 @@ async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None
     program.write_text("#!/bin/sh\n")
     layout, pool = Layout(tmp_path / "state"), Pool("supervisors", 4)
     layout.make()
-    driver = FakeDriver(
-        World(), settings=dataclasses.replace(SETTINGS, supervisor=program)
-    )
     # The fake host, but for the supervisor's disk: that is made by the real programs.
-    real = DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
-    driver.inside.ports.disks.supervisor_disk = real.supervisor_disk  # type: ignore[method-assign]
+    driver = FakeDriver(
+        World(),
+        settings=dataclasses.replace(SETTINGS, supervisor=program),
+        adapters={"supervisor_disks": SupervisorDisks(layout, pool)},
+    )
     await driver.manager.recover()
     names = [f"s{number}" for number in range(6)]
     await asyncio.gather(*(driver.manager.create(spec(n), None) for n in names))

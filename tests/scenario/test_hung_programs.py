@@ -22,7 +22,7 @@ BOUND_S = 4.0
 """On a busy machine; what is tried takes a second at most."""
 ON_THE_WAY_UP = (
     *("network.taken", "network.own_networks", "network.load_rules"),
-    *("images.prepare", "disks.supervisor_disk", "disks.create_overlay"),
+    *("images.prepare", "supervisor_disks.disk", "disks.create_overlay"),
 )
 ON_THE_WAY_BACK = ("network.load_rules",)
 

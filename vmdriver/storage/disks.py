@@ -10,14 +10,11 @@ from pathlib import Path
 
 from vmdriver.errors import Exhausted, StorageError
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.ports.host import GuestReport, Ownership
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.plan import Disk
 from vmdriver.storage import chains, files
 from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.launch_files import LaunchFiles
-from vmdriver.storage.layout import Layout
-from vmdriver.storage.supervisors import SupervisorDisks
 
 _log = logging.getLogger(__name__)
 _CONSOLE_LIMIT = 1024 * 1024
@@ -30,12 +27,8 @@ _FREE_SPACE_KEPT = 256 * 1024 * 1024
 _OVERLAY_OPTIONS = "extended_l2=on,cluster_size=64k"
 
 
-class DiskStore(LaunchFiles, SupervisorDisks):
+class DiskStore(LaunchFiles):
     """Implements lifecycle.ports.host.Disks. `owner` is the user that QEMU runs as."""
-
-    def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
-        LaunchFiles.__init__(self, layout, pool, owner)
-        SupervisorDisks.__init__(self)
 
     async def create_overlay(self, disk: Disk) -> None:
         """Make the root disk's qcow2 layer, empty, on its base, unless a machine may have

@@ -26,13 +26,11 @@ _Identity = tuple[int, int, int]
 
 
 class SupervisorDisks:
-    """A part of lifecycle.ports.host.Disks."""
+    """Implements lifecycle.ports.host.SupervisorDisks."""
 
-    _layout: Layout
-    _pool: Pool
-
-    def __init__(self) -> None:
-        self._known_supervisors: dict[tuple[Path, _Identity], Path] = {}
+    def __init__(self, layout: Layout, pool: Pool) -> None:
+        self._layout, self._pool = layout, pool
+        self._known: dict[tuple[Path, _Identity], Path] = {}
         self._handed_out: dict[Path, float] = {}
         """When a launch of this driver got that disk last, by a clock that does not jump."""
         self._making = asyncio.Lock()
@@ -44,19 +42,19 @@ class SupervisorDisks:
         removed.
         """
 
-    async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
+    async def disk(self, program: Path, root: Path = Path("/")) -> Path:
         """A read-only ext4 disk with the program, and with its loader and libraries from `root`
         where it needs any: it runs in guests of every libc, and of none. Refused.
         """
         key = (program, await self._pool.run(_identity, program))
-        known = self._known_supervisors.get(key)
+        known = self._known.get(key)
         if known is None or not await self._take(known):
             async with self._making:
                 known = await self._found_or_made(program, root)
-            self._known_supervisors[key] = known
+            self._known[key] = known
         return known
 
-    async def open_supervisors(self) -> None:
+    async def open(self) -> None:
         """Remove what was under way when the last process ended. Before anything is made."""
 
         def remove() -> None:
@@ -65,7 +63,7 @@ class SupervisorDisks:
 
         await self._pool.run(remove)
 
-    async def collect_supervisors(self, in_use: set[str]) -> list[str]:
+    async def collect(self, in_use: set[str]) -> list[str]:
         """Remove disks that no sandbox has and no launch has used for an hour; their paths."""
 
         def unlink_unused(path: Path) -> bool:

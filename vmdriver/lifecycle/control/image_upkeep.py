@@ -97,7 +97,7 @@ class ImageUpkeep:
         needed = await self.in_use()
         if not dry_run:
             supervisors = {plan.disk("supervisor").path for plan in self._all_plans()}
-            await self._ports.disks.collect_supervisors(supervisors | needed)
+            await self._ports.supervisor_disks.collect(supervisors | needed)
         settings = self._settings
         limits = CacheLimits(
             settings.image_cache_bytes,

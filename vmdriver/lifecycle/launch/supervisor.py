@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.ports.host import Disks
+from vmdriver.lifecycle.ports.host import SupervisorDisks
 from vmdriver.lifecycle.ports.images import ImageProgress, Images
 from vmdriver.lifecycle.ports.settings import Settings
 
@@ -27,7 +27,9 @@ PLACES = (
 class Supervisor:
     """From supervisor_path or supervisor_image."""
 
-    def __init__(self, settings: Settings, images: Images, disks: Disks) -> None:
+    def __init__(
+        self, settings: Settings, images: Images, disks: SupervisorDisks
+    ) -> None:
         self._settings, self._images, self._disks = settings, images, disks
         self._lock = asyncio.Lock()
         self._tree: Path | None = None
@@ -36,7 +38,7 @@ class Supervisor:
         """Path of a disk with it. Refused where there is none; what images raise."""
         program = self._settings.supervisor
         if program is not None:
-            return str(await self._disks.supervisor_disk(program))
+            return str(await self._disks.disk(program))
         if not self._settings.supervisor_image:
             raise Refused(
                 "there is no supervisor to run in the sandbox",
@@ -46,7 +48,7 @@ class Supervisor:
             )
         async with self._lock:
             tree = self._tree or await self._unpacked()
-            disk = await self._disks.supervisor_disk(program_in(tree), tree)
+            disk = await self._disks.disk(program_in(tree), tree)
             self._tree = tree
         return str(disk)
 

@@ -230,14 +230,18 @@ class Disks(Protocol):
     async def bound_console(self, path: str) -> None:
         """Keep the console's size in bounds."""
 
-    async def supervisor_disk(self, program: Path, root: Path = Path("/")) -> Path:
-        """A disk with that program, and what it needs of the file system below `root`."""
-
-    async def collect_supervisors(self, in_use: set[str]) -> list[str]:
-        """Remove such disks that are not in use; their paths."""
-
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         """An extension's private directory, made if absent."""
+
+
+class SupervisorDisks(Protocol):
+    """Read-only disks with the supervisor that guests run."""
+
+    async def disk(self, program: Path, root: Path = Path("/")) -> Path:
+        """A disk with that program, and what it needs of the file system below `root`."""
+
+    async def collect(self, in_use: set[str]) -> list[str]:
+        """Remove disks that are not in use; their paths."""
 
 
 class Records(Protocol):

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmdriver.lifecycle.ports.guest import Guest
-from vmdriver.lifecycle.ports.host import Disks, Hypervisor, Network, Records
+from vmdriver.lifecycle.ports.host import (
+    Disks,
+    Hypervisor,
+    Network,
+    Records,
+    SupervisorDisks,
+)
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
 
@@ -17,6 +23,7 @@ class Ports:
     hypervisor: Hypervisor
     network: Network
     disks: Disks
+    supervisor_disks: SupervisorDisks
     images: Images
     records: Records
     memory: MachineMemory
