@@ -39,23 +39,10 @@ from vmdriver.hypervisor.run_state import (
     forget_ended_machines,
     forget_unstarted_machines,
 )
-from vmdriver.lifecycle.control.manager import Manager
-from vmdriver.lifecycle.control.resources import every_resource
-from vmdriver.lifecycle.engine.broadcast import Hub
-from vmdriver.lifecycle.engine.giving_back import GivingBack
-from vmdriver.lifecycle.engine.hold import Shared
-from vmdriver.lifecycle.engine.observer import Observer
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.lifecycle.templates.leftovers import Leftovers
-from vmdriver.lifecycle.templates.pool import WarmPool
-from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.image_service import ImageStore
@@ -67,6 +54,7 @@ from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
 from vmdriver.storage.way_in import open_way_in
+from vmdriver.wiring import Core, Installed
 
 _log = logging.getLogger(__name__)
 
@@ -108,22 +96,32 @@ class Driver:
         self.places = FilePlaces(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
-        self.extensions = ExtensionRunner(
+        self.core = self._core()
+        self.hub, self.manager = self.core.hub, self.core.manager
+
+    def _core(self) -> Core:
+        config, layout = self.config, self.layout
+        installed = Installed(
             load_extensions(config.extending.extensions, Registered),
             config.extending.extension,
-            self.disks.extension_directory,
             frozenset(config.extending.request_parameters),
-            driver=config.gateway.driver_name,
-            known=lambda: self.manager.staying(),  # noqa: PLW0108 - made below
-            tell=lambda *problem: self.manager.tell_problem(*problem),  # noqa: PLW0108 - as above
+            config.gateway.driver_name,
         )
-        self.hub = Hub(lambda: self.manager.snapshots())  # noqa: PLW0108 - made below
-        self.manager = Manager(
-            self._shared,
-            lambda sandbox_id: FileJournal(
-                self.layout.sandbox(sandbox_id).ledger, self._files
+        return Core(
+            ports=self.ports(),
+            settings=self.settings,
+            journals=lambda sandbox_id: FileJournal(
+                layout.sandbox(sandbox_id).ledger, self._files
             ),
-            self.settings,
+            accelerator=self.accelerator,
+            places=self.places,
+            files=self._files,
+            addresses=AddressPool(
+                config.driver.instance, config.network.address_pool, spread=True
+            ),
+            installed=installed,
+            templates_directory=str(layout.templates),
+            warm_directory=str(layout.warm),
         )
 
     def _accelerator(self, owner: Ownership) -> AcceleratorProbe:
@@ -141,52 +139,6 @@ class Driver:
             self.places.boot,
             layout.accelerator,
             trial,
-        )
-
-    def _shared(self, manager: Manager) -> Shared:
-        ports = self.ports()
-        instance, network = self.config.driver.instance, self.config.network
-        pool = AddressPool(instance, network.address_pool, spread=True)
-        others, undo = manager.layers_of_others, self.extensions.undo
-        parts, undoer = every_resource(ports, pool, others, undo)
-        leftovers = Leftovers(ports, undoer.resources, pool)
-        launcher = Launcher(
-            ports,
-            self.settings,
-            self.extensions,
-            self.accelerator,
-            self.places,
-            pool,
-            self._files,
-            Supervisor(self.settings, self.images, self.supervisors),
-            MemoryBudget(manager.records, self.settings, leftovers.memory_mib),
-            parts,
-        )
-        templates = Templates(
-            ports,
-            self.settings,
-            launcher,
-            manager.needing_layers,
-            str(self.layout.templates),
-            leftovers,
-        )
-        settings, directory = self.settings, str(self.layout.warm)
-        warm_pool = WarmPool(ports, settings, launcher, templates, directory, leftovers)
-        templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
-        return Shared(
-            ports,
-            self.settings,
-            launcher,
-            self.extensions,
-            undoer,
-            GivingBack(undo=undoer.undo, is_owed=is_extensions),
-            Observer(hypervisor=ports.hypervisor, disks=ports.disks),
-            self.hub,
-            manager.forget,
-            others,
-            templates,
-            warm_pool,
-            manager.host_snapshots,
         )
 
     def _libvirt_names(self, uri: str) -> tuple[str, ...]:

@@ -49,7 +49,9 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         if recovery.done():
             recovery.result()
             readiness.set(driver.manager)
-            _log.info("ready: %d sandboxes known", len(driver.manager.workers))
+            _log.info(
+                "ready: %d sandboxes known", len(driver.manager.sandboxes.workers)
+            )
             await stopping
     finally:
         _log.info("ending; machines go on")

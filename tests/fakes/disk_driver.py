@@ -90,22 +90,24 @@ class DiskDriver(vmdriver.app.Driver):
     # --- what a test looks at and does
 
     def names(self) -> set[str]:
-        return set(self.manager.workers)
+        return set(self.core.sandboxes.workers)
 
     def record(self, sandbox_id: str) -> SandboxRecord:
-        return self.manager.workers[sandbox_id].record
+        return self.core.sandboxes.workers[sandbox_id].record
 
     def phases(self) -> dict[str, Phase]:
         return {name: self.record(name).phase for name in self.names()}
 
     def held(self, sandbox_id: str) -> set[str]:
         """Keys of its ledger."""
-        return {entry.key for entry in self.manager.workers[sandbox_id].ledger.held()}
+        return {
+            entry.key for entry in self.core.sandboxes.workers[sandbox_id].ledger.held()
+        }
 
     async def settled(self, timeout_s: float = 30.0) -> None:
         """Every sandbox is where it stays."""
         async with asyncio.timeout(timeout_s):
-            for worker in list(self.manager.workers.values()):
+            for worker in list(self.core.sandboxes.workers.values()):
                 await worker.until(
                     lambda record: (
                         record.phase in FINAL[record.intent] and not record.reverting

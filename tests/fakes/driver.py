@@ -23,32 +23,20 @@ from tests.fakes.settings import SETTINGS
 from tests.fakes.supervisor_disks import FakeSupervisorDisks
 from tests.fakes.world import World
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.control.manager import Manager
-from vmdriver.lifecycle.control.resources import every_resource
-from vmdriver.lifecycle.engine.broadcast import Hub
-from vmdriver.lifecycle.engine.giving_back import GivingBack
-from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Scope
-from vmdriver.lifecycle.engine.observer import Observer
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.lifecycle.templates.leftovers import Leftovers
-from vmdriver.lifecycle.templates.pool import WarmPool
-from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import Failure, SandboxRecord
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
+from vmdriver.wiring import Core, Installed
 
 RETRY_S = 0.05
 """Until what is nobody's is given back for the second time."""
@@ -110,78 +98,33 @@ class FakeDriver:
             self.memory_store,
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
-        self.hub = Hub(lambda: self.manager.snapshots(), watch_limit)
-        pool = self.pool = AddressPool(instance, settings.address_pool)
-        runner = ExtensionRunner(
-            extensions,
-            extension_configs or {},
-            ports.disks.extension_directory,
-            may_configure,
-            known=lambda: self.manager.staying(),
-            tell=lambda *problem: self.manager.tell_problem(*problem),
-        )
         self._files = Pool("test", 1)
-        parts, undoer = every_resource(
-            ports, pool, lambda id_: self.manager.layers_of_others(id_), runner.undo
+        self.core = Core(
+            ports=ports,
+            settings=settings,
+            journals=lambda sandbox_id: FakeJournal(world, sandbox_id),
+            accelerator=FakeAccelerator(),
+            places=places or FakePlaces(),
+            files=self._files,
+            addresses=AddressPool(instance, settings.address_pool),
+            installed=Installed(extensions, extension_configs or {}, may_configure),
+            templates_directory=templates_directory,
+            warm_directory=warm_directory,
+            checkpoint=checkpoint,
+            watch_limit=watch_limit,
+            retry_s=RETRY_S,
         )
-        self.resources = undoer.resources
-        leftovers = self.leftovers = Leftovers(ports, self.resources, pool, RETRY_S)
-        launcher = Launcher(
-            ports,
-            settings,
-            runner,
-            FakeAccelerator(),
-            places or FakePlaces(),
-            pool,
-            self._files,
-            Supervisor(settings, ports.images, ports.supervisor_disks),
-            MemoryBudget(
-                lambda: self.manager.records(), settings, leftovers.memory_mib
-            ),
-            parts,
+        self.hub, self.manager = self.core.hub, self.core.manager
+        self.leftovers, self.resources = (
+            self.core.leftovers,
+            self.core.undoer.resources,
         )
-
-        def shared(manager: Manager) -> Shared:
-            templates = Templates(
-                ports,
-                settings,
-                launcher,
-                manager.needing_layers,
-                templates_directory,
-                leftovers,
-            )
-            warm_pool = WarmPool(
-                ports, settings, launcher, templates, warm_directory, leftovers
-            )
-            templates.on_ready, templates.on_gone = warm_pool.refill, warm_pool.drop
-            return Shared(
-                ports,
-                settings,
-                launcher,
-                runner,
-                undoer,
-                GivingBack(undo=undoer.undo, is_owed=is_extensions),
-                Observer(hypervisor=ports.hypervisor, disks=ports.disks),
-                self.hub,
-                manager.forget,
-                manager.layers_of_others,
-                templates,
-                warm_pool,
-                manager.host_snapshots,
-            )
-
-        self.manager = Manager(
-            shared,
-            lambda sandbox_id: FakeJournal(world, sandbox_id),
-            settings,
-            checkpoint,
-        )
-        self.inside = Inside(self.manager, self.pool, self.leftovers)
+        self.inside = Inside(self.core, ports)
 
     async def settled(self, timeout_s: float = 5.0) -> None:
         """Wait until every sandbox is where it stays."""
         async with asyncio.timeout(timeout_s):
-            for worker in list(self.manager.workers.values()):
+            for worker in list(self.core.sandboxes.workers.values()):
                 await worker.until(
                     lambda record: record.phase in FINAL[record.intent], timeout_s
                 )
@@ -191,24 +134,24 @@ class FakeDriver:
                     await asyncio.sleep(0.001)
             for _ in range(20):
                 await asyncio.sleep(0)
-            while any(is_at_work(w) for w in self.manager.workers.values()):
+            while any(is_at_work(w) for w in self.core.sandboxes.workers.values()):
                 await asyncio.sleep(0.001)
 
     # --- what tests ask of it; they know nothing else of how it is made inside
 
     def sandboxes(self) -> list[str]:
         """Ids of all that it knows, refused creates that are being given back among them."""
-        return list(self.manager.workers)
+        return list(self.core.sandboxes.workers)
 
     def knows(self, sandbox_id: str = "s1") -> bool:
-        return sandbox_id in self.manager.workers
+        return sandbox_id in self.core.sandboxes.workers
 
     def worker(self, sandbox_id: str = "s1") -> SandboxWorker:
         """What an operator's calls take, known by its id alone; an operator finds it by its name."""
-        return self.manager.workers[sandbox_id]
+        return self.core.sandboxes.workers[sandbox_id]
 
     def records(self) -> list[SandboxRecord]:
-        return [worker.record for worker in self.manager.workers.values()]
+        return [worker.record for worker in self.core.sandboxes.workers.values()]
 
     def record(self, sandbox_id: str = "s1") -> SandboxRecord:
         return self.worker(sandbox_id).record

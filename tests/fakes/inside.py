@@ -8,52 +8,44 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
-from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.lifecycle.templates.leftovers import Leftovers
 from vmdriver.lifecycle.templates.pool import Waiting
+from vmdriver.wiring import Core
 
 
 class Inside:
     """Of one driver."""
 
-    def __init__(
-        self, manager: Manager, pool: AddressPool, leftovers: Leftovers
-    ) -> None:
-        self._manager, self._pool, self._leftovers = manager, pool, leftovers
-
-    @property
-    def ports(self) -> Ports:
-        """What all parts of the driver share: what is changed of an adapter is seen by each."""
-        return self._manager._shared.ports
+    def __init__(self, core: Core, ports: Ports) -> None:
+        self._core, self.ports = core, ports
+        self._manager, self._leftovers = core.manager, core.leftovers
 
     @property
     def budget(self) -> MemoryBudget:
-        return self._manager._shared.launcher.budget
+        return self._core.budget
 
     def is_busy(self, sandbox_id: str = "s1") -> bool:
         """Its loop is looking or doing something, or about to."""
-        return is_at_work(self._manager.workers[sandbox_id])
+        return is_at_work(self._core.sandboxes.workers[sandbox_id])
 
     def was_cut_off(self, sandbox_id: str = "s1") -> bool:
         """What it was doing is being ended for something more urgent."""
-        return self._manager.workers[sandbox_id].underway.cut
+        return self._core.sandboxes.workers[sandbox_id].underway.cut
 
     def update(self, sandbox_id: str, **changes: Any) -> Awaitable[None]:
         """Change its record as its own loop would."""
-        return self._manager.workers[sandbox_id].update(**changes)
+        return self._core.sandboxes.workers[sandbox_id].update(**changes)
 
     def perform(self, sandbox_id: str, job: Job) -> Awaitable[None]:
         """Have its loop do this between two turns."""
-        return self._manager.workers[sandbox_id].perform(job)
+        return self._core.sandboxes.workers[sandbox_id].perform(job)
 
     def leases(self) -> list[str]:
         """Who has an address."""
-        return sorted(self._pool._leases)
+        return sorted(self._core.addresses._leases)
 
     def left_over(self) -> list[str]:
         """Owners of what belongs to no sandbox and could not be given back yet."""
@@ -84,7 +76,7 @@ class Inside:
 
     def tasks(self) -> list[asyncio.Task[Any]]:
         """All that a kill ends."""
-        workers = list(self._manager.workers.values())
+        workers = list(self._core.sandboxes.workers.values())
         tasks = [
             *(worker._task for worker in workers),
             *(worker.underway.task for worker in workers),

@@ -53,7 +53,7 @@ class Play:
         marks += world.taps.values()
         left = [mark for mark in marks if mark.endswith(f"/{name}")]
         left += [path for path in world.files if path.startswith(f"{name}/")]
-        needed = self.driver.manager.layers_of_others(name)
+        needed = self.driver.core.sandboxes.layers_of_others(name)
         own = [path for path in world.files if path.startswith(f"layers/{name}.")]
         left += set(own) - needed
         if left or name in world.records or world.journals.get(name):

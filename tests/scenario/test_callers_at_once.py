@@ -85,7 +85,7 @@ async def test_two_starts_at_once_do_not_both_have_the_room_for_one() -> None:
     refused = [e for e in await asyncio.gather(*starts, return_exceptions=True) if e]
     assert [type(error) for error in refused] == [Exhausted]
     await driver.settled()
-    records = driver.manager.records()
+    records = driver.records()
     assert sum(record.intent is Intent.RUNNING for record in records) == 1
     (stopped,) = (r.id for r in records if r.intent is Intent.STOPPED)
     (runs,) = (r.id for r in records if r.intent is Intent.RUNNING)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-import vmdriver.lifecycle.control.manager as manager_module
+import vmdriver.wiring as wiring_module
 from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.ledgers import held_objects
@@ -334,7 +334,7 @@ class StrikesBeforeTheRelease(Ledger):
 async def test_the_matrix_catches_a_wrong_ledger(
     mutant: type[Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manager_module, "Ledger", mutant)
+    monkeypatch.setattr(wiring_module, "Ledger", mutant)
     caught = 0
     steps = SEQUENCES["create-stop"]
     for at in range(await count_checkpoints(steps)):

@@ -83,7 +83,7 @@ async def test_an_image_is_kept_until_the_record_says_that_it_is_needed() -> Non
     def look_at(call: str) -> bool:
         if call.startswith("create overlay"):
             kept = "s1" in world.kept_images
-            plans = [record.plan for record in driver.manager.records()]
+            plans = [record.plan for record in driver.records()]
             needed = [plan.disk("root").backing[-1] for plan in plans if plan]
             seen.append((kept, "/base.ext4" in needed))
         return False

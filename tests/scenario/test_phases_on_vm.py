@@ -392,7 +392,7 @@ async def test_an_undo_that_fails_keeps_a_refused_create_out_of_sight() -> None:
             await asyncio.sleep(0.01)
     assert driver.manager.snapshots() == []
     with pytest.raises(NotFound):
-        driver.manager.find("s1", "")
+        driver.core.sandboxes.find("s1", "")
     with pytest.raises(Unavailable, match="being given back"):
         await driver.manager.create(spec(), None)
     bad.broken = ""

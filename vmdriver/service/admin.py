@@ -165,7 +165,7 @@ class Admin(pb_grpc.AdminServicer):
         """Of both kinds."""
         manager = await self._readiness.manager()
         runner = manager.extensions.phases.runner
-        workers = list(manager.workers.values())
+        workers = list(manager.sandboxes.workers.values())
         entries = [entry_of(e, runner.supported) for e in manager.extensions.loaded()]
         extensions = [
             encode_extension(

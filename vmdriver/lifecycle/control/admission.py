@@ -17,13 +17,18 @@ from vmdriver.host.threads import finished
 from vmdriver.lifecycle.control import checks
 from vmdriver.lifecycle.control.from_snapshot import fork_source
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
-from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Hire, SandboxWorker
 from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import Undoer
+from vmdriver.lifecycle.ports.host import Records
+from vmdriver.lifecycle.ports.images import Images
+from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.record import ExtensionState, SandboxRecord, utc_now
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
@@ -33,13 +38,19 @@ _CLEAN_UP_WAIT_S = 30.0
 Trace = Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Admission:
     """The way in."""
 
-    shared: Shared
     sandboxes: Sandboxes
     ledger: Callable[[str], Ledger]
+    hire: Hire
+    settings: Settings
+    images: Images
+    records: Records
+    extensions: ExtensionRunner
+    budget: MemoryBudget
+    undoer: Undoer
 
     async def validate(self, spec: SandboxSpec, trace: Trace) -> None:
         """Whether a create of this spec would be accepted now."""
@@ -58,7 +69,7 @@ class Admission:
         self.sandboxes.pending[spec.id] = record
         try:
             await self._store(record, token)
-            worker = SandboxWorker(record, self.ledger(spec.id), self.shared)
+            worker = self.hire(record, self.ledger(spec.id))
             if draft is not None:
                 await self._prepare(worker, spec, draft, trace)
             self.sandboxes.workers[spec.id] = worker
@@ -67,7 +78,7 @@ class Admission:
         worker.announce()
         try:
             if draft is not None:
-                await self.shared.extensions.phases.report(
+                await self.extensions.phases.report(
                     CallPoint.AFTER_CREATE, worker.record, worker.ledger, trace
                 )
         finally:
@@ -76,9 +87,9 @@ class Admission:
     async def _store(self, record: SandboxRecord, token: SecretStr | None) -> None:
         """What its source has left to it while it was stored goes if that fails."""
         try:
-            await self.shared.ports.records.create(record, token)
+            await self.records.create(record, token)
         except DriverError:
-            drop = self.shared.undoer.drop_layers(record.id, set(record.layers))
+            drop = self.undoer.drop_layers(record.id, set(record.layers))
             await tried(_log, drop)
             raise
 
@@ -89,22 +100,21 @@ class Admission:
                 f"sandbox {sandbox_id}: what an earlier create left is being given back; "
                 "try again"
             )
-        known = {*self.sandboxes.pending, *self.sandboxes.shelf.kept}
+        known = {*self.sandboxes.pending, *self.sandboxes.set_aside}
         if worker is not None or sandbox_id in known:
             raise AlreadyExists(f"sandbox {sandbox_id} exists")
 
     def _check(self, record: SandboxRecord) -> None:
         spec = record.spec
-        checks.check(spec, self.shared.settings)
-        self.shared.ports.images.check(spec.image)
+        checks.check(spec, self.settings)
+        self.images.check(spec.image)
         fork_source(self.sandboxes.workers.values(), spec)
         self._check_room(record)
 
     def _check_room(self, record: SandboxRecord) -> None:
         """Exhausted when one sandbox more does not fit."""
-        shared, records = self.shared, self.sandboxes.records()
-        checks.check_count(record.id, records, shared.settings)
-        shared.launcher.budget.check(record)
+        checks.check_count(record.id, self.sandboxes.records(), self.settings)
+        self.budget.check(record)
 
     async def _asked(
         self, spec: SandboxSpec, trace: Trace
@@ -112,7 +122,7 @@ class Admission:
         """The record as extensions have shaped it, and it can be had. No draft: none follows
         phases.
         """
-        extensions, now = self.shared.extensions, utc_now()
+        extensions, now = self.extensions, utc_now()
         bare = SandboxRecord(spec=spec, created_at=now, changed_at=now)
         self._check(bare)
         activation = extensions.activate(spec)
@@ -139,8 +149,8 @@ class Admission:
         draft: Draft,
     ) -> SandboxRecord:
         changes = draft.changes()
-        shaped = self.shared.extensions.check_changes(changes)
-        planner.check_machine(shaped, self.shared.settings)
+        shaped = self.extensions.check_changes(changes)
+        planner.check_machine(shaped, self.settings)
         spec = changed_spec(asked, changes)
         state = state.model_copy(update={"changes": changes})
         return record.model_copy(update={"spec": spec, "extensions": state})
@@ -167,7 +177,7 @@ class Admission:
         self, worker: SandboxWorker, asked: SandboxSpec, draft: Draft, trace: Trace
     ) -> None:
         """before_create. What it changes and holds is durable before the create is accepted."""
-        phases, ledger = self.shared.extensions.phases, worker.ledger
+        phases, ledger = self.extensions.phases, worker.ledger
         try:
             await phases.note_create(worker.record, ledger)
             await phases.ask(
@@ -175,7 +185,7 @@ class Admission:
             )
             state = worker.record.extensions.model_copy(update={"accepted": True})
             shaped = self._shaped(worker.record, asked, state, draft)
-            checks.check(shaped.spec, self.shared.settings)
+            checks.check(shaped.spec, self.settings)
             await worker.update(spec=shaped.spec, extensions=shaped.extensions)
         except BaseException:
             self.sandboxes.workers[worker.record.id] = worker

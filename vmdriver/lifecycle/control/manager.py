@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from pydantic import SecretStr
 
@@ -17,17 +16,18 @@ from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
-from vmdriver.lifecycle.control.set_aside import Shelf
-from vmdriver.lifecycle.engine.hold import Shared
-from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.resource import WRITTEN
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending import call_points as api
-from vmdriver.lifecycle.memory.kept_memory import KeptMemory
-from vmdriver.lifecycle.ports.host import Guard, JournalOpener, no_checkpoint
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.ports.host import Hypervisor
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.templates.pool import WarmPool
+from vmdriver.lifecycle.templates.template import Templates
+from vmdriver.model.condition import Snapshot
 from vmdriver.model.phase import Intent, Phase
-from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import SetAside
 from vmdriver.model.spec import SandboxSpec
@@ -42,49 +42,33 @@ NO_TRACE: Trace = {}
 _DOWN = {Phase.STOPPED, Phase.SUSPENDED}
 
 
-class Manager(Sandboxes):
-    """Knows every sandbox. `recover` must have returned before anything else is asked."""
+class Manager:
+    """`recover` must have returned before anything else is asked."""
 
     def __init__(
         self,
-        shared: Callable[[Manager], Shared],
-        journals: JournalOpener,
+        *,
+        sandboxes: Sandboxes,
         settings: Settings,
-        checkpoint: Guard = no_checkpoint,
+        hypervisor: Hypervisor,
+        hub: Hub,
+        extensions: ExtensionRunner,
+        templates: Templates,
+        warm_pool: WarmPool,
+        admission: Admission,
+        recovery: Recovery,
+        images: ImageUpkeep,
+        housekeeping: Housekeeping,
     ) -> None:
-        super().__init__()
+        self.sandboxes = sandboxes
         self.settings = settings
-        self._journals = journals
-        self._checkpoint = checkpoint
-        self._shared = shared(self)
-        self.extensions = self._shared.extensions
-        self.templates = self._shared.templates
-        self.warm_pool = self._shared.warm_pool
-        self.shelf = Shelf(
-            self._shared.ports,
-            journals,
-            self._ledger,
-            self._shared.launcher,
-            self._shared.undoer.resources,
-        )
-        self.templates.layers_of_unread = self.shelf.layers
-        self._recovery = Recovery(self._shared, self)
-        self._admission = Admission(self._shared, self, self._ledger)
-        self.images = ImageUpkeep(
-            self._shared.ports,
-            settings,
-            self.records,
-            self._nobodys_plans,
-            KeptMemory(self._shared.ports.memory_store, self._shared.launcher.places),
-            lambda: not self.shelf.kept and self._shared.ports.records.all_there(),
-        )
-        self.housekeeping = Housekeeping(
-            self.workers.values,
-            self.shelf.consoles,
-            self._shared.ports.disks,
-            self._shared.ports.records,
-            settings,
-        )
+        self.extensions = extensions
+        self.templates = templates
+        self.warm_pool = warm_pool
+        self.images = images
+        self.housekeeping = housekeeping
+        self._hypervisor, self._hub = hypervisor, hub
+        self._admission, self._recovery = admission, recovery
 
     # --- start and end
 
@@ -93,50 +77,48 @@ class Manager(Sandboxes):
         take up its work.
         """
         await self._recovery.read()
-        self._shared.ports.hypervisor.on_change(self._hint)
+        self._hypervisor.on_change(self._hint)
         await self._recovery.sweep(self.settings.instance)
         # Only now: what it makes belongs to nobody, as what was swept did.
-        await self._shared.warm_pool.recover()
-        for worker in self.workers.values():
+        await self.warm_pool.recover()
+        for worker in self.sandboxes.workers.values():
             if not _at_rest(worker):
                 worker.start()
         self.housekeeping.start()
         self.images.start()
 
-    def _ledger(self, sandbox_id: str) -> Ledger:
-        return Ledger(self._journals(sandbox_id), self._checkpoint)
-
     async def close(self) -> None:
         """Let go: workers end, machines stay."""
-        self._shared.hub.close()
+        self._hub.close()
         self.housekeeping.stop()
         await self.images.close()
         await self.close_background()
-        await asyncio.gather(*(worker.close() for worker in self.workers.values()))
+        await asyncio.gather(
+            *(worker.close() for worker in self.sandboxes.workers.values())
+        )
 
     def _hint(self, domain: str) -> None:
-        for worker in self.workers.values():
+        for worker in self.sandboxes.workers.values():
             plan = worker.record.plan
             if plan is not None and plan.domain == domain:
                 worker.hint()
-
-    def _nobodys_plans(self) -> list[LaunchPlan]:
-        """Of templates; machines that wait, and builds, stand on the same base disks."""
-        return self.templates.plans()
 
     async def close_background(self) -> None:
         """End what is nobody's: builds of templates and machines that wait."""
         await asyncio.gather(self.templates.close(), self.warm_pool.close())
         await self.templates.leftovers.close()
 
-    def layers_of_others(self, sandbox_id: str) -> set[str]:
-        """Every layer that somebody else than this sandbox needs."""
-        shared = self._shared
-        return self.layers_but_of(sandbox_id).union(
-            shared.templates.layers(), shared.warm_pool.layers()
-        )
-
     # --- what the gateway asks
+
+    def snapshots(self) -> list[Snapshot]:
+        """Every sandbox as it is shown, sorted by name, then id."""
+        return self.sandboxes.snapshots()
+
+    def look_up(self, sandbox_id: str, name: str) -> SandboxWorker | SetAside:
+        """By id, which must exist, else by name. InvalidRequest, NotFound, Refused if the name is
+        not unique.
+        """
+        return self.sandboxes.look_up(sandbox_id, name)
 
     async def validate(self, spec: SandboxSpec, trace: Trace = NO_TRACE) -> None:
         """Whether a create of this spec would be accepted now."""
@@ -157,7 +139,7 @@ class Manager(Sandboxes):
         """Returns when the machine is down, its memory kept if that is its way to stop.
         Idempotent. TimedOut if it does not come down.
         """
-        worker = self.find(sandbox_id, name)
+        worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
         if worker.record.intent not in {Intent.STOPPED, Intent.SUSPENDED}:
             await self.ask_to_stop(worker, trace)
@@ -188,7 +170,7 @@ class Manager(Sandboxes):
         already is shown again, since a gateway's row says Starting until it is shown something
         else.
         """
-        worker = self.find(sandbox_id, name)
+        worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
         shown = worker.snapshot
         with worker.room_to_run():
@@ -207,10 +189,10 @@ class Manager(Sandboxes):
         30 s while it is going.
         """
         try:
-            found = self.look_up(sandbox_id, name)
+            found = self.sandboxes.look_up(sandbox_id, name)
             if isinstance(found, SetAside):
                 await self._recovery.take_down(found.id)
-                worker = self.find(found.id, "")
+                worker = self.sandboxes.find(found.id, "")
             else:
                 worker = found
         except NotFound:

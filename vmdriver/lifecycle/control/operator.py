@@ -32,9 +32,10 @@ class Operations:
         """By id, or by a name that is unique on this host. NotFound, Refused,
         InvalidRequest.
         """
-        if sandbox in {*self._manager.workers, *self._manager.shelf.kept}:
-            return self._manager.find(sandbox, "")
-        worker = self._manager.find("", sandbox)
+        sandboxes = self._manager.sandboxes
+        if sandbox in {*sandboxes.workers, *sandboxes.set_aside}:
+            return sandboxes.find(sandbox, "")
+        worker = sandboxes.find("", sandbox)
         if worker.record.intent is Intent.DELETED:
             raise Refused(f"sandbox {sandbox} is being deleted", reason="Deleting")
         return worker

@@ -12,10 +12,14 @@ from vmdriver.errors import DriverError
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.control import sweep
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
-from vmdriver.lifecycle.engine.broadcast import GONE_S
-from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.control.set_aside import Shelf
+from vmdriver.lifecycle.engine.broadcast import GONE_S, Hub
 from vmdriver.lifecycle.engine.resource import LAYER
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Hire
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model import wishes
 from vmdriver.model.phase import Intent
 from vmdriver.model.record import SandboxRecord
@@ -24,17 +28,23 @@ from vmdriver.model.wishes import Wish
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Of the sandboxes of one manager."""
+    """Of all sandboxes of one driver."""
 
-    shared: Shared
     sandboxes: Sandboxes
+    shelf: Shelf
+    hire: Hire
+    hub: Hub
+    ports: Ports
+    places: Places
+    extensions: ExtensionRunner
+    templates: Templates
 
     async def read(self) -> None:
         """A worker for every sandbox, not started yet; on the shelf those that cannot be read."""
-        records, shelf = self.shared.ports.records, self.sandboxes.shelf
-        self.shared.hub.recall(await records.deleted(GONE_S))
+        records, shelf = self.ports.records, self.shelf
+        self.hub.recall(await records.deleted(GONE_S))
         # Those that go last: an address that one of them held may be another's already.
         for record in sorted(await records.load_all(), key=_goes):
             await self._take_up(record)
@@ -46,45 +56,44 @@ class Recovery:
                 await tried(_log, self.take_down(aside.id))
 
     async def _take_up(self, record: SandboxRecord) -> None:
-        shelf = self.sandboxes.shelf
         try:
-            ledger = shelf.ledger(record)
+            ledger = self.shelf.ledger(record)
         except DriverError as error:
-            await shelf.put(record.id, error.message, record)
+            await self.shelf.put(record.id, error.message, record)
             return
-        worker = SandboxWorker(record, ledger, self.shared)
-        worker.reconcile_due = self.shared.extensions.phases.take_part(record)
+        worker = self.hire(record, ledger)
+        worker.reconcile_due = self.extensions.phases.take_part(record)
         self.sandboxes.workers[record.id] = worker
         if not record.extensions.accepted:
             await worker.decide(partial(wishes.changes, Wish.DELETE))
 
     async def take_down(self, sandbox_id: str) -> None:
         """One that cannot be read is to be deleted: from here on as any other."""
-        taken = await self.sandboxes.shelf.take(sandbox_id)
+        taken = await self.shelf.take(sandbox_id)
         if taken is not None:
-            worker = SandboxWorker(*taken, self.shared)
+            worker = self.hire(*taken)
             self.sandboxes.workers[sandbox_id] = worker
             worker.announce()
 
     async def sweep(self, instance: str) -> None:
         """Remove what nobody claims, templates that cannot be used any more among it."""
-        shared, sandboxes = self.shared, self.sandboxes
-        all_there = shared.ports.records.all_there()
-        all_known = all_there and not sandboxes.shelf.kept
-        await shared.templates.recover(collect=all_known)
+        sandboxes = self.sandboxes
+        all_there = self.ports.records.all_there()
+        all_known = all_there and not sandboxes.set_aside
+        await self.templates.recover(collect=all_known)
         if not all_there:
             _log.error(
                 "the directory of sandboxes was in the way and is set aside: machines "
                 "that no sandbox claims stay, until it is put back or removed"
             )
             return
-        claimed = {*sandboxes.workers, *sandboxes.shelf.kept}
-        await sweep.remove_orphans(shared.ports, claimed, instance)
+        claimed = {*sandboxes.workers, *sandboxes.set_aside}
+        await sweep.remove_orphans(self.ports, claimed, instance)
         await sweep.remove_unneeded_files(
-            shared.ports,
-            shared.launcher.places,
+            self.ports,
+            self.places,
             sandboxes.records(),
-            self._layers_begun() | shared.templates.layers(),
+            self._layers_begun() | self.templates.layers(),
             all_known=all_known,
         )
 

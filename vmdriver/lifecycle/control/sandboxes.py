@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vmdriver.errors import InvalidRequest, NotFound, Refused
-from vmdriver.lifecycle.control.set_aside import Shelf
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.model.condition import Snapshot
@@ -15,24 +16,34 @@ from vmdriver.model.set_aside import SetAside
 
 class Sandboxes:
     """By id. `workers` are the accepted ones, and those whose create failed and left something
-    that is being given back; `pending` are just being accepted; on the `shelf` are those that
-    cannot be read.
+    that is being given back; `pending` are just being accepted; `set_aside` are those that cannot
+    be read.
     """
-
-    shelf: Shelf
 
     def __init__(self) -> None:
         self.workers: dict[str, SandboxWorker] = {}
         self.pending: dict[str, SandboxRecord] = {}
+        self.set_aside: dict[str, SetAside] = {}
+        self._claims: list[Callable[[], set[str]]] = []
+
+    def claim(self, layers: Callable[[], set[str]]) -> None:
+        """From now on these layers, asked for anew each time, are needed by what is no sandbox."""
+        self._claims.append(layers)
 
     def records(self) -> list[SandboxRecord]:
         """Of every sandbox, those among them that are just being accepted."""
         return [w.record for w in self.workers.values()] + list(self.pending.values())
 
-    def layers_but_of(self, sandbox_id: str) -> set[str]:
-        """Every layer that another sandbox than this one needs."""
-        others = (layers_of(r) for r in self.needing_layers() if r.id != sandbox_id)
-        return self.shelf.layers(but=sandbox_id).union(*others)
+    def layers_of_others(self, sandbox_id: str) -> set[str]:
+        """Every layer that somebody else than this sandbox needs."""
+        others = [layers_of(r) for r in self.needing_layers() if r.id != sandbox_id]
+        others += [layers() for layers in self._claims]
+        return self.layers_of_unread(but=sandbox_id).union(*others)
+
+    def layers_of_unread(self, but: str = "") -> set[str]:
+        """Every root disk layer that one which cannot be read, other than that one, may need."""
+        unread = self.set_aside.values()
+        return set().union(*(aside.layers for aside in unread if aside.id != but))
 
     def needing_layers(self) -> list[SandboxRecord]:
         """Of every sandbox but those that go and whose machine has gone already: where the last
@@ -73,7 +84,7 @@ class Sandboxes:
     def snapshots(self) -> list[Snapshot]:
         """Every sandbox as it is shown, sorted by name, then id."""
         shown = [worker.snapshot for worker in self.accepted()]
-        shown += [aside.snapshot for aside in self.shelf.kept.values()]
+        shown += [aside.snapshot for aside in self.set_aside.values()]
         return sorted(shown, key=lambda s: (s.name, s.id))
 
     def find(self, sandbox_id: str, name: str) -> SandboxWorker:
@@ -91,7 +102,7 @@ class Sandboxes:
             known = self.workers.get(check_sandbox_id(sandbox_id, "sandbox_id"))
             if known is not None and known.record.extensions.accepted:
                 return known
-            aside = self.shelf.kept.get(sandbox_id)
+            aside = self.set_aside.get(sandbox_id)
             if aside is None:
                 raise NotFound(f"sandbox {sandbox_id} is not known")
             return aside
@@ -100,7 +111,7 @@ class Sandboxes:
         matches: list[SandboxWorker | SetAside] = [
             worker for worker in self.accepted() if worker.record.spec.name == name
         ]
-        matches += [s for s in self.shelf.kept.values() if s.name == name]
+        matches += [s for s in self.set_aside.values() if s.name == name]
         if not matches:
             raise NotFound(f"no sandbox is named {name!r}")
         if len(matches) > 1:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from vmdriver.errors import DriverError, StorageError
 from vmdriver.host.threads import finished
+from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
     FILES,
@@ -22,10 +23,11 @@ from vmdriver.lifecycle.engine.resource import (
     OfLayer,
     Resources,
 )
-from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.marked import entry, marked
 from vmdriver.lifecycle.launch.resources import OfFiles
 from vmdriver.lifecycle.ports.host import JournalOpener
+from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
@@ -36,27 +38,29 @@ from vmdriver.model.spec import SandboxSpec
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Shelf:
     """They lie here until they are deleted, or a driver is started with their files repaired."""
 
+    sandboxes: Sandboxes
     ports: Ports
+    places: Places
+    addresses: AddressPool
+    instance: str
     journals: JournalOpener
     open: Callable[[str], Ledger]
     """A sandbox's ledger. StorageError."""
-    launcher: Launcher
     resources: Resources
-    kept: dict[str, SetAside] = field(default_factory=dict)
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def layers(self, but: str = "") -> set[str]:
-        """Every root disk layer that one of them, other than that one, may need."""
-        return set().union(*(s.layers for s in self.kept.values() if s.id != but))
+    @property
+    def kept(self) -> dict[str, SetAside]:
+        """Those that lie here, by id."""
+        return self.sandboxes.set_aside
 
     def consoles(self) -> list[str]:
         """Of their machines, which may run. A guest could fill the disk through its own."""
-        places = self.launcher.places
-        return [places.paths(sandbox_id).console for sandbox_id in self.kept]
+        return [self.places.paths(sandbox_id).console for sandbox_id in self.kept]
 
     def ledger(self, record: SandboxRecord) -> Ledger:
         """A sandbox's ledger, and its lease is noted. StorageError."""
@@ -79,13 +83,13 @@ class Shelf:
             raise StorageError(
                 f"sandboxes/{sandbox_id}/ledger.jsonl holds no valid lease"
             ) from error
-        other = self.launcher.pool.holder(lease.index)
+        other = self.addresses.holder(lease.index)
         if other not in {None, sandbox_id}:
             raise StorageError(
                 f"the address {lease.guest_ip} that its ledger holds is that of sandbox "
                 f"{other}"
             )
-        self.launcher.pool.adopt(sandbox_id, lease)
+        self.addresses.adopt(sandbox_id, lease)
 
     async def put(
         self, sandbox_id: str, problem: str, record: SandboxRecord | None = None
@@ -95,11 +99,8 @@ class Shelf:
         if record is not None:
             lease = found.lease or record.lease
             found = replace(salvage_of(record), lease=lease)
-        if (
-            found.lease is not None
-            and self.launcher.pool.holder(found.lease.index) is None
-        ):
-            self.launcher.pool.adopt(sandbox_id, found.lease)
+        if found.lease is not None and self.addresses.holder(found.lease.index) is None:
+            self.addresses.adopt(sandbox_id, found.lease)
         layers = layers_of(record) if record is not None else set()
         layers |= await self._may_need(sandbox_id, certain=record is not None)
         self.kept[sandbox_id] = SetAside(
@@ -163,13 +164,12 @@ class Shelf:
         for path in list(await self._own_layers(aside.id))[-1:]:
             layer = OfLayer(path=path).model_dump()
             held.setdefault(OVERLAY, Held(OVERLAY, Scope.PERSISTENT, layer, done=True))
-        seed = OfFiles(seed=self.launcher.places.paths(aside.id).seed).model_dump()
+        seed = OfFiles(seed=self.places.paths(aside.id).seed).model_dump()
         held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
-        instance = self.launcher.settings.instance
         guest_ip = lease.guest_ip if lease else ""
         for item in await marked(self.ports):
             if item.sandbox_id == aside.id:
-                found = entry(item, instance, guest_ip)
+                found = entry(item, self.instance, guest_ip)
                 held.setdefault(found.key, found)
         last = [held.pop(key) for key in (FIREWALL, MACHINE) if key in held]
         return [*held.values(), *last]  # undone in reverse: the machine holds the rest

@@ -238,3 +238,7 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             return False
         self.underway.doing = Action.JOB
         return not await self.jobs.do_next(machine)
+
+
+Hire = Callable[[SandboxRecord, Ledger], SandboxWorker]
+"""Makes the worker of a sandbox, which does not run yet."""

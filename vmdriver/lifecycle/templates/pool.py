@@ -69,6 +69,7 @@ class WarmPool:
         self._claimed: list[Waiting] = []
         self._closed = False
         self._filler: asyncio.Task[None] | None = None
+        templates.tell(ready=self.refill, gone=self.drop)
 
     async def recover(self) -> None:
         """Remove what a driver before this one left, and begin to fill."""

@@ -84,6 +84,7 @@ class Templates:
         settings: Settings,
         launcher: Launcher,
         records: Callable[[], list[SandboxRecord]],
+        layers_of_unread: Callable[[], set[str]],
         directory: str,
         leftovers: Leftovers,
     ) -> None:
@@ -101,11 +102,20 @@ class Templates:
         """Layer -> how many hold the template, whose record does not name the layer yet."""
         self._leaving: dict[str, Template] = {}
         """Layer -> a template that was removed and is still held."""
-        self.layers_of_unread: Callable[[], set[str]] = set
+        self._layers_of_unread = layers_of_unread
         """Layers that sandboxes need whose record cannot be read."""
-        self.on_ready: Callable[[], None] = lambda: None
-        """Called when there is a new one."""
-        self.on_gone: Callable[[Template], Awaitable[None]] = _nobody_minds
+        self._ready: list[Callable[[], None]] = []
+        self._gone: list[Callable[[Template], Awaitable[None]]] = []
+
+    def tell(
+        self,
+        *,
+        ready: Callable[[], None],
+        gone: Callable[[Template], Awaitable[None]],
+    ) -> None:
+        """From now on call `ready` when there is a new one, and `gone` when one is no more."""
+        self._ready.append(ready)
+        self._gone.append(gone)
 
     # --- at start and end
 
@@ -228,7 +238,7 @@ class Templates:
         del self._uses[template.layer]
         if self._leaving.pop(template.layer, None) is None:
             return
-        needed = self.layers_of_unread().union(
+        needed = self._layers_of_unread().union(
             *(layers_of(record) for record in self._records())
         )
         # Without the directory of records nobody knows who stands on it.
@@ -270,7 +280,8 @@ class Templates:
                 # First, so that a driver that is begun after a kill does not find it again.
                 await self._ports.memory_store.unpublish(template.directory)
             finally:
-                await self.on_gone(template)
+                for gone in self._gone:
+                    await gone(template)
 
     # --- build
 
@@ -321,7 +332,8 @@ class Templates:
                 directory, manifest.plan.disk("root").path
             )
             raise
-        self.on_ready()
+        for ready in self._ready:
+            ready()
         _log.info(
             "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)",
             key,
@@ -333,10 +345,6 @@ class Templates:
         while len(self._known) > _MOST:
             oldest = min(self._known.values(), key=lambda t: t.used_at)
             await self.remove(oldest.key)
-
-
-async def _nobody_minds(template: Template) -> None:
-    pass
 
 
 def on_template(plan: LaunchPlan, template: Template, layer: str) -> LaunchPlan:
