@@ -38,7 +38,7 @@ from tests.fakes.service import served  # noqa: E402
 from tests.fakes.world import World  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
-from vmdriver.hypervisor.connection import _start_event_loop  # noqa: E402
+from vmdriver.hypervisor.connection import start_event_loop  # noqa: E402
 from vmdriver.hypervisor.embedded import embed_uri  # noqa: E402
 from vmdriver.model.phase import Intent, Phase  # noqa: E402
 from vmdriver.model.record import SandboxRecord, utc_now  # noqa: E402
@@ -235,7 +235,7 @@ class PlainLibvirt:
     """An embedded libvirt of this process's own: what `virsh start` asks for, without virsh's own start."""
 
     def __init__(self, root: Path) -> None:
-        _start_event_loop()
+        start_event_loop()
         self.connection = libvirt.open(embed_uri(root))
 
     def start(self, xml: Path, status: Path) -> float:

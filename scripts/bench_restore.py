@@ -40,7 +40,7 @@ from tests.fakes.registry import push, registry  # noqa: E402
 from tests.fakes.serve import WORK  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver.hypervisor.domain_xml import for_restore  # noqa: E402
-from vmdriver.hypervisor.memory import _write_save_image  # noqa: E402
+from vmdriver.hypervisor.memory import write_save_image  # noqa: E402
 from vmdriver.model.plan import LaunchPlan  # noqa: E402
 from vmdriver.service import admin_client  # noqa: E402
 
@@ -180,7 +180,7 @@ class Plain:
         text = for_restore(
             (suspended / "domain.xml").read_text(), plan, "bench", str(memory)
         )
-        _write_save_image(self.image, text, (suspended / "state").read_bytes())
+        write_save_image(self.image, text, (suspended / "state").read_bytes())
         self.domain = self.libvirt.connection.defineXML(text)
         self.restore()
         self.domain.resume()

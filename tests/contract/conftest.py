@@ -59,10 +59,11 @@ def folder(embedded_root: Path) -> Path:
 async def hypervisor(
     request: pytest.FixtureRequest, tmp_path: Path, embedded_root: Path
 ) -> AsyncIterator[object]:
-    """The port, and as `.world` what a plan needs to be there."""
+    """The port, which of them it is (`name`), and what is below it: a `world` or a `connection`."""
     if request.param == "fake":
-        fake = FakeHypervisor(World(), "test")
-        fake.name = "fake"
+        world = World()
+        fake = FakeHypervisor(world, "test")
+        fake.name, fake.world = "fake", world
         yield fake
         return
     lanes = Lanes("contract")
@@ -78,6 +79,7 @@ async def hypervisor(
         connection, "test", qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
     )
     machines.name = request.param  # type: ignore[attr-defined]
+    machines.connection = connection  # type: ignore[attr-defined]
     yield machines
     for found in await machines.marked():
         await machines.destroy(found.name)

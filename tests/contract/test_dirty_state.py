@@ -39,7 +39,7 @@ from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
-from vmdriver.storage.way_in import _came_in
+from vmdriver.storage.way_in import came_in
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def start(state: Path, pool: Pool) -> None:
 
 async def _start(layout: Layout, pool: Pool) -> None:
     owner = Ownership(os.getuid(), os.getgid())
-    _came_in(layout, Path("/run/vmd-qemu/state"))
+    came_in(layout, Path("/run/vmd-qemu/state"))
     make_way(layout.libvirt, layout.clearing)
     write_embedded_configuration(layout.libvirt, "root", "root", layout.clearing)
     remove_torn_definitions(layout.libvirt)
@@ -135,7 +135,7 @@ async def test_what_was_in_the_way_is_kept_and_told_until_it_is_gone(
     assert set(notes) == {str(state / "images"), str(state / "templates/x")}
     assert notes[str(state / "images")].read_bytes().startswith(b"not of this driver")
     assert "images was in the way" in caplog.text
-    told = [finding.message for finding in doctor._in_the_way(Layout(state))]
+    told = [finding.message for finding in doctor.in_the_way(Layout(state))]
     assert len(told) == 2
     assert all("was in the way" in message for message in told)
     await start(state, pool)

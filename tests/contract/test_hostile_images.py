@@ -22,6 +22,7 @@ from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refus
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci import manifest
+from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
 
@@ -30,7 +31,7 @@ class Bench:
     """A place to make images and disks of them. Whatever is written beside it is noticed."""
 
     def __init__(self, root: Path, policy: ImagePolicy) -> None:
-        self.root = root
+        self.root, self.policy = root, policy
         self.outside = root / "outside"
         self.outside.mkdir()
         (self.outside / "precious").write_text("untouched")
@@ -285,9 +286,7 @@ async def test_a_full_disk_ends_the_unpacking(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([2**40, 2**40])
-    monkeypatch.setattr(
-        bench.store._cache, "free_bytes", lambda: next(free, 1000), raising=True
-    )
+    monkeypatch.setattr(Cache, "free_bytes", lambda _cache: next(free, 1000))
     text = await bench.refused(many(5_000))
     assert "disk space" in text
 
@@ -342,7 +341,7 @@ async def test_what_is_unfit_is_not_unfit_for_ever(
 ) -> None:
     """The operator may raise the limit: no verdict is kept."""
     await bench.refused(layer(entry("zeros", bytes(65 * 2**20))))
-    policy = dataclasses.replace(bench.store._policy, max_content=2**30)
+    policy = dataclasses.replace(bench.policy, max_content=2**30)
     store = ImageStore(tmp_path / "store", bench.pool, policy)
     await store.open()
     disk = await store.prepare(f"oci:{bench.layout.path}:it", "s1", lambda _p: None)

@@ -42,7 +42,7 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
     """A plan whose files and tap exist; on QEMU it starts a guest that has nothing to boot from but its kernel."""
     value = example_plan()
     if hypervisor.name == "fake":
-        world: World = hypervisor._world
+        world: World = hypervisor.world
         world.taps[value.network.lease.tap] = world.tables[value.network.lease.tap] = (
             MARK
         )
@@ -151,8 +151,8 @@ async def test_a_guest_that_does_not_answer_is_given_up_in_time(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has a channel")
-    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
-    guest = GuestAgent(hypervisor._connection)
+    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    guest = GuestAgent(hypervisor.connection)
     with pytest.raises(NotFound):
         await guest.ping(plan.domain, 1.0)
     await hypervisor.start(plan, MARK)
@@ -179,7 +179,7 @@ async def _begin_a_slow_stream(hypervisor: Any, plan: LaunchPlan, path: Path) ->
         monitor.ask(machine, "migrate-set-parameters", **{"max-bandwidth": 2**14})
         monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
 
-    await hypervisor._connection.call("begin", begin)
+    await hypervisor.connection.call("begin", begin)
 
 
 async def test_memory_goes_to_a_file_and_back(
@@ -187,7 +187,7 @@ async def test_memory_goes_to_a_file_and_back(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -218,7 +218,7 @@ async def test_memory_goes_to_a_file_and_back(
     await _begin_a_slow_stream(hypervisor, plan, folder / "abandoned")
     await memory.go_on(plan.domain)
     assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
-    status = await hypervisor._connection.call(
+    status = await hypervisor.connection.call(
         "status",
         lambda c: monitor.ask(c.lookupByName(plan.domain), "query-migrate"),
     )
@@ -252,7 +252,7 @@ async def test_a_state_that_qemu_does_not_take_is_told_from_a_qemu_that_was_kill
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -270,7 +270,7 @@ async def test_a_state_that_qemu_does_not_take_is_told_from_a_qemu_that_was_kill
     with pytest.raises(LoadRefused, match="Not a migration stream"):
         await load(b"XXXX" + captured.state[4:])
     await hypervisor.destroy(plan.domain)
-    run = qemu_process.run_directory(hypervisor._connection.uri)
+    run = qemu_process.run_directory(hypervisor.connection.uri)
     pid = run / f"{plan.domain}.pid"
     for delay_s in (0.0, 0.05, 0.2):
         loading = asyncio.create_task(load(captured.state))
@@ -292,7 +292,7 @@ async def test_a_state_that_qemu_does_not_take_is_told_from_a_qemu_that_was_kill
 async def _hang(hypervisor: Any, plan: LaunchPlan) -> int:
     """Have a QEMU that does not react, and a call that waits for it; its process id."""
     await hypervisor.start(plan, MARK)
-    run = qemu_process.run_directory(hypervisor._connection.uri)
+    run = qemu_process.run_directory(hypervisor.connection.uri)
     pid = int((run / f"{plan.domain}.pid").read_text())
     os.kill(pid, signal.SIGSTOP)
     return pid
@@ -304,7 +304,7 @@ async def test_a_machine_that_does_not_react_is_ended_and_costs_nobody_else_a_wa
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU can hang")
-    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
     pid = await _hang(hypervisor, plan)
     try:
         if asked_before:
@@ -323,7 +323,7 @@ async def test_a_machine_that_does_not_react_is_ended_and_costs_nobody_else_a_wa
         assert not Path(f"/proc/{pid}/exe").exists()
         assert await hypervisor.observe(plan.domain) is DomainState.ABSENT
         await memory.go_on(plan.domain)
-        assert not hypervisor._connection.lanes.is_busy(plan.domain)
+        assert not hypervisor.connection.lanes.is_busy(plan.domain)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -335,7 +335,7 @@ async def test_a_capture_that_does_not_move_is_given_up(
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
     monkeypatch.setattr(capture, "_STALL_S", 1.0)
-    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
     await hypervisor.start(plan, MARK)
     await memory.pause(plan.domain)
     # Nobody reads at the other end.
@@ -350,7 +350,7 @@ async def test_a_capture_that_does_not_move_is_given_up(
 
     async with asyncio.timeout(20):
         with pytest.raises(TimedOut, match="QEMU does not"):
-            await hypervisor._connection.call("stuck", stuck, plan.domain)
+            await hypervisor.connection.call("stuck", stuck, plan.domain)
         os.close(reader)
         await memory.go_on(plan.domain)
         assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
@@ -366,8 +366,8 @@ async def test_with_nine_machines_hung_a_tenth_is_as_always(hypervisor: Any) -> 
     """They hold every call that was made for them; the nine are ended together, in time."""
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU can hang")
-    memory = DomainMemory(hypervisor._connection, Pool("contract", 2))
-    run = qemu_process.run_directory(hypervisor._connection.uri)
+    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    run = qemu_process.run_directory(hypervisor.connection.uri)
     nine = [f"test-hung-{n}" for n in range(9)]
     pids: list[int] = []
     try:

@@ -24,6 +24,7 @@ from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refu
 from vmdriver.host import process
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.images import BaseDisk, CacheLimits, ImageProgress
+from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
 
@@ -304,7 +305,7 @@ async def test_eight_requests_share_one_pull_and_all_hear_of_it(
             )
             assert len({disk.path for disk in found}) == 1
             assert len(store.disks()) == 1
-            (made,) = store._cache.entries()
+            (made,) = Cache(store.root).entries()
     fetched = [path.rpartition("/")[2] for path in faults.blobs()]
     assert [fetched.count(digest) for digest in made.entry.layers] == [1, 1, 1, 1]
     for told in heard:
@@ -553,21 +554,21 @@ async def test_an_entry_that_is_being_written_is_nobodys_business(
 ) -> None:
     disk = Path((await store.get(f"{address}/tiny:1")).path)
     meta = disk.with_suffix(".json").read_bytes()
-    saved = store._cache.entries()[0].entry
+    saved = Cache(store.root).entries()[0].entry
     genuine = Path.rename
 
     def slow(self: Path, target: Path) -> Path:
         if self.parent == disk.parent:
             self.write_bytes(meta[:20])  # as far as it is written
-            assert len(store._cache.entries()) == 1
+            assert len(Cache(store.root).entries()) == 1
             assert self.exists()
             self.write_bytes(meta)
         return genuine(self, target)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "rename", slow)
-        store._cache.save(saved)
-    assert store._cache.entries()[0].entry == saved
+        Cache(store.root).save(saved)
+    assert Cache(store.root).entries()[0].entry == saved
 
 
 async def test_half_made_work_of_a_killed_process_is_removed(store: Store) -> None:

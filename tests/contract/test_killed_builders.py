@@ -42,8 +42,8 @@ class Killer:
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self._bin = place / "count", place / "bin"
         self._bin.mkdir()
-        path = f"{self._bin}:{process._ENVIRONMENT['PATH']}"
-        monkeypatch.setitem(process._ENVIRONMENT, "PATH", path)
+        path = f"{self._bin}:{process.ENVIRONMENT['PATH']}"
+        monkeypatch.setitem(process.ENVIRONMENT, "PATH", path)
 
     def kill(self, what: str, times: int, signal: str = "KILL") -> None:
         name = PROGRAMS[what]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.driver import spec
 from vmdriver.cli import show
-from vmdriver.cli.doctor import _sandboxes
+from vmdriver.cli.doctor import unreadable
 from vmdriver.cli.unread import unread
 from vmdriver.config import Loaded, load
 from vmdriver.errors import StorageError
@@ -151,7 +151,7 @@ async def test_one_that_was_put_elsewhere_and_linked_to_is_set_aside(
     assert await records.load_all() == []
     assert list(records.unreadable()) == ["s1"]
     assert (await records.salvage("s1")).name == "name-s1"
-    (finding,) = _sandboxes(layout)
+    (finding,) = unreadable(layout)
     assert (finding.check, finding.level) == ("sandbox s1", "fail")
     now = utc_now()
     stand_in = SandboxRecord(
@@ -175,7 +175,7 @@ async def test_the_commands_say_what_is_wrong_and_what_to_do(
     await stored(layout, pool, "good")
     files = await stored(layout, pool)
     getattr(files, which).write_bytes(b"\0\0\0\n")
-    (finding,) = _sandboxes(layout)
+    (finding,) = unreadable(layout)
     assert (finding.check, finding.level) == ("sandbox s1", "fail")
     assert finding.advice == WAY_OUT
     assert show.inspect(loaded, "s1", as_json=True) == 0

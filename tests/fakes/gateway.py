@@ -138,7 +138,7 @@ class Gateway:
             session.jobs.put(job)
         return {}
 
-    def _answer(
+    def answer(
         self,
         path: str,
         session: Session,
@@ -184,7 +184,7 @@ class Gateway:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 session = gateway.session(self.headers.get("X-Sandbox-Id", ""))
                 token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-                answer = gateway._answer(
+                answer = gateway.answer(
                     self.path, session, json.loads(body), token, self.connection
                 )
                 data = json.dumps(answer).encode()

@@ -55,8 +55,8 @@ async def test_a_firewall_program_that_is_killed_once_is_run_again(
         'PATH=${PATH#*:}; exec nft "$@"\n'
     )
     nft.chmod(0o755)
-    path = f"{tmp_path}:{process._ENVIRONMENT['PATH']}"
-    monkeypatch.setitem(process._ENVIRONMENT, "PATH", path)
+    path = f"{tmp_path}:{process.ENVIRONMENT['PATH']}"
+    monkeypatch.setitem(process.ENVIRONMENT, "PATH", path)
     monkeypatch.setenv("PATH", path)
     await host.load_rules(plan, "vmdriver/test/s1")
     killed.unlink()

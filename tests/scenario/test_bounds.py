@@ -11,10 +11,8 @@ from contextlib import suppress
 
 import pytest
 
-import vmdriver.lifecycle.control.manager as manager_module
-import vmdriver.lifecycle.engine.underway as underway_module
-import vmdriver.lifecycle.engine.worker as worker_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.limits import limit
 from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError, StorageError, TimedOut
 from vmdriver.lifecycle.control.operator import Operations
@@ -37,9 +35,7 @@ SLOW = dataclasses.replace(
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(underway_module, "_PATIENCE_S", 0.05)
-    monkeypatch.setattr(worker_module, "_LOOK_PATIENCE_S", 0.1)
-    monkeypatch.setattr(manager_module, "_PATIENCE_S", 0.1)
+    limit(monkeypatch, cut_off_s=0.05, look_s=0.1, stop_s=0.1)
 
 
 def in_background(work: object) -> asyncio.Task[None]:
@@ -242,7 +238,7 @@ async def test_a_full_disk_can_be_emptied_by_a_delete() -> None:
 async def test_what_cannot_be_stored_nor_done_is_not_promised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(manager_module, "_DELETE_WAIT_S", 0.2)
+    limit(monkeypatch, delete_s=0.2)
     world = World()
     driver = FakeDriver(world, settings=SLOW)
     await driver.manager.recover()
@@ -267,7 +263,7 @@ async def test_what_cannot_be_stored_nor_done_is_not_promised(
 async def test_a_promised_delete_outlives_what_comes_after_it(
     later: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manager_module, "_DELETE_WAIT_S", 0.05)
+    limit(monkeypatch, delete_s=0.05)
     world = World()
     driver = FakeDriver(world, settings=SLOW)
     await driver.manager.recover()
@@ -386,7 +382,7 @@ async def test_an_endless_wait_is_an_error_not_a_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A host that does not let go of a machine at all."""
-    monkeypatch.setattr(manager_module, "_STOP_SLACK_S", 0.2)
+    limit(monkeypatch, stop_slack_s=0.2)
     world = World()
     settings = dataclasses.replace(SLOW, freeze_timeout_s=0.1)
     driver = FakeDriver(world, settings=settings)

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from tests.fakes.driver import SETTINGS
+from tests.fakes.limits import limit
 from tests.fakes.service import sandbox, served
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -144,7 +145,7 @@ async def test_rule_8_unclaimed_host_objects_are_removed_at_start(short: Path) -
 async def test_rule_9_calls_wait_for_recovery_and_never_for_ever(
     short: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("vmdriver.service.servicer._READY_WAIT_S", 0.2)
+    limit(monkeypatch, ready_s=0.2)
     async with served(short, recover=False) as s:
         await s.stub.GetCapabilities(pb.GetCapabilitiesRequest())
         await refused(

@@ -10,10 +10,8 @@ import dataclasses
 
 import pytest
 
-import vmdriver.lifecycle.control.manager as manager_module
-import vmdriver.lifecycle.engine.ledger as ledger_module
-import vmdriver.lifecycle.engine.underway as underway_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.limits import limit
 from tests.fakes.world import World
 from vmdriver.model.phase import Phase
 
@@ -29,9 +27,7 @@ ON_THE_WAY_BACK = ("network.load_rules",)
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(underway_module, "_PATIENCE_S", 0.05)
-    monkeypatch.setattr(ledger_module, "_PATIENCE_S", 0.05)
-    monkeypatch.setattr(manager_module, "_PATIENCE_S", 0.1)
+    limit(monkeypatch, cut_off_s=0.05, undo_s=0.05, stop_s=0.1)
 
 
 def hang_once(driver: FakeDriver, call: str) -> asyncio.Event:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,7 @@ def test_progress_is_told_by_step_and_twice_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(
-        "vmdriver.lifecycle.launch.launcher.time.monotonic", lambda: now[0]
-    )
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     told: list[tuple[str, str, dict[str, str]]] = []
     teller = ImageTeller(lambda r, d, p: told.append((r, d, p.metadata())))
     for number in range(40):

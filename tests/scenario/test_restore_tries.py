@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import vmdriver.lifecycle.memory.resume as resume_module
 from tests.fakes.driver import SETTINGS
 from tests.scenario.test_kept_memory import ticked
 from tests.scenario.test_memory import operations, running
@@ -19,6 +18,7 @@ from vmdriver.errors import (
     StorageError,
     TimedOut,
 )
+from vmdriver.host import facts
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.plan import LaunchPlan
@@ -120,7 +120,7 @@ async def test_too_little_memory_on_the_host_is_no_difference(
     driver = await running(settings=settings)
     domain = await ticked(driver)
     await driver.manager.stop("s1", "")
-    monkeypatch.setattr(resume_module.facts, "available_memory_bytes", lambda: 1)
+    monkeypatch.setattr(facts, "available_memory_bytes", lambda: 1)
     await driver.manager.start("s1", "")
     await driver.settled()
     record = driver.record()

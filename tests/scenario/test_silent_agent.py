@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.limits import limit
 from tests.fakes.world import World
 from vmdriver.errors import DriverError, HypervisorError, TimedOut
 from vmdriver.lifecycle.control.operator import Operations
@@ -24,8 +25,7 @@ SOON = dataclasses.replace(SETTINGS, freeze_timeout_s=FREEZE_S)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmdriver.lifecycle.engine.worker.LOOK_S", 0.02)
-    monkeypatch.setattr("vmdriver.lifecycle.memory.held_still._FIRST_S", 0.05)
+    limit(monkeypatch, stalled_look_s=0.02, held_still_s=0.05)
 
 
 class Guest:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.limits import limit
 from tests.fakes.world import World
 from vmdriver.errors import HypervisorError, Refused
 from vmdriver.lifecycle.control.operator import Operations
@@ -21,9 +22,7 @@ from vmdriver.model.wishes import Wish
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmdriver.lifecycle.engine.worker.LOOK_S", 0.05)
-    monkeypatch.setattr("vmdriver.lifecycle.engine.standstill.LOOK_S", 0.05)
-    monkeypatch.setattr("vmdriver.lifecycle.engine.standstill._SETTLE_S", 0.01)
+    limit(monkeypatch, stalled_look_s=0.05, settle_s=0.01)
 
 
 async def started(**settings: Any) -> tuple[FakeDriver, str]:

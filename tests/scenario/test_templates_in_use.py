@@ -10,10 +10,10 @@ import pytest
 
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.gate import Gate
+from tests.fakes.limits import limit
 from tests.fakes.world import World
 from tests.scenario.test_memory import TEMPLATES
 from vmdriver.errors import NotFound
-from vmdriver.lifecycle.templates import template as module
 from vmdriver.model.phase import Intent, Phase
 
 FOUND = ("image:identify",)
@@ -81,7 +81,7 @@ async def test_a_template_removed_during_a_create_stays_until_the_create_has_it(
 async def test_a_template_that_is_collected_stays_for_whoever_has_just_found_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_MOST", 1)
+    limit(monkeypatch, most_templates=1)
     gate = Gate()
     driver = await with_template(gate)
     world, templates = driver.world, driver.manager.templates

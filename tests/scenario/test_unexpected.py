@@ -7,9 +7,8 @@ import dataclasses
 
 import pytest
 
-import vmdriver.lifecycle.control.image_upkeep as upkeep_module
-import vmdriver.lifecycle.control.maintenance as housekeeping_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.limits import limit
 from tests.fakes.world import World
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.extension import LifecycleExtension
@@ -89,9 +88,7 @@ async def test_a_job_for_a_sandbox_that_goes_is_refused() -> None:
 async def test_housekeeping_outlives_any_sandboxs_trouble(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(housekeeping_module, "_CONSOLE_INTERVAL_S", 0.001)
-    monkeypatch.setattr(housekeeping_module, "_RETENTION_EVERY", 1)
-    monkeypatch.setattr(housekeeping_module, "_REMOVAL_WAIT_S", 0.2)
+    limit(monkeypatch, consoles_every_s=0.001, retention_every=1, removal_s=0.2)
     driver = await running(
         settings=dataclasses.replace(SETTINGS, snapshot_retention_days=1)
     )
@@ -135,7 +132,7 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
 async def test_the_upkeep_of_images_outlives_its_trouble(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upkeep_module, "_INTERVAL_S", 0.001)
+    limit(monkeypatch, upkeep_every_s=0.001)
     driver = FakeDriver(World())
     calls, again = [], asyncio.Event()
 

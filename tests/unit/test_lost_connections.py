@@ -36,7 +36,7 @@ async def test_a_lost_connection_is_never_freed_under_libvirts_event_thread(
         return found
 
     monkeypatch.setattr(module.libvirt, "open", open_another)
-    monkeypatch.setattr(module, "_start_event_loop", lambda: None)
+    monkeypatch.setattr(module, "start_event_loop", lambda: None)
     connection = Connection("qemu:///system", Lanes("libvirt"))
     connection.on_domain_event(lambda _name: None)
     for _ in range(3):

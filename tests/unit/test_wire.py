@@ -127,7 +127,7 @@ def test_both_generations_times_are_sent() -> None:
     from vmdriver.service import codec
 
     moment = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
-    condition = codec._encode_condition(
+    condition = codec.encode_condition(
         Condition("Ready", "True", "Running", "", moment)
     )
     assert condition.last_transition_time == "2026-01-02T03:04:05.678000Z"

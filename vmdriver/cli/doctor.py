@@ -108,14 +108,16 @@ def _supervisor(config: Config) -> Finding:
     return Finding("supervisor", "fail", why, SUPERVISOR_WAY_OUT)
 
 
-def _sandboxes(layout: Layout) -> list[Finding]:
+def unreadable(layout: Layout) -> list[Finding]:
+    """Each sandbox whose files cannot be read."""
     return [
         Finding(f"sandbox {state.id}", "fail", "; ".join(state.problems), WAY_OUT)
         for state in unread(layout)
     ]
 
 
-def _in_the_way(layout: Layout) -> list[Finding]:
+def in_the_way(layout: Layout) -> list[Finding]:
+    """What was moved aside, while it is still there."""
     return [
         Finding(
             "state directory",
@@ -145,8 +147,8 @@ def _files(config: Config) -> list[Finding]:
         findings.append(Finding("socket path", "ok", str(config.gateway.bind_socket)))
     except ConfigError as error:
         findings.append(Finding("socket path", "fail", error.message, error.resolution))
-    findings += _sandboxes(Layout(config.driver.state_dir))
-    findings += _in_the_way(Layout(config.driver.state_dir))
+    findings += unreadable(Layout(config.driver.state_dir))
+    findings += in_the_way(Layout(config.driver.state_dir))
     space = next(
         p
         for p in [config.driver.state_dir, *config.driver.state_dir.parents]

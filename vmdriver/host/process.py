@@ -18,7 +18,7 @@ from vmdriver.errors import CommandError, Killed
 from vmdriver.host import strays
 
 _log = logging.getLogger(__name__)
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
     "HOME": "/root",
@@ -77,7 +77,7 @@ async def spawn(arguments: Sequence[str]) -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             cwd="/",
             start_new_session=True,
         )
@@ -138,7 +138,7 @@ async def _run(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**_ENVIRONMENT, **(environment or {}), **_marks},
+            env={**ENVIRONMENT, **(environment or {}), **_marks},
             start_new_session=True,
         )
     except OSError as error:

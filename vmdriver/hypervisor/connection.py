@@ -86,7 +86,7 @@ def translated(what: str) -> Iterator[None]:
         ) from error
 
 
-def _start_event_loop() -> None:
+def start_event_loop() -> None:
     """libvirt's own loop in a daemon thread, once per process and before the first
     connection.
 
@@ -141,7 +141,7 @@ class Connection:
         with self._opening:
             if self._connection is not None and self._connection.isAlive() == 1:
                 return self._connection
-            _start_event_loop()
+            start_event_loop()
             connection = libvirt.open(self.uri)
             _kept.append(connection)
             # No keepalive: that closes a connection under calls that wait on it, which ended this

@@ -108,7 +108,7 @@ class DomainMemory:
 
         def restore(connection: Any) -> None:
             try:
-                _write_save_image(image, text, saved.state)
+                write_save_image(image, text, saved.state)
                 _refuse_running(connection.defineXML(text))
                 connection.restoreFlags(
                     str(image), None, libvirt.VIR_DOMAIN_SAVE_PAUSED
@@ -159,7 +159,8 @@ def _refuse_running(machine: Any) -> None:
         raise HypervisorError(f"domain {machine.name()} is running already")
 
 
-def _write_save_image(path: Path, text: str, state: bytes) -> None:
+def write_save_image(path: Path, text: str, state: bytes) -> None:
+    """A new file, as libvirt's own `save` makes it: header, domain XML, then QEMU's state."""
     xml = text.encode() + b"\0"
     header = _SAVE_HEADER.pack(b"LibvirtQemudSave", 2, len(xml), 0, 0, 0)
     path.unlink(missing_ok=True)

@@ -146,7 +146,8 @@ def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
     return stamp
 
 
-def _encode_condition(condition: Condition) -> pb.DriverCondition:
+def encode_condition(condition: Condition) -> pb.DriverCondition:
+    """As the contract has it: the moment as a text, and as a timestamp."""
     moment = condition.changed_at.astimezone(UTC)
     return pb.DriverCondition(
         type=condition.type,
@@ -169,7 +170,7 @@ def encode_snapshot(snapshot: Snapshot) -> pb.DriverSandbox:
             sandbox_name=snapshot.name,
             instance_id=snapshot.instance_id,
             conditions=[
-                _encode_condition(condition) for condition in snapshot.conditions
+                encode_condition(condition) for condition in snapshot.conditions
             ],
             deleting=snapshot.deleting,
         ),

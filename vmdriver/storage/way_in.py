@@ -57,7 +57,7 @@ async def open_way_in(layout: Layout, owner: Ownership, *, embedded: bool) -> Pa
     closed = {f: await _in_the_way(f.names, owner) for f in folders}
     needed = [f for f in folders if closed[f]]
     # A machine that came in through the mount is found by libvirt under that name only.
-    if state not in needed and _came_in(layout, state.mount):
+    if state not in needed and came_in(layout, state.mount):
         needed.insert(0, state)
     if needed and not embedded:
         raise _no_way(needed[0], closed[needed[0]], owner)
@@ -116,7 +116,7 @@ async def _in_the_way(names: tuple[Path, ...], owner: Ownership) -> str:
     return denied[0] if denied else ""
 
 
-def _came_in(layout: Layout, mount: Path) -> bool:
+def came_in(layout: Layout, mount: Path) -> bool:
     """Whether a machine may run that libvirt knows by that name: it keeps a file for each one,
     which says where its sockets are.
     """
