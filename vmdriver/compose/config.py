@@ -4,13 +4,13 @@ sees these; each extension sees its own table only.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vmdriver.config.sources import read_toml
 from vmdriver.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/vmdriver/compose.toml")
@@ -77,17 +77,7 @@ def table(config: ComposeConfig) -> list[dict[str, Any]]:
 
 def load(file: Path | None, flags: Mapping[str, Any]) -> ComposeConfig:
     """File, then flags. ConfigError names the key and where it stands."""
-    values: dict[str, Any] = {}
-    path = file or DEFAULT_FILE
-    try:
-        values = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        if file is not None:
-            raise ConfigError(f"configuration file {path} does not exist") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(
-            f"configuration file {path} cannot be read: {error}"
-        ) from error
+    values = read_toml(file, DEFAULT_FILE)
     try:
         config = ComposeConfig.model_validate({**values, **flags})
     except ValidationError as error:
@@ -95,7 +85,7 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> ComposeConfig:
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
             f"{key}: {first['msg']}",
-            resolution=f"set it in {path}, or as --{key.replace('_', '-')}",
+            resolution=f"set it in {file or DEFAULT_FILE}, or as --{key.replace('_', '-')}",
         ) from error
     for name in {*config.extension, *config.request_parameters} - {*config.extensions}:
         raise ConfigError(

@@ -97,15 +97,15 @@ def _flattened(values: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _read_file(path: Path | None) -> tuple[dict[str, Any], str]:
-    explicit = path is not None
-    path = path or DEFAULT_FILE
+def read_toml(named: Path | None, default: Path) -> dict[str, Any]:
+    """The file that was named, or what there is of the default one. ConfigError names the file."""
+    path = named or default
     try:
-        return _flattened(tomllib.loads(path.read_text())), f"file {path}"
+        return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
-        if explicit:
-            raise ConfigError(f"configuration file {path} does not exist") from error
-        return {}, ""
+        if named is None:
+            return {}
+        raise ConfigError(f"configuration file {path} does not exist") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
             f"configuration file {path} cannot be read: {error}"
@@ -174,7 +174,8 @@ def load(
     environment = os.environ if environment is None else environment  # noqa: TID251 - the one place
     if file is None and environment.get("VMDRIVER_CONFIG"):
         file = Path(environment["VMDRIVER_CONFIG"])
-    values, file_source = _read_file(file)
+    values = _flattened(read_toml(file, DEFAULT_FILE))
+    file_source = f"file {file or DEFAULT_FILE}"
     _check_keys(values, file_source)
     sources = dict.fromkeys(values, file_source)
     from_environment, environment_sources = _from_environment(environment)
