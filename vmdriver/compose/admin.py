@@ -30,17 +30,17 @@ class Admin(pb_grpc.AdminServicer):
         self, request: pb.GetExtensionCapabilitiesRequest, context: Any
     ) -> pb.GetExtensionCapabilitiesResponse:
         """As it is now."""
-        runner, boxes = self._runner, self._registry.all()
+        runner, sandboxes = self._runner, self._registry.all()
         entries = [entry_of(e, runner.supported) for e in runner.extensions.values()]
         extensions = [
             encode_extension(
                 entry,
                 runner,
-                (b.record.id for b in boxes if entry.name in b.record.active),
+                (b.record.id for b in sandboxes if entry.name in b.record.active),
             )
             for entry in entries
         ]
-        held = [held for box in boxes for held in _held(box)]
+        held = [held for sandbox in sandboxes for held in _held(sandbox)]
         schema = _driver_config_schema(parameter_schemas(entries, runner.may_configure))
         return encode(runner, REQUEST_POINTS, extensions, held, schema)
 
@@ -62,9 +62,9 @@ def _driver_config_schema(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _held(box: Composed) -> list[pb.Held]:
-    orphan = box.overdue()
+def _held(sandbox: Composed) -> list[pb.Held]:
+    orphan = sandbox.overdue()
     return [
-        encode_held(box.record.id, held, orphan=orphan, problem=box.trouble)
-        for held in holds_of(box.ledger)
+        encode_held(sandbox.record.id, held, orphan=orphan, problem=sandbox.trouble)
+        for held in holds_of(sandbox.ledger)
     ]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from vmdriver.compose import admin
-from vmdriver.compose.base import Answered, Asked, Base
+from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.config import ComposeConfig
 from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.follower import Follower
@@ -99,7 +99,7 @@ class Composition:
 
     async def _learn_names(self) -> None:
         """Extensions are told which driver they are on, whether or not somebody asks us."""
-        with contextlib.suppress(Answered):
+        with contextlib.suppress(BaseRejected):
             while not self.runner.driver:
                 with contextlib.suppress(DriverError):
                     await self.driver.capabilities(b"", Asked())

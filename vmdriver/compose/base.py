@@ -27,7 +27,7 @@ _OPTIONS = [
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
-class Answered(Exception):
+class BaseRejected(Exception):
     """The base driver refused, in its own words: passed on as they are."""
 
     def __init__(self, code: grpc.StatusCode, text: str, trailing: Metadata) -> None:
@@ -70,7 +70,7 @@ class Base:
     async def call(
         self, method: str, request: bytes, asked: Asked, *, repeat: bool = True
     ) -> bytes:
-        """One unary call by its name. Answered; Unavailable when the base is not there for
+        """One unary call by its name. BaseRejected; Unavailable when the base is not there for
         `wait_s`. `repeat`: it may be sent again when the connection broke, as all but
         creates may.
         """
@@ -94,7 +94,7 @@ class Base:
         raise AssertionError  # the second round returns or raises
 
     async def watch(self) -> AsyncIterator[bytes]:
-        """The base's events. Ends with Answered or Unavailable, or when it ends them."""
+        """The base's events. Ends with BaseRejected or Unavailable, or when it ends them."""
         stream: Any = self._channel.unary_stream(f"{SERVICE}WatchSandboxes", None, None)
         call = stream(b"", wait_for_ready=True)
         try:
@@ -139,4 +139,4 @@ def _translated(error: Any, address: str) -> Exception:
     if _is_outage(error):
         return _away(address)
     trailing = tuple((k, v) for k, v in error.trailing_metadata() or ())
-    return Answered(error.code(), str(error.details() or ""), trailing)
+    return BaseRejected(error.code(), str(error.details() or ""), trailing)

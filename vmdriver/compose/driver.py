@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose import request as requests
-from vmdriver.compose.base import Answered, Asked, Base
+from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.registry import Registry
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
@@ -15,7 +15,7 @@ from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject
 
 
 class ComposedDriver:
-    """Each method is one call of the contract: bytes in, bytes out; Answered where the base
+    """Each method is one call of the contract: bytes in, bytes out; BaseRejected where the base
     refuses, a DriverError where we do.
     """
 
@@ -75,45 +75,45 @@ class ComposedDriver:
     async def create(self, raw: bytes, asked: Asked) -> bytes:
         """Allocate, create; or give everything back and pass on the base's words."""
         incoming = requests.read(pb.CreateSandboxRequest, raw)
-        sandbox = incoming.sandbox
-        if self._registry.get(sandbox.id) is not None:
-            raise AlreadyExists(f"sandbox {sandbox.id} exists")
-        activation = self._runner.activate(sandbox, incoming.blocks)
+        view = incoming.sandbox
+        if self._registry.get(view.id) is not None:
+            raise AlreadyExists(f"sandbox {view.id} exists")
+        activation = self._runner.activate(view, incoming.blocks)
         if not activation.active:
             outgoing = incoming.outgoing(incoming.draft(), self._runner.keys)
             return await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
         record = Record(
-            id=sandbox.id,
-            name=sandbox.name,
-            workspace=sandbox.workspace,
-            image=sandbox.image,
-            labels=sandbox.labels,
-            resources=sandbox.resources,
+            id=view.id,
+            name=view.name,
+            workspace=view.workspace,
+            image=view.image,
+            labels=view.labels,
+            resources=view.resources,
             active=activation.active,
             parameters=activation.parameters,
         )
-        box = self._registry.add(record)
-        async with box.lock:
+        sandbox = self._registry.add(record)
+        async with sandbox.lock:
             try:
-                return await self._create(box, incoming, asked)
+                return await self._create(sandbox, incoming, asked)
             except BaseException as error:
-                await finished(self._registry.create_failed(box, error))
+                await finished(self._registry.create_failed(sandbox, error))
                 raise
 
     async def _create(
-        self, box: Composed, incoming: requests.Incoming, asked: Asked
+        self, sandbox: Composed, incoming: requests.Incoming, asked: Asked
     ) -> bytes:
         draft, trace = incoming.draft(), asked.trace
-        await box.update()
-        await box.ask(CallPoint.VALIDATE_REQUEST, trace)
-        await box.ask(CallPoint.PREPARE_PLAN, trace, draft)
-        await box.ask(CallPoint.BEFORE_CREATE, trace, draft)
-        await box.update(up=True)
-        await box.ask(CallPoint.BEFORE_START, trace)
+        await sandbox.update()
+        await sandbox.ask(CallPoint.VALIDATE_REQUEST, trace)
+        await sandbox.ask(CallPoint.PREPARE_PLAN, trace, draft)
+        await sandbox.ask(CallPoint.BEFORE_CREATE, trace, draft)
+        await sandbox.update(up=True)
+        await sandbox.ask(CallPoint.BEFORE_START, trace)
         outgoing = incoming.outgoing(draft, self._runner.keys)
         answer = await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
-        await box.update(stage=Stage.PRESENT)
-        await box.report(CallPoint.AFTER_CREATE)
+        await sandbox.update(stage=Stage.PRESENT)
+        await sandbox.report(CallPoint.AFTER_CREATE)
         return answer
 
     # --- start, stop, delete
@@ -121,49 +121,49 @@ class ComposedDriver:
     async def start(self, raw: bytes, asked: Asked) -> bytes:
         """before_start only where no run is under way: a start of what runs changes nothing."""
         message = pb.StartSandboxRequest.FromString(raw)
-        box = self._registry.find(message.sandbox_id, message.sandbox_name)
-        if box is None:
+        sandbox = self._registry.find(message.sandbox_id, message.sandbox_name)
+        if sandbox is None:
             return await self._base.call("StartSandbox", raw, asked)
-        async with box.lock:
-            if box.record.stage in {Stage.DELETING, Stage.GONE}:
-                text = f"sandbox {box.record.id} is being deleted"
+        async with sandbox.lock:
+            if sandbox.record.stage in {Stage.DELETING, Stage.GONE}:
+                text = f"sandbox {sandbox.record.id} is being deleted"
                 raise Refused(text, reason="Deleting")
-            begun = not box.record.up
+            begun = not sandbox.record.up
             try:
                 if begun:
-                    await box.update(up=True, ready_told=False)
-                    await box.ask(CallPoint.BEFORE_START, asked.trace)
+                    await sandbox.update(up=True, ready_told=False)
+                    await sandbox.ask(CallPoint.BEFORE_START, asked.trace)
                 return await self._base.call("StartSandbox", raw, asked)
-            except (Answered, DriverError) as error:
+            except (BaseRejected, DriverError) as error:
                 # Of a base that went away nobody knows whether it starts: a list will tell.
                 if begun and not isinstance(error, Unavailable):
-                    await box.run_ended()
+                    await sandbox.run_ended()
                 raise
 
     async def stop(self, raw: bytes, asked: Asked) -> bytes:
         """after_stop when the base says that it is down."""
         message = pb.StopSandboxRequest.FromString(raw)
-        box = self._registry.find(message.sandbox_id, message.sandbox_name)
-        if box is None:
+        sandbox = self._registry.find(message.sandbox_id, message.sandbox_name)
+        if sandbox is None:
             return await self._base.call("StopSandbox", raw, asked)
-        async with box.lock:
-            if box.record.up:
-                await box.ask(CallPoint.BEFORE_STOP, asked.trace)
+        async with sandbox.lock:
+            if sandbox.record.up:
+                await sandbox.ask(CallPoint.BEFORE_STOP, asked.trace)
             answer = await self._base.call("StopSandbox", raw, asked)
-            await box.run_ended()
+            await sandbox.run_ended()
             return answer
 
     async def delete(self, raw: bytes, asked: Asked) -> bytes:
         """What is held is given back when the base says that the sandbox is gone."""
         message = pb.DeleteSandboxRequest.FromString(raw)
-        box = self._registry.find(message.sandbox_id, message.sandbox_name)
-        if box is None:
+        sandbox = self._registry.find(message.sandbox_id, message.sandbox_name)
+        if sandbox is None:
             return await self._base.call("DeleteSandbox", raw, asked)
-        async with box.lock:
-            if box.record.stage is Stage.PRESENT:
-                await box.ask(CallPoint.BEFORE_DELETE, asked.trace)
-                await box.update(stage=Stage.DELETING)
+        async with sandbox.lock:
+            if sandbox.record.stage is Stage.PRESENT:
+                await sandbox.ask(CallPoint.BEFORE_DELETE, asked.trace)
+                await sandbox.update(stage=Stage.DELETING)
             answer = await self._base.call("DeleteSandbox", raw, asked)
             if not pb.DeleteSandboxResponse.FromString(answer).deleted:
-                await self._registry.end(box)
+                await self._registry.end(sandbox)
             return answer

@@ -75,36 +75,36 @@ class Follower:
         """
         kind = event.WhichOneof("payload")
         if kind == "deleted":
-            box = self._registry.get(event.deleted.sandbox_id)
-            if box is not None:
-                self._spawn(self._look(box, deleted=True), "look")
+            sandbox = self._registry.get(event.deleted.sandbox_id)
+            if sandbox is not None:
+                self._spawn(self._look(sandbox, deleted=True), "look")
         elif kind == "sandbox":
-            sandbox = event.sandbox.sandbox
-            box = self._registry.get(sandbox.id)
-            if box is not None and _matters(sandbox, box.record):
-                self._spawn(self._look(box), "look")
-            if self._registry.add_conditions(sandbox):
+            seen = event.sandbox.sandbox
+            sandbox = self._registry.get(seen.id)
+            if sandbox is not None and _matters(seen, sandbox.record):
+                self._spawn(self._look(sandbox), "look")
+            if self._registry.add_conditions(seen):
                 return bytes(event.SerializeToString())
         return None
 
-    async def _look(self, box: Composed, *, deleted: bool = False) -> None:
+    async def _look(self, sandbox: Composed, *, deleted: bool = False) -> None:
         """What the base says now decides. Where it does not answer, its next list will."""
         for wait_s in (0.0, *_LOOK_AGAIN_S):
             await asyncio.sleep(wait_s)
-            async with box.lock:
-                if self._registry.get(box.record.id) is not box:
+            async with sandbox.lock:
+                if self._registry.get(sandbox.record.id) is not sandbox:
                     return
-                if box.record.stage is Stage.CREATING:
-                    await self._registry.settle_abandoned(box)
+                if sandbox.record.stage is Stage.CREATING:
+                    await self._registry.settle_abandoned(sandbox)
                     return
-                present = await self._registry.look(box.record.id)
+                present = await self._registry.look(sandbox.record.id)
                 if present is Absent.GONE:
-                    await self._registry.end(box)
+                    await self._registry.end(sandbox)
                     return
                 if isinstance(present, pb.DriverSandbox):
-                    change = change_of(present, box.record)
+                    change = change_of(present, sandbox.record)
                     if change is not None:
-                        await change(box)
+                        await change(sandbox)
             if not deleted:
                 return
 
@@ -115,44 +115,46 @@ class Follower:
         done is finished.
         """
         ours = self._registry.all()
-        for box in ours:
-            if box.lock.locked():
+        for sandbox in ours:
+            if sandbox.lock.locked():
                 continue  # somebody is at it, and will see for himself
-            async with box.lock:
-                await self._reconcile(box, listed.get(box.record.id))
+            async with sandbox.lock:
+                await self._reconcile(sandbox, listed.get(sandbox.record.id))
         others = self.relay.known() - set(listed) - {b.record.id for b in ours}
         for sandbox_id in others:
             if await self._registry.look(sandbox_id) is Absent.GONE:
                 self._registry.tell_deleted(sandbox_id)
 
-    async def _reconcile(self, box: Composed, sandbox: pb.DriverSandbox | None) -> None:
-        registry, stage = self._registry, box.record.stage
+    async def _reconcile(
+        self, sandbox: Composed, seen: pb.DriverSandbox | None
+    ) -> None:
+        registry, stage = self._registry, sandbox.record.stage
         if stage is Stage.GONE:
-            await registry.end(box)
+            await registry.end(sandbox)
         elif stage is Stage.CREATING:
-            await registry.settle_abandoned(box)
-        elif sandbox is None:
-            if await registry.look(box.record.id) is Absent.GONE:
-                await registry.end(box)
-                registry.tell_deleted(box.record.id)
+            await registry.settle_abandoned(sandbox)
+        elif seen is None:
+            if await registry.look(sandbox.record.id) is Absent.GONE:
+                await registry.end(sandbox)
+                registry.tell_deleted(sandbox.record.id)
         elif stage is Stage.DELETING:
-            await registry.delete_in_base(box)
+            await registry.delete_in_base(sandbox)
         else:
-            change = change_of(sandbox, box.record)
+            change = change_of(seen, sandbox.record)
             if change is not None:
-                await change(box)
-            await box.report(CallPoint.RECONCILE)
+                await change(sandbox)
+            await sandbox.report(CallPoint.RECONCILE)
 
 
-def _matters(sandbox: pb.DriverSandbox, record: Record) -> bool:
-    return record.stage is Stage.CREATING or change_of(sandbox, record) is not None
+def _matters(seen: pb.DriverSandbox, record: Record) -> bool:
+    return record.stage is Stage.CREATING or change_of(seen, record) is not None
 
 
-def change_of(sandbox: pb.DriverSandbox, record: Record) -> Change | None:
+def change_of(seen: pb.DriverSandbox, record: Record) -> Change | None:
     """What a snapshot means to extensions. One that says nothing clear changes nothing."""
     if not record.up:
         return None
-    state = {c.type: c for c in reversed(sandbox.status.conditions)}
+    state = {c.type: c for c in reversed(seen.status.conditions)}
     suspended, ready = state.get("Suspended"), state.get("Ready")
     if suspended is not None and suspended.status.lower() == "true":
         return Composed.run_ended
@@ -164,7 +166,7 @@ def change_of(sandbox: pb.DriverSandbox, record: Record) -> Change | None:
     return Composed.run_ended if ended and record.stage is not Stage.CREATING else None
 
 
-async def _ready(box: Composed) -> None:
-    if box.record.up and not box.record.ready_told:
-        await box.update(ready_told=True)
-        await box.report(CallPoint.AFTER_READY)
+async def _ready(sandbox: Composed) -> None:
+    if sandbox.record.up and not sandbox.record.ready_told:
+        await sandbox.update(ready_told=True)
+        await sandbox.report(CallPoint.AFTER_READY)

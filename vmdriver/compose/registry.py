@@ -10,7 +10,7 @@ from enum import Enum
 import grpc
 
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.compose.base import Answered, Asked, Base
+from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError, Unavailable
@@ -46,7 +46,7 @@ class Registry:
         self._create_grace_s = create_grace_s
         self._store = store
         self._runner = runner
-        self._boxes: dict[str, Composed] = {}
+        self._sandboxes: dict[str, Composed] = {}
         self.publish: Publish = lambda _event, _raw: None
         """Where our own events go."""
 
@@ -57,97 +57,97 @@ class Registry:
 
     def add(self, record: Record) -> Composed:
         """A new one; it is on disk when it is first updated."""
-        box = Composed(
+        sandbox = Composed(
             record, self._store.ledger(record.id), self._store, self._runner, self.tell
         )
-        self._boxes[record.id] = box
-        return box
+        self._sandboxes[record.id] = sandbox
+        return sandbox
 
     def get(self, sandbox_id: str) -> Composed | None:
         """By id."""
-        return self._boxes.get(sandbox_id)
+        return self._sandboxes.get(sandbox_id)
 
     def find(self, sandbox_id: str, name: str) -> Composed | None:
         """By id, else by a name that only one has."""
         if sandbox_id:
             return self.get(sandbox_id)
-        found = [b for b in self._boxes.values() if name and b.record.name == name]
+        found = [b for b in self._sandboxes.values() if name and b.record.name == name]
         return found[0] if len(found) == 1 else None
 
     def all(self) -> list[Composed]:
         """As they are now."""
-        return list(self._boxes.values())
+        return list(self._sandboxes.values())
 
     def known(self) -> list[tuple[SandboxView, Activation]]:
         """For extensions: every sandbox that the base has, or is to have, oldest first."""
-        boxes = [b for b in self.all() if b.record.stage is not Stage.GONE]
-        return [(b.record.sandbox, b.record.activation) for b in boxes]
+        sandboxes = [b for b in self.all() if b.record.stage is not Stage.GONE]
+        return [(b.record.sandbox, b.record.activation) for b in sandboxes]
 
     def troubled(self) -> bool:
         """Whether anything could not be undone."""
-        return any(box.trouble for box in self._boxes.values())
+        return any(sandbox.trouble for sandbox in self._sandboxes.values())
 
     # --- ends
 
-    async def end(self, box: Composed) -> None:
+    async def end(self, sandbox: Composed) -> None:
         """The base does not have it any more."""
-        await box.gone()
-        self._drop(box)
+        await sandbox.gone()
+        self._drop(sandbox)
 
-    async def uncreate(self, box: Composed) -> None:
+    async def uncreate(self, sandbox: Composed) -> None:
         """The base never had it."""
-        await box.create_failed()
-        self._drop(box)
+        await sandbox.create_failed()
+        self._drop(sandbox)
 
-    async def create_failed(self, box: Composed, error: BaseException) -> None:
+    async def create_failed(self, sandbox: Composed, error: BaseException) -> None:
         """After a create that was refused or cut off. Where the base may have it after all,
         it is deleted there: whoever asked has been told that there is none.
         """
-        if box.record.stage is Stage.PRESENT:
+        if sandbox.record.stage is Stage.PRESENT:
             return  # only the answer was lost
         if _is_unsure(error):
-            box.abandoned_at = time.monotonic()
-            await self.settle_abandoned(box)
+            sandbox.abandoned_at = time.monotonic()
+            await self.settle_abandoned(sandbox)
         else:
-            await self.uncreate(box)
+            await self.uncreate(sandbox)
 
-    async def settle_abandoned(self, box: Composed) -> None:
+    async def settle_abandoned(self, sandbox: Composed) -> None:
         """A create that the base never answered: what appears there is deleted, and after a
         while nothing appears any more. Called again until it is settled.
         """
-        present = await self.look(box.record.id)
-        late = time.monotonic() - box.abandoned_at > self._create_grace_s
+        present = await self.look(sandbox.record.id)
+        late = time.monotonic() - sandbox.abandoned_at > self._create_grace_s
         if isinstance(present, pb.DriverSandbox):
-            if await self.delete_in_base(box):
-                await self.uncreate(box)
+            if await self.delete_in_base(sandbox):
+                await self.uncreate(sandbox)
         elif present is Absent.GONE and late:
-            await self.uncreate(box)
+            await self.uncreate(sandbox)
 
     async def clean_again(self) -> None:
         """Try again what could not be settled or undone. Called every second."""
-        for box in self.all():
-            if box.lock.locked():
+        for sandbox in self.all():
+            if sandbox.lock.locked():
                 continue
-            async with box.lock:
-                if box.record.stage is Stage.CREATING:
-                    await self.settle_abandoned(box)
-                elif box.overdue():
-                    await box.clean_again()
-                    self._drop(box)
+            async with sandbox.lock:
+                if sandbox.record.stage is Stage.CREATING:
+                    await self.settle_abandoned(sandbox)
+                elif sandbox.overdue():
+                    await sandbox.clean_again()
+                    self._drop(sandbox)
 
-    def _drop(self, box: Composed) -> None:
-        if box.forgotten:
-            self._boxes.pop(box.record.id, None)
+    def _drop(self, sandbox: Composed) -> None:
+        if sandbox.forgotten:
+            self._sandboxes.pop(sandbox.record.id, None)
 
-    async def delete_in_base(self, box: Composed) -> bool:
+    async def delete_in_base(self, sandbox: Composed) -> bool:
         """False: not yet."""
-        record = box.record
+        record = sandbox.record
         request = pb.DeleteSandboxRequest(
             sandbox_id=record.id, sandbox_name=record.name
         ).SerializeToString()
         try:
             await self._base.call("DeleteSandbox", request, Asked(timeout_s=30.0))
-        except (Answered, DriverError) as error:
+        except (BaseRejected, DriverError) as error:
             _log.warning("%s: cannot be deleted in the base yet: %s", record.id, error)
             return False
         return True
@@ -159,7 +159,7 @@ class Registry:
         request = pb.GetSandboxRequest(sandbox_id=sandbox_id).SerializeToString()
         try:
             raw = await self._base.call("GetSandbox", request, Asked(timeout_s=10.0))
-        except Answered as error:
+        except BaseRejected as error:
             gone = error.code is grpc.StatusCode.NOT_FOUND
             return Absent.GONE if gone else Absent.UNKNOWN
         except DriverError:
@@ -169,19 +169,19 @@ class Registry:
 
     # --- what we say ourselves
 
-    def add_conditions(self, sandbox: pb.DriverSandbox) -> bool:
+    def add_conditions(self, seen: pb.DriverSandbox) -> bool:
         """Behind the base's own: the gateway derives its phase from Ready and Suspended.
         False: there is nothing to add.
         """
-        box = self.get(sandbox.id)
-        if box is None or not box.trouble:
+        sandbox = self.get(seen.id)
+        if sandbox is None or not sandbox.trouble:
             return False
-        sandbox.status.conditions.append(
+        seen.status.conditions.append(
             pb.DriverCondition(
                 type="ExtensionsClean",
                 status="False",
                 reason="ExtensionCleanupFailed",
-                message=box.trouble,
+                message=sandbox.trouble,
             )
         )
         return True
@@ -206,6 +206,6 @@ class Registry:
 
 def _is_unsure(error: BaseException) -> bool:
     """Whether the base may have done what it was asked for all the same."""
-    if isinstance(error, Answered):
+    if isinstance(error, BaseRejected):
         return error.code in _UNSURE
     return isinstance(error, Unavailable) or not isinstance(error, DriverError)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.compose.base import Answered, Asked, Base
+from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.errors import DriverError
 from vmdriver.host.retry import backoff_s
 
@@ -42,7 +42,7 @@ class Relay:
             try:
                 await self._listen()
                 failures = 0
-            except (Answered, DriverError) as error:
+            except (BaseRejected, DriverError) as error:
                 failures += 1
                 _log.info("the base driver's events ended: %s", error)
             except Exception:  # noqa: BLE001 - whatever the base sends, we go on
@@ -69,7 +69,7 @@ class Relay:
                 raw = await self._base.call("ListSandboxes", b"", asked)
                 answer = pb.ListSandboxesResponse.FromString(raw)
                 await self._on_list({s.id: s for s in answer.sandboxes})
-            except (Answered, DriverError) as error:
+            except (BaseRejected, DriverError) as error:
                 failures += 1
                 _log.info("the base driver's list cannot be had: %s", error)
             except Exception:  # noqa: BLE001 - as above

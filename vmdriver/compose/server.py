@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from vmdriver.compose.base import SERVICE, Answered, Asked, Base
+from vmdriver.compose.base import SERVICE, Asked, Base, BaseRejected
 from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.relay import Relay
 
@@ -73,7 +73,7 @@ def _unary(flow: Flow) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def call(raw: bytes, context: Any) -> bytes:
         try:
             return await flow(raw, _asked(context))
-        except Answered as error:
+        except BaseRejected as error:
             await context.abort(error.code, error.text, error.trailing)
             raise
 

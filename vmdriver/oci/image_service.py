@@ -22,12 +22,12 @@ from vmdriver.lifecycle.ports.images import (
 )
 from vmdriver.oci import files
 from vmdriver.oci.cache import Cache, Entry, TreeEntry
-from vmdriver.oci.pipeline import Maker
+from vmdriver.oci.pipeline import Pipeline
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.resolve import Resolved, Resolver
 from vmdriver.oci.retention import to_remove
-from vmdriver.oci.rootfs import Builder
-from vmdriver.oci.single_flight import Flights
+from vmdriver.oci.rootfs import RootFs
+from vmdriver.oci.single_flight import SingleFlight
 from vmdriver.oci.skopeo import Skopeo
 
 _log = logging.getLogger(__name__)
@@ -43,11 +43,11 @@ class ImageStore:
         self._pool, self._policy = pool, policy
         skopeo = Skopeo(policy)
         self._resolver = Resolver(skopeo, policy, pool)
-        builder = Builder(self._cache, policy, pool)
-        self._maker = Maker(self._cache, skopeo, builder, pool)
-        self._resolving: Flights[Resolved] = Flights()
-        self._flights: Flights[Entry] = Flights()
-        self._trees: Flights[TreeEntry] = Flights()
+        rootfs = RootFs(self._cache, policy, pool)
+        self._pipeline = Pipeline(self._cache, skopeo, rootfs, pool)
+        self._resolving: SingleFlight[Resolved] = SingleFlight()
+        self._making: SingleFlight[Entry] = SingleFlight()
+        self._trees: SingleFlight[TreeEntry] = SingleFlight()
         self._kept: dict[str, str] = {}
         """Owner -> path of the disk that was prepared for it."""
         self._taking = asyncio.Lock()
@@ -59,7 +59,7 @@ class ImageStore:
 
     async def close(self) -> None:
         """Let go."""
-        await self._maker.settle()
+        await self._pipeline.settle()
 
     # --- for sandboxes
 
@@ -86,9 +86,9 @@ class ImageStore:
         else:
             text = f"{found.manifest.digest} is not prepared yet"
             progress(ImageProgress("CacheMiss", text))
-            entry = await self._flights.join(
+            entry = await self._making.join(
                 found.manifest.digest,
-                lambda tell: self._maker.disk(found, tell),
+                lambda tell: self._pipeline.disk(found, tell),
                 progress,
             )
             await self._keep(entry, owner)
@@ -132,7 +132,7 @@ class ImageStore:
         digest = found.manifest.digest
         self._kept[owner] = str(self._cache.tree(digest).parent)
         return await self._trees.join(
-            digest, lambda tell: self._maker.tree(found, tell), progress
+            digest, lambda tell: self._pipeline.tree(found, tell), progress
         )
 
     async def _resolve(self, reference: str) -> Resolved:
@@ -196,7 +196,7 @@ class ImageStore:
 
     def _wanted(self) -> set[str]:
         """What work under way, or somebody whose record does not say so yet, needs."""
-        return self._maker.needed().union(self._kept.values())
+        return self._pipeline.needed().union(self._kept.values())
 
     def _cached(self, in_use: set[str]) -> list[CachedFile]:
         needed = in_use | self._wanted()

@@ -19,7 +19,7 @@ from vmdriver.oci import files, manifest
 from vmdriver.oci.cache import Cache, Entry, TreeEntry, identity
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.resolve import Resolved
-from vmdriver.oci.rootfs import Builder
+from vmdriver.oci.rootfs import RootFs
 from vmdriver.oci.skopeo import Skopeo
 
 _log = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ goes when the disk is there. What is really needed is watched while it is done.
 _TELL_EVERY_S = 0.5
 
 
-class Maker:
+class Pipeline:
     """Cancellable at any time: what is fetched stays, what is half made goes."""
 
     def __init__(
-        self, cache: Cache, skopeo: Skopeo, builder: Builder, pool: Pool
+        self, cache: Cache, skopeo: Skopeo, rootfs: RootFs, pool: Pool
     ) -> None:
         self._cache, self._skopeo = cache, skopeo
-        self._builder, self._pool = builder, pool
+        self._rootfs, self._pool = rootfs, pool
         self._busy: list[Manifest] = []
         self._publishing: set[str] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -73,7 +73,7 @@ class Maker:
             tree = await self._tree(found, work, tell)
             tell(ImageProgress("CreatingRootDisk", "making the base disk"))
             part, path = work / "disk", self._cache.new_disk(found.manifest.digest)
-            await self._builder.make_disk(tree, part, found.manifest.digest)
+            await self._rootfs.make_disk(tree, part, found.manifest.digest)
             self._leave(tree)
             content = await self._pool.run(files.content_digest, part)
             self._publishing.add(str(path))
@@ -101,7 +101,7 @@ class Maker:
     @contextlib.asynccontextmanager
     async def _work(self, found: Resolved) -> AsyncIterator[Path]:
         """A directory that is gone afterwards; meanwhile the image's layers stay."""
-        self._builder.check_room(found.manifest.transfer_bytes * _ROOM_FACTOR)
+        self._rootfs.check_room(found.manifest.transfer_bytes * _ROOM_FACTOR)
         work = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache.root))
         self._busy.append(found.manifest)
         try:
@@ -137,7 +137,7 @@ class Maker:
                 await telling
         tell(ImageProgress("ExportingRootfs", "unpacking the layers"))
         layers = await self._pool.run(self._fetched_layers, layout, found)
-        await self._builder.unpack(layout, layers, tree)
+        await self._rootfs.unpack(layout, layers, tree)
         return tree
 
     def _fetched_layers(self, layout: Path, found: Resolved) -> Sequence[Path]:

@@ -32,7 +32,7 @@ def _nothing() -> None:
     pass
 
 
-class Builder:
+class RootFs:
     """Works below a directory that its caller removes."""
 
     def __init__(self, cache: Cache, policy: ImagePolicy, pool: Pool) -> None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Flight(Generic[T]):
+class _Flying(Generic[T]):
     task: asyncio.Task[T]
     listeners: list[ProgressSink] = field(default_factory=list)
     last: ImageProgress | None = None
@@ -26,11 +26,11 @@ class _Flight(Generic[T]):
             listener(progress)
 
 
-class Flights(Generic[T]):
-    """By key. What failed is forgotten at once."""
+class SingleFlight(Generic[T]):
+    """Work by key: who asks for what is being done waits for it. What failed is forgotten."""
 
     def __init__(self) -> None:
-        self._flights: dict[str, _Flight[T]] = {}
+        self._flying: dict[str, _Flying[T]] = {}
 
     async def join(
         self,
@@ -39,33 +39,33 @@ class Flights(Generic[T]):
         listener: ProgressSink,
     ) -> T:
         """Begin the work, or wait for who has begun it. Raises what the work raises."""
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._begin(key, work)
-        elif flight.last is not None:
-            listener(flight.last)
-        flight.listeners.append(listener)
+        flying = self._flying.get(key)
+        if flying is None:
+            flying = self._begin(key, work)
+        elif flying.last is not None:
+            listener(flying.last)
+        flying.listeners.append(listener)
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(flying.task)
         finally:
-            flight.listeners.remove(listener)
-            if not flight.listeners and not flight.task.done():
-                self._flights.pop(key, None)  # whoever comes now begins anew
-                flight.task.cancel()
-                await asyncio.wait({flight.task})
-                if not flight.task.cancelled():
-                    flight.task.exception()  # nobody is left to be told
+            flying.listeners.remove(listener)
+            if not flying.listeners and not flying.task.done():
+                self._flying.pop(key, None)  # whoever comes now begins anew
+                flying.task.cancel()
+                await asyncio.wait({flying.task})
+                if not flying.task.cancelled():
+                    flying.task.exception()  # nobody is left to be told
 
     def _begin(
         self, key: str, work: Callable[[ProgressSink], Awaitable[T]]
-    ) -> _Flight[T]:
+    ) -> _Flying[T]:
         async def whole() -> T:
             try:
-                return await work(flight.tell)
+                return await work(flying.tell)
             finally:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
+                if self._flying.get(key) is flying:
+                    del self._flying[key]
 
-        flight: _Flight[T] = _Flight(asyncio.create_task(whole(), name=f"image {key}"))
-        self._flights[key] = flight
-        return flight
+        flying: _Flying[T] = _Flying(asyncio.create_task(whole(), name=f"image {key}"))
+        self._flying[key] = flying
+        return flying
