@@ -197,3 +197,12 @@ def test_what_the_core_is_given_is_what_it_says_it_wants(tmp_path: Path) -> None
         for name, kind in get_type_hints(Settings).items():
             value = getattr(settings, name)
             assert TypeAdapter(kind).validate_python(value, strict=True) == value, name
+
+
+def test_a_key_is_of_one_section_and_sections_are_nothing_that_operators_write(
+    tmp_path: Path,
+) -> None:
+    keys = [key for key, _, _ in loaded(tmp_path).table()]
+    assert keys == list(SETTINGS), "two sections with one key would shadow each other"
+    with pytest.raises(ConfigError, match="'machines' is not a setting"):
+        loaded(tmp_path, "[machines]\nvcpus = 1")
