@@ -25,11 +25,17 @@ from vmdriver.lifecycle.engine.observer import Observer
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.activation import Registered
 from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
+from vmdriver.lifecycle.extending.told import Told
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.supervisor import Supervisor
+from vmdriver.lifecycle.memory.capture import Capture
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
+from vmdriver.lifecycle.memory.layers import LayerUpkeep
+from vmdriver.lifecycle.memory.resume import Resume
+from vmdriver.lifecycle.memory.snapshot import Snapshots
+from vmdriver.lifecycle.memory.suspend import Suspend
 from vmdriver.lifecycle.ports.host import (
     AcceleratorChoice,
     Guard,
@@ -96,6 +102,11 @@ class Core:
         self.launcher = self._launcher(accelerator)
         self.templates = self._templates(templates_directory)
         self.warm_pool = self._warm_pool(warm_directory)
+        self.giving_back = GivingBack(undo=self.undoer.undo, is_owed=is_extensions)
+        self.told = Told(self.extensions)
+        self.capture = self._capture()
+        self.snapshots = self._snapshots()
+        self._shared = self._share()
         self.manager = self._manager()
 
     def _extensions(self, installed: Installed) -> ExtensionRunner:
@@ -157,23 +168,82 @@ class Core:
 
     def hire(self, record: SandboxRecord, ledger: Ledger) -> SandboxWorker:
         """A worker for a sandbox, which does not run yet."""
+        return SandboxWorker(record, ledger, self._shared)
+
+    def _capture(self) -> Capture:
+        return Capture(
+            ports=self._ports,
+            paths=self._places,
+            giving_back=self.giving_back,
+            saved=self.extensions.saved,
+            freeze_timeout_s=self._settings.freeze_timeout_s,
+        )
+
+    def _snapshots(self) -> Snapshots:
+        return Snapshots(
+            ports=self._ports,
+            paths=self._places,
+            settings=self._settings,
+            capture=self.capture,
+            extensions=self.extensions,
+            giving_back=self.giving_back,
+            layers=self.undoer.layers,
+            budget=self.budget,
+            on_host=self.sandboxes.host_snapshots,
+        )
+
+    def _suspend(self, observer: Observer) -> Suspend:
+        return Suspend(
+            memory=self._ports.memory,
+            store=self._ports.memory_store,
+            paths=self._places,
+            capture=self.capture,
+            observer=observer,
+            extensions=self.extensions,
+            giving_back=self.giving_back,
+        )
+
+    def _resume(self) -> Resume:
+        return Resume(
+            ports=self._ports,
+            paths=self._places,
+            settings=self._settings,
+            launcher=self.launcher,
+            extensions=self.extensions,
+            giving_back=self.giving_back,
+            restored=self.told.restored,
+        )
+
+    def _upkeep(self) -> LayerUpkeep:
+        return LayerUpkeep(
+            ports=self._ports,
+            paths=self._places,
+            layers=self.undoer.layers,
+            of_others=self.sandboxes.layers_of_others,
+        )
+
+    def _share(self) -> Shared:
         ports, sandboxes = self._ports, self.sandboxes
-        shared = Shared(
+        observer = Observer(hypervisor=ports.hypervisor, disks=ports.disks)
+        return Shared(
             ports,
             self._settings,
             self.launcher,
             self.extensions,
             self.undoer,
-            GivingBack(undo=self.undoer.undo, is_owed=is_extensions),
-            Observer(hypervisor=ports.hypervisor, disks=ports.disks),
+            self.giving_back,
+            observer,
             self.hub,
             sandboxes.forget,
             sandboxes.layers_of_others,
             self.templates,
             self.warm_pool,
-            sandboxes.host_snapshots,
+            self.capture,
+            self._suspend(observer),
+            self._resume(),
+            self.snapshots,
+            self._upkeep(),
         )
-        return SandboxWorker(record, ledger, shared)
 
     def _shelf(self) -> Shelf:
         return Shelf(
@@ -200,6 +270,7 @@ class Core:
             extensions=self.extensions,
             budget=self.budget,
             undoer=self.undoer,
+            allow_fork=self.snapshots.allow_fork,
         )
         recovery = Recovery(
             sandboxes=sandboxes,
@@ -219,6 +290,8 @@ class Core:
             extensions=self.extensions,
             templates=self.templates,
             warm_pool=self.warm_pool,
+            budget=self.budget,
+            snapshot_jobs=self.snapshots,
             admission=admission,
             recovery=recovery,
             images=self._image_upkeep(),
@@ -228,6 +301,7 @@ class Core:
                 ports.disks,
                 ports.records,
                 settings,
+                self.snapshots,
             ),
         )
 

@@ -12,6 +12,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
 from tests.scenario.test_memory import operations, running
 from vmdriver.errors import DriverError, HostError, Refused
+from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import Phase
 from vmdriver.model.wishes import Wish
@@ -145,7 +146,7 @@ async def test_a_snapshot_whose_removal_cannot_be_stored_is_whole() -> None:
     (entry,) = worker.record.snapshots
     await found.create_snapshot(worker, "b", disk_only=False)
     await found.restore_snapshot(worker, "a")
-    snapshot = worker.find_snapshot("b")
+    snapshot = find_snapshot(worker.record, "b")
     assert set(snapshot.layers) - set(worker.record.layers), "it alone needs a layer"
     world.fail = lambda call: call == "save record"
     with pytest.raises(DriverError):

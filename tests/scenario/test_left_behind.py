@@ -18,6 +18,7 @@ from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.phase import Phase
 
 
@@ -89,7 +90,7 @@ async def two_branches(gate: Gate) -> tuple[FakeDriver, Operations, str]:
     driver, found, worker = await snapshots("a", "b", gate=gate)
     await found.restore_snapshot(worker, "a")
     await driver.settled()
-    (layer,) = set(worker.find_snapshot("b").layers) - set(worker.record.layers)
+    (layer,) = set(find_snapshot(worker.record, "b").layers) - set(worker.record.layers)
     return driver, found, layer
 
 

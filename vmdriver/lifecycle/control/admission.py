@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from pydantic import SecretStr
@@ -18,6 +18,7 @@ from vmdriver.lifecycle.control import checks
 from vmdriver.lifecycle.control.from_snapshot import fork_source
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.worker import Hire, SandboxWorker
 from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
@@ -51,6 +52,8 @@ class Admission:
     extensions: ExtensionRunner
     budget: MemoryBudget
     undoer: Undoer
+    allow_fork: Callable[[Sandbox, SandboxSpec], Awaitable[None]]
+    """Asks a sandbox's extensions whether a new one may start from its snapshot."""
 
     async def validate(self, spec: SandboxSpec, trace: Trace) -> None:
         """Whether a create of this spec would be accepted now."""
@@ -160,7 +163,7 @@ class Admission:
         source = fork_source(self.sandboxes.workers.values(), spec)
         if source is None:
             return record
-        await source[0].allow_fork(spec)
+        await self.allow_fork(source[0], spec)
         # Looked up again: it may have gone while the extensions were asked.
         worker, entry = fork_source(self.sandboxes.workers.values(), spec) or source
         return record.model_copy(

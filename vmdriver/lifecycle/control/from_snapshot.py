@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from vmdriver.errors import NotFound, Refused
 from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent
 from vmdriver.model.snapshot_name import split_snapshot
@@ -36,7 +37,7 @@ def fork_source(
                 raise Refused(
                     f"{field}: sandbox {sandbox!r} is being deleted", reason="Deleting"
                 )
-            return worker, worker.find_snapshot(name)
+            return worker, find_snapshot(worker.record, name)
     raise NotFound(
         f"{field}: there is no sandbox {sandbox!r} in workspace {spec.workspace!r}",
         resolution="name a sandbox of the same workspace, and one of its snapshots",

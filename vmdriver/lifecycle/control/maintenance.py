@@ -13,6 +13,7 @@ from vmdriver.lifecycle.engine.broadcast import GONE_S
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.memory.snapshot import Snapshots
 from vmdriver.lifecycle.ports.host import Disks, Records
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.phase import MachineState
@@ -38,10 +39,11 @@ class Housekeeping:
         disks: Disks,
         records: Records,
         settings: Settings,
+        snapshots: Snapshots,
     ) -> None:
         self._workers, self._unread = workers, unread
         self._disks, self._records = disks, records
-        self._settings = settings
+        self._settings, self._snapshots = settings, snapshots
         self._had_machine: set[str] = set()
         self.task: asyncio.Task[None] | None = None
 
@@ -100,7 +102,7 @@ class Housekeeping:
                 await tried(_log, self._note_ages(worker, boot_id, uptime_s), name)
 
     async def _remove(self, worker: SandboxWorker, name: str) -> None:
-        await self._perform(worker, lambda _: worker.remove_snapshot(name))
+        await self._perform(worker, lambda _: self._snapshots.remove(worker, name))
 
     async def _note_ages(
         self, worker: SandboxWorker, boot_id: str, uptime_s: float

@@ -22,6 +22,8 @@ from vmdriver.lifecycle.engine.resource import WRITTEN
 from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending import call_points as api
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.memory.snapshot import Snapshots
 from vmdriver.lifecycle.ports.host import Hypervisor
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.templates.pool import WarmPool
@@ -55,6 +57,8 @@ class Manager:
         extensions: ExtensionRunner,
         templates: Templates,
         warm_pool: WarmPool,
+        budget: MemoryBudget,
+        snapshot_jobs: Snapshots,
         admission: Admission,
         recovery: Recovery,
         images: ImageUpkeep,
@@ -69,6 +73,7 @@ class Manager:
         self.housekeeping = housekeeping
         self._hypervisor, self._hub = hypervisor, hub
         self._admission, self._recovery = admission, recovery
+        self._budget, self.snapshot_jobs = budget, snapshot_jobs
 
     # --- start and end
 
@@ -173,7 +178,7 @@ class Manager:
         worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
         shown = worker.snapshot
-        with worker.room_to_run():
+        with self._budget.room_to_run(worker.record):
             await worker.wish(Wish.START)
         if worker.snapshot is shown:
             worker.announce()

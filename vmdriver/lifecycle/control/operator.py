@@ -7,6 +7,7 @@ from __future__ import annotations
 from vmdriver.errors import HostError, NotFound, Refused
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.record import SandboxRecord
@@ -108,23 +109,27 @@ class Operations:
     ) -> None:
         """Take a snapshot; the sandbox goes on."""
 
+        jobs = self._manager.snapshot_jobs
+
         async def take(machine: MachineState) -> None:
-            await worker.take_snapshot(name, disk_only, machine)
+            await jobs.take(worker, machine, name, disk_only=disk_only)
 
         await worker.perform(take)
 
     async def restore_snapshot(self, worker: SandboxWorker, name: str) -> None:
         """Make it what it was then. NotFound for another name."""
-        worker.find_snapshot(name)
+        find_snapshot(worker.record, name)
         was_down = _is_down(worker)
         asked = asked_of(worker.record)
-        await worker.perform(lambda _: worker.return_to(name, asked))
+        jobs = self._manager.snapshot_jobs
+        await worker.perform(lambda _: jobs.return_to(worker, name, asked))
         await self._up(worker, was_down=was_down)
 
     async def delete_snapshot(self, worker: SandboxWorker, name: str) -> None:
         """Remove a snapshot. NotFound."""
-        worker.find_snapshot(name)
-        await worker.perform(lambda _: worker.remove_snapshot(name))
+        find_snapshot(worker.record, name)
+        jobs = self._manager.snapshot_jobs
+        await worker.perform(lambda _: jobs.remove(worker, name))
 
     def snapshots(self, worker: SandboxWorker) -> tuple[SnapshotEntry, ...]:
         """Oldest first."""

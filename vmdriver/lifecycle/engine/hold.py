@@ -5,7 +5,6 @@ ends stand on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from vmdriver.lifecycle.engine.broadcast import Hub
@@ -18,13 +17,16 @@ from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import endings
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.resources import Undoer
-from vmdriver.lifecycle.memory.held_still import HeldStill
-from vmdriver.lifecycle.memory.restore_tries import RestoreTries
+from vmdriver.lifecycle.memory.capture import Capture
+from vmdriver.lifecycle.memory.layers import LayerUpkeep
+from vmdriver.lifecycle.memory.resume import Resume
+from vmdriver.lifecycle.memory.snapshot import Snapshots
+from vmdriver.lifecycle.memory.suspend import Suspend
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
-from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.phase import Phase
 from vmdriver.model.record import Failure, SandboxRecord
 from vmdriver.model.runs import Reason, RestoreKind
 
@@ -49,8 +51,11 @@ class Shared:
     """Every root disk layer that somebody else than this sandbox needs."""
     templates: Templates
     warm_pool: WarmPool
-    host_snapshots: Callable[[], tuple[int, int]]
-    """Number and bytes of all snapshots on this host."""
+    capture: Capture
+    suspend: Suspend
+    resume: Resume
+    snapshots: Snapshots
+    upkeep: LayerUpkeep
 
 
 class SandboxHold(Sandbox):
@@ -69,8 +74,6 @@ class SandboxHold(Sandbox):
         )
         self._shared = shared
         self._waker = Waker(shared.ports)
-        self._held_still = HeldStill()
-        self.restoring = RestoreTries(shared.settings.restore_retry_s)
 
     async def _tell_restored(self, kind: RestoreKind) -> None:
         """after_restore hooks; their errors are shown and change nothing."""
@@ -90,12 +93,6 @@ class SandboxHold(Sandbox):
             failure=failure,
             unwind_reason=Reason.PROCESS_EXITED.value,
         )
-
-    def room_to_run(self) -> AbstractContextManager[None]:
-        """For whoever is about to have it run. Exhausted."""
-        if self.record.intent is Intent.RUNNING:
-            return nullcontext()
-        return self._shared.launcher.budget.room_for(self.record)
 
     def _may_launch_again(self) -> bool:
         return self.record.launch_retries < _LAUNCH_RETRIES

@@ -13,29 +13,27 @@ from functools import partial
 from vmdriver.errors import DriverError, HostError, NotFound, Refused, Unavailable
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.hold import Shared
+from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.sandbox import DOWN
 from vmdriver.lifecycle.engine.standstill import LOOK_S
 from vmdriver.lifecycle.extending.phase_actions import PhaseActions
 from vmdriver.lifecycle.launch.launch import LaunchActions
 from vmdriver.lifecycle.launch.stop import EndActions
-from vmdriver.lifecycle.memory.snapshot import SnapshotActions
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model import wishes
 from vmdriver.model.condition import Standstill
-from vmdriver.model.phase import Action, Intent, MachineState, Phase, next_action
+from vmdriver.model.phase import Action, Intent, MachineState, next_action
 from vmdriver.model.record import SandboxRecord
-from vmdriver.model.runs import Reason
 from vmdriver.model.wishes import Wish
 
 _log = logging.getLogger(__name__)
-_MEMORY_UNDER_WAY = {Phase.SUSPENDING, Phase.FAILING, Phase.STOPPING, Phase.DELETING}
-"""Whether there is memory to drop is known a turn later."""
 _LOOK_PATIENCE_S = 3.0
 """For how long a machine that is to be stopped is looked at: milliseconds are usual."""
 
 
-class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
+class SandboxWorker(LaunchActions, EndActions, PhaseActions):
     """Owns one sandbox. Others only set its intent and wait."""
 
     def __init__(self, record: SandboxRecord, ledger: Ledger, shared: Shared) -> None:
@@ -71,6 +69,20 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             text = f"sandbox {self.record.id} is being deleted"
             self.jobs.dismiss(Refused(text, reason="Deleting"))
         self.start()
+
+    async def perform(self, job: Job) -> None:
+        """Have the loop do it when it rests; returns when it is done, raises what it
+        raises. NotFound, Refused when the sandbox is gone or going.
+        """
+        if self.gone:
+            raise NotFound(f"sandbox {self.record.id} was deleted")
+        if self.record.intent is Intent.DELETED:
+            raise Refused(
+                f"sandbox {self.record.id} is being deleted", reason="Deleting"
+            )
+        answer = self.jobs.put(job)
+        self.start()
+        await answer
 
     async def close(self) -> None:
         """End the loop; the machine stays as it is. A launch under way is finished or
@@ -130,18 +142,13 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
 
     async def _turn(self) -> bool:
         """One look and one action. True: there was nothing to do."""
-        if self._has_stale_capture():
-            self.underway.doing = Action.GO_ON
-            await self._go_on()
-        kept = self.record.intent is not Intent.DELETED
-        if self.record.cold and kept and self.record.phase not in _MEMORY_UNDER_WAY:
-            await self._drop_memory()
-        if self.record.reverting and kept and not self.going_down():
-            self.underway.doing = Action.REVERT
-            await self._return_unless_stopped()
+        await self._shared.capture.go_on_if_stale(self)
+        await self._shared.suspend.drop_memory_if_cold(self)
+        await self._shared.snapshots.revert_if_due(self)
         self.underway.doing = Action.LOOK
         machine, report = await self._look()
-        held = self._held_still.why if machine is MachineState.READY else None
+        ready = machine is MachineState.READY
+        held = self._shared.capture.why_held(self) if ready else None
         action = await self._next(machine, held)
         self.underway.doing = action
         match action:
@@ -154,7 +161,9 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             case Action.STOP:
                 await self._stop(machine)
             case Action.SUSPEND:
-                await self._suspend(machine)
+                await self._shared.suspend.suspend(self, Seen(machine, report))
+            case Action.RESUME:
+                await self._shared.resume.resume(self, Seen(machine, report))
             case Action.STAND_STILL:
                 await self._stand_still(held)
             case _:
@@ -178,28 +187,8 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
             Action.AWAIT_READY: self._await_ready,
             Action.RECOVER_LOST: self._recover_lost,
             Action.CLEAN_UP: self._clean_up,
-            Action.RESUME: self._resume,
             Action.DELETE: self._delete,
         }
-
-    def _has_stale_capture(self) -> bool:
-        """Something is held still by a capture that nobody is at any more."""
-        going_on = self.record.phase is not Phase.SUSPENDING
-        kept = self.record.intent is not Intent.DELETED
-        due = going_on and kept and not self.going_down()
-        return due and bool(self.ledger.held(Scope.CAPTURE))
-
-    async def _go_on(self) -> None:
-        try:
-            await self._abandon_capture()
-        except DriverError:
-            if wishes.asked_of(self.record) != wishes.STOPPED_SUSPENDED:
-                if self._held_still.why is None:
-                    raise
-                return  # looked at, and shown, while it is tried again
-            # A stop does not wait until it can be suspended.
-            reason = Reason.STOPPED.value
-            await self.note(phase=Phase.STOPPING, unwind_reason=reason)
 
     async def _look(self) -> tuple[MachineState, GuestReport]:
         """What is to be ended is ended also where nobody can say how it is."""
@@ -233,8 +222,9 @@ class SandboxWorker(LaunchActions, EndActions, SnapshotActions, PhaseActions):
         if await self._tell_phases(machine):
             return False
         await self._shared.giving_back.again(self)
-        await self._tidy()
-        if await self._merge_if_due():
+        seen = Seen(machine)
+        await self._shared.upkeep.tidy(self, seen)
+        if await self._shared.upkeep.merge_if_due(self, seen):
             return False
         self.underway.doing = Action.JOB
         return not await self.jobs.do_next(machine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from vmdriver.errors import Exhausted
 from vmdriver.lifecycle.launch.planner import size_of
@@ -82,6 +82,11 @@ class MemoryBudget:
             yield
         finally:
             self._coming -= Counter({record.id: 1})  # zeros go
+
+    def room_to_run(self, record: SandboxRecord) -> AbstractContextManager[None]:
+        """`room_for` one that is not meant to run yet; one that is has its room."""
+        runs = record.intent is Intent.RUNNING
+        return nullcontext() if runs else self.room_for(record)
 
     def settle(self, sandbox_id: str) -> None:
         """The record has the plan: it counts from now on."""

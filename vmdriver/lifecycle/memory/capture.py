@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.retry import tried
-from vmdriver.lifecycle.engine.hold import SandboxHold
-from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Scope
+from vmdriver.lifecycle.engine.giving_back import GivingBack
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import FROZEN, LAYER, PAUSED
-from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.memory import restore_check
+from vmdriver.lifecycle.memory.held_still import HeldStill
+from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import (
     FrozenWorkload,
@@ -30,8 +33,14 @@ from vmdriver.lifecycle.memory.resources import (
     image_bytes,
 )
 from vmdriver.lifecycle.ports.memory import Captured
+from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.model import wishes
+from vmdriver.model.condition import Standstill
 from vmdriver.model.memory_image import ImageKind, MemoryRef
+from vmdriver.model.phase import Action, Intent, Phase
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 
 _log = logging.getLogger(__name__)
@@ -58,131 +67,167 @@ class Stopwatch:
         return f"{sum(self.steps.values()):.2f} s ({parts})"
 
 
-class CaptureActions(SandboxHold):
-    """What suspensions and snapshots have in common."""
+class Capture:
+    """What suspensions and snapshots have in common. `saved`: what a sandbox's extensions have
+    saved; `freeze_timeout_s`: how long a guest may take to freeze its workload.
+    """
 
-    async def _abandon_capture(self) -> None:
+    def __init__(
+        self,
+        *,
+        ports: Ports,
+        paths: Places,
+        giving_back: GivingBack,
+        saved: Callable[[SandboxRecord, Ledger], Mapping[str, Any]],
+        freeze_timeout_s: float,
+    ) -> None:
+        self._ports, self._paths, self._saved = ports, paths, saved
+        self._giving_back, self._freeze_timeout_s = giving_back, freeze_timeout_s
+        self._part = ImagePart(ports.memory_store)
+        self._workload = FrozenWorkload(ports.guest, ports.hypervisor, ports.memory)
+        self._paused = PausedMachine(ports.memory)
+        self._still: WeakKeyDictionary[Sandbox, HeldStill] = WeakKeyDictionary()
+
+    # --- an end of it
+
+    def why_held(self, sandbox: Sandbox) -> Standstill | None:
+        """Why a machine that is to go on stands still, since letting it go on has failed."""
+        return self._held_still(sandbox).why
+
+    def _held_still(self, sandbox: Sandbox) -> HeldStill:
+        return self._still.setdefault(sandbox, HeldStill())
+
+    async def go_on_if_stale(self, sandbox: Sandbox) -> None:
+        """Have what a capture holds still, that nobody is at any more, go on. DriverError where
+        that cannot be, and is not shown meanwhile.
+        """
+        record = sandbox.record
+        kept = record.intent is not Intent.DELETED and not sandbox.going_down()
+        stale = kept and record.phase is not Phase.SUSPENDING
+        if not stale or not sandbox.ledger.held(Scope.CAPTURE):
+            return
+        sandbox.underway.doing = Action.GO_ON
+        try:
+            await self.abandon(sandbox)
+        except DriverError:
+            if wishes.asked_of(sandbox.record) != wishes.STOPPED_SUSPENDED:
+                if self.why_held(sandbox) is None:
+                    raise
+                return  # looked at, and shown, while it is tried again
+            # A stop does not wait until it can be suspended.
+            await sandbox.note(phase=Phase.STOPPING, unwind_reason=Reason.STOPPED.value)
+
+    async def abandon(self, sandbox: Sandbox) -> None:
         """Let the machine go on after a capture that was cut off or has failed. One that is to
         be ended is ended first: to let it go on may hang, and is in vain.
         """
-        if self.going_down():
+        if sandbox.going_down():
             return
         try:
-            await self._settle_layer()
-            if self.unsaved:
+            await self.settle_layer(sandbox)
+            if sandbox.unsaved:
                 # The record on disk may stand on less than the machine wrote to: until it can
                 # be stored, the ledger alone claims that layer.
-                await self.update()
+                await sandbox.update()
         except DriverError:
             # What it stands on cannot be noted (on a full disk, for one), so that the layer has
             # to stay held. Nothing stands still for that reason.
-            await self._let_go_on()
+            for key in (PAUSED, FROZEN):
+                what = f"{sandbox.record.id}: {key}"
+                await tried(_log, self._let_go_on(sandbox, key), what)
             raise
-        errors = await self.ledger.release(Scope.CAPTURE, self._give_back)
+        errors = await sandbox.ledger.release(
+            Scope.CAPTURE, lambda held: self._give_back(sandbox, held)
+        )
         if errors:
             raise errors[0]
 
-    async def _let_go_on(self) -> None:
+    async def let_go_on(self, sandbox: Sandbox) -> None:
+        """Before the capture ends: giving it back finds it done. DriverError."""
         for key in (PAUSED, FROZEN):
-            held = self.ledger.get(key)
-            if held is not None:
-                await tried(_log, self._give_back(held), f"{self.record.id}: {key}")
+            await self._let_go_on(sandbox, key)
 
-    async def _give_back(self, held: Held) -> None:
+    async def _let_go_on(self, sandbox: Sandbox, key: str) -> None:
+        held = sandbox.ledger.get(key)
+        if held is not None:
+            await self._give_back(sandbox, held)
+
+    async def _give_back(self, sandbox: Sandbox, held: Held) -> None:
         """Undo one step of a capture. What holds the machine still is tried rarely."""
-        still = self._held_still
-        there = self.ledger.get(MACHINE) is not None
+        still = self._held_still(sandbox)
+        there = sandbox.ledger.get(MACHINE) is not None
         if there and (error := still.not_now(held.key)) is not None:
             raise error
         try:
-            await self._shared.undoer.undo(
-                self.record, self.ledger, held, Reason.STOPPED
-            )
+            await self._giving_back.one(sandbox, held, Reason.STOPPED)
         except DriverError as error:
             if held.key in {PAUSED, FROZEN}:
                 still.failed(held, error)
             raise
         still.ended(held.key)
 
-    async def _settle_layer(self, *, regardless: bool = False) -> None:
+    async def settle_layer(self, sandbox: Sandbox, *, regardless: bool = False) -> None:
         """Stand on the new layer if the machine may write to it already, or may have done so
         before it ended. Nothing is lost when it did not: an empty layer shows what is below it,
         whoever writes there.
         """
-        held, layers = self.ledger.get(LAYER), self.record.layers
+        held, layers = sandbox.ledger.get(LAYER), sandbox.record.layers
         if held is None or held.data["path"] in layers:
             return
-        path, plan = held.data["path"], self.record.plan
+        path, plan = held.data["path"], sandbox.record.plan
         # Earlier drivers did not note it; theirs for a return stands on the snapshot's layers.
-        running = held.data.get("running", not self.record.reverting)
+        running = held.data.get("running", not sandbox.record.reverting)
         if plan is None or not running:
             return  # of a stopped sandbox, or for a return: no machine has it
-        ports = self._shared.ports
         # The note that it was made may be what a full disk has lost.
-        made = held.done or await ports.disks.is_whole(path, layers[-1])
-        if made and await ports.memory.holds(path, layers[-1]):
-            await self._stand_on((*layers, path), regardless=regardless)
+        made = held.done or await self._ports.disks.is_whole(path, layers[-1])
+        if made and await self._ports.memory.holds(path, layers[-1]):
+            await stand_on(sandbox, (*layers, path), regardless=regardless)
 
-    async def _stand_on(
-        self, layers: tuple[str, ...], *, regardless: bool = False, **changes: Any
-    ) -> None:
-        """Record and plan say from now on what the root disk consists of."""
-        plan = self.record.plan
-        if plan is not None:
-            plan = planner.on_layers(plan, layers, self.record.base)
-        changes = {"layers": layers, "plan": plan, **changes}
-        await self.decide(lambda _: changes, regardless=regardless)
+    # --- the steps
 
-    def _refuse_devices(self, plan: LaunchPlan) -> None:
-        if plan.devices:
-            raise Refused(
-                f"the machine has a passed-through device ({plan.devices[0]}), whose state "
-                "cannot be kept",
-                reason="DevicePassedThrough",
-                resolution="stop it instead, or take a snapshot of the disk only",
-            )
-
-    async def _read_ahead(self) -> None:
-        """Have the file that the machine maps in the page cache before it stands still:
-        page by page, as QEMU would ask for it, that takes several times as long.
+    async def begin(
+        self, sandbox: Sandbox, plan: LaunchPlan, *, copies: int = 1
+    ) -> str:
+        """Make room for the memory, `copies` times; the path of the file for it. The file that the
+        machine maps is read into the page cache before the machine stands still: page by page,
+        as QEMU would ask for it, that takes several times as long. Exhausted.
         """
-        if self.record.mapped:
-            await self._shared.ports.memory_store.read_ahead(self.record.mapped)
+        directory = self._paths.paths(sandbox.record.id).part
+        room = copies * image_bytes(plan)
+        path = await self._part.acquire(sandbox.ledger, directory, room)
+        if sandbox.record.mapped:
+            await self._ports.memory_store.read_ahead(sandbox.record.mapped)
+        return path
 
-    async def _freeze(self, plan: LaunchPlan, watch: Stopwatch) -> str:
+    async def freeze(self, sandbox: Sandbox, plan: LaunchPlan, watch: Stopwatch) -> str:
         """Workload frozen, disks flushed, machine paused. The guest's boot id."""
-        ports, domain = self._shared.ports, plan.domain
-        limit_s = self._shared.settings.freeze_timeout_s
-        workload = FrozenWorkload(ports.guest, ports.hypervisor, ports.memory)
+        ledger, domain = sandbox.ledger, plan.domain
+        limit_s = self._freeze_timeout_s
         with watch.step("freeze"):
-            boot_id = await workload.acquire(self.ledger, domain, limit_s)
+            boot_id = await self._workload.acquire(ledger, domain, limit_s)
         with watch.step("pause"):
-            await PausedMachine(ports.memory).acquire(self.ledger, domain)
+            await self._paused.acquire(ledger, domain)
         return boot_id
 
-    async def _begin_image(
-        self, plan: LaunchPlan, directory: str, copies: int = 1
-    ) -> str:
-        """Make room for the memory, `copies` times; the path of the file for it."""
-        part = ImagePart(self._shared.ports.memory_store)
-        return await part.acquire(self.ledger, directory, copies * image_bytes(plan))
-
-    async def _publish_image(
+    async def publish(
         self,
-        kind: ImageKind,
-        name: str,
-        target: str,
-        captured: Captured,
-        guest_boot_id: str,
+        sandbox: Sandbox,
         plan: LaunchPlan,
+        captured: Captured,
+        *,
+        kind: ImageKind,
+        directory: str,
+        guest_boot_id: str,
         watch: Stopwatch,
+        name: str = "",
     ) -> MemoryRef:
-        """Everything durable, the manifest last, then the image's name."""
-        ports, record = self._shared.ports, self.record
-        part = self._shared.launcher.places.paths(record.id).part
+        """Everything durable, the manifest last, then the image's directory gets its name."""
+        ports, record = self._ports, sandbox.record
+        part, store = self._paths.paths(record.id).part, ports.memory_store
         with watch.step("write out"):
             await ports.disks.flush_status(plan.disk("status").path)
-            parts = await ports.memory_store.write_parts(part, captured)
+            parts = await store.write_parts(part, captured)
         token = await ports.records.token(record.id)
         manifest = await describe(
             ports,
@@ -198,15 +243,26 @@ class CaptureActions(SandboxHold):
                 token.get_secret_value() if token else ""
             ),
             secrets_digest=record.secrets_digest,
-            extensions=self._shared.extensions.saved(record, self.ledger),
+            extensions=dict(self._saved(record, sandbox.ledger)),
         )
         with watch.step("publish"):
-            digest = await ports.memory_store.publish(part, target, manifest)
-            await ports.memory_store.end(part)
+            digest = await store.publish(part, directory, manifest)
+            await store.end(part)
         return MemoryRef(
-            directory=target,
+            directory=directory,
             digest=digest,
             kind=kind,
             name=name,
             stored_bytes=manifest.stored_bytes,
+        )
+
+
+def refuse_devices(plan: LaunchPlan) -> None:
+    """Refused where the machine has a device whose state nobody can keep."""
+    if plan.devices:
+        raise Refused(
+            f"the machine has a passed-through device ({plan.devices[0]}), whose state "
+            "cannot be kept",
+            reason="DevicePassedThrough",
+            resolution="stop it instead, or take a snapshot of the disk only",
         )

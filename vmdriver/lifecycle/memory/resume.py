@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from vmdriver.errors import (
     DriverError,
@@ -15,17 +16,24 @@ from vmdriver.errors import (
     Refused,
 )
 from vmdriver.host import facts
+from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
+from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.vm_phases import new_run
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.launcher import LaunchFailed
+from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
-from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
+from vmdriver.lifecycle.memory.capture import Stopwatch
 from vmdriver.lifecycle.memory.resources import MappedMemory
-from vmdriver.lifecycle.memory.restore_tries import Verdict, final
+from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
+from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.memory_image import MemoryManifest, MemoryRef
@@ -45,81 +53,105 @@ _KINDS = {
 }
 
 
-class ResumeActions(CaptureActions):
+class Resume:
     """Action RESUME. It is begun again after a crash; whether the image may be loaded again
-    is in the record before the machine's first instruction.
+    is in the record before the machine's first instruction. `restored` tells extensions that the
+    sandbox is back.
     """
 
-    async def _resume(self) -> None:
-        if self.record.phase is not Phase.RESUMING:
-            self.restoring.begin()
-            await self.update(phase=Phase.RESUMING, failure=None)
-        ref, watch = self.record.memory, Stopwatch()
+    def __init__(
+        self,
+        *,
+        ports: Ports,
+        paths: Places,
+        settings: Settings,
+        launcher: Launcher,
+        extensions: ExtensionRunner,
+        giving_back: GivingBack,
+        restored: Callable[[Sandbox, RestoreKind], Awaitable[None]],
+    ) -> None:
+        self._ports, self._paths, self._settings = ports, paths, settings
+        self._launcher, self._extensions = launcher, extensions
+        self._giving_back, self._restored = giving_back, restored
+        self._mapped = MappedMemory(ports.memory_store)
+        self._all_tries: WeakKeyDictionary[Sandbox, RestoreTries] = WeakKeyDictionary()
+
+    def _tries(self, sandbox: Sandbox) -> RestoreTries:
+        if sandbox not in self._all_tries:
+            limit_s = self._settings.restore_retry_s
+            self._all_tries[sandbox] = RestoreTries(limit_s)
+        return self._all_tries[sandbox]
+
+    async def resume(self, sandbox: Sandbox, _: Seen) -> None:
+        """Have it go on from its memory, or whatever the policy says where it cannot."""
+        if sandbox.record.phase is not Phase.RESUMING:
+            self._tries(sandbox).begin()
+            await sandbox.update(phase=Phase.RESUMING, failure=None)
+        ref, watch = sandbox.record.memory, Stopwatch()
         try:
             if ref is None:
                 raise NotRestorable("there is no memory image", reason="MemoryMissing")
             if not ref.consumed:
-                await self._load(ref, watch)
+                await self._load(sandbox, ref, watch)
             else:
-                await self._check_loaded()
-            await self._let_go(watch)
+                await self._check_loaded(sandbox)
+            await self._let_go(sandbox, watch)
         except LaunchFailed as failed:
-            await self._after_try(failed.cause)
+            await self._after_try(sandbox, failed.cause)
             return
         except DriverError as error:
-            await self._after_try(error)
+            await self._after_try(sandbox, error)
             return
-        await self._resumed(ref, watch)
+        await self._resumed(sandbox, ref, watch)
 
-    async def _after_try(self, error: DriverError) -> None:
+    async def _after_try(self, sandbox: Sandbox, error: DriverError) -> None:
         """Again after a while (raised, for the loop), or what the policy says."""
-        ref = self.record.memory
+        ref = sandbox.record.memory
         used = ref is not None and ref.consumed
-        match self.restoring.verdict(error, used=used, now_s=time.monotonic()):
+        match self._tries(sandbox).verdict(error, used=used, now_s=time.monotonic()):
             case Verdict.AGAIN:
                 raise error
             case Verdict.KEEP:
                 text = f"its memory could not be restored yet: {error.text()}"
                 more = "the memory is kept, the next start tries again"
-                await self._fail_to_restore(f"{text}; {more}")
+                await self._fail(sandbox, f"{text}; {more}")
             case Verdict.GIVE_UP:
-                await self._not_restored(error)
+                await self._not_restored(sandbox, error)
 
-    async def _fail_to_restore(self, why: str) -> None:
-        await self._unwind(Reason.STOPPED)
-        self.tell(RESTORE_FAILED, why, warn=True)
+    async def _fail(self, sandbox: Sandbox, why: str) -> None:
+        await self._giving_back.run(sandbox, Reason.STOPPED)
+        sandbox.tell(RESTORE_FAILED, why, warn=True)
         failure = Failure(reason=RESTORE_FAILED, message=why)
-        await self.update(phase=Phase.FAILED, failure=failure)
+        await sandbox.update(phase=Phase.FAILED, failure=failure)
 
-    async def _load(self, ref: MemoryRef, watch: Stopwatch) -> None:
+    async def _load(self, sandbox: Sandbox, ref: MemoryRef, watch: Stopwatch) -> None:
         """Check, then have the machine paused, and mark the image as used."""
-        shared, record = self._shared, self.record
-        await self._unwind(Reason.STOPPED)  # of a try that was cut off
+        record, store = sandbox.record, self._ports.memory_store
+        await self._giving_back.run(
+            sandbox, Reason.STOPPED
+        )  # of a try that was cut off
         with watch.step("check"):
-            manifest, plan = await self._checked(ref)
-            secrets = await shared.launcher.secrets(record)
-            problems = await shared.ports.memory_store.damage(
-                ref.directory, manifest.parts
-            )
+            manifest, plan = await self._checked(sandbox, ref)
+            secrets = await self._launcher.secrets(record)
+            problems = await store.damage(ref.directory, manifest.parts)
         if problems:
             raise NotRestorable(
                 f"the memory image is damaged: {'; '.join(problems)}",
                 reason="ImageDamaged",
             )
         kind = _KINDS[ref.kind]
-        await self.update(extensions=new_run(record, kind))
+        await sandbox.update(extensions=new_run(record, kind))
         with watch.step("hooks"):
-            await self._ask_extensions(kind)
-        source = await self._from_memory(ref, plan, secrets)
-        await self.update(
+            await self._ask_extensions(sandbox, kind)
+        source = await self._from_memory(sandbox, ref, plan, secrets)
+        await sandbox.update(
             plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
         )
-        store = shared.ports.memory_store
         await store.lend(ref.directory, lent=True)
         try:
-            await shared.launcher.take(
+            await self._launcher.take(
                 record,
-                self.ledger,
+                sandbox.ledger,
                 source,
                 lambda key: watch.step(
                     "load" if key == MACHINE else "network and files"
@@ -129,39 +161,46 @@ class ResumeActions(CaptureActions):
             await store.lend(ref.directory, lent=False)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
-            await self.update(memory=used, secrets_digest=manifest.secrets_digest)
+            await sandbox.update(memory=used, secrets_digest=manifest.secrets_digest)
 
-    async def _ask_extensions(self, kind: RestoreKind) -> None:
+    async def _ask_extensions(self, sandbox: Sandbox, kind: RestoreKind) -> None:
         try:
-            await self._shared.extensions.before_restore(self.record, self.ledger, kind)
+            await self._extensions.before_restore(sandbox.record, sandbox.ledger, kind)
         except Refused as error:
             if error.reason in _NO_REFUSAL:
                 raise
             raise final(error) from error
 
     async def _from_memory(
-        self, ref: MemoryRef, plan: LaunchPlan, secrets: Mapping[str, bytes]
+        self,
+        sandbox: Sandbox,
+        ref: MemoryRef,
+        plan: LaunchPlan,
+        secrets: Mapping[str, bytes],
     ) -> MachineSource:
         """From kept memory to a machine that is loaded and paused, on the disk that is there.
         What its guest said last stays on the status disk.
         """
-        ports, environment = self._shared.ports, plan.environment
-        owner = mark(self._shared.settings.instance, self.record.id)
+        ports, environment = self._ports, plan.environment
+        tries = self._tries(sandbox)
+        owner = mark(self._settings.instance, sandbox.record.id)
         saved = await ports.memory_store.saved(ref.directory)
-        scratch = self._shared.launcher.places.paths(self.record.id).scratch
+        scratch = self._paths.paths(sandbox.record.id).scratch
 
         async def load() -> None:
             try:
                 await ports.memory.load(plan, owner, saved, scratch)
             except DriverError as error:
-                raise self.restoring.not_loaded(error) from error
+                raise tries.not_loaded(error) from error
 
         write = partial(ports.disks.write_resume_files, plan, environment, secrets)
         instead: Effects = {OVERLAY: is_there, FILES: write, MACHINE: load}
         return MachineSource(plan, owner, instead=instead)
 
-    async def _checked(self, ref: MemoryRef) -> tuple[MemoryManifest, LaunchPlan]:
-        ports, old = self._shared.ports, self.record.plan
+    async def _checked(
+        self, sandbox: Sandbox, ref: MemoryRef
+    ) -> tuple[MemoryManifest, LaunchPlan]:
+        ports, old = self._ports, sandbox.record.plan
         if old is None:
             raise NotRestorable("the sandbox has no plan", reason="ImageMismatch")
         try:
@@ -171,7 +210,9 @@ class ResumeActions(CaptureActions):
             )
         except (NotFound, Refused) as error:
             raise final(error) from error
-        plan = planner.on_layers(manifest.plan, self.record.layers, self.record.base)
+        plan = planner.on_layers(
+            manifest.plan, sandbox.record.layers, sandbox.record.base
+        )
         now = restore_check.HostNow(
             versions=await ports.hypervisor.build(plan.accelerator),
             files=files,
@@ -190,70 +231,72 @@ class ResumeActions(CaptureActions):
             )
         return manifest, plan
 
-    async def _check_loaded(self) -> None:
+    async def _check_loaded(self, sandbox: Sandbox) -> None:
         """A process before this one got past the point of no return."""
-        plan = self.record.plan
+        plan = sandbox.record.plan
         domain = DomainState.ABSENT
-        if plan is not None and self.ledger.get(MACHINE) is not None:
-            domain = await self._shared.ports.hypervisor.observe(plan.domain)
+        if plan is not None and sandbox.ledger.get(MACHINE) is not None:
+            domain = await self._ports.hypervisor.observe(plan.domain)
         if domain not in _THERE:
             raise NotRestorable(
                 "the machine had gone on from it and has ended since",
                 reason="ImageUsed",
             )
 
-    async def _let_go(self, watch: Stopwatch) -> None:
+    async def _let_go(self, sandbox: Sandbox, watch: Stopwatch) -> None:
         """The machine runs, its workload frozen; what must be new is made so; thaw."""
-        ports, plan = self._shared.ports, self.record.plan
+        ports, plan = self._ports, sandbox.record.plan
         assert plan is not None  # noqa: S101 - it was loaded from one
-        fresh = secrets_digest(await self._shared.launcher.secrets(self.record))
+        fresh = secrets_digest(await self._launcher.secrets(sandbox.record))
         with watch.step("go on"):
             await ports.memory.go_on(plan.domain)
-        changed = fresh != self.record.secrets_digest
+        changed = fresh != sandbox.record.secrets_digest
         with watch.step("hygiene"):
-            limit_s = self._shared.settings.restore_timeout_s
+            limit_s = self._settings.restore_timeout_s
             await ports.guest.renew(plan.domain, limit_s, files=changed)
-        await self.update(secrets_digest=fresh)
+        await sandbox.update(secrets_digest=fresh)
 
-    async def _resumed(self, ref: MemoryRef, watch: Stopwatch) -> None:
-        self.adopted = True
-        directory, store = ref.directory, self._shared.ports.memory_store
+    async def _resumed(
+        self, sandbox: Sandbox, ref: MemoryRef, watch: Stopwatch
+    ) -> None:
+        sandbox.adopted = True
+        directory = ref.directory
         if ref.kind == "suspended":
             # The machine maps its file as long as it runs; without a manifest it is no image.
-            used = directory = self._shared.launcher.places.paths(self.record.id).mapped
-            await MappedMemory(store).acquire(self.ledger, ref.directory, used)
+            used = directory = self._paths.paths(sandbox.record.id).mapped
+            await self._mapped.acquire(sandbox.ledger, ref.directory, used)
         kind = _KINDS[ref.kind]
-        self.tell(
+        sandbox.tell(
             "Restored",
             f"{kind.value} in {watch.text()}",
             Progress("starting_sandbox", "Sandbox ready"),
         )
-        await self.update(
+        await sandbox.update(
             phase=Phase.RUNNING,
             memory=None,
             mapped=directory,
             failure=None,
             last_restore=dict(watch.steps),
         )
-        await self._tell_restored(kind)
+        await self._restored(sandbox, kind)
 
-    async def _not_restored(self, error: DriverError) -> None:
+    async def _not_restored(self, sandbox: Sandbox, error: DriverError) -> None:
         """The image is kept aside; then a cold boot or a failure, as the operator wants."""
-        ports, ref = self._shared.ports, self.record.memory
-        paths = self._shared.launcher.places.paths(self.record.id)
+        ref = sandbox.record.memory
+        paths = self._paths.paths(sandbox.record.id)
         why = f"its memory could not be restored: {error.text()}"
-        if self._shared.settings.on_restore_failure == "fail" and not (
+        if self._settings.on_restore_failure == "fail" and not (
             ref is not None and ref.consumed
         ):
-            await self._fail_to_restore(why)
+            await self._fail(sandbox, why)
             return
-        await self._unwind(Reason.STOPPED)
+        await self._giving_back.run(sandbox, Reason.STOPPED)
         lost = (
             "processes and unsaved work of that moment are lost; the disk is as it was"
         )
         if ref is not None and ref.kind == "suspended":
-            await ports.memory_store.move(ref.directory, paths.kept)
+            await self._ports.memory_store.move(ref.directory, paths.kept)
             lost += f"; the memory image is kept in {paths.kept.rpartition('/')[2]}"
         text = f"it was booted from its disk, since {why}; {lost}"
-        self.tell(RESTORE_FAILED, text, warn=True)
-        await self.update(phase=Phase.LAUNCHING, memory=None, note=text)
+        sandbox.tell(RESTORE_FAILED, text, warn=True)
+        await sandbox.update(phase=Phase.LAUNCHING, memory=None, note=text)

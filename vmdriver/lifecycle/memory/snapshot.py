@@ -9,6 +9,7 @@ of times and is never changed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from vmdriver.errors import (
@@ -19,256 +20,268 @@ from vmdriver.errors import (
 )
 from vmdriver.host import facts
 from vmdriver.host.retry import tried
-from vmdriver.lifecycle.engine.jobs import Job
-from vmdriver.lifecycle.engine.resource import FROZEN, OVERLAY, PAUSED
+from vmdriver.lifecycle.engine.giving_back import GivingBack
+from vmdriver.lifecycle.engine.resource import OVERLAY
+from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.vm_phases import view_of
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.memory.capture import Stopwatch
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import Layers
+from vmdriver.lifecycle.memory.capture import Capture, Stopwatch, refuse_devices
+from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.resources import NewLayer, WrittenMemory
-from vmdriver.lifecycle.memory.resume import ResumeActions
 from vmdriver.lifecycle.memory.snapshot_room import check_room
-from vmdriver.lifecycle.memory.suspend import SuspendActions
+from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
-from vmdriver.model.phase import Asked, Intent, MachineState, Phase
+from vmdriver.model.phase import Action, Asked, Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
-from vmdriver.model.record import layers_of, utc_now
+from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 from vmdriver.model.runs import Reason
 from vmdriver.model.spec import SandboxSpec
 
 _log = logging.getLogger(__name__)
 
 
-class SnapshotActions(SuspendActions, ResumeActions):
-    """What an operator asks for between two turns of the loop, one after the other."""
+def find_snapshot(record: SandboxRecord, name: str) -> SnapshotEntry:
+    """The sandbox's snapshot of that name. NotFound."""
+    for entry in record.snapshots:
+        if entry.name == name:
+            return entry
+    raise NotFound(f"sandbox {record.id} has no snapshot {name!r}")
 
-    async def perform(self, job: Job) -> None:
-        """Have the loop do it when it rests; returns when it is done, raises what it
-        raises. NotFound, Refused when the sandbox is gone or going.
-        """
-        if self.gone:
-            raise NotFound(f"sandbox {self.record.id} was deleted")
-        if self.record.intent is Intent.DELETED:
-            raise Refused(
-                f"sandbox {self.record.id} is being deleted", reason="Deleting"
-            )
-        answer = self.jobs.put(job)
-        self.start()
-        await answer
 
-    def start(self) -> None:
-        """Run the loop; the worker does."""
-        raise NotImplementedError
+class Snapshots:
+    """What an operator asks for between two turns of the loop, one after the other: jobs, but for
+    `allow_fork` and `revert_if_due`. `on_host`: number and bytes of all snapshots that there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        ports: Ports,
+        paths: Places,
+        settings: Settings,
+        capture: Capture,
+        extensions: ExtensionRunner,
+        giving_back: GivingBack,
+        layers: Layers,
+        budget: MemoryBudget,
+        on_host: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._ports, self._paths, self._settings = ports, paths, settings
+        self._capture, self._extensions = capture, extensions
+        self._giving_back, self._layers = giving_back, layers
+        self._budget, self._on_host = budget, on_host
+        self._written = WrittenMemory()
+        self._layer = NewLayer(ports.disks)
 
     # --- take
 
-    def find_snapshot(self, name: str) -> SnapshotEntry:
-        """The snapshot of that name. NotFound."""
-        for entry in self.record.snapshots:
-            if entry.name == name:
-                return entry
-        raise NotFound(f"sandbox {self.record.id} has no snapshot {name!r}")
-
-    async def take_snapshot(
-        self, name: str, disk_only: bool, machine: MachineState
+    async def take(
+        self, sandbox: Sandbox, machine: MachineState, name: str, *, disk_only: bool
     ) -> None:
-        """Job: take one. Refused, AlreadyExists, Exhausted, HostError; then nothing has
+        """Take one. Refused, AlreadyExists, Exhausted, HostError; then nothing has
         changed.
         """
-        plan, phase = self.record.plan, self.record.phase
+        plan, phase = sandbox.record.plan, sandbox.record.phase
         runs = phase is Phase.RUNNING and machine is MachineState.READY
         if plan is None or not (runs or (phase is Phase.STOPPED and disk_only)):
             raise Refused(
-                f"sandbox {self.record.id} is {phase.value}",
+                f"sandbox {sandbox.record.id} is {phase.value}",
                 reason="NotRunning",
                 resolution="start or resume it; of a stopped one --disk-only is possible",
             )
-        check_room(
-            self.record, name, self._shared.settings, self._shared.host_snapshots()
-        )
+        check_room(sandbox.record, name, self._settings, self._on_host())
         if not disk_only:
-            self._refuse_devices(plan)
-        await self._shared.extensions.before_capture(
-            self.record,
-            self.ledger,
+            refuse_devices(plan)
+        await self._extensions.before_capture(
+            sandbox.record,
+            sandbox.ledger,
             "before_snapshot",
             lambda extension, context: extension.before_snapshot(context, plan, name),
         )
         watch = Stopwatch()
-        self.untidy = True  # whatever of it the record comes to name
+        sandbox.untidy = True  # whatever of it the record comes to name
         try:
             if runs:
-                entry = await self._of_running(name, disk_only, plan, watch)
+                entry = await self._of_running(sandbox, name, disk_only, plan, watch)
             else:
-                entry = await self._of_stopped(name)
-            await self.update(snapshots=(*self.record.snapshots, entry))
+                entry = await self._of_stopped(sandbox, name)
+            await sandbox.update(snapshots=(*sandbox.record.snapshots, entry))
         except BaseException:
             # Why it failed is the answer, not what else does after that.
-            what = f"{self.record.id}: let it go on"
-            await tried(_log, self._abandon_capture(), what)
+            what = f"{sandbox.record.id}: let it go on"
+            await tried(_log, self._capture.abandon(sandbox), what)
             raise
-        await self._abandon_capture()
+        await self._capture.abandon(sandbox)
         size = f"{entry.stored_bytes / 2**20:.0f} MiB"
-        self.tell("SnapshotTaken", f"{name} ({size}) in {watch.text()}")
+        sandbox.tell("SnapshotTaken", f"{name} ({size}) in {watch.text()}")
 
     async def _of_running(
-        self, name: str, disk_only: bool, plan: LaunchPlan, watch: Stopwatch
+        self,
+        sandbox: Sandbox,
+        name: str,
+        disk_only: bool,
+        plan: LaunchPlan,
+        watch: Stopwatch,
     ) -> SnapshotEntry:
-        ports, layers = self._shared.ports, self.record.layers
-        paths = self._shared.launcher.places.paths(self.record.id)
+        ports, capture, layers = self._ports, self._capture, sandbox.record.layers
         memory_path, streamed = "", None
         if not disk_only:
-            memory_path = await self._begin_image(plan, paths.part, copies=2)
-            await self._read_ahead()
-        layer = await self._new_layer(layers, running=True)
-        boot_id = await self._freeze(plan, watch)
+            memory_path = await capture.begin(sandbox, plan, copies=2)
+        layer = await self._new_layer(sandbox, layers, running=True)
+        boot_id = await capture.freeze(sandbox, plan, watch)
         if not disk_only:
             with watch.step("memory"):
                 stream = partial(
                     ports.memory.stream, plan.domain, f"{memory_path}.stream"
                 )
-                streamed = await WrittenMemory().acquire(
-                    self.ledger, plan.domain, stream
+                streamed = await self._written.acquire(
+                    sandbox.ledger, plan.domain, stream
                 )
         with watch.step("disk"):
-            await self._switch_layer(plan.domain, layer)
+            await self._switch_layer(sandbox, plan.domain, layer)
         with watch.step("go on"):
-            # Before the files are written out; giving the capture back finds it done.
-            for key in (PAUSED, FROZEN):
-                if (held := self.ledger.get(key)) is not None:
-                    await self._give_back(held)
+            await capture.let_go_on(sandbox)  # before the files are written out
         still = sum(watch.steps.values())
         disk_bytes = await ports.disks.freeze_layer(layers[-1])
         ref: MemoryRef | None = None
         if streamed is not None:
-            target = f"{paths.snapshots}/{name}"
             with watch.step("cut"):
                 captured = await ports.memory.split(
                     streamed, memory_path, plan.memory_mib
                 )
-            ref = await self._publish_image(
-                "snapshot", name, target, captured, boot_id, plan, watch
+            ref = await capture.publish(
+                sandbox,
+                plan,
+                captured,
+                kind="snapshot",
+                name=name,
+                directory=f"{self._paths.paths(sandbox.record.id).snapshots}/{name}",
+                guest_boot_id=boot_id,
+                watch=watch,
             )
-        self.tell(
+        sandbox.tell(
             "SnapshotReleased", f"{name}: the workload stood still for {still:.3f} s"
         )
-        return SnapshotEntry(
-            name=name,
-            created_at=utc_now(),
-            age=SeenAge().at(facts.boot_id(), facts.uptime_s()),
-            layers=layers,
-            memory=ref,
-            disk_bytes=disk_bytes,
-        )
+        return _entry(name, layers, disk_bytes, ref)
 
-    async def _switch_layer(self, domain: str, layer: str) -> None:
+    async def _switch_layer(self, sandbox: Sandbox, domain: str, layer: str) -> None:
         try:
-            await self._shared.ports.memory.switch_layer(domain, layer)
+            await self._ports.memory.switch_layer(domain, layer)
         except TimedOut:
             # It may come to it yet.
-            await self._stand_on((*self.record.layers, layer))
+            await stand_on(sandbox, (*sandbox.record.layers, layer))
             raise
-        await self._stand_on((*self.record.layers, layer))
+        await stand_on(sandbox, (*sandbox.record.layers, layer))
 
-    async def _of_stopped(self, name: str) -> SnapshotEntry:
-        layers, made = self.record.layers, self.ledger.get(OVERLAY)
+    async def _of_stopped(self, sandbox: Sandbox, name: str) -> SnapshotEntry:
+        layers, made = sandbox.record.layers, sandbox.ledger.get(OVERLAY)
         if made is None or not made.done:
             # Noted by a launch that was cut off before its disk was made.
             raise Refused(
-                f"sandbox {self.record.id} has no disk yet",
+                f"sandbox {sandbox.record.id} has no disk yet",
                 reason="NeverStarted",
                 resolution="start it",
             )
-        layer = await self._new_layer(layers)
+        layer = await self._new_layer(sandbox, layers)
         # Read-only only then: a record that cannot be saved stays on a layer to write to.
-        await self._stand_on((*layers, layer))
-        disk_bytes = await self._shared.ports.disks.freeze_layer(layers[-1])
-        return SnapshotEntry(
-            name=name,
-            created_at=utc_now(),
-            age=SeenAge().at(facts.boot_id(), facts.uptime_s()),
-            layers=layers,
-            disk_bytes=disk_bytes,
-        )
+        await stand_on(sandbox, (*layers, layer))
+        disk_bytes = await self._ports.disks.freeze_layer(layers[-1])
+        return _entry(name, layers, disk_bytes)
 
-    async def _new_layer(self, on: tuple[str, ...], *, running: bool = False) -> str:
+    async def _new_layer(
+        self, sandbox: Sandbox, on: tuple[str, ...], *, running: bool = False
+    ) -> str:
         """`running`: a machine is to switch to it."""
-        path = self._shared.launcher.places.new_layer(self.record.id)
+        path = self._paths.new_layer(sandbox.record.id)
         disk = Disk(
             role="root",
             path=path,
             format="qcow2",
             read_only=False,
-            backing=planner.below((*on, path), self.record.base),
+            backing=planner.below((*on, path), sandbox.record.base),
         )
-        layer = NewLayer(self._shared.ports.disks)
-        await layer.acquire(self.ledger, disk, running=running)
+        await self._layer.acquire(sandbox.ledger, disk, running=running)
         return path
 
-    async def allow_fork(self, spec: SandboxSpec) -> None:
+    async def allow_fork(self, sandbox: Sandbox, spec: SandboxSpec) -> None:
         """Ask the extensions whether a new sandbox may start from a snapshot of this one."""
         fork = view_of(spec)
-        await self._shared.extensions.before_capture(
-            self.record,
-            self.ledger,
+        await self._extensions.before_capture(
+            sandbox.record,
+            sandbox.ledger,
             "before_fork",
             lambda extension, context: extension.before_fork(context, fork),
         )
 
     # --- remove
 
-    async def remove_snapshot(self, name: str) -> None:
-        """Job: remove one, with whatever only it needed. NotFound."""
-        entry = self.find_snapshot(name)
-        rest = tuple(e for e in self.record.snapshots if e.name != name)
-        memory = self.record.memory
+    async def remove(self, sandbox: Sandbox, name: str) -> None:
+        """Remove one, with whatever only it needed. NotFound."""
+        entry = find_snapshot(sandbox.record, name)
+        rest = tuple(e for e in sandbox.record.snapshots if e.name != name)
+        memory = sandbox.record.memory
         if memory is not None and memory == entry.memory:
             raise Refused(
                 f"snapshot {name!r} is being restored", reason="SnapshotInUse"
             )
-        await self.update(snapshots=rest)
+        await sandbox.update(snapshots=rest)
         if entry.memory is not None:
-            await self._shared.ports.memory_store.remove(entry.memory.directory)
-        unneeded = set(entry.layers) - layers_of(self.record)
-        await self._shared.undoer.drop_layers(self.record.id, unneeded)
-        self.tell("SnapshotRemoved", name)
+            await self._ports.memory_store.remove(entry.memory.directory)
+        unneeded = set(entry.layers) - layers_of(sandbox.record)
+        await self._layers.drop(sandbox.record.id, unneeded)
+        sandbox.tell("SnapshotRemoved", name)
 
     # --- return
 
-    async def return_to(self, name: str, when_asked: Asked) -> None:
-        """Job: note that the sandbox is to be as it was then. What it is now is lost. Refused
+    async def return_to(self, sandbox: Sandbox, name: str, when_asked: Asked) -> None:
+        """Note that the sandbox is to be as it was then. What it is now is lost. Refused
         when it was stopped or deleted since the operator asked, Exhausted when it does not run
         and has no room.
         """
-        self.find_snapshot(name)
-        with self.room_to_run():
-            await self.decide(
+        find_snapshot(sandbox.record, name)
+        with self._budget.room_to_run(sandbox.record):
+            await sandbox.decide(
                 lambda record: wishes.returned(record, name, when_asked=when_asked)
             )
 
-    async def _return_unless_stopped(self) -> None:
-        """A return that cannot be now is tried again, but does not stand in a later stop's way:
-        then the sandbox stays what it was.
+    async def revert_if_due(self, sandbox: Sandbox) -> None:
+        """Do what `return_to` noted, unless the machine is to be ended first. A return that cannot
+        be now is tried again, but does not stand in a later stop's way: then the sandbox stays what
+        it was.
         """
+        record = sandbox.record
+        kept = record.intent is not Intent.DELETED and not sandbox.going_down()
+        if not (record.reverting and kept):
+            return
+        sandbox.underway.doing = Action.REVERT
         try:
-            await self._revert()
+            await self._revert(sandbox)
         except DriverError as error:
-            if self.record.intent is Intent.RUNNING or not self.record.reverting:
+            if sandbox.record.intent is Intent.RUNNING or not sandbox.record.reverting:
                 raise
-            text = f"{self.record.reverting}: {error.text()}; it is stopped as it was"
-            await self.update(reverting="")
-            self.tell("NotReverted", text, warn=True)
+            text = (
+                f"{sandbox.record.reverting}: {error.text()}; it is stopped as it was"
+            )
+            await sandbox.update(reverting="")
+            sandbox.tell("NotReverted", text, warn=True)
 
-    async def _revert(self) -> None:
+    async def _revert(self, sandbox: Sandbox) -> None:
         """The machine away; a new layer on the snapshot's; then the ordinary way up. What the
         sandbox was goes last, when the record stands on the snapshot.
         """
-        entry = self.find_snapshot(self.record.reverting)
-        old, present = layers_of(self.record), self.record.memory
-        await self._unwind(Reason.STOPPED)
-        layer = await self._new_layer(entry.layers)
+        entry = find_snapshot(sandbox.record, sandbox.record.reverting)
+        old, present = layers_of(sandbox.record), sandbox.record.memory
+        await self._giving_back.run(sandbox, Reason.STOPPED)
+        layer = await self._new_layer(sandbox, entry.layers)
         phase = Phase.STOPPED if entry.memory is None else Phase.SUSPENDED
-        await self._stand_on(
+        await stand_on(
+            sandbox,
             (*entry.layers, layer),
             memory=entry.memory,
             phase=phase,
@@ -276,9 +289,22 @@ class SnapshotActions(SuspendActions, ResumeActions):
             failure=None,
             note="",
         )
-        await self._abandon_capture()
+        await self._capture.abandon(sandbox)
         if present is not None and present.kind == "suspended":
-            await self._shared.ports.memory_store.remove(present.directory)
-        unneeded = old - layers_of(self.record)
-        await self._shared.undoer.drop_layers(self.record.id, unneeded)
-        self.tell("Reverted", f"the sandbox returns to its snapshot {entry.name}")
+            await self._ports.memory_store.remove(present.directory)
+        unneeded = old - layers_of(sandbox.record)
+        await self._layers.drop(sandbox.record.id, unneeded)
+        sandbox.tell("Reverted", f"the sandbox returns to its snapshot {entry.name}")
+
+
+def _entry(
+    name: str, layers: tuple[str, ...], disk_bytes: int, memory: MemoryRef | None = None
+) -> SnapshotEntry:
+    return SnapshotEntry(
+        name=name,
+        created_at=utc_now(),
+        age=SeenAge().at(facts.boot_id(), facts.uptime_s()),
+        layers=layers,
+        memory=memory,
+        disk_bytes=disk_bytes,
+    )

@@ -7,50 +7,74 @@ from functools import partial
 
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.host.retry import tried
-from vmdriver.lifecycle.memory.capture import CaptureActions, Stopwatch
+from vmdriver.lifecycle.engine.giving_back import GivingBack
+from vmdriver.lifecycle.engine.observer import Observer, Seen
+from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.memory.capture import Capture, Stopwatch, refuse_devices
 from vmdriver.lifecycle.memory.resources import WrittenMemory
+from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
+from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.model import wishes
 from vmdriver.model.memory_image import MemoryRef
-from vmdriver.model.phase import MachineState, Phase
+from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.runs import Reason
 from vmdriver.model.wishes import Wish
 
 _log = logging.getLogger(__name__)
+_MEMORY_UNDER_WAY = {Phase.SUSPENDING, Phase.FAILING, Phase.STOPPING, Phase.DELETING}
+"""Whether there is memory to drop is known a turn later."""
 
 
-class SuspendActions(CaptureActions):
+class Suspend:
     """Action SUSPEND. It is begun again after a crash; ledger, manifest and record say how
     far it came.
     """
 
-    async def _suspend(self, machine: MachineState) -> None:
-        paths = self._shared.launcher.places.paths(self.record.id)
-        if self.record.phase is not Phase.SUSPENDING:
-            await self._shared.ports.memory_store.remove(paths.suspended)
-            await self.update(phase=Phase.SUSPENDING, memory=None)
+    def __init__(
+        self,
+        *,
+        memory: MachineMemory,
+        store: MemoryStore,
+        paths: Places,
+        capture: Capture,
+        observer: Observer,
+        extensions: ExtensionRunner,
+        giving_back: GivingBack,
+    ) -> None:
+        self._memory, self._store, self._paths = memory, store, paths
+        self._written = WrittenMemory()
+        self._capture, self._observer = capture, observer
+        self._extensions, self._giving_back = extensions, giving_back
+
+    async def suspend(self, sandbox: Sandbox, seen: Seen) -> None:
+        """Keep the memory, end the machine; or as before, and the reason is shown."""
+        paths = self._paths.paths(sandbox.record.id)
+        if sandbox.record.phase is not Phase.SUSPENDING:
+            await self._store.remove(paths.suspended)
+            await sandbox.update(phase=Phase.SUSPENDING, memory=None)
         watch = Stopwatch()
         try:
             ref = await self._published(paths.suspended)
             if ref is None:
-                await self._abandon_capture()
-                ref = await self._take(machine, paths.suspended, watch)
+                await self._capture.abandon(sandbox)
+                ref = await self._take(sandbox, seen.machine, paths.suspended, watch)
         except DriverError as error:
-            await self._not_suspended(error)
+            await self._not_suspended(sandbox, error)
             return
         with watch.step("release"):
-            await self._unwind(Reason.SUSPENDED)
-            await self._abandon_capture()
+            await self._giving_back.run(sandbox, Reason.SUSPENDED)
+            await self._capture.abandon(sandbox)
         size = f"{ref.stored_bytes / 2**20:.0f} MiB"
-        self.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
-        await self.update(
+        sandbox.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
+        await sandbox.update(
             phase=Phase.SUSPENDED, memory=ref, failure=None, note="", crash_restarts=0
         )
 
     async def _published(self, directory: str) -> MemoryRef | None:
         """The image, if an earlier process came that far."""
-        store = self._shared.ports.memory_store
         try:
-            manifest, digest = await store.read(directory)
+            manifest, digest = await self._store.read(directory)
         except (NotFound, Refused):
             return None
         return MemoryRef(
@@ -61,53 +85,55 @@ class SuspendActions(CaptureActions):
         )
 
     async def _take(
-        self, machine: MachineState, target: str, watch: Stopwatch
+        self, sandbox: Sandbox, machine: MachineState, target: str, watch: Stopwatch
     ) -> MemoryRef:
-        plan, shared = self.record.plan, self._shared
+        plan, capture = sandbox.record.plan, self._capture
         if machine is MachineState.STALLED:
             raise Refused("the machine stands still", reason="StandsStill")
         if plan is None or machine is not MachineState.READY:
             raise Refused("the machine is not there any more", reason="MachineLost")
-        self._refuse_devices(plan)
+        refuse_devices(plan)
         with watch.step("hooks"):
-            await shared.extensions.before_capture(
-                self.record,
-                self.ledger,
+            await self._extensions.before_capture(
+                sandbox.record,
+                sandbox.ledger,
                 "before_suspend",
                 lambda extension, context: extension.before_suspend(context, plan),
             )
-        part = shared.launcher.places.paths(self.record.id).part
-        memory = await self._begin_image(plan, part)
-        await self._read_ahead()
-        boot_id = await self._freeze(plan, watch)
+        memory = await capture.begin(sandbox, plan)
+        boot_id = await capture.freeze(sandbox, plan, watch)
         with watch.step("memory"):
             domain = plan.domain
-            write = partial(
-                shared.ports.memory.capture, domain, memory, plan.memory_mib
-            )
-            captured = await WrittenMemory().acquire(self.ledger, domain, write)
-        return await self._publish_image(
-            "suspended", "", target, captured, boot_id, plan, watch
+            write = partial(self._memory.capture, domain, memory, plan.memory_mib)
+            captured = await self._written.acquire(sandbox.ledger, domain, write)
+        return await capture.publish(
+            sandbox,
+            plan,
+            captured,
+            kind="suspended",
+            directory=target,
+            guest_boot_id=boot_id,
+            watch=watch,
         )
 
-    async def _not_suspended(self, error: DriverError) -> None:
+    async def _not_suspended(self, sandbox: Sandbox, error: DriverError) -> None:
         """As before, if the machine is there; a stop that was asked for happens anyway."""
-        self.refusal = error
+        sandbox.refusal = error
         if (
-            wishes.asked_after(Wish.GO_ON, wishes.asked_of(self.record))
+            wishes.asked_after(Wish.GO_ON, wishes.asked_of(sandbox.record))
             == wishes.RUNNING
         ):
             # It may have its name already: the next process would take it for this suspension,
             # and the machine goes on from here.
-            paths = self._shared.launcher.places.paths(self.record.id)
-            await self._shared.ports.memory_store.unpublish(paths.suspended)
+            paths = self._paths.paths(sandbox.record.id)
+            await self._store.unpublish(paths.suspended)
             # Tried again while it runs, and shown meanwhile; the wish does not wait for it.
-            what = f"{self.record.id}: let it go on"
-            await tried(_log, self._abandon_capture(), what)
-            if (why := self._held_still.why) is not None:
-                await self.show_still(why)
-        there = await self._is_there()
-        await self.decide(
+            what = f"{sandbox.record.id}: let it go on"
+            await tried(_log, self._capture.abandon(sandbox), what)
+            if (why := self._capture.why_held(sandbox)) is not None:
+                await sandbox.show_still(why)
+        there = await self._is_there(sandbox)
+        await sandbox.decide(
             partial(
                 wishes.not_suspended,
                 machine_is_there=there,
@@ -116,44 +142,48 @@ class SuspendActions(CaptureActions):
         )
         if not there:
             text = f"the memory is lost, the disk is kept: {error.text()}"
-        elif self.record.phase is Phase.RUNNING:
-            goes_on = "it is to go on" if self._held_still.why else "it goes on"
+        elif sandbox.record.phase is Phase.RUNNING:
+            held = self._capture.why_held(sandbox)
+            goes_on = "it is to go on" if held else "it goes on"
             text = f"{goes_on}: {error.text()}"
         else:
             text = f"it is shut down instead: {error.text()}"
-        self.tell(
+        sandbox.tell(
             "SuspendFailed", f"the sandbox could not be suspended; {text}", warn=True
         )
 
-    async def _is_there(self) -> bool:
+    async def _is_there(self, sandbox: Sandbox) -> bool:
         """Where it is to be ended anyway, a hypervisor that does not say changes nothing."""
         try:
-            machine, _ = await self._shared.observer.look(self)
+            machine = (await self._observer.look(sandbox)).machine
         except DriverError:
-            after = wishes.asked_after(Wish.GO_ON, wishes.asked_of(self.record))
+            after = wishes.asked_after(Wish.GO_ON, wishes.asked_of(sandbox.record))
             if after == wishes.RUNNING:
                 raise
             return True
         return machine in {MachineState.READY, MachineState.STALLED}
 
-    async def _drop_memory(self) -> None:
-        """The next start is a cold boot. The memory goes last: a machine may be loaded from it,
-        and the record may name it.
+    async def drop_memory_if_cold(self, sandbox: Sandbox) -> None:
+        """Where the next start is to be a cold boot. The memory goes last: a machine may be loaded
+        from it, and the record may name it.
         """
-        ref, phase = self.record.memory, self.record.phase
+        ref, phase = sandbox.record.memory, sandbox.record.phase
+        kept = sandbox.record.intent is not Intent.DELETED
+        if not (sandbox.record.cold and kept) or phase in _MEMORY_UNDER_WAY:
+            return
         if phase is Phase.RESUMING:
-            await self._unwind(Reason.STOPPED)
+            await self._giving_back.run(sandbox, Reason.STOPPED)
         if ref is None or phase not in {
             Phase.SUSPENDED,
             Phase.RESUMING,
             Phase.FAILED,
             Phase.STOPPED,
         }:
-            await self.update(cold=False)
+            await sandbox.update(cold=False)
             return
-        await self.update(phase=Phase.STOPPED, memory=None, failure=None, cold=False)
+        await sandbox.update(phase=Phase.STOPPED, memory=None, failure=None, cold=False)
         if ref.kind == "suspended":
-            await self._shared.ports.memory_store.remove(ref.directory)
-        self.tell(
+            await self._store.remove(ref.directory)
+        sandbox.tell(
             "MemoryDropped", "the memory was dropped; the disk is kept", warn=True
         )
