@@ -18,6 +18,7 @@ from tests.fakes.accelerator import FakeAccelerator
 from tests.fakes.driver import FINAL
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.inside import is_at_work
 from tests.fakes.memory import FakeMemory
 from tests.fakes.network import FakeNetwork
 from tests.fakes.world import World
@@ -120,7 +121,8 @@ class DiskDriver(vmdriver.app.Driver):
                 for key in self.held(name)
             ):
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)
+            while any(is_at_work(w) for w in self.core.sandboxes.workers.values()):
+                await asyncio.sleep(0.01)
 
     def tick(self, sandbox_id: str) -> int:
         """Its workload runs for a moment."""

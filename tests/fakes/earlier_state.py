@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,11 @@ class EarlierState:
         listed = json.loads((FIXTURE / "files.json").read_text())
         self._files = {name: what for name, what in listed.items() if only in name}
         self._template = self._template_key()
-        for name, what in self._files.items():
-            self._make(self._text(name), name, what)
-        for name, what in self._files.items():
-            if "qcow2" in what:
-                self._make_layer(self._text(name))
         self.host: dict[str, Any] = json.loads(
             self._text((FIXTURE / "host.json").read_text())
         )
-        for layer, tick in self.host["written"].items() if not only else ():
-            write_tick(layer, tick)
+        for name, what in self._files.items():
+            self._make(self._text(name), name, what)
         for name, what in self._files.items():
             if "mode" in what:
                 (root / self._text(name)).chmod(int(what["mode"], 8))
@@ -79,7 +76,11 @@ class EarlierState:
             path.symlink_to(self._text(what["link"]))
         elif "base64" in what:
             path.write_bytes(base64.b64decode(what["base64"]))
-        elif "qcow2" not in what:
+        elif "qcow2" in what:
+            tick = self.host["written"].get(str(path), 0)
+            layer = _layer(what["backing_format"], what["qcow2"], tick)
+            path.write_bytes(_standing_on(layer, self._text(what["backing"])))
+        else:
             text = what.get("text")
             if text is None:
                 text = (FIXTURE / "tree" / stored).read_text()
@@ -87,20 +88,6 @@ class EarlierState:
                 file.write(self._text(text).encode())
                 if "size" in what:
                     file.truncate(what["size"])
-
-    def _make_layer(self, name: str) -> None:
-        """With those below it first."""
-        path = self.root / name
-        if path.exists():
-            return
-        what = next(w for n, w in self._files.items() if self._text(n) == name)
-        backing = self._text(what["backing"])
-        if what["backing_format"] == "qcow2":
-            self._make_layer(str(Path(backing).relative_to(self.root)))
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing]
-        command += ["-F", what["backing_format"]]
-        options = ["-o", "extended_l2=on,cluster_size=64k"]
-        subprocess.run([*command, *options, str(path), str(what["qcow2"])], check=True)
 
     def _identify(self) -> None:
         """Files have other inodes and times here; who names them by these, and by digests of that, is told."""
@@ -129,6 +116,30 @@ class EarlierState:
             }
         path.write_text(json.dumps(manifest, indent=1))
         self._digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def _layer(backing_format: str, size: int, tick: int) -> bytes:
+    """A layer as 0.1.0 made it, on something of that format, with what its guest has written."""
+    with tempfile.TemporaryDirectory() as made:
+        below, path = f"{made}/below", f"{made}/layer"
+        create = ["qemu-img", "create", "-q", "-f"]
+        subprocess.run([*create, backing_format, below, str(size)], check=True)
+        standing = ["qcow2", "-b", below, "-F", backing_format]
+        options = ["-o", "extended_l2=on,cluster_size=64k"]
+        subprocess.run([*create, *standing, *options, path], check=True)
+        if tick:
+            write_tick(path, tick)
+        return Path(path).read_bytes()
+
+
+def _standing_on(layer: bytes, backing: str) -> bytes:
+    """The same on another file: its header has the name's place and length at 8 and 16 (QEMU's docs/interop/qcow2.txt)."""
+    place, old = (int.from_bytes(layer[a:b], "big") for a, b in ((8, 16), (16, 20)))
+    name, found = backing.encode(), bytearray(layer)
+    found[place : place + max(old, len(name))] = name.ljust(old, b"\0")
+    found[16:20] = len(name).to_bytes(4, "big")
+    return bytes(found)
 
 
 def write_tick(layer: str, tick: int) -> None:

@@ -5,6 +5,9 @@ tests/fixtures/state-0.1.0/README.md says what is in it.
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -76,8 +79,15 @@ class TakenUp:
     def disk(self, sandbox_id: str) -> str:
         return self.driver.record(sandbox_id).layers[-1]
 
-    def unclaimed(self) -> list[str]:
-        """What is on the host or on disk and belongs to nobody that is there."""
+    async def all_claimed(self) -> None:
+        """Nothing is on the host or on disk that belongs to nobody, once no template is being built any more."""
+        for _ in range(500):
+            if not (found := self._unclaimed()):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(found)
+
+    def _unclaimed(self) -> list[str]:
         driver, found = self.driver, []
         up = {n for n, phase in driver.phases().items() if phase is Phase.RUNNING}
         for objects in (self.world.taps, self.world.tables):
@@ -129,7 +139,17 @@ async def test_what_ran_runs_on_and_what_rested_rests(taken_up: TakenUp) -> None
     assert refused is not None
     assert refused.reason == "ProvisioningFailed"
     assert refused.message == "NoLicence: no licence for that"
-    assert "memory image is damaged" in driver.record("shelved").note
+    shown = {status.id: status.conditions[0] for status in driver.manager.snapshots()}
+    assert shown.keys() == driver.names()
+    for name, failure in {"exited": exited, "refused": refused}.items():
+        assert (shown[name].status, shown[name].reason) == ("False", failure.reason)
+        assert shown[name].message == failure.message
+    assert (shown["suspended"].type, shown["suspended"].reason) == (
+        "Suspended",
+        "Suspended",
+    )
+    assert shown["stopped"].reason == "Stopped"
+    assert "memory image is damaged" in shown["shelved"].message
     assert (taken_up.root / "sandboxes/shelved/not-restored/manifest.json").exists()
     assert (taken_up.root / "sandboxes/booted/token").read_text() == "token-of-booted"
 
@@ -139,7 +159,8 @@ async def test_what_was_half_done_is_done_or_undone_and_nothing_is_left_over(
 ) -> None:
     driver, world = taken_up.driver, taken_up.world
     assert driver.names().isdisjoint(ENDS)
-    assert taken_up.unclaimed() == []
+    assert not (taken_up.root / "set-aside").exists(), "it was not known as ours"
+    await taken_up.all_claimed()
     assert not world.frozen - {taken_up.domain("half-loaded")}
     begun = {"half-written", "half-connected", "half-started", "half-claimed"}
     for name in begun:
@@ -188,8 +209,57 @@ async def test_kept_memories_snapshots_and_disks_are_what_they_were(
     assert all(Path(layer).exists() for layer in copied)
     await driver.resume("copy")
     assert has_tick(taken_up.disk("copy"), 4)
+
+
+async def test_a_new_sandbox_stands_beside_the_old_ones(taken_up: TakenUp) -> None:
+    """From the same image, whose registry is away: the cache has it."""
+    driver = taken_up.driver
+    leases = [driver.record(name).lease for name in driver.names()]
+    old = driver.record("copy")
+    spec = old.spec.model_copy(update={"id": "new", "name": "new", "driver_config": {}})
+    await driver.manager.create(spec, None)
+    await driver.settled()
+    new = driver.record("new")
+    assert new.phase is Phase.RUNNING
+    assert new.base == old.base
+    assert new.lease is not None
+    assert new.lease.guest_ip not in {lease.guest_ip for lease in leases if lease}
     (known,) = await driver.images.known()
-    assert known.disk.path == driver.record("copy").base
+    assert known.disk.path == new.base
+    assert old.spec.image.partition("@")[2] == known.disk.digest
+
+
+@pytest.mark.parametrize("newer_boot_files", [False, True])
+async def test_a_template_is_kept_or_collected_as_its_key_says(
+    tmp_path: Path, newer_boot_files: bool
+) -> None:
+    taken_up = TakenUp(tmp_path)
+    by_end = {path.suffix: path for path in (taken_up.root / "templates").iterdir()}
+    directory, half_made = by_end[""], by_end[".part"]
+    layer = json.loads((directory / "manifest.json").read_text())["plan"]["disks"][0]
+    if newer_boot_files:
+        boot = taken_up.root / "boot"
+        shutil.copytree((boot / "current").resolve(), boot / "newer")
+        manifest = json.loads((boot / "newer" / "manifest.json").read_text())
+        manifest["digest"] = "newer"
+        (boot / "newer" / "manifest.json").write_text(json.dumps(manifest))
+        (boot / "current").unlink()
+        (boot / "current").symlink_to("newer")
+    driver = await taken_up.begin()
+    try:
+        keys = {template.key for template in driver.manager.templates.listed()}
+        assert (directory.name in keys) != newer_boot_files
+        assert directory.exists() != newer_boot_files
+        assert not half_made.exists()
+        # Either way, those that stand on it do.
+        assert driver.record("forked").layers[0] == layer["path"]
+        assert Path(layer["path"]).exists()
+        for name in ("forked", "suspended"):
+            if name == "suspended":
+                await driver.resume(name)
+            assert driver.tick(name) == 3
+    finally:
+        await driver.end()
 
 
 async def test_extensions_are_told_of_all_that_they_hold(taken_up: TakenUp) -> None:
@@ -222,7 +292,7 @@ async def test_after_all_are_deleted_nothing_is_left(taken_up: TakenUp) -> None:
         await driver.manager.templates.remove(template.key)
     await driver.end()
     await taken_up.begin()  # which removes what waiting machines were seen by
-    assert taken_up.unclaimed() == []
+    await taken_up.all_claimed()
     assert list((root / "sandboxes").iterdir()) == []
     assert list((root / "layers").iterdir()) == []
     assert list((root / "templates").iterdir()) == []
@@ -249,7 +319,7 @@ async def test_after_a_restart_of_the_host_all_that_ran_comes_up_again(
             assert has_tick(taken_up.disk(name), tick)
         await driver.resume("suspended")
         assert driver.tick("suspended") == 3
-        assert taken_up.unclaimed() == []
+        await taken_up.all_claimed()
     finally:
         await driver.end()
 
