@@ -29,11 +29,13 @@ from vmdriver.lifecycle.engine.resource import (
     PAUSED,
     TAP,
     WRITTEN,
+    Given,
     Resources,
 )
 from vmdriver.lifecycle.extending.runner import PREFIXES
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.launch.resources import MachineSource, take
+from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
+from vmdriver.lifecycle.memory.resources import MemoryHolds
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
@@ -54,28 +56,29 @@ PART, IMAGE, MAPPED_AT = "s1/capture.part", "s1/suspended", "s1/mapped"
 
 async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> None:
     """Each as its room does it."""
-    one: Any = process.resources.of(key)
+    ports = process.inside.ports
+    holds, domain = MemoryHolds(ports), plan.domain
     match key:
         case "lease":
-            await one.acquire("s1", ledger)
+            await AddressLease(process.pool, ports.network).acquire("s1", ledger)
         case "capture:image":
-            await one.acquire(ledger, PART, 4096)
+            await holds.begin_image(ledger, PART, 4096)
         case "capture:frozen":
-            await one.acquire(ledger, plan.domain, 1.0)
+            await holds.freeze(ledger, domain, 1.0)
         case "capture:paused":
-            await one.acquire(ledger, plan.domain)
+            await holds.pause(ledger, domain)
         case "capture:memory":
-            memory = f"{PART}/memory"
-            capture = partial(process.memory.capture, plan.domain, memory, 2048)
-            await one.acquire(ledger, plan.domain, capture)
+            capture = partial(ports.memory.capture, domain, f"{PART}/memory", 2048)
+            await holds.write(ledger, domain, capture)
         case "capture:layer":
             disk = plan.disk("root").model_copy(update={"path": "layers/s1.new.qcow2"})
-            await one.acquire(ledger, disk, running=True)
+            await holds.make_layer(ledger, disk, running=True)
         case "mapped-memory":
-            await one.acquire(ledger, IMAGE, MAPPED_AT)
+            await holds.map_image(ledger, IMAGE, MAPPED_AT)
         case _:
-            assert key in LAUNCH, f"say here how {key} is acquired"
-            await take(ledger, one, MachineSource(plan, mark("test", "s1")))
+            part = process.resources.of(key)
+            assert isinstance(part, Part), f"say here how {key} is acquired"
+            await take(ledger, part, MachineSource(plan, mark("test", "s1")))
 
 
 def state(world: World) -> Mapping[str, Any]:
@@ -116,7 +119,7 @@ class Stage:
             if self.key == LEASE:
                 process.pool.adopt("s1", self.plan.network.lease)
             for _ in range(2):
-                await process.resources.release(held, "s1", ledger, self.record)
+                await process.resources.release(Given(held, "s1", ledger, self.record))
                 assert state(self.world) == before
         assert process.pool.holder(self.plan.network.lease.index) is None
 
@@ -201,7 +204,7 @@ async def test_it_is_given_back_where_nothing_of_it_was_ever_there(key: str) -> 
     process, ledger = dataclasses.replace(made, world=world).process()
     for done in (True, False):
         entry = dataclasses.replace(held, done=done)
-        await process.resources.release(entry, "s1", ledger, made.record)
+        await process.resources.release(Given(entry, "s1", ledger, made.record))
     assert world.objects() == set()
 
 
@@ -291,4 +294,4 @@ async def test_an_entry_that_nobody_knows_is_neither_refused_nor_forgotten() -> 
     held = Held("of-another-release", Scope.RUNTIME, {})
     assert process.resources.can_be_undone(held)
     with pytest.raises(LookupError, match="of-another-release"):
-        await process.resources.release(held, "s1", ledger, made.record)
+        await process.resources.release(Given(held, "s1", ledger, made.record))

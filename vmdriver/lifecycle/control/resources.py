@@ -1,14 +1,12 @@
-"""Every kind of thing that a ledger may hold, together: a new one is added here, or by one of the
-rooms that this asks.
-"""
+"""Every kind of thing that a ledger may hold, together."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from vmdriver.lifecycle.engine.ledger import Held, Ledger
-from vmdriver.lifecycle.engine.resource import Resources
-from vmdriver.lifecycle.extending.resource import ExtensionEntries
+from vmdriver.lifecycle.engine.resource import Given, Resources
 from vmdriver.lifecycle.extending.runner import PREFIXES
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.resources import (
@@ -22,6 +20,20 @@ from vmdriver.lifecycle.memory.resources import memory_resources
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
+
+
+@dataclass(frozen=True)
+class ExtensionEntries:
+    """Those whose keys begin so: acquired and given back by the extensions' runner."""
+
+    key: str
+    undo: Callable[[SandboxRecord, Ledger, Held, Reason], Awaitable[None]]
+    needs = ("extension",)
+
+    async def release(self, given: Given) -> None:
+        """CleanupError where the extension is not loaded."""
+        assert given.record is not None  # noqa: S101 - extensions belong to sandboxes
+        await self.undo(given.record, given.ledger, given.held, given.reason)
 
 
 def every_resource(

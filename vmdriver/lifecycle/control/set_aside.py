@@ -20,12 +20,10 @@ from vmdriver.lifecycle.engine.resource import (
     FIREWALL,
     LEASE,
     OVERLAY,
-    OfLayer,
     Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.marked import entry, marked
-from vmdriver.lifecycle.launch.resources import OfFiles
 from vmdriver.lifecycle.ports.host import JournalOpener
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -162,9 +160,9 @@ class Shelf:
             data = lease.model_dump()
             held.setdefault(LEASE, Held(LEASE, Scope.PERSISTENT, data, done=True))
         for path in list(await self._own_layers(aside.id))[-1:]:
-            layer = OfLayer(path=path).model_dump()
+            layer = {"path": path}
             held.setdefault(OVERLAY, Held(OVERLAY, Scope.PERSISTENT, layer, done=True))
-        seed = OfFiles(seed=self.places.paths(aside.id).seed).model_dump()
+        seed = {"seed": self.places.paths(aside.id).seed}
         held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
         guest_ip = lease.guest_ip if lease else ""
         for item in await marked(self.ports):

@@ -8,11 +8,9 @@ acquisition that was cut off anywhere, and as often as it is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Protocol
 
 from vmdriver.lifecycle.engine.ledger import Held, Ledger
 from vmdriver.model.record import SandboxRecord
@@ -32,38 +30,10 @@ WRITTEN = "capture:memory"
 LAYER = "capture:layer"
 
 
-class Data(BaseModel):
-    """What a release needs, as a ledger has it; what else is there is another release's."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
-
-
-class OfDomain(Data):
-    """It is a machine, or a state of one."""
-
-    domain: str
-
-
-class OfDirectory(Data):
-    """It is a memory image or a part of one."""
-
-    directory: str
-
-
-class OfLayer(Data):
-    """It is a layer of the root disk."""
-
-    path: str
-
-
-D = TypeVar("D", bound=Data)
-
-
 @dataclass(frozen=True)
-class Given(Generic[D]):
+class Given:
     """One thing that is given back, and by whom."""
 
-    data: D
     held: Held
     owner: str
     """In leases and marks."""
@@ -71,6 +41,10 @@ class Given(Generic[D]):
     record: SandboxRecord | None = None
     """None: the machine is no sandbox's."""
     reason: Reason = Reason.STOPPED
+
+    def __getitem__(self, name: str) -> str:
+        """What its entry says of one of its resource's `needs`."""
+        return str(self.held.data[name])
 
 
 class Resource(Protocol):
@@ -81,10 +55,11 @@ class Resource(Protocol):
         """Its entry's; one that ends with ":" is what the keys of many begin with."""
 
     @property
-    def data(self) -> type[Data]:
-        """What its release needs."""
+    def needs(self) -> tuple[str, ...]:
+        """The texts in its entry's data without which it cannot be given back."""
 
-    async def release(self, given: Given[Any]) -> None:
+    @property
+    def release(self) -> Callable[[Given], Awaitable[None]]:
         """Give it back. Any error: it is held still, and given back once more later."""
 
 
@@ -106,24 +81,14 @@ class Resources:
     def can_be_undone(self, held: Held) -> bool:
         """Whether an entry says all that its release needs. One that nobody knows may."""
         resource = self.of(held.key)
-        try:
-            return resource is None or bool(resource.data.model_validate(held.data))
-        except ValidationError:
-            return False
+        needs = resource.needs if resource is not None else ()
+        return all(isinstance(held.data.get(name), str) for name in needs)
 
-    async def release(
-        self,
-        held: Held,
-        owner: str,
-        ledger: Ledger,
-        record: SandboxRecord | None = None,
-        reason: Reason = Reason.STOPPED,
-    ) -> None:
+    async def release(self, given: Given) -> None:
         """Give one entry's thing back, in whatever process; the entry stays. LookupError for one
         that nobody knows.
         """
-        resource = self.of(held.key)
+        resource = self.of(given.held.key)
         if resource is None:
-            raise LookupError(f"no undo for ledger entry {held.key}")
-        data = resource.data.model_validate(held.data)
-        await resource.release(Given(data, held, owner, ledger, record, reason))
+            raise LookupError(f"no undo for ledger entry {given.held.key}")
+        await resource.release(given)

@@ -9,20 +9,8 @@ from vmdriver.lifecycle.engine.ledger import (
     Scope,
     VolatileJournal,
 )
-from vmdriver.lifecycle.engine.resource import (
-    FIREWALL,
-    TAP,
-    Data,
-    OfDomain,
-    Resources,
-)
-from vmdriver.lifecycle.launch.resources import (
-    Firewall,
-    Machine,
-    OfFirewall,
-    OfTap,
-    Tap,
-)
+from vmdriver.lifecycle.engine.resource import FIREWALL, TAP, Given, Resources
+from vmdriver.lifecycle.launch.resources import firewall, machine, tap
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.ids import mark
@@ -38,18 +26,19 @@ async def marked(ports: Ports) -> list[Found]:
 
 def entry(found: Found, instance: str, guest_ip: str = "") -> Held:
     """What a ledger would say of it. `guest_ip`: "" where it is not known."""
-    key, name = KEYS[found.kind], found.name
-    owner = mark(instance, found.sandbox_id)
-    data: dict[str, Data] = {
-        MACHINE: OfDomain(domain=name),
-        TAP: OfTap(tap=name, mark=owner, guest_ip=guest_ip),
-        FIREWALL: OfFirewall(tap=name),
+    name, owner = found.name, mark(instance, found.sandbox_id)
+    data = {
+        MACHINE: {"domain": name},
+        TAP: {"tap": name, "mark": owner, "guest_ip": guest_ip},
+        FIREWALL: {"tap": name},
     }
-    return Held(key, Scope.RUNTIME, data[key].model_dump(), done=True)
+    key = KEYS[found.kind]
+    return Held(key, Scope.RUNTIME, data[key], done=True)
 
 
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:
     """Remove one of them: it is given back as if a ledger held it."""
     network, nobodys = ports.network, Ledger(VolatileJournal())
-    kinds = Resources((Tap(network), Firewall(network), Machine(ports.hypervisor)))
-    await kinds.release(entry(orphan, instance), orphan.sandbox_id, nobodys)
+    kinds = Resources((tap(network), firewall(network), machine(ports.hypervisor)))
+    held = entry(orphan, instance)
+    await kinds.release(Given(held, orphan.sandbox_id, nobodys))

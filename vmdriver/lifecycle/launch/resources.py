@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
@@ -19,11 +18,7 @@ from vmdriver.lifecycle.engine.resource import (
     LEASE,
     OVERLAY,
     TAP,
-    Data,
     Given,
-    OfDomain,
-    OfLayer,
-    Resource,
     Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
@@ -54,54 +49,31 @@ async def is_there() -> None:
     """For what the source has already."""
 
 
-class Part(Resource, Protocol):
-    """One thing of a machine that comes up."""
+@dataclass(frozen=True)
+class Part:
+    """One thing of a machine that comes up. It is a resource."""
 
-    scope: Scope
-    blame: Reason
+    key: str
+    needs: tuple[str, ...]
+    release: Callable[[Given], Awaitable[None]]
+    data: Callable[[MachineSource], Mapping[str, str]]
+    """Its entry's, stored before it is acquired."""
+    acquire: Callable[[MachineSource], Awaitable[None]]
+    """Have it, for a machine that boots. DriverError: there may be a half of it."""
+    scope: Scope = Scope.RUNTIME
+    blame: Reason = Reason.LAUNCHER_SPAWN_FAILED
     """What clean-up hooks are told if it fails."""
-    may_hang: bool
+    may_hang: bool = False
     """A program does it, which may be ended at any time: all or nothing is done, or what is half
     done is replaced the next time.
     """
 
-    def needs(self, plan: LaunchPlan, mark: str) -> Data:
-        """What its release will be given, stored before it is acquired."""
-
-    async def acquire(self, source: MachineSource) -> None:
-        """Have it, for a machine that boots. DriverError: there may be a half of it."""
-
 
 async def take(ledger: Ledger, part: Part, source: MachineSource) -> None:
     """Acquire it as its source has it, through the ledger."""
-    data = part.needs(source.plan, source.mark).model_dump()
     effect = source.instead.get(part.key, partial(part.acquire, source))
-    await ledger.acquire(part.key, part.scope, data, effect, may_hang=part.may_hang)
-
-
-@dataclass(frozen=True)
-class AddressLease:
-    """The block of addresses, with the names that go with it; taken once and kept until delete."""
-
-    pool: AddressPool
-    network: Network
-    key, data = LEASE, Data
-
-    async def acquire(self, owner: str, ledger: Ledger) -> Lease:
-        """The one that it has, or a new one. Exhausted, HostError."""
-        held = ledger.get(LEASE)
-        if held is not None:
-            return Lease.model_validate(held.data)
-        lease = self.pool.take(owner, await self.network.taken())
-
-        async def adopt() -> None:
-            self.pool.adopt(owner, lease)
-
-        await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
-        return lease
-
-    async def release(self, given: Given[Data]) -> None:
-        self.pool.free(given.owner)
+    data, may_hang = part.data(source), part.may_hang
+    await ledger.acquire(part.key, part.scope, data, effect, may_hang=may_hang)
 
 
 @dataclass(frozen=True)
@@ -118,131 +90,118 @@ class Layers:
             await self.disks.remove(path)
 
 
-@dataclass(frozen=True)
-class RootLayer:
+def root_layer(layers: Layers) -> Part:
     """The root disk's own layer. With it go all that the record names."""
 
-    layers: Layers
-    key, scope, data = OVERLAY, Scope.PERSISTENT, OfLayer
-    blame, may_hang = Reason.GUEST_PREPARE_FAILED, True
-
-    def needs(self, plan: LaunchPlan, _mark: str) -> OfLayer:
-        return OfLayer(path=plan.disk("root").path)
-
-    async def acquire(self, source: MachineSource) -> None:
-        await self.layers.disks.create_overlay(source.plan.disk("root"))
-
-    async def release(self, given: Given[OfLayer]) -> None:
-        path, record = given.data.path, given.record
-        if record is None:
-            await self.layers.disks.remove(path)
+    async def release(given: Given) -> None:
+        if given.record is None:
+            await layers.disks.remove(given["path"])
         else:
-            await self.layers.drop(record.id, {path, *layers_of(record)})
+            named = layers_of(given.record)
+            await layers.drop(given.owner, {given["path"], *named})
+
+    return Part(
+        OVERLAY,
+        ("path",),
+        scope=Scope.PERSISTENT,
+        blame=Reason.GUEST_PREPARE_FAILED,
+        data=lambda source: {"path": source.plan.disk("root").path},
+        acquire=lambda source: layers.disks.create_overlay(source.plan.disk("root")),
+        release=release,
+        may_hang=True,
+    )
 
 
-class OfFiles(Data):
-    """The seed's path."""
-
-    seed: str
-
-
-@dataclass(frozen=True)
-class LaunchFiles:
-    """Seed, status disk and console."""
-
-    disks: Disks
-    key, scope, data = FILES, Scope.RUNTIME, OfFiles
-    blame, may_hang = Reason.GUEST_PREPARE_FAILED, False
-
-    def needs(self, plan: LaunchPlan, _mark: str) -> OfFiles:
-        return OfFiles(seed=plan.disk("seed").path)
-
-    async def acquire(self, source: MachineSource) -> None:
-        await self.disks.write_launch_files(
+def launch_files(disks: Disks) -> Part:
+    """Seed, status disk and console. Only the seed, which holds secrets, goes: the others say how
+    it ended.
+    """
+    return Part(
+        FILES,
+        ("seed",),
+        blame=Reason.GUEST_PREPARE_FAILED,
+        data=lambda source: {"seed": source.plan.disk("seed").path},
+        acquire=lambda source: disks.write_launch_files(
             source.plan, source.environment, source.secrets
-        )
-
-    async def release(self, given: Given[OfFiles]) -> None:
-        # The status disk and the console stay: they say how it ended. The seed holds secrets.
-        await self.disks.remove(given.data.seed)
+        ),
+        release=lambda given: disks.remove(given["seed"]),
+    )
 
 
-class OfTap(Data):
-    """`guest_ip` is "" where the record could not be read."""
-
-    tap: str
-    mark: str
-    guest_ip: str
-
-
-@dataclass(frozen=True)
-class Tap:
+def tap(network: Network) -> Part:
     """The host's end of the machine's network, and what is connected through it."""
 
-    network: Network
-    key, scope, data = TAP, Scope.RUNTIME, OfTap
-    blame, may_hang = Reason.LAUNCHER_SPAWN_FAILED, False
+    def data(source: MachineSource) -> Mapping[str, str]:
+        lease = source.plan.network.lease
+        return {"tap": lease.tap, "mark": source.mark, "guest_ip": lease.guest_ip}
 
-    def needs(self, plan: LaunchPlan, mark: str) -> OfTap:
-        lease = plan.network.lease
-        return OfTap(tap=lease.tap, mark=mark, guest_ip=lease.guest_ip)
+    async def release(given: Given) -> None:
+        await network.remove_tap(given["tap"], given["mark"])
+        if given["guest_ip"]:  # unknown where the record could not be read
+            await network.reset_connections(given["guest_ip"])
 
-    async def acquire(self, source: MachineSource) -> None:
-        await self.network.make_tap(source.plan.network, source.mark)
-
-    async def release(self, given: Given[OfTap]) -> None:
-        await self.network.remove_tap(given.data.tap, given.data.mark)
-        if given.data.guest_ip:
-            await self.network.reset_connections(given.data.guest_ip)
-
-
-class OfFirewall(Data):
-    """Its table has the tap's name."""
-
-    tap: str
+    return Part(
+        TAP,
+        ("tap", "mark", "guest_ip"),
+        data=data,
+        acquire=lambda source: network.make_tap(source.plan.network, source.mark),
+        release=release,
+    )
 
 
-@dataclass(frozen=True)
-class Firewall:
-    """The table of rules for the tap."""
-
-    network: Network
-    key, scope, data = FIREWALL, Scope.RUNTIME, OfFirewall
-    blame, may_hang = Reason.LAUNCHER_SPAWN_FAILED, True
-
-    def needs(self, plan: LaunchPlan, _mark: str) -> OfFirewall:
-        return OfFirewall(tap=plan.network.lease.tap)
-
-    async def acquire(self, source: MachineSource) -> None:
-        await self.network.load_rules(source.plan.network, source.mark)
-
-    async def release(self, given: Given[OfFirewall]) -> None:
-        await self.network.remove_rules(given.data.tap)
+def firewall(network: Network) -> Part:
+    """The table of rules for the tap, whose name it has."""
+    return Part(
+        FIREWALL,
+        ("tap",),
+        data=lambda source: {"tap": source.plan.network.lease.tap},
+        acquire=lambda source: network.load_rules(source.plan.network, source.mark),
+        release=lambda given: network.remove_rules(given["tap"]),
+        may_hang=True,
+    )
 
 
-@dataclass(frozen=True)
-class Machine:
+def machine(hypervisor: Hypervisor) -> Part:
     """The domain, running or about to."""
-
-    hypervisor: Hypervisor
-    key, scope, data = MACHINE, Scope.RUNTIME, OfDomain
-    blame, may_hang = Reason.LAUNCHER_SPAWN_FAILED, False
-
-    def needs(self, plan: LaunchPlan, _mark: str) -> OfDomain:
-        return OfDomain(domain=plan.domain)
-
-    async def acquire(self, source: MachineSource) -> None:
-        await self.hypervisor.start(source.plan, source.mark)
-
-    async def release(self, given: Given[OfDomain]) -> None:
-        await self.hypervisor.destroy(given.data.domain)
+    return Part(
+        MACHINE,
+        ("domain",),
+        data=lambda source: {"domain": source.plan.domain},
+        acquire=lambda source: hypervisor.start(source.plan, source.mark),
+        release=lambda given: hypervisor.destroy(given["domain"]),
+    )
 
 
 def launch_parts(ports: Ports, layers: Layers) -> tuple[Part, ...]:
     """A launch: what its machine holds, in the order in which it is acquired."""
-    network = ports.network
-    files, machine = LaunchFiles(ports.disks), Machine(ports.hypervisor)
-    return RootLayer(layers), files, Tap(network), Firewall(network), machine
+    disk, files = root_layer(layers), launch_files(ports.disks)
+    rules = firewall(ports.network)
+    return disk, files, tap(ports.network), rules, machine(ports.hypervisor)
+
+
+@dataclass(frozen=True)
+class AddressLease:
+    """The block of addresses, with the names that go with it; taken once and kept until delete."""
+
+    pool: AddressPool
+    network: Network
+    key, needs = LEASE, ()
+
+    async def acquire(self, owner: str, ledger: Ledger) -> Lease:
+        """The one that it has, or a new one. Exhausted, HostError."""
+        held = ledger.get(LEASE)
+        if held is not None:
+            return Lease.model_validate(held.data)
+        lease = self.pool.take(owner, await self.network.taken())
+
+        async def adopt() -> None:
+            self.pool.adopt(owner, lease)
+
+        await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
+        return lease
+
+    async def release(self, given: Given) -> None:
+        self.pool.free(given.owner)
 
 
 @dataclass(frozen=True)
@@ -256,7 +215,7 @@ class Undoer:
         self, record: SandboxRecord, ledger: Ledger, held: Held, reason: Reason
     ) -> None:
         """One entry's thing. May be repeated."""
-        await self.resources.release(held, record.id, ledger, record, reason)
+        await self.resources.release(Given(held, record.id, ledger, record, reason))
 
     async def drop_layers(self, sandbox_id: str, layers: set[str]) -> None:
         """Remove those of these layers that no other sandbox or template stands on."""

@@ -19,11 +19,7 @@ from vmdriver.lifecycle.engine.resource import (
     MAPPED,
     PAUSED,
     WRITTEN,
-    Data,
     Given,
-    OfDirectory,
-    OfDomain,
-    OfLayer,
     Resource,
 )
 from vmdriver.lifecycle.ports.guest import Guest
@@ -48,7 +44,7 @@ class ImagePart:
     """The directory that an image is written to, with room for the memory set aside."""
 
     store: MemoryStore
-    key, data = IMAGE_PART, OfDirectory
+    key, needs = IMAGE_PART, ("directory",)
 
     async def acquire(self, ledger: Ledger, directory: str, needed_bytes: int) -> str:
         """The path of the file for the memory. Exhausted."""
@@ -56,8 +52,8 @@ class ImagePart:
         begin = partial(self.store.begin, directory, needed_bytes)
         return str(await ledger.acquire(self.key, Scope.CAPTURE, data, begin))
 
-    async def release(self, given: Given[OfDirectory]) -> None:
-        await self.store.remove(given.data.directory)
+    async def release(self, given: Given) -> None:
+        await self.store.remove(given["directory"])
 
 
 @dataclass(frozen=True)
@@ -67,16 +63,16 @@ class FrozenWorkload:
     guest: Guest
     hypervisor: Hypervisor
     memory: MachineMemory
-    key, data = FROZEN, OfDomain
+    key, needs = FROZEN, ("domain",)
 
     async def acquire(self, ledger: Ledger, domain: str, limit_s: float) -> str:
         """The guest's boot id."""
         data, freeze = {"domain": domain}, partial(self.guest.freeze, domain, limit_s)
         return str(await ledger.acquire(self.key, Scope.CAPTURE, data, freeze))
 
-    async def release(self, given: Given[OfDomain]) -> None:
+    async def release(self, given: Given) -> None:
         """The wall clock is set before it goes on. Fine where nothing runs."""
-        domain = given.data.domain
+        domain = given["domain"]
         state = await self.hypervisor.observe(domain)
         if state is DomainState.STALLED:
             # It would stay frozen when it goes on: now or at the next try.
@@ -92,22 +88,22 @@ class PausedMachine:
     """The machine's virtual CPUs stand still."""
 
     memory: MachineMemory
-    key, data = PAUSED, OfDomain
+    key, needs = PAUSED, ("domain",)
 
     async def acquire(self, ledger: Ledger, domain: str) -> None:
         """NotFound."""
         data, pause = {"domain": domain}, partial(self.memory.pause, domain)
         await ledger.acquire(self.key, Scope.CAPTURE, data, pause)
 
-    async def release(self, given: Given[OfDomain]) -> None:
-        await self.memory.go_on(given.data.domain)
+    async def release(self, given: Given) -> None:
+        await self.memory.go_on(given["domain"])
 
 
 @dataclass(frozen=True)
 class WrittenMemory:
     """The memory is being written. What comes of it is in the image's part, and goes with that."""
 
-    key, data = WRITTEN, Data
+    key, needs = WRITTEN, ()
 
     async def acquire(
         self, ledger: Ledger, domain: str, write: Callable[[], Awaitable[T]]
@@ -118,7 +114,7 @@ class WrittenMemory:
         assert written is not None  # noqa: S101 - a capture is never resumed half-way
         return written
 
-    async def release(self, given: Given[Data]) -> None:
+    async def release(self, _given: Given) -> None:
         pass
 
 
@@ -127,7 +123,7 @@ class NewLayer:
     """A layer that the root disk is to go on with, until the record names it."""
 
     disks: Disks
-    key, data = LAYER, OfLayer
+    key, needs = LAYER, ("path",)
 
     async def acquire(self, ledger: Ledger, disk: Disk, *, running: bool) -> None:
         """Made durably: it may have to be stood on after a power cut. `running`: a machine is to
@@ -141,9 +137,9 @@ class NewLayer:
         data = {"path": disk.path, "running": running}
         await ledger.acquire(self.key, Scope.CAPTURE, data, create)
 
-    async def release(self, given: Given[OfLayer]) -> None:
-        if given.record is None or given.data.path not in given.record.layers:
-            await self.disks.remove(given.data.path)
+    async def release(self, given: Given) -> None:
+        if given.record is None or given["path"] not in given.record.layers:
+            await self.disks.remove(given["path"])
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class MappedMemory:
     """
 
     store: MemoryStore
-    key, data = MAPPED, OfDirectory
+    key, needs = MAPPED, ("directory",)
 
     async def acquire(self, ledger: Ledger, image: str, directory: str) -> None:
         """Make that image one."""
@@ -161,8 +157,8 @@ class MappedMemory:
         retire = partial(self.store.retire, image, directory)
         await ledger.acquire(self.key, Scope.RUNTIME, data, retire)
 
-    async def release(self, given: Given[OfDirectory]) -> None:
-        await self.store.remove(given.data.directory)
+    async def release(self, given: Given) -> None:
+        await self.store.remove(given["directory"])
 
 
 def image_bytes(plan: LaunchPlan) -> int:

@@ -26,6 +26,7 @@ from vmdriver.lifecycle.engine.resource import (
     IMAGE_PART,
     LEASE,
     OVERLAY,
+    Given,
     Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
@@ -167,7 +168,7 @@ class Leftovers:
             raise Unavailable("its table goes when the sandbox with its address does")
         if held.key == LEASE and one.ledger.held(Scope.RUNTIME):
             raise Unavailable("its address is leased while there may be anything at it")
-        await self._resources.release(held, one.owner, one.ledger)
+        await self._resources.release(Given(held, one.owner, one.ledger))
 
     def _has_moved(self, one: Unowned) -> bool:
         """Whether somebody else has its address."""
