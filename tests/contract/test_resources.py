@@ -60,7 +60,9 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
     holds, domain = MemoryHolds(ports), plan.domain
     match key:
         case "lease":
-            await AddressLease(process.pool, ports.network).acquire("s1", ledger)
+            await AddressLease(process.core.addresses, ports.network).acquire(
+                "s1", ledger
+            )
         case "capture:image":
             await holds.begin_image(ledger, PART, 4096)
         case "capture:frozen":
@@ -117,11 +119,11 @@ class Stage:
         if held is not None:
             assert process.resources.can_be_undone(held)
             if self.key == LEASE:
-                process.pool.adopt("s1", self.plan.network.lease)
+                process.core.addresses.adopt("s1", self.plan.network.lease)
             for _ in range(2):
                 await process.resources.release(Given(held, "s1", ledger, self.record))
                 assert state(self.world) == before
-        assert process.pool.holder(self.plan.network.lease.index) is None
+        assert process.core.addresses.holder(self.plan.network.lease.index) is None
 
 
 async def stage(key: str) -> Stage:
