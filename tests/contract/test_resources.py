@@ -34,8 +34,7 @@ from vmdriver.lifecycle.engine.resource import (
 )
 from vmdriver.lifecycle.extending.runner import PREFIXES
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
-from vmdriver.lifecycle.memory.resources import MemoryHolds
+from vmdriver.lifecycle.launch.resources import MachineSource, Part, take
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
@@ -56,31 +55,28 @@ PART, IMAGE, MAPPED_AT = "s1/capture.part", "s1/suspended", "s1/mapped"
 
 async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> None:
     """Each as its room does it."""
-    ports = process.inside.ports
-    holds, domain = MemoryHolds(ports), plan.domain
+    ports, domain = process.inside.ports, plan.domain
+    one: Any = process.resources.of(key)
     match key:
         case "lease":
-            await AddressLease(process.core.addresses, ports.network).acquire(
-                "s1", ledger
-            )
+            await one.acquire("s1", ledger)
         case "capture:image":
-            await holds.begin_image(ledger, PART, 4096)
+            await one.acquire(ledger, PART, 4096)
         case "capture:frozen":
-            await holds.freeze(ledger, domain, 1.0)
+            await one.acquire(ledger, domain, 1.0)
         case "capture:paused":
-            await holds.pause(ledger, domain)
+            await one.acquire(ledger, domain)
         case "capture:memory":
             capture = partial(ports.memory.capture, domain, f"{PART}/memory", 2048)
-            await holds.write(ledger, domain, capture)
+            await one.acquire(ledger, domain, capture)
         case "capture:layer":
             disk = plan.disk("root").model_copy(update={"path": "layers/s1.new.qcow2"})
-            await holds.make_layer(ledger, disk, running=True)
+            await one.acquire(ledger, disk, running=True)
         case "mapped-memory":
-            await holds.map_image(ledger, IMAGE, MAPPED_AT)
+            await one.acquire(ledger, IMAGE, MAPPED_AT)
         case _:
-            part = process.resources.of(key)
-            assert isinstance(part, Part), f"say here how {key} is acquired"
-            await take(ledger, part, MachineSource(plan, mark("test", "s1")))
+            assert isinstance(one, Part), f"say here how {key} is acquired"
+            await take(ledger, one, MachineSource(plan, mark("test", "s1")))
 
 
 def state(world: World) -> Mapping[str, Any]:
