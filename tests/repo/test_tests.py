@@ -72,6 +72,17 @@ def test_it_does_not_reach_deep_into_a_driver(path: Path) -> None:
     assert used == allowed, "it is not needed any more: shorten the list"
 
 
+SCENARIOS = sorted((ROOT / "tests" / "scenario").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.name)
+def test_a_scenario_needs_no_other_one(path: Path) -> None:
+    """What several have in common is in stage.py and lives.py."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        assert ".test_" not in module, f"{path.name}:{node.lineno}: from {module}"
+
+
 FAKES = sorted((ROOT / "tests" / "fakes").glob("*.py"))
 MOST_LINES = 300
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
-from tests.scenario.test_memory import TEMPLATES
+from tests.scenario.stage import TEMPLATES
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Notice

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.gate import Gate
 from tests.fakes.world import World
-from tests.scenario.test_templates_in_use import until, with_template
+from tests.scenario.stage import eventually, with_template
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.phase import Intent, Phase
@@ -61,7 +61,9 @@ async def test_the_last_forks_of_a_removed_template_take_its_layer_with_them() -
     assert template.layer in driver.world.files
     names = ("first", "second", "third")
     await asyncio.gather(*(manager.delete(name, "") for name in names))
-    await until(lambda: template.layer not in driver.world.files, "it is left over")
+    await eventually(
+        lambda: template.layer not in driver.world.files, "it is left over"
+    )
     await driver.close()
     assert driver.world.objects() == set()
 
@@ -168,7 +170,7 @@ async def test_a_layer_that_could_not_be_removed_when_it_was_merged_goes_with_th
     (_, top) = worker.record.layers
     driver.world.fail = lambda call: call == f"remove {top}"
     await driver.manager.stop("s1", "")
-    await until(lambda: len(worker.record.layers) == 1, "they were not merged")
+    await eventually(lambda: len(worker.record.layers) == 1, "they were not merged")
     driver.world.fail = lambda _: False
     assert top in driver.world.files
     await driver.manager.delete("s1", "")

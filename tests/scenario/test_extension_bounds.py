@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
-from tests.scenario.test_memory import TEMPLATES
+from tests.scenario.stage import TEMPLATES
 from vmdriver.errors import Exhausted, Refused
 from vmdriver.extension import Extension, LifecycleExtension
 from vmdriver.lifecycle.ports.settings import Settings

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
-from tests.scenario.test_memory import TEMPLATES, waiting, with_template
+from tests.scenario.stage import TEMPLATES, waiting, with_template
 from vmdriver.model.phase import Phase
 
 

@@ -10,19 +10,12 @@ import pytest
 
 from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
-from tests.scenario.test_memory import operations, running
+from tests.scenario.stage import operations, running, ticked
 from vmdriver.errors import DriverError, HostError, Refused
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import Phase
 from vmdriver.model.wishes import Wish
-
-
-async def ticked(driver: FakeDriver) -> str:
-    """Its workload has run for a moment; the domain."""
-    domain = driver.plan().domain
-    driver.memory.tick(domain)
-    return domain
 
 
 async def test_what_manifests_name_is_not_collected() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.driver import FakeDriver
 from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
-from tests.scenario.test_memory import operations, running
+from tests.scenario.stage import operations, running
 from vmdriver.errors import HostError, TimedOut
 from vmdriver.lifecycle.ports.memory import MachineMemory
 from vmdriver.model.phase import Intent, Phase

@@ -13,7 +13,7 @@ from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.gate import Gate
 from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
-from tests.scenario.test_templates_in_use import until
+from tests.scenario.stage import eventually
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.control.operator import Operations
@@ -78,7 +78,7 @@ async def test_what_such_a_return_leaves_goes_when_there_is_space() -> None:
     await asyncio.gather(returning, return_exceptions=True)
     await driver.settled()
     assert driver.phase() is Phase.RUNNING
-    await until(lambda: old not in driver.world.files, "its layer stays")
+    await eventually(lambda: old not in driver.world.files, "its layer stays")
     assert driver.world.objects() == held_objects(driver.world)
     assert list(driver.world.images) == ["s1/snapshots/a"]
     await found.restore_snapshot(found.find("s1"), "a")
@@ -108,14 +108,14 @@ async def test_a_stop_that_cuts_off_the_removal_of_a_snapshot_leaves_no_file() -
     removing = asyncio.create_task(found.delete_snapshot(found.find("s1"), "b"))
     await begun.wait()
     stopping = asyncio.create_task(driver.manager.stop("s1", ""))
-    await until(driver.inside.was_cut_off, "it is not cut off")
+    await eventually(driver.inside.was_cut_off, "it is not cut off")
     go_on.set()
     await stopping
     (answer,) = await asyncio.gather(removing, return_exceptions=True)
     assert "this was cut off" in str(answer)
     await driver.settled()
     assert [e.name for e in found.find("s1").record.snapshots] == ["a"]
-    await until(lambda: layer not in driver.world.files, "its layer stays")
+    await eventually(lambda: layer not in driver.world.files, "its layer stays")
     assert list(driver.world.images) == ["s1/snapshots/a"]
     assert driver.world.objects() == held_objects(driver.world)
     await driver.close()
@@ -130,8 +130,8 @@ async def test_a_file_that_cannot_be_removed_at_first_is_removed_later(
     driver.world.fail = lambda call: call.startswith(what) and next(failures, False)
     removing = found.delete_snapshot(found.find("s1"), "b")
     await asyncio.gather(removing, return_exceptions=True)
-    await until(lambda: layer not in driver.world.files, "its layer stays")
-    await until(lambda: len(driver.world.images) == 1, "its memory stays")
+    await eventually(lambda: layer not in driver.world.files, "its layer stays")
+    await eventually(lambda: len(driver.world.images) == 1, "its memory stays")
     assert next(failures, None) is None, "it must have failed"
     assert driver.phase() is Phase.RUNNING
     assert driver.world.objects() == held_objects(driver.world)
@@ -156,7 +156,7 @@ async def test_a_layer_that_the_machine_has_open_stays_whatever_the_record_says(
     await driver.settled()
     assert stray in driver.world.files
     await driver.manager.stop("s1", "")
-    await until(lambda: stray not in driver.world.files, "nobody uses it now")
+    await eventually(lambda: stray not in driver.world.files, "nobody uses it now")
     await driver.close()
 
 
@@ -176,7 +176,7 @@ async def test_a_snapshot_that_was_made_and_cannot_be_noted_leaves_nothing() -> 
     assert "on purpose" in str(answer)
     driver.world.fail = lambda _: False
     driver.hint()
-    await until(lambda: not driver.world.images, "its memory stays")
+    await eventually(lambda: not driver.world.images, "its memory stays")
     assert worker.record.snapshots == ()
     await driver.close()
 

@@ -11,8 +11,12 @@ import pytest
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.gate import Gate
 from tests.fakes.world import World
-from tests.scenario.test_memory import TEMPLATES
-from tests.scenario.test_templates_in_use import template_files, until, with_template
+from tests.scenario.stage import (
+    TEMPLATES,
+    eventually,
+    template_files,
+    with_template,
+)
 from vmdriver.errors import DriverError, Exhausted
 from vmdriver.model.ids import mark, parse_mark
 from vmdriver.model.phase import Phase
@@ -64,17 +68,19 @@ async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
     with caplog.at_level(logging.INFO, "vmdriver.lifecycle.templates.leftovers"):
         await driver.manager.create(spec("first"), None)
         await driver.settled()
-        await until(lambda: "tried again" in caplog.text, "all of it was given back")
+        await eventually(
+            lambda: "tried again" in caplog.text, "all of it was given back"
+        )
         (owner,) = driver.inside.left_over()
         assert nobodys(world) or template_files(world)
         assert (owner in leases(driver)) == bool(nobodys(world))
         before = failing.left[what.replace("_", " ")]
-        await until(
+        await eventually(
             lambda: failing.left[what.replace("_", " ")] < before - 1,
             "it is not tried again",
         )
         failing.left.clear()
-        await until(lambda: not driver.leftovers.has(owner), "it stays")
+        await eventually(lambda: not driver.leftovers.has(owner), "it stays")
     assert leases(driver) == ["first"]
     assert nobodys(world) == []
     assert template_files(world) == set()
@@ -94,7 +100,7 @@ async def test_a_machine_that_cannot_be_ended_counts_in_the_hosts_memory() -> No
     await driver.manager.recover()
     await driver.manager.create(spec("first"), None)
     await driver.settled()
-    await until(driver.leftovers.memory_mib, "the build's machine was ended")
+    await eventually(driver.leftovers.memory_mib, "the build's machine was ended")
     budget = driver.inside.budget
     size = budget.size_mib(driver.record("first"))
     assert driver.leftovers.memory_mib() == size
@@ -102,7 +108,7 @@ async def test_a_machine_that_cannot_be_ended_counts_in_the_hosts_memory() -> No
     with pytest.raises(Exhausted, match=f"{2 * size} MiB of 6000 MiB are committed"):
         await driver.manager.create(spec("second"), None)
     failing.left.clear()
-    await until(lambda: budget.committed_mib() == size, "it counts for ever")
+    await eventually(lambda: budget.committed_mib() == size, "it counts for ever")
     await driver.manager.create(spec("second"), None)
     await driver.settled()
     assert driver.phase("second") is Phase.RUNNING
@@ -119,20 +125,20 @@ async def test_what_cannot_be_given_back_is_not_met_by_the_next_build_of_that_te
     await driver.manager.templates.remove(template.key)
     await driver.manager.create(spec("second"), None)
     await driver.settled()
-    await until(driver.manager.templates.listed, "it was not built anew")
+    await eventually(driver.manager.templates.listed, "it was not built anew")
     (anew,) = driver.manager.templates.listed()
     owner = f"template-{anew.key}"
-    await until(lambda: driver.leftovers.has(owner), "its table went")
+    await eventually(lambda: driver.leftovers.has(owner), "its table went")
     await driver.manager.templates.remove(anew.key)
     built = [call for call in driver.world.calls if call.startswith("capture")]
     await driver.manager.create(spec("third"), None)
     await driver.settled()
-    await until(lambda: not driver.inside.builds(), "nothing is decided")
+    await eventually(lambda: not driver.inside.builds(), "nothing is decided")
     assert built == [c for c in driver.world.calls if c.startswith("capture")]
     failing.left.clear()
-    await until(lambda: not driver.leftovers.has(owner), "its table stays")
+    await eventually(lambda: not driver.leftovers.has(owner), "its table stays")
     await driver.manager.create(spec("fourth"), None)
-    await until(driver.manager.templates.listed, "it is never built again")
+    await eventually(driver.manager.templates.listed, "it is never built again")
     await driver.close()
 
 
@@ -141,30 +147,30 @@ async def test_a_table_is_not_taken_from_a_sandbox_that_has_the_address_by_now(
     then: str,
 ) -> None:
     """A fork that was claimed, and whose claim failed half way."""
-    driver = await with_template(Gate(), pool=1)
+    driver = await with_template(Gate(), warm_pool=1)
     world, pool = driver.world, driver.manager.warm_pool
     (template,) = driver.manager.templates.listed()
-    await until(lambda: pool.count(template.key) == 1, "nobody waits")
+    await eventually(lambda: pool.count(template.key) == 1, "nobody waits")
     (waiting,) = driver.inside.waiting()
     tap = waiting.plan.network.lease.tap
     failing = world.fail = Failing(mark_tap=1, remove_tap=2, load_rules=0)
     await driver.manager.create(spec("second"), None)
-    await until(lambda: driver.phase("second") is Phase.FAILED, "it was claimed")
+    await eventually(lambda: driver.phase("second") is Phase.FAILED, "it was claimed")
     assert not failing.left["mark tap"]
     assert waiting.plan.domain not in world.domains
     if then == "start":
-        await until(lambda: tap not in world.taps, "the fork's tap stays")
+        await eventually(lambda: tap not in world.taps, "the fork's tap stays")
         assert tap in world.tables, "the sandbox may be loading its own at any moment"
         await driver.manager.stop("second", "")
         await driver.manager.start("second", "")
         await driver.settled()
         assert driver.phase("second") is Phase.RUNNING
         assert driver.plan("second").network.lease.tap == tap
-        await until(lambda: not driver.leftovers.has(waiting.owner), "it stays")
+        await eventually(lambda: not driver.leftovers.has(waiting.owner), "it stays")
         assert world.tables[tap] == world.taps[tap] == mark("test", "second")
     else:
         await driver.manager.delete("second", "")
-        await until(lambda: not driver.leftovers.has(waiting.owner), "it stays")
+        await eventually(lambda: not driver.leftovers.has(waiting.owner), "it stays")
         assert tap not in world.tables
         assert tap not in world.taps
     await driver.close()
@@ -177,7 +183,7 @@ async def test_forks_that_cannot_be_ended_count_among_those_that_wait() -> None:
     world = driver.world
     await driver.manager.recover()
     await driver.manager.create(spec("first"), None)
-    await until(lambda: len(driver.inside.waiting()) == 2, "nobody waits")
+    await eventually(lambda: len(driver.inside.waiting()) == 2, "nobody waits")
     (template,) = driver.manager.templates.listed()
     failing = world.fail = Failing(destroy=ALWAYS)
     await driver.manager.templates.remove(template.key)
@@ -185,7 +191,7 @@ async def test_forks_that_cannot_be_ended_count_among_those_that_wait() -> None:
     await driver.manager.create(spec("second"), None)
     await driver.settled()
     failing.left["destroy"] = 0
-    await until(lambda: not driver.leftovers.machines(), "they stay")
+    await eventually(lambda: not driver.leftovers.machines(), "they stay")
     await driver.close()
 
 
@@ -214,10 +220,10 @@ async def test_a_host_where_every_fiftieth_call_fails_has_nothing_of_nobody_at_t
     for name in driver.sandboxes():
         await driver.manager.delete(name, "")
     templates = driver.manager.templates
-    await until(lambda: not driver.inside.builds(), "builds have no end")
+    await eventually(lambda: not driver.inside.builds(), "builds have no end")
     for template in templates.listed():
         await templates.remove(template.key)
-    await until(
+    await eventually(
         lambda: not (world.objects() or template_files(world) or leases(driver)),
         "something stays",
     )
@@ -225,9 +231,9 @@ async def test_a_host_where_every_fiftieth_call_fails_has_nothing_of_nobody_at_t
 
 
 async def test_a_driver_that_ends_leaves_the_rest_to_the_next_ones_sweep() -> None:
-    driver = await with_template(Gate(), pool=1)
+    driver = await with_template(Gate(), warm_pool=1)
     world = driver.world
-    await until(driver.inside.waiting, "nobody waits")
+    await eventually(driver.inside.waiting, "nobody waits")
     world.fail = Failing(destroy=ALWAYS)
     await driver.close()
     assert [what for what in nobodys(world) if what.startswith("machine")]

@@ -12,7 +12,7 @@ from tests.fakes.crashes import Bomb, Killer, played_until_crash
 from tests.fakes.driver import FakeDriver
 from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
-from tests.scenario.test_crash_matrix import SEQUENCES, perform
+from tests.scenario.lives import SEQUENCES, perform
 from vmdriver.errors import DriverError
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.record import SandboxRecord

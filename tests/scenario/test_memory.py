@@ -12,6 +12,7 @@ import vmdriver.lifecycle.memory.restore_check as restore_check_module
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
+from tests.scenario.stage import TEMPLATES, operations, running, waiting, with_template
 from vmdriver.errors import (
     AlreadyExists,
     DriverError,
@@ -22,25 +23,10 @@ from vmdriver.errors import (
     Refused,
 )
 from vmdriver.extension import LifecycleExtension
-from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wishes import Wish
-
-
-async def running(world: World | None = None, **options: object) -> FakeDriver:
-    driver = FakeDriver(world or World(), **options)
-    await driver.manager.recover()
-    await driver.manager.create(spec(driver_config={"on_stop": "suspend"}), None)
-    await driver.settled()
-    assert driver.phase() is Phase.RUNNING
-    return driver
-
-
-def operations(driver: FakeDriver) -> tuple[Operations, object]:
-    found = Operations(driver.manager)
-    return found, found.find("s1")
 
 
 async def test_a_stop_that_suspends_holds_nothing_and_a_start_goes_on() -> None:
@@ -359,22 +345,6 @@ async def test_a_fork_of_a_disk_stays_in_its_workspace_and_keeps_what_it_stands_
 # --- templates and the pool
 
 
-TEMPLATES = dataclasses.replace(SETTINGS, templates_enabled=True)
-
-
-async def with_template(**settings: object) -> FakeDriver:
-    driver = FakeDriver(World(), settings=dataclasses.replace(TEMPLATES, **settings))
-    await driver.manager.recover()
-    await driver.manager.create(spec("first"), None)
-    await driver.settled()
-    for _ in range(200):
-        if driver.manager.templates.listed():
-            break
-        await asyncio.sleep(0.01)
-    assert driver.manager.templates.listed()
-    return driver
-
-
 async def test_the_second_of_a_shape_goes_on_from_a_template() -> None:
     driver = await with_template()
     world = driver.world
@@ -465,15 +435,6 @@ async def test_a_machine_that_waits_is_taken_over_whole() -> None:
         o for o in world.objects() if not o.startswith("file layers/template")
     } == set()
     await again.close()
-
-
-async def waiting(driver: FakeDriver, count: int) -> None:
-    pool, (template,) = driver.manager.warm_pool, driver.manager.templates.listed()
-    for _ in range(300):
-        if pool.count(template.key) == count:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{pool.count(template.key)} machines wait, not {count}")
 
 
 async def test_the_sweep_at_start_leaves_the_new_pool_alone() -> None:

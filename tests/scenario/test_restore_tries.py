@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.driver import SETTINGS
-from tests.scenario.test_kept_memory import ticked
-from tests.scenario.test_memory import operations, running
+from tests.scenario.stage import operations, running, ticked
 from vmdriver.errors import (
     HostError,
     HypervisorError,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import vmdriver.lifecycle.memory.snapshot as snapshot_module
 from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
-from tests.scenario.test_memory import operations, running
+from tests.scenario.stage import operations, running
 from vmdriver.host import facts
 from vmdriver.model.memory_image import SeenAge
 from vmdriver.model.record import utc_now

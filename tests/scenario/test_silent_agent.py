@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.limits import limit
 from tests.fakes.world import World
+from tests.scenario.stage import eventually
 from vmdriver.errors import DriverError, HypervisorError, TimedOut
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
@@ -58,15 +58,6 @@ async def started(**changes: Any) -> tuple[FakeDriver, str]:
 def shown(driver: FakeDriver) -> tuple[str, str, str]:
     found = driver.manager.snapshots()[0].conditions[0]
     return f"{found.type}={found.status}", found.reason, found.message
-
-
-async def eventually(true: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(5):
-            while not true():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"never: {what}")
 
 
 async def told(subscription: Subscription) -> list[tuple[str, str]]:

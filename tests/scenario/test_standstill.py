@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.limits import limit
 from tests.fakes.world import World
+from tests.scenario.stage import eventually
 from vmdriver.errors import HypervisorError, Refused
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
@@ -44,15 +44,6 @@ def fill_the_disk(driver: FakeDriver, domain: str) -> None:
 def shown(driver: FakeDriver) -> tuple[str, str, str]:
     found = driver.manager.snapshots()[0].conditions[0]
     return f"{found.type}={found.status}", found.reason, found.message
-
-
-async def eventually(true: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(5):
-            while not true():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"never: {what}")
 
 
 async def told(subscription: Subscription) -> list[str]:

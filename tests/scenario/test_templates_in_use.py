@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Callable
 
 import pytest
 
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.gate import Gate
 from tests.fakes.limits import limit
-from tests.fakes.world import World
-from tests.scenario.test_memory import TEMPLATES
+from tests.scenario.stage import (
+    TEMPLATES,
+    eventually,
+    template_files,
+    with_template,
+)
 from vmdriver.errors import NotFound
 from vmdriver.model.phase import Intent, Phase
 
@@ -20,30 +22,6 @@ FOUND = ("image:identify",)
 NOTED = ("image:identify", "record:before-save")
 LAUNCHING = ("image:identify", "record:before-save", "image:read")
 LOADED = ("image:identify", "load:paused")
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(what)
-
-
-async def with_template(gate: Gate, pool: int = 0) -> FakeDriver:
-    """A driver with one sandbox and its template; with `pool`, that many forks wait."""
-    settings = dataclasses.replace(TEMPLATES, warm_pool=pool)
-    driver = FakeDriver(World(), gate, settings=settings)
-    await driver.manager.recover()
-    await driver.manager.create(spec("first"), None)
-    await driver.settled()
-    await until(driver.manager.templates.listed, "no template was built")
-    return driver
-
-
-def template_files(world: World) -> set[str]:
-    layers = {path for path in world.files if path.startswith("layers/template-")}
-    return layers | {path for path in world.images if path.startswith("templates/")}
 
 
 @pytest.mark.parametrize("where", [FOUND, NOTED, LAUNCHING, LOADED])
@@ -90,7 +68,7 @@ async def test_a_template_that_is_collected_stays_for_whoever_has_just_found_it(
     await driver.manager.create(spec("second"), None)
     await gate.reached()
     await driver.manager.create(spec("other", driver_config={"disk_mib": 9000}), None)
-    await until(lambda: old not in templates.listed(), "it was not collected")
+    await eventually(lambda: old not in templates.listed(), "it was not collected")
     gate.open()
     await driver.settled()
     assert driver.phase("second") is Phase.RUNNING
@@ -167,7 +145,7 @@ async def test_the_next_driver_finishes_a_removal_that_waited_for_a_user(
     assert not again.manager.templates.listed(), "it was removed before the kill"
     await again.settled()
     assert again.phase("second") is Phase.RUNNING
-    await until(lambda: not again.inside.builds(), "builds have no end")
+    await eventually(lambda: not again.inside.builds(), "builds have no end")
     needed = again.record("second").layers
     left = {path for path in template_files(world) if template.key in path}
     # The sandbox may have booted, and have had a template built by now: another one.
@@ -182,23 +160,23 @@ async def test_the_next_driver_finishes_a_removal_that_waited_for_a_user(
 
 async def test_a_waiting_machine_is_only_given_to_those_of_its_own_template() -> None:
     gate = Gate()
-    driver = await with_template(gate, pool=1)
+    driver = await with_template(gate, warm_pool=1)
     world, templates = driver.world, driver.manager.templates
     pool = driver.manager.warm_pool
     (old,) = templates.listed()
-    await until(lambda: pool.count(old.key) == 1, "nobody waits")
+    await eventually(lambda: pool.count(old.key) == 1, "nobody waits")
     await driver.manager.create(spec("claims"), None)  # the pool fills up again
     gate.shut("load:paused")
     await gate.reached()  # one is being made on the old template
     await templates.remove(old.key)
     await driver.manager.create(spec("boots"), None)
-    await until(templates.listed, "it was not built anew")
+    await eventually(templates.listed, "it was not built anew")
     (new,) = templates.listed()
     assert new.key == old.key
     assert new.layer != old.layer
     assert old.layer in world.files, "the fork that is being made stands on it"
     gate.open()
-    await until(lambda: pool.count(new.key) == 1, "the pool was not filled")
+    await eventually(lambda: pool.count(new.key) == 1, "the pool was not filled")
     assert sum("/warm-" in world.marks[d] for d in world.domains) == 1
     (waiting,) = driver.inside.waiting()
     assert new.layer in waiting.plan.disk("root").backing
@@ -213,13 +191,13 @@ async def test_a_waiting_machine_is_only_given_to_those_of_its_own_template() ->
 async def test_a_fork_that_was_made_while_its_template_went_is_ended() -> None:
     gate = Gate()
     gate.shut("load:paused")
-    driver = await with_template(gate, pool=1)
+    driver = await with_template(gate, warm_pool=1)
     world = driver.world
     await gate.reached()
     (template,) = driver.manager.templates.listed()
     await driver.manager.templates.remove(template.key)
     gate.open()
-    await until(lambda: not template_files(world), "it is held for ever")
+    await eventually(lambda: not template_files(world), "it is held for ever")
     assert not [d for d in world.domains if "/warm-" in world.marks[d]]
     assert not driver.manager.warm_pool.layers()
     await driver.close()
