@@ -88,6 +88,16 @@ class DiskDriver(vmdriver.app.Driver):
         await self.images.close()
         self.release_threads()
 
+    async def kill(self) -> None:
+        """As SIGKILL: nothing of this process has any effect from now on. What its threads are just writing is."""
+        self.world.dead = True
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._files._executor.shutdown(wait=True, cancel_futures=True)
+        self.world.dead = False
+
     # --- what a test looks at and does
 
     def names(self) -> set[str]:

@@ -19,6 +19,7 @@ from tests.fakes.disk_driver import DiskDriver, config
 from tests.fakes.earlier_extensions import Follower, Outside, Recorder
 from tests.fakes.earlier_state import EarlierState, has_tick
 from tests.fakes.process_driver import ProcessDriver
+from tests.fakes.world import Crash
 from tests.fakes.world_on_disk import world_of
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.model.phase import Intent, Phase
@@ -61,15 +62,40 @@ class TakenUp:
         self.outside = Outside(root / "outside")
         self.root = root / "state"
 
-    async def begin(self) -> DiskDriver:
+    def new_driver(self) -> DiskDriver:
         self.driver = DiskDriver(
             config(self.root.parent, instance="earlier"),
             self.world,
             [Follower(self.outside), Recorder(self.outside)],
         )
-        await self.driver.begin()
-        await self.driver.settled()
         return self.driver
+
+    async def begin(self) -> DiskDriver:
+        driver = self.new_driver()
+        await driver.begin()
+        await driver.settled()
+        return driver
+
+    async def begin_and_be_killed(self, effects: int) -> None:
+        """At the driver's effect of that number on the host."""
+        seen, killed = [], asyncio.Event()
+
+        def kill(call: str) -> bool:
+            seen.append(call)
+            if len(seen) == effects:
+                self.world.dead = True
+                killed.set()
+                raise Crash(call)
+            return False
+
+        self.world.fail = kill
+        driver = self.new_driver()
+        beginning = asyncio.create_task(driver.begin())
+        async with asyncio.timeout(20):
+            await killed.wait()
+        self.world.fail = lambda _call: False
+        await driver.kill()
+        assert beginning.done()
 
     def domain(self, sandbox_id: str) -> str:
         plan = self.driver.record(sandbox_id).plan
@@ -258,6 +284,31 @@ async def test_a_template_is_kept_or_collected_as_its_key_says(
             if name == "suspended":
                 await driver.resume(name)
             assert driver.tick(name) == 3
+    finally:
+        await driver.end()
+
+
+@pytest.mark.parametrize("effects", [2, 20, 40, 60, 75])
+async def test_a_driver_killed_while_it_takes_up_the_state_has_a_successor(
+    effects: int, tmp_path: Path
+) -> None:
+    taken_up = TakenUp(tmp_path)
+    await taken_up.begin_and_be_killed(effects)
+    driver = await taken_up.begin()
+    try:
+        assert driver.phases() == {
+            **dict.fromkeys(RAN, Phase.RUNNING),
+            **RESTED,
+            **HALF_DONE,
+        }
+        await taken_up.all_claimed()
+        for name in ("suspended", "half-suspended", "half-published"):
+            await driver.resume(name)
+        for name in (
+            *("suspended", "half-suspended", "half-published", "half-loaded"),
+            *("half-resumed", "half-returned", "half-snapshot", "half-switched"),
+        ):
+            assert driver.tick(name) == 3, name
     finally:
         await driver.end()
 
