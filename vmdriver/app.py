@@ -48,6 +48,7 @@ from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
@@ -85,6 +86,7 @@ class Driver:
         self._guardian = Guardian(self.charge)
         self.machines = Machines(self.connection, instance, owner, passage)
         self.disks = DiskStore(self.layout, self._files, owner)
+        self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(self.layout, self._files)
         self.network = HostNetwork(
             instance, owner, self._files, config.network.address_pool
@@ -153,6 +155,7 @@ class Driver:
             self.machines,
             self.network,
             self.disks,
+            self.launch_files,
             self.supervisors,
             self.images,
             self.records,

@@ -34,6 +34,7 @@ from vmdriver.oci.image_service import ImageStore
 from vmdriver.service import server
 from vmdriver.storage import boot
 from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
@@ -91,6 +92,7 @@ async def _start(layout: Layout, pool: Pool) -> None:
         World(),
         adapters={
             "disks": DiskStore(layout, pool, owner),
+            "launch_files": LaunchFiles(layout, pool, owner),
             "supervisor_disks": supervisors,
             "memory_store": MemoryImages(pool, owner, layout.clearing),
             "records": RecordStore(layout, pool),

@@ -1,4 +1,4 @@
-"""Layers, seeds and status disks in memory."""
+"""Layers and status disks in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.fakes.world import World
 from vmdriver.lifecycle.ports.host import GuestReport
-from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.plan import Disk
 
 
 class FakeDisks:
@@ -69,46 +69,6 @@ class FakeDisks:
 
     async def flush_status(self, path: str) -> None:
         return
-
-    async def write_resume_files(
-        self,
-        plan: LaunchPlan,
-        environment: Mapping[str, str],
-        secrets: Mapping[str, bytes],
-    ) -> None:
-        self._world.act("write resume files")
-        self._world.files.add(plan.disk("seed").path)
-        self._world.reports[plan.disk("status").path] = GuestReport("started")
-
-    async def write_barrier_files(self, plan: LaunchPlan) -> None:
-        self._world.act("write barrier files")
-        self._world.reports[plan.disk("status").path] = GuestReport("waiting")
-
-    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
-        return
-
-    async def take_over_files(
-        self,
-        waiting: LaunchPlan,
-        plan: LaunchPlan,
-        environment: Mapping[str, str],
-        secrets: Mapping[str, bytes],
-    ) -> None:
-        self._world.act("take over files")
-        self._world.files.add(plan.disk("seed").path)
-        self._world.reports.pop(waiting.disk("status").path, None)
-        self._world.reports[plan.disk("status").path] = GuestReport()
-
-    async def write_launch_files(
-        self,
-        plan: LaunchPlan,
-        environment: Mapping[str, str],
-        secrets: Mapping[str, bytes],
-    ) -> None:
-        self._world.act("write launch files")
-        self._world.files.add(plan.disk("seed").path)
-        self._world.seeds[plan.sandbox_id] = (environment, secrets)
-        self._world.reports[plan.disk("status").path] = GuestReport()
 
     async def remove(self, path: str) -> None:
         self._world.act(f"remove {path}")

@@ -14,6 +14,7 @@ from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.images import FakeImages
 from tests.fakes.inside import Inside, is_at_work
 from tests.fakes.journal import FakeJournal
+from tests.fakes.launch_files import FakeLaunchFiles
 from tests.fakes.memory import FakeMemory
 from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.network import FakeNetwork
@@ -90,6 +91,7 @@ class FakeDriver:
             self.hypervisor,
             FakeNetwork(world, instance),
             FakeDisks(world),
+            FakeLaunchFiles(world),
             FakeSupervisorDisks(world),
             FakeImages(world),
             FakeRecords(world, checkpoint),

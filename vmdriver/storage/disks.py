@@ -10,11 +10,12 @@ from pathlib import Path
 
 from vmdriver.errors import Exhausted, StorageError
 from vmdriver.host import process
-from vmdriver.lifecycle.ports.host import GuestReport
+from vmdriver.host.threads import Pool
+from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.model.plan import Disk
 from vmdriver.storage import chains, files
 from vmdriver.storage.guest_report import read_report
-from vmdriver.storage.launch_files import LaunchFiles
+from vmdriver.storage.layout import Layout
 
 _log = logging.getLogger(__name__)
 _CONSOLE_LIMIT = 1024 * 1024
@@ -27,8 +28,11 @@ _FREE_SPACE_KEPT = 256 * 1024 * 1024
 _OVERLAY_OPTIONS = "extended_l2=on,cluster_size=64k"
 
 
-class DiskStore(LaunchFiles):
+class DiskStore:
     """Implements lifecycle.ports.host.Disks. `owner` is the user that QEMU runs as."""
+
+    def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
+        self._layout, self._pool, self._owner = layout, pool, owner
 
     async def create_overlay(self, disk: Disk) -> None:
         """Make the root disk's qcow2 layer, empty, on its base, unless a machine may have
@@ -41,7 +45,7 @@ class DiskStore(LaunchFiles):
         below = Path(disk.backing[0])
         if not await self._pool.run(chains.may_be_made, path, below):
             _log.warning("layer %s is there and was used: it is kept", path.name)
-            await self._pool.run(self._give, path, 0o600)
+            await self._pool.run(files.give, path, self._owner, 0o600)
             return
         self._check_free_space(path.parent)
         size = await self._pool.run(_larger_size, disk)
@@ -64,7 +68,7 @@ class DiskStore(LaunchFiles):
             ],
             deadline_s=_CREATE_S,
         )
-        await self._pool.run(self._give, path, 0o600)
+        await self._pool.run(files.give, path, self._owner, 0o600)
 
     async def is_whole(self, layer: str, below: str) -> bool:
         """See ports.Disks."""
@@ -101,7 +105,7 @@ class DiskStore(LaunchFiles):
 
     async def merge_layer(self, layer: str, below: str) -> None:
         """Write a layer's content into the one below it, which takes its place."""
-        await self._pool.run(self._give, Path(below), 0o600)
+        await self._pool.run(files.give, Path(below), self._owner, 0o600)
         # -d: the emptied layer would not be used again anyway.
         await process.run(
             ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", "-b", below, layer],

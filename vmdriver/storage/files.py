@@ -10,6 +10,14 @@ import shutil
 import stat
 from pathlib import Path
 
+from vmdriver.lifecycle.ports.host import Ownership
+
+
+def give(path: Path, owner: Ownership, mode: int) -> None:
+    """Have it belong to somebody. OSError."""
+    path.chmod(mode)
+    os.chown(path, owner.uid, owner.gid)
+
 
 def sync_directory(path: Path) -> None:
     """Make renames and removals in a directory durable."""

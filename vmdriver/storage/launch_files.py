@@ -19,20 +19,14 @@ _STATUS_BYTES = 64 * 1024
 
 
 class LaunchFiles:
-    """The part of lifecycle.ports.host.Disks that is about one launch. `owner` is the user that
-    QEMU runs as.
-    """
+    """Implements lifecycle.ports.host.LaunchFiles. `owner` is the user that QEMU runs as."""
 
     def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
         self._layout = layout
         self._pool = pool
         self._owner = owner
 
-    def _give(self, path: Path, mode: int) -> None:
-        path.chmod(mode)
-        os.chown(path, self._owner.uid, self._owner.gid)
-
-    async def write_launch_files(
+    async def write(
         self,
         plan: LaunchPlan,
         environment: Mapping[str, str],
@@ -40,21 +34,21 @@ class LaunchFiles:
     ) -> None:
         """Write the seed, an empty status disk and an empty console for one launch."""
         data = seed.build(plan, environment, seed.Secrets(secrets))
-        await self._pool.run(self._write_launch_files, plan, data)
+        await self._pool.run(self._write, plan, data)
 
-    async def take_over_files(
+    async def take_over(
         self,
         waiting: LaunchPlan,
         plan: LaunchPlan,
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
     ) -> None:
-        """See ports.Disks."""
+        """See ports.LaunchFiles."""
         data = seed.build(plan, environment, seed.Secrets(secrets))
-        await self._pool.run(self._take_over_files, waiting, plan, data)
+        await self._pool.run(self._take_over, waiting, plan, data)
 
     @staticmethod
-    def _take_over_files(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
+    def _take_over(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
         with _seed_errors():
             known = Path(waiting.disk("seed").path)
             if seed.disk_bytes(len(data)) > known.stat().st_size:
@@ -73,7 +67,7 @@ class LaunchFiles:
                 Path(old).symlink_to(new)
 
     async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
-        """See ports.Disks."""
+        """See ports.LaunchFiles."""
 
         def remove() -> None:
             for directory in list(Path(parent).iterdir()):
@@ -82,12 +76,12 @@ class LaunchFiles:
 
         await self._pool.run(remove)
 
-    async def write_barrier_files(self, plan: LaunchPlan) -> None:
+    async def write_for_template(self, plan: LaunchPlan) -> None:
         """The same for a template."""
         data = seed.build_barrier(plan)
-        await self._pool.run(self._write_launch_files, plan, data)
+        await self._pool.run(self._write, plan, data)
 
-    def _write_launch_files(self, plan: LaunchPlan, data: bytes) -> None:
+    def _write(self, plan: LaunchPlan, data: bytes) -> None:
         with _seed_errors():
             self._write_seed(plan, data, seed.disk_bytes(len(data)))
             for path, content in (
@@ -95,15 +89,15 @@ class LaunchFiles:
                 (Path(plan.console), b""),
             ):
                 files.write_new(path, content, 0o600, sync=False)
-                self._give(path, 0o600)
+                files.give(path, self._owner, 0o600)
 
-    async def write_resume_files(
+    async def write_for_resume(
         self,
         plan: LaunchPlan,
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
     ) -> None:
-        """See ports.Disks."""
+        """See ports.LaunchFiles."""
         data = seed.build(plan, environment, seed.Secrets(secrets))
 
         def write() -> None:
@@ -113,7 +107,7 @@ class LaunchFiles:
                 if read_report(str(status)).phase != "started":
                     record = b"phase=started\n".ljust(_STATUS_BYTES, b"\0")
                     files.write_new(status, record, sync=False)
-                    self._give(status, 0o600)
+                    files.give(status, self._owner, 0o600)
 
         await self._pool.run(write)
 
@@ -121,7 +115,7 @@ class LaunchFiles:
         path = Path(plan.disk("seed").path)
         files.write_new(path, data, 0o600, sync=False)
         os.truncate(path, size)
-        self._give(path, 0o400)
+        files.give(path, self._owner, 0o400)
 
 
 def _is_taken(directory: Path) -> bool:

@@ -22,7 +22,7 @@ from vmdriver.lifecycle.engine.resource import (
     Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.ports.host import Disks, Hypervisor, Network
+from vmdriver.lifecycle.ports.host import Disks, Hypervisor, LaunchFiles, Network
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import SandboxRecord, layers_of
@@ -112,7 +112,7 @@ def root_layer(layers: Layers) -> Part:
     )
 
 
-def launch_files(disks: Disks) -> Part:
+def launch_files(files: LaunchFiles, disks: Disks) -> Part:
     """Seed, status disk and console. Only the seed, which holds secrets, goes: the others say how
     it ended.
     """
@@ -121,7 +121,7 @@ def launch_files(disks: Disks) -> Part:
         ("seed",),
         blame=Reason.GUEST_PREPARE_FAILED,
         data=lambda source: {"seed": source.plan.disk("seed").path},
-        acquire=lambda source: disks.write_launch_files(
+        acquire=lambda source: files.write(
             source.plan, source.environment, source.secrets
         ),
         release=lambda given: disks.remove(given["seed"]),
@@ -174,7 +174,7 @@ def machine(hypervisor: Hypervisor) -> Part:
 
 def launch_parts(ports: Ports, layers: Layers) -> tuple[Part, ...]:
     """A launch: what its machine holds, in the order in which it is acquired."""
-    disk, files = root_layer(layers), launch_files(ports.disks)
+    disk, files = root_layer(layers), launch_files(ports.launch_files, ports.disks)
     rules = firewall(ports.network)
     return disk, files, tap(ports.network), rules, machine(ports.hypervisor)
 

@@ -193,7 +193,7 @@ class Resume:
             except DriverError as error:
                 raise tries.not_loaded(error) from error
 
-        write = partial(ports.disks.write_resume_files, plan, environment, secrets)
+        write = partial(ports.launch_files.write_for_resume, plan, environment, secrets)
         instead: Effects = {OVERLAY: is_there, FILES: write, MACHINE: load}
         return MachineSource(plan, owner, instead=instead)
 

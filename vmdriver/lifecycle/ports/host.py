@@ -178,43 +178,6 @@ class Disks(Protocol):
     async def flush_status(self, path: str) -> None:
         """Make the status disk's content durable."""
 
-    async def write_launch_files(
-        self,
-        plan: LaunchPlan,
-        environment: Mapping[str, str],
-        secrets: Mapping[str, bytes],
-    ) -> None:
-        """Write seed, status disk and console for a launch."""
-
-    async def write_resume_files(
-        self,
-        plan: LaunchPlan,
-        environment: Mapping[str, str],
-        secrets: Mapping[str, bytes],
-    ) -> None:
-        """Write the seed for a machine that has booted already, and have its status disk
-        say so.
-        """
-
-    async def take_over_files(
-        self,
-        waiting: LaunchPlan,
-        plan: LaunchPlan,
-        environment: Mapping[str, str],
-        secrets: Mapping[str, bytes],
-    ) -> None:
-        """Give a waiting machine's seed, status disk and console the plan's names, and
-        write the seed, while the machine has them open.
-        """
-
-    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
-        """Remove the directories of waiting machines that neither wait (`keep`) nor have
-        become a sandbox's.
-        """
-
-    async def write_barrier_files(self, plan: LaunchPlan) -> None:
-        """Write seed, status disk and console for a template."""
-
     async def remove(self, path: str) -> None:
         """Remove one file."""
 
@@ -232,6 +195,47 @@ class Disks(Protocol):
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         """An extension's private directory, made if absent."""
+
+
+class LaunchFiles(Protocol):
+    """What a machine is given, and what it and its console are written to."""
+
+    async def write(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """Write seed, status disk and console for a launch."""
+
+    async def write_for_resume(
+        self,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """Write the seed for a machine that has booted already, and have its status disk
+        say so.
+        """
+
+    async def take_over(
+        self,
+        waiting: LaunchPlan,
+        plan: LaunchPlan,
+        environment: Mapping[str, str],
+        secrets: Mapping[str, bytes],
+    ) -> None:
+        """Give a waiting machine's seed, status disk and console the plan's names, and
+        write the seed, while the machine has them open.
+        """
+
+    async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
+        """Remove the directories of waiting machines that neither wait (`keep`) nor have
+        become a sandbox's.
+        """
+
+    async def write_for_template(self, plan: LaunchPlan) -> None:
+        """Write seed, status disk and console for a template."""
 
 
 class SupervisorDisks(Protocol):

@@ -8,6 +8,7 @@ from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import (
     Disks,
     Hypervisor,
+    LaunchFiles,
     Network,
     Records,
     SupervisorDisks,
@@ -23,6 +24,7 @@ class Ports:
     hypervisor: Hypervisor
     network: Network
     disks: Disks
+    launch_files: LaunchFiles
     supervisor_disks: SupervisorDisks
     images: Images
     records: Records

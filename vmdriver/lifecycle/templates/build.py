@@ -104,7 +104,7 @@ class TemplateBuild:
         plan = self._plan(one, plan, part, lease, layer)
         image = ImagePart(ports.memory_store)
         memory = await image.acquire(ledger, part, image_bytes(plan))
-        write = partial(ports.disks.write_barrier_files, plan)
+        write = partial(ports.launch_files.write_for_template, plan)
         owner = mark(self._settings.instance, one.owner)
         source = MachineSource(plan, owner, instead={FILES: write})
         for thing in self._launcher.parts:

@@ -100,7 +100,7 @@ class ForkActions(SandboxHold):
             )
         # Everything is there already, and gets another owner.
         ports, tap = self._shared.ports, plan.network.lease.tap
-        take_over = partial(ports.disks.take_over_files, waiting.plan, plan)
+        take_over = partial(ports.launch_files.take_over, waiting.plan, plan)
         instead: Effects = {
             OVERLAY: is_there,
             FILES: partial(take_over, environment, secrets),

@@ -73,7 +73,7 @@ class WarmPool:
 
     async def recover(self) -> None:
         """Remove what a driver before this one left, and begin to fill."""
-        await self._ports.disks.remove_abandoned(self._directory, set())
+        await self._ports.launch_files.remove_abandoned(self._directory, set())
         self.refill()
 
     def refill(self) -> None:
@@ -125,7 +125,7 @@ class WarmPool:
 
     async def _fill(self) -> None:
         keep = {one.owner for one in self._waiting + self._claimed}
-        await self._ports.disks.remove_abandoned(self._directory, keep)
+        await self._ports.launch_files.remove_abandoned(self._directory, keep)
         most = self._settings.warm_pool_memory_mib // _MIB_EACH
         while (template := self._wanting()) is not None:
             if len(self._waiting) + self._leftovers.machines() >= most:
@@ -184,7 +184,7 @@ class WarmPool:
             scratch = f"{directory}/load.image"
             await ports.memory.load(plan, owner, saved, scratch)
 
-        write = partial(ports.disks.write_barrier_files, plan)
+        write = partial(ports.launch_files.write_for_template, plan)
         source = MachineSource(plan, owner, instead={FILES: write, MACHINE: load})
         for part in self._launcher.parts:
             await take(one.ledger, part, source)
