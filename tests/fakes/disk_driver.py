@@ -91,10 +91,11 @@ class DiskDriver(vmdriver.app.Driver):
     async def kill(self) -> None:
         """As SIGKILL: nothing of this process has any effect from now on. What its threads are just writing is."""
         self.world.dead = True
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # One that is cancelled may begin another, which would clean up after it.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
         self._files._executor.shutdown(wait=True, cancel_futures=True)
         self.world.dead = False
 
