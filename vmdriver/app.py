@@ -16,7 +16,7 @@ from vmdriver.config.views import (
     settings_from,
 )
 from vmdriver.errors import DriverError
-from vmdriver.extensions.loader import load_extensions
+from vmdriver.extensions.loader import load_extensions, participants
 from vmdriver.host import facts
 from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
@@ -39,7 +39,7 @@ from vmdriver.hypervisor.run_state import (
     forget_ended_machines,
     forget_unstarted_machines,
 )
-from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -104,7 +104,7 @@ class Driver:
     def _core(self) -> Core:
         config, layout = self.config, self.layout
         installed = Installed(
-            load_extensions(config.extending.extensions, Registered),
+            participants(load_extensions(config.extending.extensions, Registered)),
             config.extending.extension,
             frozenset(config.extending.request_parameters),
             config.gateway.driver_name,

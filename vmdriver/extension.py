@@ -29,15 +29,15 @@ from vmdriver.lifecycle.extending.draft import (
     PLAN_POINTS,
     REQUEST_POINTS,
     Draft,
+    EnvironmentDraft,
     MutationPoint,
+    PlanDraft,
 )
 from vmdriver.lifecycle.extending.hooks import (
-    EnvironmentDraft,
     Everywhere,
     HookContext,
     LifecycleExtension,
     OnRequest,
-    PlanDraft,
     SandboxView,
 )
 from vmdriver.lifecycle.extending.phases import Call, Context, Extension, Hold, Until

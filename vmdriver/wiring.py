@@ -23,8 +23,10 @@ from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.observer import Observer
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.runner import ExtensionRunner, is_extensions
+from vmdriver.lifecycle.extending.notes import is_extensions
+from vmdriver.lifecycle.extending.participants import Participant
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.extending.subject import subject_of
 from vmdriver.lifecycle.extending.told import Told
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
@@ -57,7 +59,7 @@ class Installed:
     what they are told the driver is called.
     """
 
-    extensions: Sequence[Registered] = ()
+    extensions: Sequence[Participant] = ()
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     may_configure: frozenset[str] = frozenset()
     driver: str = ""
@@ -115,7 +117,8 @@ class Core:
             installed.configs,
             self._ports.disks.extension_directory,
             installed.may_configure,
-            driver=installed.driver,
+            subject_of=subject_of,
+            names=lambda: (installed.driver, ""),
             known=self.sandboxes.staying,
             tell=self.sandboxes.tell_problem,
         )

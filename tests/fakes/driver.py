@@ -23,10 +23,11 @@ from tests.fakes.records import FakeRecords
 from tests.fakes.settings import SETTINGS
 from tests.fakes.supervisor_disks import FakeSupervisorDisks
 from tests.fakes.world import World
+from vmdriver.extensions.loader import participants
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.extending.activation import Registered
+from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.lifecycle.ports.paths import Places
@@ -109,7 +110,9 @@ class FakeDriver:
             places=places or FakePlaces(),
             files=self._files,
             addresses=AddressPool(instance, settings.address_pool),
-            installed=Installed(extensions, extension_configs or {}, may_configure),
+            installed=Installed(
+                participants(extensions), extension_configs or {}, may_configure
+            ),
             templates_directory=templates_directory,
             warm_directory=warm_directory,
             checkpoint=checkpoint,

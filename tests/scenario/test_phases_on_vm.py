@@ -36,8 +36,8 @@ from vmdriver.extension import (
 )
 from vmdriver.extensions.loader import load_extensions
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.extending.activation import Registered
-from vmdriver.lifecycle.extending.vm_phases import HOOKS_OF
+from vmdriver.lifecycle.extending.call_points import HOOKS_OF
+from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.model import phase as model_phase
 from vmdriver.service.admin import Admin
 from vmdriver.service.servicer import Readiness

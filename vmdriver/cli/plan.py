@@ -11,7 +11,7 @@ from vmdriver.app import Driver
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError
 from vmdriver.lifecycle.control import checks
-from vmdriver.lifecycle.extending.hooks import PlanDraft
+from vmdriver.lifecycle.extending.draft import PlanDraft
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.environment import guest_endpoint

@@ -8,9 +8,11 @@ from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.compose.registry import Registry
 from vmdriver.compose.sandbox import Composed
+from vmdriver.compose.store import Record
 from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
 from vmdriver.lifecycle.extending.draft import REQUEST_POINTS
-from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, holds_of
+from vmdriver.lifecycle.extending.notes import holds_of
+from vmdriver.lifecycle.extending.runner import Runner
 from vmdriver.service.capabilities import encode, encode_extension, encode_held
 
 
@@ -22,7 +24,7 @@ def register(service: Admin, server: Any) -> None:
 class Admin(pb_grpc.AdminServicer):
     """The other calls of the service are the VM driver's: UNIMPLEMENTED here."""
 
-    def __init__(self, runner: PhaseRunner, registry: Registry) -> None:
+    def __init__(self, runner: Runner[Record], registry: Registry) -> None:
         self._runner = runner
         self._registry = registry
 
@@ -31,7 +33,7 @@ class Admin(pb_grpc.AdminServicer):
     ) -> pb.GetExtensionCapabilitiesResponse:
         """As it is now."""
         runner, sandboxes = self._runner, self._registry.all()
-        entries = [entry_of(e, runner.supported) for e in runner.extensions.values()]
+        entries = [entry_of(p, runner.supported) for p in runner.participants.values()]
         extensions = [
             encode_extension(
                 entry,

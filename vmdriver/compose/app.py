@@ -16,13 +16,13 @@ from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.follower import Follower
 from vmdriver.compose.registry import Registry
 from vmdriver.compose.server import Handler
-from vmdriver.compose.store import Store
+from vmdriver.compose.store import Record, Store
 from vmdriver.errors import DriverError
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Pool
-from vmdriver.lifecycle.extending.call_points import CallPoint
-from vmdriver.lifecycle.extending.phase_runner import PhaseRunner
+from vmdriver.lifecycle.extending.by_phases import ByPhases
 from vmdriver.lifecycle.extending.phases import Extension
+from vmdriver.lifecycle.extending.runner import Runner
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, check_path, serve
 
@@ -43,21 +43,28 @@ class Composition:
         self._files = Pool("compose", _THREADS)
         store = Store(config.state_dir, self._files, checkpoint)
         self.base = Base(config.base, config.base_wait_s)
-        self.runner = PhaseRunner(
-            extensions,
+        self.runner = Runner(
+            [ByPhases(extension) for extension in extensions],
             config.extension,
-            frozenset(CallPoint),
             store.extension_directory,
             frozenset(config.request_parameters),
-            frozenset(config.base_extensions),
+            subject_of=Record.subject,
+            of_base=frozenset(config.base_extensions),
+            names=lambda: self.driver.names,
+            tell=lambda *told: self.registry.tell(told[0], "ExtensionFailed", told[1]),
             known=lambda: self.registry.known(),  # noqa: PLW0108 - made below
         )
-        self.registry = Registry(self.base, store, self.runner, config.create_grace_s)
+        self.registry = Registry(
+            self.base,
+            store,
+            self.runner,
+            config.create_grace_s,
+            lambda *event: self.follower.relay.publish(*event),  # noqa: PLW0108 - as above
+        )
         self.driver = ComposedDriver(
             self.base, self.registry, self.runner, config.driver_name, config.suffix
         )
         self.follower = Follower(self.base, self.registry)
-        self.registry.publish = self.follower.relay.publish
         self.admin_socket = config.state_dir / "run" / "admin.sock"
         self._lock = StateLock(config.state_dir / "lock")
 
@@ -100,6 +107,6 @@ class Composition:
     async def _learn_names(self) -> None:
         """Extensions are told which driver they are on, whether or not somebody asks us."""
         with contextlib.suppress(BaseRejected):
-            while not self.runner.driver:
+            while not self.driver.names[0]:
                 with contextlib.suppress(DriverError):
                     await self.driver.capabilities(b"", Asked())

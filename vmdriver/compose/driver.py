@@ -11,7 +11,7 @@ from vmdriver.compose.store import Record, Stage
 from vmdriver.errors import AlreadyExists, DriverError, Refused, Unavailable
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.extending.call_points import CallPoint
-from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject
+from vmdriver.lifecycle.extending.runner import Runner
 
 
 class ComposedDriver:
@@ -23,7 +23,7 @@ class ComposedDriver:
         self,
         base: Base,
         registry: Registry,
-        runner: PhaseRunner,
+        runner: Runner[Record],
         name: str,
         suffix: str,
     ) -> None:
@@ -31,14 +31,16 @@ class ComposedDriver:
         self._registry = registry
         self._runner = runner
         self._name, self._suffix = name, suffix
+        self.names = ("", "")
+        """Ours and the base's, once the base has said its own."""
 
     async def capabilities(self, raw: bytes, asked: Asked) -> bytes:
         """The base's, under our name: the configured one, or "<base>+<suffix>"."""
         answer = await self._base.call("GetCapabilities", raw, asked)
         message = pb.GetCapabilitiesResponse.FromString(answer)
-        self._runner.base_driver = message.driver_name
-        message.driver_name = self._name or f"{message.driver_name}+{self._suffix}"
-        self._runner.driver = message.driver_name
+        base = message.driver_name
+        message.driver_name = self._name or f"{base}+{self._suffix}"
+        self.names = (message.driver_name, base)
         return bytes(message.SerializeToString())
 
     async def get(self, raw: bytes, asked: Asked) -> bytes:
@@ -64,34 +66,22 @@ class ComposedDriver:
     async def validate(self, raw: bytes, asked: Asked) -> bytes:
         """Extensions first, then the base, which sees what a create would send it."""
         incoming = requests.read(pb.ValidateSandboxCreateRequest, raw)
-        activation = self._runner.activate(incoming.sandbox, incoming.blocks)
-        subject = Subject(incoming.sandbox, activation, None, asked.trace)
-        draft = incoming.draft()
-        await self._runner.ask(CallPoint.VALIDATE_REQUEST, subject)
-        await self._runner.ask(CallPoint.PREPARE_PLAN, subject, draft)
+        record, draft, trace = self._record(incoming), incoming.draft(), asked.trace
+        await self._runner.ask(CallPoint.VALIDATE_REQUEST, record, None, trace)
+        await self._runner.ask(CallPoint.PREPARE_PLAN, record, None, trace, draft)
         outgoing = incoming.outgoing(draft, self._runner.keys)
         return await self._base.call("ValidateSandboxCreate", outgoing, asked)
 
     async def create(self, raw: bytes, asked: Asked) -> bytes:
         """Allocate, create; or give everything back and pass on the base's words."""
         incoming = requests.read(pb.CreateSandboxRequest, raw)
-        view = incoming.sandbox
-        if self._registry.get(view.id) is not None:
-            raise AlreadyExists(f"sandbox {view.id} exists")
-        activation = self._runner.activate(view, incoming.blocks)
-        if not activation.active:
+        sandbox_id = incoming.sandbox.id
+        if self._registry.get(sandbox_id) is not None:
+            raise AlreadyExists(f"sandbox {sandbox_id} exists")
+        record = self._record(incoming)
+        if not record.active:
             outgoing = incoming.outgoing(incoming.draft(), self._runner.keys)
             return await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
-        record = Record(
-            id=view.id,
-            name=view.name,
-            workspace=view.workspace,
-            image=view.image,
-            labels=view.labels,
-            resources=view.resources,
-            active=activation.active,
-            parameters=activation.parameters,
-        )
         sandbox = self._registry.add(record)
         async with sandbox.lock:
             try:
@@ -99,6 +89,11 @@ class ComposedDriver:
             except BaseException as error:
                 await finished(self._registry.create_failed(sandbox, error))
                 raise
+
+    def _record(self, incoming: requests.Incoming) -> Record:
+        sandbox = incoming.sandbox
+        activation = self._runner.activate(sandbox.labels, incoming.blocks)
+        return Record(**vars(sandbox), **vars(activation))
 
     async def _create(
         self, sandbox: Composed, incoming: requests.Incoming, asked: Asked

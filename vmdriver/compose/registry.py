@@ -14,9 +14,7 @@ from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError, Unavailable
-from vmdriver.lifecycle.extending.activation import Activation
-from vmdriver.lifecycle.extending.hooks import SandboxView
-from vmdriver.lifecycle.extending.phase_runner import PhaseRunner
+from vmdriver.lifecycle.extending.runner import Runner
 
 _log = logging.getLogger(__name__)
 EVENT_SOURCE = "compose"
@@ -37,18 +35,24 @@ class Absent(Enum):
 
 
 class Registry:
-    """By id. Sandboxes that no extension takes part in are the base's alone and not here."""
+    """By id. Sandboxes that no extension takes part in are the base's alone and not here.
+    `publish`: where our own events go.
+    """
 
     def __init__(
-        self, base: Base, store: Store, runner: PhaseRunner, create_grace_s: float
+        self,
+        base: Base,
+        store: Store,
+        runner: Runner[Record],
+        create_grace_s: float,
+        publish: Publish,
     ) -> None:
         self._base = base
         self._create_grace_s = create_grace_s
         self._store = store
         self._runner = runner
         self._sandboxes: dict[str, Composed] = {}
-        self.publish: Publish = lambda _event, _raw: None
-        """Where our own events go."""
+        self._publish = publish
 
     def open(self) -> None:
         """Read what is on disk."""
@@ -78,10 +82,9 @@ class Registry:
         """As they are now."""
         return list(self._sandboxes.values())
 
-    def known(self) -> list[tuple[SandboxView, Activation]]:
+    def known(self) -> list[Record]:
         """For extensions: every sandbox that the base has, or is to have, oldest first."""
-        sandboxes = [b for b in self.all() if b.record.stage is not Stage.GONE]
-        return [(b.record.sandbox, b.record.activation) for b in sandboxes]
+        return [b.record for b in self.all() if b.record.stage is not Stage.GONE]
 
     def troubled(self) -> bool:
         """Whether anything could not be undone."""
@@ -190,7 +193,7 @@ class Registry:
         """In the base's place, which went away before it could say so."""
         event = pb.WatchSandboxesEvent()
         event.deleted.sandbox_id = sandbox_id
-        self.publish(event, event.SerializeToString())
+        self._publish(event, event.SerializeToString())
 
     def tell(self, sandbox_id: str, reason: str, message: str) -> None:
         """A platform event of our own, and a line in the log."""
@@ -201,7 +204,7 @@ class Registry:
         inner.timestamp_ms = time.time_ns() // 1_000_000
         inner.source, inner.type = EVENT_SOURCE, "Warning"
         inner.reason, inner.message = reason, message
-        self.publish(event, event.SerializeToString())
+        self._publish(event, event.SerializeToString())
 
 
 def _is_unsure(error: BaseException) -> bool:

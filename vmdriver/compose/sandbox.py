@@ -17,7 +17,8 @@ from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject, holds_of
+from vmdriver.lifecycle.extending.notes import holds_of
+from vmdriver.lifecycle.extending.runner import Runner
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Composed:
     record: Record
     ledger: Ledger
     store: Store
-    runner: PhaseRunner
+    runner: Runner[Record]
     tell: Callable[[str, str, str], None]
     """Publishes a platform event: sandbox id, reason, message."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -46,21 +47,15 @@ class Composed:
         self.record = self.record.model_copy(update=changes)
         await self.store.save(self.record)
 
-    def subject(self, trace: Mapping[str, str] | None = None) -> Subject:
-        """As the runner needs it."""
-        record = self.record
-        return Subject(record.sandbox, record.activation, self.ledger, trace or {})
-
     async def ask(
         self, phase: CallPoint, trace: Mapping[str, str], draft: Draft | None = None
     ) -> None:
         """A set-up phase; the first error is raised."""
-        await self.runner.ask(phase, self.subject(trace), draft)
+        await self.runner.ask(phase, self.record, self.ledger, trace, draft)
 
     async def report(self, phase: CallPoint) -> None:
         """A phase about what has happened; errors are shown."""
-        for problem in await self.runner.tell(phase, self.subject()):
-            self.tell(self.record.id, "ExtensionFailed", problem)
+        await self.runner.report(phase, self.record, self.ledger)
 
     # --- ends
 
@@ -95,7 +90,7 @@ class Composed:
 
     async def give_back(self, scope: Scope | None) -> None:
         """Undo what is held. What fails stays, and is tried again by `clean_again`."""
-        problems = await self.runner.give_back(self.subject(), scope)
+        problems = await self.runner.give_back(self.record, self.ledger, scope)
         text = "; ".join(problems)
         self.retries = self.retries + 1 if text else 0
         self.retry_at = time.monotonic() + backoff_s(self.retries, most_s=60.0)

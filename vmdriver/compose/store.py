@@ -15,8 +15,7 @@ from pydantic import ValidationError
 from vmdriver.errors import StorageError
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger
-from vmdriver.lifecycle.extending.activation import Activation
-from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.subject import Activation, Subject, view_of
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.model.spec import Frozen, Resources
 from vmdriver.storage import files
@@ -54,17 +53,12 @@ class Record(Frozen):
     """A run was begun, and its end has not been told yet."""
     ready_told: bool = False
 
-    @property
-    def sandbox(self) -> SandboxView:
+    def subject(
+        self, ledger: Ledger | None, trace: Mapping[str, str] | None
+    ) -> Subject:
         """As extensions see it."""
-        return SandboxView(
-            self.id, self.name, self.workspace, self.image, self.labels, self.resources
-        )
-
-    @property
-    def activation(self) -> Activation:
-        """Who takes part."""
-        return Activation(self.active, self.parameters)
+        activation = Activation(self.active, self.parameters)
+        return Subject(view_of(self), activation, ledger, trace or {})
 
 
 class Store:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from types import UnionType
 from typing import TypeVar
 
 from vmdriver.errors import ConfigError
+from vmdriver.lifecycle.extending.by_hooks import ByHooks
+from vmdriver.lifecycle.extending.by_phases import ByPhases
+from vmdriver.lifecycle.extending.participants import Participant, Registered
+from vmdriver.lifecycle.extending.phases import Extension
 
 GROUP = "vmdriver.extensions"
 T = TypeVar("T")
@@ -40,3 +44,11 @@ def load_extensions(names: Sequence[str], kind: type[T] | UnionType) -> list[T]:
             )
         loaded.append(extension)
     return loaded
+
+
+def participants(extensions: Iterable[Registered]) -> list[Participant]:
+    """Each behind the adapter of its language. Nobody asks again which one that is."""
+    return [
+        ByPhases(extension) if isinstance(extension, Extension) else ByHooks(extension)
+        for extension in extensions
+    ]

@@ -17,7 +17,7 @@ from vmdriver.lifecycle.engine.worker import SandboxWorker
 from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
 from vmdriver.lifecycle.extending.draft import PLAN_POINTS
 from vmdriver.lifecycle.extending.hooks import HOOKS
-from vmdriver.lifecycle.extending.runner import is_extensions
+from vmdriver.lifecycle.extending.notes import is_extensions
 from vmdriver.lifecycle.ports.images import ImageProgress
 from vmdriver.lifecycle.templates.template import Template
 from vmdriver.model.memory_image import SnapshotEntry
@@ -164,9 +164,9 @@ class Admin(pb_grpc.AdminServicer):
     ) -> pb.GetExtensionCapabilitiesResponse:
         """Of both kinds."""
         manager = await self._readiness.manager()
-        runner = manager.extensions.phases.runner
+        runner = manager.extensions
         workers = list(manager.sandboxes.workers.values())
-        entries = [entry_of(e, runner.supported) for e in manager.extensions.loaded()]
+        entries = [entry_of(p, runner.supported) for p in runner.participants.values()]
         extensions = [
             encode_extension(
                 entry,

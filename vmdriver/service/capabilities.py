@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver.lifecycle.engine.ledger import Held, Scope
 from vmdriver.lifecycle.extending.catalogue import Entry, in_order
 from vmdriver.lifecycle.extending.draft import MutationPoint
-from vmdriver.lifecycle.extending.phase_runner import HOLD, PhaseRunner
+from vmdriver.lifecycle.extending.notes import is_hold
 from vmdriver.lifecycle.extending.phases import Until
+from vmdriver.lifecycle.extending.runner import Runner
 
 
 def encode(
-    runner: PhaseRunner,
+    runner: Runner[Any],
     points: Iterable[MutationPoint],
     extensions: Iterable[pb.Extension],
     held: Iterable[pb.Held],
@@ -22,9 +24,10 @@ def encode(
     hooks: Sequence[str] = (),
 ) -> pb.GetExtensionCapabilitiesResponse:
     """The whole answer."""
+    driver, base = runner.names()
     return pb.GetExtensionCapabilitiesResponse(
-        driver_name=runner.driver,
-        base_driver_name=runner.base_driver,
+        driver_name=driver,
+        base_driver_name=base,
         api="phases+hooks" if hooks else "phases",
         phases=in_order(runner.supported),
         hooks=hooks,
@@ -44,7 +47,7 @@ def encode(
 
 
 def encode_extension(
-    entry: Entry, runner: PhaseRunner, sandboxes: Iterable[str]
+    entry: Entry, runner: Runner[Any], sandboxes: Iterable[str]
 ) -> pb.Extension:
     """One of them, with the ids of the sandboxes that it takes part in."""
     return pb.Extension(
@@ -66,7 +69,7 @@ def encode_held(sandbox_id: str, held: Held, *, orphan: bool, problem: str) -> p
     """One ledger entry. What is no hold is a call that is still to be made."""
     of_run = held.scope is Scope.RUNTIME
     kind, name = "call", "after_stop" if of_run else "after_delete"
-    if held.key.startswith(HOLD):
+    if is_hold(held):
         kind, name = held.data["kind"], held.data["name"]
     return pb.Held(
         sandbox=sandbox_id,

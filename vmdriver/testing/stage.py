@@ -10,7 +10,10 @@ from vmdriver.errors import DriverError
 from vmdriver.extension import CallPoint, Draft, Extension, Hold, SandboxView
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
-from vmdriver.lifecycle.extending.phase_runner import PhaseRunner, Subject, holds_of
+from vmdriver.lifecycle.extending.by_phases import ByPhases
+from vmdriver.lifecycle.extending.notes import hold_of, holds_of
+from vmdriver.lifecycle.extending.runner import Runner
+from vmdriver.lifecycle.extending.subject import Subject
 from vmdriver.model.spec import Resources
 from vmdriver.storage.journal import FileJournal
 
@@ -53,8 +56,14 @@ class Stage:
         self._directory, self._config, self._phases = directory, config or {}, phases
         self._pool = Pool("stage", 1)
         self._kill_at, self.steps = kill_at, 0
-        self._runner = PhaseRunner(
-            extensions, self._config, phases, self._own, driver="stage"
+        self._runner = Runner(
+            [ByPhases(extension) for extension in extensions],
+            self._config,
+            self._own,
+            subject_of=lambda subject, _ledger, _trace: subject,
+            supported=phases,
+            names=lambda: ("stage", ""),
+            tell=lambda _id, problem: self.problems.append(problem),
         )
         self._subject: Subject | None = None
         self.request: dict[tuple[str, str], Any] = {}
@@ -94,17 +103,16 @@ class Stage:
     def held(self) -> list[Hold]:
         """What extensions hold now, oldest first."""
         ledger = self.subject.ledger
-        entries = holds_of(ledger) if ledger else []
-        return [Hold(h.data["kind"], h.data["name"], h.data["undo"]) for h in entries]
+        return [hold_of(held) for held in holds_of(ledger)] if ledger else []
 
     # --- what a driver does
 
     async def validate(self, view: SandboxView) -> None:
         """As when somebody only asks. DriverError."""
-        subject = Subject(view, self._runner.activate(view, {}))
+        subject = Subject(view, self._runner.activate(view.labels, {}))
         draft = Draft({})
         await self._runner.ask(CallPoint.VALIDATE_REQUEST, subject)
-        await self._runner.ask(CallPoint.PREPARE_PLAN, subject, draft)
+        await self._runner.ask(CallPoint.PREPARE_PLAN, subject, draft=draft)
 
     async def create(
         self, view: SandboxView | None = None, *, base_refuses: bool = False
@@ -113,13 +121,13 @@ class Stage:
         everything is given back.
         """
         view = view or sandbox()
-        activation = self._runner.activate(view, {})
+        activation = self._runner.activate(view.labels, {})
         self._subject = Subject(view, activation, self._ledger(view.id))
         draft, ask = Draft({}), self._runner.ask
         try:
             await ask(CallPoint.VALIDATE_REQUEST, self.subject)
-            await ask(CallPoint.PREPARE_PLAN, self.subject, draft)
-            await ask(CallPoint.BEFORE_CREATE, self.subject, draft)
+            await ask(CallPoint.PREPARE_PLAN, self.subject, draft=draft)
+            await ask(CallPoint.BEFORE_CREATE, self.subject, draft=draft)
             self.up = True
             await ask(CallPoint.BEFORE_START, self.subject)
             self.step()
@@ -185,18 +193,24 @@ class Stage:
         self._pool.close()
 
     async def _tell(self, phase: CallPoint) -> None:
-        self.problems += await self._runner.tell(phase, self.subject)
+        await self._runner.report(phase, self.subject)
+
+    async def _give_back(self, scope: Scope | None) -> None:
+        subject = self.subject
+        if subject.ledger is not None:
+            found = await self._runner.give_back(subject, subject.ledger, scope)
+            self.problems += found
 
     async def _run_ended(self) -> None:
         if self.up:
             await self._tell(CallPoint.AFTER_STOP)
-            self.problems += await self._runner.give_back(self.subject, Scope.RUNTIME)
+            await self._give_back(Scope.RUNTIME)
             self.up = False
 
     async def _ended(self, phase: CallPoint) -> None:
         await self._run_ended()
         await self._tell(phase)
-        self.problems += await self._runner.give_back(self.subject, None)
+        await self._give_back(None)
 
 
 def _ask_the_base(*, refuses: bool) -> None:

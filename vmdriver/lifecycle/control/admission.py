@@ -22,7 +22,7 @@ from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.worker import Hire, SandboxWorker
 from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of
+from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of, shaped
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
@@ -128,7 +128,9 @@ class Admission:
         extensions, now = self.extensions, utc_now()
         bare = SandboxRecord(spec=spec, created_at=now, changed_at=now)
         self._check(bare)
-        activation = extensions.activate(spec)
+        activation = extensions.activate(
+            spec.labels, spec.driver_config.get("extensions", {})
+        )
         state = ExtensionState(
             active=activation.active, parameters=activation.parameters
         )
@@ -152,8 +154,7 @@ class Admission:
         draft: Draft,
     ) -> SandboxRecord:
         changes = draft.changes()
-        shaped = self.extensions.check_changes(changes)
-        planner.check_machine(shaped, self.settings)
+        planner.check_machine(shaped(changes), self.settings)
         spec = changed_spec(asked, changes)
         state = state.model_copy(update={"changes": changes})
         return record.model_copy(update={"spec": spec, "extensions": state})

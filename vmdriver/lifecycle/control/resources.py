@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vmdriver.lifecycle.engine.ledger import Held, Ledger
 from vmdriver.lifecycle.engine.resource import Given, Resources
-from vmdriver.lifecycle.extending.runner import PREFIXES
+from vmdriver.lifecycle.extending.notes import PREFIXES
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.resources import (
     AddressLease,

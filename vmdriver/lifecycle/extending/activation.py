@@ -6,38 +6,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from vmdriver.errors import ConfigError, InvalidRequest, Refused
 from vmdriver.lifecycle.extending.call_points import CallPoint
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest
-from vmdriver.lifecycle.extending.phases import Extension
+from vmdriver.lifecycle.extending.hooks import OnRequest
+from vmdriver.lifecycle.extending.participants import Participant, Registered
+from vmdriver.lifecycle.extending.subject import Activation
 
-Registered = Extension | LifecycleExtension
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 _YES = {"enabled", "enable", "requested", "request", "1", "true", "yes", "y", "on"}
 LABEL_PREFIX = "openshell.io/extension."
 CONFIG_PATH = "template.driver_config.extensions"
 
 
-@dataclass(frozen=True)
-class Activation:
-    """Decided once, at create, and stored."""
-
-    active: tuple[str, ...] = ()
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By extension: what the request says to it, as it was given."""
-
-
-def check_registration(extensions: Sequence[Registered]) -> None:
+def check_registration(participants: Sequence[Participant]) -> None:
     """ConfigError for a bad or doubled name or key."""
     names: set[str] = set()
     keys: dict[str, str] = {}
-    for extension in extensions:
-        name, key = extension.name, key_of(extension)
+    for participant in participants:
+        name, key = participant.name, key_of(participant.extension)
         for text in (name, key):
             if not _NAME.fullmatch(text):
                 raise ConfigError(
@@ -59,6 +49,11 @@ def is_affirmative(value: str) -> bool:
     return value.strip().lower() in _YES
 
 
+def on_request(extension: Registered) -> bool:
+    """Whether it takes part only where it is asked for."""
+    return isinstance(extension.activation, OnRequest)
+
+
 def key_of(extension: Registered) -> str:
     """What labels call it."""
     kind = extension.activation
@@ -66,7 +61,7 @@ def key_of(extension: Registered) -> str:
 
 
 def activate(
-    extensions: Iterable[Registered],
+    participants: Iterable[Participant],
     labels: Mapping[str, str],
     blocks: Mapping[str, Any],
     supported: frozenset[CallPoint],
@@ -77,15 +72,15 @@ def activate(
     whose parameters may come from the block. `of_base`: keys that are for a driver behind this
     one. Refused, InvalidRequest.
     """
-    by_key = {key_of(e): e for e in extensions}
+    by_key = {key_of(p.extension): p for p in participants}
     asked, given = _read_labels(by_key, labels, of_base)
     for name, block in blocks.items():
-        _check_block(name, block, {e.name for e in by_key.values()}, may_configure)
+        _check_block(name, block, {p.name for p in by_key.values()}, may_configure)
         given.setdefault(name, {}).update(block)
     active = [
-        e.name
-        for e in by_key.values()
-        if e.name in asked or not isinstance(e.activation, OnRequest)
+        p.name
+        for p in by_key.values()
+        if p.name in asked or not on_request(p.extension)
     ]
     for name in given:
         if name not in active:
@@ -94,11 +89,10 @@ def activate(
                 reason="ExtensionNotActive",
                 resolution=f"have policy set the label {LABEL_PREFIX}<key> to enabled",
             )
-    for extension in by_key.values():
-        if extension.name in active:
-            if isinstance(extension, Extension):
-                _check_phases(extension, supported)
-            parse_parameters(extension, given.get(extension.name, {}))
+    for participant in by_key.values():
+        if participant.name in active:
+            _check_phases(participant, supported)
+            parse_parameters(participant.extension, given.get(participant.name, {}))
     return Activation(tuple(active), {n: p for n, p in given.items() if p})
 
 
@@ -111,7 +105,9 @@ def is_for(label: str, keys: Iterable[str]) -> bool:
 
 
 def _read_labels(
-    by_key: Mapping[str, Registered], labels: Mapping[str, str], of_base: frozenset[str]
+    by_key: Mapping[str, Participant],
+    labels: Mapping[str, str],
+    of_base: frozenset[str],
 ) -> tuple[set[str], dict[str, dict[str, Any]]]:
     asked: set[str] = set()
     given: dict[str, dict[str, Any]] = {}
@@ -155,11 +151,11 @@ def _check_block(
         )
 
 
-def _check_phases(extension: Extension, supported: frozenset[CallPoint]) -> None:
-    missing = sorted(p.value for p in extension.required - supported)
+def _check_phases(participant: Participant, supported: frozenset[CallPoint]) -> None:
+    missing = sorted(p.value for p in participant.required - supported)
     if missing:
         raise Refused(
-            f"extension {extension.name!r} needs the phase {missing[0]}, which this "
+            f"extension {participant.name!r} needs the phase {missing[0]}, which this "
             "driver does not have",
             reason="ExtensionPhaseUnsupported",
             resolution="use a driver that has it, or do not ask for the extension",

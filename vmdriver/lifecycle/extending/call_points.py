@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -51,6 +52,19 @@ may be: whoever is not loaded any more cannot keep a sandbox for ever.
 
 HOLDING = frozenset({CallPoint.BEFORE_CREATE, CallPoint.BEFORE_START})
 """Phases in which something may be held."""
+
+
+HOOKS_OF: Mapping[CallPoint, tuple[str, ...]] = {
+    CallPoint.PREPARE_PLAN: ("configure_launch",),
+    CallPoint.BEFORE_START: ("before_restore", "before_launch"),
+    CallPoint.AFTER_READY: ("after_restore",),
+    CallPoint.AFTER_STOP: ("after_launch_failed",),
+    CallPoint.AFTER_DELETE: ("after_delete",),
+    CallPoint.RECONCILE: ("before_restore", "after_restore"),
+}
+"""Where a phase and hooks of the VM driver are called at the same point. The others have no
+hook: they are about requests, which upstream's hooks do not see.
+"""
 
 
 Phase = CallPoint

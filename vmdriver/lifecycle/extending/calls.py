@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from vmdriver.errors import DriverError, Refused
-from vmdriver.lifecycle.extending.activation import Registered
 from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.extending.phases import Call, Extension
 
 _log = logging.getLogger(__name__)
@@ -30,15 +30,12 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class Calls:
-    """Makes the calls of all extensions of a driver, of both kinds."""
+    """Makes the calls of all extensions of a driver. `observers`, each with its table, are told of
+    every call.
+    """
 
-    def __init__(self) -> None:
-        self._observers: list[tuple[Extension, Any]] = []
-
-    def observed_by(self, extension: Extension, config: Any) -> None:
-        """Tell it of every call from now on, if it wants to know."""
-        if type(extension).observe is not Extension.observe:
-            self._observers.append((extension, config))
+    def __init__(self, observers: Sequence[tuple[Extension, Any]]) -> None:
+        self._observers = observers
 
     async def make(
         self,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from vmdriver.lifecycle.extending.activation import Registered, key_of
+from vmdriver.lifecycle.extending.activation import key_of, on_request
 from vmdriver.lifecycle.extending.call_points import CallPoint
-from vmdriver.lifecycle.extending.hooks import LifecycleExtension, OnRequest, hooks_of
-from vmdriver.lifecycle.extending.phases import phases_of
+from vmdriver.lifecycle.extending.participants import Participant
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,20 @@ class Entry:
     configuration: dict[str, object] | None = None
 
 
-def entry_of(extension: Registered, supported: frozenset[CallPoint]) -> Entry:
+def entry_of(participant: Participant, supported: frozenset[CallPoint]) -> Entry:
     """As it stands on a driver with these phases."""
-    parameters = extension.parameters
-    on_request = isinstance(extension.activation, OnRequest)
-    entry = Entry(
-        name=extension.name,
+    extension, called_in = participant.extension, participant.defined
+    lacking = {p.value for p in CallPoint if p not in supported}
+    parameters, configuration = extension.parameters, participant.configuration
+    return Entry(
+        name=participant.name,
         version=extension.version,
-        kind="hooks",
-        label_key=key_of(extension) if on_request else "",
-        phases=(),
+        kind=participant.language,
+        label_key=key_of(extension) if on_request(extension) else "",
+        phases=tuple(name for name in called_in if name not in lacking),
+        skipped=tuple(name for name in called_in if name in lacking),
+        required=in_order(participant.required),
         parameters=parameters.model_json_schema() if parameters else None,
-    )
-    if isinstance(extension, LifecycleExtension):
-        return replace(entry, phases=hooks_of(extension))
-    defined, configuration = phases_of(extension), extension.configuration
-    return replace(
-        entry,
-        kind="phases",
-        phases=in_order(defined & supported),
-        skipped=in_order(defined - supported),
-        required=in_order(extension.required),
         configuration=configuration.model_json_schema() if configuration else None,
     )
 

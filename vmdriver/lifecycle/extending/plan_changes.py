@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.extending.draft import PLAN_POINTS, Draft
-from vmdriver.lifecycle.extending.hooks import PlanDraft
+from vmdriver.lifecycle.extending.draft import PLAN_POINTS, Draft, PlanDraft
 from vmdriver.model.quantity import parse_resources
 from vmdriver.model.record import Change
 from vmdriver.model.spec import SandboxSpec
 
 _RESOURCES = "template.resources."
+_FIELDS = {
+    "template.image": "image",
+    "template.labels": "labels",
+    "spec.environment": "environment",
+    "spec.log_level": "log_level",
+    "template.driver_config": "driver_config",
+}
+"""What extensions call a field of the request, and what we do."""
 
 
 def draft_of(spec: SandboxSpec) -> Draft:
     """What extensions see of a request, and may change."""
-    return Draft(
-        {
-            "template.image": spec.image,
-            "template.labels": spec.labels,
-            "spec.environment": spec.environment,
-            "spec.log_level": spec.log_level,
-            "template.driver_config": spec.driver_config,
-            **{_RESOURCES + name: text for name, text in _limits(spec).items()},
-        },
-        PLAN_POINTS,
-    )
+    values = {field: getattr(spec, name) for field, name in _FIELDS.items()}
+    limits = {_RESOURCES + name: text for name, text in _limits(spec).items()}
+    return Draft({**values, **limits}, PLAN_POINTS)
 
 
 def _limits(spec: SandboxSpec) -> dict[str, str]:
@@ -47,32 +46,16 @@ def changed_spec(spec: SandboxSpec, changes: Iterable[Change]) -> SandboxSpec:
     """The request as it is after these. Refused for a value of the wrong type; InvalidRequest for
     a quantity that is none.
     """
-    image, log_level, limits = spec.image, spec.log_level, _limits(spec)
-    labels, environment = dict(spec.labels), dict(spec.environment)
-    driver_config = dict(spec.driver_config)
-    keyed = {
-        "template.labels": labels,
-        "spec.environment": environment,
-        "template.driver_config": driver_config,
-    }
+    values, limits = spec.model_dump(), _limits(spec)
     for change in changes:
-        if change.field in keyed:
-            keyed[change.field][change.key] = change.value
-        elif change.field == "template.image":
-            image = change.value
-        elif change.field == "spec.log_level":
-            log_level = change.value
+        name = _FIELDS.get(change.field)
+        if name and change.key:
+            values[name] = {**values[name], change.key: change.value}
+        elif name:
+            values[name] = change.value
         elif change.field.startswith(_RESOURCES):
             limits[change.field.removeprefix(_RESOURCES)] = _text(change)
-    values = {
-        **spec.model_dump(),
-        "image": image,
-        "log_level": log_level,
-        "labels": labels,
-        "environment": environment,
-        "driver_config": driver_config,
-        "resources": parse_resources(**limits).model_dump(),
-    }
+    values["resources"] = parse_resources(**limits).model_dump()
     try:
         return SandboxSpec.model_validate(values)
     except ValidationError as error:
@@ -84,29 +67,19 @@ def changed_spec(spec: SandboxSpec, changes: Iterable[Change]) -> SandboxSpec:
         ) from error
 
 
+def shaped(changes: Iterable[Change]) -> PlanDraft:
+    """The plan's draft as they make it. Refused, as far as that is known before a launch."""
+    draft = PlanDraft()
+    shape(draft, changes)
+    return draft
+
+
 def shape(draft: PlanDraft, changes: Iterable[Change]) -> None:
-    """Put what one extension changed into the machine's plan, on whose behalf the draft is now.
-    Refused.
-    """
+    """Put what extensions changed into the machine's plan. Refused."""
     for change in changes:
-        value = change.value
-        match change.field:
-            case "spec.environment":
-                draft.set_environment(change.key, _text(change))
-            case "plan.vcpus":
-                draft.set_vcpus(_whole(change))
-            case "plan.memory_mib":
-                draft.set_memory_mib(_whole(change))
-            case "plan.kernel":
-                draft.set_kernel(Path(_text(change)))
-            case "plan.initramfs":
-                draft.set_initramfs(Path(_text(change)))
-            case "plan.kernel_profile":
-                draft.set_kernel_profile(_text(change))
-            case "plan.guest_init_dropins":
-                draft.add_drop_in(change.key, _text(change))
-            case "plan.required_features" if value:
-                draft.require_feature(change.key)
+        draft.on_behalf_of(change.extension)
+        if change.field in _SETTERS:
+            _SETTERS[change.field](draft, change)
 
 
 def _text(change: Change) -> str:
@@ -124,3 +97,18 @@ def _checked(change: Change, kind: type, words: str) -> Any:
             reason="ExtensionRefused",
         )
     return change.value
+
+
+_SETTERS: Mapping[str, Callable[[PlanDraft, Change], None]] = {
+    "spec.environment": lambda d, c: d.set_environment(c.key, _text(c)),
+    "plan.vcpus": lambda d, c: d.set_vcpus(_whole(c)),
+    "plan.memory_mib": lambda d, c: d.set_memory_mib(_whole(c)),
+    "plan.kernel": lambda d, c: d.set_kernel(Path(_text(c))),
+    "plan.initramfs": lambda d, c: d.set_initramfs(Path(_text(c))),
+    "plan.kernel_profile": lambda d, c: d.set_kernel_profile(_text(c)),
+    "plan.guest_init_dropins": lambda d, c: d.add_drop_in(c.key, _text(c)),
+    "plan.required_features": lambda d, c: (
+        d.require_feature(c.key) if c.value else None
+    ),
+}
+"""Fields of a change that shape the plan; the others shaped the request."""

@@ -1,324 +1,274 @@
-"""Calls extensions on the VM driver's sandboxes, those that follow hooks and those that follow
-phases side by side: who is active, in which order, and what their errors mean.
+"""Calls extensions, those that follow hooks and those that follow phases side by side: in which
+order, what their errors mean, and what is given back.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from vmdriver.errors import CleanupError, DriverError, Refused
+from pydantic import ValidationError
+
+from vmdriver.errors import ConfigError, DriverError, Refused
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
 from vmdriver.lifecycle.extending.activation import (
-    Activation,
-    Registered,
     activate,
     check_registration,
+    key_of,
     parse_parameters,
 )
-from vmdriver.lifecycle.extending.call_points import CallPoint
+from vmdriver.lifecycle.extending.by_hooks import Capture
+from vmdriver.lifecycle.extending.call_points import ENDING, SET_UP, CallPoint
 from vmdriver.lifecycle.extending.calls import Calls
-from vmdriver.lifecycle.extending.hooks import (
-    EnvironmentDraft,
-    HookContext,
-    LifecycleExtension,
-    PlanDraft,
-    SandboxView,
-)
-from vmdriver.lifecycle.extending.phase_runner import HOLD, Directory, PhaseRunner
-from vmdriver.lifecycle.extending.phases import Extension
-from vmdriver.lifecycle.extending.plan_changes import shape
-from vmdriver.lifecycle.extending.vm_phases import RUN as RUN_PHASES
-from vmdriver.lifecycle.extending.vm_phases import STAY as STAY_PHASES
-from vmdriver.lifecycle.extending.vm_phases import Tell, VmPhases, view_of
+from vmdriver.lifecycle.extending.draft import Draft, PlanDraft
+from vmdriver.lifecycle.extending.hooks import SandboxView
+from vmdriver.lifecycle.extending.notes import HOOKS, Mark, Notes, is_hold, meaning
+from vmdriver.lifecycle.extending.participants import Participant, Site
+from vmdriver.lifecycle.extending.subject import Activation, Subject
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import Change, SandboxRecord
+from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason, RestoreKind
-from vmdriver.model.spec import SandboxSpec
 
-RUN = "launch-hook:"
-STAY = "delete-hook:"
-PREFIXES = (RUN, STAY, RUN_PHASES, STAY_PHASES, HOLD)
-"""Of keys in ledgers."""
-
-
-def is_extensions(key: str) -> bool:
-    """Whether a ledger entry is an extension's, not the machine's."""
-    return key.startswith(PREFIXES)
+R = TypeVar("R")
+Trace = Mapping[str, str]
+SubjectOf = Callable[[R, Ledger | None, Trace | None], Subject]
+Directory = Callable[[str, str], Awaitable[Path]]
+"""From sandbox id and extension name to the extension's own directory, which is there."""
 
 
-class ExtensionRunner:
-    """All installed extensions, in registration order. `may_configure`: those that requests may
-    give parameters to. `driver`: the name that the gateway sees. `known`: every sandbox that is not
-    going, oldest first. `tell` shows what went wrong where nothing is refused any more.
+class NotLoaded(Refused):
+    """An extension is needed that this driver does not have."""
+
+    reason = "ExtensionMissing"
+
+    def __init__(self, name: str, why: str = "takes part in this sandbox") -> None:
+        text = f"extension {name!r} {why} but is not loaded"
+        resolution = (
+            "list it in the configuration's `extensions` and restart the driver"
+        )
+        super().__init__(text, resolution=resolution)
+
+
+class Runner(Generic[R]):
+    """All loaded extensions, in registration order, on one driver, of whose records `subject_of`
+    makes what extensions see.
+
+    `configs`: the operator's tables by extension. `may_configure`: those that requests may give
+    parameters to. `of_base`: label keys that are for a driver behind this one. `names`: what the
+    gateway calls this driver, and the driver behind it, as far as it is known. `known`: every
+    sandbox that is not going, oldest first. `tell` shows an error that changes nothing, by the
+    sandbox's id.
     """
 
     def __init__(
         self,
-        extensions: Sequence[Registered],
+        participants: Sequence[Participant],
         configs: Mapping[str, Mapping[str, Any]],
         directory: Directory,
         may_configure: frozenset[str] = frozenset(),
         *,
-        driver: str = "",
-        known: Callable[[], Iterable[SandboxRecord]] = tuple,
-        tell: Tell = lambda _id, _problem: None,
+        subject_of: SubjectOf[R],
+        names: Callable[[], tuple[str, str]] = lambda: ("", ""),
+        known: Callable[[], Iterable[R]] = tuple,
+        tell: Callable[[str, str], None] = lambda _id, _problem: None,
+        supported: frozenset[CallPoint] = frozenset(CallPoint),
+        of_base: frozenset[str] = frozenset(),
     ) -> None:
-        check_registration(extensions)
-        self._extensions = {extension.name: extension for extension in extensions}
-        self._configs = configs
-        self._directory = directory
-        self._calls = Calls()
-        hooks = {e.name for e in extensions if isinstance(e, LifecycleExtension)}
-        runner = PhaseRunner(
-            [e for e in extensions if isinstance(e, Extension)],
-            configs,
-            frozenset(CallPoint),
-            directory,
-            may_configure,
-            calls=self._calls,
-            driver=driver,
-            known=lambda: map(self._taking_part, known()),
-        )
-        self.phases = VmPhases(runner, frozenset(hooks), tell)
+        check_registration(participants)
+        self.participants = {p.name: p for p in participants}
+        self.keys = frozenset(key_of(p.extension) for p in participants)
+        """What labels call them."""
+        self.may_configure, self.supported = may_configure, supported
+        self.names, self._tell, self._of_base = names, tell, of_base
+        self._subject_of, self._known, self._directory = subject_of, known, directory
+        self._configs = {p.name: _configuration(p, configs) for p in participants}
+        observed = [(p.observer, self._configs[p.name]) for p in participants]
+        self._calls = Calls([(o, config) for o, config in observed if o is not None])
 
-    def _taking_part(self, record: SandboxRecord) -> tuple[SandboxView, Activation]:
-        subject = self.phases.subject(record)
-        return subject.sandbox, subject.activation
-
-    def loaded(self) -> list[Registered]:
-        """In registration order."""
-        return list(self._extensions.values())
-
-    def activate(self, spec: SandboxSpec) -> Activation:
-        """Who will accompany this sandbox; stored at create. Refused, InvalidRequest."""
-        runner = self.phases.runner
-        blocks = spec.driver_config.get("extensions", {})
-        return activate(
-            self._extensions.values(),
-            spec.labels,
-            blocks,
-            runner.supported,
-            runner.may_configure,
-        )
-
-    def _active(self, record: SandboxRecord) -> list[Registered]:
-        missing = set(record.extensions.active) - set(self._extensions)
-        if missing:
-            raise Refused(
-                f"extension {sorted(missing)[0]!r} takes part in this sandbox but "
-                "is not loaded",
-                reason="ExtensionMissing",
-                resolution=(
-                    "list it in the configuration's `extensions` and restart the driver"
-                ),
-            )
-        return [
-            e for e in self._extensions.values() if e.name in record.extensions.active
-        ]
-
-    def _active_hooks(self, record: SandboxRecord) -> list[LifecycleExtension]:
-        return [e for e in self._active(record) if isinstance(e, LifecycleExtension)]
-
-    def check_changes(self, changes: Sequence[Change]) -> PlanDraft:
-        """The plan's draft as they make it. Refused, as far as that is known before the launch."""
-        draft = PlanDraft()
-        for change in changes:
-            draft.on_behalf_of(change.extension)
-            shape(draft, (change,))
-        return draft
-
-    async def _context(
-        self,
-        extension: LifecycleExtension,
-        record: SandboxRecord,
-        ledger: Ledger,
-        key: str,
-        **more: Any,
-    ) -> HookContext:
-        held, name = ledger.get(key), extension.name
-        given = record.extensions.parameters.get(name, {})
-        values: dict[str, Any] = {
-            "saved": held.data.get("saved", {}) if held else {},
-            **more,
-        }
-        return HookContext(
-            sandbox=view_of(record.spec),
-            state_dir=await self._directory(record.id, name),
-            config=self._configs.get(name, {}),
-            parameters=parse_parameters(extension, given),
-            **values,
-        )
-
-    async def _call(
-        self,
-        extension: LifecycleExtension,
-        hook: str,
-        record: SandboxRecord,
-        work: Awaitable[None],
-    ) -> None:
-        await self._calls.make(extension, hook, view_of(record.spec), work)
-
-    async def configure_launch(
-        self, record: SandboxRecord, ledger: Ledger
-    ) -> PlanDraft:
-        """Let every active extension shape the draft; what began is in the ledger. What phases
-        changed was decided at create.
+    def activate(self, labels: Mapping[str, str], blocks: Any) -> Activation:
+        """Who will accompany a sandbox with these policy-stamped labels and that block of the
+        request's own; stored at create. Refused, InvalidRequest.
         """
+        found, may = self.participants.values(), self.may_configure
+        return activate(found, labels, blocks, self.supported, may, self._of_base)
+
+    def take_part(self, record: R) -> bool:
+        """Whether anybody has a part in requests: who follows phases, or is not loaded."""
+        active = self._subject_of(record, None, None).activation.active
+        loaded = (self.participants.get(name) for name in active)
+        return any(p is None or p.language != HOOKS for p in loaded)
+
+    @property
+    def phases(self) -> Runner[R]:
+        """Itself, for whoever speaks of phases only."""
+        return self
+
+    # --- call points that every driver has
+
+    async def ask(
+        self,
+        point: CallPoint,
+        record: R,
+        ledger: Ledger | None = None,
+        trace: Trace | None = None,
+        draft: Draft | None = None,
+    ) -> None:
+        """In order, up to the first error, which is raised. NotLoaded where something is set up."""
+        subject = self._subject_of(record, ledger, trace)
+        drafts = () if draft is None else (draft,)
+        for participant in self._taking_part(subject, everybody=point in SET_UP):
+            await self._call(participant, point, subject, *drafts)
+
+    async def report(
+        self,
+        point: CallPoint,
+        record: R,
+        ledger: Ledger | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        """All are called, in reverse where something ends; their errors are shown."""
+        subject = self._subject_of(record, ledger, trace)
+        found = self._taking_part(subject, everybody=False)
+        for participant in reversed(found) if point in ENDING else found:
+            try:
+                await self._call(participant, point, subject)
+            except DriverError as error:
+                self._tell(subject.sandbox.id, error.text())
+
+    async def give_back(
+        self, record: R, ledger: Ledger, scope: Scope | None
+    ) -> list[str]:
+        """Undo what is held, in reverse order. What fails stays held; its errors as texts."""
+        errors = await ledger.release(
+            scope, lambda held: self.undo(record, ledger, held, Reason.STOPPED)
+        )
+        return [e.text() if isinstance(e, DriverError) else repr(e) for e in errors]
+
+    async def undo(self, record: R, ledger: Ledger, held: Held, reason: Reason) -> None:
+        """What stands behind an extension's ledger entry. NotLoaded."""
+        name, owed = held.data["extension"], "something to undo"
+        participant = self.participants.get(name)
+        if participant is None or participant.language != meaning(held.key)[0]:
+            if is_hold(held):
+                owed = f"to give back {held.data['kind']} {held.data['name']}"
+            raise NotLoaded(name, f"has {owed}")
+        subject = self._subject_of(record, ledger, None)
+        await participant.undo(await self._site(participant, subject), held, reason)
+
+    # --- call points of a machine
+
+    async def note_create(self, record: R, ledger: Ledger) -> None:
+        """From here on the end of the sandbox, or of its create, is told."""
+        await self._each("note_create", record, ledger)
+
+    async def configure_launch(self, record: R, ledger: Ledger) -> PlanDraft:
+        """Everybody shapes the draft; what began is in the ledger."""
         draft = PlanDraft()
-        for extension in self._active(record):
-            draft.on_behalf_of(extension.name)
-            if isinstance(extension, Extension):
-                changes = record.extensions.changes
-                shape(draft, (c for c in changes if c.extension == extension.name))
-                continue
-            await self._note_run(ledger, extension.name)
-            context = await self._run_context(extension, record, ledger)
-            work = extension.configure_launch(context, draft)
-            await self._call(extension, "configure_launch", record, work)
+        await self._each("configure_launch", record, ledger, draft)
         return draft
 
     async def before_launch(
-        self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
+        self, record: R, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
     ) -> None:
-        """Let every active extension allocate; environment that they add is in the
-        draft.
-        """
-        for extension in self._active(record):
-            if isinstance(extension, Extension):
-                await self.phases.begin_run(extension, record, ledger)
-                continue
-            draft.on_behalf_of(extension.name)
-            if self.phases.take_part(record):
-                # It was noted before those that follow phases allocated anything.
-                await ledger.move_to_end(RUN + extension.name)
-            context = await self._run_context(extension, record, ledger)
-            hook = extension.before_launch(context, plan, EnvironmentDraft(draft))
-            await self._call(extension, "before_launch", record, hook)
+        """Everybody allocates; environment that they add is in the draft."""
+        await self._each("before_launch", record, ledger, plan, draft)
 
     async def before_restore(
-        self, record: SandboxRecord, ledger: Ledger, kind: RestoreKind
+        self, record: R, ledger: Ledger, kind: RestoreKind
     ) -> None:
-        """In order; the first error is raised. Where no before_launch follows, those that follow
-        phases are asked here.
-        """
-        resumes = kind in {RestoreKind.RESUMED, RestoreKind.SNAPSHOT}
-        notes = kind not in {RestoreKind.ADOPTED, RestoreKind.RELAUNCHED}
-        for extension in self._active(record):
-            if isinstance(extension, Extension):
-                if resumes:
-                    await self.phases.begin_run(extension, record, ledger)
-                continue
-            if notes:
-                await self._note_run(ledger, extension.name)
-            context = await self._saving_context(extension, record, ledger)
-            work = extension.before_restore(context, kind)
-            await self._call(extension, "before_restore", record, work)
+        """In order; the first error is raised."""
+        await self._each("before_restore", record, ledger, kind)
 
     async def before_capture(
-        self,
-        record: SandboxRecord,
-        ledger: Ledger,
-        hook: str,
-        call: Callable[[LifecycleExtension, HookContext], Awaitable[None]],
+        self, record: R, ledger: Ledger, hook: str, call: Capture
     ) -> None:
-        """before_suspend, before_snapshot and before_fork: in order; the first error is
-        raised, and is a veto.
+        """before_suspend, before_snapshot and before_fork: the first error is raised, and is a
+        veto.
         """
-        for extension in self._active_hooks(record):
-            context = await self._saving_context(extension, record, ledger)
-            await self._call(extension, hook, record, call(extension, context))
-
-    def saved(self, record: SandboxRecord, ledger: Ledger) -> dict[str, Any]:
-        """What each extension of this sandbox has saved."""
-        states = {n: _saved(ledger, STAY + n) for n in record.extensions.active}
-        return {name: dict(state) for name, state in states.items() if state}
-
-    async def _note_run(self, ledger: Ledger, name: str) -> None:
-        data = {"extension": name, "saved": dict(_saved(ledger, STAY + name))}
-        await ledger.acquire(
-            STAY + name, Scope.PERSISTENT, {"extension": name}, _nothing
-        )
-        await ledger.acquire(RUN + name, Scope.RUNTIME, data, _nothing)
-
-    async def _run_context(
-        self, extension: LifecycleExtension, record: SandboxRecord, ledger: Ledger
-    ) -> HookContext:
-        save = _saver(ledger, extension.name)
-        key = RUN + extension.name
-        return await self._context(extension, record, ledger, key, save=save)
-
-    async def _saving_context(
-        self, extension: LifecycleExtension, record: SandboxRecord, ledger: Ledger
-    ) -> HookContext:
-        save = _saver(ledger, extension.name)
-        key = STAY + extension.name
-        return await self._context(extension, record, ledger, key, save=save)
+        await self._each("before_capture", record, ledger, hook, call)
 
     async def after_restore(
-        self, record: SandboxRecord, ledger: Ledger, kind: RestoreKind
+        self, record: R, ledger: Ledger, kind: RestoreKind
     ) -> list[str]:
         """In order; errors are returned as texts for events."""
-        problems = []
-        for extension in self._active_hooks(record):
-            context = await self._context(
-                extension, record, ledger, STAY + extension.name
-            )
-            work = extension.after_restore(context, kind)
+        problems, subject = [], self._subject_of(record, ledger, None)
+        for participant in self._taking_part(subject):
             try:
-                await self._call(extension, "after_restore", record, work)
+                await self._call(participant, "after_restore", subject, kind)
             except DriverError as error:
                 problems.append(error.text())
         return problems
 
-    async def undo(
-        self, record: SandboxRecord, ledger: Ledger, held: Held, reason: Reason
+    def saved(self, record: R, ledger: Ledger) -> dict[str, Any]:
+        """What each extension of this sandbox has saved."""
+        active = self._subject_of(record, None, None).activation.active
+        states = {n: Notes(ledger, n, HOOKS).saved(Mark.STAY) for n in active}
+        return {name: state for name, state in states.items() if state}
+
+    # --- one call
+
+    async def _each(
+        self, moment: str, record: R, ledger: Ledger, *arguments: Any
     ) -> None:
-        """What stands behind a ledger entry of an extension. CleanupError when the extension
-        is not loaded.
-        """
-        if not held.key.startswith((RUN, STAY)):
-            await self.phases.undo(record, ledger, held)
-            return
-        name = held.data["extension"]
-        extension = self._extensions.get(name)
-        if not isinstance(extension, LifecycleExtension):
-            raise CleanupError(
-                f"extension {name!r} has something to undo but is not loaded",
-                reason="ExtensionMissing",
-                resolution=(
-                    "list it in the configuration's `extensions` and restart the driver"
-                ),
-            )
-        saved = {**_saved(ledger, STAY + name), **_saved(ledger, RUN + name)}
-        context = await self._context(extension, record, ledger, held.key, saved=saved)
-        if held.key.startswith(RUN):
-            hook, work = (
-                "after_launch_failed",
-                extension.after_launch_failed(context, reason),
-            )
-        else:
-            hook, work = "after_delete", extension.after_delete(context)
-        await self._call(extension, hook, record, work)
+        subject = self._subject_of(record, ledger, None)
+        for participant in self._taking_part(subject):
+            await self._call(participant, moment, subject, *arguments)
+
+    def _taking_part(
+        self, subject: Subject, *, everybody: bool = True
+    ) -> list[Participant]:
+        active = subject.activation.active
+        missing = set(active) - set(self.participants)
+        if missing and everybody:
+            raise NotLoaded(min(missing))
+        return [p for p in self.participants.values() if p.name in active]
+
+    async def _call(
+        self, participant: Participant, moment: str, subject: Subject, *arguments: Any
+    ) -> None:
+        part = participant.part(moment)
+        lacking = moment in frozenset(CallPoint) - self.supported
+        if part is not None and not lacking:
+            await part(await self._site(participant, subject), *arguments)
+
+    async def _site(self, participant: Participant, subject: Subject) -> Site:
+        sandbox, name, ledger = subject.sandbox, participant.name, subject.ledger
+        extension, make = participant.extension, self._calls.make
+        given = subject.activation.parameters.get(name, {})
+        return Site(
+            subject,
+            self._configs[name],
+            parse_parameters(extension, given),
+            await self._directory(sandbox.id, name) if ledger else Path(),
+            Notes(ledger, name, participant.language),
+            *self.names(),
+            others=lambda: self._others(sandbox.id, name),
+            call=lambda what, work: make(extension, what, sandbox, work, subject.trace),
+            tell=lambda problem: self._tell(sandbox.id, problem),
+        )
+
+    def _others(self, sandbox_id: str, extension: str) -> tuple[SandboxView, ...]:
+        subjects = (self._subject_of(record, None, None) for record in self._known())
+        earlier = itertools.takewhile(lambda s: s.sandbox.id != sandbox_id, subjects)
+        return tuple(s.sandbox for s in earlier if extension in s.activation.active)
 
 
-async def _nothing() -> None:
-    """The hook itself runs after its entry is durable; the entry has no effect of its
-    own.
-    """
+ExtensionRunner = Runner[SandboxRecord]
+"""On the VM driver."""
 
 
-def _saved(ledger: Ledger, key: str) -> Mapping[str, Any]:
-    held = ledger.get(key)
-    return held.data.get("saved", {}) if held else {}
-
-
-def _saver(ledger: Ledger, name: str) -> Callable[[Mapping[str, Any]], Awaitable[None]]:
-    """State goes into both entries: the run's, and the sandbox's for after_delete."""
-
-    async def save(state: Mapping[str, Any]) -> None:
-        for key in (STAY + name, RUN + name):
-            if ledger.get(key) is not None:
-                await ledger.remember(key, {"extension": name, "saved": dict(state)})
-
-    return save
+def _configuration(
+    participant: Participant, configs: Mapping[str, Mapping[str, Any]]
+) -> Any:
+    given, model = configs.get(participant.name, {}), participant.configuration
+    if model is None:
+        return given
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        text = f"[extension.{participant.name}] {where}: {first['msg']}"
+        raise ConfigError(text) from error

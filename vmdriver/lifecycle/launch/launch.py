@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from vmdriver.errors import DriverError, HostError, HypervisorError
 from vmdriver.host import facts
-from vmdriver.lifecycle.extending.hooks import PlanDraft
-from vmdriver.lifecycle.extending.vm_phases import new_run
+from vmdriver.lifecycle.extending.draft import PlanDraft
+from vmdriver.lifecycle.extending.subject import new_run
 from vmdriver.lifecycle.launch import endings
 from vmdriver.lifecycle.launch.launcher import LaunchFailed
 from vmdriver.lifecycle.launch.secrets import secrets_digest

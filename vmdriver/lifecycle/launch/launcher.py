@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger
-from vmdriver.lifecycle.extending.hooks import PlanDraft
+from vmdriver.lifecycle.extending.draft import PlanDraft
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmdriver.errors import Refused
-from vmdriver.lifecycle.extending.hooks import PlanDraft
+from vmdriver.lifecycle.extending.draft import PlanDraft
 from vmdriver.lifecycle.launch.environment import (
     HOST_ALIASES,
     check_added,

@@ -22,7 +22,7 @@ from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
-from vmdriver.lifecycle.extending.vm_phases import new_run
+from vmdriver.lifecycle.extending.subject import new_run
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there

@@ -24,7 +24,7 @@ from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
-from vmdriver.lifecycle.extending.vm_phases import view_of
+from vmdriver.lifecycle.extending.subject import view_of
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
