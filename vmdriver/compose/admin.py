@@ -9,11 +9,10 @@ from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.compose.registry import Registry
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record
-from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
 from vmdriver.lifecycle.extending.draft import REQUEST_POINTS
 from vmdriver.lifecycle.extending.notes import holds_of
 from vmdriver.lifecycle.extending.runner import Runner
-from vmdriver.service.capabilities import encode, encode_extension, encode_held
+from vmdriver.service.capabilities import encode, encode_held
 
 
 def register(service: Admin, server: Any) -> None:
@@ -32,19 +31,11 @@ class Admin(pb_grpc.AdminServicer):
         self, request: pb.GetExtensionCapabilitiesRequest, context: Any
     ) -> pb.GetExtensionCapabilitiesResponse:
         """As it is now."""
-        runner, sandboxes = self._runner, self._registry.all()
-        entries = [entry_of(p, runner.supported) for p in runner.participants.values()]
-        extensions = [
-            encode_extension(
-                entry,
-                runner,
-                (b.record.id for b in sandboxes if entry.name in b.record.active),
-            )
-            for entry in entries
-        ]
+        sandboxes = self._registry.all()
+        active = {s.record.id: s.record.active for s in sandboxes}
         held = [held for sandbox in sandboxes for held in _held(sandbox)]
-        schema = _driver_config_schema(parameter_schemas(entries, runner.may_configure))
-        return encode(runner, REQUEST_POINTS, extensions, held, schema)
+        schema = _driver_config_schema
+        return encode(self._runner, REQUEST_POINTS, active, held, schema)
 
 
 def _driver_config_schema(parameters: dict[str, Any]) -> dict[str, Any]:

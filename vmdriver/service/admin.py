@@ -14,14 +14,13 @@ from vmdriver.lifecycle.control.checks import driver_config_schema
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Happened, Hub
 from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
 from vmdriver.lifecycle.extending.draft import PLAN_POINTS
 from vmdriver.lifecycle.extending.hooks import HOOKS
 from vmdriver.lifecycle.extending.notes import is_extensions
 from vmdriver.lifecycle.ports.images import ImageProgress
 from vmdriver.lifecycle.templates.template import Template
 from vmdriver.model.memory_image import SnapshotEntry
-from vmdriver.service.capabilities import encode, encode_extension, encode_held
+from vmdriver.service.capabilities import encode, encode_held
 from vmdriver.service.codec import timestamp
 from vmdriver.service.image_messages import (
     encode_image,
@@ -164,30 +163,11 @@ class Admin(pb_grpc.AdminServicer):
     ) -> pb.GetExtensionCapabilitiesResponse:
         """Of both kinds."""
         manager = await self._readiness.manager()
-        runner = manager.extensions
         workers = list(manager.sandboxes.workers.values())
-        entries = [entry_of(p, runner.supported) for p in runner.participants.values()]
-        extensions = [
-            encode_extension(
-                entry,
-                runner,
-                (
-                    w.record.id
-                    for w in workers
-                    if entry.name in w.record.extensions.active
-                ),
-            )
-            for entry in entries
-        ]
+        active = {w.record.id: w.record.extensions.active for w in workers}
         held = [held for worker in workers for held in _held(worker)]
-        parameters = parameter_schemas(entries, runner.may_configure)
         return encode(
-            runner,
-            PLAN_POINTS,
-            extensions,
-            held,
-            driver_config_schema(parameters),
-            HOOKS,
+            manager.extensions, PLAN_POINTS, active, held, driver_config_schema, HOOKS
         )
 
     async def _told(

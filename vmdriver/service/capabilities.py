@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver.lifecycle.engine.ledger import Held, Scope
-from vmdriver.lifecycle.extending.catalogue import Entry, in_order
+from vmdriver.lifecycle.extending.catalogue import (
+    Entry,
+    entry_of,
+    in_order,
+    parameter_schemas,
+)
 from vmdriver.lifecycle.extending.draft import MutationPoint
 from vmdriver.lifecycle.extending.notes import is_hold
 from vmdriver.lifecycle.extending.phases import Until
@@ -18,13 +23,17 @@ from vmdriver.lifecycle.extending.runner import Runner
 def encode(
     runner: Runner[Any],
     points: Iterable[MutationPoint],
-    extensions: Iterable[pb.Extension],
+    active: Mapping[str, Collection[str]],
     held: Iterable[pb.Held],
-    driver_config_schema: Mapping[str, object],
+    schema: Callable[[dict[str, Any]], Mapping[str, object]],
     hooks: Sequence[str] = (),
 ) -> pb.GetExtensionCapabilitiesResponse:
-    """The whole answer."""
+    """The whole answer. `active`: who takes part, by sandbox. `schema`: of driver_config, from
+    those of its extensions' parameters.
+    """
     driver, base = runner.names()
+    entries = [entry_of(p, runner.supported) for p in runner.participants.values()]
+    configurable = parameter_schemas(entries, runner.may_configure)
     return pb.GetExtensionCapabilitiesResponse(
         driver_name=driver,
         base_driver_name=base,
@@ -40,16 +49,15 @@ def encode(
             )
             for point in points
         ],
-        extensions=extensions,
+        extensions=[_extension(entry, runner, active) for entry in entries],
         held=held,
-        driver_config_schema=json.dumps(driver_config_schema),
+        driver_config_schema=json.dumps(schema(configurable)),
     )
 
 
-def encode_extension(
-    entry: Entry, runner: Runner[Any], sandboxes: Iterable[str]
+def _extension(
+    entry: Entry, runner: Runner[Any], active: Mapping[str, Collection[str]]
 ) -> pb.Extension:
-    """One of them, with the ids of the sandboxes that it takes part in."""
     return pb.Extension(
         name=entry.name,
         version=entry.version,
@@ -61,7 +69,7 @@ def encode_extension(
         parameters_schema=_text(entry.parameters),
         configuration_schema=_text(entry.configuration),
         request_parameters=entry.name in runner.may_configure,
-        sandboxes=sorted(sandboxes),
+        sandboxes=sorted(i for i, names in active.items() if entry.name in names),
     )
 
 

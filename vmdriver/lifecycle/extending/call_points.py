@@ -26,34 +26,13 @@ class CallPoint(StrEnum):
 ENDING = frozenset(
     {CallPoint.ON_CREATE_FAILED, CallPoint.AFTER_STOP, CallPoint.AFTER_DELETE}
 )
-"""Phases that run in reverse order."""
-
-
-REPORTING = ENDING | {
-    CallPoint.AFTER_CREATE,
-    CallPoint.AFTER_READY,
-    CallPoint.RECONCILE,
-}
-"""Phases whose errors change nothing."""
-
-
-SET_UP = frozenset(
-    {
-        CallPoint.VALIDATE_REQUEST,
-        CallPoint.PREPARE_PLAN,
-        CallPoint.BEFORE_CREATE,
-        CallPoint.BEFORE_START,
-    }
-)
+"""Phases that run in reverse order. What they say has happened: their errors change nothing."""
+HOLDING = frozenset({CallPoint.BEFORE_CREATE, CallPoint.BEFORE_START})
+"""Phases in which something may be held."""
+SET_UP = HOLDING | {CallPoint.VALIDATE_REQUEST, CallPoint.PREPARE_PLAN}
 """Phases that must not be gone through without everybody who takes part. A stop and a delete
 may be: whoever is not loaded any more cannot keep a sandbox for ever.
 """
-
-
-HOLDING = frozenset({CallPoint.BEFORE_CREATE, CallPoint.BEFORE_START})
-"""Phases in which something may be held."""
-
-
 HOOKS_OF: Mapping[CallPoint, tuple[str, ...]] = {
     CallPoint.PREPARE_PLAN: ("configure_launch",),
     CallPoint.BEFORE_START: ("before_restore", "before_launch"),
@@ -65,7 +44,3 @@ HOOKS_OF: Mapping[CallPoint, tuple[str, ...]] = {
 """Where a phase and hooks of the VM driver are called at the same point. The others have no
 hook: they are about requests, which upstream's hooks do not see.
 """
-
-
-Phase = CallPoint
-"""What it was called."""

@@ -64,26 +64,13 @@ class Calls:
                 seconds = time.monotonic() - begun
                 outcome = "failed" if problem else "ok"
                 _duration.record(seconds, {**attributes, "outcome": outcome})
-                await self._tell(
-                    Call(
-                        extension.name,
-                        what,
-                        sandbox.id,
-                        sandbox.workspace,
-                        seconds,
-                        problem,
-                    )
-                )
+                whose = (extension.name, what, sandbox.id, sandbox.workspace)
+                await self._tell(Call(*whose, seconds, problem))
 
     async def _tell(self, call: Call) -> None:
-        _log.info(
-            "%s: %s.%s took %.0f ms%s",
-            call.sandbox_id,
-            call.extension,
-            call.phase,
-            call.seconds * 1e3,
-            f": {call.error}" if call.error else "",
-        )
+        whose, took = (call.sandbox_id, call.extension, call.phase), call.seconds * 1e3
+        error = f": {call.error}" if call.error else ""
+        _log.info("%s: %s.%s took %.0f ms%s", *whose, took, error)
         for observer, config in self._observers:
             try:
                 async with asyncio.timeout(observer.timeout_s):

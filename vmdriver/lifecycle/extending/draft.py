@@ -43,53 +43,42 @@ class MutationPoint:
     meaning: str
 
 
+def _one(field: str, meaning: str) -> MutationPoint:
+    return MutationPoint(field, _PREPARE, keyed=False, meaning=meaning)
+
+
+def _map(
+    field: str, meaning: str, phases: frozenset[CallPoint] = _PREPARE
+) -> MutationPoint:
+    return MutationPoint(field, phases, keyed=True, meaning=meaning)
+
+
+_LIMITS = {"cpu": "CPU, as 500m or 2", "memory": "memory, as 512Mi"}
 REQUEST_POINTS = (
-    MutationPoint("template.image", _PREPARE, False, "OCI reference of the image"),
-    MutationPoint(
-        "template.labels", _ALLOCATED, True, "labels that the driver is given"
+    _one("template.image", "OCI reference of the image"),
+    _map("template.labels", "labels that the driver is given", _ALLOCATED),
+    _map("template.environment", "environment of the sandbox's template", _ALLOCATED),
+    _map("spec.environment", "environment; wins over the above", _ALLOCATED),
+    _one("spec.log_level", "the supervisor's log level"),
+    *(
+        _one(f"template.resources.{what}_{bound}", meaning)
+        for what, meaning in _LIMITS.items()
+        for bound in ("request", "limit")
     ),
-    MutationPoint(
-        "template.environment",
-        _ALLOCATED,
-        True,
-        "environment of the sandbox's template",
-    ),
-    MutationPoint(
-        "spec.environment", _ALLOCATED, True, "environment; wins over the above"
-    ),
-    MutationPoint("spec.log_level", _PREPARE, False, "the supervisor's log level"),
-    MutationPoint(
-        "template.resources.cpu_request", _PREPARE, False, "CPU, as 500m or 2"
-    ),
-    MutationPoint("template.resources.cpu_limit", _PREPARE, False, "CPU, as 500m or 2"),
-    MutationPoint(
-        "template.resources.memory_request", _PREPARE, False, "memory, as 512Mi"
-    ),
-    MutationPoint(
-        "template.resources.memory_limit", _PREPARE, False, "memory, as 512Mi"
-    ),
-    MutationPoint(
-        "template.driver_config", _PREPARE, True, "the base driver's own settings"
-    ),
+    _map("template.driver_config", "the base driver's own settings"),
 )
 """What a composed driver lets extensions change: the request that goes to its base."""
 
+_DROP_IN = "programs that the guest runs as root before the supervisor, by name"
 PLAN_POINTS = (
     *(p for p in REQUEST_POINTS if p.field != "template.environment"),
-    MutationPoint("plan.vcpus", _PREPARE, False, "whole vCPUs, at least 1"),
-    MutationPoint("plan.memory_mib", _PREPARE, False, "guest memory in MiB"),
-    MutationPoint("plan.kernel", _PREPARE, False, "path of another kernel"),
-    MutationPoint("plan.initramfs", _PREPARE, False, "path of that kernel's initramfs"),
-    MutationPoint("plan.kernel_profile", _PREPARE, False, "what the kernel is for"),
-    MutationPoint(
-        "plan.guest_init_dropins",
-        _PREPARE,
-        True,
-        "programs that the guest runs as root before the supervisor, by name",
-    ),
-    MutationPoint(
-        "plan.required_features", _PREPARE, True, "features that the driver must have"
-    ),
+    _one("plan.vcpus", "whole vCPUs, at least 1"),
+    _one("plan.memory_mib", "guest memory in MiB"),
+    _one("plan.kernel", "path of another kernel"),
+    _one("plan.initramfs", "path of that kernel's initramfs"),
+    _one("plan.kernel_profile", "what the kernel is for"),
+    _map("plan.guest_init_dropins", _DROP_IN),
+    _map("plan.required_features", "features that the driver must have"),
 )
 """What the VM driver lets extensions change: the request, and the plan of the machine. It knows
 one environment only, the template's and the spec's in one.

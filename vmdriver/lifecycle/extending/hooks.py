@@ -40,7 +40,7 @@ extension named. Each call has `timeout_s` seconds.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -161,11 +161,12 @@ HOOKS = (
 """Every hook by name."""
 
 
+def defined(extension: object, base: type, names: Iterable[str]) -> tuple[str, ...]:
+    """Those methods of `base` that an extension defines itself."""
+    kind = type(extension)
+    return tuple(n for n in names if getattr(kind, n) is not getattr(base, n))
+
+
 def hooks_of(extension: LifecycleExtension) -> tuple[str, ...]:
     """The hooks that it defines."""
-    kind = type(extension)
-    return tuple(
-        name
-        for name in HOOKS
-        if getattr(kind, name) is not getattr(LifecycleExtension, name)
-    )
+    return defined(extension, LifecycleExtension, HOOKS)

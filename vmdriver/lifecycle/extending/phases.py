@@ -57,7 +57,12 @@ from pydantic import BaseModel
 
 from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.hooks import Everywhere, OnRequest, SandboxView
+from vmdriver.lifecycle.extending.hooks import (
+    Everywhere,
+    OnRequest,
+    SandboxView,
+    defined,
+)
 from vmdriver.model.runs import RestoreKind
 
 
@@ -213,9 +218,4 @@ class Extension:
 
 def phases_of(extension: Extension) -> frozenset[CallPoint]:
     """The phases that it defines."""
-    kind = type(extension)
-    return frozenset(
-        p
-        for p in CallPoint
-        if getattr(kind, p.value) is not getattr(Extension, p.value)
-    )
+    return frozenset(map(CallPoint, defined(extension, Extension, CallPoint)))

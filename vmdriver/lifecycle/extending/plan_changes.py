@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -83,20 +82,20 @@ def shape(draft: PlanDraft, changes: Iterable[Change]) -> None:
 
 
 def _text(change: Change) -> str:
-    return str(_checked(change, str, "a text"))
+    if isinstance(change.value, str):
+        return change.value
+    raise _wrong(change, "a text")
 
 
 def _whole(change: Change) -> int:
-    return int(_checked(change, int, "a whole number"))
+    if isinstance(change.value, int) and not isinstance(change.value, bool):
+        return change.value
+    raise _wrong(change, "a whole number")
 
 
-def _checked(change: Change, kind: type, words: str) -> Any:
-    if not isinstance(change.value, kind) or isinstance(change.value, bool):
-        raise Refused(
-            f"extension {change.extension!r}: {change.field} must be {words}",
-            reason="ExtensionRefused",
-        )
-    return change.value
+def _wrong(change: Change, what: str) -> Refused:
+    text = f"extension {change.extension!r}: {change.field} must be {what}"
+    return Refused(text, reason="ExtensionRefused")
 
 
 _SETTERS: Mapping[str, Callable[[PlanDraft, Change], None]] = {
