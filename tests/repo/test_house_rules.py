@@ -74,6 +74,51 @@ def test_what_is_public_says_its_contract(path: Path) -> None:
             assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+PORTS = ROOT / "vmdriver" / "lifecycle" / "ports"
+
+
+def methods(node: ast.ClassDef) -> dict[str, str | None]:
+    """Public methods of a class with their docstrings."""
+    return {
+        m.name: ast.get_docstring(m)
+        for m in node.body
+        if isinstance(m, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not m.name.startswith("_")
+    }
+
+
+def port_named(text: str) -> dict[str, str | None]:
+    """Methods of the port that a docstring names as lifecycle.ports.FILE.CLASS."""
+    named = re.search(r"lifecycle\.ports\.(\w+)\.(\w+)", text)
+    if named is None:
+        return {}
+    for node in ast.parse((PORTS / f"{named[1]}.py").read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name == named[2]:
+            return methods(node)
+    raise AssertionError(f"there is no port {named[0]}")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if "lifecycle" not in p.parts],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_a_method_says_its_contract_or_its_port_does(path: Path) -> None:
+    """What a port says of a method is not said again by those that implement it, whose docstring,
+    or whose module's, names the port.
+    """
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+            continue
+        above = [ast.get_docstring(node) or "", ast.get_docstring(tree) or ""]
+        said = port_named("\n".join(above))
+        for name, text in methods(node).items():
+            # What has a base may have its docstrings from there (inspect.getdoc).
+            assert text or said.get(name) or node.bases, f"{node.name}.{name}"
+            assert not (text or "").startswith("See ports"), f"{node.name}.{name}"
+
+
 def test_no_folder_or_file_is_a_drawer() -> None:
     for path in SOURCES:
         assert path.stem not in {"utils", "util", "helpers", "common", "misc"}

@@ -68,7 +68,6 @@ class AcceleratorProbe:
             self._task = asyncio.create_task(self._find_out(), name="accelerator probe")
 
     async def chosen(self) -> Accelerator:
-        """See ports.AcceleratorChoice."""
         if self._wanted != "auto":
             return self._wanted
         answer = self._known()

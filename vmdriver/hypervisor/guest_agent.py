@@ -33,27 +33,22 @@ class GuestAgent:
         await self._ask(domain, "ping", {}, limit_s)
 
     async def flush(self, domain: str, limit_s: float) -> None:
-        """See ports.Guest."""
         await self._ask(domain, "flush", {}, limit_s)
 
     async def freeze(self, domain: str, limit_s: float) -> str:
-        """See ports.Guest."""
         fields = {"timeout_ms": str(int(limit_s * 1000))}
         wait_s = limit_s + _FREEZE_SLACK_S
         return (await self._ask(domain, "freeze", fields, wait_s)).get("boot_id", "")
 
     async def thaw(self, domain: str, limit_s: float) -> None:
-        """See ports.Guest."""
         await self._ask(domain, "thaw", _clock(), limit_s)
 
     async def renew(self, domain: str, limit_s: float, *, files: bool) -> None:
-        """See ports.Guest."""
         fields = {"seed": token_hex(_SEED_BYTES), **({"files": "1"} if files else {})}
         answer = await self._ask(domain, "renew", {**fields, **_clock()}, limit_s)
         _log.info("%s: hygiene in the guest: %s", domain, answer)
 
     async def adopt(self, domain: str, limit_s: float) -> None:
-        """See ports.Guest."""
         fields = {**_clock(), "seed": token_hex(_SEED_BYTES)}
         await self._ask(domain, "adopt", fields, limit_s)
 

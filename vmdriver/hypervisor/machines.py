@@ -65,7 +65,6 @@ class Machines:
         self._build: dict[str, str] | None = None
 
     def on_change(self, hint: Callable[[str], None]) -> None:
-        """See ports.Hypervisor."""
         self._connection.on_domain_event(hint)
 
     # --- the hypervisor's own facts
@@ -116,7 +115,6 @@ class Machines:
         return await asyncio.shield(asyncio.ensure_future(call))
 
     async def build(self, accelerator: Accelerator) -> Versions:
-        """See ports.Hypervisor."""
         if self._build is None:
             self._build = await self.versions()
         host = await self.host("kvm" if accelerator == "kvm" else "qemu")
@@ -146,8 +144,6 @@ class Machines:
             )
 
     async def observe(self, domain: str) -> DomainState:
-        """See ports.Hypervisor."""
-
         def look(connection: Any) -> DomainState:
             try:
                 state, reason = connection.lookupByName(domain).state()
@@ -162,8 +158,6 @@ class Machines:
         )
 
     async def destroy(self, domain: str) -> None:
-        """See ports.Hypervisor."""
-
         def end(connection: Any) -> None:
             machine = connection.lookupByName(domain)
             if machine.isActive():
@@ -211,11 +205,9 @@ class Machines:
                 await asyncio.wait({work})
 
     def abandon(self, domain: str) -> None:
-        """See ports.Hypervisor."""
         self._connection.lanes.abandon(domain)
 
     async def remark(self, domain: str, mark: str) -> None:
-        """See ports.Hypervisor."""
         text = f"<sandbox mark='{mark}'/>"
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
         await self._connection.call(
@@ -227,8 +219,6 @@ class Machines:
         )
 
     async def marked(self) -> list[Found]:
-        """See ports.Hypervisor."""
-
         def search(connection: Any) -> list[Found]:
             found = []
             for machine in connection.listAllDomains():

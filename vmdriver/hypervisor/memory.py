@@ -1,4 +1,4 @@
-"""Implements lifecycle.ports.host.MachineMemory: a machine's RAM to a file and back.
+"""Implements lifecycle.ports.memory.MachineMemory: a machine's RAM to a file and back.
 
 Saving is in capture.py. Loading is libvirt's ordinary restore of a save image that holds only
 the devices' state: the RAM is mapped from its file, so that it takes as long for 4 GiB as
@@ -44,8 +44,6 @@ class DomainMemory:
         self._files = files
 
     async def pause(self, domain: str) -> None:
-        """See ports.MachineMemory."""
-
         def suspend(connection: Any) -> None:
             machine = connection.lookupByName(domain)
             if machine.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
@@ -54,8 +52,6 @@ class DomainMemory:
         await self._connection.call(f"pause {domain}", suspend, domain)
 
     async def go_on(self, domain: str) -> None:
-        """See ports.MachineMemory."""
-
         def resume(connection: Any) -> None:
             machine = connection.lookupByName(domain)
             if machine.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
@@ -68,7 +64,6 @@ class DomainMemory:
             return
 
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
-        """See ports.MachineMemory."""
         pulse = Pulse()
         return await self._connection.call(
             f"capture {domain}",
@@ -81,7 +76,6 @@ class DomainMemory:
         )
 
     async def stream(self, domain: str, target: str) -> Streamed:
-        """See ports.MachineMemory."""
         pulse = Pulse()
         return await self._connection.call(
             f"write out {domain}",
@@ -92,7 +86,6 @@ class DomainMemory:
         )
 
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
-        """See ports.MachineMemory."""
         return await self._files.run(
             capture.split, streamed, memory, memory_mib * 2**20
         )
@@ -100,7 +93,6 @@ class DomainMemory:
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
     ) -> None:
-        """See ports.MachineMemory."""
         text = domain_xml.for_restore(
             saved.domain_xml, plan, mark, saved.memory, self._passage
         )
@@ -137,7 +129,6 @@ class DomainMemory:
             )
 
     async def switch_layer(self, domain: str, layer: str) -> None:
-        """See ports.MachineMemory."""
         theirs = self._passage.theirs(layer)
         await self._connection.call(
             f"switch layer of {domain}",
@@ -146,8 +137,8 @@ class DomainMemory:
         )
 
     async def holds(self, layer: str, below: str) -> bool:
-        """See ports.MachineMemory. The kernel is asked, since a machine that hangs answers
-        nobody; libvirt is not, since it may not know yet what QEMU does.
+        """The kernel is asked, since a machine that hangs answers nobody; libvirt is not, since it
+        may not know yet what QEMU does.
         """
         found = await self._files.run(open_files.open_elsewhere, (layer, below))
         # Where neither is seen, it has ended, who knows when, or we may not look at it.

@@ -82,7 +82,7 @@ class HostNetwork:
     # --- taps
 
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
-        """See ports.Network. The tap belongs to QEMU's user."""
+        """The tap belongs to QEMU's user."""
         lease = plan.lease
         await self.remove_tap(lease.tap, mark)
         with _translated(f"tap {lease.tap}"):
@@ -129,14 +129,12 @@ class HostNetwork:
         await self._pool.run(_write_sysctls, values)
 
     async def remark_tap(self, tap: str, mark: str) -> None:
-        """See ports.Network."""
         with _translated(f"tap {tap}"):
             async with _netlink() as netlink:
                 index = (await netlink.link_lookup(ifname=tap))[0]
                 await netlink.link("set", index=index, ifalias=mark)
 
     async def remove_tap(self, tap: str, mark: str) -> None:
-        """See ports.Network."""
         with _translated(f"tap {tap}"):
             async with _netlink() as netlink:
                 async for link in await netlink.link("dump", ifname=tap):
@@ -151,7 +149,6 @@ class HostNetwork:
                         await netlink.link("del", index=link["index"])
 
     async def reset_connections(self, guest_ip: str) -> None:
-        """See ports.Network."""
         address = str(ipaddress.IPv4Address(guest_ip))
         try:
             # -K: sock_diag's SOCK_DESTROY; a kernel without it just lists them.
@@ -165,11 +162,10 @@ class HostNetwork:
     # --- tables
 
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
-        """See ports.Network."""
         await self._nft(ruleset.render(plan, mark))
 
     async def remove_rules(self, tap: str) -> None:
-        """See ports.Network. Takes the tap's or the table's name."""
+        """Takes the tap's or the table's name."""
         await self._nft(ruleset.render_removal(tap.removeprefix("vmdriver_")))
 
     @staticmethod
@@ -189,7 +185,6 @@ class HostNetwork:
     # --- looking
 
     async def marked(self) -> list[Found]:
-        """See ports.Network."""
         found = []
         with _translated("list links"):
             async with _netlink() as netlink:
@@ -236,7 +231,6 @@ class HostNetwork:
         return tables
 
     async def taken(self) -> Taken:
-        """See ports.Network."""
         with _translated("list links"):
             async with _netlink() as netlink:
                 names = [
@@ -250,7 +244,6 @@ class HostNetwork:
         return Taken(frozenset(names), frozenset(addresses))
 
     async def own_networks(self) -> tuple[str, ...]:
-        """See ports.Network."""
         return tuple(sorted({str(network) for network in await self._connected()}))
 
     async def _connected(self) -> list[ipaddress.IPv4Network]:
@@ -314,7 +307,6 @@ class HostNetwork:
         await self._pool.run(_write_sysctls, {"ipv4/ip_forward": "1"})
 
     async def resolve(self, host: str) -> str:
-        """See ports.Network."""
         try:
             loop = asyncio.get_running_loop()
             found = await loop.getaddrinfo(

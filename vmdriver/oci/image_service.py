@@ -1,4 +1,4 @@
-"""Implements lifecycle.ports.host.Images: resolve, fetch, unpack, make a disk; each image once."""
+"""Implements lifecycle.ports.images.Images: resolve, fetch, unpack, make a disk; one image once."""
 
 from __future__ import annotations
 
@@ -64,14 +64,13 @@ class ImageStore:
     # --- for sandboxes
 
     def check(self, reference: str) -> None:
-        """See ports.Images."""
         with contextlib.suppress(NotFound):
             self._resolver.pinned(reference)
 
     async def prepare(
         self, reference: str, owner: str, progress: ProgressSink
     ) -> BaseDisk:
-        """See ports.Images. Requests for one image share the work."""
+        """Requests for one image share the work."""
         async with self._taking:
             entry = await self._keep(await self._known(reference), owner)
         if entry is None:
@@ -97,7 +96,6 @@ class ImageStore:
     async def tree(
         self, reference: str, owner: str, progress: ProgressSink
     ) -> tuple[Path, str]:
-        """See ports.Images."""
         names = (reference, self._resolver.pinned(reference))
         entry = await self._keep_tree(owner, [n for n in names if "@sha256:" in n])
         if entry is None:
@@ -148,7 +146,6 @@ class ImageStore:
         return entry
 
     def release(self, owner: str) -> None:
-        """See ports.Images."""
         self._kept.pop(owner, None)
 
     async def _known(self, reference: str) -> Entry | None:
@@ -164,7 +161,6 @@ class ImageStore:
     # --- the cache
 
     async def known(self) -> list[KnownImage]:
-        """See ports."""
         return [
             KnownImage(
                 BaseDisk(used.entry.path, used.entry.digest, used.entry.config),
@@ -180,7 +176,6 @@ class ImageStore:
     async def collect(
         self, in_use: set[str], limits: CacheLimits, *, dry_run: bool = False
     ) -> list[CachedFile]:
-        """See ports."""
         cached = await self._pool.run(self._cached, in_use)
         free = await self._pool.run(self._cache.free_bytes)
         chosen = to_remove(cached, limits, time.time(), free)

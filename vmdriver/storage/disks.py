@@ -71,12 +71,9 @@ class DiskStore:
         await self._pool.run(files.give, path, self._owner, 0o600)
 
     async def is_whole(self, layer: str, below: str) -> bool:
-        """See ports.Disks."""
         return await self._pool.run(chains.is_whole, Path(layer), Path(below))
 
     async def sync_layer(self, path: str) -> None:
-        """See ports.Disks."""
-
         def sync() -> None:
             try:
                 files.sync_file(Path(path))
@@ -90,7 +87,6 @@ class DiskStore:
         await self._pool.run(sync)
 
     async def layers(self, sandbox_id: str = "") -> list[str]:
-        """See ports.Disks."""
         found = await self._pool.run(lambda: list(self._layout.layers.glob("*.qcow2")))
         mine = chains.named_for(sandbox_id) if sandbox_id else None
         return [
@@ -100,11 +96,9 @@ class DiskStore:
         ]
 
     async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
-        """See ports.Disks."""
         return await self._pool.run(chains.own_layers, self._layout.layers, sandbox_id)
 
     async def merge_layer(self, layer: str, below: str) -> None:
-        """Write a layer's content into the one below it, which takes its place."""
         await self._pool.run(files.give, Path(below), self._owner, 0o600)
         # -d: the emptied layer would not be used again anyway.
         await process.run(
@@ -113,8 +107,6 @@ class DiskStore:
         )
 
     async def free_bytes(self, path: str) -> int:
-        """See ports.Disks."""
-
         def ask() -> int:
             return shutil.disk_usage(Path(path).parent).free
 
@@ -135,7 +127,6 @@ class DiskStore:
         return await self._pool.run(freeze)
 
     async def flush_status(self, path: str) -> None:
-        """Make the status disk's content durable."""
         await self._pool.run(files.sync_file, Path(path))
 
     @staticmethod
@@ -177,7 +168,6 @@ class DiskStore:
         return read_report(path)
 
     async def console_tail(self, path: str, size: int = 2000) -> str:
-        """The end of the console as printable text."""
         return await self._pool.run(console_tail, Path(path), size)
 
     async def bound_console(self, path: str) -> None:
@@ -205,7 +195,6 @@ class DiskStore:
             return
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
-        """An extension's private directory for that sandbox."""
         path = self._layout.sandbox(sandbox_id).extension(name)
         await self._pool.run(
             lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -88,7 +88,6 @@ class FileJournal:
         """
 
     def read(self) -> list[Mapping[str, Any]]:
-        """See `read_lines`."""
         return read_lines(self._path)
 
     async def append(self, *lines: Mapping[str, Any]) -> None:
@@ -136,9 +135,6 @@ class FileJournal:
         self._certain = None
 
     async def rewrite(self, lines: list[Mapping[str, Any]]) -> None:
-        """Replace the whole file, as one step. StorageError: then it is as it was. To have
-        no lines takes no space.
-        """
         await self._pool.run(self._rewrite, _encode(tuple(lines)))
 
     def _rewrite(self, data: bytes) -> None:

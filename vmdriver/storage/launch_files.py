@@ -32,7 +32,6 @@ class LaunchFiles:
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
     ) -> None:
-        """Write the seed, an empty status disk and an empty console for one launch."""
         data = seed.build(plan, environment, seed.Secrets(secrets))
         await self._pool.run(self._write, plan, data)
 
@@ -43,7 +42,6 @@ class LaunchFiles:
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
     ) -> None:
-        """See ports.LaunchFiles."""
         data = seed.build(plan, environment, seed.Secrets(secrets))
         await self._pool.run(self._take_over, waiting, plan, data)
 
@@ -67,8 +65,6 @@ class LaunchFiles:
                 Path(old).symlink_to(new)
 
     async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
-        """See ports.LaunchFiles."""
-
         def remove() -> None:
             for directory in list(Path(parent).iterdir()):
                 if directory.name not in keep and not _is_taken(directory):
@@ -77,7 +73,6 @@ class LaunchFiles:
         await self._pool.run(remove)
 
     async def write_for_template(self, plan: LaunchPlan) -> None:
-        """The same for a template."""
         data = seed.build_barrier(plan)
         await self._pool.run(self._write, plan, data)
 
@@ -97,7 +92,6 @@ class LaunchFiles:
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
     ) -> None:
-        """See ports.LaunchFiles."""
         data = seed.build(plan, environment, seed.Secrets(secrets))
 
         def write() -> None:

@@ -1,4 +1,4 @@
-"""Which files a launch uses: implements lifecycle.launch.launcher.Places on the state directory."""
+"""Which files a launch uses: implements lifecycle.ports.paths.Places on the state directory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from vmdriver.storage.layout import Layout
 
 @dataclass(frozen=True)
 class FilePlaces:
-    """Implements lifecycle.launch.launcher.Places."""
+    """Implements lifecycle.ports.paths.Places."""
 
     layout: Layout
 
     def boot(self) -> BootChoice:
-        """The current boot files."""
         found = boot.load(self.layout.boot)
         return BootChoice(str(found.kernel), str(found.initramfs), found.digest)
 
     def paths(self, sandbox_id: str) -> SandboxPaths:
-        """A sandbox's files."""
         files = self.layout.sandbox(sandbox_id)
         return SandboxPaths(
             seed=str(files.seed),
@@ -37,6 +35,5 @@ class FilePlaces:
         )
 
     def new_layer(self, sandbox_id: str) -> str:
-        """See Places."""
         name = f"{sandbox_id}.{secrets.token_hex(4)}.qcow2"
         return str(self.layout.layers / name)

@@ -34,11 +34,9 @@ class RecordStore:
         self._unreadable: dict[str, str] = {}
 
     def unreadable(self) -> Mapping[str, str]:
-        """See ports.Records."""
         return dict(self._unreadable)
 
     def all_there(self) -> bool:
-        """See ports.Records."""
         return not self._layout.clearing.holds(self._layout.sandboxes.name)
 
     async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
@@ -114,13 +112,11 @@ class RecordStore:
         return found
 
     async def salvage(self, sandbox_id: str) -> Salvage:
-        """See ports.Records."""
         return await self._pool.run(
             salvaged, self._layout.sandbox(sandbox_id).directory
         )
 
     async def give_up(self, record: SandboxRecord) -> None:
-        """See ports.Records."""
         await self._pool.run(self._give_up, record)
 
     def _give_up(self, record: SandboxRecord) -> None:
@@ -205,7 +201,6 @@ class RecordStore:
         return True
 
     async def deleted(self, for_s: float) -> Mapping[str, float]:
-        """See ports.Records."""
         return await self._pool.run(self._deleted, for_s)
 
     def _deleted(self, for_s: float) -> Mapping[str, float]:
@@ -224,7 +219,6 @@ class RecordStore:
         return found
 
     async def forget_deleted(self, for_s: float) -> None:
-        """See ports.Records."""
         await self._pool.run(self._forget_deleted, for_s)
 
     def _forget_deleted(self, for_s: float) -> None:
