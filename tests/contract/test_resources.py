@@ -32,7 +32,7 @@ from vmdriver.lifecycle.engine.resource import (
     Given,
     Resources,
 )
-from vmdriver.lifecycle.extending.runner import PREFIXES
+from vmdriver.lifecycle.extending.notes import PREFIXES
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.resources import MachineSource, Part, take
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
