@@ -105,7 +105,7 @@ class DiskDriver(vmdriver.app.Driver):
         return set(self.core.sandboxes.workers)
 
     def record(self, sandbox_id: str) -> SandboxRecord:
-        return self.core.sandboxes.workers[sandbox_id].record
+        return self.core.sandboxes.workers[sandbox_id].sandbox.record
 
     def phases(self) -> dict[str, Phase]:
         return {name: self.record(name).phase for name in self.names()}
@@ -113,14 +113,15 @@ class DiskDriver(vmdriver.app.Driver):
     def held(self, sandbox_id: str) -> set[str]:
         """Keys of its ledger."""
         return {
-            entry.key for entry in self.core.sandboxes.workers[sandbox_id].ledger.held()
+            entry.key
+            for entry in self.core.sandboxes.workers[sandbox_id].sandbox.ledger.held()
         }
 
     async def settled(self, timeout_s: float = 30.0) -> None:
         """Every sandbox is where it stays."""
         async with asyncio.timeout(timeout_s):
             for worker in list(self.core.sandboxes.workers.values()):
-                await worker.until(
+                await worker.sandbox.until(
                     lambda record: (
                         record.phase in FINAL[record.intent] and not record.reverting
                     ),

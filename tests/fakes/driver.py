@@ -26,7 +26,7 @@ from tests.fakes.world import World
 from vmdriver.extensions.loader import participants
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Scope
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
@@ -130,12 +130,13 @@ class FakeDriver:
         """Wait until every sandbox is where it stays."""
         async with asyncio.timeout(timeout_s):
             for worker in list(self.core.sandboxes.workers.values()):
-                await worker.until(
+                await worker.sandbox.until(
                     lambda record: record.phase in FINAL[record.intent], timeout_s
                 )
                 while (
-                    worker.ledger.held(Scope.CAPTURE) or worker.record.reverting
-                ) and not worker.gone:
+                    worker.sandbox.ledger.held(Scope.CAPTURE)
+                    or worker.sandbox.record.reverting
+                ) and not worker.sandbox.gone:
                     await asyncio.sleep(0.001)
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -151,15 +152,17 @@ class FakeDriver:
     def knows(self, sandbox_id: str = "s1") -> bool:
         return sandbox_id in self.core.sandboxes.workers
 
-    def worker(self, sandbox_id: str = "s1") -> SandboxWorker:
+    def worker(self, sandbox_id: str = "s1") -> Worker:
         """What an operator's calls take, known by its id alone; an operator finds it by its name."""
         return self.core.sandboxes.workers[sandbox_id]
 
     def records(self) -> list[SandboxRecord]:
-        return [worker.record for worker in self.core.sandboxes.workers.values()]
+        return [
+            worker.sandbox.record for worker in self.core.sandboxes.workers.values()
+        ]
 
     def record(self, sandbox_id: str = "s1") -> SandboxRecord:
-        return self.worker(sandbox_id).record
+        return self.worker(sandbox_id).sandbox.record
 
     def phase(self, sandbox_id: str = "s1") -> Phase:
         return self.record(sandbox_id).phase
@@ -178,16 +181,16 @@ class FakeDriver:
 
     def held(self, sandbox_id: str = "s1") -> set[str]:
         """Keys of what its ledger holds."""
-        ledger = self.worker(sandbox_id).ledger
+        ledger = self.worker(sandbox_id).sandbox.ledger
         return {held.key for held in ledger.held(None)}
 
     def trouble(self, sandbox_id: str = "s1") -> str:
         """The error that is being retried."""
-        return self.worker(sandbox_id).trouble
+        return self.worker(sandbox_id).sandbox.trouble
 
     def owed(self, sandbox_id: str = "s1") -> str:
         """What extensions could not give back."""
-        return self.worker(sandbox_id).owed
+        return self.worker(sandbox_id).sandbox.owed
 
     def hint(self, sandbox_id: str = "s1") -> None:
         """Something may have changed: it looks now, not after the next pause."""
@@ -195,7 +198,7 @@ class FakeDriver:
 
     def tell(self, sandbox_id: str, reason: str, message: str) -> None:
         """A platform event of it."""
-        self.worker(sandbox_id).tell(reason, message)
+        self.worker(sandbox_id).sandbox.tell(reason, message)
 
     # These look the sandbox up when they are called, not when they are awaited.
 
@@ -206,7 +209,7 @@ class FakeDriver:
         timeout_s: float = 5.0,
     ) -> Awaitable[None]:
         """Wait until its record is so, or it is gone."""
-        return self.worker(sandbox_id).until(reached, timeout_s)
+        return self.worker(sandbox_id).sandbox.until(reached, timeout_s)
 
     def in_phase(self, sandbox_id: str, phase: Phase) -> Awaitable[None]:
         return self.until(sandbox_id, lambda record: record.phase is phase)

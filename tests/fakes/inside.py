@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from vmdriver.lifecycle.engine.jobs import Job
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.pool import Waiting
@@ -33,11 +33,11 @@ class Inside:
 
     def was_cut_off(self, sandbox_id: str = "s1") -> bool:
         """What it was doing is being ended for something more urgent."""
-        return self._core.sandboxes.workers[sandbox_id].underway.cut
+        return self._core.sandboxes.workers[sandbox_id].sandbox.underway.cut
 
     def update(self, sandbox_id: str, **changes: Any) -> Awaitable[None]:
         """Change its record as its own loop would."""
-        return self._core.sandboxes.workers[sandbox_id].update(**changes)
+        return self._core.sandboxes.workers[sandbox_id].sandbox.update(**changes)
 
     def perform(self, sandbox_id: str, job: Job) -> Awaitable[None]:
         """Have its loop do this between two turns."""
@@ -79,7 +79,7 @@ class Inside:
         workers = list(self._core.sandboxes.workers.values())
         tasks = [
             *(worker._task for worker in workers),
-            *(worker.underway.task for worker in workers),
+            *(worker.sandbox.underway.task for worker in workers),
             self._manager.housekeeping.task,
             self._manager.images.task,
             *self._leftovers._tasks.values(),
@@ -87,8 +87,8 @@ class Inside:
         return [task for task in tasks if task is not None]
 
 
-def is_at_work(worker: SandboxWorker) -> bool:
+def is_at_work(worker: Worker) -> bool:
     """Its loop is looking or doing something, or about to."""
     if worker._task is None or worker._task.done():
         return False
-    return worker.underway.task is not None or worker.woken.is_set()
+    return worker.sandbox.underway.task is not None or worker.sandbox.woken.is_set()

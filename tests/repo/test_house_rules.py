@@ -17,14 +17,6 @@ SOURCES = [
 ]
 
 
-STILL_TOO_LARGE = {
-    "SandboxHold",
-    *("SandboxWorker", "LaunchActions", "ForkActions", "PhaseActions", "EndActions"),
-    *("CaptureActions", "SuspendActions", "ResumeActions", "SnapshotActions"),
-}
-"""Functions and classes that are being taken apart."""
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
@@ -32,8 +24,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = node.end_lineno - node.lineno + 1
-            most = 60 if node.name in STILL_TOO_LARGE else 50
-            assert size <= most, f"{node.name} has {size} lines; 50 at most"
+            assert size <= 50, f"{node.name} has {size} lines; 50 at most"
 
 
 def test_a_class_is_small_with_all_that_it_inherits() -> None:
@@ -41,8 +32,7 @@ def test_a_class_is_small_with_all_that_it_inherits() -> None:
     too_large = {
         size.name: f"{size.lines} lines (300 at most), {size.methods} methods (30)"
         for size in Tree(ROOT).classes()
-        if (size.lines > 300 or size.methods > 30)
-        and size.name.rpartition(".")[2] not in STILL_TOO_LARGE
+        if size.lines > 300 or size.methods > 30
     }
     assert too_large == {}
 

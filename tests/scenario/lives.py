@@ -71,8 +71,8 @@ async def operate(driver: FakeDriver, step: str) -> None:
         await driver.manager.start("s1", "")
         await driver.settled()
     if step == "tick":
-        if worker.record.plan is not None and driver.phase() is Phase.RUNNING:
-            driver.memory.tick(worker.record.plan.domain)
+        if worker.sandbox.record.plan is not None and driver.phase() is Phase.RUNNING:
+            driver.memory.tick(worker.sandbox.record.plan.domain)
     elif step == "suspend":
         await operations.suspend(worker)
     elif step in {"resume", "cold"}:

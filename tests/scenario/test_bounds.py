@@ -151,14 +151,14 @@ async def test_nobody_waits_for_a_merge(wish: str) -> None:
         elif wish == "start":
             await driver.manager.start("s1", "")
             await driver.in_phase("s1", Phase.RUNNING)
-            assert len(worker.record.layers) == 2
+            assert len(worker.sandbox.record.layers) == 2
         else:
             await driver.manager.stop("s1", "")
     disks.merge_layer = real  # type: ignore[method-assign]
     if wish == "start":
         await driver.manager.stop("s1", "")
         async with asyncio.timeout(5):
-            while len(worker.record.layers) > 1:
+            while len(worker.sandbox.record.layers) > 1:
                 await asyncio.sleep(0.001)
     await driver.close()
 

@@ -122,7 +122,7 @@ async def test_what_was_stopped_before_it_had_a_disk_has_nothing_for_a_snapshot(
     await driver.manager.stop("s1", "")
     found = Operations(driver.manager)
     worker = found.find("s1")
-    assert worker.record.layers, "noted, and not made"
+    assert worker.sandbox.record.layers, "noted, and not made"
     with pytest.raises(Refused, match="no disk yet"):
         await found.create_snapshot(worker, "a", disk_only=True)
     gate.open()
@@ -167,10 +167,12 @@ async def test_a_layer_that_could_not_be_removed_when_it_was_merged_goes_with_th
     worker = found.find("s1")
     await found.create_snapshot(worker, "a", disk_only=True)
     await found.delete_snapshot(worker, "a")
-    (_, top) = worker.record.layers
+    (_, top) = worker.sandbox.record.layers
     driver.world.fail = lambda call: call == f"remove {top}"
     await driver.manager.stop("s1", "")
-    await eventually(lambda: len(worker.record.layers) == 1, "they were not merged")
+    await eventually(
+        lambda: len(worker.sandbox.record.layers) == 1, "they were not merged"
+    )
     driver.world.fail = lambda _: False
     assert top in driver.world.files
     await driver.manager.delete("s1", "")

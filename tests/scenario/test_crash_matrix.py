@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-import vmdriver.wiring as wiring_module
+import vmdriver.wiring.core as wiring_module
 from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.ledgers import held_objects

@@ -151,7 +151,7 @@ async def test_a_return_to_a_snapshot_does_not_undo_a_stop_that_came_after_it() 
         await found.restore_snapshot(worker, "a")
     await stopping
     assert driver.phase() is Phase.STOPPED
-    assert not worker.record.reverting
+    assert not worker.sandbox.record.reverting
     await driver.close()
 
 

@@ -24,7 +24,9 @@ async def test_what_manifests_name_is_not_collected() -> None:
     found, worker = operations(driver)
     for name in ("a", "b"):
         await found.create_snapshot(worker, name, disk_only=False)
-    (first, second) = (entry.memory.directory for entry in worker.record.snapshots)
+    (first, second) = (
+        entry.memory.directory for entry in worker.sandbox.record.snapshots
+    )
     for directory, name in ((first, "old"), (second, "older")):
         # Made when another supervisor and base were current, by a later release.
         manifest = MemoryManifest.model_validate_json(world.images[directory])
@@ -73,7 +75,7 @@ async def test_layers_under_kept_memory_are_not_merged() -> None:
         await found.create_snapshot(worker, name, disk_only=True)
         await found.delete_snapshot(worker, name)
     domain = await ticked(driver)
-    layers = worker.record.layers
+    layers = worker.sandbox.record.layers
     assert len(layers) == 3
     await found.suspend(worker)
     world.damaged.add("s1/suspended")
@@ -83,13 +85,13 @@ async def test_layers_under_kept_memory_are_not_merged() -> None:
     await driver.manager.stop("s1", "")
     await driver.settled()  # layers are merged after the stop's answer
     assert driver.phase() is Phase.SUSPENDED
-    assert worker.record.layers == layers
+    assert worker.sandbox.record.layers == layers
     world.damaged.clear()
     await driver.manager.start("s1", "")
     await driver.settled()
     assert driver.memory.tick(domain) == 2, "it went on where it was"
     await worker_stopped(driver)
-    assert len(worker.record.layers) == 1, "nothing needs them any more"
+    assert len(worker.sandbox.record.layers) == 1, "nothing needs them any more"
     await driver.close()
 
 
@@ -107,7 +109,7 @@ async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> Non
     await found.create_snapshot(worker, "a", disk_only=True)
     await ticked(driver)
     await found.suspend(worker)
-    old, layers = world.images["s1/suspended"], worker.record.layers
+    old, layers = world.images["s1/suspended"], worker.sandbox.record.layers
     armed = []
 
     def fails(made: str) -> bool:
@@ -127,7 +129,9 @@ async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> Non
     await driver.settled()
     assert driver.phase() is Phase.RUNNING
     assert "s1/suspended" not in world.images
-    assert not set(layers) & world.files - set(worker.record.snapshots[0].layers)
+    assert not set(layers) & world.files - set(
+        worker.sandbox.record.snapshots[0].layers
+    )
     await driver.close()
 
 
@@ -136,21 +140,23 @@ async def test_a_snapshot_whose_removal_cannot_be_stored_is_whole() -> None:
     found, worker = operations(driver)
     world = driver.world
     await found.create_snapshot(worker, "a", disk_only=False)
-    (entry,) = worker.record.snapshots
+    (entry,) = worker.sandbox.record.snapshots
     await found.create_snapshot(worker, "b", disk_only=False)
     await found.restore_snapshot(worker, "a")
-    snapshot = find_snapshot(worker.record, "b")
-    assert set(snapshot.layers) - set(worker.record.layers), "it alone needs a layer"
+    snapshot = find_snapshot(worker.sandbox.record, "b")
+    assert set(snapshot.layers) - set(worker.sandbox.record.layers), (
+        "it alone needs a layer"
+    )
     world.fail = lambda call: call == "save record"
     with pytest.raises(DriverError):
         await found.delete_snapshot(worker, "b")
     world.fail = lambda _call: False
-    assert worker.record.snapshots == (entry, snapshot)
+    assert worker.sandbox.record.snapshots == (entry, snapshot)
     assert snapshot.memory.directory in world.images
     assert set(snapshot.layers) <= world.files
     await found.delete_snapshot(worker, "b")
     assert snapshot.memory.directory not in world.images
-    assert not (set(snapshot.layers) - set(worker.record.layers)) & world.files
+    assert not (set(snapshot.layers) - set(worker.sandbox.record.layers)) & world.files
     await driver.close()
 
 
@@ -161,12 +167,12 @@ async def test_a_disk_of_a_stopped_sandbox_is_read_only_only_when_another_is_wri
     found, worker = operations(driver)
     world = driver.world
     await worker_stopped(driver)
-    (layer,) = worker.record.layers
+    (layer,) = worker.sandbox.record.layers
     world.fail = lambda call: call == "save record"
     with pytest.raises(DriverError):
         await found.create_snapshot(worker, "a", disk_only=True)
     world.fail = lambda _call: False
-    assert worker.record.layers == (layer,)
+    assert worker.sandbox.record.layers == (layer,)
     assert f"freeze layer {layer}" not in world.calls, "QEMU could not write to it"
     await driver.manager.start("s1", "")
     await driver.settled()
@@ -179,7 +185,7 @@ async def test_a_return_that_cannot_be_does_not_stand_in_a_stops_way() -> None:
     found, worker = operations(driver)
     world = driver.world
     await found.create_snapshot(worker, "a", disk_only=True)
-    domain, layers = await ticked(driver), worker.record.layers
+    domain, layers = await ticked(driver), worker.sandbox.record.layers
     await found.suspend(worker)
     world.fail = lambda call: call.startswith("create overlay")
     returning = asyncio.create_task(found.restore_snapshot(worker, "a"))
@@ -189,7 +195,7 @@ async def test_a_return_that_cannot_be_does_not_stand_in_a_stops_way() -> None:
     with pytest.raises(Refused, match="stopped meanwhile"):
         await returning
     assert driver.phase() is Phase.SUSPENDED
-    assert worker.record.layers == layers
+    assert worker.sandbox.record.layers == layers
     world.fail = lambda _call: False
     await driver.manager.start("s1", "")
     await driver.settled()
@@ -206,7 +212,7 @@ async def test_a_return_that_an_earlier_release_had_begun_leaves_no_layer_in_bet
     world = driver.world
     await found.create_snapshot(worker, "a", disk_only=True)
     await ticked(driver)
-    layers, made = worker.record.layers, list[str]()
+    layers, made = worker.sandbox.record.layers, list[str]()
 
     def fails(call: str) -> bool:
         if call.startswith("create overlay"):

@@ -20,7 +20,7 @@ from vmdriver.model.wishes import Wish
 async def check_chain(driver: FakeDriver) -> None:
     """Whatever was written is still there after everything that is done with layers."""
     found, worker = operations(driver)
-    world, domain = driver.world, worker.record.plan.domain
+    world, domain = driver.world, worker.sandbox.record.plan.domain
     driver.memory.tick(domain)
     await found.create_snapshot(worker, "next", disk_only=False)
     driver.memory.tick(domain)
@@ -30,9 +30,11 @@ async def check_chain(driver: FakeDriver) -> None:
     await found.suspend(worker)
     await found.resume(worker, cold=True)
     assert driver.phase() is Phase.RUNNING
-    assert set(worker.record.layers) <= world.files
-    assert world.root_layers[domain] == worker.record.layers[-1]
-    assert max(world.written.get(layer, 0) for layer in worker.record.layers) == 3
+    assert set(worker.sandbox.record.layers) <= world.files
+    assert world.root_layers[domain] == worker.sandbox.record.layers[-1]
+    assert (
+        max(world.written.get(layer, 0) for layer in worker.sandbox.record.layers) == 3
+    )
     assert world.objects() == held_objects(world)
 
 
@@ -67,7 +69,7 @@ async def test_a_layer_of_a_switch_that_failed_is_kept_only_in_doubt(
 
     class Unsure:
         async def holds(self, layer: str, below: str) -> bool:
-            assert below == worker.record.layers[-1]
+            assert below == worker.sandbox.record.layers[-1]
             return True
 
     memory: MachineMemory = driver.memory
@@ -78,7 +80,7 @@ async def test_a_layer_of_a_switch_that_failed_is_kept_only_in_doubt(
         await found.create_snapshot(worker, "a", disk_only=True)
     driver.world.fail = lambda _call: False
     await driver.settled()
-    assert len(worker.record.layers) == 1 + in_doubt
+    assert len(worker.sandbox.record.layers) == 1 + in_doubt
     await check_chain(driver)
     await driver.close()
 
@@ -92,7 +94,7 @@ async def test_a_layer_that_was_not_finished_is_never_stood_on() -> None:
         await found.create_snapshot(worker, "a", disk_only=True)
     world.fail = lambda _call: False
     await driver.settled()
-    assert len(worker.record.layers) == 1
+    assert len(worker.sandbox.record.layers) == 1
     await check_chain(driver)
     await driver.close()
 
@@ -103,8 +105,8 @@ async def test_a_layer_that_a_killed_driver_has_not_finished_is_never_stood_on()
     """Also where the machine has ended since, so that nobody says what it wrote to."""
     driver = await running()
     found, worker = operations(driver)
-    world, domain = driver.world, worker.record.plan.domain
-    (old,) = worker.record.layers
+    world, domain = driver.world, worker.sandbox.record.plan.domain
+    (old,) = worker.sandbox.record.layers
 
     def killed(call: str) -> bool:
         world.dead = world.dead or call.startswith("complete overlay")
@@ -139,8 +141,8 @@ async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_ke
     """
     driver = await running()
     found, worker = operations(driver)
-    world, domain = driver.world, worker.record.plan.domain
-    (old,) = worker.record.layers
+    world, domain = driver.world, worker.sandbox.record.plan.domain
+    (old,) = worker.sandbox.record.layers
     switched: list[str] = []
 
     def fails(call: str) -> bool:
@@ -151,7 +153,7 @@ async def test_what_was_written_before_a_full_disk_let_the_record_be_saved_is_ke
     world.fail = fails
     with pytest.raises(HostError):
         await found.create_snapshot(worker, "a", disk_only=True)
-    assert worker.record.layers == (old,)
+    assert worker.sandbox.record.layers == (old,)
     new = world.root_layers[domain]
     assert new != old
     assert domain not in world.frozen, "it goes on"
@@ -176,7 +178,7 @@ async def test_a_layer_stays_claimed_until_the_record_on_disk_stands_on_it() -> 
     """A stop, on a disk where the ledger still has room and the record has not; then a kill."""
     driver = await running()
     found, worker = operations(driver)
-    world, domain = driver.world, worker.record.plan.domain
+    world, domain = driver.world, worker.sandbox.record.plan.domain
     switched: list[str] = []
 
     def fails(call: str) -> bool:
@@ -188,11 +190,11 @@ async def test_a_layer_stays_claimed_until_the_record_on_disk_stands_on_it() -> 
     with pytest.raises(HostError):
         await found.create_snapshot(worker, "a", disk_only=True)
     new = world.root_layers[domain]
-    assert new not in worker.record.layers
+    assert new not in worker.sandbox.record.layers
     world.written[new] = 7
     # The wish itself finds room; nothing after it does.
     world.fail = lambda call: (
-        call == "save record" and worker.record.intent is not Intent.RUNNING
+        call == "save record" and worker.sandbox.record.intent is not Intent.RUNNING
     )
     stopping = asyncio.create_task(driver.manager.stop("s1", ""))
     async with asyncio.timeout(5):
@@ -222,8 +224,12 @@ async def test_a_new_layer_is_durable_before_anything_stands_on_it(runs: bool) -
         await driver.settled()
     world.calls.clear()
     await found.create_snapshot(worker, "a", disk_only=True)
-    new = worker.record.layers[-1]
-    noted = f"switch {worker.record.plan.domain} to {new}" if runs else "save record"
+    new = worker.sandbox.record.layers[-1]
+    noted = (
+        f"switch {worker.sandbox.record.plan.domain} to {new}"
+        if runs
+        else "save record"
+    )
     made, synced = f"create overlay {new}", f"sync {new}"
     assert world.calls.index(made) < world.calls.index(synced)
     assert world.calls.index(synced) < world.calls.index(noted)

@@ -17,14 +17,14 @@ from tests.scenario.stage import eventually
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.phase import Phase
 
 
 async def snapshots(
     *names: str, gate: Gate | None = None
-) -> tuple[FakeDriver, Operations, SandboxWorker]:
+) -> tuple[FakeDriver, Operations, Worker]:
     """s1 runs and has these, each with its memory."""
     driver = FakeDriver(World(), gate or Gate())
     await driver.manager.recover()
@@ -47,15 +47,15 @@ async def returned_on_a_full_disk() -> tuple[
     driver, found, worker = await snapshots("a")
     await found.suspend(worker)
     await driver.settled()
-    old = worker.record.layers[-1]
+    old = worker.sandbox.record.layers[-1]
 
     def full(call: str) -> bool:
-        return call == "append to journal" and old not in worker.record.layers
+        return call == "append to journal" and old not in worker.sandbox.record.layers
 
     driver.world.fail = full
     returning = asyncio.create_task(found.restore_snapshot(worker, "a"))
     await driver.troubled()
-    assert old not in worker.record.layers
+    assert old not in worker.sandbox.record.layers
     return driver, found, old, returning
 
 
@@ -90,7 +90,9 @@ async def two_branches(gate: Gate) -> tuple[FakeDriver, Operations, str]:
     driver, found, worker = await snapshots("a", "b", gate=gate)
     await found.restore_snapshot(worker, "a")
     await driver.settled()
-    (layer,) = set(find_snapshot(worker.record, "b").layers) - set(worker.record.layers)
+    (layer,) = set(find_snapshot(worker.sandbox.record, "b").layers) - set(
+        worker.sandbox.record.layers
+    )
     return driver, found, layer
 
 
@@ -114,7 +116,7 @@ async def test_a_stop_that_cuts_off_the_removal_of_a_snapshot_leaves_no_file() -
     (answer,) = await asyncio.gather(removing, return_exceptions=True)
     assert "this was cut off" in str(answer)
     await driver.settled()
-    assert [e.name for e in found.find("s1").record.snapshots] == ["a"]
+    assert [e.name for e in found.find("s1").sandbox.record.snapshots] == ["a"]
     await eventually(lambda: layer not in driver.world.files, "its layer stays")
     assert list(driver.world.images) == ["s1/snapshots/a"]
     assert driver.world.objects() == held_objects(driver.world)
@@ -142,7 +144,7 @@ async def test_a_layer_that_the_machine_has_open_stays_whatever_the_record_says(
     None
 ):
     driver, _, worker = await snapshots("a")
-    plan = worker.record.plan
+    plan = worker.sandbox.record.plan
     assert plan is not None
     stray = "layers/s1.99.qcow2"
     driver.world.files.add(stray)
@@ -177,15 +179,15 @@ async def test_a_snapshot_that_was_made_and_cannot_be_noted_leaves_nothing() -> 
     driver.world.fail = lambda _: False
     driver.hint()
     await eventually(lambda: not driver.world.images, "its memory stays")
-    assert worker.record.snapshots == ()
+    assert worker.sandbox.record.snapshots == ()
     await driver.close()
 
 
-Ask = Callable[[FakeDriver, SandboxWorker], Awaitable[object]]
+Ask = Callable[[FakeDriver, Worker], Awaitable[object]]
 
 
-async def crash(driver: FakeDriver, worker: SandboxWorker) -> None:
-    plan = worker.record.plan
+async def crash(driver: FakeDriver, worker: Worker) -> None:
+    plan = worker.sandbox.record.plan
     assert plan is not None
     driver.world.end_machine(plan.domain)
     driver.hypervisor.hint(plan.domain)
@@ -211,7 +213,7 @@ async def test_a_console_stays_small_while_there_may_be_a_machine(
     gate.shut(at)
     asking = asyncio.create_task(asyncio.wait_for(ask(driver, worker), 5))
     await gate.reached()
-    assert worker.record.phase.value == phase
+    assert worker.sandbox.record.phase.value == phase
     driver.world.calls.clear()
     await driver.inside.cut_consoles()
     assert "bound console s1/console.log" in driver.world.calls
@@ -234,7 +236,7 @@ async def test_a_console_stays_small_while_its_machine_is_resumed_and_is_cut_onc
     gate.shut("machine:after-effect")
     resuming = asyncio.create_task(found.resume(worker, cold=False))
     await gate.reached()
-    assert worker.record.phase is Phase.RESUMING
+    assert worker.sandbox.record.phase is Phase.RESUMING
     await bound()
     assert "bound console s1/console.log" in driver.world.calls
     gate.open()

@@ -198,7 +198,7 @@ async def test_a_veto_keeps_the_sandbox_running_but_not_from_being_stopped() -> 
     with pytest.raises(Refused, match="not now"):
         await found.suspend(worker)
     assert driver.phase() is Phase.RUNNING
-    assert worker.record.intent is Intent.RUNNING
+    assert worker.sandbox.record.intent is Intent.RUNNING
     assert not driver.world.frozen
     await driver.manager.stop("s1", "")
     assert driver.phase() is Phase.STOPPED, "the gateway's stop is a shutdown instead"
@@ -207,7 +207,7 @@ async def test_a_veto_keeps_the_sandbox_running_but_not_from_being_stopped() -> 
     await driver.settled()
     with pytest.raises(Refused, match="not now"):
         await found.create_snapshot(worker, "a", disk_only=False)
-    assert worker.record.snapshots == ()
+    assert worker.sandbox.record.snapshots == ()
     veto.no = "before_fork"
     await driver.close()
 
@@ -219,7 +219,7 @@ async def test_a_veto_keeps_the_sandbox_running_but_not_from_being_stopped() -> 
 async def test_a_capture_that_fails_leaves_the_sandbox_as_it_was(call: str) -> None:
     driver = await running()
     found, worker = operations(driver)
-    domain = worker.record.plan.domain
+    domain = worker.sandbox.record.plan.domain
     driver.memory.tick(domain)
     for operation in (
         lambda: found.suspend(worker),
@@ -239,7 +239,7 @@ async def test_a_capture_that_fails_leaves_the_sandbox_as_it_was(call: str) -> N
         assert driver.phase() is Phase.RUNNING
         assert not driver.world.frozen
         assert driver.world.domains[domain] == "running"
-        assert worker.record.snapshots == ()
+        assert worker.sandbox.record.snapshots == ()
         assert driver.world.objects() == held_objects(driver.world)
         driver.memory.tick(domain)
     await driver.close()
@@ -248,7 +248,7 @@ async def test_a_capture_that_fails_leaves_the_sandbox_as_it_was(call: str) -> N
 async def test_a_device_that_is_passed_through_cannot_be_kept() -> None:
     driver = await running()
     found, worker = operations(driver)
-    plan = worker.record.plan.model_copy(update={"devices": ("0000:01:00.0",)})
+    plan = worker.sandbox.record.plan.model_copy(update={"devices": ("0000:01:00.0",)})
     await driver.inside.update("s1", plan=plan)
     with pytest.raises(Refused, match="0000:01:00.0"):
         await found.suspend(worker)
@@ -279,7 +279,7 @@ async def test_snapshots_have_names_limits_and_an_end() -> None:
         await found.delete_snapshot(worker, name)
     with pytest.raises(NotFound):
         await found.delete_snapshot(worker, "a")
-    assert len(worker.record.layers) == 4
+    assert len(worker.sandbox.record.layers) == 4
     await found.suspend(worker)
     await found.resume(worker, cold=True)
     await driver.manager.delete("s1", "")
@@ -298,8 +298,8 @@ async def test_chains_are_bounded_and_merged_when_nobody_needs_them() -> None:
         await found.delete_snapshot(worker, name)
     await driver.wish("s1", Wish.STOP)
     await driver.settled()
-    assert len(worker.record.layers) == 1
-    assert worker.record.plan is not None
+    assert len(worker.sandbox.record.layers) == 1
+    assert worker.sandbox.record.plan is not None
     await driver.manager.start("s1", "")
     await driver.settled()
     await found.create_snapshot(worker, "c", disk_only=True)
@@ -329,7 +329,7 @@ async def test_a_fork_of_a_disk_stays_in_its_workspace_and_keeps_what_it_stands_
     await driver.manager.create(spec("s2", driver_config=fork), None)
     await driver.settled()
     forked = driver.record("s2")
-    assert forked.layers[:1] == worker.record.snapshots[0].layers
+    assert forked.layers[:1] == worker.sandbox.record.snapshots[0].layers
     assert not any(call.startswith("load test-") for call in driver.world.calls), (
         "cold: no memory"
     )

@@ -141,7 +141,7 @@ async def test_a_cold_resume_drops_the_memory_in_every_phase(phase: Phase) -> No
         settings=dataclasses.replace(SETTINGS, restore_retry_s=limit_s)
     )
     found, worker = operations(driver)
-    world, domain = driver.world, worker.record.plan.domain
+    world, domain = driver.world, worker.sandbox.record.plan.domain
     await found.suspend(worker)
     if phase is not Phase.SUSPENDED:
         world.fail = lambda made: made == "write resume files"
@@ -150,11 +150,11 @@ async def test_a_cold_resume_drops_the_memory_in_every_phase(phase: Phase) -> No
         if phase is Phase.RESUMING:
             await driver.troubled()
     await found.resume(worker, cold=True)
-    assert worker.record.phase is Phase.RUNNING
-    assert not worker.record.cold
+    assert worker.sandbox.record.phase is Phase.RUNNING
+    assert not worker.sandbox.record.cold
     assert world.starts[domain] == 2
     assert "s1/suspended" not in world.images
-    assert worker.record.memory is None
+    assert worker.sandbox.record.memory is None
     await driver.close()
 
 
@@ -164,7 +164,7 @@ async def test_a_cold_resume_of_a_running_sandbox_changes_nothing() -> None:
     domain = await ticked(driver)
     await found.resume(worker, cold=True)
     assert driver.memory.tick(domain) == 2
-    assert not worker.record.cold
+    assert not worker.sandbox.record.cold
     await driver.close()
 
 

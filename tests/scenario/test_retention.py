@@ -52,7 +52,7 @@ async def test_a_wall_clock_that_jumps_removes_nothing(
     driver = await running(settings=KEEP_A_WEEK)
     found, worker = operations(driver)
     await found.create_snapshot(worker, "before", disk_only=True)
-    entry = worker.record.snapshots[0]
+    entry = worker.sandbox.record.snapshots[0]
     # As if the clock had been wrong then and were right now: the same difference.
     then = entry.created_at - timedelta(days=wall_days)
     wrong = entry.model_copy(update={"created_at": then})
@@ -102,7 +102,7 @@ async def test_snapshots_of_an_earlier_release_begin_to_age_when_they_are_seen(
     driver = await running(settings=KEEP_A_WEEK)
     found, worker = operations(driver)
     await found.create_snapshot(worker, "a", disk_only=True)
-    entry = worker.record.snapshots[0].model_copy(update={"age": SeenAge()})
+    entry = worker.sandbox.record.snapshots[0].model_copy(update={"age": SeenAge()})
     await driver.inside.update("s1", snapshots=(entry,))
     assert await look(driver) == ["a"]
     host.up_s += 6 * DAY

@@ -135,7 +135,7 @@ async def test_it_alone_is_set_aside_and_comes_back_when_it_is_repaired(
     for attempt in (
         manager.stop("s1", ""),
         manager.start("s1", ""),
-        manager.stop("", manager.look_up("s1", "").snapshot.name),
+        manager.stop("", manager.snapshot("s1", "").name),
     ):
         with pytest.raises(Refused) as refused:
             await attempt

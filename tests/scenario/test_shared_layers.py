@@ -59,8 +59,8 @@ async def operate(driver: FakeDriver, verb: str, name: str) -> None:
         await found.delete_snapshot(worker, "a")
     elif verb == "return":
         await found.restore_snapshot(worker, "a")
-    elif worker.record.phase is Phase.RUNNING:
-        driver.memory.tick(worker.record.plan.domain)
+    elif worker.sandbox.record.phase is Phase.RUNNING:
+        driver.memory.tick(worker.sandbox.record.plan.domain)
 
 
 def check(driver: FakeDriver) -> None:

@@ -42,7 +42,7 @@ async def test_a_job_that_fails_unexpectedly_is_answered_at_once() -> None:
         del driver.memory.switch_layer
         await driver.settled()
         await found.create_snapshot(worker, "b", disk_only=True)
-    assert [entry.name for entry in worker.record.snapshots] == ["b"]
+    assert [entry.name for entry in worker.sandbox.record.snapshots] == ["b"]
     assert not driver.world.frozen
     await driver.close()
 
@@ -96,7 +96,7 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
     for sandbox_id in ("s1", "s2"):
         worker = found.find(sandbox_id)
         await found.create_snapshot(worker, "old", disk_only=True)
-        entry = worker.record.snapshots[0]
+        entry = worker.sandbox.record.snapshots[0]
         aged = SeenAge(seconds=3 * 86400)
         old = entry.model_copy(update={"age": aged})
         await driver.inside.update(sandbox_id, snapshots=(old,))
@@ -122,7 +122,7 @@ async def test_housekeeping_outlives_any_sandboxs_trouble(
     records.save = never_the_first  # type: ignore[method-assign]
     async with asyncio.timeout(5):
         await both.wait()
-        while found.find("s2").record.snapshots:
+        while found.find("s2").sandbox.record.snapshots:
             await asyncio.sleep(0.001)
     assert driver.manager.housekeeping.task is not None
     assert not driver.manager.housekeeping.task.done()

@@ -13,7 +13,7 @@ from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.lifecycle.control.checks import driver_config_schema
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Happened, Hub
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.draft import PLAN_POINTS
 from vmdriver.lifecycle.extending.hooks import HOOKS
 from vmdriver.lifecycle.extending.notes import is_extensions
@@ -164,14 +164,16 @@ class Admin(pb_grpc.AdminServicer):
         """Of both kinds."""
         manager = await self._readiness.manager()
         workers = list(manager.sandboxes.workers.values())
-        active = {w.record.id: w.record.extensions.active for w in workers}
+        active = {
+            w.sandbox.record.id: w.sandbox.record.extensions.active for w in workers
+        }
         held = [held for worker in workers for held in _held(worker)]
         return encode(
             manager.extensions, PLAN_POINTS, active, held, driver_config_schema, HOOKS
         )
 
     async def _told(
-        self, worker: SandboxWorker, work: Awaitable[None]
+        self, worker: Worker, work: Awaitable[None]
     ) -> AsyncIterator[pb.Progress]:
         """The sandbox's events while `work` is done. It goes on if the client goes away."""
         subscription = self._hub.subscribe()
@@ -181,7 +183,7 @@ class Admin(pb_grpc.AdminServicer):
             while (notice := await subscription.next()) is not None:
                 if not isinstance(notice, Happened):
                     continue
-                if notice.sandbox_id == worker.record.id:
+                if notice.sandbox_id == worker.sandbox.record.id:
                     event = notice.event
                     yield pb.Progress(
                         time=timestamp(event.at),
@@ -196,12 +198,12 @@ class Admin(pb_grpc.AdminServicer):
                 task.add_done_callback(_consume)
 
 
-def _held(worker: SandboxWorker) -> list[pb.Held]:
-    entries = [e for e in worker.ledger.held() if is_extensions(e.key)]
+def _held(worker: Worker) -> list[pb.Held]:
+    sandbox = worker.sandbox
+    entries = [e for e in sandbox.ledger.held() if is_extensions(e.key)]
+    name, problem = sandbox.record.id, sandbox.owed
     return [
-        encode_held(
-            worker.record.id, entry, orphan=worker.owes(entry), problem=worker.owed
-        )
+        encode_held(name, entry, orphan=sandbox.owes(entry), problem=problem)
         for entry in entries
     ]
 

@@ -127,10 +127,9 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         self, request: pb.GetSandboxRequest, context: Any
     ) -> pb.GetSandboxResponse:
         """By id, or else by name."""
-        found = (await self._readiness.manager()).look_up(
-            request.sandbox_id, request.sandbox_name
-        )
-        return pb.GetSandboxResponse(sandbox=codec.encode_snapshot(found.snapshot))
+        manager = await self._readiness.manager()
+        found = manager.snapshot(request.sandbox_id, request.sandbox_name)
+        return pb.GetSandboxResponse(sandbox=codec.encode_snapshot(found))
 
     async def ListSandboxes(
         self, request: pb.ListSandboxesRequest, context: Any

@@ -19,7 +19,7 @@ from vmdriver.lifecycle.control.from_snapshot import fork_source
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.sandbox import Sandbox
-from vmdriver.lifecycle.engine.worker import Hire, SandboxWorker
+from vmdriver.lifecycle.engine.worker import Hire, Worker
 from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of, shaped
@@ -78,11 +78,14 @@ class Admission:
             self.sandboxes.workers[spec.id] = worker
         finally:
             del self.sandboxes.pending[spec.id]
-        worker.announce()
+        worker.sandbox.announce()
         try:
             if draft is not None:
                 await self.extensions.phases.report(
-                    CallPoint.AFTER_CREATE, worker.record, worker.ledger, trace
+                    CallPoint.AFTER_CREATE,
+                    worker.sandbox.record,
+                    worker.sandbox.ledger,
+                    trace,
                 )
         finally:
             worker.start()
@@ -98,7 +101,7 @@ class Admission:
 
     def _check_new(self, sandbox_id: str) -> None:
         worker = self.sandboxes.workers.get(sandbox_id)
-        if worker is not None and not worker.record.extensions.accepted:
+        if worker is not None and not worker.sandbox.record.extensions.accepted:
             raise Unavailable(
                 f"sandbox {sandbox_id}: what an earlier create left is being given back; "
                 "try again"
@@ -164,41 +167,43 @@ class Admission:
         source = fork_source(self.sandboxes.workers.values(), spec)
         if source is None:
             return record
-        await self.allow_fork(source[0], spec)
+        await self.allow_fork(source[0].sandbox, spec)
         # Looked up again: it may have gone while the extensions were asked.
         worker, entry = fork_source(self.sandboxes.workers.values(), spec) or source
         return record.model_copy(
             update={
                 "layers": entry.layers,
                 "inherited_layers": len(entry.layers),
-                "base": worker.record.base,
-                "image_digest": worker.record.image_digest,
-                "image_config": worker.record.image_config,
+                "base": worker.sandbox.record.base,
+                "image_digest": worker.sandbox.record.image_digest,
+                "image_config": worker.sandbox.record.image_config,
             }
         )
 
     async def _prepare(
-        self, worker: SandboxWorker, asked: SandboxSpec, draft: Draft, trace: Trace
+        self, worker: Worker, asked: SandboxSpec, draft: Draft, trace: Trace
     ) -> None:
         """before_create. What it changes and holds is durable before the create is accepted."""
-        phases, ledger = self.extensions.phases, worker.ledger
+        phases, ledger = self.extensions.phases, worker.sandbox.ledger
         try:
-            await phases.note_create(worker.record, ledger)
+            await phases.note_create(worker.sandbox.record, ledger)
             await phases.ask(
-                CallPoint.BEFORE_CREATE, worker.record, ledger, trace, draft
+                CallPoint.BEFORE_CREATE, worker.sandbox.record, ledger, trace, draft
             )
-            state = worker.record.extensions.model_copy(update={"accepted": True})
-            shaped = self._shaped(worker.record, asked, state, draft)
+            state = worker.sandbox.record.extensions.model_copy(
+                update={"accepted": True}
+            )
+            shaped = self._shaped(worker.sandbox.record, asked, state, draft)
             checks.check(shaped.spec, self.settings)
-            await worker.update(spec=shaped.spec, extensions=shaped.extensions)
+            await worker.sandbox.update(spec=shaped.spec, extensions=shaped.extensions)
         except BaseException:
-            self.sandboxes.workers[worker.record.id] = worker
+            self.sandboxes.workers[worker.sandbox.record.id] = worker
             await finished(_give_back(worker))
             raise
 
 
-async def _give_back(worker: SandboxWorker) -> None:
+async def _give_back(worker: Worker) -> None:
     """What cannot be given back now is tried again by the worker."""
     await worker.wish(Wish.DELETE)
     with contextlib.suppress(TimedOut):
-        await worker.until(lambda _: False, _CLEAN_UP_WAIT_S)
+        await worker.sandbox.until(lambda _: False, _CLEAN_UP_WAIT_S)

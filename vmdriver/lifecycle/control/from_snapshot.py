@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vmdriver.errors import NotFound, Refused
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent
@@ -17,8 +17,8 @@ from vmdriver.model.spec import SandboxSpec
 
 
 def fork_source(
-    workers: Iterable[SandboxWorker], spec: SandboxSpec
-) -> tuple[SandboxWorker, SnapshotEntry] | None:
+    workers: Iterable[Worker], spec: SandboxSpec
+) -> tuple[Worker, SnapshotEntry] | None:
     """The snapshot that a new sandbox starts from; None: it starts from its image.
 
     NotFound when it is not there or of another workspace, whose names are nobody else's
@@ -31,13 +31,13 @@ def fork_source(
     field = "template.driver_config.from_snapshot"
     sandbox, name = split_snapshot(str(text), field)
     for worker in workers:
-        known = worker.record.spec
+        known = worker.sandbox.record.spec
         if known.workspace == spec.workspace and sandbox in {known.id, known.name}:
-            if worker.record.intent is Intent.DELETED:
+            if worker.sandbox.record.intent is Intent.DELETED:
                 raise Refused(
                     f"{field}: sandbox {sandbox!r} is being deleted", reason="Deleting"
                 )
-            return worker, find_snapshot(worker.record, name)
+            return worker, find_snapshot(worker.sandbox.record, name)
     raise NotFound(
         f"{field}: there is no sandbox {sandbox!r} in workspace {spec.workspace!r}",
         resolution="name a sandbox of the same workspace, and one of its snapshots",

@@ -12,7 +12,7 @@ from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.broadcast import GONE_S
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import MACHINE
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.snapshot import Snapshots
 from vmdriver.lifecycle.ports.host import Disks, Records
 from vmdriver.lifecycle.ports.settings import Settings
@@ -34,7 +34,7 @@ class Housekeeping:
 
     def __init__(
         self,
-        workers: Callable[[], Iterable[SandboxWorker]],
+        workers: Callable[[], Iterable[Worker]],
         unread: Callable[[], Iterable[str]],
         disks: Disks,
         records: Records,
@@ -69,12 +69,16 @@ class Housekeeping:
     async def _bound_consoles(self) -> None:
         """Of whoever has a machine, whatever it is at, and once more when that is gone."""
         workers = list(self._workers())
-        now = {w.record.id for w in workers if w.ledger.get(MACHINE) is not None}
+        now = {
+            w.sandbox.record.id
+            for w in workers
+            if w.sandbox.ledger.get(MACHINE) is not None
+        }
         due, self._had_machine = now | self._had_machine, now
         for worker in workers:
-            plan = worker.record.plan
-            if plan is not None and worker.record.id in due:
-                console = f"console of {worker.record.id}"
+            plan = worker.sandbox.record.plan
+            if plan is not None and worker.sandbox.record.id in due:
+                console = f"console of {worker.sandbox.record.id}"
                 await tried(_log, self._disks.bound_console(plan.console), console)
         for path in self._unread():
             await tried(_log, self._disks.bound_console(path), path)
@@ -89,37 +93,37 @@ class Housekeeping:
         boot_id, uptime_s = facts.boot_id(), facts.uptime_s()
         for worker in list(self._workers()):
             must_note = False
-            for entry in worker.record.snapshots:
+            for entry in worker.sandbox.record.snapshots:
                 age = entry.age.at(boot_id, uptime_s)
                 if age.seconds > limit_s:
                     # One that has no time now must not keep the others waiting.
-                    name = f"snapshot {entry.name} of {worker.record.id}"
+                    name = f"snapshot {entry.name} of {worker.sandbox.record.id}"
                     await tried(_log, self._remove(worker, entry.name), name)
                 new = entry.age.boot_id != boot_id
                 must_note |= new or age.seconds - entry.age.seconds >= _NOTE_S
             if must_note:
-                name = f"age of the snapshots of {worker.record.id}"
+                name = f"age of the snapshots of {worker.sandbox.record.id}"
                 await tried(_log, self._note_ages(worker, boot_id, uptime_s), name)
 
-    async def _remove(self, worker: SandboxWorker, name: str) -> None:
-        await self._perform(worker, lambda _: self._snapshots.remove(worker, name))
+    async def _remove(self, worker: Worker, name: str) -> None:
+        await self._perform(
+            worker, lambda _: self._snapshots.remove(worker.sandbox, name)
+        )
 
-    async def _note_ages(
-        self, worker: SandboxWorker, boot_id: str, uptime_s: float
-    ) -> None:
+    async def _note_ages(self, worker: Worker, boot_id: str, uptime_s: float) -> None:
         """So that a restart of the host costs an hour of them at most."""
 
         async def note(_: MachineState) -> None:
             entries = (
                 entry.model_copy(update={"age": entry.age.at(boot_id, uptime_s)})
-                for entry in worker.record.snapshots
+                for entry in worker.sandbox.record.snapshots
             )
-            await worker.update(snapshots=tuple(entries))
+            await worker.sandbox.update(snapshots=tuple(entries))
 
         await self._perform(worker, note)
 
     @staticmethod
-    async def _perform(worker: SandboxWorker, job: Job) -> None:
+    async def _perform(worker: Worker, job: Job) -> None:
         try:
             async with asyncio.timeout(_REMOVAL_WAIT_S):
                 await worker.perform(job)

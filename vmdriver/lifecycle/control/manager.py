@@ -19,7 +19,7 @@ from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.resource import WRITTEN
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending import call_points as api
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
@@ -104,7 +104,7 @@ class Manager:
 
     def _hint(self, domain: str) -> None:
         for worker in self.sandboxes.workers.values():
-            plan = worker.record.plan
+            plan = worker.sandbox.record.plan
             if plan is not None and plan.domain == domain:
                 worker.hint()
 
@@ -119,11 +119,12 @@ class Manager:
         """Every sandbox as it is shown, sorted by name, then id."""
         return self.sandboxes.snapshots()
 
-    def look_up(self, sandbox_id: str, name: str) -> SandboxWorker | SetAside:
-        """By id, which must exist, else by name. InvalidRequest, NotFound, Refused if the name is
-        not unique.
+    def snapshot(self, sandbox_id: str, name: str) -> Snapshot:
+        """One as it is shown: by id, which must exist, else by name. InvalidRequest, NotFound,
+        Refused if the name is not unique.
         """
-        return self.sandboxes.look_up(sandbox_id, name)
+        found = self.sandboxes.look_up(sandbox_id, name)
+        return found.snapshot if isinstance(found, SetAside) else found.sandbox.snapshot
 
     async def validate(self, spec: SandboxSpec, trace: Trace = NO_TRACE) -> None:
         """Whether a create of this spec would be accepted now."""
@@ -135,10 +136,10 @@ class Manager:
         """Accept a sandbox, durably. The machine comes up afterwards."""
         await self._admission.create(spec, token, trace)
 
-    async def _ask(
-        self, phase: api.CallPoint, worker: SandboxWorker, trace: Trace
-    ) -> None:
-        await self.extensions.phases.ask(phase, worker.record, worker.ledger, trace)
+    async def _ask(self, phase: api.CallPoint, worker: Worker, trace: Trace) -> None:
+        await self.extensions.phases.ask(
+            phase, worker.sandbox.record, worker.sandbox.ledger, trace
+        )
 
     async def stop(self, sandbox_id: str, name: str, trace: Trace = NO_TRACE) -> None:
         """Returns when the machine is down, its memory kept if that is its way to stop.
@@ -146,26 +147,28 @@ class Manager:
         """
         worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
-        if worker.record.intent not in {Intent.STOPPED, Intent.SUSPENDED}:
+        if worker.sandbox.record.intent not in {Intent.STOPPED, Intent.SUSPENDED}:
             await self.ask_to_stop(worker, trace)
-        mode = checks.stop_mode(worker.record.spec, self.settings)
+        mode = checks.stop_mode(worker.sandbox.record.spec, self.settings)
         await worker.wish(Wish.STOP_SUSPENDED if mode == "suspend" else Wish.STOP)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
         patience_s = self.settings.stop_grace_s + _PATIENCE_S
         try:
-            await worker.until(_is_down_or_wanted, patience_s)
+            await worker.sandbox.until(_is_down_or_wanted, patience_s)
         except TimedOut:
-            if worker.ledger.get(WRITTEN) is None:
+            if worker.sandbox.ledger.get(WRITTEN) is None:
                 await worker.wish(Wish.STOP_NOW)
             # Else its memory is being written: that moves, or ends by itself.
-            await worker.until(_is_down_or_wanted, self.stop_limit_s() - patience_s)
-        if not worker.gone and worker.record.intent is Intent.RUNNING:
+            await worker.sandbox.until(
+                _is_down_or_wanted, self.stop_limit_s() - patience_s
+            )
+        if not worker.sandbox.gone and worker.sandbox.record.intent is Intent.RUNNING:
             raise Refused(
-                f"sandbox {worker.record.id} was started again while it was being "
+                f"sandbox {worker.sandbox.record.id} was started again while it was being "
                 "stopped"
             )
 
-    async def ask_to_stop(self, worker: SandboxWorker, trace: Trace = NO_TRACE) -> None:
+    async def ask_to_stop(self, worker: Worker, trace: Trace = NO_TRACE) -> None:
         """before_stop. Refused when an extension does not let it, or a delete came meanwhile."""
         await self._ask(api.CallPoint.BEFORE_STOP, worker, trace)
         _refuse_if_deleting(worker)
@@ -177,11 +180,11 @@ class Manager:
         """
         worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
-        shown = worker.snapshot
-        with self._budget.room_to_run(worker.record):
+        shown = worker.sandbox.snapshot
+        with self._budget.room_to_run(worker.sandbox.record):
             await worker.wish(Wish.START)
-        if worker.snapshot is shown:
-            worker.announce()
+        if worker.sandbox.snapshot is shown:
+            worker.sandbox.announce()
 
     def stop_limit_s(self) -> float:
         """The longest that a stop may take."""
@@ -202,7 +205,7 @@ class Manager:
                 worker = found
         except NotFound:
             return False
-        if worker.record.intent is not Intent.DELETED:
+        if worker.sandbox.record.intent is not Intent.DELETED:
             await self._ask(api.CallPoint.BEFORE_DELETE, worker, trace)
             try:
                 await worker.wish(Wish.DELETE)
@@ -212,14 +215,16 @@ class Manager:
         else:
             await worker.wish(Wish.DELETE, regardless=True)
         try:
-            await worker.until(lambda _: False, _DELETE_WAIT_S)
+            await worker.sandbox.until(lambda _: False, _DELETE_WAIT_S)
         except TimedOut:
-            if worker.unsaved:
+            if worker.sandbox.unsaved:
                 raise StorageError(
-                    f"the delete of sandbox {worker.record.id} cannot be stored: "
-                    f"{worker.trouble}"
+                    f"the delete of sandbox {worker.sandbox.record.id} cannot be stored: "
+                    f"{worker.sandbox.trouble}"
                 ) from None
-            _log.warning("delete of %s goes on in the background", worker.record.id)
+            _log.warning(
+                "delete of %s goes on in the background", worker.sandbox.record.id
+            )
         return True
 
 
@@ -228,17 +233,21 @@ def _is_down_or_wanted(record: SandboxRecord) -> bool:
     return down or record.intent is Intent.RUNNING
 
 
-def _refuse_if_deleting(worker: SandboxWorker) -> None:
-    if worker.record.intent is Intent.DELETED:
-        raise Refused(f"sandbox {worker.record.id} is being deleted", reason="Deleting")
+def _refuse_if_deleting(worker: Worker) -> None:
+    if worker.sandbox.record.intent is Intent.DELETED:
+        raise Refused(
+            f"sandbox {worker.sandbox.record.id} is being deleted", reason="Deleting"
+        )
 
 
-def _at_rest(worker: SandboxWorker) -> bool:
-    record = worker.record
-    held = worker.ledger.held(Scope.RUNTIME) + worker.ledger.held(Scope.CAPTURE)
+def _at_rest(worker: Worker) -> bool:
+    record = worker.sandbox.record
+    held = worker.sandbox.ledger.held(Scope.RUNTIME) + worker.sandbox.ledger.held(
+        Scope.CAPTURE
+    )
     if held or record.reverting or record.cold or record.intent is Intent.DELETED:
         return False
-    if worker.reconcile_due:
+    if worker.sandbox.reconcile_due:
         return False
     if record.intent is Intent.RUNNING:
         return record.phase is Phase.FAILED

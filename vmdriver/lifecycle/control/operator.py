@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from vmdriver.errors import HostError, NotFound, Refused
 from vmdriver.lifecycle.control.manager import Manager
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.memory_image import SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
@@ -29,7 +29,7 @@ class Operations:
             + _RESTORE_SLACK_S
         )
 
-    def find(self, sandbox: str) -> SandboxWorker:
+    def find(self, sandbox: str) -> Worker:
         """By id, or by a name that is unique on this host. NotFound, Refused,
         InvalidRequest.
         """
@@ -37,13 +37,13 @@ class Operations:
         if sandbox in {*sandboxes.workers, *sandboxes.set_aside}:
             return sandboxes.find(sandbox, "")
         worker = sandboxes.find("", sandbox)
-        if worker.record.intent is Intent.DELETED:
+        if worker.sandbox.record.intent is Intent.DELETED:
             raise Refused(f"sandbox {sandbox} is being deleted", reason="Deleting")
         return worker
 
-    async def suspend(self, worker: SandboxWorker) -> None:
+    async def suspend(self, worker: Worker) -> None:
         """Put it away with its memory. Refused when it does not run, or must not."""
-        record = worker.record
+        record = worker.sandbox.record
         if record.phase is Phase.SUSPENDED:
             return
         if record.phase is not Phase.RUNNING or record.intent is not Intent.RUNNING:
@@ -55,7 +55,7 @@ class Operations:
         await self._manager.ask_to_stop(worker)
         await worker.wish(Wish.SUSPEND)
         limit_s = self._manager.stop_limit_s()
-        await worker.until(
+        await worker.sandbox.until(
             lambda r: (
                 r.phase in {Phase.SUSPENDED, Phase.STOPPED}
                 or r.intent is Intent.RUNNING
@@ -63,28 +63,28 @@ class Operations:
             limit_s,
         )
         self._must_exist(worker)
-        if worker.record.phase is not Phase.SUSPENDED:
-            raise worker.refusal or Refused(
+        if worker.sandbox.record.phase is not Phase.SUSPENDED:
+            raise worker.sandbox.refusal or Refused(
                 f"sandbox {record.id} was not suspended: it is "
-                f"{worker.record.phase.value}"
+                f"{worker.sandbox.record.phase.value}"
             )
 
-    async def resume(self, worker: SandboxWorker, *, cold: bool = False) -> None:
+    async def resume(self, worker: Worker, *, cold: bool = False) -> None:
         """Bring it back, from its memory if it has some and `cold` does not say otherwise."""
         was_down = _is_down(worker)
         if cold:
-            await worker.decide(_cold)
+            await worker.sandbox.decide(_cold)
             worker.start()
-            await worker.until(lambda record: not record.cold, self._up_limit_s)
+            await worker.sandbox.until(lambda record: not record.cold, self._up_limit_s)
             self._must_exist(worker)
-        await self._manager.start(worker.record.id, "")
+        await self._manager.start(worker.sandbox.record.id, "")
         await self._up(worker, was_down=was_down)
 
-    async def _up(self, worker: SandboxWorker, *, was_down: bool) -> None:
+    async def _up(self, worker: Worker, *, was_down: bool) -> None:
         """Wait until it runs. If it was down before, a gateway must be told by its user: a
         driver cannot lead a row out of Stopped (contract §2.9).
         """
-        await worker.until(
+        await worker.sandbox.until(
             lambda r: (
                 r.intent is not Intent.RUNNING
                 or (not r.reverting and r.phase in {Phase.RUNNING, Phase.FAILED})
@@ -92,53 +92,53 @@ class Operations:
             self._up_limit_s,
         )
         self._must_exist(worker)
-        if worker.record.intent is not Intent.RUNNING:
-            raise Refused(f"sandbox {worker.record.id} was stopped meanwhile")
-        failure = worker.record.failure
-        if worker.record.phase is Phase.FAILED and failure is not None:
+        if worker.sandbox.record.intent is not Intent.RUNNING:
+            raise Refused(f"sandbox {worker.sandbox.record.id} was stopped meanwhile")
+        failure = worker.sandbox.record.failure
+        if worker.sandbox.record.phase is Phase.FAILED and failure is not None:
             raise HostError(failure.message, reason=failure.reason)
         if was_down:
-            worker.tell(
+            worker.sandbox.tell(
                 "GatewaySaysStopped",
                 "the sandbox runs; a gateway goes on saying Stopped until `openshell sandbox "
-                f"start {worker.record.spec.name}`",
+                f"start {worker.sandbox.record.spec.name}`",
             )
 
     async def create_snapshot(
-        self, worker: SandboxWorker, name: str, *, disk_only: bool
+        self, worker: Worker, name: str, *, disk_only: bool
     ) -> None:
         """Take a snapshot; the sandbox goes on."""
 
         jobs = self._manager.snapshot_jobs
 
         async def take(machine: MachineState) -> None:
-            await jobs.take(worker, machine, name, disk_only=disk_only)
+            await jobs.take(worker.sandbox, machine, name, disk_only=disk_only)
 
         await worker.perform(take)
 
-    async def restore_snapshot(self, worker: SandboxWorker, name: str) -> None:
+    async def restore_snapshot(self, worker: Worker, name: str) -> None:
         """Make it what it was then. NotFound for another name."""
-        find_snapshot(worker.record, name)
+        find_snapshot(worker.sandbox.record, name)
         was_down = _is_down(worker)
-        asked = asked_of(worker.record)
+        asked = asked_of(worker.sandbox.record)
         jobs = self._manager.snapshot_jobs
-        await worker.perform(lambda _: jobs.return_to(worker, name, asked))
+        await worker.perform(lambda _: jobs.return_to(worker.sandbox, name, asked))
         await self._up(worker, was_down=was_down)
 
-    async def delete_snapshot(self, worker: SandboxWorker, name: str) -> None:
+    async def delete_snapshot(self, worker: Worker, name: str) -> None:
         """Remove a snapshot. NotFound."""
-        find_snapshot(worker.record, name)
+        find_snapshot(worker.sandbox.record, name)
         jobs = self._manager.snapshot_jobs
-        await worker.perform(lambda _: jobs.remove(worker, name))
+        await worker.perform(lambda _: jobs.remove(worker.sandbox, name))
 
-    def snapshots(self, worker: SandboxWorker) -> tuple[SnapshotEntry, ...]:
+    def snapshots(self, worker: Worker) -> tuple[SnapshotEntry, ...]:
         """Oldest first."""
-        return worker.record.snapshots
+        return worker.sandbox.record.snapshots
 
     @staticmethod
-    def _must_exist(worker: SandboxWorker) -> None:
-        if worker.gone:
-            raise NotFound(f"sandbox {worker.record.id} was deleted meanwhile")
+    def _must_exist(worker: Worker) -> None:
+        if worker.sandbox.gone:
+            raise NotFound(f"sandbox {worker.sandbox.record.id} was deleted meanwhile")
 
 
 def _cold(record: SandboxRecord) -> dict[str, bool]:
@@ -147,6 +147,6 @@ def _cold(record: SandboxRecord) -> dict[str, bool]:
     return {"cold": True}
 
 
-def _is_down(worker: SandboxWorker) -> bool:
+def _is_down(worker: Worker) -> bool:
     """Whether watchers have been shown it as stopped."""
-    return any(c.type == "Suspended" for c in worker.snapshot.conditions)
+    return any(c.type == "Suspended" for c in worker.sandbox.snapshot.conditions)

@@ -62,10 +62,10 @@ class Recovery:
             await self.shelf.put(record.id, error.message, record)
             return
         worker = self.hire(record, ledger)
-        worker.reconcile_due = self.extensions.phases.take_part(record)
+        worker.sandbox.reconcile_due = self.extensions.phases.take_part(record)
         self.sandboxes.workers[record.id] = worker
         if not record.extensions.accepted:
-            await worker.decide(partial(wishes.changes, Wish.DELETE))
+            await worker.sandbox.decide(partial(wishes.changes, Wish.DELETE))
 
     async def take_down(self, sandbox_id: str) -> None:
         """One that cannot be read is to be deleted: from here on as any other."""
@@ -73,7 +73,7 @@ class Recovery:
         if taken is not None:
             worker = self.hire(*taken)
             self.sandboxes.workers[sandbox_id] = worker
-            worker.announce()
+            worker.sandbox.announce()
 
     async def sweep(self, instance: str) -> None:
         """Remove what nobody claims, templates that cannot be used any more among it."""
@@ -99,7 +99,7 @@ class Recovery:
 
     def _layers_begun(self) -> set[str]:
         workers = self.sandboxes.workers.values()
-        entries = (worker.ledger.get(LAYER) for worker in workers)
+        entries = (worker.sandbox.ledger.get(LAYER) for worker in workers)
         return {entry.data["path"] for entry in entries if entry is not None}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vmdriver.errors import InvalidRequest, NotFound, Refused
 from vmdriver.lifecycle.engine.ledger import MACHINE
-from vmdriver.lifecycle.engine.worker import SandboxWorker
+from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.model.condition import Snapshot
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.phase import Intent
@@ -21,7 +21,7 @@ class Sandboxes:
     """
 
     def __init__(self) -> None:
-        self.workers: dict[str, SandboxWorker] = {}
+        self.workers: dict[str, Worker] = {}
         self.pending: dict[str, SandboxRecord] = {}
         self.set_aside: dict[str, SetAside] = {}
         self._claims: list[Callable[[], set[str]]] = []
@@ -32,7 +32,9 @@ class Sandboxes:
 
     def records(self) -> list[SandboxRecord]:
         """Of every sandbox, those among them that are just being accepted."""
-        return [w.record for w in self.workers.values()] + list(self.pending.values())
+        return [w.sandbox.record for w in self.workers.values()] + list(
+            self.pending.values()
+        )
 
     def layers_of_others(self, sandbox_id: str) -> set[str]:
         """Every layer that somebody else than this sandbox needs."""
@@ -50,9 +52,10 @@ class Sandboxes:
         that stand on a layer go at once, each would leave it to the other.
         """
         gone = {
-            w.record.id
+            w.sandbox.record.id
             for w in self.workers.values()
-            if w.record.intent is Intent.DELETED and w.ledger.get(MACHINE) is None
+            if w.sandbox.record.intent is Intent.DELETED
+            and w.sandbox.ledger.get(MACHINE) is None
         }
         return [record for record in self.records() if record.id not in gone]
 
@@ -60,15 +63,17 @@ class Sandboxes:
         """Show what went wrong in an extension."""
         worker = self.workers.get(sandbox_id)
         if worker is not None:
-            worker.tell("ExtensionFailed", problem, warn=True)
+            worker.sandbox.tell("ExtensionFailed", problem, warn=True)
 
-    def accepted(self) -> list[SandboxWorker]:
+    def accepted(self) -> list[Worker]:
         """Those that the gateway knows of."""
-        return [w for w in self.workers.values() if w.record.extensions.accepted]
+        return [
+            w for w in self.workers.values() if w.sandbox.record.extensions.accepted
+        ]
 
     def staying(self) -> list[SandboxRecord]:
         """Of every accepted sandbox that is not going, oldest first."""
-        records = (worker.record for worker in self.accepted())
+        records = (worker.sandbox.record for worker in self.accepted())
         kept = (r for r in records if r.intent is not Intent.DELETED)
         return sorted(kept, key=lambda record: record.created_at)
 
@@ -83,11 +88,11 @@ class Sandboxes:
 
     def snapshots(self) -> list[Snapshot]:
         """Every sandbox as it is shown, sorted by name, then id."""
-        shown = [worker.snapshot for worker in self.accepted()]
+        shown = [worker.sandbox.snapshot for worker in self.accepted()]
         shown += [aside.snapshot for aside in self.set_aside.values()]
         return sorted(shown, key=lambda s: (s.name, s.id))
 
-    def find(self, sandbox_id: str, name: str) -> SandboxWorker:
+    def find(self, sandbox_id: str, name: str) -> Worker:
         """By id, which must exist, else by name. InvalidRequest, NotFound, Refused if
         the name is not unique, or the sandbox cannot be read.
         """
@@ -96,11 +101,11 @@ class Sandboxes:
             raise found.refusal()
         return found
 
-    def look_up(self, sandbox_id: str, name: str) -> SandboxWorker | SetAside:
+    def look_up(self, sandbox_id: str, name: str) -> Worker | SetAside:
         """The same, those among them that cannot be read."""
         if sandbox_id:
             known = self.workers.get(check_sandbox_id(sandbox_id, "sandbox_id"))
-            if known is not None and known.record.extensions.accepted:
+            if known is not None and known.sandbox.record.extensions.accepted:
                 return known
             aside = self.set_aside.get(sandbox_id)
             if aside is None:
@@ -108,8 +113,10 @@ class Sandboxes:
             return aside
         if not name:
             raise InvalidRequest("sandbox_id", "is empty, and so is sandbox_name")
-        matches: list[SandboxWorker | SetAside] = [
-            worker for worker in self.accepted() if worker.record.spec.name == name
+        matches: list[Worker | SetAside] = [
+            worker
+            for worker in self.accepted()
+            if worker.sandbox.record.spec.name == name
         ]
         matches += [s for s in self.set_aside.values() if s.name == name]
         if not matches:

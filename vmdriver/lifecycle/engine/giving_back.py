@@ -9,6 +9,7 @@ from contextlib import suppress
 from vmdriver.errors import CleanupError, DriverError, StorageError
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.sandbox import DOWN, Sandbox
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
@@ -56,7 +57,7 @@ class GivingBack:
             return
         self._check(sandbox, None, errors)
 
-    async def again(self, sandbox: Sandbox) -> None:
+    async def again(self, sandbox: Sandbox, _: Seen) -> bool:
         """At rest: try once more what an extension could not give back after the run, if it is
         time.
         """
@@ -64,6 +65,7 @@ class GivingBack:
         owed = record.phase in DOWN and sandbox.ledger.held(Scope.RUNTIME)
         if owed and time.monotonic() >= sandbox.clean_again_at:
             await self.run(sandbox, Reason(record.unwind_reason or Reason.STOPPED))
+        return False
 
     async def one(self, sandbox: Sandbox, held: Held, reason: Reason) -> None:
         """Undo one entry, which stays in the ledger. What its undo raises."""

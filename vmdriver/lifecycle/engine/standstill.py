@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
-from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.lifecycle.ports.host import Disks, Hypervisor
+from vmdriver.lifecycle.ports.memory import MachineMemory
 from vmdriver.model.condition import Standstill
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
@@ -28,8 +29,10 @@ _WELL_S = 60.0
 class Waker:
     """Of one sandbox's machine: why it stands still, and that it goes on."""
 
-    def __init__(self, ports: Ports) -> None:
-        self._ports = ports
+    def __init__(
+        self, *, hypervisor: Hypervisor, memory: MachineMemory, disks: Disks
+    ) -> None:
+        self._hypervisor, self._memory, self._disks = hypervisor, memory, disks
         self._tries = 0
         self._tried_at = -_WELL_S
 
@@ -37,10 +40,10 @@ class Waker:
         """Let the machine go on if there is space for it. Why it stands still after that; None:
         it does not. DriverError.
         """
-        hypervisor = self._ports.hypervisor
+        hypervisor = self._hypervisor
         state = await hypervisor.observe(plan.domain)
         if state is DomainState.STALLED and await self._is_worth_a_try(plan):
-            await self._ports.memory.go_on(plan.domain)
+            await self._memory.go_on(plan.domain)
             await asyncio.sleep(_SETTLE_S)
             state = await hypervisor.observe(plan.domain)
         if state is DomainState.STALLED:
@@ -66,7 +69,7 @@ class Waker:
             self._tries = 0
         if since < min(LOOK_S * 2**self._tries / 2, _LONGEST_PAUSE_S) and self._tries:
             return False
-        if await self._ports.disks.free_bytes(plan.disk("root").path) < _ENOUGH_BYTES:
+        if await self._disks.free_bytes(plan.disk("root").path) < _ENOUGH_BYTES:
             return False
         self._tries, self._tried_at = self._tries + 1, now
         return True

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
 
 from vmdriver.errors import DriverError, HostError, HypervisorError
 from vmdriver.host import facts
-from vmdriver.lifecycle.extending.draft import PlanDraft
+from vmdriver.lifecycle.engine.giving_back import GivingBack
+from vmdriver.lifecycle.engine.observer import Observer, Seen
+from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.subject import new_run
+from vmdriver.lifecycle.extending.told import Told
 from vmdriver.lifecycle.launch import endings
-from vmdriver.lifecycle.launch.launcher import LaunchFailed
+from vmdriver.lifecycle.launch.ended import Ended
+from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import MachineSource
 from vmdriver.lifecycle.launch.secrets import secrets_digest
-from vmdriver.lifecycle.ports.host import GuestReport
-from vmdriver.lifecycle.templates.fork import Beginning, ForkActions
+from vmdriver.lifecycle.ports.host import Disks, Network
+from vmdriver.lifecycle.ports.images import Images
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import SAID, Intent, MachineState, Phase
@@ -33,114 +43,153 @@ def _qemu_ended(failed: LaunchFailed) -> bool:
     return started and isinstance(failed.cause, HypervisorError)
 
 
-class LaunchActions(ForkActions):
+@dataclass(frozen=True)
+class Beginning:
+    """What a machine starts from."""
+
+    plan: LaunchPlan
+    source: Callable[[Mapping[str, str], Mapping[str, bytes]], MachineSource]
+    """Given its environment and its secrets."""
+    kind: RestoreKind | None = None
+    """Unless it boots."""
+
+
+class Beginnings(Protocol):
+    """Chooses what a launch starts from."""
+
+    def begin(
+        self, sandbox: Sandbox, plan: LaunchPlan
+    ) -> AbstractAsyncContextManager[Beginning]:
+        """For the launch inside. What it does not come to take over is gone afterwards."""
+
+    async def started(self, sandbox: Sandbox) -> None:
+        """Its guest has said that it started: others may begin from one like it."""
+
+
+class Launch:
     """Actions LAUNCH, AWAIT_READY, CONFIRM_RUNNING, and adoption. Each may be cut off
     anywhere by a crash and is begun again by the next process: the ledger says how far
     it came.
     """
 
-    async def _adopt(self) -> None:
-        shared, record = self._shared, self.record
+    def __init__(
+        self,
+        *,
+        launcher: Launcher,
+        beginnings: Beginnings,
+        ended: Ended,
+        observer: Observer,
+        giving_back: GivingBack,
+        extensions: ExtensionRunner,
+        told: Told,
+        budget: MemoryBudget,
+        images: Images,
+        network: Network,
+        disks: Disks,
+        instance: str,
+        boot_timeout_s: float,
+    ) -> None:
+        self._launcher, self._beginnings = launcher, beginnings
+        self._ended, self._observer, self._giving_back = ended, observer, giving_back
+        self._extensions, self._told = extensions, told
+        self._budget, self._images = budget, images
+        self._network, self._disks = network, disks
+        self._instance, self._boot_timeout_s = instance, boot_timeout_s
+
+    async def adopt(self, sandbox: Sandbox, seen: Seen) -> bool:
+        """At rest, once in a process: take up a machine that was running before it."""
+        if sandbox.adopted or seen.machine is not MachineState.READY:
+            return False
+        record, kind = sandbox.record, RestoreKind.ADOPTED
         if record.plan is not None:
             # Whoever emptied the firewall while we were away did not mean to open it. First,
             # since it may fail: then all of this is done again.
-            await shared.ports.network.load_rules(
-                record.plan.network, mark(shared.settings.instance, record.id)
-            )
+            owner = mark(self._instance, record.id)
+            await self._network.load_rules(record.plan.network, owner)
         try:
-            await shared.extensions.before_restore(
-                record, self.ledger, RestoreKind.ADOPTED
-            )
+            await self._extensions.before_restore(record, sandbox.ledger, kind)
         except DriverError as error:
-            self.tell(error.reason, error.text(), warn=True)
-        self.tell("Adopted", "the machine was running and goes on")
-        for problem in await shared.extensions.after_restore(
-            record, self.ledger, RestoreKind.ADOPTED
-        ):
-            self.tell("ExtensionFailed", problem, warn=True)
+            sandbox.tell(error.reason, error.text(), warn=True)
+        sandbox.tell("Adopted", "the machine was running and goes on")
+        await self._told.restored(sandbox, kind)
+        sandbox.adopted = True
+        return False
 
-    async def _launch(self) -> None:
+    async def launch(self, sandbox: Sandbox, _seen: Seen) -> None:
         """What fails of it is the sandbox's failure."""
         try:
-            await self._launch_machine()
+            await self._launch(sandbox)
         except LaunchFailed as failed:
-            failure = endings.provisioning_failed(failed.cause)
-            if _qemu_ended(failed) and self._may_launch_again():
-                await self._launch_again(failure, failed.blame)
+            failure, blame = endings.provisioning_failed(failed.cause), failed.blame
+            if _qemu_ended(failed) and await self._ended.launched_again(
+                sandbox, failure, blame
+            ):
                 return
-            self.tell(failure.reason, failure.message, warn=True)
-            await self.update(
-                phase=Phase.FAILING, failure=failure, unwind_reason=failed.blame.value
-            )
+            sandbox.tell(failure.reason, failure.message, warn=True)
         except DriverError:
             raise  # of our own files or an undo: tried again
         except Exception as error:  # noqa: BLE001 - a bug must not become an endless retry
-            _log.exception("%s: the launch failed", self.record.id)
-            failure = endings.provisioning_failed(
-                HostError(f"internal error: {type(error).__name__}")
-            )
-            blame = Reason.LAUNCHER_SPAWN_FAILED.value
-            await self.update(phase=Phase.FAILING, failure=failure, unwind_reason=blame)
-
-    async def _launch_machine(self) -> None:
-        shared = self._shared
-        kind = RestoreKind.RELAUNCHED if self.record.launches > 0 else None
-        if self.record.intent is not Intent.RUNNING:
+            _log.exception("%s: the launch failed", sandbox.record.id)
+            cause = HostError(f"internal error: {type(error).__name__}")
+            failure = endings.provisioning_failed(cause)
+            blame = Reason.LAUNCHER_SPAWN_FAILED
+        else:
             return
-        deliberate = self.record.phase in {Phase.NEW, Phase.STOPPED}
-        await self.update(
-            phase=Phase.LAUNCHING,
-            launch_retries=0 if deliberate else self.record.launch_retries,
+        await sandbox.update(
+            phase=Phase.FAILING, failure=failure, unwind_reason=blame.value
         )
-        await self._unwind(Reason(self.record.unwind_reason or Reason.STOPPED))
+
+    async def _launch(self, sandbox: Sandbox) -> None:
+        record = sandbox.record
+        kind = RestoreKind.RELAUNCHED if record.launches > 0 else None
+        if record.intent is not Intent.RUNNING:
+            return
+        deliberate = record.phase in {Phase.NEW, Phase.STOPPED}
+        await sandbox.update(
+            phase=Phase.LAUNCHING,
+            launch_retries=0 if deliberate else record.launch_retries,
+        )
+        reason = Reason(sandbox.record.unwind_reason or Reason.STOPPED)
+        await self._giving_back.run(sandbox, reason)
         if kind is not None:
-            await self._ask_to_restore(kind)
+            await self._ask_to_restore(sandbox, kind)
         try:
-            await self._launch_planned(kind)
+            await self._launch_planned(sandbox, kind)
         finally:
             # From here on the record says which image is needed, or nobody needs it.
-            shared.ports.images.release(self.record.id)
+            self._images.release(record.id)
 
-    async def _launch_planned(self, kind: RestoreKind | None) -> None:
-        shared = self._shared
-        plan, draft = await shared.launcher.plan(self.record, self.ledger, self.tell)
+    async def _launch_planned(self, sandbox: Sandbox, kind: RestoreKind | None) -> None:
+        launcher = self._launcher
+        plan, draft = await launcher.plan(sandbox.record, sandbox.ledger, sandbox.tell)
         try:
-            secrets = await shared.launcher.secrets(self.record)
+            secrets = await launcher.secrets(sandbox.record)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
-        async with self._beginning(plan) as (plan, beginning):
-            if beginning.template is not None:
-                kind = RestoreKind.TEMPLATE
-            await self._note_launch(plan, secrets_digest(secrets), kind)
-            if kind is RestoreKind.TEMPLATE:
-                await self._ask_to_restore(kind)
-            await self._start_machine(plan, draft, secrets, beginning)
-        self.tell(
+        async with self._beginnings.begin(sandbox, plan) as beginning:
+            kind = beginning.kind or kind
+            await self._note(sandbox, beginning.plan, secrets_digest(secrets), kind)
+            if beginning.kind is not None:
+                await self._ask_to_restore(sandbox, beginning.kind)
+            environment = await launcher.prepare(
+                sandbox.record, sandbox.ledger, beginning.plan, draft
+            )
+            source = beginning.source(environment, secrets)
+            await launcher.take(sandbox.record, sandbox.ledger, source)
+        sandbox.tell(
             "Started",
             "the machine is started",
             Progress(active_step="starting_sandbox", active_detail="booting"),
         )
         if kind is not None:
-            await self._tell_restored(kind)
+            await self._told.restored(sandbox, kind)
 
-    async def _start_machine(
-        self,
-        plan: LaunchPlan,
-        draft: PlanDraft,
-        secrets: Mapping[str, bytes],
-        beginning: Beginning,
+    async def _note(
+        self, sandbox: Sandbox, plan: LaunchPlan, digest: str, kind: RestoreKind | None
     ) -> None:
-        launcher = self._shared.launcher
-        environment = await launcher.prepare(self.record, self.ledger, plan, draft)
-        source = self._source(plan, environment, secrets, beginning)
-        await launcher.take(self.record, self.ledger, source)
-
-    async def _note_launch(
-        self, plan: LaunchPlan, digest: str, kind: RestoreKind | None
-    ) -> None:
-        root, record = plan.disk("root"), self.record
+        root, record = plan.disk("root"), sandbox.record
         inherited = len(root.backing) - 1 if plan.template else record.inherited_layers
-        await self.update(
+        await sandbox.update(
             plan=plan,
             layers=(*reversed(root.backing[:-1]), root.path),
             inherited_layers=inherited,
@@ -156,55 +205,47 @@ class LaunchActions(ForkActions):
             mapped="",
             extensions=new_run(record, kind),
         )
-        self._shared.launcher.budget.settle(record.id)
+        self._budget.settle(record.id)
 
-    async def _ask_to_restore(self, kind: RestoreKind) -> None:
+    async def _ask_to_restore(self, sandbox: Sandbox, kind: RestoreKind) -> None:
         try:
-            await self._shared.extensions.before_restore(self.record, self.ledger, kind)
+            await self._extensions.before_restore(sandbox.record, sandbox.ledger, kind)
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
 
-    async def _await_ready(self) -> None:
+    async def await_ready(self, sandbox: Sandbox, _seen: Seen) -> None:
         """Poll the status disk, which is cheap, until the guest says something; look at
         the domain once a second.
         """
-        plan = self.record.plan
+        plan = sandbox.record.plan
         assert plan is not None  # noqa: S101 - a machine without a plan is absent
         path, loop = plan.disk("status").path, asyncio.get_running_loop()
-        deadline = loop.time() + self._shared.settings.boot_timeout_s
+        deadline = loop.time() + self._boot_timeout_s
         look_again = loop.time() + 1.0
-        while self._shared.ports.disks.report_now(path).phase not in SAID:
-            if self.woken.is_set() or loop.time() > look_again:
+        while self._disks.report_now(path).phase not in SAID:
+            if sandbox.woken.is_set() or loop.time() > look_again:
                 look_again = loop.time() + 1.0
-                self.woken.clear()
-                machine, _ = await self._shared.observer.look(self)
-                if (
-                    machine is not MachineState.BOOTING
-                    or self.record.intent is not Intent.RUNNING
-                ):
+                sandbox.woken.clear()
+                seen = await self._observer.look(sandbox)
+                runs = sandbox.record.intent is Intent.RUNNING
+                if seen.machine is not MachineState.BOOTING or not runs:
                     return
             if loop.time() > deadline:
-                await self._end(
-                    endings.not_ready(
-                        self._shared.settings.boot_timeout_s, await self._tail()
-                    )
-                )
+                await self._ended.not_ready(sandbox, self._boot_timeout_s)
                 return
             await asyncio.sleep(_POLL_S)
 
-    async def _confirm_running(self, report: GuestReport) -> None:
-        self.adopted = True
-        plan = self.record.plan
-        if plan is not None and plan.template is None and self.record.launches == 1:
-            await self._shared.templates.want(plan, self.record.spec.workspace)
-        self._shared.warm_pool.refill()
-        await self.update(
+    async def confirm_running(self, sandbox: Sandbox, seen: Seen) -> None:
+        """The guest has said that its supervisor is started."""
+        sandbox.adopted = True
+        await self._beginnings.started(sandbox)
+        await sandbox.update(
             phase=Phase.RUNNING,
             failure=None,
             launch_retries=0,
-            boot_seconds=dict(report.stamps),
+            boot_seconds=dict(seen.report.stamps),
         )
-        self.tell(
+        sandbox.tell(
             "Running",
             "the supervisor has been started",
             Progress("starting_sandbox", "Sandbox ready"),

@@ -4,140 +4,192 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.engine.hold import SandboxHold
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, LEASE, OVERLAY, TAP
+from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.launch import Beginning
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
-from vmdriver.lifecycle.templates.pool import Waiting
-from vmdriver.lifecycle.templates.template import Template, on_template
+from vmdriver.lifecycle.ports.guest import Guest
+from vmdriver.lifecycle.ports.host import Hypervisor, LaunchFiles, Network
+from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
+from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.templates.pool import Waiting, WarmPool
+from vmdriver.lifecycle.templates.template import Template, Templates, on_template
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.runs import RestoreKind
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What a machine starts from: from nothing, a template, or a fork that waits."""
+class Forks:
+    """A launch.Beginnings: a template where there is one, else a boot."""
 
-    template: Template | None = None
-    waiting: Waiting | None = None
+    def __init__(
+        self,
+        *,
+        templates: Templates,
+        warm_pool: WarmPool,
+        hypervisor: Hypervisor,
+        network: Network,
+        launch_files: LaunchFiles,
+        memory: MachineMemory,
+        memory_store: MemoryStore,
+        guest: Guest,
+        addresses: AddressPool,
+        places: Places,
+        instance: str,
+        restore_timeout_s: float,
+    ) -> None:
+        self._templates, self._warm_pool = templates, warm_pool
+        self._hypervisor, self._network = hypervisor, network
+        self._launch_files = launch_files
+        self._memory, self._memory_store, self._guest = memory, memory_store, guest
+        self._addresses, self._places = addresses, places
+        self._instance, self._restore_timeout_s = instance, restore_timeout_s
 
-
-class ForkActions(SandboxHold):
-    """What a launch does where there is a template for it."""
-
-    @property
-    def _owner(self) -> str:
-        return mark(self._shared.settings.instance, self.record.id)
-
-    async def _template_key(self, plan: LaunchPlan) -> str:
-        """Of the template that would fit; "" where none may be used. Only for a disk that
-        nobody has written to yet.
-        """
-        if self.record.layers:
-            return ""
-        workspace = self.record.spec.workspace
-        return await self._shared.templates.key_of(plan, workspace)
-
-    async def _take_over(self, plan: LaunchPlan, waiting: Waiting) -> LaunchPlan:
-        """The sandbox's address lease is the waiting machine's from now on."""
-        lease, pool = waiting.plan.network.lease, self._shared.launcher.pool
-
-        async def exchange() -> None:
-            await self.ledger.remember(LEASE, lease.model_dump())
-            pool.free(waiting.owner)
-            pool.adopt(self.record.id, lease)
-
-        await finished(exchange())
-        plan = planner.with_lease(plan, lease)
-        return plan.model_copy(update={"domain": waiting.plan.domain})
+    async def started(self, sandbox: Sandbox) -> None:
+        """Have a template made of what was booted for the first time, and machines wait."""
+        record = sandbox.record
+        plan = record.plan
+        if plan is not None and plan.template is None and record.launches == 1:
+            await self._templates.want(plan, record.spec.workspace)
+        self._warm_pool.refill()
 
     @asynccontextmanager
-    async def _beginning(
-        self, plan: LaunchPlan
-    ) -> AsyncIterator[tuple[LaunchPlan, Beginning]]:
+    async def begin(
+        self, sandbox: Sandbox, plan: LaunchPlan
+    ) -> AsyncIterator[Beginning]:
         """What the launch inside starts from. If that does not come to its end, what was not
         taken over from a waiting machine is gone afterwards. The template is held until the
         record names its layer and the machine has its memory open.
         """
-        pool = self._shared.warm_pool
-        async with self._shared.templates.use(await self._template_key(plan)) as found:
-            waiting = pool.claim(found) if found is not None else None
+        pool = self._warm_pool
+        async with self._templates.use(await self._key(sandbox, plan)) as found:
+            if found is None:
+                yield Beginning(plan, partial(self._source, plan))
+                return
+            waiting = pool.claim(found)
             try:
-                if found is not None:
-                    if waiting is not None:
-                        plan = await self._take_over(plan, waiting)
-                    root = (waiting.plan if waiting else plan).disk("root")
-                    plan = on_template(plan, found, root.path)
-                yield plan, Beginning(found, waiting)
+                if waiting is None:
+                    yield self._fork(sandbox, plan, found)
+                else:
+                    yield await self._claim(sandbox, plan, found, waiting)
             except BaseException:
                 if waiting is not None:
-                    taken = self.ledger.get(OVERLAY) is not None
+                    taken = sandbox.ledger.get(OVERLAY) is not None
                     await finished(pool.discard(waiting, keep_layer=taken))
                 raise
             if waiting is not None:
                 pool.settle(waiting)
+
+    async def _key(self, sandbox: Sandbox, plan: LaunchPlan) -> str:
+        """Of the template that would fit; "" where none may be used. Only for a disk that
+        nobody has written to yet.
+        """
+        if sandbox.record.layers:
+            return ""
+        return await self._templates.key_of(plan, sandbox.record.spec.workspace)
 
     def _source(
         self,
         plan: LaunchPlan,
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
-        beginning: Beginning,
     ) -> MachineSource:
-        template, waiting = beginning.template, beginning.waiting
-        source = MachineSource(plan, self._owner, environment, secrets)
-        if template is None:
-            return source
-        if waiting is None:
-            return replace(
-                source, instead={MACHINE: partial(self._fork, plan, template)}
-            )
-        # Everything is there already, and gets another owner.
-        ports, tap = self._shared.ports, plan.network.lease.tap
-        take_over = partial(ports.launch_files.take_over, waiting.plan, plan)
-        instead: Effects = {
-            OVERLAY: is_there,
-            FILES: partial(take_over, environment, secrets),
-            TAP: partial(ports.network.remark_tap, tap, self._owner),
-            MACHINE: partial(self._adopt_waiting, plan),
-        }
-        return replace(source, instead=instead)
+        owner = mark(self._instance, plan.sandbox_id)
+        return MachineSource(plan, owner, environment, secrets)
 
-    async def _fork(self, plan: LaunchPlan, template: Template) -> None:
+    def _fork(
+        self, sandbox: Sandbox, plan: LaunchPlan, template: Template
+    ) -> Beginning:
+        plan = on_template(plan, template, plan.disk("root").path)
+        start = partial(self._start_fork, sandbox, plan, template)
+
+        def source(
+            environment: Mapping[str, str], secrets: Mapping[str, bytes]
+        ) -> MachineSource:
+            boot = self._source(plan, environment, secrets)
+            return replace(boot, instead={MACHINE: start})
+
+        return Beginning(plan, source, RestoreKind.TEMPLATE)
+
+    async def _claim(
+        self, sandbox: Sandbox, plan: LaunchPlan, template: Template, waiting: Waiting
+    ) -> Beginning:
+        """Everything is there already, and gets another owner."""
+        plan = await self._take_lease(sandbox, plan, waiting)
+        plan = on_template(plan, template, waiting.plan.disk("root").path)
+
+        def source(
+            environment: Mapping[str, str], secrets: Mapping[str, bytes]
+        ) -> MachineSource:
+            boot, tap = (
+                self._source(plan, environment, secrets),
+                plan.network.lease.tap,
+            )
+            take_over = partial(self._launch_files.take_over, waiting.plan, plan)
+            instead: Effects = {
+                OVERLAY: is_there,
+                FILES: partial(take_over, environment, secrets),
+                TAP: partial(self._network.remark_tap, tap, boot.mark),
+                MACHINE: partial(self._start_claimed, sandbox, plan),
+            }
+            return replace(boot, instead=instead)
+
+        return Beginning(plan, source, RestoreKind.TEMPLATE)
+
+    async def _take_lease(
+        self, sandbox: Sandbox, plan: LaunchPlan, waiting: Waiting
+    ) -> LaunchPlan:
+        """The sandbox's address lease is the waiting machine's from now on."""
+        lease, addresses = waiting.plan.network.lease, self._addresses
+
+        async def exchange() -> None:
+            await sandbox.ledger.remember(LEASE, lease.model_dump())
+            addresses.free(waiting.owner)
+            addresses.adopt(sandbox.record.id, lease)
+
+        await finished(exchange())
+        plan = planner.with_lease(plan, lease)
+        return plan.model_copy(update={"domain": waiting.plan.domain})
+
+    async def _start_fork(
+        self, sandbox: Sandbox, plan: LaunchPlan, template: Template
+    ) -> None:
         """Have the machine go on from the template, as this sandbox; boot it if that is
         not to be.
         """
-        ports = self._shared.ports
-        scratch = self._shared.launcher.places.paths(self.record.id).scratch
+        owner = mark(self._instance, plan.sandbox_id)
+        scratch = self._places.paths(plan.sandbox_id).scratch
         try:
-            saved = await ports.memory_store.saved(template.directory)
-            await ports.memory.load(plan, self._owner, saved, scratch)
+            saved = await self._memory_store.saved(template.directory)
+            await self._memory.load(plan, owner, saved, scratch)
             await self._adopt_guest(plan)
         except DriverError as error:
-            await self._boot_instead(plan, error)
+            await self._boot_instead(sandbox, plan, error)
 
-    async def _adopt_waiting(self, plan: LaunchPlan) -> None:
+    async def _start_claimed(self, sandbox: Sandbox, plan: LaunchPlan) -> None:
+        owner = mark(self._instance, plan.sandbox_id)
         try:
-            await self._shared.ports.hypervisor.remark(plan.domain, self._owner)
+            await self._hypervisor.remark(plan.domain, owner)
             await self._adopt_guest(plan)
         except DriverError as error:
-            await self._boot_instead(plan, error)
+            await self._boot_instead(sandbox, plan, error)
 
     async def _adopt_guest(self, plan: LaunchPlan) -> None:
-        ports = self._shared.ports
-        await ports.memory.go_on(plan.domain)
-        limit_s = self._shared.settings.restore_timeout_s
-        await ports.guest.adopt(plan.domain, limit_s)
+        await self._memory.go_on(plan.domain)
+        await self._guest.adopt(plan.domain, self._restore_timeout_s)
 
-    async def _boot_instead(self, plan: LaunchPlan, error: DriverError) -> None:
+    async def _boot_instead(
+        self, sandbox: Sandbox, plan: LaunchPlan, error: DriverError
+    ) -> None:
         text = "the machine boots, since it could not go on from its template"
-        self.tell("TemplateFailed", f"{text}: {error.text()}", warn=True)
-        hypervisor = self._shared.ports.hypervisor
-        await hypervisor.destroy(plan.domain)
-        await hypervisor.start(plan, self._owner)
+        sandbox.tell("TemplateFailed", f"{text}: {error.text()}", warn=True)
+        await self._hypervisor.destroy(plan.domain)
+        await self._hypervisor.start(plan, mark(self._instance, plan.sandbox_id))

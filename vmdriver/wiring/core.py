@@ -1,6 +1,4 @@
-"""The core, wired: what each part of the lifecycle is given. It knows no adapter: the worlds that
-it works on are given to it, real ones by vmdriver.app.
-"""
+"""All parts of the core, and what each is given."""
 
 from __future__ import annotations
 
@@ -18,26 +16,15 @@ from vmdriver.lifecycle.control.resources import every_resource
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
 from vmdriver.lifecycle.engine.broadcast import Hub
-from vmdriver.lifecycle.engine.giving_back import GivingBack
-from vmdriver.lifecycle.engine.hold import Shared
 from vmdriver.lifecycle.engine.ledger import Ledger
-from vmdriver.lifecycle.engine.observer import Observer
-from vmdriver.lifecycle.engine.worker import SandboxWorker
-from vmdriver.lifecycle.extending.notes import is_extensions
 from vmdriver.lifecycle.extending.participants import Participant
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.subject import subject_of
-from vmdriver.lifecycle.extending.told import Told
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.supervisor import Supervisor
-from vmdriver.lifecycle.memory.capture import Capture
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
-from vmdriver.lifecycle.memory.layers import LayerUpkeep
-from vmdriver.lifecycle.memory.resume import Resume
-from vmdriver.lifecycle.memory.snapshot import Snapshots
-from vmdriver.lifecycle.memory.suspend import Suspend
 from vmdriver.lifecycle.ports.host import (
     AcceleratorChoice,
     Guard,
@@ -50,7 +37,7 @@ from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
-from vmdriver.model.record import SandboxRecord
+from vmdriver.wiring.workforce import Workforce
 
 
 @dataclass(frozen=True)
@@ -104,12 +91,24 @@ class Core:
         self.launcher = self._launcher(accelerator)
         self.templates = self._templates(templates_directory)
         self.warm_pool = self._warm_pool(warm_directory)
-        self.giving_back = GivingBack(undo=self.undoer.undo, is_owed=is_extensions)
-        self.told = Told(self.extensions)
-        self.capture = self._capture()
-        self.snapshots = self._snapshots()
-        self._shared = self._share()
+        self.workforce = self._workforce()
         self.manager = self._manager()
+
+    def _workforce(self) -> Workforce:
+        return Workforce(
+            ports=self._ports,
+            settings=self._settings,
+            places=self._places,
+            addresses=self.addresses,
+            sandboxes=self.sandboxes,
+            hub=self.hub,
+            extensions=self.extensions,
+            undoer=self.undoer,
+            launcher=self.launcher,
+            budget=self.budget,
+            templates=self.templates,
+            warm_pool=self.warm_pool,
+        )
 
     def _extensions(self, installed: Installed) -> ExtensionRunner:
         return ExtensionRunner(
@@ -124,17 +123,16 @@ class Core:
         )
 
     def _launcher(self, accelerator: AcceleratorChoice) -> Launcher:
+        ports, settings = self._ports, self._settings
         return Launcher(
-            self._ports,
-            self._settings,
+            ports,
+            settings,
             self.extensions,
             accelerator,
             self._places,
             self.addresses,
             self._files,
-            Supervisor(
-                self._settings, self._ports.images, self._ports.supervisor_disks
-            ),
+            Supervisor(settings, ports.images, ports.supervisor_disks),
             self.budget,
             self.parts,
         )
@@ -154,99 +152,15 @@ class Core:
         return templates
 
     def _warm_pool(self, directory: str) -> WarmPool:
-        warm_pool = WarmPool(
-            self._ports,
-            self._settings,
-            self.launcher,
-            self.templates,
-            directory,
-            self.leftovers,
-        )
-        self.sandboxes.claim(warm_pool.layers)
-        return warm_pool
+        ports, launcher, settings = self._ports, self.launcher, self._settings
+        templates, leftovers = self.templates, self.leftovers
+        pool = WarmPool(ports, settings, launcher, templates, directory, leftovers)
+        self.sandboxes.claim(pool.layers)
+        return pool
 
     def ledger(self, sandbox_id: str) -> Ledger:
         """A sandbox's. StorageError."""
         return Ledger(self._journals(sandbox_id), self._checkpoint)
-
-    def hire(self, record: SandboxRecord, ledger: Ledger) -> SandboxWorker:
-        """A worker for a sandbox, which does not run yet."""
-        return SandboxWorker(record, ledger, self._shared)
-
-    def _capture(self) -> Capture:
-        return Capture(
-            ports=self._ports,
-            paths=self._places,
-            giving_back=self.giving_back,
-            saved=self.extensions.saved,
-            freeze_timeout_s=self._settings.freeze_timeout_s,
-        )
-
-    def _snapshots(self) -> Snapshots:
-        return Snapshots(
-            ports=self._ports,
-            paths=self._places,
-            settings=self._settings,
-            capture=self.capture,
-            extensions=self.extensions,
-            giving_back=self.giving_back,
-            layers=self.undoer.layers,
-            budget=self.budget,
-            on_host=self.sandboxes.host_snapshots,
-        )
-
-    def _suspend(self, observer: Observer) -> Suspend:
-        return Suspend(
-            memory=self._ports.memory,
-            store=self._ports.memory_store,
-            paths=self._places,
-            capture=self.capture,
-            observer=observer,
-            extensions=self.extensions,
-            giving_back=self.giving_back,
-        )
-
-    def _resume(self) -> Resume:
-        return Resume(
-            ports=self._ports,
-            paths=self._places,
-            settings=self._settings,
-            launcher=self.launcher,
-            extensions=self.extensions,
-            giving_back=self.giving_back,
-            restored=self.told.restored,
-        )
-
-    def _upkeep(self) -> LayerUpkeep:
-        return LayerUpkeep(
-            ports=self._ports,
-            paths=self._places,
-            layers=self.undoer.layers,
-            of_others=self.sandboxes.layers_of_others,
-        )
-
-    def _share(self) -> Shared:
-        ports, sandboxes = self._ports, self.sandboxes
-        observer = Observer(hypervisor=ports.hypervisor, disks=ports.disks)
-        return Shared(
-            ports,
-            self._settings,
-            self.launcher,
-            self.extensions,
-            self.undoer,
-            self.giving_back,
-            observer,
-            self.hub,
-            sandboxes.forget,
-            sandboxes.layers_of_others,
-            self.templates,
-            self.warm_pool,
-            self.capture,
-            self._suspend(observer),
-            self._resume(),
-            self.snapshots,
-            self._upkeep(),
-        )
 
     def _shelf(self) -> Shelf:
         return Shelf(
@@ -266,19 +180,19 @@ class Core:
         admission = Admission(
             sandboxes=sandboxes,
             ledger=self.ledger,
-            hire=self.hire,
+            hire=self.workforce.hire,
             settings=settings,
             images=ports.images,
             records=ports.records,
             extensions=self.extensions,
             budget=self.budget,
             undoer=self.undoer,
-            allow_fork=self.snapshots.allow_fork,
+            allow_fork=self.workforce.snapshots.allow_fork,
         )
         recovery = Recovery(
             sandboxes=sandboxes,
             shelf=shelf,
-            hire=self.hire,
+            hire=self.workforce.hire,
             hub=self.hub,
             ports=ports,
             places=self._places,
@@ -294,7 +208,7 @@ class Core:
             templates=self.templates,
             warm_pool=self.warm_pool,
             budget=self.budget,
-            snapshot_jobs=self.snapshots,
+            snapshot_jobs=self.workforce.snapshots,
             admission=admission,
             recovery=recovery,
             images=self._image_upkeep(),
@@ -304,7 +218,7 @@ class Core:
                 ports.disks,
                 ports.records,
                 settings,
-                self.snapshots,
+                self.workforce.snapshots,
             ),
         )
 

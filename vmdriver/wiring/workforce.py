@@ -1,0 +1,221 @@
+"""What workers do: the actions of all rooms, made once, and a worker for each sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vmdriver.lifecycle.control.sandboxes import Sandboxes
+from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.giving_back import GivingBack
+from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.engine.observer import Observer
+from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.engine.standstill import Waker
+from vmdriver.lifecycle.engine.worker import Act, AtRest, First, Worker
+from vmdriver.lifecycle.extending.notes import is_extensions
+from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.extending.told import Told
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.ended import Ended
+from vmdriver.lifecycle.launch.launch import Beginnings, Launch
+from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import Undoer
+from vmdriver.lifecycle.launch.stop import Stop
+from vmdriver.lifecycle.memory.capture import Capture
+from vmdriver.lifecycle.memory.layers import LayerUpkeep
+from vmdriver.lifecycle.memory.resume import Resume
+from vmdriver.lifecycle.memory.snapshot import Snapshots
+from vmdriver.lifecycle.memory.suspend import Suspend
+from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.lifecycle.templates.fork import Forks
+from vmdriver.lifecycle.templates.pool import WarmPool
+from vmdriver.lifecycle.templates.template import Templates
+from vmdriver.model.phase import Action
+from vmdriver.model.record import SandboxRecord
+
+
+class Workforce:
+    """Makes the workers of a driver, who all do the same."""
+
+    def __init__(
+        self,
+        *,
+        ports: Ports,
+        settings: Settings,
+        places: Places,
+        addresses: AddressPool,
+        sandboxes: Sandboxes,
+        hub: Hub,
+        extensions: ExtensionRunner,
+        undoer: Undoer,
+        launcher: Launcher,
+        budget: MemoryBudget,
+        templates: Templates,
+        warm_pool: WarmPool,
+    ) -> None:
+        self._ports, self._settings, self._places = ports, settings, places
+        self._sandboxes, self._hub, self._extensions = sandboxes, hub, extensions
+        self._undoer, self._launcher, self._budget = undoer, launcher, budget
+        self._observer = Observer(hypervisor=ports.hypervisor, disks=ports.disks)
+        self._giving_back = GivingBack(undo=undoer.undo, is_owed=is_extensions)
+        self._told = Told(extensions=extensions)
+        self._capture = Capture(
+            ports=ports,
+            paths=places,
+            giving_back=self._giving_back,
+            saved=extensions.saved,
+            freeze_timeout_s=settings.freeze_timeout_s,
+        )
+        self.snapshots = self._snapshots()
+        forks = Forks(
+            templates=templates,
+            warm_pool=warm_pool,
+            hypervisor=ports.hypervisor,
+            network=ports.network,
+            launch_files=ports.launch_files,
+            memory=ports.memory,
+            memory_store=ports.memory_store,
+            guest=ports.guest,
+            addresses=addresses,
+            places=places,
+            instance=settings.instance,
+            restore_timeout_s=settings.restore_timeout_s,
+        )
+        self._actions, self._first, self._at_rest = self._doings(forks)
+
+    def hire(self, record: SandboxRecord, ledger: Ledger) -> Worker:
+        """A worker for a sandbox, which does not run yet."""
+        ports = self._ports
+        sandbox = Sandbox(
+            record,
+            ledger,
+            records=ports.records,
+            hub=self._hub,
+            abandon=ports.hypervisor.abandon,
+        )
+        return Worker(
+            sandbox,
+            self._actions,
+            first=self._first,
+            at_rest=self._at_rest,
+            observer=self._observer,
+            waker=Waker(
+                hypervisor=ports.hypervisor, memory=ports.memory, disks=ports.disks
+            ),
+            why_held=self._capture.why_held,
+            recheck_s=self._settings.recheck_s,
+        )
+
+    def _launch(self, beginnings: Beginnings, ended: Ended) -> Launch:
+        ports, settings = self._ports, self._settings
+        return Launch(
+            launcher=self._launcher,
+            beginnings=beginnings,
+            ended=ended,
+            observer=self._observer,
+            giving_back=self._giving_back,
+            extensions=self._extensions,
+            told=self._told,
+            budget=self._budget,
+            images=ports.images,
+            network=ports.network,
+            disks=ports.disks,
+            instance=settings.instance,
+            boot_timeout_s=settings.boot_timeout_s,
+        )
+
+    def _snapshots(self) -> Snapshots:
+        return Snapshots(
+            ports=self._ports,
+            paths=self._places,
+            settings=self._settings,
+            capture=self._capture,
+            extensions=self._extensions,
+            giving_back=self._giving_back,
+            layers=self._undoer.layers,
+            budget=self._budget,
+            on_host=self._sandboxes.host_snapshots,
+        )
+
+    def _suspend(self) -> Suspend:
+        return Suspend(
+            memory=self._ports.memory,
+            store=self._ports.memory_store,
+            paths=self._places,
+            capture=self._capture,
+            observer=self._observer,
+            extensions=self._extensions,
+            giving_back=self._giving_back,
+        )
+
+    def _resume(self) -> Resume:
+        return Resume(
+            ports=self._ports,
+            paths=self._places,
+            settings=self._settings,
+            launcher=self._launcher,
+            extensions=self._extensions,
+            giving_back=self._giving_back,
+            restored=self._told.restored,
+        )
+
+    def _upkeep(self) -> LayerUpkeep:
+        return LayerUpkeep(
+            ports=self._ports,
+            paths=self._places,
+            layers=self._undoer.layers,
+            of_others=self._sandboxes.layers_of_others,
+        )
+
+    def _stop(self) -> Stop:
+        ports = self._ports
+        return Stop(
+            capture=self._capture,
+            giving_back=self._giving_back,
+            hypervisor=ports.hypervisor,
+            guest=ports.guest,
+            disks=ports.disks,
+            layers=self._undoer.layers,
+            forget=self._sandboxes.forget,
+            grace_s=self._settings.stop_grace_s,
+        )
+
+    def _doings(
+        self, beginnings: Beginnings
+    ) -> tuple[Mapping[Action, Act], Sequence[First], Sequence[AtRest]]:
+        """All that workers do. At rest: what may fail and be tried again before what takes long."""
+        ended = Ended(
+            disks=self._ports.disks,
+            giving_back=self._giving_back,
+            crash_restarts=self._settings.crash_restarts,
+        )
+        launch, stop = self._launch(beginnings, ended), self._stop()
+        suspend, upkeep = self._suspend(), self._upkeep()
+        actions: Mapping[Action, Act] = {
+            Action.LAUNCH: launch.launch,
+            Action.AWAIT_READY: launch.await_ready,
+            Action.CONFIRM_RUNNING: launch.confirm_running,
+            Action.RECORD_END: ended.record_end,
+            Action.RECOVER_LOST: ended.recover_lost,
+            Action.CLEAN_UP: ended.clean_up,
+            Action.STOP: stop.stop,
+            Action.SUSPEND: suspend.suspend,
+            Action.RESUME: self._resume().resume,
+            Action.DELETE: stop.delete,
+        }
+        first = (
+            self._capture.go_on_if_stale,
+            suspend.drop_memory_if_cold,
+            self.snapshots.revert_if_due,
+        )
+        at_rest = (
+            launch.adopt,
+            self._told.what_is_due,
+            self._giving_back.again,
+            upkeep.tidy,
+            upkeep.merge_if_due,
+        )
+        return actions, first, at_rest
