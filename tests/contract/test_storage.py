@@ -94,7 +94,7 @@ async def test_a_driver_killed_while_it_removes_a_record_has_noted_it(
     records: RecordStore, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await records.create(record(), SecretStr("t"))
-    os.utime(layout.sandbox("s1").directory, (0, 0))
+    os.utime(layout.sandbox("s1").root, (0, 0))
 
     def killed(_path: Path) -> None:
         raise OSError("killed")

@@ -145,8 +145,8 @@ async def test_one_that_was_put_elsewhere_and_linked_to_is_set_aside(
 ) -> None:
     """Its layers and its machine are somebody's; its delete leaves what the link led to."""
     files, elsewhere = await stored(layout, pool), tmp_path / "larger disk"
-    files.directory.rename(elsewhere)
-    files.directory.symlink_to(elsewhere)
+    files.root.rename(elsewhere)
+    files.root.symlink_to(elsewhere)
     records = RecordStore(layout, pool)
     assert await records.load_all() == []
     assert list(records.unreadable()) == ["s1"]
@@ -191,7 +191,7 @@ async def test_the_commands_say_what_is_wrong_and_what_to_do(
     assert WAY_OUT in text
     assert show.inspect(loaded, "good", as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["unreadable"] is None
-    shutil.rmtree(files.directory)
+    shutil.rmtree(files.root)
     assert unread(layout) == []
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,49 +49,31 @@ class Finding:
     advice: str = ""
 
 
-def _tools(_config: Config) -> list[Finding]:
-    findings = []
+def _tools() -> Iterator[Finding]:
     for tool, package in _TOOLS.items():
-        path = shutil.which(
-            tool, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        )
-        level = "ok" if path else "fail"
-        findings.append(
-            Finding(
-                f"tool {tool}",
-                level,
-                path or "is missing",
-                "" if path else f"apt-get install {package}",
-            )
-        )
-    return findings
+        path = shutil.which(tool, path=process.ENVIRONMENT["PATH"])
+        if path:
+            yield Finding(f"tool {tool}", "ok", path)
+        else:
+            advice = f"apt-get install {package}"
+            yield Finding(f"tool {tool}", "fail", "is missing", advice)
 
 
-def _permissions(config: Config) -> list[Finding]:
-    findings = [
-        Finding("root", "ok", "runs as root")
-        if os.geteuid() == 0
-        else Finding(
-            "root", "fail", "does not run as root", "taps and firewall tables need root"
-        )
-    ]
+def _permissions(config: Config) -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        yield Finding("root", "ok", "runs as root")
+    else:
+        advice = "taps and firewall tables need root"
+        yield Finding("root", "fail", "does not run as root", advice)
     try:
         owner = qemu_owner(config)
-        findings.append(
-            Finding(
-                "QEMU user",
-                "ok",
-                f"{config.driver.qemu_user} ({owner.uid}:{owner.gid})",
-            )
-        )
     except ConfigError as error:
-        findings.append(Finding("QEMU user", "fail", error.message, error.resolution))
-        return findings
+        yield _failed("QEMU user", error)
+        return
+    text = f"{config.driver.qemu_user} ({owner.uid}:{owner.gid})"
+    yield Finding("QEMU user", "ok", text)
     if not Path("/dev/net/tun").exists():
-        findings.append(
-            Finding("tun device", "fail", "/dev/net/tun is missing", "modprobe tun")
-        )
-    return findings
+        yield Finding("tun device", "fail", "/dev/net/tun is missing", "modprobe tun")
 
 
 def _supervisor(config: Config) -> Finding:
@@ -130,76 +113,48 @@ def in_the_way(layout: Layout) -> list[Finding]:
     ]
 
 
-def _files(config: Config) -> list[Finding]:
-    findings = []
+def _files(config: Config) -> Iterator[Finding]:
+    state_dir, socket = config.driver.state_dir, config.gateway.bind_socket
     try:
-        found = boot.load(config.driver.state_dir / "boot")
-        findings.append(
-            Finding(
-                "boot files", "ok", f"{found.digest}, kernel {found.kernel_release}"
-            )
-        )
+        found = boot.load(state_dir / "boot")
+        text = f"{found.digest}, kernel {found.kernel_release}"
+        yield Finding("boot files", "ok", text)
     except DriverError as error:
-        findings.append(Finding("boot files", "fail", error.message, error.resolution))
-    findings.append(_supervisor(config))
+        yield _failed("boot files", error)
+    yield _supervisor(config)
     try:
-        check_path(config.gateway.bind_socket)
-        findings.append(Finding("socket path", "ok", str(config.gateway.bind_socket)))
+        check_path(socket)
+        yield Finding("socket path", "ok", str(socket))
     except ConfigError as error:
-        findings.append(Finding("socket path", "fail", error.message, error.resolution))
-    findings += unreadable(Layout(config.driver.state_dir))
-    findings += in_the_way(Layout(config.driver.state_dir))
-    space = next(
-        p
-        for p in [config.driver.state_dir, *config.driver.state_dir.parents]
-        if p.exists()
-    )
+        yield _failed("socket path", error)
+    yield from unreadable(Layout(state_dir))
+    yield from in_the_way(Layout(state_dir))
+    space = next(p for p in (state_dir, *state_dir.parents) if p.exists())
     free = shutil.disk_usage(space).free // 2**20
     enough = free > config.images.overlay_disk_mib
     advice = "" if enough else "less than one sandbox's disk: free some space"
-    findings.append(
-        Finding(
-            "disk space", "ok" if enough else "warn", f"{free} MiB are free", advice
-        )
-    )
-    return findings
+    level = "ok" if enough else "warn"
+    yield Finding("disk space", level, f"{free} MiB are free", advice)
 
 
-async def _accelerator(config: Config) -> list[Finding]:
+async def _accelerator(config: Config) -> Finding:
+    check = "accelerator"
     if config.driver.accelerator == "tcg":
-        return [
-            Finding(
-                "accelerator",
-                "warn",
-                "tcg is configured: machines are slow",
-                "use auto",
-            )
-        ]
+        text = "tcg is configured: machines are slow"
+        return Finding(check, "warn", text, "use auto")
     if not Path(KVM_DEVICE).exists():
+        text = f"{KVM_DEVICE} is missing: machines run on TCG"
         advice = "enable (nested) virtualisation, and load kvm_intel or kvm_amd"
-        return [
-            Finding(
-                "accelerator",
-                "warn",
-                f"{KVM_DEVICE} is missing: machines run on TCG",
-                advice,
-            )
-        ]
+        return Finding(check, "warn", text, advice)
     owner = qemu_owner(config)
     if await access.denied([KVM_DEVICE], "use", owner.uid, owner.gid):
-        message = (
+        text = (
             f"{config.driver.qemu_user} may not use {KVM_DEVICE}; libvirt then probes QEMU "
             "anew at every step"
         )
-        return [
-            Finding(
-                "accelerator",
-                "fail",
-                message,
-                f"chgrp kvm {KVM_DEVICE}; chmod 0660 {KVM_DEVICE}",
-            )
-        ]
-    return [_probed(Layout(config.driver.state_dir).accelerator)]
+        advice = f"chgrp kvm {KVM_DEVICE}; chmod 0660 {KVM_DEVICE}"
+        return Finding(check, "fail", text, advice)
+    return _probed(Layout(config.driver.state_dir).accelerator)
 
 
 def _probed(results: Path) -> Finding:
@@ -221,54 +176,48 @@ def _probed(results: Path) -> Finding:
     return Finding("accelerator", "warn", message, advice)
 
 
-async def _network(driver: Driver) -> list[Finding]:
+async def _network(driver: Driver) -> AsyncIterator[Finding]:
     try:
         await driver.network.check_pool()
-        findings = [Finding("address pool", "ok", driver.config.network.address_pool)]
+        yield Finding("address pool", "ok", driver.config.network.address_pool)
     except DriverError as error:
-        findings = [Finding("address pool", "fail", error.message, error.resolution)]
+        yield _failed("address pool", error)
     for name in await driver.network.foreign_drops():
-        findings.append(
-            Finding(
-                "firewall",
-                "warn",
-                f"{name} drops forwarded packets by default",
-                "sandboxes reach the gateway but nothing else, unless that table "
-                "accepts their addresses",
-            )
+        yield Finding(
+            "firewall",
+            "warn",
+            f"{name} drops forwarded packets by default",
+            "sandboxes reach the gateway but nothing else, unless that table "
+            "accepts their addresses",
         )
-    return findings
 
 
-async def _libvirt(driver: Driver, *, alone: bool) -> list[Finding]:
-    if driver.embedded:
-        if not alone:
-            return [
-                Finding("libvirt", "ok", "a driver is running on this state directory")
-            ]
-        driver.prepare_connection()
+async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
+    check = "libvirt"
+    if driver.embedded and not alone:
+        yield Finding(check, "ok", "a driver is running on this state directory")
+        return
+    driver.prepare_connection()
     try:
         versions = await driver.machines.versions()
     except DriverError as error:
-        return [
-            Finding(
-                "libvirt", "fail", error.text(), "install libvirt-daemon-driver-qemu"
-            )
-        ]
+        advice = "install libvirt-daemon-driver-qemu"
+        yield Finding(check, "fail", error.text(), advice)
+        return
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
-    return [Finding("libvirt", "ok", text)]
+    yield Finding(check, "ok", text)
 
 
 async def _examine(loaded: Loaded) -> list[Finding]:
     config = loaded.config
-    findings = [*_tools(config), *_permissions(config)]
+    findings = [*_tools(), *_permissions(config)]
     if os.geteuid() != 0:
         return findings  # our files are closed to others
     try:
-        findings += _files(config)
+        findings += [*_files(config)]
         if any(f.check == "QEMU user" and f.level == "fail" for f in findings):
             return findings  # the rest cannot be asked
-        findings += await _accelerator(config)
+        findings.append(await _accelerator(config))
         layout = Layout(config.driver.state_dir)
         layout.make()
     except (ConfigError, OSError) as error:
@@ -304,7 +253,7 @@ async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | Non
     try:
         return Finding(check, "ok", text), await open_driver(config)
     except ConfigError as error:
-        return Finding(check, "fail", error.message, error.resolution), None
+        return _failed(check, error), None
 
 
 async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
@@ -314,7 +263,7 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
     try:
         for name, check in checks:
             try:
-                findings += await check
+                findings += [finding async for finding in check]
             except (DriverError, OSError) as error:
                 findings.append(_failed(name, error))
         findings.append(await _qemu_version())

@@ -91,7 +91,7 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
 
 def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
     files = Layout(loaded.config.driver.state_dir).sandbox(sandbox_id)
-    if not is_sandbox(files.directory):
+    if not is_sandbox(files.root):
         raise NotFound(
             f"sandbox {sandbox_id} is not known in {loaded.config.driver.state_dir}"
         )
@@ -130,7 +130,7 @@ def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:
         "machine": _machine(loaded, domain) if domain else {"running": False},
         "addresses": lease.model_dump() if lease else None,
         "console_tail": console_tail(files.console),
-        "directory": str(files.directory),
+        "directory": str(files.root),
     }
 
 

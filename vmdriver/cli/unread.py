@@ -32,9 +32,9 @@ def read_state(files: SandboxFiles) -> State:
     """Both files. Never an error."""
     problems: list[str] = []
     record, held = None, dict[str, Held]()
-    found = salvaged(files.directory)
+    found = salvaged(files.root)
     try:
-        record = read_record(files.directory)
+        record = read_record(files.root)
         found = replace(salvage_of(record), lease=record.lease or found.lease)
     except StorageError as error:
         problems.append(error.message)
@@ -42,7 +42,7 @@ def read_state(files: SandboxFiles) -> State:
         held = replay(read_lines(files.ledger))
     except StorageError as error:
         problems.append(error.message)
-    return State(files.directory.name, record, held, tuple(problems), found)
+    return State(files.root.name, record, held, tuple(problems), found)
 
 
 def unread(layout: Layout) -> list[State]:

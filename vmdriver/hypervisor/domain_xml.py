@@ -268,42 +268,33 @@ def read_element(domain_xml: str, tag: str) -> str:
     return "" if element is None else Xml.tostring(element, encoding="unicode").strip()
 
 
+def _read(domain_xml: str, path: str, attribute: str) -> str:
+    """An attribute of the first element there, or ""."""
+    element = Xml.fromstring(domain_xml).find(path)  # noqa: S314 - libvirt's own output
+    return "" if element is None else element.get(attribute, "")
+
+
 def read_machine_type(domain_xml: str) -> str:
     """Such as pc-q35-7.2, or ""."""
-    element = Xml.fromstring(domain_xml).find("os/type")  # noqa: S314 - libvirt's own output
-    return "" if element is None else element.get("machine", "")
+    return _read(domain_xml, "os/type", "machine")
 
 
 def read_channel(domain_xml: str) -> str:
     """Path of the agent's socket of a running domain, or ""."""
-    for channel in Xml.fromstring(domain_xml).iterfind("devices/channel"):  # noqa: S314 - libvirt's own output
-        target, source = channel.find("target"), channel.find("source")
-        if target is not None and target.get("name") == CHANNEL and source is not None:
-            return source.get("path", "")
-    return ""
-
-
-def _root_disk(domain_xml: str) -> Xml.Element | None:
-    for disk in Xml.fromstring(domain_xml).iterfind("devices/disk"):  # noqa: S314 - libvirt's own output
-        if disk.findtext("serial") == "root":
-            return disk
-    return None
+    target = f"devices/channel/target[@name='{CHANNEL}']"
+    return _read(domain_xml, f"{target}/../source", "path")
 
 
 def read_root_layer(domain_xml: str) -> str:
     """The file that the root disk is written to, or "". It is libvirt's word: QEMU may be
     further.
     """
-    disk = _root_disk(domain_xml)
-    source = disk.find("source") if disk is not None else None
-    return "" if source is None else source.get("file", "")
+    return _read(domain_xml, "devices/disk[serial='root']/source", "file")
 
 
 def read_root_alias(domain_xml: str) -> str:
     """libvirt's name for the root disk's device in a running QEMU, or ""."""
-    disk = _root_disk(domain_xml)
-    alias = disk.find("alias") if disk is not None else None
-    return "" if alias is None else alias.get("name", "")
+    return _read(domain_xml, "devices/disk[serial='root']/alias", "name")
 
 
 def render_probe(
@@ -333,5 +324,4 @@ def render_probe(
 
 def read_mark(domain_xml: str) -> str:
     """The mark in a domain's XML, or ""."""
-    element = Xml.fromstring(domain_xml).find(f"metadata/{{{METADATA}}}sandbox")  # noqa: S314 - libvirt's own output
-    return "" if element is None else element.get("mark", "")
+    return _read(domain_xml, f"metadata/{{{METADATA}}}sandbox", "mark")

@@ -75,14 +75,9 @@ class DiskStore:
 
     async def sync_layer(self, path: str) -> None:
         def sync() -> None:
-            try:
+            with files.or_error(f"layer {Path(path).name} cannot be made durable"):
                 files.sync_file(Path(path))
                 files.sync_directory(Path(path).parent)
-            except OSError as error:
-                raise StorageError(
-                    f"layer {Path(path).name} cannot be made durable: {error.strerror}",
-                    detail=str(error),
-                ) from error
 
         await self._pool.run(sync)
 

@@ -8,9 +8,25 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from vmdriver.errors import StorageError
 from vmdriver.lifecycle.ports.host import Ownership
+
+
+@contextmanager
+def or_error(what: str, resolution: str = "") -> Iterator[None]:
+    """What the file system refuses is a StorageError: `what` cannot be, and why not."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{what}: {error.strerror or error}",
+            detail=str(error),
+            resolution=resolution,
+        ) from error
 
 
 def give(path: Path, owner: Ownership, mode: int) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-from vmdriver.errors import Refused, StorageError
+from vmdriver.errors import Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import LaunchPlan
@@ -16,6 +15,7 @@ from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout
 
 _STATUS_BYTES = 64 * 1024
+_NOT_WRITTEN = "launch files cannot be written"
 
 
 class LaunchFiles:
@@ -47,7 +47,7 @@ class LaunchFiles:
 
     @staticmethod
     def _take_over(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
-        with _seed_errors():
+        with files.or_error(_NOT_WRITTEN):
             known = Path(waiting.disk("seed").path)
             if seed.disk_bytes(len(data)) > known.stat().st_size:
                 raise Refused("the seed is larger than a waiting machine can see")
@@ -77,7 +77,7 @@ class LaunchFiles:
         await self._pool.run(self._write, plan, data)
 
     def _write(self, plan: LaunchPlan, data: bytes) -> None:
-        with _seed_errors():
+        with files.or_error(_NOT_WRITTEN):
             self._write_seed(plan, data, seed.disk_bytes(len(data)))
             for path, content in (
                 (Path(plan.disk("status").path), b"\0" * _STATUS_BYTES),
@@ -95,7 +95,7 @@ class LaunchFiles:
         data = seed.build(plan, environment, seed.Secrets(secrets))
 
         def write() -> None:
-            with _seed_errors():
+            with files.or_error(_NOT_WRITTEN):
                 self._write_seed(plan, data, seed.disk_bytes(len(data)))
                 status = Path(plan.disk("status").path)
                 if read_report(str(status)).phase != "started":
@@ -117,13 +117,3 @@ def _is_taken(directory: Path) -> bool:
     if not directory.is_dir() or directory.is_symlink():
         return False
     return any(p.is_symlink() and p.exists() for p in directory.iterdir())
-
-
-@contextmanager
-def _seed_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"launch files cannot be written: {error.strerror}", detail=str(error)
-        ) from error

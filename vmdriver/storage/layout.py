@@ -11,6 +11,16 @@ from vmdriver.host.clearing import Clearing
 from vmdriver.model.ids import check_sandbox_id
 
 
+class Named:
+    """A path of always the same name below a directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Layout | SandboxFiles, _kind: type) -> Path:
+        return owner.root / self._name
+
+
 @dataclass(frozen=True)
 class Layout:
     """The state directory.
@@ -20,66 +30,30 @@ class Layout:
     """
 
     root: Path
-
-    @property
-    def sandboxes(self) -> Path:
-        """One directory per sandbox, named by its id."""
-        return self.root / "sandboxes"
-
-    @property
-    def deleted(self) -> Path:
-        """An empty directory per sandbox that is gone, for as long as watchers are told so."""
-        return self.root / "deleted"
-
-    @property
-    def images(self) -> Path:
-        """The shared OCI layout and the base disks made from it."""
-        return self.root / "images"
-
-    @property
-    def boot(self) -> Path:
-        """Kernel and initramfs, by digest; `current` names those that new launches use."""
-        return self.root / "boot"
-
-    @property
-    def supervisors(self) -> Path:
-        """Read-only disks with the operator's supervisor, by digest."""
-        return self.root / "supervisors"
-
-    @property
-    def layers(self) -> Path:
-        """qcow2 layers of root disks. Several sandboxes may stand on the same one."""
-        return self.root / "layers"
-
-    @property
-    def templates(self) -> Path:
-        """Memory images of booted guests that belong to nobody yet, by key."""
-        return self.root / "templates"
-
-    @property
-    def warm(self) -> Path:
-        """Files of machines that wait at a template's barrier for their sandbox."""
-        return self.root / "warm"
-
-    @property
-    def libvirt(self) -> Path:
-        """Root of the embedded libvirt driver."""
-        return self.root / "libvirt"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one driver process that works on this directory."""
-        return self.root / "driver.lock"
-
-    @property
-    def accelerator(self) -> Path:
-        """Results of the accelerator probe."""
-        return self.root / "accelerator.json"
-
-    @property
-    def probe(self) -> Path:
-        """The probe guest's status disk and console."""
-        return self.root / "probe"
+    sandboxes = Named("sandboxes")
+    """One directory per sandbox, named by its id."""
+    deleted = Named("deleted")
+    """An empty directory per sandbox that is gone, for as long as watchers are told so."""
+    images = Named("images")
+    """The shared OCI layout and the base disks made from it."""
+    boot = Named("boot")
+    """Kernel and initramfs, by digest; `current` names those that new launches use."""
+    supervisors = Named("supervisors")
+    """Read-only disks with the operator's supervisor, by digest."""
+    layers = Named("layers")
+    """qcow2 layers of root disks. Several sandboxes may stand on the same one."""
+    templates = Named("templates")
+    """Memory images of booted guests that belong to nobody yet, by key."""
+    warm = Named("warm")
+    """Files of machines that wait at a template's barrier for their sandbox."""
+    libvirt = Named("libvirt")
+    """Root of the embedded libvirt driver."""
+    lock = Named("driver.lock")
+    """Held by the one driver process that works on this directory."""
+    accelerator = Named("accelerator.json")
+    """Results of the accelerator probe."""
+    probe = Named("probe")
+    """The probe guest's status disk and console."""
 
     @property
     def clearing(self) -> Clearing:
@@ -142,70 +116,34 @@ class Layout:
 
 @dataclass(frozen=True)
 class SandboxFiles:
-    """The files of one sandbox."""
+    """The files of one sandbox, in a directory of their own."""
 
-    directory: Path
-
-    @property
-    def record(self) -> Path:
-        """What we know of it (JSON)."""
-        return self.directory / "record.json"
-
-    @property
-    def ledger(self) -> Path:
-        """What we hold for it (one JSON object a line)."""
-        return self.directory / "ledger.jsonl"
-
-    @property
-    def token(self) -> Path:
-        """The sandbox token, 0600, ours alone."""
-        return self.directory / "token"
-
-    @property
-    def seed(self) -> Path:
-        """What the guest is given, as a tar on a raw disk."""
-        return self.directory / "seed.img"
-
-    @property
-    def status(self) -> Path:
-        """What the guest says last, on a raw disk of fixed size."""
-        return self.directory / "status.img"
-
-    @property
-    def console(self) -> Path:
-        """The guest's serial console."""
-        return self.directory / "console.log"
-
-    @property
-    def suspended(self) -> Path:
-        """The memory image of a suspended machine."""
-        return self.directory / "suspended"
-
-    @property
-    def mapped(self) -> Path:
-        """The memory that a resumed machine maps; no image any more."""
-        return self.directory / "mapped"
-
-    @property
-    def kept(self) -> Path:
-        """The last memory image that could not be restored, for the operator."""
-        return self.directory / "not-restored"
-
-    @property
-    def snapshots(self) -> Path:
-        """Memory images of snapshots, by name."""
-        return self.directory / "snapshots"
-
-    @property
-    def part(self) -> Path:
-        """An image that is being made."""
-        return self.directory / "capture.part"
-
-    @property
-    def scratch(self) -> Path:
-        """What libvirt loads a machine's state from; there for a moment only."""
-        return self.directory / "load.image"
+    root: Path
+    record = Named("record.json")
+    """What we know of it (JSON)."""
+    ledger = Named("ledger.jsonl")
+    """What we hold for it (one JSON object a line)."""
+    token = Named("token")
+    """The sandbox token, 0600, ours alone."""
+    seed = Named("seed.img")
+    """What the guest is given, as a tar on a raw disk."""
+    status = Named("status.img")
+    """What the guest says last, on a raw disk of fixed size."""
+    console = Named("console.log")
+    """The guest's serial console."""
+    suspended = Named("suspended")
+    """The memory image of a suspended machine."""
+    mapped = Named("mapped")
+    """The memory that a resumed machine maps; no image any more."""
+    kept = Named("not-restored")
+    """The last memory image that could not be restored, for the operator."""
+    snapshots = Named("snapshots")
+    """Memory images of snapshots, by name."""
+    part = Named("capture.part")
+    """An image that is being made."""
+    scratch = Named("load.image")
+    """What libvirt loads a machine's state from; there for a moment only."""
 
     def extension(self, name: str) -> Path:
         """An extension's private directory, 0700."""
-        return self.directory / "extensions" / name
+        return self.root / "extensions" / name

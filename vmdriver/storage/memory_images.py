@@ -119,7 +119,8 @@ class MemoryImages:
 
     async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
         path = Path(directory)
-        try:
+        what = "the memory image cannot be written"
+        with files.or_error(what, "free space in the state directory"):
             for name, data in (
                 (STATE, captured.state),
                 (DOMAIN, captured.domain_xml.encode()),
@@ -131,12 +132,6 @@ class MemoryImages:
                 asyncio.gather(*(self._part(path / name) for name in names)),
                 self._pool.run(files.sync_file, path / MEMORY),
             )
-        except OSError as error:
-            raise StorageError(
-                f"the memory image cannot be written: {error.strerror or error}",
-                detail=str(error),
-                resolution="free space in the state directory",
-            ) from error
         return tuple(parts)
 
     async def _part(self, path: Path) -> Part:
@@ -252,16 +247,10 @@ class MemoryImages:
     async def unpublish(self, directory: str) -> None:
         def unlink() -> None:
             path = Path(directory)
-            try:
+            what = f"memory image {path.name} cannot be given up"
+            with files.or_error(what), suppress(FileNotFoundError):
                 (path / _MANIFEST).unlink(missing_ok=True)
                 files.sync_directory(path)
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                raise StorageError(
-                    f"memory image {path.name} cannot be given up: {error.strerror}",
-                    detail=str(error),
-                ) from error
 
         await self._pool.run(unlink)
 

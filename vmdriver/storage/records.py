@@ -47,7 +47,7 @@ class RecordStore:
 
     def _create(self, record: SandboxRecord, token: SecretStr | None) -> None:
         target = self._layout.sandbox(record.id)
-        if target.directory.exists():
+        if target.root.exists():
             raise AlreadyExists(f"sandbox {record.id} exists")
         made = part = self._layout.sandboxes / f"{_HALF_MADE}{record.id}"
         try:
@@ -62,8 +62,8 @@ class RecordStore:
                     part / target.token.name, token.get_secret_value().encode()
                 )
             files.sync_directory(part)
-            part.rename(target.directory)
-            made = target.directory
+            part.rename(target.root)
+            made = target.root
             files.sync_directory(self._layout.sandboxes)
             self._layout.clearing.remove(self._layout.deleted / record.id)
         except OSError as error:
@@ -79,15 +79,10 @@ class RecordStore:
         await self._pool.run(self._save, record)
 
     def _save(self, record: SandboxRecord) -> None:
-        try:
+        what = f"the record of sandbox {record.id} cannot be written"
+        way_out = "check free space and permissions of the state directory"
+        with files.or_error(what, way_out):
             spare.replace(self._layout.sandbox(record.id).record, stored_form(record))
-        except OSError as error:
-            raise StorageError(
-                f"the record of sandbox {record.id} cannot be written: "
-                f"{error.strerror}",
-                detail=str(error),
-                resolution="check free space and permissions of the state directory",
-            ) from error
 
     async def load_all(self) -> list[SandboxRecord]:
         """Every record. Half-made directories are removed; unreadable records are left
@@ -112,21 +107,19 @@ class RecordStore:
         return found
 
     async def salvage(self, sandbox_id: str) -> Salvage:
-        return await self._pool.run(
-            salvaged, self._layout.sandbox(sandbox_id).directory
-        )
+        return await self._pool.run(salvaged, self._layout.sandbox(sandbox_id).root)
 
     async def give_up(self, record: SandboxRecord) -> None:
         await self._pool.run(self._give_up, record)
 
     def _give_up(self, record: SandboxRecord) -> None:
         target = self._layout.sandbox(record.id)
-        if target.directory.is_symlink():
+        if target.root.is_symlink():
             text = "%s was a link: what it leads to is left alone: %s"
-            _log.warning(text, record.id, target.directory.readlink())
-            target.directory.unlink()
-            target.directory.mkdir(mode=0o711)
-            target.directory.chmod(0o711)
+            _log.warning(text, record.id, target.root.readlink())
+            target.root.unlink()
+            target.root.mkdir(mode=0o711)
+            target.root.chmod(0o711)
         # The record first: from then on it is one that goes, whatever its ledger is like.
         self._clear_the_way(target.record)
         self._save(record)
@@ -137,13 +130,8 @@ class RecordStore:
         """A file is replaced in one step; a directory is in the way of that."""
         if path.is_symlink() or not path.is_dir():
             return
-        try:
+        with files.or_error(f"{path.name} is a directory that cannot be removed"):
             files.remove_tree(path)
-        except OSError as error:
-            raise StorageError(
-                f"{path.name} is a directory that cannot be removed: {error.strerror}",
-                detail=str(error),
-            ) from error
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         """The sandbox's token, or None if the gateway gave none."""
@@ -164,7 +152,7 @@ class RecordStore:
         await self._pool.run(self._remove, sandbox_id, noted)
 
     def _remove(self, sandbox_id: str, noted: bool) -> None:
-        directory = self._layout.sandbox(sandbox_id).directory
+        directory = self._layout.sandbox(sandbox_id).root
         if directory.is_symlink():
             raise StorageError(f"{directory.name} is a link and is left alone")
         if not directory.exists():
