@@ -13,6 +13,7 @@ from tests.fakes.driver import SETTINGS
 from tests.fakes.limits import limit
 from tests.fakes.service import sandbox, served
 from tests.fakes.world import World
+from tests.scenario.stage import eventually
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Phase
@@ -63,10 +64,13 @@ async def test_rule_2_stopped_is_suspended_true(short: Path) -> None:
 async def test_rule_3_on_the_way_up_the_reason_is_transient(short: Path) -> None:
     world, seen = World(), []
     async with served(short, world=world) as s:
+        await s.create("earlier")
         watch = s.stub.WatchSandboxes(pb.WatchSandboxesRequest())
         reader = asyncio.create_task(collect(watch, seen))
+        await eventually(lambda: seen, "the watcher is not told what there is")
+        seen.clear()
         await s.create()
-        await asyncio.sleep(0.1)
+        await eventually(lambda: "Running" in reasons(seen), "the watcher is not told")
         reader.cancel()
         shown = [
             condition(e.sandbox.sandbox)
@@ -75,6 +79,15 @@ async def test_rule_3_on_the_way_up_the_reason_is_transient(short: Path) -> None
         ]
         assert shown[-1] == ("Ready", "True", "Running")
         assert set(shown[:-1]) == {("Ready", "False", "Starting")}
+
+
+def reasons(seen: list) -> list[str]:
+    """Of each picture that a watcher was sent."""
+    return [
+        condition(e.sandbox.sandbox)[2]
+        for e in seen
+        if e.WhichOneof("payload") == "sandbox"
+    ]
 
 
 async def collect(watch, into: list) -> None:
@@ -89,11 +102,13 @@ async def test_rule_4_a_delete_is_followed_by_a_deleted_event(short: Path) -> No
         reader = asyncio.create_task(
             collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen)
         )
-        await asyncio.sleep(0.1)
+        await eventually(lambda: seen, "the watcher is not told")
         assert (
             await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
         ).deleted
-        await asyncio.sleep(0.1)
+        await eventually(
+            lambda: seen[-1].WhichOneof("payload") == "deleted", "it is not told"
+        )
         reader.cancel()
         assert seen[-1].deleted.sandbox_id == "s1"
         await refused(get(s), grpc.StatusCode.NOT_FOUND)
@@ -214,7 +229,8 @@ async def test_rule_13_after_a_driver_restart_machines_are_adopted(
         await s.create()
     world.tables.clear()  # somebody flushed the firewall meanwhile
     async with served(short, world=world) as s:
-        await asyncio.sleep(0.1)
+        await eventually(lambda: "Adopted" in caplog.text, "it is not adopted")
+        await s.driver.settled()
         assert condition(await get(s)) == ("Ready", "True", "Running")
         assert list(world.starts.values()) == [1], "adopted, not started again"
         assert "Adopted" in caplog.text
@@ -313,14 +329,16 @@ async def test_watch_has_no_gap_between_list_and_changes(short: Path) -> None:
         for call in deletes:
             await call
         await asyncio.sleep(0.2)
+
+        def unseen() -> set[str]:
+            """Listed, and not seen to go."""
+            kinds = [(e.WhichOneof("payload"), e) for e in seen]
+            listed = {e.sandbox.sandbox.id for kind, e in kinds if kind == "sandbox"}
+            gone = {e.deleted.sandbox_id for kind, e in kinds if kind == "deleted"}
+            return listed - gone
+
+        await eventually(lambda: not unseen(), "whatever was listed is seen to go")
         reader.cancel()
-        listed = {
-            e.sandbox.sandbox.id for e in seen if e.WhichOneof("payload") == "sandbox"
-        }
-        gone = {
-            e.deleted.sandbox_id for e in seen if e.WhichOneof("payload") == "deleted"
-        }
-        assert listed <= gone, "whatever was listed was seen to go"
 
 
 async def test_a_watcher_that_falls_behind_is_aborted_not_silently_short(
@@ -375,7 +393,7 @@ async def test_a_crash_is_restarted_as_often_as_configured_without_a_terminal_re
         reader = asyncio.create_task(
             collect(s.stub.WatchSandboxes(pb.WatchSandboxesRequest()), seen)
         )
-        await asyncio.sleep(0.05)
+        await eventually(lambda: seen, "the watcher is not told")
         domain = next(iter(world.domains))
         for expected in (Phase.RUNNING, Phase.FAILED):
             starts = world.starts[domain]
@@ -387,15 +405,11 @@ async def test_a_crash_is_restarted_as_often_as_configured_without_a_terminal_re
                     r.phase is e and (world.starts[domain] > n or e is Phase.FAILED)
                 ),
             )
-        await asyncio.sleep(0.05)
+        await eventually(lambda: "MachineCrashed" in reasons(seen), "it is not told")
         reader.cancel()
-        reasons = [
-            condition(e.sandbox.sandbox)[2]
-            for e in seen
-            if e.WhichOneof("payload") == "sandbox"
-        ]
-        assert reasons[-1] == "MachineCrashed"
-        assert "MachineCrashed" not in reasons[:-1]
+        told = reasons(seen)
+        assert told[-1] == "MachineCrashed"
+        assert "MachineCrashed" not in told[:-1]
         assert "last words" in (await get(s)).status.conditions[0].message
 
 
@@ -427,11 +441,23 @@ async def test_after_a_host_reboot_what_was_meant_to_run_is_started_again(
 async def test_a_client_that_goes_away_changes_nothing(short: Path) -> None:
     async with served(short) as s:
         await s.create()
+        begun, go_on, real = (
+            asyncio.Event(),
+            asyncio.Event(),
+            s.driver.hypervisor.destroy,
+        )
+
+        async def slow(domain: str) -> None:
+            begun.set()
+            await go_on.wait()
+            await real(domain)
+
+        s.driver.hypervisor.destroy = slow
         call = s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
-        await asyncio.sleep(0.01)
+        await asyncio.wait_for(begun.wait(), 5)
         call.cancel()
-        await asyncio.sleep(0.3)
-        assert not s.driver.sandboxes(), "the delete went on"
+        go_on.set()
+        await eventually(lambda: not s.driver.sandboxes(), "the delete does not go on")
 
 
 async def test_the_token_reaches_the_guests_seed_and_nothing_else(
