@@ -11,8 +11,7 @@ from vmdriver.config.views import admin_socket
 from vmdriver.errors import NotFound
 from vmdriver.extensions.loader import load_extensions, participants
 from vmdriver.lifecycle.control.checks import driver_config_schema
-from vmdriver.lifecycle.extending.call_points import CallPoint
-from vmdriver.lifecycle.extending.catalogue import entry_of, parameter_schemas
+from vmdriver.lifecycle.extending.activation import parameter_schemas
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.service import admin_client
 
@@ -75,7 +74,6 @@ def schema(loaded: Loaded, _arguments: argparse.Namespace) -> int:
     found: list[Registered] = load_extensions(
         loaded.config.extending.extensions, Registered
     )
-    entries = [entry_of(p, frozenset(CallPoint)) for p in participants(found)]
     allowed = frozenset(loaded.config.extending.request_parameters)
-    print_json(driver_config_schema(parameter_schemas(entries, allowed)))
+    print_json(driver_config_schema(parameter_schemas(participants(found), allowed)))
     return 0

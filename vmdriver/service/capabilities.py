@@ -6,16 +6,19 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver.lifecycle.engine.ledger import Held, Scope
-from vmdriver.lifecycle.extending.catalogue import (
-    Entry,
-    entry_of,
-    in_order,
+from vmdriver.lifecycle.extending.activation import (
+    key_of,
+    on_request,
     parameter_schemas,
 )
+from vmdriver.lifecycle.extending.call_points import CallPoint, in_order
 from vmdriver.lifecycle.extending.draft import MutationPoint
 from vmdriver.lifecycle.extending.notes import is_hold
+from vmdriver.lifecycle.extending.participants import Participant
 from vmdriver.lifecycle.extending.phases import Until
 from vmdriver.lifecycle.extending.runner import Runner
 
@@ -32,8 +35,8 @@ def encode(
     those of its extensions' parameters.
     """
     driver, base = runner.names()
-    entries = [entry_of(p, runner.supported) for p in runner.participants.values()]
-    configurable = parameter_schemas(entries, runner.may_configure)
+    loaded = runner.participants.values()
+    configurable = parameter_schemas(loaded, runner.may_configure)
     return pb.GetExtensionCapabilitiesResponse(
         driver_name=driver,
         base_driver_name=base,
@@ -49,27 +52,28 @@ def encode(
             )
             for point in points
         ],
-        extensions=[_extension(entry, runner, active) for entry in entries],
+        extensions=[_extension(found, runner, active) for found in loaded],
         held=held,
         driver_config_schema=json.dumps(schema(configurable)),
     )
 
 
 def _extension(
-    entry: Entry, runner: Runner[Any], active: Mapping[str, Collection[str]]
+    found: Participant, runner: Runner[Any], active: Mapping[str, Collection[str]]
 ) -> pb.Extension:
+    extension, skipped = found.extension, frozenset(CallPoint) - runner.supported
     return pb.Extension(
-        name=entry.name,
-        version=entry.version,
-        kind=entry.kind,
-        label_key=entry.label_key,
-        phases=entry.phases,
-        skipped_phases=entry.skipped,
-        required_phases=entry.required,
-        parameters_schema=_text(entry.parameters),
-        configuration_schema=_text(entry.configuration),
-        request_parameters=entry.name in runner.may_configure,
-        sandboxes=sorted(i for i, names in active.items() if entry.name in names),
+        name=found.name,
+        version=extension.version,
+        kind=found.language,
+        label_key=key_of(extension) if on_request(extension) else "",
+        phases=[name for name in found.defined if name not in skipped],
+        skipped_phases=[name for name in found.defined if name in skipped],
+        required_phases=in_order(found.required),
+        parameters_schema=_schema(extension.parameters),
+        configuration_schema=_schema(found.configuration),
+        request_parameters=found.name in runner.may_configure,
+        sandboxes=sorted(i for i, names in active.items() if found.name in names),
     )
 
 
@@ -90,5 +94,5 @@ def encode_held(sandbox_id: str, held: Held, *, orphan: bool, problem: str) -> p
     )
 
 
-def _text(schema: dict[str, object] | None) -> str:
-    return json.dumps(schema) if schema is not None else ""
+def _schema(model: type[BaseModel] | None) -> str:
+    return json.dumps(model.model_json_schema()) if model else ""

@@ -22,7 +22,7 @@ from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.worker import Hire, Worker
 from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.draft import Draft
-from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of, shaped
+from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of, shape
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
@@ -157,7 +157,7 @@ class Admission:
         draft: Draft,
     ) -> SandboxRecord:
         changes = draft.changes()
-        planner.check_machine(shaped(changes), self.settings)
+        planner.check_machine(shape(changes), self.settings)
         spec = changed_spec(asked, changes)
         state = state.model_copy(update={"changes": changes})
         return record.model_copy(update={"spec": spec, "extensions": state})

@@ -177,3 +177,16 @@ def parse_parameters(extension: Registered, given: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"{path}.{where}".rstrip("."), first["msg"]) from error
+
+
+def parameter_schemas(
+    participants: Iterable[Participant], may_configure: frozenset[str]
+) -> dict[str, dict[str, object]]:
+    """JSON Schema of what requests may say, by extension."""
+    found = {p.name: p.extension.parameters for p in participants}
+    nothing: dict[str, object] = {"type": "object", "maxProperties": 0}
+    return {
+        name: model.model_json_schema() if model else nothing
+        for name, model in found.items()
+        if name in may_configure
+    }

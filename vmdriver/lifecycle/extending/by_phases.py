@@ -56,7 +56,7 @@ class ByPhases:
 
     async def _shape(self, site: Site, draft: PlanDraft) -> None:
         # It was asked at create, for every launch.
-        shape(draft, (c for c in site.subject.changes if c.extension == self.name))
+        shape((c for c in site.subject.changes if c.extension == self.name), draft)
 
     async def _begin_run(self, site: Site, *_: LaunchPlan | PlanDraft) -> None:
         await site.notes.begin(Mark.RUN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 
@@ -21,6 +21,12 @@ class CallPoint(StrEnum):
     BEFORE_DELETE = "before_delete"
     AFTER_DELETE = "after_delete"
     RECONCILE = "reconcile"
+
+
+def in_order(points: Iterable[CallPoint]) -> tuple[str, ...]:
+    """As they come in a sandbox's life."""
+    wanted = set(points)
+    return tuple(point.value for point in CallPoint if point in wanted)
 
 
 ENDING = frozenset(

@@ -66,19 +66,14 @@ def changed_spec(spec: SandboxSpec, changes: Iterable[Change]) -> SandboxSpec:
         ) from error
 
 
-def shaped(changes: Iterable[Change]) -> PlanDraft:
-    """The plan's draft as they make it. Refused, as far as that is known before a launch."""
-    draft = PlanDraft()
-    shape(draft, changes)
-    return draft
-
-
-def shape(draft: PlanDraft, changes: Iterable[Change]) -> None:
-    """Put what extensions changed into the machine's plan. Refused."""
+def shape(changes: Iterable[Change], draft: PlanDraft | None = None) -> PlanDraft:
+    """Put what extensions changed into the machine's plan: this draft, or a new one. Refused."""
+    draft = draft or PlanDraft()
     for change in changes:
         draft.on_behalf_of(change.extension)
         if change.field in _SETTERS:
             _SETTERS[change.field](draft, change)
+    return draft
 
 
 def _text(change: Change) -> str:
