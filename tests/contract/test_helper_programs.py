@@ -9,12 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.waiting import until
 from vmdriver.host.guardian import Charge
 
 GRANDCHILD = ["sh", "-c", "setsid -f sleep 7777; sleep 7777"]
@@ -33,13 +33,6 @@ def processes(*words: str) -> list[int]:
             ):
                 found.append(int(entry.name))
     return found
-
-
-def until(condition: Callable[[], object], what: str, limit_s: float = 20) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 class Drivers:

@@ -200,8 +200,12 @@ class FakeDriver:
         """A platform event of it."""
         self.worker(sandbox_id).sandbox.tell(reason, message)
 
-    # These look the sandbox up when they are called, not when they are awaited.
+    def shown(self) -> tuple[str, str, str]:
+        """The first one's condition: TYPE=STATUS, reason, message."""
+        told = self.manager.snapshots()[0].conditions[0]
+        return f"{told.type}={told.status}", told.reason, told.message
 
+    # These look the sandbox up when they are called, not when they are awaited.
     def until(
         self,
         sandbox_id: str,

@@ -55,11 +55,6 @@ async def started(**changes: Any) -> tuple[FakeDriver, str]:
     return driver, next(iter(driver.world.domains))
 
 
-def shown(driver: FakeDriver) -> tuple[str, str, str]:
-    found = driver.manager.snapshots()[0].conditions[0]
-    return f"{found.type}={found.status}", found.reason, found.message
-
-
 async def told(subscription: Subscription) -> list[tuple[str, str]]:
     subscription.close()
     found = []
@@ -92,14 +87,14 @@ async def test_an_agent_that_is_dead_costs_an_operator_one_deadline(how: str) ->
     assert "'freeze'" in error.text(), "the first trouble is the reason"
     record = driver.record()
     assert (record.phase, record.intent) == (Phase.RUNNING, Intent.RUNNING)
-    await eventually(lambda: shown(driver)[1] == "DependenciesNotReady", "shown")
-    status, _, message = shown(driver)
+    await eventually(lambda: driver.shown()[1] == "DependenciesNotReady", "shown")
+    status, _, message = driver.shown()
     assert status == "Ready=False"
     assert "may be frozen" in message
     assert "nobody knows" in message
     assert "does not answer" in message or "did not answer" in message
     guest.silent.clear()
-    await eventually(lambda: shown(driver)[1] == "Running", "thawed, and shown")
+    await eventually(lambda: driver.shown()[1] == "Running", "thawed, and shown")
     reasons = [reason for reason, _ in await told(subscription)]
     assert ("SuspendFailed" in reasons) == (how == "suspend")
     assert reasons.count("HeldStill") == 1
@@ -113,14 +108,14 @@ async def test_a_workload_that_is_frozen_for_sure_is_shown_and_thawed_later() ->
     driver.world.fail = lambda call: call.startswith("capture ")
     await keep(driver, "suspend")
     assert domain in driver.world.frozen
-    await eventually(lambda: "is frozen" in shown(driver)[2], "shown")
-    assert shown(driver)[0] == "Ready=False"
+    await eventually(lambda: "is frozen" in driver.shown()[2], "shown")
+    assert driver.shown()[0] == "Ready=False"
     driver.world.fail = lambda _call: False
     again = await keep(driver, "snapshot")
     assert "StandsStill" in again.reason or "NotRunning" in again.reason
     guest.silent.clear()
     await eventually(lambda: domain not in driver.world.frozen, "thawed")
-    await eventually(lambda: shown(driver)[1] == "Running", "shown")
+    await eventually(lambda: driver.shown()[1] == "Running", "shown")
     found = Operations(driver.manager)
     await found.suspend(found.find("s1"))
     assert driver.phase() is Phase.SUSPENDED
@@ -149,10 +144,10 @@ async def test_a_machine_that_is_not_let_go_on_is_not_thawed_in_vain() -> None:
 
     driver.world.fail = fail
     await keep(driver, "suspend")
-    await eventually(lambda: shown(driver)[0] == "Ready=False", "shown")
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
     assert driver.world.domains[domain] is DomainState.PAUSED
     stuck.clear()
-    await eventually(lambda: shown(driver)[1] == "Running", "it goes on")
+    await eventually(lambda: driver.shown()[1] == "Running", "it goes on")
     assert domain not in driver.world.frozen
     assert driver.world.domains[domain] is DomainState.RUNNING
     await driver.close()
@@ -179,7 +174,7 @@ async def test_it_can_be_ended_meanwhile(end: str) -> None:
             assert driver.phase() is Phase.STOPPED
             await driver.manager.start("s1", "")
             await driver.settled()
-            assert shown(driver)[1] == "Running"
+            assert driver.shown()[1] == "Running"
     assert guest.waited_s <= SOON.stop_grace_s + 4
     await driver.close()
 
@@ -192,7 +187,7 @@ async def test_the_next_driver_sees_it_too() -> None:
     driver = FakeDriver(driver.world, settings=SOON)
     guest = Guest(driver, "freeze", "thaw")
     await driver.manager.recover()
-    await eventually(lambda: shown(driver)[1] == "DependenciesNotReady", "shown")
+    await eventually(lambda: driver.shown()[1] == "DependenciesNotReady", "shown")
     guest.silent.clear()
-    await eventually(lambda: shown(driver)[1] == "Running", "thawed")
+    await eventually(lambda: driver.shown()[1] == "Running", "thawed")
     await driver.close()

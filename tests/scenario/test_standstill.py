@@ -41,11 +41,6 @@ def fill_the_disk(driver: FakeDriver, domain: str) -> None:
     driver.hypervisor.hint(domain)
 
 
-def shown(driver: FakeDriver) -> tuple[str, str, str]:
-    found = driver.manager.snapshots()[0].conditions[0]
-    return f"{found.type}={found.status}", found.reason, found.message
-
-
 async def told(subscription: Subscription) -> list[str]:
     subscription.close()
     reasons = []
@@ -60,14 +55,14 @@ async def test_a_full_disk_is_shown_and_the_machine_goes_on_when_there_is_space(
     driver, domain = await started()
     subscription = driver.hub.subscribe()
     fill_the_disk(driver, domain)
-    await eventually(lambda: shown(driver)[0] == "Ready=False", "shown")
-    assert shown(driver)[1] == "DependenciesNotReady"
-    assert "no space" in shown(driver)[2]
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
+    assert driver.shown()[1] == "DependenciesNotReady"
+    assert "no space" in driver.shown()[2]
     await asyncio.sleep(0.3)
     assert driver.world.domains[domain] is DomainState.STALLED
     assert f"go on {domain}" not in driver.world.calls, "not tried without space"
     driver.world.free_bytes = 2**30
-    await eventually(lambda: shown(driver)[0] == "Ready=True", "goes on")
+    await eventually(lambda: driver.shown()[0] == "Ready=True", "goes on")
     assert driver.world.domains[domain] is DomainState.RUNNING
     assert await told(subscription) == ["DiskFull", "GoesOn"]
     await driver.close()
@@ -91,7 +86,7 @@ async def test_a_disk_that_only_seems_to_have_space_is_tried_more_and_more_rarel
     driver.world.free_bytes = 2**30
     await asyncio.sleep(0.6)
     assert 1 < tries[0] < 8
-    assert shown(driver)[0] == "Ready=False"
+    assert driver.shown()[0] == "Ready=False"
     assert await told(subscription) == ["DiskFull"], "told once"
     await driver.close()
 
@@ -100,7 +95,7 @@ async def test_a_disk_too_full_for_records_is_shown_too() -> None:
     driver, domain = await started()
     driver.world.fail = lambda call: call in {"save record", "append to journal"}
     fill_the_disk(driver, domain)
-    await eventually(lambda: shown(driver)[0] == "Ready=False", "shown")
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
     driver.world.fail = lambda _call: False
     await driver.close()
 
@@ -110,7 +105,7 @@ async def test_a_machine_that_stands_still_can_be_ended(end: str) -> None:
     on_stop = "suspend" if end == "suspending stop" else "shutdown"
     driver, domain = await started(on_stop=on_stop)
     fill_the_disk(driver, domain)
-    await eventually(lambda: shown(driver)[0] == "Ready=False", "shown")
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
     async with asyncio.timeout(2):
         if end == "delete":
             assert await driver.manager.delete("s1", "")
@@ -125,7 +120,7 @@ async def test_a_machine_that_stands_still_can_be_ended(end: str) -> None:
 async def test_an_operators_suspend_and_snapshot_are_refused_at_once() -> None:
     driver, domain = await started()
     fill_the_disk(driver, domain)
-    await eventually(lambda: shown(driver)[0] == "Ready=False", "shown")
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
     found = Operations(driver.manager)
     async with asyncio.timeout(2):
         with pytest.raises(Refused):
@@ -135,7 +130,7 @@ async def test_an_operators_suspend_and_snapshot_are_refused_at_once() -> None:
     assert driver.phase() is Phase.RUNNING
     assert driver.world.domains[domain] is DomainState.STALLED, "its memory is kept"
     driver.world.free_bytes = 2**30
-    await eventually(lambda: shown(driver)[0] == "Ready=True", "goes on")
+    await eventually(lambda: driver.shown()[0] == "Ready=True", "goes on")
     await driver.close()
 
 
@@ -146,9 +141,9 @@ async def test_the_next_driver_sees_it_and_adopts_it_when_it_goes_on() -> None:
     driver.world.tables.clear()
     following = FakeDriver(driver.world)
     await following.manager.recover()
-    await eventually(lambda: shown(following)[0] == "Ready=False", "shown")
+    await eventually(lambda: following.shown()[0] == "Ready=False", "shown")
     driver.world.free_bytes = 2**30
-    await eventually(lambda: shown(following)[0] == "Ready=True", "goes on")
+    await eventually(lambda: following.shown()[0] == "Ready=True", "goes on")
     await eventually(lambda: bool(driver.world.tables), "adopted, with its firewall")
     await following.close()
 
@@ -157,13 +152,13 @@ async def test_what_an_operator_paused_is_shown_and_left_alone() -> None:
     driver, domain = await started()
     driver.world.domains[domain] = DomainState.PAUSED
     driver.hypervisor.hint(domain)
-    await eventually(lambda: shown(driver)[0] == "Ready=False", "shown")
-    assert "virsh" in shown(driver)[2]
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
+    assert "virsh" in driver.shown()[2]
     await asyncio.sleep(0.2)
     assert driver.world.domains[domain] is DomainState.PAUSED
     driver.world.domains[domain] = DomainState.RUNNING
     driver.hypervisor.hint(domain)
-    await eventually(lambda: shown(driver)[0] == "Ready=True", "goes on")
+    await eventually(lambda: driver.shown()[0] == "Ready=True", "goes on")
     await driver.close()
 
 
