@@ -1,9 +1,10 @@
-"""Shared by every tier: golden files, and a look at what a test left running."""
+"""Shared by every tier: golden files, a look at what a test left running, what is run when, and what took longest."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,19 +16,77 @@ settings.register_profile("loaded machine", deadline=None)
 settings.load_profile("loaded machine")
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 GOLDEN = Path(__file__).parent / "golden"
+SLOWEST = 20
+SYSTEM_TIMEOUT_S = 400
+"""Many cycles of real machines, on a busy host."""
+TIERS = ["system", "netns", "contract", "scenario", "repo", "unit", ""]
+"""The longest tests come first, so that those of a moment fill both workers to the end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate", action="store_true", help="write the golden files anew"
     )
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="run what is marked as soak, and nothing else",
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    soak, left_out = config.getoption("--soak"), []
     for item in items:
         for tier in ("netns", "system"):
             if f"/tests/{tier}/" in str(item.path):
                 item.add_marker(tier)
+        if tier_of(item.nodeid) == "system" and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SYSTEM_TIMEOUT_S))
+        if (item.get_closest_marker("soak") is not None) != soak:
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: TIERS.index(tier_of(item.nodeid)))
+
+
+def tier_of(nodeid: str) -> str:
+    """The folder of that test."""
+    return nodeid.split("/")[1] if nodeid.count("/") > 1 else ""
+
+
+class Durations:
+    """What each test took, with what was made for it and taken down after it."""
+
+    def __init__(self) -> None:
+        self._took: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._took[report.nodeid] += report.duration  # type: ignore[assignment]
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter
+    ) -> Iterator[None]:
+        """After the failures and the reasons of skips, where whoever looks at the end sees it."""
+        yield
+        tiers: Counter[str] = Counter()
+        for nodeid, seconds in self._took.items():
+            tiers[tier_of(nodeid)] += seconds  # type: ignore[assignment]
+        write = terminalreporter.write_line
+        terminalreporter.section(f"the slowest {SLOWEST}")
+        for nodeid, seconds in self._took.most_common(SLOWEST):
+            write(f"{seconds:7.1f} s  {nodeid.removeprefix('tests/')}")
+        whole = ", ".join(f"{name} {s:.0f} s" for name, s in tiers.most_common())
+        write(f"all workers together: {whole}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where the reports of all workers come together."""
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        config.pluginmanager.register(Durations(), "durations of all workers")
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.fakes.registry import push, registry
 from tests.fakes.serve import WORK
 from tests.storm.tally import Tally
 from tests.system.machines import Driver, DriverEnded, Host
-from vmdriver._proto import admin_pb2_grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 
 INSTANCE = f"vmdriver-storm{os.getpid()}"
@@ -88,7 +87,6 @@ class Keeper:
         self.generation = 0
         """Grows when a driver is killed, and when the next one answers."""
         self.answers = False
-        self._admin: grpc.Channel | None = None
         self._lock = threading.Lock()
 
     @property
@@ -101,8 +99,7 @@ class Keeper:
 
     @property
     def admin(self) -> Any:
-        assert self._admin is not None
-        return admin_pb2_grpc.AdminStub(self._admin)
+        return self.driver.admin
 
     def channel(self) -> grpc.Channel:
         """A channel of one's own; broken connections are shared otherwise."""
@@ -138,11 +135,6 @@ class Keeper:
                 return False
             self._tally.broken(f"the driver does not start: {error}")
             return False
-        if self._admin is not None:
-            self._admin.close()
-        socket = self.state / "run" / "admin.sock"
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        self._admin = grpc.insecure_channel(f"unix:{socket}", options=options)
         self._tally.took("start of the driver", time.monotonic() - begun)
         self.generation += 1
         self.answers = True

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,24 +21,43 @@ import grpc
 from tests.fakes import serve
 from tests.fakes.gateway import Gateway
 from tests.fakes.serve import BIN
+from tests.fakes.waiting import until
+from vmdriver._proto import admin_pb2 as admin
+from vmdriver._proto import admin_pb2_grpc as admin_grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.cli.main import main
 
 INSTANCE = "vmdriver-test" + os.environ.get("PYTEST_XDIST_WORKER", "")
 """Tests that run side by side must not take each other's machines for leftovers."""
 _numbers = itertools.count(1)
+_one_at_a_time = threading.Lock()
+"""Standard output is the process's."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Host:
-    """What all tests share: images, boot files and a registry. Base disks are made once."""
+    """What tests share: a registry, and a state directory with boot files, prepared images and templates of booted guests."""
 
     registry: str
     state: Path
+    instance: str = INSTANCE
 
     @property
     def image(self) -> str:
         return f"{self.registry}/demo:latest"
+
+
+def in_background(call: Callable[[], object]) -> threading.Thread:
+    """Whoever asks may lose its driver: what it is told then does not matter."""
+
+    def quietly() -> None:
+        with contextlib.suppress(grpc.RpcError, ValueError, AssertionError):
+            call()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    return thread
 
 
 class DriverEnded(Exception):
@@ -55,14 +78,13 @@ class Driver:
     options: list[str]
     command: list[str] = field(default_factory=lambda: list(serve.SERVE))
     process: subprocess.Popen[bytes] | None = None
-    channel: grpc.Channel | None = None
+    channels: list[grpc.Channel] = field(default_factory=list)
     log: Path = Path("/dev/null")
     used: list[str] = field(default_factory=list)
 
     def arguments(self) -> list[str]:
-        more = ["--accelerator", "tcg", "--overlay-disk-mib", "1024"]
-        more += ["--templates-enabled", "false", *self.options]
-        where = (self.host.state, self.socket, INSTANCE)
+        more = ["--accelerator", "tcg", "--overlay-disk-mib", "1024", *self.options]
+        where = (self.host.state, self.socket, self.host.instance)
         return serve.arguments(*where, self.gateway.url, self.host.registry, *more)
 
     def start(self) -> None:
@@ -70,11 +92,16 @@ class Driver:
             self.process = subprocess.Popen(
                 [*self.command, *self.arguments()], stdout=output, stderr=output
             )
-        # Channels to one address share their connections, broken ones too, unless told not to.
-        self.channel = grpc.insecure_channel(
-            f"unix:{self.socket}", options=[("grpc.use_local_subchannel_pool", 1)]
-        )
-        self.stub = pb_grpc.ComputeDriverStub(self.channel)
+        own = self.host.state / "run" / "admin.sock"
+        self.channels = [
+            # They share their connections, broken ones too, unless told not to.
+            grpc.insecure_channel(
+                f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)]
+            )
+            for path in (self.socket, own)
+        ]
+        self.stub = pb_grpc.ComputeDriverStub(self.channels[0])
+        self.admin = admin_grpc.AdminStub(self.channels[1])
         self._wait_for_answer(time.monotonic() + 20)
 
     def _wait_for_answer(self, deadline: float) -> None:
@@ -92,14 +119,17 @@ class Driver:
                 if time.monotonic() > deadline:
                     raise TimeoutError("no driver answers within 20 s") from error
 
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def kill(self, number: int = signal.SIGKILL) -> float:
         """End the process; seconds until it had ended."""
         assert self.process is not None
         begun = time.monotonic()
         self.process.send_signal(number)
         self.process.wait(10)
-        if self.channel is not None:
-            self.channel.close()
+        for channel in self.channels:
+            channel.close()
         return time.monotonic() - begun
 
     def restart(self, number: int = signal.SIGKILL) -> None:
@@ -146,7 +176,41 @@ class Driver:
             pb.DeleteSandboxRequest(sandbox_id=sandbox_id), timeout=60
         ).deleted
 
+    def suspend(self, sandbox_id: str) -> list[str]:
+        """What an operator's command asks for; the reasons that it is told."""
+        return _told(self.admin.Suspend(admin.SuspendRequest(sandbox=sandbox_id)))
+
+    def resume(self, sandbox_id: str, *, cold: bool = False) -> list[str]:
+        request = admin.ResumeRequest(sandbox=sandbox_id, cold=cold)
+        return _told(self.admin.Resume(request))
+
+    def snapshot(self, sandbox_id: str, name: str) -> list[str]:
+        request = admin.CreateSnapshotRequest(sandbox=sandbox_id, name=name)
+        return _told(self.admin.CreateSnapshot(request))
+
+    def go_back(self, sandbox_id: str, name: str) -> list[str]:
+        request = admin.RestoreSnapshotRequest(sandbox=sandbox_id, name=name)
+        return _told(self.admin.RestoreSnapshot(request))
+
+    def snapshots(self, sandbox_id: str) -> list[str]:
+        request = admin.ListSnapshotsRequest(sandbox=sandbox_id)
+        return [found.name for found in self.admin.ListSnapshots(request).snapshots]
+
+    def templates(self) -> list[Any]:
+        return list(
+            self.admin.ListTemplates(admin.ListTemplatesRequest(), timeout=20).templates
+        )
+
+    def layers(self) -> set[str]:
+        """Disk layers that there are, of sandboxes and of templates."""
+        return {path.name for path in (self.host.state / "layers").iterdir()}
+
+    def wait_for_template(self, timeout_s: float = 90) -> None:
+        """Until there is one for sandboxes as `create` asks for them."""
+        until(self.templates, lambda: self.log.read_text()[-3000:], timeout_s, 0.2)
+
     def cli(self, *arguments: str) -> Any:
+        """The document that a command prints; its process is started."""
         done = subprocess.run(
             [str(BIN / "vmdriver"), *arguments, "--json", *self.arguments()],
             capture_output=True,
@@ -156,9 +220,23 @@ class Driver:
         assert done.returncode in {0, 1}, done.stderr
         return json.loads(done.stdout)
 
-    def cli_plain(self, *arguments: str) -> None:
-        """A command that says nothing when all is well."""
-        self.operate(*arguments)
+    def inspect(self, sandbox_id: str) -> Any:
+        """What `vmdriver inspect` prints, without half a second of a process's start."""
+        output = io.StringIO()
+        with _one_at_a_time, contextlib.redirect_stdout(output):
+            assert main(["inspect", sandbox_id, "--json", *self.arguments()]) == 0
+        return json.loads(output.getvalue())
+
+    def plan(self, sandbox_id: str) -> Any:
+        return self.record(sandbox_id)["plan"]
+
+    def record(self, sandbox_id: str) -> Any:
+        path = self.directory(sandbox_id) / "record.json"
+        return json.loads(path.read_text())
+
+    def directory(self, sandbox_id: str) -> Path:
+        """Where its files are."""
+        return self.host.state / "sandboxes" / sandbox_id
 
     def operate(self, *arguments: str, fails: bool = False) -> list[dict[str, Any]]:
         """An operator's command that tells events, one JSON object a line; its error's text if it fails."""
@@ -173,7 +251,11 @@ class Driver:
         return [*events, {"error": done.stderr}] if fails else events
 
     def machine_pid(self, sandbox_id: str) -> int:
-        return int(self.cli("inspect", sandbox_id)["machine"]["pid"])
+        return int(self.inspect(sandbox_id)["machine"]["pid"])
+
+
+def _told(events: Iterable[Any]) -> list[str]:
+    return [event.reason for event in events]
 
 
 def dump(driver: Driver) -> None:

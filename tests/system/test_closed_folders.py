@@ -15,6 +15,7 @@ import pytest
 from tests.fakes.gateway import Gateway
 from tests.fakes.leftovers import leftovers
 from tests.fakes.serve import BIN, WORK
+from tests.system.conftest import WITHOUT_TEMPLATES, lend_images
 from tests.system.machines import INSTANCE, Driver, Host
 
 
@@ -29,34 +30,35 @@ def home() -> Iterator[Path]:
 
 
 def test_machines_live_below_folders_that_are_closed_to_qemus_user(
-    new_driver: Callable[..., Driver], home: Path
+    new_driver: Callable[..., Driver], shared: Driver, home: Path
 ) -> None:
     state, boot = home / "state", home / "checkout" / "boot"
     shutil.copytree(WORK / "boot", boot, symlinks=True)
     state.mkdir(mode=0o700)
     (state / "boot").symlink_to(boot)
-    driver = new_driver(state=state)
+    lend_images(shared.host.state, state)
+    driver = new_driver(*WITHOUT_TEMPLATES, state=state)
     box = driver.create()
     driver.wait(box, "Running")
     driver.gateway.shell(box, "echo one > /dev/shm/note")
     machine = driver.machine_pid(box)
-    driver.operate("snapshot", "create", box, "first")
+    driver.snapshot(box, "first")
     driver.restart()
     assert driver.machine_pid(box) == machine, "adopted"
     driver.gateway.shell(box, "echo two > /dev/shm/note")
     home.chmod(0o711)  # the way is open now; the machine knows its files by another one
     driver.restart()
     assert driver.machine_pid(box) == machine
-    driver.operate("suspend", box)
-    driver.operate("resume", box)
+    driver.suspend(box)
+    driver.resume(box)
     assert driver.gateway.shell(box, "cat /dev/shm/note") == "two\n"
-    driver.operate("suspend", box)
+    driver.suspend(box)
     came_in = driver.log.read_text().count(f"QEMU comes to {state} through")
     assert came_in == 3
     driver.restart()
     again = driver.log.read_text().count(f"QEMU comes to {state} through")
     assert again == came_in, "nothing runs any more: it walks"
-    driver.operate("snapshot", "restore", box, "first")
+    driver.go_back(box, "first")
     assert driver.gateway.shell(box, "cat /dev/shm/note") == "one\n"
     driver.stop(box)
     home.chmod(0o700)

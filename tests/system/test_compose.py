@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from tests.fakes.composed import holding
-from tests.system.conftest import Driver
+from tests.fakes.waiting import until
+from tests.system.machines import Driver
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 
@@ -69,10 +69,7 @@ def test_a_machine_lives_through_a_composed_driver_and_outlives_it(
         direct, driver.stub = driver.stub, front.stub
         driver.wait(box, "Running")
         assert driver.delete(box)
-        deadline = time.monotonic() + 20
-        while list((front.state / "sandboxes").iterdir()):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not list((front.state / "sandboxes").iterdir()))
         assert holding(world) == set()
         driver.used.clear()
     finally:

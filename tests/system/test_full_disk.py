@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import Driver, Host
-from tests.system.test_memory_kill import check_whole, marked
+from tests.fakes.waiting import until
+from tests.system.conftest import WITHOUT_TEMPLATES
+from tests.system.machines import Driver, Host
+from tests.system.workloads import check_whole, marked
 
 WRITER = """
 set -e
@@ -27,12 +29,12 @@ echo 3 >/proc/sys/vm/drop_caches; cmp /dev/shm/data /sandbox/data && echo whole
 
 
 @pytest.fixture
-def small(host: Host, tmp_path: Path) -> Iterator[Path]:
+def small(fresh_host: Host, tmp_path: Path) -> Iterator[Path]:
     """A file system of 320 MiB for sandboxes alone, disks and records; images have room."""
     root = tmp_path / "small"
     root.mkdir()
     mount("-t", "tmpfs", "-o", "size=320m", "small", root)
-    places = [host.state / "layers", host.state / "sandboxes"]
+    places = [fresh_host.state / "layers", fresh_host.state / "sandboxes"]
     for place in places:
         place.mkdir(mode=0o711, exist_ok=True)
         (root / place.name).mkdir()
@@ -58,9 +60,9 @@ def fill(root: Path, left: int = 8 * 2**20) -> None:
 
 
 def test_a_machine_that_a_full_disk_has_paused_goes_on_and_can_be_stopped(
-    small: Path, new_driver: Callable[..., Driver]
+    small: Path, fresh_host: Host, new_driver: Callable[..., Driver]
 ) -> None:
-    driver = new_driver()
+    driver = new_driver(*WITHOUT_TEMPLATES, host=fresh_host)
     box = driver.create()
     driver.wait(box, "Running")
     fill(small)
@@ -89,9 +91,9 @@ def test_a_machine_that_a_full_disk_has_paused_goes_on_and_can_be_stopped(
 
 
 @pytest.fixture
-def libvirts_disk(host: Host) -> Iterator[Path]:
+def libvirts_disk(resting: Host) -> Iterator[Path]:
     """A file system of 24 MiB for libvirt's own files alone."""
-    root = host.state / "libvirt"
+    root = resting.state / "libvirt"
     root.mkdir(mode=0o711, exist_ok=True)
     mount("-t", "tmpfs", "-o", "size=24m,mode=711", "small", root)
     yield root
@@ -109,10 +111,10 @@ def test_a_driver_that_starts_on_a_full_disk_leaves_machines_alone(
     driver.kill()
     fill(libvirts_disk, left=0)
     driver.start()
-    deadline = time.monotonic() + 30
-    while "libvirt would end the machines" not in driver.log.read_text():
-        assert time.monotonic() < deadline, driver.log.read_text()[-3000:]
-        time.sleep(0.05)
+    until(
+        lambda: "libvirt would end the machines" in driver.log.read_text(),
+        lambda: driver.log.read_text()[-3000:],
+    )
     (libvirts_disk / "ballast").unlink()
     driver.wait(box, "Running")
     assert driver.machine_pid(box) == pid
@@ -127,9 +129,10 @@ def test_memory_that_libvirt_has_no_room_to_restore_is_not_given_up(
     driver.stop(box)
     fill(libvirts_disk, left=0)
     driver.start_sandbox(box)
-    deadline = time.monotonic() + 60
-    while driver.log.read_text().count("step machine failed") < 4:
-        assert time.monotonic() < deadline, driver.condition(box)
-        time.sleep(0.05)
+    until(
+        lambda: driver.log.read_text().count("step machine failed") >= 4,
+        lambda: driver.condition(box),
+        limit_s=60,
+    )
     (libvirts_disk / "ballast").unlink()
     check_whole(driver, box)

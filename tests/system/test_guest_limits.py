@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.system.conftest import Driver
-from tests.system.test_templates import wait_for_template
+from tests.system.machines import Driver
 
 FORK_BOMB = """
 import os, sys, time
@@ -32,29 +31,28 @@ awk '$5 == "/sys/fs/cgroup" {print $4}' /proc/self/mountinfo; ls /sys/fs/cgroup 
 
 
 def test_the_number_of_processes_is_bounded_of_cold_and_forked_machines(
-    new_driver: Callable[..., Driver],
+    booting: Driver, new_driver: Callable[..., Driver]
 ) -> None:
-    driver = new_driver("--templates-enabled", "true", "--pids-max", "200")
-    cold = driver.create(name="cold")
-    driver.wait(cold, "Running")
-    shell = driver.gateway.shell
+    booting.options += ["--pids-max", "200"]
+    booting.restart()
+    cold = booting.create(name="cold")
+    booting.wait(cold, "Running")
+    shell = booting.gateway.shell
     # As the supervisor reads it, in the cgroup that it is in.
     assert shell(cold, VIEW + "true").split() == ["200", "0::/", "/", "0"]
-    made, error = driver.gateway.run(
+    made, error = booting.gateway.run(
         cold, "/usr/bin/setsid", "-w", "/usr/bin/python3", "-c", FORK_BOMB, "10001"
     ).stdout.split()
     assert 100 < int(made) < 200
     assert int(error) == 11, "EAGAIN"
     assert shell(cold, "echo alive") == "alive\n", "the supervisor goes on"
-    wait_for_template(driver)
     # A template made with one limit serves a driver with another.
-    driver.options[-1] = "300"
-    driver.restart()
+    driver = new_driver("--pids-max", "300")
     fork = driver.create(name="fork")
     driver.wait(fork, "Running")
-    assert driver.cli("inspect", fork)["record"]["plan"]["template"]
+    assert driver.plan(fork)["template"]
     assert shell(fork, VIEW + "true").split() == ["300", "0::/", "/", "0"]
     # The agent freezes what is below: the memory of a workload is still kept whole.
-    driver.operate("suspend", fork)
-    driver.operate("resume", fork)
+    driver.suspend(fork)
+    driver.resume(fork)
     assert shell(fork, "cat /sys/fs/cgroup/pids.max") == "300\n"

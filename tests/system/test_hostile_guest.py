@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tests.system.conftest import Driver
+from tests.system.machines import Driver
 from tests.system.workloads import command
 
 SCRIBBLER = r"""

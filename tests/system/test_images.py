@@ -11,7 +11,8 @@ from google.protobuf import struct_pb2
 
 from tests.fakes.oci_layout import Layout, directory, entry, layer
 from tests.fakes.registry import push
-from tests.system.conftest import Driver, Host
+from tests.system.conftest import WITHOUT_TEMPLATES
+from tests.system.machines import Driver, Host
 from vmdriver._proto import compute_driver_pb2 as pb
 
 SUPERVISOR = r"""
@@ -41,7 +42,7 @@ def image(layout: Layout, tag: str, address: str, *fills: Any) -> str:
 
 
 def test_a_guest_without_a_libc_runs_a_dynamic_supervisor_from_an_image(
-    new_driver: Callable[..., Driver], host: Host, tmp_path: Path
+    new_driver: Callable[..., Driver], fresh_host: Host, tmp_path: Path
 ) -> None:
     program = tmp_path / "program"
     command = ["gcc", "-x", "c", "-", "-o", str(program)]
@@ -51,20 +52,25 @@ def test_a_guest_without_a_libc_runs_a_dynamic_supervisor_from_an_image(
     supervisor = image(
         layout,
         "supervisor",
-        host.registry,
+        fresh_host.registry,
         entry("openshell-sandbox", program.read_bytes(), mode=0o755),
         *(entry(path[1:], Path(path).read_bytes(), mode=0o755) for path in needed),
     )
     bare = image(
-        layout, "bare", host.registry, directory("srv"), entry("from-the-image", "y")
+        layout,
+        "bare",
+        fresh_host.registry,
+        directory("srv"),
+        entry("from-the-image", "y"),
     )
-    driver = new_driver("--supervisor-path", "", "--supervisor-image", supervisor)
+    options = ["--supervisor-path", "", "--supervisor-image", supervisor]
+    driver = new_driver(*WITHOUT_TEMPLATES, *options, host=fresh_host)
     config = struct_pb2.Struct()
     config.update({"disk_mib": 3072})
     template = pb.DriverSandboxTemplate(image=bare, driver_config=config)
     box = driver.create(wait=False, template=template)
     driver.wait(box, "MainProcessExited")
-    found = driver.cli("inspect", box)
+    found = driver.inspect(box)
     assert found["record"]["failure"]["exit_code"] == 7, found["record"]["failure"]
     assert driver.delete(box)
     listed = driver.cli("images", "ls")

@@ -6,16 +6,16 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import grpc
 import pytest
 
 from tests.fakes.serve import BIN
-from tests.system.machines import INSTANCE, Driver
+from tests.fakes.waiting import until
+from tests.system.machines import Driver, in_background
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.model.ids import domain_name
 
@@ -39,58 +39,48 @@ def test_killed_while_running_the_machine_goes_on_and_is_adopted(
     assert driver.delete(box)
 
 
-@pytest.mark.parametrize("after_s", [0.05, 0.5, 1.0, 3.0])
-def test_killed_during_create_the_next_driver_finishes(
-    driver: Driver, after_s: float
-) -> None:
-    box = driver.create(wait=False)
-    time.sleep(after_s)
+def test_killed_during_create_the_next_driver_finishes(booting: Driver) -> None:
+    """Each sandbox has come another way by then: the first has booted, the last has hardly been asked for."""
+    driver, boxes = booting, []
+    for wait_s in (2.0, 0.5, 0.45, 0.05):
+        boxes.append(driver.create(wait=False))
+        time.sleep(wait_s)
     driver.restart()
-    driver.gateway.wait_hello(box)
-    driver.wait(box, "Running")
-    assert driver.delete(box)
+    for box in boxes:
+        driver.gateway.wait_hello(box)
+        driver.wait(box, "Running")
+    for box in boxes:
+        assert driver.delete(box)
 
 
-@pytest.mark.parametrize("after_s", [0.01, 0.15, 0.3])
-def test_killed_during_stop_the_next_driver_finishes(
-    driver: Driver, after_s: float
-) -> None:
-    box = driver.create()
-    driver.wait(box, "Running")
-    driver.gateway.shell(box, "echo kept > /sandbox/f; sync")
-    threading.Thread(
-        target=quietly, args=(lambda: driver.stop(box),), daemon=True
-    ).start()
-    time.sleep(after_s)
+def test_killed_during_stop_the_next_driver_finishes(driver: Driver) -> None:
+    """The same of stops, of sandboxes that run."""
+    boxes = [driver.create() for _ in range(3)]
+    for box in boxes:
+        driver.wait(box, "Running")
+        driver.gateway.shell(box, "echo kept > /sandbox/f; sync")
+    for box, wait_s in zip(boxes, (0.15, 0.14, 0.01), strict=True):
+        in_background(partial(driver.stop, box))
+        time.sleep(wait_s)
     driver.restart()
-    driver.wait(box, "Stopped")
-    driver.start_sandbox(box)
-    driver.gateway.wait_hello(box, 2)
-    assert driver.gateway.shell(box, "cat /sandbox/f") == "kept\n"
+    for box in boxes:
+        driver.wait(box, "Stopped")
+        driver.start_sandbox(box)
+    for box in boxes:
+        driver.gateway.wait_hello(box, 2)
+        assert driver.gateway.shell(box, "cat /sandbox/f") == "kept\n"
 
 
-@pytest.mark.parametrize("after_s", [0.01, 0.1, 0.25])
-def test_killed_during_delete_the_next_driver_finishes(
-    driver: Driver, after_s: float
-) -> None:
-    box = driver.create()
-    driver.wait(box, "Running")
-    threading.Thread(
-        target=quietly, args=(lambda: driver.delete(box),), daemon=True
-    ).start()
-    time.sleep(after_s)
+def test_killed_during_delete_the_next_driver_finishes(driver: Driver) -> None:
+    boxes = [driver.create() for _ in range(3)]
+    for box in boxes:
+        driver.wait(box, "Running")
+    for box, wait_s in zip(boxes, (0.15, 0.09, 0.01), strict=True):
+        in_background(partial(driver.delete, box))
+        time.sleep(wait_s)
     driver.restart()
-    deadline = time.monotonic() + 20
-    while driver.stub.ListSandboxes(pb.ListSandboxesRequest()).sandboxes:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def quietly(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except (grpc.RpcError, ValueError):
-        return
+    ask = pb.ListSandboxesRequest()
+    until(lambda: not driver.stub.ListSandboxes(ask).sandboxes)
 
 
 def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
@@ -136,7 +126,7 @@ def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
 
 def test_a_watching_gateway_does_not_hold_the_end_up(driver: Driver) -> None:
     watch = driver.stub.WatchSandboxes(pb.WatchSandboxesRequest())
-    threading.Thread(target=quietly, args=(lambda: list(watch),), daemon=True).start()
+    in_background(lambda: list(watch))
     time.sleep(0.3)
     assert driver.kill(signal.SIGTERM) < 3
 
@@ -159,9 +149,7 @@ def test_told_to_end_while_a_machine_hangs_the_driver_ends_soon(driver: Driver) 
     box = driver.create()
     driver.wait(box, "Running")
     os.kill(driver.machine_pid(box), signal.SIGSTOP)
-    threading.Thread(
-        target=quietly, args=(lambda: driver.stop(box),), daemon=True
-    ).start()
+    in_background(lambda: driver.stop(box))
     time.sleep(1)
     assert driver.kill(signal.SIGTERM) < 3
     driver.start()
@@ -183,24 +171,25 @@ def test_a_second_driver_on_the_same_state_is_refused(driver: Driver) -> None:
 
 @pytest.mark.parametrize("after_s", [0.0, 1.5])
 def test_a_qemu_that_is_killed_during_its_launch_is_tried_once_more(
-    driver: Driver, after_s: float
+    booting: Driver, after_s: float
 ) -> None:
     """Just started, while libvirt still talks to it, or while its guest boots."""
+    driver = booting
     box = driver.create(wait=False)
-    deadline = time.monotonic() + 30
-    while not (found := qemus_of(box)):
-        assert time.monotonic() < deadline
+    until(lambda: qemus_of(driver, box), "no QEMU", pause_s=0)
+    found = qemus_of(driver, box)
     time.sleep(after_s)
     os.kill(found[0], signal.SIGKILL)
     driver.gateway.wait_hello(box)
     driver.wait(box, "Running")
-    assert qemus_of(box) != found
+    assert qemus_of(driver, box) != found
     assert driver.log.read_text().count("LaunchCutOff") == 1
 
 
-def qemus_of(sandbox_id: str) -> list[int]:
+def qemus_of(driver: Driver, sandbox_id: str) -> list[int]:
     """Processes of its machine."""
-    domain, found = domain_name(INSTANCE, sandbox_id).encode(), []
+    domain = domain_name(driver.host.instance, sandbox_id).encode()
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             program, *arguments = path.read_bytes().split(b"\0")

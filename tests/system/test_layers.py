@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.serve import SERVE
-from tests.system.conftest import Driver
-from tests.system.test_memory_kill import check_whole, in_background, marked
+from tests.system.machines import Driver, in_background
+from tests.system.workloads import check_whole, marked
 
 pytestmark = pytest.mark.timeout(400)  # two boots and a restore, on a busy host
 CUT_OFF = [sys.executable, str(Path(__file__).with_name("cut_off_driver.py"))]
@@ -23,7 +23,7 @@ def test_what_is_written_to_a_layer_that_libvirt_does_not_know_is_kept(
     driver = new_driver(command=[*CUT_OFF, how_far, "serve"])
     box = marked(driver)
     assert driver.process is not None
-    in_background(lambda: driver.operate("snapshot", "create", box, "lost"))
+    in_background(lambda: driver.snapshot(box, "lost"))
     driver.process.wait(60)
     layers = driver.host.state / "layers"
     (note,) = layers.glob(f"*.{how_far}")
@@ -36,13 +36,13 @@ def test_what_is_written_to_a_layer_that_libvirt_does_not_know_is_kept(
     assert not [f for f in files if "/layers/" in f and f.endswith(" (deleted)")]
     shell = driver.gateway.shell
     shell(box, "echo one > /sandbox/one; sync")
-    driver.operate("snapshot", "create", box, "s")
+    driver.snapshot(box, "s")
     shell(box, "echo two > /sandbox/two; sync")
     driver.stop(box)
     driver.start_sandbox(box)
     check_whole(driver, box)
-    driver.operate("suspend", box)
-    driver.operate("resume", box, "--cold")
+    driver.suspend(box)
+    driver.resume(box, cold=True)
     driver.gateway.wait_hello(box, 2)
     everything = "cat /sandbox/note /sandbox/one /sandbox/two"
     assert shell(box, everything) == "disk\none\ntwo\n"

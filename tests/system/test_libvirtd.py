@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import Driver
+from tests.fakes.waiting import until
+from tests.system.conftest import WITHOUT_TEMPLATES
+from tests.system.machines import Driver, Host
 
 
 @pytest.fixture
@@ -54,9 +56,10 @@ def libvirtd() -> Iterator[int]:
 
 
 def test_a_sandbox_on_a_libvirt_daemon(
-    libvirtd: int, new_driver: Callable[..., Driver]
+    libvirtd: int, new_driver: Callable[..., Driver], fresh_host: Host
 ) -> None:
-    driver = new_driver("--connection", "qemu:///system", "--stop-grace-s", "3")
+    options = ["--connection", "qemu:///system", "--stop-grace-s", "3"]
+    driver = new_driver(*WITHOUT_TEMPLATES, *options, host=fresh_host)
     box = driver.create()
     driver.wait(box, "Running")
     driver.gateway.shell(box, "echo kept > /sandbox/f")
@@ -67,8 +70,8 @@ def test_a_sandbox_on_a_libvirt_daemon(
     driver.gateway.wait_hello(box, 2)
     assert driver.gateway.shell(box, "cat /sandbox/f") == "kept\n"
     driver.gateway.shell(box, "echo kept > /dev/shm/note")
-    driver.operate("suspend", box)
-    driver.operate("resume", box)
+    driver.suspend(box)
+    driver.resume(box)
     assert driver.gateway.shell(box, "cat /dev/shm/note") == "kept\n"
     a_daemon_that_does_not_react(driver, box, libvirtd)
     assert driver.delete(box)
@@ -84,10 +87,7 @@ def a_daemon_that_does_not_react(driver: Driver, box: str, daemon: int) -> None:
     try:
         with ThreadPoolExecutor() as pool:
             stopping = pool.submit(driver.stop, box)
-            deadline = time.monotonic() + 3 + 15
-            while machine.exists():
-                assert time.monotonic() < deadline, "QEMU is still there"
-                time.sleep(0.1)
+            until(lambda: not machine.exists(), "QEMU is still there", 3 + 15)
             # Until the driver has lost the connection, and asks for another.
             stopping.exception()
     finally:

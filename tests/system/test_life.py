@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import ssl
 import subprocess
 import time
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.gateway import Gateway
-from tests.system.conftest import INSTANCE, Driver, Host
+from tests.fakes.waiting import until
+from tests.system.machines import INSTANCE, Driver
 from vmdriver._proto import compute_driver_pb2 as pb
 
 NASTY = {
@@ -26,8 +29,8 @@ NASTY = {
 }
 
 
-def test_a_sandbox_lives_stops_starts_and_goes(driver: Driver) -> None:
-    gateway = driver.gateway
+def test_a_sandbox_lives_stops_starts_and_goes(booting: Driver) -> None:
+    driver, gateway = booting, booting.gateway
     box = driver.create(environment=NASTY, sandbox_token="secret-token-4711")
     driver.wait(box, "Running")
     hello = gateway.session(box).hellos[0]["environment"]
@@ -107,7 +110,7 @@ def check_guest(driver: Driver, box: str) -> None:
 
 
 def check_no_secret(driver: Driver, box: str, secret: str) -> None:
-    directory = driver.host.state / "sandboxes" / box
+    directory = driver.directory(box)
     pid = driver.machine_pid(box)
     assert secret.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert secret.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
@@ -155,9 +158,6 @@ def test_a_killed_qemu_is_a_crash_that_is_restarted_when_configured(
     driver = new_driver("--crash-restarts", "1")
     box = driver.create()
     driver.wait(box, "Running")
-    import os
-    import signal
-
     os.kill(driver.machine_pid(box), signal.SIGKILL)
     driver.gateway.wait_hello(box, 2)
     driver.wait(box, "Running")
@@ -165,7 +165,8 @@ def test_a_killed_qemu_is_a_crash_that_is_restarted_when_configured(
     driver.wait(box, "MachineCrashed")
 
 
-def test_a_fraction_of_a_cpu_and_memory_are_given(driver: Driver) -> None:
+def test_a_fraction_of_a_cpu_and_memory_are_given(booting: Driver) -> None:
+    driver = booting
     template = pb.DriverSandboxTemplate(
         image=driver.host.image,
         resources=pb.DriverResourceRequirements(
@@ -303,10 +304,7 @@ def test_extensions_of_both_kinds_add_drop_ins_and_environment(
     driver.kill()
     driver.start()
     # A delete does not wait until what is to go has been adopted.
-    deadline = time.monotonic() + 60
-    while '"after_restore"' not in (tmp_path / "audit").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: '"after_restore"' in (tmp_path / "audit").read_text(), limit_s=60)
     driver.delete(box)
     lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
     told = [(line["actor"], line["phase"]) for line in lines if line["sandbox"] == box]
@@ -326,11 +324,12 @@ def test_extensions_of_both_kinds_add_drop_ins_and_environment(
     assert "status 4" in message
 
 
-def test_commands_show_what_there_is(driver: Driver, host: Host) -> None:
+def test_commands_show_what_there_is(driver: Driver) -> None:
     box = driver.create()
     driver.wait(box, "Running")
     assert [row["id"] for row in driver.cli("ls")] == [box]
     found = driver.cli("inspect", box)
+    assert found == driver.inspect(box)
     assert found["record"]["phase"] == "running"
     assert found["machine"]["running"]
     assert [e["key"] for e in found["ledger"]][-1] == "machine"

@@ -4,78 +4,68 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 
 import pytest
 
-from tests.system.conftest import Driver
-from tests.system.test_suspend import suspending
-from tests.system.test_templates import wait_for_template
-from tests.system.workloads import CHAIN, HOLDER, check_chain, command
+from tests.system.machines import Driver
+from tests.system.workloads import CHAIN, HOLDER, chain_of, command, suspending
 
-pytestmark = pytest.mark.timeout(400)  # many cycles of real machines, on a busy host
+WRITTEN = "while [ ! -s /sandbox/chain ]; do sleep 0.1; done"
 
 
-def chain(driver: Driver, box: str) -> list[tuple[int, float, float]]:
-    return check_chain(driver.gateway.shell(box, "cat /sandbox/chain"))
-
-
-def test_twenty_suspensions_and_five_returns_leave_one_unbroken_chain(
-    driver: Driver,
+@pytest.mark.parametrize(
+    ("suspensions", "returns"), [(10, 3), pytest.param(20, 5, marks=pytest.mark.soak)]
+)
+def test_suspensions_and_returns_leave_one_unbroken_chain(
+    driver: Driver, suspensions: int, returns: int
 ) -> None:
     box = suspending(driver, command=command(CHAIN))
-    driver.gateway.shell(box, "while [ ! -s /sandbox/chain ]; do sleep 0.1; done")
+    driver.gateway.shell(box, WRITTEN)
     length = 0
-    for _ in range(20):
+    for _ in range(suspensions):
         driver.stop(box)
         driver.start_sandbox(box)
         driver.wait(box, "Running")
-        links = chain(driver, box)
+        links = chain_of(driver, box)
         assert len(links) > length, "the workload goes on"
         length = len(links)
-    for number in range(5):
-        driver.operate("snapshot", "create", box, f"s{number}")
-        at = len(chain(driver, box))
+    for number in range(returns):
+        driver.snapshot(box, f"s{number}")
+        at = len(chain_of(driver, box))
         time.sleep(0.5)
-        before = len(chain(driver, box))
-        driver.operate("snapshot", "restore", box, f"s{max(0, number - 1)}")
-        after = len(chain(driver, box))
+        before = len(chain_of(driver, box))
+        driver.go_back(box, f"s{max(0, number - 1)}")
+        after = len(chain_of(driver, box))
         assert after < before or number == 0 or at > after
     assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never ended"
     assert driver.delete(box)
 
 
-def test_twenty_forks_each_run_a_chain_of_their_own(
-    new_driver: Callable[..., Driver],
-) -> None:
-    driver = new_driver("--templates-enabled", "true")
+@pytest.mark.parametrize("forks", [8, pytest.param(20, marks=pytest.mark.soak)])
+def test_forks_each_run_a_chain_of_their_own(driver: Driver, forks: int) -> None:
     first = driver.create(command=command(CHAIN))
     driver.wait(first, "Running")
-    wait_for_template(driver)
-    for number in range(20):
+    for number in range(forks):
         box = driver.create(name=f"f{number}", command=command(CHAIN))
-        driver.gateway.shell(
-            box, "while [ ! -s /sandbox/chain ]; do sleep 0.1; done; sleep 0.3"
-        )
-        links = chain(driver, box)
+        driver.gateway.shell(box, f"{WRITTEN}; sleep 0.3")
+        links = chain_of(driver, box)
         assert abs(links[0][1] - time.time()) < 30, "the clock is the host's"
-        assert "template" in driver.cli("inspect", box)["record"]["plan"]
-        assert driver.cli("inspect", box)["record"]["plan"]["template"]
+        assert driver.plan(box)["template"]
         assert driver.delete(box)
-    assert len(chain(driver, first)) > 100, "the first one never noticed"
+    assert len(chain_of(driver, first)) > 100, "the first one never noticed"
 
 
 def test_after_a_minute_the_clock_is_right_before_the_workload_runs(
     driver: Driver,
 ) -> None:
     box = suspending(driver, command=command(CHAIN))
-    driver.gateway.shell(box, "while [ ! -s /sandbox/chain ]; do sleep 0.1; done")
+    driver.gateway.shell(box, WRITTEN)
     driver.stop(box)
     time.sleep(60)
     driver.start_sandbox(box)
     driver.wait(box, "Running")
     time.sleep(1)
-    links = chain(driver, box)
+    links = chain_of(driver, box)
     gaps = [(b[1] - a[1], b) for a, b in itertools.pairwise(links)]
     longest, first = max(gaps)
     assert longest > 60, "the suspension is to be seen"

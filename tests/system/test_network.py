@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.netns.conftest import STRICT, Net
-from tests.system.conftest import Driver
+from tests.system.machines import Driver
 
 ALIAS = "192.168.127.254"
 DIAL = """
@@ -54,7 +54,7 @@ def test_what_a_guest_reaches_under_the_default_egress(
     driver: Driver, around: Net
 ) -> None:
     box, other = driver.create(), driver.create()
-    addresses = {b: driver.cli("inspect", b)["addresses"] for b in (box, other)}
+    addresses = {b: driver.inspect(b)["addresses"] for b in (box, other)}
     host, guest = addresses[box]["host_ip"], addresses[box]["guest_ip"]
     # 203.0.113.0/24 is a network of this host here, and thereby private to it.
     assert reaches(driver, box, "203.0.113.10", 80) is None
@@ -71,7 +71,7 @@ def test_open_egress_goes_out_under_the_hosts_address_and_a_strict_table_wins(
 ) -> None:
     driver = new_driver("--egress", "open", "--host-access", "18888")
     box = driver.create()
-    guest = driver.cli("inspect", box)["addresses"]["guest_ip"]
+    guest = driver.inspect(box)["addresses"]["guest_ip"]
     assert reaches(driver, box, ALIAS, 18888) == guest, "a service of the host's"
     assert reaches(driver, box, "203.0.113.10", 80) == "203.0.113.1"
     assert reaches(driver, box, "10.99.0.10", 80) == "10.99.0.1"

@@ -6,12 +6,13 @@ import contextlib
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.fakes import waiting
 from tests.system.machines import Driver
 
 
@@ -26,11 +27,8 @@ def commands(*words: str) -> list[str]:
     return found
 
 
-def until(condition: Callable[[], object], what: str, limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
+until = partial(waiting.until, pause_s=0.002)
+"""A process may live for milliseconds."""
 
 
 @pytest.fixture

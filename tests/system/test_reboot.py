@@ -29,7 +29,7 @@ def lose_the_machine(driver: Driver, sandbox_id: str, now: int) -> None:
     pid = driver.machine_pid(sandbox_id)
     driver.kill(signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
-    domain = driver.cli("inspect", sandbox_id)["record"]["plan"]["domain"]
+    domain = driver.plan(sandbox_id)["domain"]
     states = driver.host.state / "libvirt" / "run" / "qemu"
     status = states / f"{domain}.xml"
     text = status.read_text()
@@ -42,7 +42,7 @@ def restart_the_host(driver: Driver, sandbox_id: str, directory: Path) -> None:
     """What a reboot takes of this sandbox, as far as one host can play it: tap, table, boot id."""
     boot_id = directory / "boot_id"
     boot_id.write_text(f"{uuid.uuid4()}\n")
-    plan = driver.cli("inspect", sandbox_id)["record"]["plan"]
+    plan = driver.plan(sandbox_id)
     tap = plan["network"]["lease"]["tap"]
     subprocess.run(["ip", "link", "del", tap], check=True)
     subprocess.run(["nft", "delete", "table", "inet", table_name(tap)], check=True)
@@ -62,7 +62,7 @@ def test_whoever_has_a_machines_number_now_is_left_alone(
     driver.wait(box, "Running")
     assert bystander.poll() is None
     assert "HostRebooted" in driver.log.read_text()
-    assert driver.cli("inspect", box)["record"]["launches"] == 2
+    assert driver.record(box)["launches"] == 2
 
     lose_the_machine(driver, box, bystander.pid)  # and the host goes on
     driver.start()

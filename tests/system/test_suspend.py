@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
-from google.protobuf import struct_pb2
-
-from tests.system.conftest import Driver
-from vmdriver._proto import compute_driver_pb2 as pb
+from tests.system.machines import Driver
+from tests.system.workloads import running, suspending
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /tmp/counter; sleep 0.1; done"
-
-
-def suspending(driver: Driver, **spec: object) -> str:
-    """A running sandbox whose stop is a suspension."""
-    config = struct_pb2.Struct()
-    config.update({"on_stop": "suspend"})
-    template = pb.DriverSandboxTemplate(image=driver.host.image, driver_config=config)
-    box = driver.create(template=template, **spec)
-    driver.wait(box, "Running")
-    return box
 
 
 def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
@@ -30,7 +16,7 @@ def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
     driver.stop(box)
     assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
     assert held_on_host(driver, box) == [], "no tap, no table, no machine"
-    memory = driver.host.state / "sandboxes" / box / "suspended" / "memory"
+    memory = driver.directory(box) / "suspended" / "memory"
     assert memory.stat().st_uid == 0, "no other machine's QEMU can read it"
     assert memory.stat().st_mode & 0o077 == 0
     driver.restart()
@@ -40,7 +26,7 @@ def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
     assert shell(box, "cat /dev/shm/note") == "kept\n"
     assert int(shell(box, "cat /tmp/counter")) > before
     assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never ended"
-    directory = driver.host.state / "sandboxes" / box
+    directory = driver.directory(box)
     assert not (directory / "suspended").exists(), "an image is used once"
     driver.operate("suspend", box)
     assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
@@ -51,18 +37,18 @@ def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
         "an operator's resume is not a gateway's"
     )
     assert shell(box, "cat /dev/shm/note") == "kept\n"
-    record = json.loads((directory / "record.json").read_text())
-    assert record["last_restore"]["load"] > 0
+    assert driver.record(box)["last_restore"]["load"] > 0
     assert driver.delete(box)
 
 
 def held_on_host(driver: Driver, box: str) -> list[str]:
     """What the ledger says is held beyond address and disk."""
-    entries = driver.cli("inspect", box)["ledger"]
+    entries = driver.inspect(box)["ledger"]
     return [e["key"] for e in entries if e["scope"] != "persistent"]
 
 
 def test_snapshots_are_returned_to_and_forked(driver: Driver) -> None:
+    before = driver.layers()
     box = driver.create(command=["/bin/sh", "-c", COUNTER])
     driver.wait(box, "Running")
     shell = driver.gateway.shell
@@ -91,13 +77,8 @@ def test_snapshots_are_returned_to_and_forked(driver: Driver) -> None:
     shell(fork, "cat /sandbox/file /usr/bin/* > /dev/null")
     driver.stop(fork)
     assert driver.delete(fork)
-    assert list((driver.host.state / "layers").iterdir()) == []
+    assert driver.layers() == before
 
 
 def fork_of(driver: Driver, box: str, name: str) -> str:
-    config = struct_pb2.Struct()
-    config.update({"from_snapshot": f"{box}/{name}"})
-    template = pb.DriverSandboxTemplate(image=driver.host.image, driver_config=config)
-    fork = driver.create(template=template)
-    driver.wait(fork, "Running")
-    return fork
+    return running(driver, {"from_snapshot": f"{box}/{name}"})

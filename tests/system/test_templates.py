@@ -9,17 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.system.conftest import Driver
+from tests.fakes.waiting import until
+from tests.system.machines import Driver
 
-pytestmark = pytest.mark.timeout(400)  # many cycles of real machines, on a busy host
-
-
-def wait_for_template(driver: Driver, timeout_s: float = 60) -> dict[str, object]:
-    deadline = time.monotonic() + timeout_s
-    while not (found := driver.cli("template", "ls")):
-        assert time.monotonic() < deadline, driver.log.read_text()[-3000:]
-        time.sleep(0.2)
-    return found[0]
+OWN = ["--mem-mib", "496"]
+"""A shape whose templates are the test's own, to be built and removed."""
 
 
 IDENTITY = """
@@ -32,12 +26,14 @@ ip -4 -o addr show eth0 | awk '{print $4}'
 def test_forks_start_without_a_boot_and_share_nothing_that_is_their_own(
     new_driver: Callable[..., Driver],
 ) -> None:
-    driver = new_driver("--templates-enabled", "true")
+    driver = new_driver(*OWN)
+    (other,) = (template.key for template in driver.templates())
     begun = time.monotonic()
     first = driver.create(name="cold")
     driver.wait(first, "Running")
     cold_s = time.monotonic() - begun
-    template = wait_for_template(driver)
+    until(lambda: len(driver.templates()) == 2, lambda: driver.log.read_text(), 60)
+    (key,) = (t.key for t in driver.templates() if t.key != other)
     boxes, times = [], []
     for number in range(8):
         begun = time.monotonic()
@@ -55,10 +51,10 @@ def test_forks_start_without_a_boot_and_share_nothing_that_is_their_own(
     for box in boxes[:2]:
         assert shell(box, "cat /sandbox/mine 2>/dev/null || echo none") == "none\n"
         shell(box, f"echo {box} > /sandbox/mine; sync")
-    assert (
-        driver.cli("inspect", boxes[0])["record"]["plan"]["template"] == template["key"]
-    )
-    driver.cli_plain("template", "rm", str(template["key"]))
+    assert driver.plan(boxes[0])["template"] == key
+    assert {found["key"] for found in driver.cli("template", "ls")} == {key, other}
+    driver.operate("template", "rm", key)
+    assert {template.key for template in driver.templates()} == {other}
     assert (
         shell(boxes[0], "cat /sandbox/mine; ls -R /usr >/dev/null") == f"{boxes[0]}\n"
     )
@@ -75,16 +71,17 @@ def identity(driver: Driver, box: str) -> list[str]:
 
 
 def wait_for_waiting(driver: Driver, count: int, timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not any(t["waiting"] == count for t in driver.cli("template", "ls")):
-        assert time.monotonic() < deadline, driver.log.read_text()[-3000:]
-        time.sleep(0.2)
+    until(
+        lambda: any(template.waiting == count for template in driver.templates()),
+        lambda: driver.log.read_text()[-3000:],
+        timeout_s,
+    )
 
 
 def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
     new_driver: Callable[..., Driver],
 ) -> None:
-    driver = new_driver("--templates-enabled", "true", "--warm-pool", "2")
+    driver = new_driver("--warm-pool", "2")
     first = driver.create()
     driver.wait(first, "Running")
     wait_for_waiting(driver, 2)
@@ -102,11 +99,11 @@ def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
     wait_for_waiting(driver, 2)
     shell = driver.gateway.shell
     shell(box, "echo kept > /sandbox/file")
-    driver.operate("suspend", box)
-    driver.operate("resume", box)
+    driver.suspend(box)
+    driver.resume(box)
     assert shell(box, "cat /sandbox/file") == "kept\n"
-    driver.operate("snapshot", "create", box, "s")
-    driver.operate("snapshot", "restore", box, "s")
+    driver.snapshot(box, "s")
+    driver.go_back(box, "s")
     assert shell(box, "cat /sandbox/file") == "kept\n"
     driver.stop(box)
     driver.start_sandbox(box)
@@ -119,10 +116,7 @@ def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
 def test_the_driver_is_killed_while_a_fork_begins(
     new_driver: Callable[..., Driver], pool: str
 ) -> None:
-    driver = new_driver("--templates-enabled", "true", "--warm-pool", pool)
-    first = driver.create()
-    driver.wait(first, "Running")
-    wait_for_template(driver)
+    driver = new_driver("--warm-pool", pool)
     for after_s in (0.05, 0.15, 0.25, 0.4, 0.7, 1.0):
         if pool == "1":
             wait_for_waiting(driver, 1)
@@ -132,46 +126,35 @@ def test_the_driver_is_killed_while_a_fork_begins(
         driver.gateway.wait_hello(box)
         driver.wait(box, "Running")
         assert driver.delete(box)
-    assert driver.delete(first)
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.4])
-def test_qemu_is_killed_while_a_fork_begins(
-    new_driver: Callable[..., Driver], after_s: float
-) -> None:
-    driver = new_driver("--templates-enabled", "true")
-    first = driver.create()
-    driver.wait(first, "Running")
-    wait_for_template(driver)
-    box = driver.create(wait=False)
+def test_qemu_is_killed_while_a_fork_begins(driver: Driver) -> None:
     directory = driver.host.state / "libvirt" / "run" / "qemu"
-    theirs = set(directory.glob("*.pid"))
-    deadline = time.monotonic() + 20
-    while not (new := set(directory.glob("vmdriver-*.pid")) - theirs):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    pid = int(new.pop().read_text())
-    time.sleep(after_s)
-    os.kill(pid, signal.SIGKILL)
-    driver.gateway.wait_hello(box)
-    driver.wait(box, "Running")
-    for one in (first, box):
-        assert driver.delete(one)
+    for after_s in (0.0, 0.1, 0.4):
+        theirs = set(directory.glob("*.pid"))
+        box = driver.create(wait=False)
+        until(
+            lambda theirs=theirs: set(directory.glob("vmdriver-*.pid")) - theirs,
+            pause_s=0.001,
+        )
+        (new,) = set(directory.glob("vmdriver-*.pid")) - theirs
+        pid = int(new.read_text())
+        time.sleep(after_s)
+        os.kill(pid, signal.SIGKILL)
+        driver.gateway.wait_hello(box)
+        driver.wait(box, "Running")
+        assert driver.delete(box)
 
 
 @pytest.mark.parametrize("pool", ["0", "1"])
 def test_a_delete_while_a_fork_begins_leaves_nothing(
     new_driver: Callable[..., Driver], pool: str
 ) -> None:
-    driver = new_driver("--templates-enabled", "true", "--warm-pool", pool)
-    first = driver.create()
-    driver.wait(first, "Running")
-    wait_for_template(driver)
+    driver = new_driver("--warm-pool", pool)
     for after_s in (0.05, 0.2, 0.6):
         if pool == "1":
             wait_for_waiting(driver, 1)
         box = driver.create(wait=False)
         time.sleep(after_s)
         assert driver.delete(box)
-        assert not (driver.host.state / "sandboxes" / box).exists()
-    assert driver.delete(first)
+        assert not driver.directory(box).exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ def test_the_machine_goes_on_until_the_file_is_repaired_or_the_sandbox_deleted(
 ) -> None:
     box = driver.create()
     pid = driver.machine_pid(box)
-    path = Path(driver.cli("inspect", box)["directory"]) / name
+    path = driver.directory(box) / name
     driver.kill()
     intact = path.read_bytes()
     path.write_bytes(b"\0" * len(intact) + b"\n")

@@ -1,8 +1,16 @@
-"""Programs that run in sandboxes and would notice if anything went wrong with time, memory or disk."""
+"""Sandboxes whose programs would notice if anything went wrong with time, memory or disk."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import struct_pb2
+
+from vmdriver._proto import compute_driver_pb2 as pb
+
+if TYPE_CHECKING:
+    from tests.system.machines import Driver
 
 CHAIN = """
 import hashlib, os, time
@@ -22,6 +30,52 @@ while True:
 
 def command(program: str) -> list[str]:
     return ["/usr/bin/python3", "-c", program]
+
+
+def running(driver: Driver, config: dict[str, Any], **spec: Any) -> str:
+    """A sandbox with such a `driver_config`."""
+    fields = struct_pb2.Struct()
+    fields.update(config)
+    template = pb.DriverSandboxTemplate(image=driver.host.image, driver_config=fields)
+    box = driver.create(template=template, **spec)
+    driver.wait(box, "Running")
+    return box
+
+
+def suspending(driver: Driver, **spec: Any) -> str:
+    """A running sandbox whose stop is a suspension."""
+    return running(driver, {"on_stop": "suspend"}, **spec)
+
+
+def marked(driver: Driver) -> str:
+    """The same with a chain, and with a note in its memory and one on its disk."""
+    box = suspending(driver, command=command(CHAIN))
+    driver.gateway.shell(
+        box,
+        "echo kept > /dev/shm/note; echo disk > /sandbox/note; sync;"
+        "while [ ! -s /sandbox/chain ]; do sleep 0.1; done",
+    )
+    return box
+
+
+def chain_of(driver: Driver, box: str) -> list[tuple[int, float, float]]:
+    """As `check_chain` has it."""
+    return check_chain(driver.gateway.shell(box, "cat /sandbox/chain"))
+
+
+def check_whole(driver: Driver, box: str) -> None:
+    """Nothing of the memory was lost."""
+    driver.wait(box, "Running")
+    assert driver.gateway.shell(box, "cat /dev/shm/note") == "kept\n"
+    chain_of(driver, box)
+    check_thawed(driver, box)
+
+
+def check_thawed(driver: Driver, box: str) -> None:
+    entries = driver.inspect(box)["ledger"]
+    assert not [e for e in entries if e["scope"] == "capture"], (
+        "something is still held still"
+    )
 
 
 def check_chain(text: str) -> list[tuple[int, float, float]]:
