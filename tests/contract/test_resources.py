@@ -15,7 +15,6 @@ from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.journal import FakeJournal
 from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError
-from vmdriver.lifecycle.control.resources import every_resource
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
     FILES,
@@ -32,8 +31,7 @@ from vmdriver.lifecycle.engine.resource import (
     Given,
     Resources,
 )
-from vmdriver.lifecycle.extending.notes import PREFIXES
-from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.extending.notes import PREFIXES, ExtensionEntries
 from vmdriver.lifecycle.launch.resources import MachineSource, Part, take
 from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
 from vmdriver.model.ids import mark
@@ -56,7 +54,7 @@ PART, IMAGE, MAPPED_AT = "s1/capture.part", "s1/suspended", "s1/mapped"
 async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> None:
     """Each as its room does it."""
     ports, domain = process.inside.ports, plan.domain
-    one: Any = process.resources.of(key)
+    one: Any = process.core.resources.of(key)
     match key:
         case "lease":
             await one.acquire("s1", ledger)
@@ -113,11 +111,13 @@ class Stage:
         process, ledger = self.process()
         held = ledger.get(self.key)
         if held is not None:
-            assert process.resources.can_be_undone(held)
+            assert process.core.resources.can_be_undone(held)
             if self.key == LEASE:
                 process.core.addresses.adopt("s1", self.plan.network.lease)
             for _ in range(2):
-                await process.resources.release(Given(held, "s1", ledger, self.record))
+                await process.core.resources.release(
+                    Given(held, "s1", ledger, self.record)
+                )
                 assert state(self.world) == before
         assert process.core.addresses.holder(self.plan.network.lease.index) is None
 
@@ -139,7 +139,7 @@ async def stage(key: str) -> Stage:
 
 
 def resources() -> Resources:
-    return FakeDriver(World()).resources
+    return FakeDriver(World()).core.resources
 
 
 def test_none_is_forgotten_here() -> None:
@@ -202,7 +202,7 @@ async def test_it_is_given_back_where_nothing_of_it_was_ever_there(key: str) -> 
     process, ledger = dataclasses.replace(made, world=world).process()
     for done in (True, False):
         entry = dataclasses.replace(held, done=done)
-        await process.resources.release(Given(entry, "s1", ledger, made.record))
+        await process.core.resources.release(Given(entry, "s1", ledger, made.record))
     assert world.objects() == set()
 
 
@@ -219,9 +219,9 @@ async def test_an_entry_that_does_not_say_all_that_is_needed_is_noticed(
         less = {k: v for k, v in held.data.items() if k != name}
         for data in (less, {**less, name: None}, {**less, name: 7}):
             entry = dataclasses.replace(held, data=data)
-            assert not process.resources.can_be_undone(entry), data
+            assert not process.core.resources.can_be_undone(entry), data
     more = dataclasses.replace(held, data={**held.data, "of_another_release": 1})
-    assert process.resources.can_be_undone(more)
+    assert process.core.resources.can_be_undone(more)
 
 
 EARLIER: Mapping[str, Mapping[str, Any]] = {
@@ -268,7 +268,7 @@ async def test_a_new_entry_says_what_earlier_releases_read(key: str) -> None:
 @pytest.mark.parametrize("prefix", PREFIXES)
 async def test_an_extensions_entry_is_its_runners(prefix: str) -> None:
     made = await stage(LEASE)
-    process, ledger = made.process()
+    _, ledger = made.process()
     asked: list[tuple[str, str, Reason]] = []
 
     async def undo(
@@ -276,13 +276,12 @@ async def test_an_extensions_entry_is_its_runners(prefix: str) -> None:
     ) -> None:
         asked.append((record.id, held.key, reason))
 
-    pool = AddressPool("test", "10.0.128.0/17")
-    _, undoer = every_resource(process.inside.ports, pool, lambda _: set(), undo)
+    resources = Resources([ExtensionEntries(prefix, undo)])
     held = Held(f"{prefix}audit", Scope.RUNTIME, {"extension": "audit"})
-    await undoer.undo(made.record, ledger, held, Reason.SUSPENDED)
+    await resources.release(Given(held, "s1", ledger, made.record, Reason.SUSPENDED))
     assert asked == [("s1", held.key, Reason.SUSPENDED)]
-    assert undoer.resources.can_be_undone(held)
-    assert not undoer.resources.can_be_undone(dataclasses.replace(held, data={}))
+    assert resources.can_be_undone(held)
+    assert not resources.can_be_undone(dataclasses.replace(held, data={}))
 
 
 async def test_an_entry_that_nobody_knows_is_neither_refused_nor_forgotten() -> None:
@@ -290,6 +289,6 @@ async def test_an_entry_that_nobody_knows_is_neither_refused_nor_forgotten() -> 
     made = await stage(LEASE)
     process, ledger = made.process()
     held = Held("of-another-release", Scope.RUNTIME, {})
-    assert process.resources.can_be_undone(held)
+    assert process.core.resources.can_be_undone(held)
     with pytest.raises(LookupError, match="of-another-release"):
-        await process.resources.release(Given(held, "s1", ledger, made.record))
+        await process.core.resources.release(Given(held, "s1", ledger, made.record))

@@ -120,10 +120,7 @@ class FakeDriver:
             retry_s=RETRY_S,
         )
         self.hub, self.manager = self.core.hub, self.core.manager
-        self.leftovers, self.resources = (
-            self.core.leftovers,
-            self.core.undoer.resources,
-        )
+        self.leftovers = self.core.leftovers
         self.inside = Inside(self.core, ports)
 
     async def settled(self, timeout_s: float = 5.0) -> None:

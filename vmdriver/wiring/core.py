@@ -12,19 +12,22 @@ from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.control.recover import Recovery
-from vmdriver.lifecycle.control.resources import every_resource
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
 from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.engine.resource import Resources
+from vmdriver.lifecycle.extending.notes import PREFIXES, ExtensionEntries
 from vmdriver.lifecycle.extending.participants import Participant
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.subject import subject_of
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import AddressLease, Layers, launch_parts
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
+from vmdriver.lifecycle.memory.resources import memory_resources
 from vmdriver.lifecycle.ports.host import (
     AcceleratorChoice,
     Guard,
@@ -81,10 +84,10 @@ class Core:
         self.sandboxes = sandboxes = Sandboxes()
         self.hub = Hub(sandboxes.snapshots, watch_limit)
         self.extensions = self._extensions(installed)
-        self.parts, self.undoer = every_resource(
-            ports, addresses, sandboxes.layers_of_others, self.extensions.undo
-        )
-        self.leftovers = Leftovers(ports, self.undoer.resources, addresses, retry_s)
+        self.layers = Layers(ports.disks, sandboxes.layers_of_others)
+        self.parts = launch_parts(ports, self.layers)
+        self.resources = self._resources()
+        self.leftovers = Leftovers(ports, self.resources, addresses, retry_s)
         self.budget = MemoryBudget(
             sandboxes.records, settings, self.leftovers.memory_mib
         )
@@ -93,6 +96,16 @@ class Core:
         self.warm_pool = self._warm_pool(warm_directory)
         self.workforce = self._workforce()
         self.manager = self._manager()
+
+    def _resources(self) -> Resources:
+        """Every kind of thing that a ledger may hold."""
+        ports, undo = self._ports, self.extensions.undo
+        lease, kept = (
+            AddressLease(self.addresses, ports.network),
+            memory_resources(ports),
+        )
+        extensions = [ExtensionEntries(prefix, undo) for prefix in PREFIXES]
+        return Resources([lease, *self.parts, *kept, *extensions])
 
     def _workforce(self) -> Workforce:
         return Workforce(
@@ -103,7 +116,8 @@ class Core:
             sandboxes=self.sandboxes,
             hub=self.hub,
             extensions=self.extensions,
-            undoer=self.undoer,
+            resources=self.resources,
+            layers=self.layers,
             launcher=self.launcher,
             budget=self.budget,
             templates=self.templates,
@@ -169,7 +183,7 @@ class Core:
             places=self._places,
             addresses=self.addresses,
             instance=self._settings.instance,
-            resources=self.undoer.resources,
+            resources=self.resources,
             journals=self._journals,
             open=self.ledger,
         )
@@ -186,7 +200,7 @@ class Core:
             records=ports.records,
             extensions=self.extensions,
             budget=self.budget,
-            undoer=self.undoer,
+            layers=self.layers,
             allow_fork=self.workforce.snapshots.allow_fork,
         )
         recovery = Recovery(

@@ -9,6 +9,7 @@ from vmdriver.lifecycle.engine.broadcast import Hub
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.observer import Observer
+from vmdriver.lifecycle.engine.resource import Resources
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.standstill import Waker
 from vmdriver.lifecycle.engine.worker import Act, AtRest, First, Worker
@@ -20,7 +21,7 @@ from vmdriver.lifecycle.launch.ended import Ended
 from vmdriver.lifecycle.launch.launch import Beginnings, Launch
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import Undoer
+from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.launch.stop import Stop
 from vmdriver.lifecycle.memory.capture import Capture
 from vmdriver.lifecycle.memory.layers import LayerUpkeep
@@ -50,7 +51,8 @@ class Workforce:
         sandboxes: Sandboxes,
         hub: Hub,
         extensions: ExtensionRunner,
-        undoer: Undoer,
+        resources: Resources,
+        layers: Layers,
         launcher: Launcher,
         budget: MemoryBudget,
         templates: Templates,
@@ -58,9 +60,9 @@ class Workforce:
     ) -> None:
         self._ports, self._settings, self._places = ports, settings, places
         self._sandboxes, self._hub, self._extensions = sandboxes, hub, extensions
-        self._undoer, self._launcher, self._budget = undoer, launcher, budget
+        self._layers, self._launcher, self._budget = layers, launcher, budget
         self._observer = Observer(hypervisor=ports.hypervisor, disks=ports.disks)
-        self._giving_back = GivingBack(undo=undoer.undo, is_owed=is_extensions)
+        self._giving_back = GivingBack(resources=resources, is_owed=is_extensions)
         self._told = Told(extensions=extensions)
         self._capture = Capture(
             ports=ports,
@@ -135,7 +137,7 @@ class Workforce:
             capture=self._capture,
             extensions=self._extensions,
             giving_back=self._giving_back,
-            layers=self._undoer.layers,
+            layers=self._layers,
             budget=self._budget,
             on_host=self._sandboxes.host_snapshots,
         )
@@ -166,7 +168,7 @@ class Workforce:
         return LayerUpkeep(
             ports=self._ports,
             paths=self._places,
-            layers=self._undoer.layers,
+            layers=self._layers,
             of_others=self._sandboxes.layers_of_others,
         )
 
@@ -178,7 +180,7 @@ class Workforce:
             hypervisor=ports.hypervisor,
             guest=ports.guest,
             disks=ports.disks,
-            layers=self._undoer.layers,
+            layers=self._layers,
             forget=self._sandboxes.forget,
             grace_s=self._settings.stop_grace_s,
         )

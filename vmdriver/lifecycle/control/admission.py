@@ -26,7 +26,7 @@ from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of, sh
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import Undoer
+from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.ports.host import Records
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.settings import Settings
@@ -51,7 +51,7 @@ class Admission:
     records: Records
     extensions: ExtensionRunner
     budget: MemoryBudget
-    undoer: Undoer
+    layers: Layers
     allow_fork: Callable[[Sandbox, SandboxSpec], Awaitable[None]]
     """Asks a sandbox's extensions whether a new one may start from its snapshot."""
 
@@ -95,7 +95,7 @@ class Admission:
         try:
             await self.records.create(record, token)
         except DriverError:
-            drop = self.undoer.drop_layers(record.id, set(record.layers))
+            drop = self.layers.drop(record.id, set(record.layers))
             await tried(_log, drop)
             raise
 

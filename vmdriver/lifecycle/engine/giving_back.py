@@ -8,22 +8,20 @@ from contextlib import suppress
 
 from vmdriver.errors import CleanupError, DriverError, StorageError
 from vmdriver.host.retry import backoff_s
-from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import Held, Scope
 from vmdriver.lifecycle.engine.observer import Seen
+from vmdriver.lifecycle.engine.resource import Given, Resources
 from vmdriver.lifecycle.engine.sandbox import DOWN, Sandbox
-from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
-
-Undo = Callable[[SandboxRecord, Ledger, Held, Reason], Awaitable[None]]
 
 
 class GivingBack:
-    """`undo` undoes one entry; `is_owed` says of an entry's key that it may be given back later,
-    without a machine or an address being kept for it: an extension's.
+    """`resources`: all that a ledger may hold. `is_owed` says of an entry's key that it may be
+    given back later, without a machine or an address being kept for it: an extension's.
     """
 
-    def __init__(self, *, undo: Undo, is_owed: Callable[[str], bool]) -> None:
-        self._undo, self._is_owed = undo, is_owed
+    def __init__(self, *, resources: Resources, is_owed: Callable[[str], bool]) -> None:
+        self._resources, self._is_owed = resources, is_owed
 
     async def run(self, sandbox: Sandbox, reason: Reason) -> None:
         """What belongs to the run. What only extensions owe then is tried again later, see `again`.
@@ -69,7 +67,8 @@ class GivingBack:
 
     async def one(self, sandbox: Sandbox, held: Held, reason: Reason) -> None:
         """Undo one entry, which stays in the ledger. What its undo raises."""
-        await self._undo(sandbox.record, sandbox.ledger, held, reason)
+        record, ledger = sandbox.record, sandbox.ledger
+        await self._resources.release(Given(held, record.id, ledger, record, reason))
 
     def _of(
         self, sandbox: Sandbox, reason: Reason

@@ -4,13 +4,16 @@ them. An entry has no effect of its own: the extension acts when it is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope
+from vmdriver.lifecycle.engine.resource import Given
 from vmdriver.lifecycle.extending.phases import Hold, Until
+from vmdriver.model.record import SandboxRecord
+from vmdriver.model.runs import Reason
 
 HOOKS, PHASES = "hooks", "phases"
 """The two languages of extensions."""
@@ -65,6 +68,20 @@ def hold_of(held: Held) -> Hold:
 def holds_of(ledger: Ledger) -> list[Held]:
     """Everything that extensions hold, oldest first."""
     return [held for held in ledger.held() if is_hold(held)]
+
+
+@dataclass(frozen=True)
+class ExtensionEntries:
+    """Those whose keys begin so, as a resource; `undo` is the runner's."""
+
+    key: str
+    undo: Callable[[SandboxRecord, Ledger, Held, Reason], Awaitable[None]]
+    needs = ("extension",)
+
+    async def release(self, given: Given) -> None:
+        """NotLoaded."""
+        assert given.record is not None  # noqa: S101 - extensions belong to sandboxes
+        await self.undo(given.record, given.ledger, given.held, given.reason)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
     FILES,
     FIREWALL,
@@ -19,13 +19,12 @@ from vmdriver.lifecycle.engine.resource import (
     OVERLAY,
     TAP,
     Given,
-    Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Disks, Hypervisor, LaunchFiles, Network
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.plan import LaunchPlan, Lease
-from vmdriver.model.record import SandboxRecord, layers_of
+from vmdriver.model.record import layers_of
 from vmdriver.model.runs import Reason
 
 Effects = Mapping[str, Callable[[], Awaitable[None]]]
@@ -202,21 +201,3 @@ class AddressLease:
 
     async def release(self, given: Given) -> None:
         self.pool.free(given.owner)
-
-
-@dataclass(frozen=True)
-class Undoer:
-    """Gives back what a sandbox's ledger holds, in whatever process."""
-
-    resources: Resources
-    layers: Layers
-
-    async def undo(
-        self, record: SandboxRecord, ledger: Ledger, held: Held, reason: Reason
-    ) -> None:
-        """One entry's thing. May be repeated."""
-        await self.resources.release(Given(held, record.id, ledger, record, reason))
-
-    async def drop_layers(self, sandbox_id: str, layers: set[str]) -> None:
-        """Remove those of these layers that no other sandbox or template stands on."""
-        await self.layers.drop(sandbox_id, layers)
