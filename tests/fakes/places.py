@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
+
+_made = itertools.count()
 
 
 class FakePlaces:
-    layers = 0
+    """A layer's name is never used twice, also by the next driver: not one by what is at an
+    address of memory, which may be given again.
+    """
 
     def boot(self) -> BootChoice:
         return BootChoice("/kernel", "/initramfs", "boot")
@@ -29,5 +35,4 @@ class FakePlaces:
         )
 
     def new_layer(self, sandbox_id: str) -> str:
-        self.layers += 1
-        return f"layers/{sandbox_id}.{self.layers}.{id(self)}.qcow2"
+        return f"layers/{sandbox_id}.{next(_made)}.qcow2"

@@ -37,6 +37,7 @@ from vmdriver.lifecycle.ports.host import (
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.lifecycle.templates.build import TemplateMaker
 from vmdriver.lifecycle.templates.leftovers import Leftovers
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
@@ -139,36 +140,54 @@ class Core:
     def _launcher(self, accelerator: AcceleratorChoice) -> Launcher:
         ports, settings = self._ports, self._settings
         return Launcher(
-            ports,
-            settings,
-            self.extensions,
-            accelerator,
-            self._places,
-            self.addresses,
-            self._files,
-            Supervisor(settings, ports.images, ports.supervisor_disks),
-            self.budget,
-            self.parts,
+            images=ports.images,
+            network=ports.network,
+            records=ports.records,
+            settings=settings,
+            extensions=self.extensions,
+            accelerator=accelerator,
+            places=self._places,
+            addresses=self.addresses,
+            files=self._files,
+            supervisor=Supervisor(settings, ports.images, ports.supervisor_disks),
+            budget=self.budget,
+            parts=self.parts,
         )
 
     def _templates(self, directory: str) -> Templates:
-        sandboxes = self.sandboxes
-        templates = Templates(
-            self._ports,
-            self._settings,
-            self.launcher,
-            sandboxes.needing_layers,
-            sandboxes.layers_of_unread,
-            directory,
-            self.leftovers,
+        maker = TemplateMaker(
+            ports=self._ports,
+            settings=self._settings,
+            places=self._places,
+            addresses=self.addresses,
+            parts=self.parts,
+            budget=self.budget,
+            leftovers=self.leftovers,
         )
-        sandboxes.claim(templates.layers)
+        templates = Templates(
+            ports=self._ports,
+            settings=self._settings,
+            places=self._places,
+            maker=maker,
+            records=self.sandboxes.needing_layers,
+            layers_of_unread=self.sandboxes.layers_of_unread,
+            directory=directory,
+            leftovers=self.leftovers,
+        )
+        self.sandboxes.claim(templates.layers)
         return templates
 
     def _warm_pool(self, directory: str) -> WarmPool:
-        ports, launcher, settings = self._ports, self.launcher, self._settings
-        templates, leftovers = self.templates, self.leftovers
-        pool = WarmPool(ports, settings, launcher, templates, directory, leftovers)
+        pool = WarmPool(
+            ports=self._ports,
+            settings=self._settings,
+            places=self._places,
+            addresses=self.addresses,
+            parts=self.parts,
+            templates=self.templates,
+            directory=directory,
+            leftovers=self.leftovers,
+        )
         self.sandboxes.claim(pool.layers)
         return pool
 

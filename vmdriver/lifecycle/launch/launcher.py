@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.threads import Pool
@@ -26,11 +26,10 @@ from vmdriver.lifecycle.launch.resources import (
     take,
 )
 from vmdriver.lifecycle.launch.supervisor import Supervisor
-from vmdriver.lifecycle.ports.host import AcceleratorChoice
-from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress
+from vmdriver.lifecycle.ports.host import AcceleratorChoice, Network, Records
+from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress, Images
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
-from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.condition import Progress
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import SandboxRecord
@@ -71,23 +70,23 @@ class LaunchFailed(Exception):
         self.blame = blame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Shared by all workers; holds no state of its own."""
+    """For all sandboxes; holds no state of its own."""
 
-    ports: Ports
+    images: Images
+    network: Network
+    records: Records
     settings: Settings
     extensions: ExtensionRunner
     accelerator: AcceleratorChoice
     places: Places
-    pool: AddressPool
+    addresses: AddressPool
     files: Pool
     supervisor: Supervisor
     budget: MemoryBudget
     parts: Sequence[Part]
     """Of a machine, in the order in which it comes to them."""
-    building: set[str] = field(default_factory=set)
-    """Layers of templates that are being built."""
 
     async def plan(
         self, record: SandboxRecord, ledger: Ledger, tell: Tell
@@ -97,7 +96,9 @@ class Launcher:
         """
         try:
             disk = await self._image(record, tell)
-            lease = await self.lease(record.id, ledger)
+            lease = await AddressLease(self.addresses, self.network).acquire(
+                record.id, ledger
+            )
             facts = await self._facts(record, disk, lease)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
@@ -124,7 +125,7 @@ class Launcher:
                 record.spec.image,
             ),
         )
-        disk = await self.ports.images.prepare(
+        disk = await self.images.prepare(
             record.spec.image, record.id, ImageTeller(tell)
         )
         tell(
@@ -133,11 +134,6 @@ class Launcher:
             Progress("pulling_image", "Image pulled", "starting_sandbox"),
         )
         return disk
-
-    async def lease(self, holder_id: str, ledger: Ledger) -> Lease:
-        """Its address lease; taken once and kept until it is given back."""
-        lease = AddressLease(self.pool, self.ports.network)
-        return await lease.acquire(holder_id, ledger)
 
     async def _facts(
         self, record: SandboxRecord, disk: BaseDisk, lease: Lease
@@ -153,11 +149,11 @@ class Launcher:
             supervisor_disk=await self.supervisor.disk(),
             paths=self.places.paths(record.id),
             lease=lease,
-            own_networks=await self.ports.network.own_networks(),
+            own_networks=await self.network.own_networks(),
             gateway_address=None
             if endpoint.on_host_loopback
-            else await self.ports.network.resolve(endpoint.host),
-            has_token=await self.ports.records.token(record.id) is not None,
+            else await self.network.resolve(endpoint.host),
+            has_token=await self.records.token(record.id) is not None,
         )
 
     def _layers(self, record: SandboxRecord) -> tuple[str, ...]:
@@ -203,7 +199,7 @@ class Launcher:
         TLS file cannot be read.
         """
         secrets: dict[str, bytes] = {}
-        token = await self.ports.records.token(record.id)
+        token = await self.records.token(record.id)
         if token is not None:
             secrets["auth/sandbox.jwt"] = token.get_secret_value().encode() + b"\n"
         if (

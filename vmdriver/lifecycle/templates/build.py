@@ -7,16 +7,19 @@ next driver's sweep removes what a killed one had made.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 from vmdriver.errors import TimedOut
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import MachineSource, take
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import ImagePart, image_bytes
+from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
@@ -33,20 +36,25 @@ def owner_of(key: str) -> str:
     return f"template-{key}"
 
 
-class TemplateBuild:
-    """One build. Leaves the template, or nothing."""
+class TemplateMaker:
+    """Leaves a template, or nothing. `parts`: what a machine that comes up acquires."""
 
     def __init__(
         self,
+        *,
         ports: Ports,
         settings: Settings,
-        launcher: Launcher,
+        places: Places,
+        addresses: AddressPool,
+        parts: Sequence[Part],
+        budget: MemoryBudget,
         leftovers: Leftovers,
     ) -> None:
-        self._ports = ports
-        self._settings = settings
-        self._launcher = launcher
-        self._leftovers = leftovers
+        self._ports, self._settings, self._places = ports, settings, places
+        self._lease, self._parts = AddressLease(addresses, ports.network), parts
+        self._budget, self._leftovers = budget, leftovers
+        self.layers: set[str] = set()
+        """Of templates that are being built."""
 
     def _plan(
         self, one: Unowned, plan: LaunchPlan, part: str, lease: Lease, layer: str
@@ -74,7 +82,7 @@ class TemplateBuild:
 
     def has_room(self, plan: LaunchPlan) -> bool:
         """Whether there is memory for its machine now."""
-        committed = self._launcher.budget.committed_mib()
+        committed = self._budget.committed_mib()
         most = self._settings.max_committed_memory_mib
         within = committed + plan.memory_mib <= most
         return within and facts.available_memory_bytes() > plan.memory_mib * 2**20
@@ -85,8 +93,8 @@ class TemplateBuild:
         """Build it. DriverError; cancellable; nothing is left over then, room and address
         that were set aside for it among it, but for what cannot be given back yet.
         """
-        layer = self._launcher.places.new_layer(owner_of(key))
-        building = self._launcher.building
+        layer = self._places.new_layer(owner_of(key))
+        building = self.layers
         building.add(layer)
         one = Unowned(
             owner_of(key), plan.memory_mib, given_back=lambda: building.discard(layer)
@@ -100,14 +108,14 @@ class TemplateBuild:
         self, one: Unowned, plan: LaunchPlan, workspace: str, target: str, layer: str
     ) -> MemoryManifest:
         ports, part, ledger = self._ports, f"{target}.part", one.ledger
-        lease = await self._launcher.lease(one.owner, ledger)
+        lease = await self._lease.acquire(one.owner, ledger)
         plan = self._plan(one, plan, part, lease, layer)
         image = ImagePart(ports.memory_store)
         memory = await image.acquire(ledger, part, image_bytes(plan))
         write = partial(ports.launch_files.write_for_template, plan)
         owner = mark(self._settings.instance, one.owner)
         source = MachineSource(plan, owner, instead={FILES: write})
-        for thing in self._launcher.parts:
+        for thing in self._parts:
             await take(ledger, thing, source)
         await self._wait(plan)
         await ports.memory.pause(plan.domain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
@@ -17,9 +18,10 @@ from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.resources import MachineSource, take
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.memory.resources import ImagePart
+from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
@@ -52,18 +54,19 @@ class WarmPool:
 
     def __init__(
         self,
+        *,
         ports: Ports,
         settings: Settings,
-        launcher: Launcher,
+        places: Places,
+        addresses: AddressPool,
+        parts: Sequence[Part],
         templates: Templates,
         directory: str,
         leftovers: Leftovers,
     ) -> None:
-        self._ports = ports
-        self._settings = settings
-        self._launcher = launcher
-        self._templates = templates
-        self._directory = directory
+        self._ports, self._settings, self._places = ports, settings, places
+        self._lease, self._parts = AddressLease(addresses, ports.network), parts
+        self._templates, self._directory = templates, directory
         self._leftovers = leftovers
         self._waiting: list[Waiting] = []
         self._claimed: list[Waiting] = []
@@ -170,11 +173,11 @@ class WarmPool:
         """What a launch acquires, from the template's memory, and left paused."""
         ports, instance = self._ports, self._settings.instance
         directory = f"{self._directory}/{one.owner}"
-        lease = await self._launcher.lease(one.owner, one.ledger)
+        lease = await self._lease.acquire(one.owner, one.ledger)
         plan = planner.as_nobodys(
             template.manifest.plan, instance, one.owner, directory
         )
-        layer = self._launcher.places.new_layer(one.owner)
+        layer = self._places.new_layer(one.owner)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
         await ImagePart(ports.memory_store).acquire(one.ledger, directory, 0)
         owner = mark(instance, one.owner)
@@ -186,7 +189,7 @@ class WarmPool:
 
         write = partial(ports.launch_files.write_for_template, plan)
         source = MachineSource(plan, owner, instead={FILES: write, MACHINE: load})
-        for part in self._launcher.parts:
+        for part in self._parts:
             await take(one.ledger, part, source)
         return plan
 

@@ -21,10 +21,10 @@ from secrets import token_hex
 from vmdriver.errors import DriverError, NotFound
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.launcher import Launcher
+from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.lifecycle.templates.build import TemplateBuild, owner_of
+from vmdriver.lifecycle.templates.build import TemplateMaker, owner_of
 from vmdriver.lifecycle.templates.leftovers import Leftovers
 from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions
 from vmdriver.model.plan import LaunchPlan
@@ -80,19 +80,18 @@ class Templates:
 
     def __init__(
         self,
+        *,
         ports: Ports,
         settings: Settings,
-        launcher: Launcher,
+        places: Places,
+        maker: TemplateMaker,
         records: Callable[[], list[SandboxRecord]],
         layers_of_unread: Callable[[], set[str]],
         directory: str,
         leftovers: Leftovers,
     ) -> None:
-        self._ports = ports
-        self._settings = settings
-        self._launcher = launcher
-        self._records = records
-        self._directory = directory
+        self._ports, self._settings, self._places = ports, settings, places
+        self._maker, self._records, self._directory = maker, records, directory
         self.leftovers = leftovers
         self._known: dict[str, Template] = {}
         self._failed: dict[str, float] = {}
@@ -150,7 +149,7 @@ class Templates:
         versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
         if template_key(manifest.plan, versions, manifest.workspace) != key:
             raise NotFound("it is of another hypervisor")
-        if manifest.boot_digest != self._launcher.places.boot().digest:
+        if manifest.boot_digest != self._places.boot().digest:
             raise NotFound("it is of other boot files")
         return await self._checked(key, directory, manifest)
 
@@ -178,7 +177,7 @@ class Templates:
         """Layers that templates stand on, those of templates that were removed and are still
         held, and that of a build under way.
         """
-        return {t.layer for t in self._all()} | self._launcher.building
+        return {t.layer for t in self._all()} | self._maker.layers
 
     def plans(self) -> list[LaunchPlan]:
         """Of those that are there or still held, and of those that are to be built."""
@@ -317,14 +316,11 @@ class Templates:
                 self._wanted.pop(key, None)
 
     async def _build(self, key: str, plan: LaunchPlan, workspace: str) -> None:
-        build = TemplateBuild(
-            self._ports, self._settings, self._launcher, self.leftovers
-        )
-        if not build.has_room(plan):
+        if not self._maker.has_room(plan):
             _log.info("template %s is not built: there is no memory for it now", key)
             return
         directory = f"{self._directory}/{key}.{token_hex(4)}"
-        manifest = await build.run(key, plan, self._scope(workspace), directory)
+        manifest = await self._maker.run(key, plan, self._scope(workspace), directory)
         try:
             self._known[key] = await self._checked(key, directory, manifest)
         except BaseException:
