@@ -81,7 +81,7 @@ class Admission:
         worker.sandbox.announce()
         try:
             if draft is not None:
-                await self.extensions.phases.report(
+                await self.extensions.report(
                     CallPoint.AFTER_CREATE,
                     worker.sandbox.record,
                     worker.sandbox.ledger,
@@ -138,10 +138,10 @@ class Admission:
             active=activation.active, parameters=activation.parameters
         )
         record = bare.model_copy(update={"extensions": state})
-        if not extensions.phases.take_part(record):
+        if not extensions.take_part(record):
             return record, None
         draft = draft_of(spec)
-        ask = extensions.phases.ask
+        ask = extensions.ask
         await ask(CallPoint.VALIDATE_REQUEST, record, None, trace)
         await ask(CallPoint.PREPARE_PLAN, record, None, trace, draft)
         state = state.model_copy(update={"accepted": False})
@@ -184,10 +184,10 @@ class Admission:
         self, worker: Worker, asked: SandboxSpec, draft: Draft, trace: Trace
     ) -> None:
         """before_create. What it changes and holds is durable before the create is accepted."""
-        phases, ledger = self.extensions.phases, worker.sandbox.ledger
+        extensions, ledger = self.extensions, worker.sandbox.ledger
         try:
-            await phases.note_create(worker.sandbox.record, ledger)
-            await phases.ask(
+            await extensions.note_create(worker.sandbox.record, ledger)
+            await extensions.ask(
                 CallPoint.BEFORE_CREATE, worker.sandbox.record, ledger, trace, draft
             )
             state = worker.sandbox.record.extensions.model_copy(

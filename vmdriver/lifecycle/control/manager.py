@@ -137,7 +137,7 @@ class Manager:
         await self._admission.create(spec, token, trace)
 
     async def _ask(self, phase: api.CallPoint, worker: Worker, trace: Trace) -> None:
-        await self.extensions.phases.ask(
+        await self.extensions.ask(
             phase, worker.sandbox.record, worker.sandbox.ledger, trace
         )
 

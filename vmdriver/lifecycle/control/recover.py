@@ -62,7 +62,7 @@ class Recovery:
             await self.shelf.put(record.id, error.message, record)
             return
         worker = self.hire(record, ledger)
-        worker.sandbox.reconcile_due = self.extensions.phases.take_part(record)
+        worker.sandbox.reconcile_due = self.extensions.take_part(record)
         self.sandboxes.workers[record.id] = worker
         if not record.extensions.accepted:
             await worker.sandbox.decide(partial(wishes.changes, Wish.DELETE))

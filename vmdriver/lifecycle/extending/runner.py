@@ -100,11 +100,6 @@ class Runner(Generic[R]):
         loaded = (self.participants.get(name) for name in active)
         return any(p is None or p.language != HOOKS for p in loaded)
 
-    @property
-    def phases(self) -> Runner[R]:
-        """Itself, for whoever speaks of phases only."""
-        return self
-
     # --- call points that every driver has
 
     async def ask(
@@ -131,11 +126,7 @@ class Runner(Generic[R]):
         """All are called, in reverse where something ends; their errors are shown."""
         subject = self._subject_of(record, ledger, trace)
         found = self._taking_part(subject, everybody=False)
-        for participant in reversed(found) if point in ENDING else found:
-            try:
-                await self._call(participant, point, subject)
-            except DriverError as error:
-                self._tell(subject.sandbox.id, error.text())
+        await self._tell_each(found[::-1] if point in ENDING else found, point, subject)
 
     async def give_back(
         self, record: R, ledger: Ledger, scope: Scope | None
@@ -189,17 +180,11 @@ class Runner(Generic[R]):
         """
         await self._each("before_capture", record, ledger, hook, call)
 
-    async def after_restore(
-        self, record: R, ledger: Ledger, kind: RestoreKind
-    ) -> list[str]:
-        """In order; errors are returned as texts for events."""
-        problems, subject = [], self._subject_of(record, ledger, None)
-        for participant in self._taking_part(subject):
-            try:
-                await self._call(participant, "after_restore", subject, kind)
-            except DriverError as error:
-                problems.append(error.text())
-        return problems
+    async def after_restore(self, record: R, ledger: Ledger, kind: RestoreKind) -> None:
+        """In order; errors are shown."""
+        subject = self._subject_of(record, ledger, None)
+        found = self._taking_part(subject)
+        await self._tell_each(found, "after_restore", subject, kind)
 
     def saved(self, record: R, ledger: Ledger) -> dict[str, Any]:
         """What each extension of this sandbox has saved."""
@@ -215,6 +200,15 @@ class Runner(Generic[R]):
         subject = self._subject_of(record, ledger, None)
         for participant in self._taking_part(subject):
             await self._call(participant, moment, subject, *arguments)
+
+    async def _tell_each(
+        self, found: Iterable[Participant], moment: str, subject: Subject, *more: Any
+    ) -> None:
+        for participant in found:
+            try:
+                await self._call(participant, moment, subject, *more)
+            except DriverError as error:
+                self._tell(subject.sandbox.id, error.text())
 
     def _taking_part(
         self, subject: Subject, *, everybody: bool = True

@@ -18,24 +18,23 @@ class Told:
 
     async def restored(self, sandbox: Sandbox, kind: RestoreKind) -> None:
         """after_restore."""
-        for problem in await self._extensions.after_restore(
-            sandbox.record, sandbox.ledger, kind
-        ):
-            sandbox.tell("ExtensionFailed", problem, warn=True)
+        await self._extensions.after_restore(sandbox.record, sandbox.ledger, kind)
 
     async def what_is_due(self, sandbox: Sandbox, seen: Seen) -> bool:
         """At rest: reconcile in a new process, after_ready in a new run. True: somebody was
         told.
         """
-        phases, record = self._extensions.phases, sandbox.record
+        extensions, record = self._extensions, sandbox.record
         if sandbox.reconcile_due:
-            await phases.report(CallPoint.RECONCILE, record, sandbox.ledger)
+            await extensions.report(CallPoint.RECONCILE, record, sandbox.ledger)
             sandbox.reconcile_due = False
             return True
         runs = record.phase is Phase.RUNNING and seen.machine is MachineState.READY
-        if not runs or record.extensions.ready_told or not phases.take_part(record):
+        if not runs or record.extensions.ready_told:
             return False
-        await phases.report(CallPoint.AFTER_READY, record, sandbox.ledger)
+        if not extensions.take_part(record):
+            return False
+        await extensions.report(CallPoint.AFTER_READY, record, sandbox.ledger)
         told = sandbox.record.extensions.model_copy(update={"ready_told": True})
         await sandbox.update(extensions=told)
         return True
