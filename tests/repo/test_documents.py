@@ -48,3 +48,10 @@ def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document
     links = [link for link in _LINK.findall(path.read_text()) if "//" not in link]
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_first_pages_are_short_and_found() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for document, most in ("docs/architecture.md", 150), ("CONTRIBUTING.md", 60):
+        assert (ROOT / document).read_text().count("\n") <= most
+        assert f"({document})" in readme
