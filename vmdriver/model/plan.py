@@ -122,6 +122,8 @@ class LaunchPlan(Frozen):
     network: NetworkPlan
     environment: Mapping[str, str] = Field(default_factory=dict)
     """The supervisor's whole environment. No secret is in it: those are files."""
+    environment_by: Mapping[str, str] = Field(default_factory=dict)
+    """Names in it that extensions asked for, to the extension."""
     drop_ins: tuple[DropIn, ...] = ()
     drop_in_environment: Mapping[str, str] = Field(default_factory=dict)
     devices: tuple[str, ...] = ()

@@ -161,10 +161,17 @@ class Runner(Generic[R]):
         return draft
 
     async def before_launch(
-        self, record: R, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
-    ) -> None:
-        """Everybody allocates; environment that they add is in the draft."""
+        self, record: R, ledger: Ledger, plan: LaunchPlan
+    ) -> dict[str, tuple[str, str]]:
+        """Everybody allocates. What of the environment extensions have asked for by now: values by
+        name, each with the extension.
+        """
+        draft = PlanDraft()
+        for name, extension in plan.environment_by.items():
+            draft.on_behalf_of(extension)
+            draft.set_environment(name, plan.environment[name])
         await self._each("before_launch", record, ledger, plan, draft)
+        return draft.collected("env")
 
     async def before_restore(
         self, record: R, ledger: Ledger, kind: RestoreKind

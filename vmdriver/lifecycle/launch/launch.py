@@ -161,7 +161,7 @@ class Launch:
 
     async def _launch_planned(self, sandbox: Sandbox, kind: RestoreKind | None) -> None:
         launcher = self._launcher
-        plan, draft = await launcher.plan(sandbox.record, sandbox.ledger, sandbox.tell)
+        plan = await launcher.plan(sandbox.record, sandbox.ledger, sandbox.tell)
         try:
             secrets = await launcher.secrets(sandbox.record)
         except DriverError as error:
@@ -172,7 +172,7 @@ class Launch:
             if beginning.kind is not None:
                 await self._ask_to_restore(sandbox, beginning.kind)
             environment = await launcher.prepare(
-                sandbox.record, sandbox.ledger, beginning.plan, draft
+                sandbox.record, sandbox.ledger, beginning.plan
             )
             source = beginning.source(environment, secrets)
             await launcher.take(sandbox.record, sandbox.ledger, source)

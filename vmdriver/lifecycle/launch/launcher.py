@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger
-from vmdriver.lifecycle.extending.draft import PlanDraft
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
@@ -90,7 +89,7 @@ class Launcher:
 
     async def plan(
         self, record: SandboxRecord, ledger: Ledger, tell: Tell
-    ) -> tuple[LaunchPlan, PlanDraft]:
+    ) -> LaunchPlan:
         """Find out what is needed, ask the extensions, freeze. Holds the lease from
         here on. LaunchFailed.
         """
@@ -108,7 +107,7 @@ class Launcher:
             self.budget.claim(record, plan.memory_mib, draft.asker("memory_mib"))
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
-        return plan, draft
+        return plan
 
     async def _image(self, record: SandboxRecord, tell: Tell) -> BaseDisk:
         if record.base:
@@ -162,14 +161,14 @@ class Launcher:
         return (*record.layers, self.places.new_layer(record.id))
 
     async def prepare(
-        self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan, draft: PlanDraft
+        self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan
     ) -> dict[str, str]:
         """before_launch hooks; the supervisor's environment with what they added. `record`
         already holds the plan, durably. LaunchFailed.
         """
         try:
-            await self.extensions.before_launch(record, ledger, plan, draft)
-            return planner.with_added(plan.environment, draft)
+            added = await self.extensions.before_launch(record, ledger, plan)
+            return planner.with_added(plan.environment, added)
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
 

@@ -189,9 +189,12 @@ def _environment(
     return found
 
 
-def with_added(environment: Mapping[str, str], draft: PlanDraft) -> dict[str, str]:
-    """The environment with what extensions have added so far. Refused when it becomes too large."""
-    added = draft.collected("env")
+def with_added(
+    environment: Mapping[str, str], added: Mapping[str, tuple[str, str]]
+) -> dict[str, str]:
+    """The environment with what extensions have added: values by name, each with the extension.
+    Refused when it becomes too large.
+    """
     merged = {**environment, **{name: value for name, (value, _) in added.items()}}
     check_added(merged, {name: extension for name, (_, extension) in added.items()})
     return merged
@@ -223,7 +226,7 @@ def resolve(
     hosts = [(settings.host_alias, name) for name in HOST_ALIASES]
     if facts.gateway_address and facts.gateway_address != endpoint.host:
         hosts.append((facts.gateway_address, endpoint.host))
-    added = {name: value for name, (value, _) in draft.collected("env").items()}
+    added = draft.collected("env")
     return LaunchPlan(
         sandbox_id=spec.id,
         domain=ids.domain_name(settings.instance, spec.id),
@@ -243,7 +246,8 @@ def resolve(
         disks=_disks(facts, disk_mib(spec, settings)),
         console=facts.paths.console,
         network=_network(facts, settings),
-        environment=with_added(_environment(spec, settings, facts), draft),
+        environment=with_added(_environment(spec, settings, facts), added),
+        environment_by={name: extension for name, (_, extension) in added.items()},
         drop_ins=tuple(
             DropIn(name=name, contents=contents, extension=extension)
             for name, (contents, extension) in sorted(
@@ -251,7 +255,7 @@ def resolve(
             )
         ),
         drop_in_environment={
-            n: v for n, v in added.items() if n.startswith("OPENSHELL_VM_DATA_")
+            n: v for n, (v, _) in added.items() if n.startswith("OPENSHELL_VM_DATA_")
         },
         required_features=_check_features(draft),
         hostname=hostname(spec.name, spec.id),

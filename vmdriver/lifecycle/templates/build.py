@@ -70,6 +70,7 @@ class TemplateMaker:
             update={
                 "network": network,
                 "environment": {},
+                "environment_by": {},
                 "drop_ins": (),
                 "drop_in_environment": {},
                 "cpu_quota_millis": None,
