@@ -92,6 +92,21 @@ async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
     await driver.close()
 
 
+async def test_a_build_whose_name_cannot_be_made_durable_leaves_nothing() -> None:
+    """It has the name by then: the next driver would find a template without its layer."""
+    driver = FakeDriver(World(), settings=TEMPLATES)
+    world = driver.world
+    failing = world.fail = Failing(sync_name=1)
+    await driver.manager.recover()
+    await driver.manager.create(spec("first"), None)
+    await driver.settled()
+    await eventually(lambda: not driver.inside.builds(), "builds have no end")
+    assert not failing.left["sync name"]
+    assert template_files(world) == set()
+    assert nobodys(world) == []
+    await driver.close()
+
+
 async def test_a_machine_that_cannot_be_ended_counts_in_the_hosts_memory() -> None:
     driver = FakeDriver(
         World(), settings=dataclasses.replace(TEMPLATES, max_committed_memory_mib=6000)

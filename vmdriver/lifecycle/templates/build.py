@@ -128,7 +128,12 @@ class TemplateMaker:
             ports, "template", plan, captured, parts, workspace=workspace
         )
         await ports.memory_store.lend(part, lent=True)
-        await ports.memory_store.publish(part, target, manifest)
+        try:
+            await ports.memory_store.publish(part, target, manifest)
+        except BaseException:
+            # It may have its name already, only not durably.
+            await self._leftovers.remove_files(target)
+            raise
         await ledger.hand_over(OVERLAY)
         return manifest
 
