@@ -139,6 +139,23 @@ def test_an_old_place_still_has_what_was_never_meant_for_authors(
 
 
 @pytest.mark.parametrize("old", OLD)
+def test_everything_of_an_old_place_can_be_imported_at_once(old: str) -> None:
+    namespace: dict[str, Any] = {}
+    with pytest.warns(DeprecationWarning, match="next release"):
+        exec(f"from {old} import *", namespace)
+    for name in OLD[old]:
+        now = "CallPoint" if name == "Phase" else name
+        assert namespace[name] is getattr(stable, now)
+
+
+def test_an_old_place_can_be_imported_as_a_module() -> None:
+    namespace: dict[str, Any] = {}
+    exec("from vmdriver.lifecycle.phases import api, mutation", namespace)
+    with pytest.warns(DeprecationWarning, match=r"vmdriver\.extension import Until"):
+        assert namespace["api"].Until is stable.Until
+
+
+@pytest.mark.parametrize("old", OLD)
 def test_an_old_place_has_nothing_that_it_never_had(old: str) -> None:
     module = importlib.import_module(old)
     for name in ("no_such", "_shown", "API_VERSION"):

@@ -22,6 +22,8 @@ FOR_AUTHORS = frozenset(
 
 def moved(module: str, name: str) -> Any:
     """What `module` called `name`, with a DeprecationWarning at whoever asks. AttributeError."""
+    if name == "__all__":
+        return sorted(FOR_AUTHORS.union(_RENAMED))
     now = _RENAMED.get(name, name)
     found = [vars(home)[now] for home in _HOMES if now in vars(home)]
     if not found or name.startswith("_"):
