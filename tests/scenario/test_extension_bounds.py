@@ -88,6 +88,46 @@ async def test_what_cannot_be_had_refuses_the_launch_and_names_the_extension(
     await driver.close()
 
 
+class Rival(Greedy):
+    name = "rival"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Greedy(configure={"X": "1"}), Rival(configure={"X": "2"})),
+        (Greedy(configure={"X": "1"}), Rival(launch={"X": "2"})),
+        (Greedy(launch={"X": "1"}), Rival(launch={"X": "2"})),
+    ],
+)
+async def test_two_that_set_a_variable_differently_are_both_named_whichever_hook_it_was(
+    first: Greedy, second: Greedy
+) -> None:
+    driver = FakeDriver(World(), extensions=[first, second])
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    assert driver.phase() is Phase.FAILED
+    assert (
+        "'greedy' and 'rival' both set env[X], differently" in driver.failure().message
+    )
+    assert not driver.world.domains
+    await driver.close()
+
+
+async def test_the_same_variable_twice_is_fine_and_its_own_an_extension_may_change() -> (
+    None
+):
+    first = Greedy(configure={"X": "1", "Y": "1"}, launch={"Y": "2"})
+    driver = FakeDriver(World(), extensions=[first, Rival(launch={"X": "1"})])
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    assert driver.phase() is Phase.RUNNING
+    assert driver.plan().environment_by == {"X": "greedy", "Y": "greedy"}
+    await driver.close()
+
+
 async def test_96_mib_are_enough_to_ask_for() -> None:
     driver = await with_greedy(Greedy(memory_mib=96))
     plan = driver.plan()

@@ -252,11 +252,18 @@ async def test_killed_around_each_question_no_address_is_lost(
         async with grpc.aio.insecure_channel(path, options=options) as channel:
             stub: Any = pb_grpc.ComputeDriverStub(channel)
             request, wait = create(sandbox()), {"wait_for_ready": True, "timeout": 20}
-            while (
-                await stub.ListSandboxes(pb.ListSandboxesRequest(), **wait)
-            ).sandboxes:
-                await asyncio.sleep(0.02)  # its files go a moment before it does
-            await stub.CreateSandbox(request, **wait)
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    await stub.CreateSandbox(request, **wait)
+                    break
+                except grpc.aio.AioRpcError as error:
+                    given_back = "is being given back; try again" in str(
+                        error.details()
+                    )
+                    if not given_back or time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(0.02)  # its files go a moment before it does
             await stub.DeleteSandbox(
                 pb.DeleteSandboxRequest(sandbox_id="s1"), timeout=20
             )

@@ -76,7 +76,11 @@ class ComposedDriver:
         """Allocate, create; or give everything back and pass on the base's words."""
         incoming = requests.read(pb.CreateSandboxRequest, raw)
         sandbox_id = incoming.sandbox.id
-        if self._registry.get(sandbox_id) is not None:
+        present = self._registry.get(sandbox_id)
+        if present is not None and present.record.stage is Stage.GONE:
+            text = f"sandbox {sandbox_id}: what it left is being given back; try again"
+            raise Unavailable(text)
+        if present is not None:
             raise AlreadyExists(f"sandbox {sandbox_id} exists")
         record = self._record(incoming)
         if not record.active:
