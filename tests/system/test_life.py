@@ -15,7 +15,8 @@ import pytest
 
 from tests.fakes.gateway import Gateway
 from tests.fakes.waiting import until
-from tests.system.machines import INSTANCE, Driver
+from tests.system.conftest import WITHOUT_TEMPLATES
+from tests.system.machines import INSTANCE, Driver, Host
 from vmdriver._proto import compute_driver_pb2 as pb
 
 NASTY = {
@@ -273,8 +274,9 @@ def make_certificates(directory: Path) -> None:
 
 
 def test_extensions_of_both_kinds_add_drop_ins_and_environment(
-    new_driver: Callable[..., Driver], tmp_path: Path
+    new_driver: Callable[..., Driver], fresh_host: Host, tmp_path: Path
 ) -> None:
+    """Of a boot: a fork is told of otherwise."""
     drop_ins = tmp_path / "init.d"
     drop_ins.mkdir()
     (drop_ins / "10-first").write_text(
@@ -288,7 +290,8 @@ def test_extensions_of_both_kinds_add_drop_ins_and_environment(
         f'[extension.operator-drop-ins]\ndirectory = "{drop_ins}"\n'
         'environment = { OPENSHELL_X = "1" }\n'
     )
-    driver = new_driver("--config", str(config))
+    options = [*WITHOUT_TEMPLATES, "--config", str(config)]
+    driver = new_driver(*options, host=fresh_host)
     box = driver.create(wait=False)
     assert "belongs to the driver" in driver.wait(box, "ProvisioningFailed")
     text = config.read_text().replace("OPENSHELL_X", "COLOUR")
