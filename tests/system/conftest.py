@@ -183,14 +183,15 @@ def resting(shared: Driver) -> Host:
 
 
 @pytest.fixture
-def fresh_host(shared: Driver) -> Iterator[Host]:
-    """One of the test's own, with the demo image prepared; without templates."""
+def fresh_host(shared: Driver) -> Host:
+    """One of the test's own, with the demo image prepared; without templates. Its drivers may end after it: it goes with
+    the shared one.
+    """
     base = shared.host.state.parent
     state = new_state(Path(tempfile.mkdtemp(prefix="own-", dir=base)))
     state.chmod(0o755)
     lend_images(shared.host.state, state)
-    yield replace(shared.host, state=state)
-    shutil.rmtree(state)
+    return replace(shared.host, state=state)
 
 
 @pytest.fixture
@@ -222,7 +223,8 @@ def new_driver(
     for driver in made:
         if driver.host.state.exists():  # else the test has ended it
             finish(driver)
-            rest(driver)
+        rest(driver)
+        if driver.host.state.exists():
             nothing_is_left(driver)
         shutil.rmtree(driver.socket.parent.parent)
 
