@@ -210,6 +210,19 @@ async def test_forks_that_cannot_be_ended_count_among_those_that_wait() -> None:
     await driver.close()
 
 
+async def test_an_address_that_could_not_be_noted_goes_with_the_sandbox() -> None:
+    driver = FakeDriver(World())
+    driver.world.fail = Failing(append_to_journal=1)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    assert driver.failure().message.startswith("OnPurpose: append to journal")
+    assert leases(driver) == []
+    await driver.manager.delete("s1", "")
+    assert leases(driver) == []
+    await driver.close()
+
+
 @pytest.mark.parametrize("seed", range(1, 5))
 async def test_a_host_where_every_fiftieth_call_fails_has_nothing_of_nobody_at_the_end(
     seed: int,

@@ -196,7 +196,12 @@ class AddressLease:
         async def adopt() -> None:
             self.pool.adopt(owner, lease)
 
-        await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
+        try:
+            await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
+        except BaseException:
+            if ledger.get(LEASE) is None:  # not even noted: nobody would give it back
+                self.pool.free(owner)
+            raise
         return lease
 
     async def release(self, given: Given) -> None:
