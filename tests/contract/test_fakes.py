@@ -26,7 +26,7 @@ from vmdriver.lifecycle.ports.host import (
     Journal,
     Ownership,
     Records,
-    no_checkpoint,
+    no_crash_point,
 )
 from vmdriver.lifecycle.ports.memory import Captured, MemoryStore
 from vmdriver.model.memory_image import FileIdentity
@@ -65,7 +65,7 @@ class Side(Protocol):
 class InMemory:
     def __init__(self) -> None:
         self.world = World()
-        self.records = FakeRecords(self.world, no_checkpoint)
+        self.records = FakeRecords(self.world, no_crash_point)
         self.store = FakeMemoryStore(self.world)
         self.disks = FakeDisks(self.world)
 

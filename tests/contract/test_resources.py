@@ -33,7 +33,7 @@ from vmdriver.lifecycle.engine.resource import (
 )
 from vmdriver.lifecycle.extending.notes import PREFIXES, ExtensionEntries
 from vmdriver.lifecycle.launch.resources import MachineSource, Part, take
-from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
@@ -97,13 +97,13 @@ class Stage:
     plan: LaunchPlan
     record: SandboxRecord
 
-    def process(self, checkpoint: Guard = no_checkpoint) -> tuple[FakeDriver, Ledger]:
+    def process(self, crash_point: Guard = no_crash_point) -> tuple[FakeDriver, Ledger]:
         """A driver that begins, and has done nothing yet."""
-        process = FakeDriver(self.world, checkpoint)
-        return process, Ledger(FakeJournal(self.world, "s1"), checkpoint)
+        process = FakeDriver(self.world, crash_point)
+        return process, Ledger(FakeJournal(self.world, "s1"), crash_point)
 
-    async def acquire(self, checkpoint: Guard = no_checkpoint) -> None:
-        process, ledger = self.process(checkpoint)
+    async def acquire(self, crash_point: Guard = no_crash_point) -> None:
+        process, ledger = self.process(crash_point)
         await acquire(self.key, process, ledger, self.plan)
 
     async def check_given_back(self, before: Mapping[str, Any]) -> None:
@@ -155,7 +155,7 @@ async def test_another_process_gives_it_back(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", NEEDS)
-async def test_a_kill_at_any_checkpoint_of_the_acquisition_leaves_what_can_be_given_back(
+async def test_a_kill_at_any_crash_point_of_the_acquisition_leaves_what_can_be_given_back(
     key: str,
 ) -> None:
     ready = await stage(key)

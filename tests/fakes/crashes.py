@@ -1,4 +1,4 @@
-"""Kills the process of a fake driver at a chosen checkpoint."""
+"""Kills the process of a fake driver at a chosen crash point."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from tests.fakes.world import Crash, World
 
 
 class Bomb:
-    """Counts checkpoints; at the chosen one the process is killed."""
+    """Counts crash points; at the chosen one the process is killed."""
 
     def __init__(self, world: World, at: int | None = None) -> None:
         self.world, self.at, self.passed = world, at, 0
         self.exploded = asyncio.Event()
         self.names: list[str] = []
 
-    async def __call__(self, checkpoint: str) -> None:
+    async def __call__(self, crash_point: str) -> None:
         if self.world.dead:
-            raise Crash(checkpoint)
-        self.names.append(checkpoint)
+            raise Crash(crash_point)
+        self.names.append(crash_point)
         if self.passed == self.at:
             self.world.dead = True
             self.exploded.set()
-            raise Crash(checkpoint)
+            raise Crash(crash_point)
         self.passed += 1
 
 
 class Killer:
-    """Counts checkpoints; at the chosen one QEMU is killed, and libvirt does not know yet."""
+    """Counts crash points; at the chosen one QEMU is killed, and libvirt does not know yet."""
 
     def __init__(self, world: World, at: int | None = None) -> None:
         self.world, self.at, self.passed = world, at, 0
         self.killed = ""
         """Where; "" while there was no machine to kill."""
 
-    async def __call__(self, checkpoint: str) -> None:
+    async def __call__(self, crash_point: str) -> None:
         if self.world.dead:
-            raise Crash(checkpoint)
+            raise Crash(crash_point)
         if self.passed == self.at:
             for domain in set(self.world.domains):
                 self.world.qemu_ends(domain)
-            self.killed = checkpoint if self.world.ended else ""
+            self.killed = crash_point if self.world.ended else ""
         self.passed += 1
 
 

@@ -24,7 +24,7 @@ from tests.fakes.network import FakeNetwork
 from tests.fakes.world import World
 from vmdriver.config import Config, config_of
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.ports.host import no_checkpoint
+from vmdriver.lifecycle.ports.host import no_crash_point
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import SandboxRecord
 
@@ -67,7 +67,7 @@ class DiskDriver(vmdriver.app.Driver):
 
     def ports(self) -> Any:
         world, instance = self.world, self.config.driver.instance
-        self.guests = FakeMemory(world, no_checkpoint)
+        self.guests = FakeMemory(world, no_crash_point)
         return dataclasses.replace(
             super().ports(),
             hypervisor=FakeHypervisor(world, instance),

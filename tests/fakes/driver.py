@@ -29,7 +29,7 @@ from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -68,7 +68,7 @@ class FakeDriver:
     def __init__(
         self,
         world: World,
-        checkpoint: Guard = no_checkpoint,
+        crash_point: Guard = no_crash_point,
         settings: Settings = SETTINGS,
         extensions: Sequence[Registered] = (),
         extension_configs: Mapping[str, Mapping[str, Any]] | None = None,
@@ -85,9 +85,9 @@ class FakeDriver:
         for domain in set(world.ended):
             world.notice(domain)  # a libvirt that begins looks at every machine
         instance = settings.instance
-        self.hypervisor = FakeHypervisor(world, instance, checkpoint)
-        self.memory, self.guest = FakeMemory(world, checkpoint), FakeGuest(world)
-        self.memory_store = FakeMemoryStore(world, checkpoint)
+        self.hypervisor = FakeHypervisor(world, instance, crash_point)
+        self.memory, self.guest = FakeMemory(world, crash_point), FakeGuest(world)
+        self.memory_store = FakeMemoryStore(world, crash_point)
         fakes = Ports(
             self.hypervisor,
             FakeNetwork(world, instance),
@@ -95,7 +95,7 @@ class FakeDriver:
             FakeLaunchFiles(world),
             FakeSupervisorDisks(world),
             FakeImages(world),
-            FakeRecords(world, checkpoint),
+            FakeRecords(world, crash_point),
             self.memory,
             self.guest,
             self.memory_store,
@@ -115,7 +115,7 @@ class FakeDriver:
             ),
             templates_directory=templates_directory,
             warm_directory=warm_directory,
-            checkpoint=checkpoint,
+            crash_point=crash_point,
             watch_limit=watch_limit,
             retry_s=RETRY_S,
         )

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Gate:
-    """A checkpoint that waits. `path`: the checkpoints that must be passed in this order once
+    """A crash point that waits. `path`: the crash points that must be passed in this order once
     the gate is shut; at the last of them whoever comes first waits until it is opened.
     """
 
@@ -18,8 +18,8 @@ class Gate:
         self._path = list(path)
         self._reached, self._open = asyncio.Event(), asyncio.Event()
 
-    async def __call__(self, checkpoint: str) -> None:
-        if not self._path or checkpoint != self._path[0]:
+    async def __call__(self, crash_point: str) -> None:
+        if not self._path or crash_point != self._path[0]:
             return
         self._path.pop(0)
         if not self._path:

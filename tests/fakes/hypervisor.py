@@ -10,7 +10,7 @@ from vmdriver.errors import HostError
 from vmdriver.lifecycle.ports.host import (
     Found,
     GuestReport,
-    no_checkpoint,
+    no_crash_point,
 )
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.memory_image import Versions
@@ -23,9 +23,9 @@ class FakeHypervisor:
         self,
         world: World,
         instance: str,
-        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        crash_point: Callable[[str], Awaitable[None]] = no_crash_point,
     ) -> None:
-        self._world, self._instance, self._checkpoint = world, instance, checkpoint
+        self._world, self._instance, self._crash_point = world, instance, crash_point
         self.hint: Callable[[str], None] = lambda _name: None
 
     async def start(self, plan: LaunchPlan, mark: str) -> None:
@@ -44,7 +44,7 @@ class FakeHypervisor:
         world.marks[plan.domain] = mark
         for half_way in (DomainState.OFF, DomainState.PAUSED):
             world.domains[plan.domain] = half_way
-            await self._checkpoint(f"machine:{half_way}")
+            await self._crash_point(f"machine:{half_way}")
             world.monitor(plan.domain)
         world.domains[plan.domain] = DomainState.RUNNING
         world.root_layers[plan.domain] = plan.disk("root").path

@@ -18,9 +18,9 @@ class FakeMemory:
     """Machines that can be paused, and a guest whose workload ticks when it runs."""
 
     def __init__(
-        self, world: World, checkpoint: Callable[[str], Awaitable[None]]
+        self, world: World, crash_point: Callable[[str], Awaitable[None]]
     ) -> None:
-        self._world, self._checkpoint = world, checkpoint
+        self._world, self._crash_point = world, crash_point
         self.refuses = ""
         """What QEMU says of every state that it is to load."""
 
@@ -72,10 +72,10 @@ class FakeMemory:
         assert nobodys or domain in world.frozen, (
             "captured with a workload that would go on at once"
         )
-        await self._checkpoint("capture:half-way")
+        await self._crash_point("capture:half-way")
         world.monitor(domain)
         world.memories[memory.rpartition("/")[0]] = world.ticks[domain]
-        await self._checkpoint("capture:complete")  # and nobody has noted it
+        await self._crash_point("capture:complete")  # and nobody has noted it
         return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
 
     async def stream(self, domain: str, target: str) -> Streamed:
@@ -104,7 +104,7 @@ class FakeMemory:
             world.domains[plan.domain] = DomainState.OFF
             raise LoadRefused(self.refuses)
         world.domains[plan.domain] = DomainState.PAUSED
-        await self._checkpoint("load:paused")
+        await self._crash_point("load:paused")
         world.monitor(plan.domain)
         world.root_layers[plan.domain] = world.known_layers[plan.domain] = root.path
         world.ticks[plan.domain] = tick
@@ -118,7 +118,7 @@ class FakeMemory:
         assert self._world.domains[domain] is DomainState.PAUSED
         assert layer in self._world.files
         self._world.root_layers[domain] = layer
-        await self._checkpoint("switch:qemu-only")
+        await self._crash_point("switch:qemu-only")
         self._world.monitor(domain)
         self._world.known_layers[domain] = layer
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tests.fakes.world import World
 from vmdriver.errors import Exhausted, NotFound, Refused
-from vmdriver.lifecycle.ports.host import no_checkpoint
+from vmdriver.lifecycle.ports.host import no_crash_point
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
 from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
 
@@ -19,9 +19,9 @@ class FakeMemoryStore:
     def __init__(
         self,
         world: World,
-        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        crash_point: Callable[[str], Awaitable[None]] = no_crash_point,
     ) -> None:
-        self._world, self._checkpoint = world, checkpoint
+        self._world, self._crash_point = world, crash_point
         self.reserved: dict[str, int] = {}
         """Of this process, as the real one's: a reservation holds also where begin failed half-way."""
 
@@ -49,7 +49,7 @@ class FakeMemoryStore:
         world.images.pop(directory)
         world.images[target] = manifest.model_dump_json()
         world.memories[target] = world.memories.pop(directory)
-        await self._checkpoint("publish:renamed")
+        await self._crash_point("publish:renamed")
         world.act(f"sync name of {target}")
         return _digest(world.images[target])
 
@@ -75,7 +75,7 @@ class FakeMemoryStore:
         return ["memory has changed"] if directory in self._world.damaged else []
 
     async def saved(self, directory: str) -> SavedMachine:
-        await self._checkpoint("image:read")
+        await self._crash_point("image:read")
         assert directory in self._world.images, "loaded from an image that is gone"
         return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
 
@@ -84,7 +84,7 @@ class FakeMemoryStore:
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
         """A file's content is what was written to it last."""
-        await self._checkpoint("image:identify")
+        await self._crash_point("image:identify")
         written = self._world.written
         return tuple(
             FileIdentity(

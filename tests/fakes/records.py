@@ -14,28 +14,28 @@ from vmdriver.model.set_aside import Salvage, salvage
 
 class FakeRecords:
     def __init__(
-        self, world: World, checkpoint: Callable[[str], Awaitable[None]]
+        self, world: World, crash_point: Callable[[str], Awaitable[None]]
     ) -> None:
-        self._world, self._checkpoint = world, checkpoint
+        self._world, self._crash_point = world, crash_point
         self._unreadable: dict[str, str] = {}
 
     async def create(self, record: SandboxRecord, token: SecretStr | None) -> None:
-        await self._checkpoint("record:before-create")
+        await self._crash_point("record:before-create")
         if record.id in self._world.records:
             raise AlreadyExists(record.id)
         self._world.records[record.id] = stored_form(record).decode()
         self._world.deleted.discard(record.id)
         if token is not None:
             self._world.tokens[record.id] = token
-        await self._checkpoint("record:after-create")
+        await self._crash_point("record:after-create")
 
     async def save(self, record: SandboxRecord) -> None:
-        await self._checkpoint("record:before-save")
+        await self._crash_point("record:before-save")
         self._world.act("save record")
         if record.id not in self._world.records:
             raise StorageError(f"there is no sandbox {record.id}")
         self._world.records[record.id] = stored_form(record).decode()
-        await self._checkpoint("record:after-save")
+        await self._crash_point("record:after-save")
 
     async def load_all(self) -> list[SandboxRecord]:
         found = []
@@ -64,7 +64,7 @@ class FakeRecords:
         return self._world.tokens.get(sandbox_id)
 
     async def remove(self, sandbox_id: str, *, noted: bool) -> None:
-        await self._checkpoint("record:before-remove")
+        await self._crash_point("record:before-remove")
         self._world.act("remove record")
         if self._world.records.pop(sandbox_id, None) is not None and noted:
             self._world.deleted.add(sandbox_id)
@@ -73,7 +73,7 @@ class FakeRecords:
                 del self._world.images[directory]
         self._world.tokens.pop(sandbox_id, None)
         self._world.journals.pop(sandbox_id, None)
-        await self._checkpoint("record:after-remove")
+        await self._crash_point("record:after-remove")
 
     async def deleted(self, for_s: float) -> Mapping[str, float]:
         assert for_s > 0

@@ -10,7 +10,7 @@ from typing import Any
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.model.phase import Phase
 
 TEMPLATES = dataclasses.replace(SETTINGS, templates_enabled=True)
@@ -53,11 +53,11 @@ async def ticked(driver: FakeDriver) -> str:
 
 
 async def with_template(
-    checkpoint: Guard = no_checkpoint, **settings: Any
+    crash_point: Guard = no_crash_point, **settings: Any
 ) -> FakeDriver:
     """`first` runs, and there is a template of its shape."""
     settings = dataclasses.replace(TEMPLATES, **settings)
-    driver = FakeDriver(World(), checkpoint, settings=settings)
+    driver = FakeDriver(World(), crash_point, settings=settings)
     await driver.manager.recover()
     await driver.manager.create(spec("first"), None)
     await driver.settled()

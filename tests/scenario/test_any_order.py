@@ -38,7 +38,7 @@ class Play:
 
         self.driver.hub.publish = heard  # type: ignore[method-assign]
 
-    async def _a_moment(self, _checkpoint: str) -> None:
+    async def _a_moment(self, _crash_point: str) -> None:
         for _ in range(self.dice.choice([0, 0, 1, 3, 10, 40])):
             await asyncio.sleep(0)
 

@@ -348,11 +348,11 @@ async def test_a_driver_killed_at_the_end_of_a_delete_leaves_the_event_to_the_ne
     """A gateway that has heard `true` waits for it."""
     world, killed = World(), asyncio.Event()
 
-    async def kill(checkpoint: str) -> None:
-        if checkpoint == where:
+    async def kill(crash_point: str) -> None:
+        if crash_point == where:
             world.dead = True
             killed.set()
-            raise Crash(checkpoint)
+            raise Crash(crash_point)
 
     driver = FakeDriver(world, kill, settings=SLOW)
     await driver.manager.recover()

@@ -16,7 +16,7 @@ from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.phase import Intent, Phase
 
 
-async def slow(_checkpoint: str) -> None:
+async def slow(_crash_point: str) -> None:
     for _ in range(3):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Stop the world at every checkpoint of every sequence of intents; a new driver must put things right."""
+"""Stop the world at every crash point of every sequence of intents; a new driver must put things right."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def check_recovery(world: World, steps: tuple[str, ...]) -> None:
     await driver.close()
 
 
-async def count_checkpoints(steps: tuple[str, ...]) -> int:
+async def count_crash_points(steps: tuple[str, ...]) -> int:
     world = World()
     bomb = Bomb(world)
     assert not await run_until_crash(world, bomb, steps)
@@ -99,11 +99,11 @@ async def count_checkpoints(steps: tuple[str, ...]) -> int:
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-async def test_a_crash_at_any_checkpoint_is_recovered_from(name: str) -> None:
+async def test_a_crash_at_any_crash_point_is_recovered_from(name: str) -> None:
     steps = SEQUENCES[name]
-    total = await count_checkpoints(steps)
+    total = await count_crash_points(steps)
     assert total > 20, (
-        "the sequence must pass many checkpoints for this test to mean something"
+        "the sequence must pass many crash points for this test to mean something"
     )
     for at in range(total):
         world = World()
@@ -118,7 +118,7 @@ async def test_a_crash_at_any_checkpoint_is_recovered_from(name: str) -> None:
 )
 async def test_two_crashes_in_a_row_are_recovered_from(name: str) -> None:
     steps = SEQUENCES[name]
-    total = await count_checkpoints(steps)
+    total = await count_crash_points(steps)
     runs = 0
     for first in range(0, total, 2 if total < 100 else 7):
         for second in range(0, total, 5 if total < 100 else 11):
@@ -188,7 +188,7 @@ async def test_a_release_that_fails_at_first_is_tried_again(call: str) -> None:
 
 @pytest.mark.parametrize("ending", ["stop", "delete"])
 async def test_a_launch_cancelled_at_any_step_leaves_nothing(ending: str) -> None:
-    total = await count_checkpoints(("create",))
+    total = await count_crash_points(("create",))
     for at in range(total):
         world = World()
         reached = asyncio.Event()
@@ -227,7 +227,7 @@ class JournalsAfterTheEffect(Ledger):
         if present is not None and present.done:
             return None
         result = await finished(effect())
-        await self._checkpoint(f"{key}:after-effect")
+        await self._crash_point(f"{key}:after-effect")
         await self._put(Held(key, scope, dict(data)))
         await self._change({"op": "done", "key": key}, done=True)
         return result
@@ -239,7 +239,7 @@ class StrikesBeforeTheRelease(Ledger):
     async def release(self, scope, undo: Callable[[Held], Awaitable[None]]):  # type: ignore[no-untyped-def]
         for entry in reversed(self.held(scope)):
             await self._strike([entry.key])
-            await self._checkpoint(f"{entry.key}:before-release")
+            await self._crash_point(f"{entry.key}:before-release")
             await finished(undo(entry))
         return []
 
@@ -251,7 +251,7 @@ async def test_the_matrix_catches_a_wrong_ledger(
     monkeypatch.setattr(wiring_module, "Ledger", mutant)
     caught = 0
     steps = SEQUENCES["create-stop"]
-    for at in range(await count_checkpoints(steps)):
+    for at in range(await count_crash_points(steps)):
         world = World()
         if await run_until_crash(world, Bomb(world, at), steps):
             caught += bool(world.objects() - held_objects(world))

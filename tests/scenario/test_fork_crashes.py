@@ -1,4 +1,4 @@
-"""Stop the world at every checkpoint of a create that goes on from a template, or takes a waiting machine over."""
+"""Stop the world at every crash point of a create that goes on from a template, or takes a waiting machine over."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ async def check(world: World, pool: int) -> None:
 
 
 @pytest.mark.parametrize("pool", [0, 1])
-async def test_a_crash_at_any_checkpoint_of_a_fork_is_recovered_from(pool: int) -> None:
+async def test_a_crash_at_any_crash_point_of_a_fork_is_recovered_from(
+    pool: int,
+) -> None:
     ready = await prepared(pool)
     trial = copy.deepcopy(ready)
     bomb = Bomb(trial)

@@ -17,14 +17,14 @@ from vmdriver.model.record import SandboxRecord
 
 
 class SlowDisk:
-    """A checkpoint at which saving a record takes a moment, and says that it has begun."""
+    """A crash point at which saving a record takes a moment, and says that it has begun."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
         self.slow = False
 
-    async def __call__(self, checkpoint: str) -> None:
-        if checkpoint == "record:before-save" and self.slow:
+    async def __call__(self, crash_point: str) -> None:
+        if crash_point == "record:before-save" and self.slow:
             self.began.set()
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -156,7 +156,7 @@ async def test_a_return_to_a_snapshot_does_not_undo_a_stop_that_came_after_it() 
 
 
 async def test_a_delete_that_was_accepted_survives_every_crash_and_later_stop() -> None:
-    """Delete while it resumes, a stop behind it, and the process killed at every checkpoint that
+    """Delete while it resumes, a stop behind it, and the process killed at every crash point that
     follows: the next driver deletes.
     """
     at = runs = 0
@@ -210,7 +210,7 @@ async def suspended_in(world: World, disk: SlowDisk) -> AimedDriver:
 
 
 class AimedDriver(FakeDriver):
-    """Its checkpoints mean something from a moment on."""
+    """Its crash points mean something from a moment on."""
 
     def __init__(self, world: World) -> None:
         self._target: Callable[[str], Awaitable[None]] | None = None
@@ -219,8 +219,8 @@ class AimedDriver(FakeDriver):
     def aim(self, target: Callable[[str], Awaitable[None]]) -> None:
         self._target = target
 
-    async def _pass(self, checkpoint: str) -> None:
+    async def _pass(self, crash_point: str) -> None:
         if self.world.dead:
-            raise Crash(checkpoint)
+            raise Crash(crash_point)
         if self._target is not None:
-            await self._target(checkpoint)
+            await self._target(crash_point)

@@ -1,4 +1,4 @@
-"""QEMU is killed at every checkpoint, and libvirt learns of it only later: nothing is stuck, lost or left over."""
+"""QEMU is killed at every crash point, and libvirt learns of it only later: nothing is stuck, lost or left over."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def count(steps: tuple[str, ...]) -> int:
 
 
 @pytest.mark.parametrize("name", LIVES)
-async def test_a_machine_that_dies_at_any_checkpoint_leaves_nothing_half_done(
+async def test_a_machine_that_dies_at_any_crash_point_leaves_nothing_half_done(
     name: str,
 ) -> None:
     steps = SEQUENCES[name]
@@ -128,9 +128,9 @@ async def test_a_machine_dies_and_a_moment_later_the_driver(
         world = World()
         killer, bomb = Killer(world, at), Bomb(world, at + later)
 
-        async def both(checkpoint: str, killer=killer, bomb=bomb) -> None:
-            await killer(checkpoint)
-            await bomb(checkpoint)
+        async def both(crash_point: str, killer=killer, bomb=bomb) -> None:
+            await killer(crash_point)
+            await bomb(crash_point)
 
         driver = FakeDriver(world, both)
 

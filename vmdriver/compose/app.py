@@ -23,7 +23,7 @@ from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.extending.by_phases import ByPhases
 from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.lifecycle.extending.runner import Runner
-from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, check_path, serve
 
 _log = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ class Composition:
         self,
         config: ComposeConfig,
         extensions: Sequence[Extension],
-        checkpoint: Guard = no_checkpoint,
+        crash_point: Guard = no_crash_point,
     ) -> None:
         self.config = config
         self._files = Pool("compose", _THREADS)
-        store = Store(config.state_dir, self._files, checkpoint)
+        store = Store(config.state_dir, self._files, crash_point)
         self.base = Base(config.base, config.base_wait_s)
         self.runner = Runner(
             [ByPhases(extension) for extension in extensions],

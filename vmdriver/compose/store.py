@@ -16,7 +16,7 @@ from vmdriver.errors import StorageError
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.extending.subject import Activation, Subject, view_of
-from vmdriver.lifecycle.ports.host import Guard, no_checkpoint
+from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.model.spec import Frozen, Resources
 from vmdriver.storage import files
 from vmdriver.storage.journal import FileJournal
@@ -65,11 +65,11 @@ class Store:
     """All of them, below one directory."""
 
     def __init__(
-        self, root: Path, pool: Pool, checkpoint: Guard = no_checkpoint
+        self, root: Path, pool: Pool, crash_point: Guard = no_crash_point
     ) -> None:
         self._root = root / "sandboxes"
         self._pool = pool
-        self._checkpoint = checkpoint
+        self._crash_point = crash_point
 
     def open(self) -> list[Record]:
         """Make the directory; every record in it. What was never accepted is removed.
@@ -114,7 +114,7 @@ class Store:
     def ledger(self, sandbox_id: str) -> Ledger:
         """What is held for it."""
         journal = FileJournal(self._root / sandbox_id / "ledger.jsonl", self._pool)
-        return Ledger(journal, self._checkpoint)
+        return Ledger(journal, self._crash_point)
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         """An extension's own directory, made if it is not there."""

@@ -79,7 +79,7 @@ class Stage:
         if self.steps == self._kill_at:
             raise Killed
 
-    async def _checkpoint(self, checkpoint: str) -> None:  # noqa: ARG002 - every one counts
+    async def _crash_point(self, crash_point: str) -> None:  # noqa: ARG002 - every one counts
         self.step()
 
     async def _own(self, sandbox_id: str, name: str) -> Path:
@@ -90,7 +90,7 @@ class Stage:
     def _ledger(self, sandbox_id: str) -> Ledger:
         path = self._directory / sandbox_id / "ledger.jsonl"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Ledger(FileJournal(path, self._pool), self._checkpoint)
+        return Ledger(FileJournal(path, self._pool), self._crash_point)
 
     @property
     def subject(self) -> Subject:

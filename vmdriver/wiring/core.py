@@ -32,7 +32,7 @@ from vmdriver.lifecycle.ports.host import (
     AcceleratorChoice,
     Guard,
     JournalOpener,
-    no_checkpoint,
+    no_crash_point,
 )
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
@@ -72,15 +72,15 @@ class Core:
         installed: Installed,
         templates_directory: str,
         warm_directory: str,
-        checkpoint: Guard = no_checkpoint,
+        crash_point: Guard = no_crash_point,
         watch_limit: int = 1024,
         retry_s: float = 0.5,
     ) -> None:
-        """`journals` opens a sandbox's ledger. `checkpoint` is passed at each step of one.
+        """`journals` opens a sandbox's ledger. `crash_point` is passed at each step of one.
         `retry_s`: until what belongs to no sandbox is given back for the second time.
         """
         self._ports, self._settings, self._places = ports, settings, places
-        self._journals, self._checkpoint = journals, checkpoint
+        self._journals, self._crash_point = journals, crash_point
         self._files, self.addresses = files, addresses
         self.sandboxes = sandboxes = Sandboxes()
         self.hub = Hub(sandboxes.snapshots, watch_limit)
@@ -193,7 +193,7 @@ class Core:
 
     def ledger(self, sandbox_id: str) -> Ledger:
         """A sandbox's. StorageError."""
-        return Ledger(self._journals(sandbox_id), self._checkpoint)
+        return Ledger(self._journals(sandbox_id), self._crash_point)
 
     def _shelf(self) -> Shelf:
         return Shelf(

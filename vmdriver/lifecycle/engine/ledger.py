@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from vmdriver.errors import StorageError, Unavailable
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.ports.host import Guard, Journal, no_checkpoint
+from vmdriver.lifecycle.ports.host import Guard, Journal, no_crash_point
 
 MACHINE = "machine"
 """The key of the machine: the last that is acquired, the first that is given back."""
@@ -130,9 +130,9 @@ class Ledger:
     held in memory, and nobody gives back what is just being acquired, or the other way round.
     """
 
-    def __init__(self, journal: Journal, checkpoint: Guard = no_checkpoint) -> None:
+    def __init__(self, journal: Journal, crash_point: Guard = no_crash_point) -> None:
         self._journal = journal
-        self._checkpoint = checkpoint
+        self._crash_point = crash_point
         lines = journal.read()
         self._held = replay(lines)
         self._lines = len(lines)
@@ -171,14 +171,14 @@ class Ledger:
         if present is not None and present.done and key not in self._busy:
             return None
         with self._alone_at(key):
-            await self._checkpoint(f"{key}:before-intent")
+            await self._crash_point(f"{key}:before-intent")
             await finished(self._put(Held(key, scope, dict(data))))
-            await self._checkpoint(f"{key}:after-intent")
+            await self._crash_point(f"{key}:after-intent")
             patience_s = _PATIENCE_S if may_hang else None
             result = await finished(effect(), patience_s)
-            await self._checkpoint(f"{key}:after-effect")
+            await self._crash_point(f"{key}:after-effect")
             await finished(self._change({"op": "done", "key": key}, done=True))
-            await self._checkpoint(f"{key}:after-outcome")
+            await self._crash_point(f"{key}:after-outcome")
         return result
 
     async def remember(self, key: str, data: Mapping[str, Any]) -> None:
@@ -212,7 +212,7 @@ class Ledger:
         undone: list[str] = []
         with ExitStack() as busy:
             for entry in reversed(self.held(scope)):
-                await self._checkpoint(f"{entry.key}:before-release")
+                await self._crash_point(f"{entry.key}:before-release")
                 try:
                     busy.enter_context(self._alone_at(entry.key))
                     await finished(undo(entry))
@@ -221,11 +221,11 @@ class Ledger:
                     errors.append(error)
                     continue
                 undone.append(entry.key)
-                await self._checkpoint(f"{entry.key}:after-release")
+                await self._crash_point(f"{entry.key}:after-release")
             if undone:
                 await finished(self._strike(undone))
         for key in undone:
-            await self._checkpoint(f"{key}:after-strike")
+            await self._crash_point(f"{key}:after-strike")
         return errors
 
     @contextmanager

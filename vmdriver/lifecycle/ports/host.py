@@ -312,11 +312,11 @@ JournalOpener = Callable[[str], Journal]
 
 
 class Guard(Protocol):
-    """Where a test may stop the world; production uses `no_checkpoint`."""
+    """Where a test may stop the world; production uses `no_crash_point`."""
 
-    def __call__(self, checkpoint: str) -> Awaitable[None]:
-        """Pass a checkpoint such as "tap:after-intent"."""
+    def __call__(self, crash_point: str) -> Awaitable[None]:
+        """Pass a crash point such as "tap:after-intent"."""
 
 
-async def no_checkpoint(checkpoint: str) -> None:
-    """Nothing happens at checkpoints outside tests."""
+async def no_crash_point(crash_point: str) -> None:
+    """Nothing happens at crash points outside tests."""
