@@ -46,11 +46,11 @@ from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.image_service import ImageStore
+from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
@@ -94,7 +94,7 @@ class Driver:
         self.images = ImageStore(self.layout.images, self._files, image_policy(config))
         self.records = RecordStore(self.layout, self._files)
         self.memory = DomainMemory(self.connection, self._files, passage)
-        self.memory_images = MemoryImages(self._files, owner, self.layout.clearing)
+        self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
         self.places = FilePlaces(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
@@ -161,7 +161,7 @@ class Driver:
             self.records,
             self.memory,
             GuestAgent(self.connection),
-            self.memory_images,
+            self.checkpoints,
         )
 
     async def recover(self) -> None:

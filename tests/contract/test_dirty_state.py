@@ -33,10 +33,10 @@ from vmdriver.lifecycle.ports.images import CacheLimits
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.service import server
 from vmdriver.storage import boot
+from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.places import FilePlaces
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
@@ -94,7 +94,7 @@ async def _start(layout: Layout, pool: Pool) -> None:
             "disks": DiskStore(layout, pool, owner),
             "launch_files": LaunchFiles(layout, pool, owner),
             "supervisor_disks": supervisors,
-            "memory_store": MemoryImages(pool, owner, layout.clearing),
+            "memory_store": Checkpoints(pool, owner, layout.clearing),
             "records": RecordStore(layout, pool),
         },
         places=FilePlaces(layout),

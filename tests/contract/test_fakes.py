@@ -29,15 +29,15 @@ from vmdriver.lifecycle.ports.host import (
     no_crash_point,
 )
 from vmdriver.lifecycle.ports.memory import Captured, MemoryStore
-from vmdriver.model.memory_image import FileIdentity
+from vmdriver.model.checkpoint import FileIdentity
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Disk
 from vmdriver.model.record import SandboxRecord, utc_now
 from vmdriver.model.set_aside import salvage
+from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.memory_images import MemoryImages
 from vmdriver.storage.records import RecordStore
 
 CAPTURED = Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
@@ -79,7 +79,7 @@ class InMemory:
         self.world.records[sandbox_id] = "\0"
 
     def tear(self, image: str) -> None:
-        self.world.images[image] = "{"
+        self.world.checkpoints[image] = "{"
 
 
 @dataclass
@@ -90,7 +90,7 @@ class OnDisk:
     def __post_init__(self) -> None:
         owner = Ownership(os.getuid(), os.getgid())
         self.records = RecordStore(self.layout, self.pool)
-        self.store = MemoryImages(self.pool, owner)
+        self.store = Checkpoints(self.pool, owner)
         self.disks = DiskStore(self.layout, self.pool, owner)
 
     def journal(self, sandbox_id: str) -> Journal:
@@ -197,7 +197,7 @@ async def test_a_journal_keeps_lines_in_their_order(side: Side) -> None:
     assert side.journal("s1").read() == []
 
 
-# --- memory images
+# --- checkpoints
 
 
 async def image(side: Side, name: str) -> str:

@@ -1,4 +1,4 @@
-"""An image has its name when all of it is on disk, and not before; a used one has none."""
+"""A checkpoint has its name when all of it is on disk, and not before; a used one has none."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vmdriver.errors import NotFound, StorageError
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured
-from vmdriver.model.memory_image import MemoryManifest, Part, Versions
+from vmdriver.model.checkpoint import MemoryManifest, Part, Versions
 from vmdriver.model.record import utc_now
 from vmdriver.storage import files
-from vmdriver.storage.memory_images import MemoryImages
+from vmdriver.storage.checkpoints import Checkpoints
 
 
 class Killed(BaseException):
@@ -27,9 +27,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryImages]:
+def store(tmp_path: Path) -> Iterator[Checkpoints]:
     pool = Pool("test", 2)
-    yield MemoryImages(pool, Ownership(os.getuid(), os.getgid()))
+    yield Checkpoints(pool, Ownership(os.getuid(), os.getgid()))
     pool.close()
 
 
@@ -44,7 +44,7 @@ def target(tmp_path: Path) -> str:
     return str(tmp_path / "s1" / "suspended")
 
 
-async def written(store: MemoryImages, part: str) -> tuple[Part, ...]:
+async def written(store: Checkpoints, part: str) -> tuple[Part, ...]:
     Path(await store.begin(part, 1)).write_bytes(b"memory")
     captured = Captured(b"state", "<domain/>", 3, "pc-q35-7.2", "<cpu/>")
     return await store.write_parts(part, captured)
@@ -87,8 +87,8 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def test_all_of_an_image_is_durable_before_it_has_its_name(
-    store: MemoryImages, part: str, target: str, trace: list[str]
+async def test_all_of_a_checkpoint_is_durable_before_it_has_its_name(
+    store: Checkpoints, part: str, target: str, trace: list[str]
 ) -> None:
     parts = await written(store, part)
     assert {"sync memory", "sync state", "sync domain.xml"} <= set(trace)
@@ -134,9 +134,9 @@ def fail(
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_driver_killed_while_it_publishes_leaves_a_whole_image_or_none(
+async def test_a_driver_killed_while_it_publishes_leaves_a_whole_checkpoint_or_none(
     step: str,
-    store: MemoryImages,
+    store: Checkpoints,
     part: str,
     target: str,
     fail: Callable[[str, BaseException], None],
@@ -144,7 +144,7 @@ async def test_a_driver_killed_while_it_publishes_leaves_a_whole_image_or_none(
     parts = await written(store, part)
     fail(step, Killed())
     with pytest.raises(Killed):
-        MemoryImages._publish(Path(part), Path(target), manifest(parts))
+        Checkpoints._publish(Path(part), Path(target), manifest(parts))
     if not Path(target).exists():
         assert step != "durable name"
         return
@@ -153,9 +153,9 @@ async def test_a_driver_killed_while_it_publishes_leaves_a_whole_image_or_none(
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_an_image_that_could_not_be_published_is_none(
+async def test_a_checkpoint_that_could_not_be_published_is_none(
     step: str,
-    store: MemoryImages,
+    store: Checkpoints,
     part: str,
     target: str,
     fail: Callable[[str, BaseException], None],
@@ -171,8 +171,8 @@ async def test_an_image_that_could_not_be_published_is_none(
     assert list(Path(target).parent.iterdir()) == []
 
 
-async def test_a_used_image_is_none_where_it_lies_from_then_on(
-    store: MemoryImages, part: str, target: str, tmp_path: Path
+async def test_a_used_checkpoint_is_none_where_it_lies_from_then_on(
+    store: Checkpoints, part: str, target: str, tmp_path: Path
 ) -> None:
     await store.publish(part, target, manifest(await written(store, part)))
     mapped = str(tmp_path / "s1" / "mapped")

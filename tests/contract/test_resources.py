@@ -17,10 +17,10 @@ from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
+    CHECKPOINT_PART,
     FILES,
     FIREWALL,
     FROZEN,
-    IMAGE_PART,
     LAYER,
     LEASE,
     MAPPED,
@@ -40,7 +40,7 @@ from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 
 LAUNCH = (OVERLAY, FILES, TAP, FIREWALL, MACHINE)
-HELD_STILL = (IMAGE_PART, FROZEN, PAUSED)
+HELD_STILL = (CHECKPOINT_PART, FROZEN, PAUSED)
 NEEDS = {
     **{key: LAUNCH[:at] for at, key in enumerate(LAUNCH)},
     **dict.fromkeys((LAYER, MAPPED, *HELD_STILL), LAUNCH),
@@ -78,8 +78,8 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
 
 
 def state(world: World) -> Mapping[str, Any]:
-    """All that a resource may leave behind. A memory image's name goes with its use."""
-    images = set(world.images) - {IMAGE}
+    """All that a resource may leave behind. A checkpoint's name goes with its use."""
+    images = set(world.checkpoints) - {IMAGE}
     return {
         "objects": world.objects(),
         "images": images,
@@ -130,7 +130,7 @@ async def stage(key: str) -> Stage:
     record, plan = driver.record(), driver.plan()
     await driver.close()
     world = World()
-    world.images[IMAGE] = "{}"
+    world.checkpoints[IMAGE] = "{}"
     made = Stage(key, world, plan, record)
     process, ledger = made.process()
     for earlier in NEEDS[key]:
@@ -239,7 +239,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
     FIREWALL: {"tap": "vmd-3"},
     MACHINE: {"domain": "vmd-test-s1"},
     MAPPED: {"directory": MAPPED_AT},
-    IMAGE_PART: {"directory": PART},
+    CHECKPOINT_PART: {"directory": PART},
     FROZEN: {"domain": "vmd-test-s1"},
     PAUSED: {"domain": "vmd-test-s1"},
     WRITTEN: {"domain": "vmd-test-s1"},

@@ -384,7 +384,7 @@ async def test_supervisor_disks_that_nobody_has_go_after_a_while(
     assert left == sorted([made[0], made[2]])
     before = made[0].stat()
     assert await supervisors.disk(tmp_path / "one") == made[0]
-    assert made[0].stat() == before, "memory images know it by its times"
+    assert made[0].stat() == before, "checkpoints know it by its times"
     assert await supervisors.disk(tmp_path / "two") == made[1], "and can come back"
 
 

@@ -12,8 +12,8 @@ from vmdriver.lifecycle.ports.host import (
     GuestReport,
     no_crash_point,
 )
+from vmdriver.model.checkpoint import Versions
 from vmdriver.model.ids import parse_mark
-from vmdriver.model.memory_image import Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, LaunchPlan
 

@@ -29,11 +29,11 @@ class FakeImages:
     ) -> BaseDisk:
         self._world.act(f"prepare {reference}")
         progress(ImageProgress("CacheHit", reference))
-        self._world.kept_images.add(owner)
+        self._world.kept_checkpoints.add(owner)
         return BaseDisk("/base.ext4", "sha256:" + "0" * 64, self._world.image_config)
 
     def release(self, owner: str) -> None:
-        self._world.kept_images.discard(owner)
+        self._world.kept_checkpoints.discard(owner)
 
     async def tree(
         self, reference: str, owner: str, progress: ProgressSink

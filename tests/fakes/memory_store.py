@@ -12,7 +12,7 @@ from tests.fakes.world import World
 from vmdriver.errors import Exhausted, NotFound, Refused
 from vmdriver.lifecycle.ports.host import no_crash_point
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
-from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
+from vmdriver.model.checkpoint import FileIdentity, MemoryManifest, Part
 
 
 class FakeMemoryStore:
@@ -30,15 +30,15 @@ class FakeMemoryStore:
         if needed_bytes > free:
             raise Exhausted("there is no room for it", reason="DiskFull")
         self.reserved[directory] = needed_bytes
-        self._world.act(f"begin image {directory}")
-        self._world.images[directory] = ""
+        self._world.act(f"begin checkpoint {directory}")
+        self._world.checkpoints[directory] = ""
         return f"{directory}/memory"
 
     async def end(self, directory: str) -> None:
         self.reserved.pop(directory, None)
 
     async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
-        self._world.act(f"write image {directory}")
+        self._world.act(f"write checkpoint {directory}")
         return (Part(name="memory", size=8192, stored=4096, digests=("d",)),)
 
     async def publish(
@@ -46,17 +46,17 @@ class FakeMemoryStore:
     ) -> str:
         world = self._world
         world.act(f"publish {target}")
-        world.images.pop(directory)
-        world.images[target] = manifest.model_dump_json()
+        world.checkpoints.pop(directory)
+        world.checkpoints[target] = manifest.model_dump_json()
         world.memories[target] = world.memories.pop(directory)
         await self._crash_point("publish:renamed")
         world.act(f"sync name of {target}")
-        return _digest(world.images[target])
+        return _digest(world.checkpoints[target])
 
     async def read(self, directory: str) -> tuple[MemoryManifest, str]:
-        text = self._world.images.get(directory)
+        text = self._world.checkpoints.get(directory)
         if not text:
-            raise NotFound(f"no image {directory}")
+            raise NotFound(f"no checkpoint {directory}")
         try:
             return MemoryManifest.model_validate_json(text), _digest(text)
         except ValidationError as error:
@@ -66,7 +66,7 @@ class FakeMemoryStore:
 
     async def needs(self, directory: str) -> set[str]:
         try:
-            found = json.loads(self._world.images.get(directory, ""))
+            found = json.loads(self._world.checkpoints.get(directory, ""))
         except ValueError:
             return set()
         return {identity["path"] for identity in found["files"]}
@@ -75,8 +75,10 @@ class FakeMemoryStore:
         return ["memory has changed"] if directory in self._world.damaged else []
 
     async def saved(self, directory: str) -> SavedMachine:
-        await self._crash_point("image:read")
-        assert directory in self._world.images, "loaded from an image that is gone"
+        await self._crash_point("checkpoint:read")
+        assert directory in self._world.checkpoints, (
+            "loaded from a checkpoint that is gone"
+        )
         return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
 
     async def lend(self, directory: str, *, lent: bool) -> None:
@@ -84,7 +86,7 @@ class FakeMemoryStore:
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
         """A file's content is what was written to it last."""
-        await self._crash_point("image:identify")
+        await self._crash_point("checkpoint:identify")
         written = self._world.written
         return tuple(
             FileIdentity(
@@ -95,32 +97,32 @@ class FakeMemoryStore:
 
     async def retire(self, directory: str, target: str) -> None:
         self._world.act(f"retire {directory}")
-        if directory in self._world.images:
-            del self._world.images[directory]
-            self._world.images[target] = ""
+        if directory in self._world.checkpoints:
+            del self._world.checkpoints[directory]
+            self._world.checkpoints[target] = ""
 
     async def unpublish(self, directory: str) -> None:
         self._world.act(f"unpublish {directory}")
-        if directory in self._world.images:
-            self._world.images[directory] = ""
+        if directory in self._world.checkpoints:
+            self._world.checkpoints[directory] = ""
 
     async def read_ahead(self, directory: str) -> None:
         return
 
     async def move(self, directory: str, target: str) -> None:
         self._world.act(f"move {directory}")
-        if directory in self._world.images:
-            self._world.images[target] = self._world.images.pop(directory)
+        if directory in self._world.checkpoints:
+            self._world.checkpoints[target] = self._world.checkpoints.pop(directory)
 
     async def remove(self, directory: str) -> None:
         self.reserved.pop(directory, None)
-        self._world.act(f"remove image {directory}")
-        self._world.images.pop(directory, None)
+        self._world.act(f"remove checkpoint {directory}")
+        self._world.checkpoints.pop(directory, None)
 
     async def listed(self, parent: str) -> list[str]:
         found = [
             d.removeprefix(parent + "/")
-            for d in self._world.images
+            for d in self._world.checkpoints
             if d.startswith(parent + "/")
         ]
         return sorted(found)

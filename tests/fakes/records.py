@@ -68,9 +68,9 @@ class FakeRecords:
         self._world.act("remove record")
         if self._world.records.pop(sandbox_id, None) is not None and noted:
             self._world.deleted.add(sandbox_id)
-        for directory in list(self._world.images):
+        for directory in list(self._world.checkpoints):
             if directory.startswith(f"{sandbox_id}/"):
-                del self._world.images[directory]
+                del self._world.checkpoints[directory]
         self._world.tokens.pop(sandbox_id, None)
         self._world.journals.pop(sandbox_id, None)
         await self._crash_point("record:after-remove")

@@ -48,7 +48,7 @@ class World:
     flushed: list[str] = field(default_factory=list)
     frozen: set[str] = field(default_factory=set)
     """Domains whose workload is frozen."""
-    images: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
     """Directory -> what is in it: "" while it is made, then the manifest's JSON."""
     memories: dict[str, int] = field(default_factory=dict)
     """Directory -> the guest's tick when it was captured."""
@@ -70,7 +70,7 @@ class World:
     damaged: set[str] = field(default_factory=set)
     images_in_use: set[str] = field(default_factory=set)
     supervisors_in_use: set[str] = field(default_factory=set)
-    kept_images: set[str] = field(default_factory=set)
+    kept_checkpoints: set[str] = field(default_factory=set)
     image_config: ImageConfig = field(default_factory=ImageConfig)
 
     def act(self, call: str) -> None:

@@ -76,4 +76,6 @@ async def waiting(driver: FakeDriver, count: int) -> None:
 def template_files(world: World) -> set[str]:
     """Layers and memory of templates."""
     layers = {path for path in world.files if path.startswith("layers/template-")}
-    return layers | {path for path in world.images if path.startswith("templates/")}
+    return layers | {
+        path for path in world.checkpoints if path.startswith("templates/")
+    }

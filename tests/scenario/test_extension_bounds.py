@@ -201,7 +201,7 @@ async def test_a_phase_that_asks_for_too_much_refuses_the_create(
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda call: call.startswith("begin image"),
+        lambda call: call.startswith("begin checkpoint"),
         lambda call: call.startswith("create overlay layers/template-"),
         lambda call: (
             call.startswith("remove layers/template-") or call == "write barrier files"

@@ -83,7 +83,7 @@ async def test_an_image_is_kept_until_the_record_says_that_it_is_needed() -> Non
 
     def look_at(call: str) -> bool:
         if call.startswith("create overlay"):
-            kept = "s1" in world.kept_images
+            kept = "s1" in world.kept_checkpoints
             plans = [record.plan for record in driver.records()]
             needed = [plan.disk("root").backing[-1] for plan in plans if plan]
             seen.append((kept, "/base.ext4" in needed))
@@ -93,7 +93,7 @@ async def test_an_image_is_kept_until_the_record_says_that_it_is_needed() -> Non
     await driver.manager.create(spec(), None)
     await driver.settled()
     assert seen == [(True, True)]
-    assert world.kept_images == set()
+    assert world.kept_checkpoints == set()
     await driver.manager.images.collect()
     assert world.images_in_use == {"/base.ext4"}
     assert "/supervisor.img" in world.supervisors_in_use
@@ -119,7 +119,7 @@ async def test_a_failed_launch_does_not_keep_its_image() -> None:
     world.fail = lambda call: call.startswith("make tap")
     driver = await running(world)
     assert driver.phase() is Phase.FAILED
-    assert world.kept_images == set()
+    assert world.kept_checkpoints == set()
     await driver.close()
 
 
@@ -151,7 +151,7 @@ async def test_the_default_image_is_prepared_when_the_driver_starts() -> None:
     await driver.manager.recover()
     await asyncio.sleep(0.01)
     assert "prepare example.org/default:1" in driver.world.calls
-    assert driver.world.kept_images == set()
+    assert driver.world.kept_checkpoints == set()
     await driver.close()
 
 
@@ -240,7 +240,7 @@ async def test_operators_ask_for_images_through_the_admin_service() -> None:
     events = [event async for event in service.PrefetchImage(request, None)]
     assert [event.reason for event in events] == ["CacheHit"]
     assert "prepare example.org/next:1" in driver.world.calls
-    assert driver.world.kept_images == set()
+    assert driver.world.kept_checkpoints == set()
     driver.world.fail = lambda call: call.startswith("prepare")
     with pytest.raises(Exception, match="on purpose"):
         [event async for event in service.PrefetchImage(request, None)]

@@ -13,7 +13,7 @@ from tests.fakes.world import World
 from tests.scenario.stage import operations, running, ticked
 from vmdriver.errors import DriverError, HostError, Refused
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
-from vmdriver.model.memory_image import MemoryManifest
+from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.phase import Phase
 from vmdriver.model.wishes import Wish
 
@@ -29,18 +29,18 @@ async def test_what_manifests_name_is_not_collected() -> None:
     )
     for directory, name in ((first, "old"), (second, "older")):
         # Made when another supervisor and base were current, by a later release.
-        manifest = MemoryManifest.model_validate_json(world.images[directory])
+        manifest = MemoryManifest.model_validate_json(world.checkpoints[directory])
         files = tuple(
             identity.model_copy(update={"path": f"/{name}/{Path(identity.path).name}"})
             for identity in manifest.files
         )
         text = manifest.model_copy(update={"files": files}).model_dump_json()
-        world.images[directory] = text.replace("{", '{"unheard_of": 1, ', 1)
+        world.checkpoints[directory] = text.replace("{", '{"unheard_of": 1, ', 1)
     await driver.manager.images.collect()
     for name in ("old", "older"):
         assert f"/{name}/supervisor.img" in world.supervisors_in_use
         assert f"/{name}/base.ext4" in world.images_in_use
-    world.images[second] = "torn"
+    world.checkpoints[second] = "torn"
     await found.suspend(worker)
     await driver.manager.images.collect()
     assert "/supervisor.img" in world.supervisors_in_use
@@ -109,7 +109,7 @@ async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> Non
     await found.create_snapshot(worker, "a", disk_only=True)
     await ticked(driver)
     await found.suspend(worker)
-    old, layers = world.images["s1/suspended"], worker.sandbox.record.layers
+    old, layers = world.checkpoints["s1/suspended"], worker.sandbox.record.layers
     armed = []
 
     def fails(made: str) -> bool:
@@ -122,13 +122,13 @@ async def test_a_return_that_fails_leaves_the_memory_of_before(call: str) -> Non
     world.fail = fails
     returning = asyncio.create_task(found.restore_snapshot(worker, "a"))
     await driver.troubled()
-    assert world.images["s1/suspended"] == old
+    assert world.checkpoints["s1/suspended"] == old
     assert set(layers) <= world.files
     world.fail = lambda _call: False
     await returning
     await driver.settled()
     assert driver.phase() is Phase.RUNNING
-    assert "s1/suspended" not in world.images
+    assert "s1/suspended" not in world.checkpoints
     assert not set(layers) & world.files - set(
         worker.sandbox.record.snapshots[0].layers
     )
@@ -152,10 +152,10 @@ async def test_a_snapshot_whose_removal_cannot_be_stored_is_whole() -> None:
         await found.delete_snapshot(worker, "b")
     world.fail = lambda _call: False
     assert worker.sandbox.record.snapshots == (entry, snapshot)
-    assert snapshot.memory.directory in world.images
+    assert snapshot.memory.directory in world.checkpoints
     assert set(snapshot.layers) <= world.files
     await found.delete_snapshot(worker, "b")
-    assert snapshot.memory.directory not in world.images
+    assert snapshot.memory.directory not in world.checkpoints
     assert not (set(snapshot.layers) - set(worker.sandbox.record.layers)) & world.files
     await driver.close()
 
@@ -240,11 +240,11 @@ async def test_a_return_that_an_earlier_release_had_begun_leaves_no_layer_in_bet
 
 
 @pytest.mark.parametrize("killed", [True, False])
-async def test_an_image_whose_name_could_not_be_made_durable_is_none(
+async def test_a_checkpoint_whose_name_could_not_be_made_durable_is_none(
     killed: bool,
 ) -> None:
     """The machine goes on; a driver that is killed before it can note that must not take the
-    image for the suspension, which is older than the machine by now.
+    checkpoint for the suspension, which is older than the machine by now.
     """
     driver = await running()
     found, worker = operations(driver)
@@ -281,7 +281,7 @@ async def test_an_image_whose_name_could_not_be_made_durable_is_none(
     await driver.close()
 
 
-async def test_an_image_of_a_suspension_under_way_is_not_swept_away() -> None:
+async def test_a_checkpoint_of_a_suspension_under_way_is_not_swept_away() -> None:
     """Killed when it has its name, before the record says so; the machine stands still meanwhile,
     and ends.
     """
@@ -314,7 +314,9 @@ async def test_an_image_of_a_suspension_under_way_is_not_swept_away() -> None:
     await again.close()
 
 
-async def test_a_used_image_is_no_image_before_the_record_forgets_it() -> None:
+async def test_a_used_checkpoint_is_no_checkpoint_before_the_record_forgets_it() -> (
+    None
+):
     """Killed in between, the next driver goes on with the machine; a later suspension finds
     nothing of the first.
     """
@@ -326,7 +328,7 @@ async def test_a_used_image_is_no_image_before_the_record_forgets_it() -> None:
     await driver.settled()
     retired = world.calls.index("retire s1/suspended")
     assert "save record" in world.calls[retired:], "only then it runs"
-    assert "s1/suspended" not in world.images
-    assert world.images["s1/mapped"] == ""
+    assert "s1/suspended" not in world.checkpoints
+    assert world.checkpoints["s1/mapped"] == ""
     assert driver.memory.tick(domain) == 2
     await driver.close()

@@ -62,7 +62,7 @@ def put(world: World, sandbox_id: str, held: dict[str, dict[str, Any]]) -> None:
             case "overlay" | "capture:layer":
                 world.files.add(data["path"])
             case "mapped-memory" | "capture:image":
-                world.images[data["directory"]] = ""
+                world.checkpoints[data["directory"]] = ""
 
 
 def told_of(sandbox_id: str, held: dict[str, dict[str, Any]]) -> set[str]:
@@ -119,7 +119,7 @@ async def test_what_is_held_after_any_line_is_given_back(
         finally:
             await driver.close()
         assert world.objects() == set(), f"left over after line {length}"
-        assert world.images == {}, f"left over after line {length}"
+        assert world.checkpoints == {}, f"left over after line {length}"
         assert not world.records
         assert not world.journals
         assert expected <= set(outside.news()), f"not told after line {length}"

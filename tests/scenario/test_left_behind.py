@@ -80,7 +80,7 @@ async def test_what_such_a_return_leaves_goes_when_there_is_space() -> None:
     assert driver.phase() is Phase.RUNNING
     await eventually(lambda: old not in driver.world.files, "its layer stays")
     assert driver.world.objects() == held_objects(driver.world)
-    assert list(driver.world.images) == ["s1/snapshots/a"]
+    assert list(driver.world.checkpoints) == ["s1/snapshots/a"]
     await found.restore_snapshot(found.find("s1"), "a")
     await driver.close()
 
@@ -118,12 +118,12 @@ async def test_a_stop_that_cuts_off_the_removal_of_a_snapshot_leaves_no_file() -
     await driver.settled()
     assert [e.name for e in found.find("s1").sandbox.record.snapshots] == ["a"]
     await eventually(lambda: layer not in driver.world.files, "its layer stays")
-    assert list(driver.world.images) == ["s1/snapshots/a"]
+    assert list(driver.world.checkpoints) == ["s1/snapshots/a"]
     assert driver.world.objects() == held_objects(driver.world)
     await driver.close()
 
 
-@pytest.mark.parametrize("what", ["remove layers/", "remove image s1/snapshots/b"])
+@pytest.mark.parametrize("what", ["remove layers/", "remove checkpoint s1/snapshots/b"])
 async def test_a_file_that_cannot_be_removed_at_first_is_removed_later(
     what: str,
 ) -> None:
@@ -133,7 +133,7 @@ async def test_a_file_that_cannot_be_removed_at_first_is_removed_later(
     removing = found.delete_snapshot(found.find("s1"), "b")
     await asyncio.gather(removing, return_exceptions=True)
     await eventually(lambda: layer not in driver.world.files, "its layer stays")
-    await eventually(lambda: len(driver.world.images) == 1, "its memory stays")
+    await eventually(lambda: len(driver.world.checkpoints) == 1, "its memory stays")
     assert next(failures, None) is None, "it must have failed"
     assert driver.phase() is Phase.RUNNING
     assert driver.world.objects() == held_objects(driver.world)
@@ -168,8 +168,8 @@ async def test_a_snapshot_that_was_made_and_cannot_be_noted_leaves_nothing() -> 
     def full(call: str) -> bool:
         return (
             call == "save record"
-            and "s1/snapshots/a" in driver.world.images
-            and "s1/capture.part" not in driver.world.images
+            and "s1/snapshots/a" in driver.world.checkpoints
+            and "s1/capture.part" not in driver.world.checkpoints
         )
 
     driver.world.fail = full
@@ -178,7 +178,7 @@ async def test_a_snapshot_that_was_made_and_cannot_be_noted_leaves_nothing() -> 
     assert "on purpose" in str(answer)
     driver.world.fail = lambda _: False
     driver.hint()
-    await eventually(lambda: not driver.world.images, "its memory stays")
+    await eventually(lambda: not driver.world.checkpoints, "its memory stays")
     assert worker.sandbox.record.snapshots == ()
     await driver.close()
 

@@ -55,7 +55,8 @@ def leases(driver: FakeDriver) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "what", ["destroy", "remove_rules", "remove_tap", "remove_image", "remove_layers"]
+    "what",
+    ["destroy", "remove_rules", "remove_tap", "remove_checkpoint", "remove_layers"],
 )
 async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
     what: str, caplog: pytest.LogCaptureFixture

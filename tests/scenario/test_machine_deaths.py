@@ -64,7 +64,7 @@ def check_nothing_is_half_done(world: World) -> None:
     assert world.objects() == held
     assert not world.frozen, "a workload was left frozen"
     assert DomainState.PAUSED not in world.domains.values()
-    assert not [d for d in world.images if d.endswith("capture.part")]
+    assert not [d for d in world.checkpoints if d.endswith("capture.part")]
 
 
 def check_nothing_written_is_lost(world: World) -> None:

@@ -63,7 +63,7 @@ async def test_two_resumes_at_once_are_one() -> None:
 
 
 @pytest.mark.parametrize("policy", ["cold-boot", "fail"])
-async def test_a_damaged_image_is_not_loaded(policy: str) -> None:
+async def test_a_damaged_checkpoint_is_not_loaded(policy: str) -> None:
     driver = await running(
         settings=dataclasses.replace(SETTINGS, on_restore_failure=policy)
     )
@@ -87,7 +87,7 @@ async def test_a_damaged_image_is_not_loaded(policy: str) -> None:
         message = driver.manager.snapshots()[0].conditions[0].message
         assert "could not be restored" in message
         assert "memory has changed" in message
-        assert "s1/not-restored" in world.images
+        assert "s1/not-restored" in world.checkpoints
         world.damaged.clear()
         await driver.manager.stop("s1", "")
         await driver.manager.start("s1", "")
@@ -214,7 +214,15 @@ async def test_a_veto_keeps_the_sandbox_running_but_not_from_being_stopped() -> 
 
 @pytest.mark.parametrize(
     "call",
-    ["begin image", "freeze s", "pause", "capture", "write image", "publish", "switch"],
+    [
+        "begin checkpoint",
+        "freeze s",
+        "pause",
+        "capture",
+        "write checkpoint",
+        "publish",
+        "switch",
+    ],
 )
 async def test_a_capture_that_fails_leaves_the_sandbox_as_it_was(call: str) -> None:
     driver = await running()

@@ -32,7 +32,7 @@ async def test_what_passes_is_waited_for(call: str) -> None:
     domain = await ticked(driver)
     await driver.manager.stop("s1", "")
     numbers = itertools.count()
-    # Of the records: the third, which says that the image is used.
+    # Of the records: the third, which says that the checkpoint is used.
     first = 3 if call == "save" else 0
 
     def fails(made: str) -> bool:
@@ -50,7 +50,7 @@ async def test_what_passes_is_waited_for(call: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["read", "identify", "damage", "saved", "lend"])
-async def test_an_image_that_cannot_be_read_for_a_while_is_not_damaged(
+async def test_a_checkpoint_that_cannot_be_read_for_a_while_is_not_damaged(
     step: str,
 ) -> None:
     """EIO, ENOMEM, a file system that was not mounted yet: once is enough."""
@@ -61,7 +61,7 @@ async def test_an_image_that_cannot_be_read_for_a_while_is_not_damaged(
 
     async def unreadable(*arguments: Any, **named: Any) -> Any:
         if next(calls) < 1:
-            raise StorageError("memory image suspended cannot be read")
+            raise StorageError("checkpoint suspended cannot be read")
         return await real(*arguments, **named)
 
     setattr(driver.memory_store, step, unreadable)
@@ -73,7 +73,9 @@ async def test_an_image_that_cannot_be_read_for_a_while_is_not_damaged(
     await driver.close()
 
 
-async def test_a_qemu_that_is_killed_at_every_load_says_nothing_of_the_image() -> None:
+async def test_a_qemu_that_is_killed_at_every_load_says_nothing_of_the_checkpoint() -> (
+    None
+):
     """By an OOM killer, say: as often as QEMU's own word is heard before it is believed."""
     driver = await running()
     domain = await ticked(driver)
@@ -126,7 +128,7 @@ async def test_too_little_memory_on_the_host_is_no_difference(
     assert record.phase is Phase.FAILED, "whatever on_restore_failure says"
     assert record.failure.reason == "RestoreFailed"
     assert "the memory is kept" in record.failure.message
-    assert "s1/suspended" in driver.world.images
+    assert "s1/suspended" in driver.world.checkpoints
     monkeypatch.undo()
     await driver.manager.start("s1", "")
     await driver.settled()
@@ -153,7 +155,7 @@ async def test_a_cold_resume_drops_the_memory_in_every_phase(phase: Phase) -> No
     assert worker.sandbox.record.phase is Phase.RUNNING
     assert not worker.sandbox.record.cold
     assert world.starts[domain] == 2
-    assert "s1/suspended" not in world.images
+    assert "s1/suspended" not in world.checkpoints
     assert worker.sandbox.record.memory is None
     await driver.close()
 

@@ -14,7 +14,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
 from tests.scenario.stage import operations, running
 from vmdriver.host import facts
-from vmdriver.model.memory_image import SeenAge
+from vmdriver.model.checkpoint import SeenAge
 from vmdriver.model.record import utc_now
 
 DAY = 86400.0

@@ -331,16 +331,16 @@ async def test_no_image_template_or_layer_is_collected_meanwhile() -> None:
     async with two_sandboxes(world):
         pass
     world.files.add("layers/nobody.1.qcow2")
-    world.images["templates/old"] = ""
+    world.checkpoints["templates/old"] = ""
     world.journals["s1"] = ["\0"]
-    before = set(world.images)
+    before = set(world.checkpoints)
     driver = FakeDriver(world)
     await driver.manager.recover()
     world.images_in_use = {"untouched"}
     assert await driver.manager.images.collect() == ()
     assert world.images_in_use == {"untouched"}, "the cache was not even asked"
     assert "layers/nobody.1.qcow2" in world.files
-    assert before <= set(world.images)
+    assert before <= set(world.checkpoints)
     await driver.manager.delete("s1", "")
     await driver.manager.images.collect()
     assert world.images_in_use != {"untouched"}

@@ -18,10 +18,10 @@ from tests.scenario.stage import (
 from vmdriver.errors import NotFound
 from vmdriver.model.phase import Intent, Phase
 
-FOUND = ("image:identify",)
-NOTED = ("image:identify", "record:before-save")
-LAUNCHING = ("image:identify", "record:before-save", "image:read")
-LOADED = ("image:identify", "load:paused")
+FOUND = ("checkpoint:identify",)
+NOTED = ("checkpoint:identify", "record:before-save")
+LAUNCHING = ("checkpoint:identify", "record:before-save", "checkpoint:read")
+LOADED = ("checkpoint:identify", "load:paused")
 
 
 @pytest.mark.parametrize("where", [FOUND, NOTED, LAUNCHING, LOADED])

@@ -13,7 +13,7 @@ from tests.fakes.world import World
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.extension import LifecycleExtension
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.model.memory_image import SeenAge
+from vmdriver.model.checkpoint import SeenAge
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import SandboxRecord
 

@@ -14,7 +14,7 @@ from vmdriver.errors import DriverError
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.record import SandboxRecord
-from vmdriver.storage.memory_images import MemoryImages
+from vmdriver.storage.checkpoints import Checkpoints
 
 
 def check_memories(state: Path, tally: Tally) -> None:
@@ -24,14 +24,14 @@ def check_memories(state: Path, tally: Tally) -> None:
 
 async def _check_memories(state: Path, tally: Tally) -> None:
     pool = Pool("storm", 2)
-    images = MemoryImages(pool, Ownership(os.geteuid(), os.getegid()))
+    checkpoints = Checkpoints(pool, Ownership(os.geteuid(), os.getegid()))
     sandboxes = state / "sandboxes"
     kept = [*sandboxes.glob("*/suspended"), *sandboxes.glob("*/snapshots/*")]
     try:
         for directory in kept:
             try:
-                manifest, _ = await images.read(str(directory))
-                damage = await images.damage(str(directory), manifest.parts)
+                manifest, _ = await checkpoints.read(str(directory))
+                damage = await checkpoints.damage(str(directory), manifest.parts)
             except DriverError as error:
                 damage = [f"{error.message} {error.detail}"]
             sandbox = directory.relative_to(sandboxes).parts[0]

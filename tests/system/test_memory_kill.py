@@ -133,7 +133,7 @@ def flip(path: Path, at: float) -> None:
         os.pwrite(file.fileno(), bytes([byte ^ 0x10]), offset)
 
 
-def image(driver: Driver, box: str, name: str) -> Path:
+def part_of(driver: Driver, box: str, name: str) -> Path:
     return driver.directory(box) / "suspended" / name
 
 
@@ -193,7 +193,7 @@ def test_every_damage_is_told_of_and_what_was_mended_comes_back(
     box = marked(driver)
     driver.stop(box)
     for name, damage in DAMAGE.items():
-        part = image(driver, box, damage.part)
+        part = part_of(driver, box, damage.part)
         with mended_after(part):
             damage.do(part)
             driver.start_sandbox(box)
@@ -225,7 +225,7 @@ def test_what_is_damaged_is_booted_cold_and_kept_aside(
     box = marked(driver)
     driver.stop(box)
     if name in DAMAGE:
-        DAMAGE[name].do(image(driver, box, DAMAGE[name].part))
+        DAMAGE[name].do(part_of(driver, box, DAMAGE[name].part))
     else:
         record = driver.record(box)
         os.utime(record["base"] if "base" in name else record["layers"][-1])

@@ -27,7 +27,7 @@ def test_a_sandbox_goes_on_where_it_was(driver: Driver) -> None:
     assert int(shell(box, "cat /tmp/counter")) > before
     assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never ended"
     directory = driver.directory(box)
-    assert not (directory / "suspended").exists(), "an image is used once"
+    assert not (directory / "suspended").exists(), "a checkpoint is used once"
     driver.operate("suspend", box)
     assert driver.condition(box)[:2] == ("Suspended=True", "Suspended")
     events = driver.operate("resume", box)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_memory_images import RAM, stream
+from tests.unit.test_checkpoints import RAM, stream
 from vmdriver.errors import HypervisorError
 from vmdriver.hypervisor import ram_stream
 from vmdriver.lifecycle.ports.memory import STATE_BYTES

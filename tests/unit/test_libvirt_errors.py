@@ -10,7 +10,7 @@ import pytest
 
 from vmdriver.errors import DriverError, HypervisorError, StorageError
 from vmdriver.hypervisor.connection import translated
-from vmdriver.hypervisor.load_errors import is_images_fault
+from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 
 
 def system_error(number: int) -> libvirt.libvirtError:
@@ -62,8 +62,8 @@ FAILED = "2026-11-26T05:12:30.778685Z qemu-system-x86_64: load of migration fail
         "operation failed: guest CPU doesn't match specification: missing features: avx",
     ],
 )
-def test_qemus_own_word_on_a_state_is_the_images_fault(text: str) -> None:
-    assert is_images_fault(said(text))
+def test_qemus_own_word_on_a_state_is_the_checkpoints_fault(text: str) -> None:
+    assert is_checkpoints_fault(said(text))
 
 
 @pytest.mark.parametrize(
@@ -81,20 +81,20 @@ def test_qemus_own_word_on_a_state_is_the_images_fault(text: str) -> None:
         ),
     ],
 )
-def test_a_qemu_that_was_killed_or_could_not_be_started_says_nothing_of_its_image(
+def test_a_qemu_that_was_killed_or_could_not_be_started_says_nothing_of_its_checkpoint(
     text: str,
 ) -> None:
-    assert not is_images_fault(said(text))
+    assert not is_checkpoints_fault(said(text))
 
 
 @pytest.mark.parametrize(
     "number", [errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.EINTR, errno.ENOSPC]
 )
-def test_what_libvirt_lacks_itself_says_nothing_of_the_image(number: int) -> None:
-    assert not is_images_fault(system_error(number))
-    assert not is_images_fault(said("out of memory", libvirt.VIR_ERR_NO_MEMORY))
+def test_what_libvirt_lacks_itself_says_nothing_of_the_checkpoint(number: int) -> None:
+    assert not is_checkpoints_fault(system_error(number))
+    assert not is_checkpoints_fault(said("out of memory", libvirt.VIR_ERR_NO_MEMORY))
 
 
 def test_a_processor_that_does_not_fit_is_a_difference() -> None:
     code = libvirt.VIR_ERR_CPU_INCOMPATIBLE
-    assert is_images_fault(said("the CPU is incompatible with host CPU", code))
+    assert is_checkpoints_fault(said("the CPU is incompatible with host CPU", code))

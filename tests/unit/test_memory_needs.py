@@ -1,4 +1,4 @@
-"""What a memory image on disk says that it needs, and the difference between gone and not readable now."""
+"""What a checkpoint on disk says that it needs, and the difference between gone and not readable now."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 from vmdriver.errors import NotFound, Refused, StorageError
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.host import Ownership
-from vmdriver.model.memory_image import Part
-from vmdriver.storage.memory_images import MemoryImages
+from vmdriver.model.checkpoint import Part
+from vmdriver.storage.checkpoints import Checkpoints
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[MemoryImages]:
+async def store() -> AsyncIterator[Checkpoints]:
     pool = Pool("test", 2)
-    yield MemoryImages(pool, Ownership(os.geteuid(), os.getegid()))
+    yield Checkpoints(pool, Ownership(os.geteuid(), os.getegid()))
     pool.close()
 
 
 async def test_a_manifest_of_another_release_says_what_it_needs(
-    store: MemoryImages, tmp_path: Path
+    store: Checkpoints, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "manifest.json"
     manifest.write_text('{"schema_version": 7, "files": [{"path": "/a"}, {"path": 1}]}')
@@ -34,7 +34,7 @@ async def test_a_manifest_of_another_release_says_what_it_needs(
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": [1]}', '{"files": 1}'])
 async def test_what_is_no_manifest_needs_nothing(
-    store: MemoryImages, tmp_path: Path, text: str
+    store: Checkpoints, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "manifest.json").write_text(text)
     assert await store.needs(str(tmp_path)) == set()
@@ -42,7 +42,7 @@ async def test_what_is_no_manifest_needs_nothing(
 
 
 async def test_what_cannot_be_read_now_is_not_taken_for_gone_or_damaged(
-    store: MemoryImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (
         tmp_path / "manifest.json"

@@ -6,7 +6,7 @@ import pytest
 
 from vmdriver.errors import Refused, Unavailable
 from vmdriver.model import wishes
-from vmdriver.model.memory_image import MemoryRef
+from vmdriver.model.checkpoint import MemoryRef
 from vmdriver.model.phase import Action, Asked, Intent, Phase, cuts_off
 from vmdriver.model.record import MAIN_PROCESS_EXITED, Failure, SandboxRecord, utc_now
 from vmdriver.model.spec import SandboxSpec

@@ -1,7 +1,7 @@
 """A stopped machine's memory and devices, out of QEMU: its own migration, asked for through
 libvirt's monitor passthrough.
 
-Into a pipe, cut in two by ram_stream.py while it comes: the shortest way to an image, for a
+Into a pipe, cut in two by ram_stream.py while it comes: the shortest way to a checkpoint, for a
 machine that ends anyway. Or into a file that is cut afterwards: the machine can go on as
 soon as QEMU has written it, at the price of twice the disk space for a moment.
 """

@@ -194,7 +194,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
 def for_restore(
     saved: str, plan: LaunchPlan, mark: str, memory: str, passage: Passage = DIRECT
 ) -> str:
-    """The machine that an image was taken of, as the plan's: the plan's name, disks, tap and
+    """The machine that a checkpoint was taken of, as the plan's: the plan's name, disks, tap and
     console, its RAM mapped copy-on-write from the file `memory`. Everything that its guest
     has seen (models, addresses on the buses, CPU) stays as it was.
     """

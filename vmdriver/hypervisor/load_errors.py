@@ -1,4 +1,4 @@
-"""Why a machine could not be loaded: by its image's fault, or for whatever else.
+"""Why a machine could not be loaded: by its checkpoint's fault, or for whatever else.
 
 Measured with QEMU 7.2 and libvirt 9.0: libvirt adds to its error what QEMU said last. Where QEMU
 does not take a state it ends with "load of migration failed: " and an errno's text; where it was
@@ -27,13 +27,13 @@ _MAY_PASS = (
     errno.ENOMEM,
     errno.ENOSPC,
 )
-"""The host's, not the image's, whose digests were right a moment ago. EIO may be either (QEMU says
-so of a stream that ends too early): then the memory is kept.
+"""The host's, not the checkpoint's, whose digests were right a moment ago. EIO may be either
+(QEMU says so of a stream that ends too early): then the memory is kept.
 """
 _TEXTS = {os.strerror(number) for number in _MAY_PASS}
 
 
-def is_images_fault(error: libvirt.libvirtError) -> bool:
+def is_checkpoints_fault(error: libvirt.libvirtError) -> bool:
     """Whether QEMU, or libvirt for it, has said that this state is not for this machine."""
     if error.get_error_code() == libvirt.VIR_ERR_CPU_INCOMPATIBLE:
         return True

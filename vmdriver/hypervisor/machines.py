@@ -16,8 +16,8 @@ from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
 from vmdriver.lifecycle.ports.host import Found, Ownership
+from vmdriver.model.checkpoint import Versions
 from vmdriver.model.ids import parse_mark
-from vmdriver.model.memory_image import Versions
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, LaunchPlan

@@ -21,7 +21,7 @@ from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Pool
 from vmdriver.hypervisor import capture, domain_xml, root_disk
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
-from vmdriver.hypervisor.load_errors import is_images_fault
+from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
@@ -106,7 +106,7 @@ class DomainMemory:
                     str(image), None, libvirt.VIR_DOMAIN_SAVE_PAUSED
                 )
             except libvirt.libvirtError as error:
-                if is_images_fault(error):
+                if is_checkpoints_fault(error):
                     raise LoadRefused(
                         f"load {plan.domain}: {error.get_error_message()}"
                     ) from error

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from vmdriver.model.checkpoint import MemoryRef, SnapshotEntry
 from vmdriver.model.image import ImageConfig
-from vmdriver.model.memory_image import MemoryRef, SnapshotEntry
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.spec import Frozen, SandboxSpec
@@ -114,7 +114,7 @@ class SandboxRecord(Frozen):
     memory: MemoryRef | None = None
     """What the machine goes on from when it is resumed."""
     mapped: str = ""
-    """Directory of the image whose memory the running machine maps; "": it has booted."""
+    """Directory of the checkpoint whose memory the running machine maps; "": it has booted."""
     snapshots: tuple[SnapshotEntry, ...] = ()
     secrets_digest: str = ""
     """sha256 over token and TLS files as the guest was given them last."""

@@ -19,7 +19,7 @@ from vmdriver.lifecycle.extending.hooks import HOOKS
 from vmdriver.lifecycle.extending.notes import is_extensions
 from vmdriver.lifecycle.ports.images import ImageProgress
 from vmdriver.lifecycle.templates.template import Template
-from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.model.checkpoint import SnapshotEntry
 from vmdriver.service.capabilities import encode, encode_held
 from vmdriver.service.codec import timestamp
 from vmdriver.service.image_messages import (

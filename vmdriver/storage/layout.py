@@ -43,7 +43,7 @@ class Layout:
     layers = Named("layers")
     """qcow2 layers of root disks. Several sandboxes may stand on the same one."""
     templates = Named("templates")
-    """Memory images of booted guests that belong to nobody yet, by key."""
+    """Checkpoints of booted guests that belong to nobody yet, by key."""
     warm = Named("warm")
     """Files of machines that wait at a template's barrier for their sandbox."""
     libvirt = Named("libvirt")
@@ -132,15 +132,15 @@ class SandboxFiles:
     console = Named("console.log")
     """The guest's serial console."""
     suspended = Named("suspended")
-    """The memory image of a suspended machine."""
+    """The checkpoint of a suspended machine."""
     mapped = Named("mapped")
-    """The memory that a resumed machine maps; no image any more."""
+    """The memory that a resumed machine maps; no checkpoint any more."""
     kept = Named("not-restored")
-    """The last memory image that could not be restored, for the operator."""
+    """The last checkpoint that could not be restored, for the operator."""
     snapshots = Named("snapshots")
-    """Memory images of snapshots, by name."""
+    """Checkpoints of snapshots, by name."""
     part = Named("capture.part")
-    """An image that is being made."""
+    """A checkpoint that is being made."""
     scratch = Named("load.image")
     """What libvirt loads a machine's state from; there for a moment only."""
 

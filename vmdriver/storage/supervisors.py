@@ -92,7 +92,7 @@ class SupervisorDisks:
         def take() -> bool:
             if not disk.is_file():
                 return False
-            # Beside the disk: templates and memory images know the disk itself by its times.
+            # Beside the disk: templates and checkpoints know the disk itself by its times.
             disk.with_suffix(".used").touch()
             self._handed_out[disk] = time.monotonic()
             return True

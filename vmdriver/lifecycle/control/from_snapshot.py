@@ -1,5 +1,5 @@
 """New sandboxes that start from a snapshot's disk: cold, with an identity of their own, and
-only inside the workspace. A memory image with somebody's secrets in it is never given to
+only inside the workspace. A checkpoint with somebody's secrets in it is never given to
 another sandbox.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from vmdriver.errors import NotFound, Refused
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
-from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.model.checkpoint import SnapshotEntry
 from vmdriver.model.phase import Intent
 from vmdriver.model.snapshot_name import split_snapshot
 from vmdriver.model.spec import SandboxSpec

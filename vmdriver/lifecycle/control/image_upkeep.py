@@ -72,7 +72,7 @@ class ImageUpkeep:
             self._ports.images.release(owner)
 
     async def in_use(self) -> set[str]:
-        """Base disks that somebody stands on, and whatever a memory image depends on.
+        """Base disks that somebody stands on, and whatever a checkpoint depends on.
         StorageError.
         """
         needed = await self._kept.needs_of_all(self._records())

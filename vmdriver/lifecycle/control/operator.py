@@ -8,7 +8,7 @@ from vmdriver.errors import HostError, NotFound, Refused
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
-from vmdriver.model.memory_image import SnapshotEntry
+from vmdriver.model.checkpoint import SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.wishes import Wish, asked_of

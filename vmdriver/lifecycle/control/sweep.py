@@ -36,7 +36,7 @@ async def remove_unneeded_files(
     *,
     all_known: bool,
 ) -> None:
-    """Layers and snapshots' images that a killed driver had made or was removing. `begun`:
+    """Layers and snapshots' checkpoints that a killed driver had made or was removing. `begun`:
     layers in some ledger, which a machine may be writing to already. Not `all_known`: there are
     sandboxes that cannot be read, and may need any layer.
     """

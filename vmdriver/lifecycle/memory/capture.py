@@ -27,8 +27,8 @@ from vmdriver.lifecycle.memory.held_still import HeldStill
 from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import (
+    CheckpointPart,
     FrozenWorkload,
-    ImagePart,
     PausedMachine,
     image_bytes,
 )
@@ -36,8 +36,8 @@ from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model import wishes
+from vmdriver.model.checkpoint import CheckpointKind, MemoryRef
 from vmdriver.model.condition import Standstill
-from vmdriver.model.memory_image import ImageKind, MemoryRef
 from vmdriver.model.phase import Action, Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
@@ -83,7 +83,7 @@ class Capture:
     ) -> None:
         self._ports, self._paths, self._saved = ports, paths, saved
         self._giving_back, self._freeze_timeout_s = giving_back, freeze_timeout_s
-        self._part = ImagePart(ports.memory_store)
+        self._part = CheckpointPart(ports.memory_store)
         self._workload = FrozenWorkload(ports.guest, ports.hypervisor, ports.memory)
         self._paused = PausedMachine(ports.memory)
         self._still: WeakKeyDictionary[Sandbox, HeldStill] = WeakKeyDictionary()
@@ -216,13 +216,13 @@ class Capture:
         plan: LaunchPlan,
         captured: Captured,
         *,
-        kind: ImageKind,
+        kind: CheckpointKind,
         directory: str,
         guest_boot_id: str,
         watch: Stopwatch,
         name: str = "",
     ) -> MemoryRef:
-        """Everything durable, the manifest last, then the image's directory gets its name."""
+        """Everything durable, the manifest last, then the checkpoint's directory gets its name."""
         ports, record = self._ports, sandbox.record
         part, store = self._paths.paths(record.id).part, ports.memory_store
         with watch.step("write out"):

@@ -1,4 +1,4 @@
-"""What the memory images of sandboxes need of the host's files, by their own manifests."""
+"""What the checkpoints of sandboxes need of the host's files, by their own manifests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vmdriver.model.record import SandboxRecord
 
 
 class KeptMemory:
-    """Looks at what is on disk: an image that no record names (any more, or yet) counts too."""
+    """Looks at what is on disk: a checkpoint that no record names (any more, or yet) counts too."""
 
     def __init__(self, store: MemoryStore, places: Places) -> None:
         self._store, self._places = store, places
 
     async def needs(self, record: SandboxRecord) -> set[str]:
-        """Every file that an image of this sandbox depends on: disks, layers, boot files.
+        """Every file that a checkpoint of this sandbox depends on: disks, layers, boot files.
         StorageError when it cannot be known now.
         """
         paths = self._places.paths(record.id)
@@ -43,7 +43,7 @@ class KeptMemory:
 async def unneeded_memory(
     ports: Ports, places: Places, record: SandboxRecord
 ) -> list[str]:
-    """Directories of images that the record does not name; some may not be there."""
+    """Directories of checkpoints that the record does not name; some may not be there."""
     paths, found = places.paths(record.id), []
     named = record.memory is not None and record.memory.directory == paths.suspended
     if not named and record.phase is not Phase.SUSPENDING:

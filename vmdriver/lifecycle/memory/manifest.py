@@ -1,4 +1,4 @@
-"""What an image of a machine's memory says of itself, whoever it was taken from."""
+"""What a checkpoint of a machine's memory says of itself, whoever it was taken from."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from vmdriver.host import facts
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.model.memory_image import ImageKind, MemoryManifest, Part
+from vmdriver.model.checkpoint import CheckpointKind, MemoryManifest, Part
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import utc_now
 
 
 async def describe(
     ports: Ports,
-    kind: ImageKind,
+    kind: CheckpointKind,
     plan: LaunchPlan,
     captured: Captured,
     parts: tuple[Part, ...],

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
+    CHECKPOINT_PART,
     FROZEN,
-    IMAGE_PART,
     LAYER,
     MAPPED,
     PAUSED,
@@ -40,11 +40,11 @@ _UNCONFIRMED_THAW_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
-class ImagePart:
-    """The directory that an image is written to, with room for the memory set aside."""
+class CheckpointPart:
+    """The directory that a checkpoint is written to, with room for the memory set aside."""
 
     store: MemoryStore
-    key, needs = IMAGE_PART, ("directory",)
+    key, needs = CHECKPOINT_PART, ("directory",)
 
     async def acquire(self, ledger: Ledger, directory: str, needed_bytes: int) -> str:
         """The path of the file for the memory. Exhausted."""
@@ -101,7 +101,9 @@ class PausedMachine:
 
 @dataclass(frozen=True)
 class WrittenMemory:
-    """The memory is being written. What comes of it is in the image's part, and goes with that."""
+    """The memory is being written. What comes of it is in the checkpoint's part, and goes with
+    that.
+    """
 
     key, needs = WRITTEN, ()
 
@@ -145,14 +147,14 @@ class NewLayer:
 @dataclass(frozen=True)
 class MappedMemory:
     """The file that a machine which came back from it maps as long as it runs. Without a manifest
-    it is no image.
+    it is no checkpoint.
     """
 
     store: MemoryStore
     key, needs = MAPPED, ("directory",)
 
     async def acquire(self, ledger: Ledger, image: str, directory: str) -> None:
-        """Make that image one."""
+        """Make that checkpoint one."""
         data = {"directory": directory}
         retire = partial(self.store.retire, image, directory)
         await ledger.acquire(self.key, Scope.RUNTIME, data, retire)
@@ -162,14 +164,14 @@ class MappedMemory:
 
 
 def image_bytes(plan: LaunchPlan) -> int:
-    """Room for an image of that machine."""
+    """Room for a checkpoint of that machine."""
     return plan.memory_mib * 2**20 + STATE_BYTES
 
 
 def memory_resources(ports: Ports) -> Sequence[Resource]:
     """All of them."""
     return (
-        ImagePart(ports.memory_store),
+        CheckpointPart(ports.memory_store),
         FrozenWorkload(ports.guest, ports.hypervisor, ports.memory),
         PausedMachine(ports.memory),
         WrittenMemory(),

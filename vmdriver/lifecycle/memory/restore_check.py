@@ -1,4 +1,4 @@
-"""Whether a memory image may be given to a machine, and what an image is made with. Pure."""
+"""Whether a checkpoint may be given to a machine, and what a checkpoint is made with. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vmdriver.model.memory_image import (
+from vmdriver.model.checkpoint import (
     FileIdentity,
     MemoryManifest,
     MemoryRef,
@@ -86,7 +86,7 @@ def differences(
     plan: LaunchPlan,
     now: HostNow,
 ) -> list[str]:
-    """Everything that stands in the way of loading the image, in words; none: it may be
+    """Everything that stands in the way of loading the checkpoint, in words; none: it may be
     loaded. The parts' own digests are checked by whoever reads them.
     """
     if digest != ref.digest:

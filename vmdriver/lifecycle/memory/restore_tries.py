@@ -38,8 +38,8 @@ class RestoreTries:
         self._refused_loads = 0
 
     def not_loaded(self, error: DriverError) -> DriverError:
-        """QEMU's word on an image in which we see no fault: it counts from the third time on. That
-        it is late, was killed or could not be started is not its word.
+        """QEMU's word on a checkpoint in which we see no fault: it counts from the third time on.
+        That it is late, was killed or could not be started is not its word.
         """
         if not isinstance(error, LoadRefused):
             return error

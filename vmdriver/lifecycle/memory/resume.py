@@ -34,9 +34,9 @@ from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.model.checkpoint import MemoryManifest, MemoryRef
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
-from vmdriver.model.memory_image import MemoryManifest, MemoryRef
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import RESTORE_FAILED, Failure
@@ -54,7 +54,7 @@ _KINDS = {
 
 
 class Resume:
-    """Action RESUME. It is begun again after a crash; whether the image may be loaded again
+    """Action RESUME. It is begun again after a crash; whether the checkpoint may be loaded again
     is in the record before the machine's first instruction. `restored` tells extensions that the
     sandbox is back.
     """
@@ -90,7 +90,7 @@ class Resume:
         ref, watch = sandbox.record.memory, Stopwatch()
         try:
             if ref is None:
-                raise NotRestorable("there is no memory image", reason="MemoryMissing")
+                raise NotRestorable("there is no checkpoint", reason="MemoryMissing")
             if not ref.consumed:
                 await self._load(sandbox, ref, watch)
             else:
@@ -125,7 +125,7 @@ class Resume:
         await sandbox.update(phase=Phase.FAILED, failure=failure)
 
     async def _load(self, sandbox: Sandbox, ref: MemoryRef, watch: Stopwatch) -> None:
-        """Check, then have the machine paused, and mark the image as used."""
+        """Check, then have the machine paused, and mark the checkpoint as used."""
         record, store = sandbox.record, self._ports.memory_store
         await self._giving_back.run(
             sandbox, Reason.STOPPED
@@ -136,7 +136,7 @@ class Resume:
             problems = await store.damage(ref.directory, manifest.parts)
         if problems:
             raise NotRestorable(
-                f"the memory image is damaged: {'; '.join(problems)}",
+                f"the checkpoint is damaged: {'; '.join(problems)}",
                 reason="ImageDamaged",
             )
         kind = _KINDS[ref.kind]
@@ -262,7 +262,7 @@ class Resume:
         sandbox.adopted = True
         directory = ref.directory
         if ref.kind == "suspended":
-            # The machine maps its file as long as it runs; without a manifest it is no image.
+            # The machine maps its file as long as it runs; without a manifest it is no checkpoint.
             used = directory = self._paths.paths(sandbox.record.id).mapped
             await self._mapped.acquire(sandbox.ledger, ref.directory, used)
         kind = _KINDS[ref.kind]
@@ -281,7 +281,7 @@ class Resume:
         await self._restored(sandbox, kind)
 
     async def _not_restored(self, sandbox: Sandbox, error: DriverError) -> None:
-        """The image is kept aside; then a cold boot or a failure, as the operator wants."""
+        """The checkpoint is kept aside; then a cold boot or a failure, as the operator wants."""
         ref = sandbox.record.memory
         paths = self._paths.paths(sandbox.record.id)
         why = f"its memory could not be restored: {error.text()}"
@@ -296,7 +296,7 @@ class Resume:
         )
         if ref is not None and ref.kind == "suspended":
             await self._ports.memory_store.move(ref.directory, paths.kept)
-            lost += f"; the memory image is kept in {paths.kept.rpartition('/')[2]}"
+            lost += f"; the checkpoint is kept in {paths.kept.rpartition('/')[2]}"
         text = f"it was booted from its disk, since {why}; {lost}"
         sandbox.tell(RESTORE_FAILED, text, warn=True)
         await sandbox.update(phase=Phase.LAUNCHING, memory=None, note=text)

@@ -36,7 +36,7 @@ from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model import wishes
-from vmdriver.model.memory_image import MemoryRef, SeenAge, SnapshotEntry
+from vmdriver.model.checkpoint import MemoryRef, SeenAge, SnapshotEntry
 from vmdriver.model.phase import Action, Asked, Intent, MachineState, Phase
 from vmdriver.model.plan import Disk, LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now

@@ -16,7 +16,7 @@ from vmdriver.lifecycle.memory.resources import WrittenMemory
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.model import wishes
-from vmdriver.model.memory_image import MemoryRef
+from vmdriver.model.checkpoint import MemoryRef
 from vmdriver.model.phase import Intent, MachineState, Phase
 from vmdriver.model.runs import Reason
 from vmdriver.model.wishes import Wish
@@ -72,7 +72,7 @@ class Suspend:
         )
 
     async def _published(self, directory: str) -> MemoryRef | None:
-        """The image, if an earlier process came that far."""
+        """The checkpoint, if an earlier process came that far."""
         try:
             manifest, digest = await self._store.read(directory)
         except (NotFound, Refused):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from vmdriver.model.memory_image import Versions
+from vmdriver.model.checkpoint import Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
 from vmdriver.model.record import SandboxRecord

@@ -1,5 +1,5 @@
 """Kept memory as the core sees it: the machine that it is taken from and given to, and the
-images on disk. What ports.py says of errors and cancellation holds here too.
+checkpoints on disk. What ports.py says of errors and cancellation holds here too.
 """
 
 from __future__ import annotations
@@ -7,11 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmdriver.model.memory_image import FileIdentity, MemoryManifest, Part
+from vmdriver.model.checkpoint import FileIdentity, MemoryManifest, Part
 from vmdriver.model.plan import LaunchPlan
 
 STATE_BYTES = 16 * 2**20
-"""Room for everything of an image that is not the guest's RAM; QEMU writes under 1 MiB."""
+"""Room for everything of a checkpoint that is not the guest's RAM; QEMU writes under 1 MiB."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Captured:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A stopped machine's memory as QEMU wrote it to the file `path`: no image yet."""
+    """A stopped machine's memory as QEMU wrote it to the file `path`: no checkpoint yet."""
 
     path: str
     domain_xml: str
@@ -88,16 +88,16 @@ class MachineMemory(Protocol):
 
 
 class MemoryStore(Protocol):
-    """Memory images on disk. `directory` is an image's."""
+    """Checkpoints on disk. `directory` is a checkpoint's."""
 
     async def begin(self, directory: str, needed_bytes: int) -> str:
         """Make the directory, empty, with an empty file for the memory, whose path is
-        returned. Exhausted unless that much space is free beside what other images under
+        returned. Exhausted unless that much space is free beside what other checkpoints under
         way may need.
         """
 
     async def end(self, directory: str) -> None:
-        """The image is complete or given up: its space is not reserved any more."""
+        """The checkpoint is complete or given up: its space is not reserved any more."""
 
     async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
         """Write the small parts, digest all, make all durable."""
@@ -112,7 +112,7 @@ class MemoryStore(Protocol):
 
     async def needs(self, directory: str) -> set[str]:
         """Every file that its manifest says it depends on, also a manifest of another release.
-        None for what is no image. StorageError when that cannot be read now.
+        None for what is no checkpoint. StorageError when that cannot be read now.
         """
 
     async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
@@ -122,18 +122,18 @@ class MemoryStore(Protocol):
         """What to load."""
 
     async def lend(self, directory: str, *, lent: bool) -> None:
-        """Let QEMU's user open an image's memory, or take that right back; what is open
-        stays open. Images that nobody is loading are ours alone.
+        """Let QEMU's user open a checkpoint's memory, or take that right back; what is open
+        stays open. Checkpoints that nobody is loading are ours alone.
         """
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
         """What these files are now. NotFound names the first that is missing."""
 
     async def retire(self, directory: str, target: str) -> None:
-        """Make it no image any more, its memory only mapped by a machine. May be repeated."""
+        """Make it no checkpoint any more, its memory only mapped by a machine. May be repeated."""
 
     async def unpublish(self, directory: str) -> None:
-        """Durably make it no image any more: nobody can read it, what it consists of stays
+        """Durably make it no checkpoint any more: nobody can read it, what it consists of stays
         until `remove`. May be repeated.
         """
 
@@ -141,10 +141,10 @@ class MemoryStore(Protocol):
         """Have the memory in the page cache, holes as well."""
 
     async def move(self, directory: str, target: str) -> None:
-        """Give an image another name; what has it is removed."""
+        """Give a checkpoint another name; what has it is removed."""
 
     async def remove(self, directory: str) -> None:
-        """Remove an image."""
+        """Remove a checkpoint."""
 
     async def listed(self, parent: str) -> list[str]:
         """Names of the directories in a directory; none if it is absent."""

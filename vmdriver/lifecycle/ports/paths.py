@@ -36,14 +36,14 @@ class SandboxPaths:
     status: str
     console: str
     suspended: str
-    """Memory image of the suspended machine."""
+    """Checkpoint of the suspended machine."""
     mapped: str
-    """Memory that a resumed machine maps; no image any more."""
+    """Memory that a resumed machine maps; no checkpoint any more."""
     kept: str
-    """The last memory image that could not be restored."""
+    """The last checkpoint that could not be restored."""
     snapshots: str
-    """Directory of the snapshots' memory images."""
+    """Directory of the snapshots' checkpoints."""
     part: str
-    """An image under way."""
+    """A checkpoint under way."""
     scratch: str
     """A file that loading a machine needs for a moment."""

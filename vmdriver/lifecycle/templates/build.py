@@ -18,13 +18,13 @@ from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.memory.manifest import describe
-from vmdriver.lifecycle.memory.resources import ImagePart, image_bytes
+from vmdriver.lifecycle.memory.resources import CheckpointPart, image_bytes
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
+from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.ids import mark
-from vmdriver.model.memory_image import MemoryManifest
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan, Lease
 
@@ -111,7 +111,7 @@ class TemplateMaker:
         ports, part, ledger = self._ports, f"{target}.part", one.ledger
         lease = await self._lease.acquire(one.owner, ledger)
         plan = self._plan(one, plan, part, lease, layer)
-        image = ImagePart(ports.memory_store)
+        image = CheckpointPart(ports.memory_store)
         memory = await image.acquire(ledger, part, image_bytes(plan))
         write = partial(ports.launch_files.write_for_template, plan)
         owner = mark(self._settings.instance, one.owner)

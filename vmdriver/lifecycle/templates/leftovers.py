@@ -22,8 +22,8 @@ from vmdriver.lifecycle.engine.ledger import (
     VolatileJournal,
 )
 from vmdriver.lifecycle.engine.resource import (
+    CHECKPOINT_PART,
     FIREWALL,
-    IMAGE_PART,
     LEASE,
     OVERLAY,
     Given,
@@ -107,9 +107,9 @@ class Leftovers:
             one.given_back()
 
     async def remove_files(self, directory: str, layer: str = "") -> None:
-        """Have a memory image gone, and the layer that it stands on where it is nobody else's."""
+        """Have a checkpoint gone, and the layer that it stands on where it is nobody else's."""
         held = [Held(OVERLAY, Scope.PERSISTENT, {"path": layer})] if layer else []
-        held.append(Held(IMAGE_PART, Scope.CAPTURE, {"directory": directory}))
+        held.append(Held(CHECKPOINT_PART, Scope.CAPTURE, {"directory": directory}))
         ledger = Ledger(VolatileJournal(*held))
         await self.give_back(Unowned(directory, ledger=ledger))
 

@@ -20,7 +20,7 @@ from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
-from vmdriver.lifecycle.memory.resources import ImagePart
+from vmdriver.lifecycle.memory.resources import CheckpointPart
 from vmdriver.lifecycle.ports.paths import Places
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -179,7 +179,7 @@ class WarmPool:
         )
         layer = self._places.new_layer(one.owner)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
-        await ImagePart(ports.memory_store).acquire(one.ledger, directory, 0)
+        await CheckpointPart(ports.memory_store).acquire(one.ledger, directory, 0)
         owner = mark(instance, one.owner)
 
         async def load() -> None:

@@ -26,7 +26,7 @@ from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.build import TemplateMaker, owner_of
 from vmdriver.lifecycle.templates.leftovers import Leftovers
-from vmdriver.model.memory_image import MEMORY, FileIdentity, MemoryManifest, Versions
+from vmdriver.model.checkpoint import MEMORY, FileIdentity, MemoryManifest, Versions
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 

@@ -1,4 +1,4 @@
-"""Streams cut in two, images that notice any change, and what stands in a restore's way."""
+"""Streams cut in two, checkpoints that notice any change, and what stands in a restore's way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured
-from vmdriver.storage.memory_images import MemoryImages
+from vmdriver.storage.checkpoints import Checkpoints
 
 # --- the stream
 
@@ -153,17 +153,17 @@ def test_a_stream_without_the_guests_memory_is_an_error(tmp_path: Path) -> None:
         cut(stream({}, {}), tmp_path / "memory", size=RAM * 2)
 
 
-# --- images on disk
+# --- checkpoints on disk
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryImages]:
+def store(tmp_path: Path) -> Iterator[Checkpoints]:
     pool = Pool("test", 4)
-    yield MemoryImages(pool, Ownership(os.getuid(), os.getgid()))
+    yield Checkpoints(pool, Ownership(os.getuid(), os.getgid()))
     pool.close()
 
 
-async def an_image(store: MemoryImages, directory: Path) -> tuple[object, ...]:
+async def a_checkpoint(store: Checkpoints, directory: Path) -> tuple[object, ...]:
     memory = Path(await store.begin(str(directory), 1))
     with memory.open("r+b") as file:
         file.truncate(130 * 2**20)
@@ -174,20 +174,20 @@ async def an_image(store: MemoryImages, directory: Path) -> tuple[object, ...]:
     return await store.write_parts(str(directory), captured)
 
 
-async def test_an_image_is_sparse_and_whole(
-    store: MemoryImages, tmp_path: Path
+async def test_a_checkpoint_is_sparse_and_whole(
+    store: Checkpoints, tmp_path: Path
 ) -> None:
-    parts = await an_image(store, tmp_path / "i")
+    parts = await a_checkpoint(store, tmp_path / "i")
     assert [p.name for p in parts] == ["memory", "state", "domain.xml"]
     assert parts[0].stored < 2**20
     assert (tmp_path / "i" / "memory").stat().st_blocks * 512 < 2**20
     assert await store.damage(str(tmp_path / "i"), parts) == []
 
 
-async def test_a_copy_with_its_holes_filled_is_the_same_image(
-    store: MemoryImages, tmp_path: Path
+async def test_a_copy_with_its_holes_filled_is_the_same_checkpoint(
+    store: Checkpoints, tmp_path: Path
 ) -> None:
-    parts = await an_image(store, tmp_path / "i")
+    parts = await a_checkpoint(store, tmp_path / "i")
     memory = tmp_path / "i" / "memory"
     memory.write_bytes(memory.read_bytes())
     assert await store.damage(str(tmp_path / "i"), parts) == []
@@ -219,15 +219,15 @@ def poke(path: Path, at: int) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_any_change_is_noticed(
-    store: MemoryImages, tmp_path: Path, change: str
+    store: Checkpoints, tmp_path: Path, change: str
 ) -> None:
-    parts = await an_image(store, tmp_path / "i")
+    parts = await a_checkpoint(store, tmp_path / "i")
     CHANGES[change](tmp_path / "i")
     assert len(await store.damage(str(tmp_path / "i"), parts)) == 1
 
 
-async def test_space_is_reserved_before_an_image_is_begun(
-    store: MemoryImages, tmp_path: Path
+async def test_space_is_reserved_before_a_checkpoint_is_begun(
+    store: Checkpoints, tmp_path: Path
 ) -> None:
     with pytest.raises(Exhausted, match="MiB are free"):
         await store.begin(str(tmp_path / "i"), 2**60)
@@ -239,10 +239,10 @@ async def test_space_is_reserved_before_an_image_is_begun(
     await store.begin(str(tmp_path / "b"), free * 2 // 3)
 
 
-async def test_an_image_without_a_manifest_does_not_exist(
-    store: MemoryImages, tmp_path: Path
+async def test_a_checkpoint_without_a_manifest_does_not_exist(
+    store: Checkpoints, tmp_path: Path
 ) -> None:
-    await an_image(store, tmp_path / "i")
+    await a_checkpoint(store, tmp_path / "i")
     with pytest.raises(NotFound):
         await store.read(str(tmp_path / "i"))
     (tmp_path / "i" / "manifest.json").write_text("{}")
@@ -251,7 +251,7 @@ async def test_an_image_without_a_manifest_does_not_exist(
 
 
 async def test_a_write_to_a_file_changes_its_identity(
-    store: MemoryImages, tmp_path: Path
+    store: Checkpoints, tmp_path: Path
 ) -> None:
     path = tmp_path / "disk"
     path.write_bytes(b"x")

@@ -1,6 +1,6 @@
 """A machine's memory on disk, and what must be true for it to be given back to a machine.
 
-An image is a directory: `memory` (the guest's RAM, sparse, mapped copy-on-write by whoever
+A checkpoint is a directory: `memory` (the guest's RAM, sparse, mapped copy-on-write by whoever
 goes on from it), `state` (devices and the rest of QEMU's stream), `domain.xml` (the machine
 as libvirt had it) and, written last, `manifest.json`. Without a manifest it does not exist.
 """
@@ -15,11 +15,11 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.spec import Frozen, SandboxSpec
 
 MEMORY, STATE, DOMAIN = "memory", "state", "domain.xml"
-ImageKind = Literal["suspended", "snapshot", "template"]
+CheckpointKind = Literal["suspended", "snapshot", "template"]
 
 
 class Part(Frozen):
-    """One file of an image."""
+    """One file of a checkpoint."""
 
     name: str
     size: int
@@ -33,7 +33,7 @@ class Part(Frozen):
 
 
 class FileIdentity(Frozen):
-    """A file that an image depends on. Any write to it changes one of these."""
+    """A file that a checkpoint depends on. Any write to it changes one of these."""
 
     path: str
     size: int
@@ -43,7 +43,7 @@ class FileIdentity(Frozen):
 
 
 class Versions(Frozen):
-    """What made the image, and must load it."""
+    """What made the checkpoint, and must load it."""
 
     hypervisor: str
     libvirt: str
@@ -55,7 +55,7 @@ class MemoryManifest(Frozen):
     """manifest.json."""
 
     schema_version: Literal[1] = 1
-    kind: ImageKind
+    kind: CheckpointKind
     name: str = ""
     """A snapshot's name."""
     sandbox_id: str
@@ -88,12 +88,12 @@ class MemoryManifest(Frozen):
 
 
 class MemoryRef(Frozen):
-    """A record's pointer to the image that its machine goes on from."""
+    """A record's pointer to the checkpoint that its machine goes on from."""
 
     directory: str
     digest: str
     """sha256 of manifest.json: an edited manifest is noticed."""
-    kind: ImageKind
+    kind: CheckpointKind
     name: str = ""
     stored_bytes: int = 0
     consumed: bool = False

@@ -1,5 +1,5 @@
-"""Implements lifecycle.ports.memory.MemoryStore: memory images as directories
-(model/memory_image.py says what is in them).
+"""Implements lifecycle.ports.memory.MemoryStore: checkpoints as directories
+(model/checkpoint.py says what is in them).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vmdriver.host.clearing import Clearing
 from vmdriver.host.threads import Pool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
-from vmdriver.model.memory_image import (
+from vmdriver.model.checkpoint import (
     DOMAIN,
     MEMORY,
     STATE,
@@ -72,8 +72,8 @@ def segment_digest(path: Path, index: int) -> tuple[str, int]:
     return digest.hexdigest(), stored
 
 
-class MemoryImages:
-    """All memory images. `owner`: the user that QEMU runs as; it maps the memory."""
+class Checkpoints:
+    """All checkpoints. `owner`: the user that QEMU runs as; it maps the memory."""
 
     def __init__(
         self, pool: Pool, owner: Ownership, clearing: Clearing | None = None
@@ -119,7 +119,7 @@ class MemoryImages:
 
     async def write_parts(self, directory: str, captured: Captured) -> tuple[Part, ...]:
         path = Path(directory)
-        what = "the memory image cannot be written"
+        what = "the checkpoint cannot be written"
         with files.or_error(what, "free space in the state directory"):
             for name, data in (
                 (STATE, captured.state),
@@ -164,11 +164,11 @@ class MemoryImages:
             path.rename(target)
             files.sync_directory(target.parent)
         except OSError as error:
-            # Whoever is told that it failed lets the machine go on: then it is no image.
+            # Whoever is told that it failed lets the machine go on: then it is no checkpoint.
             with suppress(OSError):
                 target.rename(path)
             raise StorageError(
-                f"the memory image cannot be stored: {error.strerror}",
+                f"the checkpoint cannot be stored: {error.strerror}",
                 detail=str(error),
             ) from error
         return hashlib.sha256(data).hexdigest()
@@ -180,19 +180,19 @@ class MemoryImages:
     def _read(path: Path) -> tuple[MemoryManifest, str]:
         file = path / _MANIFEST
         if file.is_fifo():  # it would be waited for
-            raise Refused(f"the manifest of memory image {path.name} is a pipe")
+            raise Refused(f"the manifest of checkpoint {path.name} is a pipe")
         try:
             data = file.read_bytes()
             manifest = MemoryManifest.model_validate_json(data)
         except FileNotFoundError as error:
             raise NotFound(
-                f"there is no memory image {path.name}", detail=str(path)
+                f"there is no checkpoint {path.name}", detail=str(path)
             ) from error
         except OSError as error:
             raise _unreadable(path, error) from error
         except ValidationError as error:
             raise Refused(
-                f"the manifest of memory image {path.name} cannot be read",
+                f"the manifest of checkpoint {path.name} cannot be read",
                 detail=str(error),
                 reason="ManifestDamaged",
             ) from error
@@ -231,7 +231,7 @@ class MemoryImages:
             raise _unreadable(path, error) from error
         except UnicodeDecodeError as error:
             raise StorageError(
-                f"memory image {path.name} cannot be read", detail=str(error)
+                f"checkpoint {path.name} cannot be read", detail=str(error)
             ) from error
         return SavedMachine(state, text, str(path / MEMORY))
 
@@ -247,7 +247,7 @@ class MemoryImages:
     async def unpublish(self, directory: str) -> None:
         def unlink() -> None:
             path = Path(directory)
-            what = f"memory image {path.name} cannot be given up"
+            what = f"checkpoint {path.name} cannot be given up"
             with files.or_error(what), suppress(FileNotFoundError):
                 (path / _MANIFEST).unlink(missing_ok=True)
                 files.sync_directory(path)
@@ -283,7 +283,7 @@ class MemoryImages:
             if self._clearing is not None and self._clearing.displace(path, why):
                 return
             raise StorageError(
-                f"the memory image {path.name} cannot be removed: {error.strerror}",
+                f"the checkpoint {path.name} cannot be removed: {error.strerror}",
                 detail=str(error),
             ) from error
 
@@ -306,7 +306,7 @@ def _needs(path: Path) -> set[str]:
 
 def _unreadable(path: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"memory image {path.name} cannot be read: {error.strerror}", detail=str(error)
+        f"checkpoint {path.name} cannot be read: {error.strerror}", detail=str(error)
     )
 
 
@@ -328,7 +328,7 @@ def _identity(path: str) -> FileIdentity:
         info = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(
-            f"{Path(path).name}, which the memory image needs, is gone", detail=path
+            f"{Path(path).name}, which the checkpoint needs, is gone", detail=path
         ) from error
     except OSError as error:
         raise _unreadable(Path(path), error) from error
