@@ -199,7 +199,7 @@ class FakeDriver:
 
     def shown(self) -> tuple[str, str, str]:
         """The first one's condition: TYPE=STATUS, reason, message."""
-        told = self.manager.snapshots()[0].conditions[0]
+        told = self.manager.statuses()[0].conditions[0]
         return f"{told.type}={told.status}", told.reason, told.message
 
     # These look the sandbox up when they are called, not when they are awaited.

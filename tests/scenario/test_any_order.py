@@ -44,8 +44,8 @@ class Play:
 
     def _check(self, notice: Notice) -> None:
         world = self.world
-        if isinstance(notice, Changed) and notice.snapshot.id not in world.records:
-            self.wrong.append(f"{notice.snapshot.id} is shown, and is not there")
+        if isinstance(notice, Changed) and notice.status.id not in world.records:
+            self.wrong.append(f"{notice.status.id} is shown, and is not there")
         if not isinstance(notice, Deleted):
             return
         name = notice.sandbox_id

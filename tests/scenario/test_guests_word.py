@@ -69,10 +69,10 @@ async def test_what_a_guest_takes_back_changes_nothing() -> None:
     await driver.manager.create(spec(), None)
     await driver.settled()
     subscription = driver.hub.subscribe()
-    before = list(driver.manager.snapshots())
+    before = list(driver.manager.statuses())
     async with scribbling(driver, WORDS):
         await asyncio.sleep(0.2)
-    assert list(driver.manager.snapshots()) == before
+    assert list(driver.manager.statuses()) == before
     subscription.close()
     first = await subscription.next()
     assert first is not None

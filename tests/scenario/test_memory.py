@@ -35,7 +35,7 @@ async def test_a_stop_that_suspends_holds_nothing_and_a_start_goes_on() -> None:
     driver.memory.tick(domain)
     await driver.manager.stop("s1", "")
     assert driver.phase() is Phase.SUSPENDED
-    condition = driver.manager.snapshots()[0].conditions[0]
+    condition = driver.manager.statuses()[0].conditions[0]
     assert (condition.type, condition.status) == ("Suspended", "True")
     world = driver.world
     assert not world.domains
@@ -84,7 +84,7 @@ async def test_a_damaged_checkpoint_is_not_loaded(policy: str) -> None:
         assert sum(world.starts.values()) == 1, "its memory was kept for another try"
     else:
         assert record.phase is Phase.RUNNING
-        message = driver.manager.snapshots()[0].conditions[0].message
+        message = driver.manager.statuses()[0].conditions[0].message
         assert "could not be restored" in message
         assert "memory has changed" in message
         assert "s1/not-restored" in world.checkpoints

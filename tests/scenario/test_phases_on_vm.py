@@ -234,7 +234,7 @@ async def test_a_refused_create_leaves_nothing_and_can_be_repeated(phase: str) -
     assert not taken
     assert not world.records
     assert not world.journals.get("s1")
-    assert driver.manager.snapshots() == []
+    assert driver.manager.statuses() == []
     failed = [e for e in LOG if e[1] == "on_create_failed"]
     if phase == "before_create":
         assert failed == [
@@ -390,7 +390,7 @@ async def test_an_undo_that_fails_keeps_a_refused_create_out_of_sight() -> None:
             await asyncio.sleep(0.01)
         while not driver.owed():
             await asyncio.sleep(0.01)
-    assert driver.manager.snapshots() == []
+    assert driver.manager.statuses() == []
     with pytest.raises(NotFound):
         driver.core.sandboxes.find("s1", "")
     with pytest.raises(Unavailable, match="being given back"):

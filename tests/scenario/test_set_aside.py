@@ -126,7 +126,7 @@ async def test_it_alone_is_set_aside_and_comes_back_when_it_is_repaired(
     manager = driver.manager
     await driver.settled()
     assert objects <= world.objects(), "something of it was touched"
-    shown = conditions(manager.snapshots())
+    shown = conditions(manager.statuses())
     assert shown["s1"][0] == STATE_UNREADABLE
     assert "repair" in shown["s1"][1]
     assert "delete" in shown["s1"][1]
@@ -161,7 +161,7 @@ async def test_it_alone_is_set_aside_and_comes_back_when_it_is_repaired(
     driver = FakeDriver(world)
     await driver.manager.recover()
     await driver.settled()
-    assert conditions(driver.manager.snapshots())["s1"][0] == "Running"
+    assert conditions(driver.manager.statuses())["s1"][0] == "Running"
     assert world.objects() == held_objects(world)
     assert sum(world.starts.values()) == 3, "its machine went on all the time"
     await driver.close()
@@ -176,7 +176,7 @@ async def test_a_delete_of_it_leaves_nothing(damage: Callable[[World], None]) ->
     answers = await asyncio.gather(manager.delete("s1", ""), manager.delete("s1", ""))
     assert any(answers)
     assert "s1" not in world.records
-    assert "s1" not in conditions(manager.snapshots())
+    assert "s1" not in conditions(manager.statuses())
     assert not await manager.delete("s1", "")
     told = []
     while True:
@@ -368,7 +368,7 @@ async def test_two_that_hold_one_address_do_not_both_run() -> None:
     world.journals["s2"][0] = json.dumps(line)
     driver = FakeDriver(world)
     await driver.manager.recover()
-    shown = conditions(driver.manager.snapshots())
+    shown = conditions(driver.manager.statuses())
     assert shown["s1"][0] == "Running"
     assert shown["s2"][0] == STATE_UNREADABLE
     assert "s1" in shown["s2"][1]

@@ -121,7 +121,7 @@ async def test_a_return_to_a_snapshot_of_what_runs_never_shows_it_as_stopped() -
     shown = []
     while (notice := await watch.next()) is not None:
         if isinstance(notice, Changed):
-            shown.append(notice.snapshot.conditions[0].type)
+            shown.append(notice.status.conditions[0].type)
     assert len(shown) > 1
     assert set(shown) == {"Ready"}
     await driver.close()

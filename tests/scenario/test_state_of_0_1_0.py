@@ -165,7 +165,7 @@ async def test_what_ran_runs_on_and_what_rested_rests(taken_up: TakenUp) -> None
     assert refused is not None
     assert refused.reason == "ProvisioningFailed"
     assert refused.message == "NoLicence: no licence for that"
-    shown = {status.id: status.conditions[0] for status in driver.manager.snapshots()}
+    shown = {status.id: status.conditions[0] for status in driver.manager.statuses()}
     assert shown.keys() == driver.names()
     for name, failure in {"exited": exited, "refused": refused}.items():
         assert (shown[name].status, shown[name].reason) == ("False", failure.reason)

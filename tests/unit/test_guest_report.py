@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.driver import spec
 from vmdriver.lifecycle.launch import endings
-from vmdriver.model.condition import snapshot_of
+from vmdriver.model.condition import status_of
 from vmdriver.model.phase import DomainState, Phase, machine_state
 from vmdriver.model.record import SandboxRecord, utc_now
 from vmdriver.storage.disks import console_tail
@@ -63,7 +63,7 @@ def test_whatever_the_guest_writes_is_a_report_and_a_record_that_loads(
         failure=endings.of_machine(machine, report, Phase.LAUNCHING, "", retry=False),
     )
     assert SandboxRecord.model_validate_json(record.model_dump_json()) == record
-    snapshot_of(record)
+    status_of(record)
 
 
 def test_a_report_is_read_as_init_writes_it() -> None:

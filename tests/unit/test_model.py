@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.fakes.driver import spec
 from vmdriver.errors import InvalidRequest
 from vmdriver.model import ids
-from vmdriver.model.condition import snapshot_of
+from vmdriver.model.condition import status_of
 from vmdriver.model.phase import (
     Action,
     DomainState,
@@ -199,10 +199,10 @@ TRANSIENT = {
 
 def gateway_phase(record: SandboxRecord) -> str:
     """A mirror of how the gateway derives its phase (contract §2.9)."""
-    snapshot = snapshot_of(record)
-    if snapshot.deleting:
+    status = status_of(record)
+    if status.deleting:
         return "DELETING"
-    conditions = snapshot.conditions
+    conditions = status.conditions
     if any(
         c.type.lower() == "suspended" and c.status.lower() == "true" for c in conditions
     ):

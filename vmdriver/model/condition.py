@@ -36,7 +36,7 @@ class Standstill:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SandboxStatus:
     """A sandbox as it is shown outside: everything but the spec."""
 
     id: str
@@ -82,7 +82,7 @@ def _condition(
     failure = record.failure
     if record.intent is Intent.DELETED or record.phase is Phase.DELETING:
         return "Ready", "False", "Deleting", "the sandbox is being deleted"
-    # One that is meant to run is on its way up, also where a return to a snapshot goes through
+    # One that is meant to run is on its way up, also where a return to a status goes through
     # these phases: a row that has once seen Suspended stays Stopped.
     meant_to_run = record.intent is Intent.RUNNING
     if record.phase is Phase.STOPPED and not meant_to_run:
@@ -115,12 +115,12 @@ def _condition(
     )
 
 
-def snapshot_of(record: SandboxRecord, still: Standstill | None = None) -> Snapshot:
+def status_of(record: SandboxRecord, still: Standstill | None = None) -> SandboxStatus:
     """The one condition that a record is shown as, and its machine where that stands still."""
     kind, status, reason, message = _condition(record, still)
     changed_at = max(record.changed_at, still.since) if still else record.changed_at
     spec = record.spec
-    return Snapshot(
+    return SandboxStatus(
         id=spec.id,
         name=spec.name,
         namespace=spec.namespace,

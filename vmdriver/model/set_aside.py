@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmdriver.errors import Refused
-from vmdriver.model.condition import Condition, Snapshot
+from vmdriver.model.condition import Condition, SandboxStatus
 from vmdriver.model.plan import Lease
 from vmdriver.model.record import SandboxRecord
 
@@ -56,11 +56,11 @@ class SetAside:
         return self.salvage.name or self.id
 
     @property
-    def snapshot(self) -> Snapshot:
+    def status(self) -> SandboxStatus:
         """As it is shown."""
         text = f"{self.problem}: {WAY_OUT}"
         condition = Condition("Ready", "False", STATE_UNREADABLE, text, self.found_at)
-        return Snapshot(
+        return SandboxStatus(
             id=self.id,
             name=self.name,
             namespace=self.salvage.namespace,

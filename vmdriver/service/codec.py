@@ -15,7 +15,7 @@ from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.lifecycle.control.checks import check_numbers
 from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Notice
-from vmdriver.model.condition import Condition, PlatformEvent, Snapshot
+from vmdriver.model.condition import Condition, PlatformEvent, SandboxStatus
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.quantity import parse_resources
 from vmdriver.model.spec import Resources, SandboxSpec
@@ -159,20 +159,18 @@ def encode_condition(condition: Condition) -> pb.DriverCondition:
     )
 
 
-def encode_snapshot(snapshot: Snapshot) -> pb.DriverSandbox:
+def encode_status(status: SandboxStatus) -> pb.DriverSandbox:
     """A sandbox as the gateway is shown it; never its spec."""
     return pb.DriverSandbox(
-        id=snapshot.id,
-        name=snapshot.name,
-        namespace=snapshot.namespace,
-        workspace=snapshot.workspace,
+        id=status.id,
+        name=status.name,
+        namespace=status.namespace,
+        workspace=status.workspace,
         status=pb.DriverSandboxStatus(
-            sandbox_name=snapshot.name,
-            instance_id=snapshot.instance_id,
-            conditions=[
-                encode_condition(condition) for condition in snapshot.conditions
-            ],
-            deleting=snapshot.deleting,
+            sandbox_name=status.name,
+            instance_id=status.instance_id,
+            conditions=[encode_condition(condition) for condition in status.conditions],
+            deleting=status.deleting,
         ),
     )
 
@@ -194,9 +192,7 @@ def encode_notice(notice: Notice) -> pb.WatchSandboxesEvent:
     """A hub notice as a watch event."""
     if isinstance(notice, Changed):
         return pb.WatchSandboxesEvent(
-            sandbox=pb.WatchSandboxesSandboxEvent(
-                sandbox=encode_snapshot(notice.snapshot)
-            )
+            sandbox=pb.WatchSandboxesSandboxEvent(sandbox=encode_status(notice.status))
         )
     if isinstance(notice, Deleted):
         return pb.WatchSandboxesEvent(

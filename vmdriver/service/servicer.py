@@ -129,7 +129,7 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         """By id, or else by name."""
         manager = await self._readiness.manager()
         found = manager.snapshot(request.sandbox_id, request.sandbox_name)
-        return pb.GetSandboxResponse(sandbox=codec.encode_snapshot(found))
+        return pb.GetSandboxResponse(sandbox=codec.encode_status(found))
 
     async def ListSandboxes(
         self, request: pb.ListSandboxesRequest, context: Any
@@ -137,7 +137,7 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         """All, sorted by name."""
         manager = await self._readiness.manager()
         return pb.ListSandboxesResponse(
-            sandboxes=[codec.encode_snapshot(s) for s in manager.snapshots()]
+            sandboxes=[codec.encode_status(s) for s in manager.statuses()]
         )
 
     async def StopSandbox(

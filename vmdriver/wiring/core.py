@@ -83,7 +83,7 @@ class Core:
         self._journals, self._crash_point = journals, crash_point
         self._files, self.addresses = files, addresses
         self.sandboxes = sandboxes = Sandboxes()
-        self.hub = Hub(sandboxes.snapshots, watch_limit)
+        self.hub = Hub(sandboxes.statuses, watch_limit)
         self.extensions = self._extensions(installed)
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
         self.parts = launch_parts(ports, self.layers)

@@ -28,7 +28,7 @@ from vmdriver.lifecycle.ports.host import Hypervisor
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
-from vmdriver.model.condition import Snapshot
+from vmdriver.model.condition import SandboxStatus
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import SetAside
@@ -115,16 +115,16 @@ class Manager:
 
     # --- what the gateway asks
 
-    def snapshots(self) -> list[Snapshot]:
+    def statuses(self) -> list[SandboxStatus]:
         """Every sandbox as it is shown, sorted by name, then id."""
-        return self.sandboxes.snapshots()
+        return self.sandboxes.statuses()
 
-    def snapshot(self, sandbox_id: str, name: str) -> Snapshot:
+    def snapshot(self, sandbox_id: str, name: str) -> SandboxStatus:
         """One as it is shown: by id, which must exist, else by name. InvalidRequest, NotFound,
         Refused if the name is not unique.
         """
         found = self.sandboxes.look_up(sandbox_id, name)
-        return found.snapshot if isinstance(found, SetAside) else found.sandbox.snapshot
+        return found.status if isinstance(found, SetAside) else found.sandbox.status
 
     async def validate(self, spec: SandboxSpec, trace: Trace = NO_TRACE) -> None:
         """Whether a create of this spec would be accepted now."""
@@ -180,10 +180,10 @@ class Manager:
         """
         worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
-        shown = worker.sandbox.snapshot
+        shown = worker.sandbox.status
         with self._budget.room_to_run(worker.sandbox.record):
             await worker.wish(Wish.START)
-        if worker.sandbox.snapshot is shown:
+        if worker.sandbox.status is shown:
             worker.sandbox.announce()
 
     def stop_limit_s(self) -> float:

@@ -149,4 +149,4 @@ def _cold(record: SandboxRecord) -> dict[str, bool]:
 
 def _is_down(worker: Worker) -> bool:
     """Whether watchers have been shown it as stopped."""
-    return any(c.type == "Suspended" for c in worker.sandbox.snapshot.conditions)
+    return any(c.type == "Suspended" for c in worker.sandbox.status.conditions)

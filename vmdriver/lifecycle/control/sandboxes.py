@@ -7,7 +7,7 @@ from collections.abc import Callable
 from vmdriver.errors import InvalidRequest, NotFound, Refused
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.worker import Worker
-from vmdriver.model.condition import Snapshot
+from vmdriver.model.condition import SandboxStatus
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.phase import Intent
 from vmdriver.model.record import SandboxRecord, layers_of
@@ -86,10 +86,10 @@ class Sandboxes:
         """The sandbox is gone."""
         self.workers.pop(sandbox_id, None)
 
-    def snapshots(self) -> list[Snapshot]:
+    def statuses(self) -> list[SandboxStatus]:
         """Every sandbox as it is shown, sorted by name, then id."""
-        shown = [worker.sandbox.snapshot for worker in self.accepted()]
-        shown += [aside.snapshot for aside in self.set_aside.values()]
+        shown = [worker.sandbox.status for worker in self.accepted()]
+        shown += [aside.status for aside in self.set_aside.values()]
         return sorted(shown, key=lambda s: (s.name, s.id))
 
     def find(self, sandbox_id: str, name: str) -> Worker:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from vmdriver.model.condition import PlatformEvent, Snapshot
+from vmdriver.model.condition import PlatformEvent, SandboxStatus
 
 GONE_S = 900.0
 """Longer than a gateway takes to come back or to look for itself (contract §2.6: 300 s)."""
@@ -21,7 +21,7 @@ _MOST_GONE = 1024
 class Changed:
     """A sandbox as it is now."""
 
-    snapshot: Snapshot
+    status: SandboxStatus
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Hub:
     """Every watcher gets the full list first, then every notice."""
 
     def __init__(
-        self, current: Callable[[], Iterable[Snapshot]], limit: int = 1024
+        self, current: Callable[[], Iterable[SandboxStatus]], limit: int = 1024
     ) -> None:
         self._current = current
         self._limit = limit
@@ -127,7 +127,7 @@ class Hub:
     def publish(self, notice: Notice) -> None:
         """Offer a notice to every watcher. Never waits."""
         if isinstance(notice, Changed):
-            self._gone.pop(notice.snapshot.id, None)
+            self._gone.pop(notice.status.id, None)
         if isinstance(notice, Deleted):
             self._gone[notice.sandbox_id] = time.monotonic()
             if len(self._gone) > _MOST_GONE:

@@ -21,9 +21,9 @@ from vmdriver.lifecycle.ports.host import Records
 from vmdriver.model.condition import (
     PlatformEvent,
     Progress,
-    Snapshot,
+    SandboxStatus,
     Standstill,
-    snapshot_of,
+    status_of,
 )
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
@@ -51,7 +51,7 @@ class Sandbox:
     ) -> None:
         self.record = record
         self.ledger = ledger
-        self.snapshot: Snapshot = snapshot_of(record)
+        self.status: SandboxStatus = status_of(record)
         self.gone = False
         self.still: Standstill | None = None
         """Why the machine stands still, as far as it is known."""
@@ -87,7 +87,7 @@ class Sandbox:
 
     def announce(self) -> None:
         """Show it to the watchers as it is now: a new one, or to one whose picture may be old."""
-        self._hub.publish(Changed(self.snapshot))
+        self._hub.publish(Changed(self.status))
 
     async def until(
         self, reached: Callable[[SandboxRecord], bool], timeout_s: float
@@ -136,7 +136,7 @@ class Sandbox:
                 return
             if self.gone:  # it would be on disk again
                 raise NotFound(f"sandbox {record.id} was deleted meanwhile")
-            if _shown(snapshot_of(record, self.still)) != _shown(self.snapshot):
+            if _shown(status_of(record, self.still)) != _shown(self.status):
                 record = record.model_copy(update={"changed_at": utc_now()})
             try:
                 await self._records.save(record)
@@ -170,10 +170,10 @@ class Sandbox:
             await self.update(changed_at=utc_now())
 
     def _publish(self) -> None:
-        snapshot = snapshot_of(self.record, self.still)
-        if snapshot != self.snapshot:
-            self.snapshot = snapshot
-            self._show(Changed(snapshot))
+        status = status_of(self.record, self.still)
+        if status != self.status:
+            self.status = status
+            self._show(Changed(status))
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -257,5 +257,5 @@ def _named(record: SandboxRecord) -> set[str]:
     return layers_of(record) | {ref.directory for ref in memories if ref is not None}
 
 
-def _shown(snapshot: Snapshot) -> list[tuple[str, str, str, str]]:
-    return [(c.type, c.status, c.reason, c.message) for c in snapshot.conditions]
+def _shown(status: SandboxStatus) -> list[tuple[str, str, str, str]]:
+    return [(c.type, c.status, c.reason, c.message) for c in status.conditions]
