@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.fakes.registry import push, registry
 from tests.fakes.settings import image_rules
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
 
@@ -67,8 +67,8 @@ async def by_driver(
     reference: str, work: Path, policy: ImagePolicy
 ) -> tuple[float, int, list[float]]:
     """Seconds of the first time, bytes of the disk, and seconds of 20 times afterwards."""
-    pool = Pool("bench", 4)
-    store = ImageStore(work / "store", pool, policy)
+    threads = Threads("bench", 4)
+    store = ImageStore(work / "store", threads, policy)
     await store.open()
     begun = time.perf_counter()
     disk = await store.prepare(reference, "first", lambda _p: None)
@@ -79,7 +79,7 @@ async def by_driver(
         await store.prepare(reference, str(number), lambda _p: None)
         again.append(time.perf_counter() - begun)
     await store.close()
-    pool.close()
+    threads.close()
     return first, Path(disk.path).stat().st_blocks * 512, again
 
 
@@ -87,8 +87,8 @@ async def eight_at_once(
     reference: str, work: Path, policy: ImagePolicy
 ) -> tuple[float, float]:
     """Seconds until the first and the last of eight had the image."""
-    pool = Pool("bench", 4)
-    store = ImageStore(work / "eight", pool, policy)
+    threads = Threads("bench", 4)
+    store = ImageStore(work / "eight", threads, policy)
     await store.open()
     begun = time.perf_counter()
 
@@ -98,7 +98,7 @@ async def eight_at_once(
 
     ends = await asyncio.gather(*(one(number) for number in range(8)))
     await store.close()
-    pool.close()
+    threads.close()
     return min(ends), max(ends)
 
 

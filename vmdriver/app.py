@@ -20,7 +20,7 @@ from vmdriver.extensions.loader import load_extensions, participants
 from vmdriver.host import facts
 from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
@@ -71,7 +71,7 @@ class Driver:
         self.settings = settings_from(config)
         self.layout = Layout(config.driver.state_dir)
         owner, instance = qemu_owner(config), config.driver.instance
-        self._files = Pool("files", 8)
+        self._files = Threads("files", 8)
         self.embedded = config.driver.connection == "embed"
         self.libvirt_root = Path(passage.theirs(str(self.layout.libvirt)))
         uri = (

@@ -17,7 +17,7 @@ from tests.fakes.world import World
 from vmdriver.cli import doctor
 from vmdriver.errors import ConfigError, Refused
 from vmdriver.host.lock import StateLock
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.embedded import (
     make_way,
     remove_torn_definitions,
@@ -52,13 +52,13 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def pool() -> AsyncIterator[Pool]:
-    pool = Pool("dirt", 4)
-    yield pool
-    pool.close()
+async def threads() -> AsyncIterator[Threads]:
+    threads = Threads("dirt", 4)
+    yield threads
+    threads.close()
 
 
-async def start(state: Path, pool: Pool) -> None:
+async def start(state: Path, threads: Threads) -> None:
     """Every step of a driver's start that looks at the state directory; raises what would keep
     it from starting.
     """
@@ -67,12 +67,12 @@ async def start(state: Path, pool: Pool) -> None:
     lock = StateLock(layout.lock)
     await lock.acquire(1)
     try:
-        await _start(layout, pool)
+        await _start(layout, threads)
     finally:
         lock.release()
 
 
-async def _start(layout: Layout, pool: Pool) -> None:
+async def _start(layout: Layout, threads: Threads) -> None:
     owner = Ownership(os.getuid(), os.getgid())
     came_in(layout, Path("/run/vmd-qemu/state"))
     make_way(layout.libvirt, layout.clearing)
@@ -83,19 +83,19 @@ async def _start(layout: Layout, pool: Pool) -> None:
     forget_unstarted_machines(layout.libvirt)
     with pytest.raises(Refused, match="boot files"):
         boot.load(layout.boot)
-    images = ImageStore(layout.images, pool, image_rules())
-    supervisors = SupervisorDisks(layout, pool)
+    images = ImageStore(layout.images, threads, image_rules())
+    supervisors = SupervisorDisks(layout, threads)
     await images.open()
     await supervisors.open()
     # The rest of the start is the manager's, on these files; its host is a fake.
     driver = FakeDriver(
         World(),
         adapters={
-            "disks": DiskStore(layout, pool, owner),
-            "launch_files": LaunchFiles(layout, pool, owner),
+            "disks": DiskStore(layout, threads, owner),
+            "launch_files": LaunchFiles(layout, threads, owner),
             "supervisor_disks": supervisors,
-            "memory_store": Checkpoints(pool, owner, layout.clearing),
-            "records": RecordStore(layout, pool),
+            "memory_store": Checkpoints(threads, owner, layout.clearing),
+            "records": RecordStore(layout, threads),
         },
         places=FilePlaces(layout),
         templates_directory=str(layout.templates),
@@ -113,14 +113,14 @@ async def _start(layout: Layout, pool: Pool) -> None:
 
 @pytest.mark.parametrize("kind", dirt.KINDS)
 async def test_it_starts_with_that_in_any_place(
-    state: Path, pool: Pool, kind: str
+    state: Path, threads: Threads, kind: str
 ) -> None:
     failed = []
     for place in dirt.PLACES:
         dirt.put(state, place, kind)
         try:
             for _ in range(2):
-                await start(state, pool)
+                await start(state, threads)
         except (Exception, asyncio.CancelledError) as error:
             failed.append(f"{place}: {type(error).__name__}: {error}")
         dirt.clean(state)
@@ -128,11 +128,11 @@ async def test_it_starts_with_that_in_any_place(
 
 
 async def test_what_was_in_the_way_is_kept_and_told_until_it_is_gone(
-    state: Path, caplog: pytest.LogCaptureFixture, pool: Pool
+    state: Path, caplog: pytest.LogCaptureFixture, threads: Threads
 ) -> None:
     dirt.put(state, "images", "foreign_file")
     dirt.put(state, "templates/x", "immutable_inside")
-    await start(state, pool)
+    await start(state, threads)
     notes = {note.path: Path(note.place) for note in Layout(state).clearing.notes()}
     assert set(notes) == {str(state / "images"), str(state / "templates/x")}
     assert notes[str(state / "images")].read_bytes().startswith(b"not of this driver")
@@ -140,7 +140,7 @@ async def test_what_was_in_the_way_is_kept_and_told_until_it_is_gone(
     told = [finding.message for finding in doctor.in_the_way(Layout(state))]
     assert len(told) == 2
     assert all("was in the way" in message for message in told)
-    await start(state, pool)
+    await start(state, threads)
     assert len(Layout(state).clearing.notes()) == 2, "it is told once"
     dirt.clean(state)
     shutil.rmtree(state / "set-aside")
@@ -149,19 +149,19 @@ async def test_what_was_in_the_way_is_kept_and_told_until_it_is_gone(
 
 @pytest.mark.parametrize("kind", ["dangling_link", "foreign_file"])
 async def test_without_the_directory_of_records_nothing_of_a_sandbox_is_removed(
-    state: Path, pool: Pool, kind: str
+    state: Path, threads: Threads, kind: str
 ) -> None:
     """As when its disk was not mounted: whose machines those are nobody knows now."""
     (state / "layers" / "s1.0.qcow2").write_bytes(b"a root disk")
     dirt.put(state, "sandboxes", kind)
     for _ in range(2):
-        await start(state, pool)
+        await start(state, threads)
         assert (state / "layers" / "s1.0.qcow2").exists()
-    records = RecordStore(Layout(state), pool)
+    records = RecordStore(Layout(state), threads)
     assert not records.all_there()
     shutil.rmtree(state / "set-aside")
     assert records.all_there()
-    await start(state, pool)
+    await start(state, threads)
     assert not (state / "layers" / "s1.0.qcow2").exists()
 
 

@@ -19,7 +19,7 @@ from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.records import FakeRecords
 from tests.fakes.world import World
 from vmdriver.errors import AlreadyExists, Exhausted, NotFound, Refused, StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import (
     Disks,
     GuestReport,
@@ -85,16 +85,16 @@ class InMemory:
 @dataclass
 class OnDisk:
     layout: Layout
-    pool: Pool
+    threads: Threads
 
     def __post_init__(self) -> None:
         owner = Ownership(os.getuid(), os.getgid())
-        self.records = RecordStore(self.layout, self.pool)
-        self.store = Checkpoints(self.pool, owner)
-        self.disks = DiskStore(self.layout, self.pool, owner)
+        self.records = RecordStore(self.layout, self.threads)
+        self.store = Checkpoints(self.threads, owner)
+        self.disks = DiskStore(self.layout, self.threads, owner)
 
     def journal(self, sandbox_id: str) -> Journal:
-        return FileJournal(self.layout.sandbox(sandbox_id).ledger, self.pool)
+        return FileJournal(self.layout.sandbox(sandbox_id).ledger, self.threads)
 
     def path(self, name: str) -> str:
         return str(self.layout.root / name)
@@ -111,11 +111,11 @@ async def side(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     if request.param == "fake":
         yield InMemory()
         return
-    layout, pool = Layout(tmp_path / "state"), Pool("contract", 2)
+    layout, threads = Layout(tmp_path / "state"), Threads("contract", 2)
     layout.make()
     (layout.root / "base").write_bytes(b"\0" * 2**20)
-    yield OnDisk(layout, pool)
-    pool.close()
+    yield OnDisk(layout, threads)
+    threads.close()
 
 
 # --- records and journals

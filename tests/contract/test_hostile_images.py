@@ -19,7 +19,7 @@ import pytest
 from tests.fakes.oci_layout import PLAIN, Layout, directory, entry, layer, link
 from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci import manifest
 from vmdriver.oci.cache import Cache
@@ -36,8 +36,8 @@ class Bench:
         self.outside.mkdir()
         (self.outside / "precious").write_text("untouched")
         self.layout = Layout(root / "layout")
-        self.pool = Pool("images", 4)
-        self.store = ImageStore(root / "store", self.pool, policy)
+        self.threads = Threads("images", 4)
+        self.store = ImageStore(root / "store", self.threads, policy)
 
     async def disk(self, *layers: bytes, **more: Any) -> BaseDisk:
         self.layout.image("it", layers, **more)
@@ -69,7 +69,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path, policy)
     await bench.store.open()
     yield bench
-    bench.pool.close()
+    bench.threads.close()
 
 
 def look(disk: BaseDisk, request: str) -> bytes:
@@ -213,7 +213,7 @@ async def test_a_bomb_within_the_operators_limit_is_refused_too(tmp_path: Path) 
     await bench.store.open()
     text = await bench.refused(sparse("hole", 10 * 2**30))
     assert "claim to be" in text
-    bench.pool.close()
+    bench.threads.close()
 
 
 async def test_a_header_that_fills_the_memory_is_refused(bench: Bench) -> None:
@@ -342,7 +342,7 @@ async def test_what_is_unfit_is_not_unfit_for_ever(
     """The operator may raise the limit: no verdict is kept."""
     await bench.refused(layer(entry("zeros", bytes(65 * 2**20))))
     policy = dataclasses.replace(bench.policy, max_content=2**30)
-    store = ImageStore(tmp_path / "store", bench.pool, policy)
+    store = ImageStore(tmp_path / "store", bench.threads, policy)
     await store.open()
     disk = await store.prepare(f"oci:{bench.layout.path}:it", "s1", lambda _p: None)
     assert await asyncio.to_thread(Path(disk.path).exists)

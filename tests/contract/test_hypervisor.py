@@ -25,7 +25,7 @@ from vmdriver.errors import (
     TimedOut,
 )
 from vmdriver.host.lanes import Pulse
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, monitor, qemu_process
 from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.memory import DomainMemory
@@ -151,7 +151,7 @@ async def test_a_guest_that_does_not_answer_is_given_up_in_time(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has a channel")
-    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
     guest = GuestAgent(hypervisor.connection)
     with pytest.raises(NotFound):
         await guest.ping(plan.domain, 1.0)
@@ -187,7 +187,7 @@ async def test_memory_goes_to_a_file_and_back(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -252,7 +252,7 @@ async def test_a_state_that_qemu_does_not_take_is_told_from_a_qemu_that_was_kill
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -304,7 +304,7 @@ async def test_a_machine_that_does_not_react_is_ended_and_costs_nobody_else_a_wa
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU can hang")
-    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
     pid = await _hang(hypervisor, plan)
     try:
         if asked_before:
@@ -335,7 +335,7 @@ async def test_a_capture_that_does_not_move_is_given_up(
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
     monkeypatch.setattr(capture, "_STALL_S", 1.0)
-    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
     await hypervisor.start(plan, MARK)
     await memory.pause(plan.domain)
     # Nobody reads at the other end.
@@ -366,7 +366,7 @@ async def test_with_nine_machines_hung_a_tenth_is_as_always(hypervisor: Any) -> 
     """They hold every call that was made for them; the nine are ended together, in time."""
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU can hang")
-    memory = DomainMemory(hypervisor.connection, Pool("contract", 2))
+    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
     run = qemu_process.run_directory(hypervisor.connection.uri)
     nine = [f"test-hung-{n}" for n in range(9)]
     pids: list[int] = []

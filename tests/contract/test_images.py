@@ -22,7 +22,7 @@ from tests.fakes.registry import push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk, CacheLimits, ImageProgress
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import ImageStore
@@ -72,9 +72,9 @@ class Store(ImageStore):
     """With its directory at hand, and a progress sink."""
 
     def __init__(self, root: Path, policy: ImagePolicy) -> None:
-        self.pool = Pool("images", 4)
+        self.threads = Threads("images", 4)
         self.root = root
-        super().__init__(root, self.pool, policy)
+        super().__init__(root, self.threads, policy)
         self.told: list[ImageProgress] = []
 
     async def get(self, reference: str, owner: str = "s1") -> BaseDisk:
@@ -109,7 +109,7 @@ async def opened(root: Path, policy: ImagePolicy) -> AsyncIterator[Store]:
     await store.close()
     left = list(root.glob(".work-*"))
     assert left == [], "nothing half-made stays"
-    store.pool.close()
+    store.threads.close()
 
 
 def content(disk: BaseDisk, path: str) -> str:

@@ -14,7 +14,7 @@ from tests.fakes.oci_layout import Layout, directory, entry, layer
 from tests.fakes.settings import image_rules
 from vmdriver.errors import ImageError
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.oci.image_service import ImageStore
 
 SCRIPT = """#!/bin/sh
@@ -72,14 +72,14 @@ def image(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def store(tmp_path: Path, image: str) -> AsyncIterator[ImageStore]:
-    pool = Pool("images", 4)
+    threads = Threads("images", 4)
     policy = image_rules((), (tmp_path / "images",), refresh_s=0)
-    store = ImageStore(tmp_path / "store", pool, policy)
+    store = ImageStore(tmp_path / "store", threads, policy)
     await store.open()
     yield store
     await store.close()
     assert not list((tmp_path / "store").glob(".work-*")), "nothing half-made stays"
-    pool.close()
+    threads.close()
 
 
 @pytest.mark.parametrize("what", list(PROGRAMS))

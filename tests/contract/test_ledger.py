@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vmdriver.errors import StorageError, Unavailable
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope, replay
 from vmdriver.storage import journal as journal_module
 from vmdriver.storage.journal import FileJournal, read_lines
@@ -24,10 +24,10 @@ WIDE = {"text": "x" * 900}
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    pool = Pool("journal", 4)
-    yield pool
-    pool.close()
+def threads() -> Iterator[Threads]:
+    threads = Threads("journal", 4)
+    yield threads
+    threads.close()
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def on_disk(path: Path) -> list[Held]:
 
 
 async def test_on_a_full_disk_a_line_is_whole_or_not_there_at_all(
-    small_disk: Path, pool: Pool
+    small_disk: Path, threads: Threads
 ) -> None:
     path = small_disk / "ledger"
-    ledger = Ledger(FileJournal(path, pool))
+    ledger = Ledger(FileJournal(path, threads))
     await ledger.acquire("root", Scope.PERSISTENT, WIDE, nothing)
     ballast = fill(small_disk)
     refused = 0
@@ -87,10 +87,10 @@ async def test_on_a_full_disk_a_line_is_whole_or_not_there_at_all(
 
 
 async def test_on_a_full_disk_everything_is_undone_and_struck_when_there_is_space(
-    small_disk: Path, pool: Pool
+    small_disk: Path, threads: Threads
 ) -> None:
     path = small_disk / "ledger"
-    ledger = Ledger(FileJournal(path, pool))
+    ledger = Ledger(FileJournal(path, threads))
     await ledger.acquire("root", Scope.PERSISTENT, WIDE, nothing)
     for key in ("tap", "machine", "frozen"):
         await ledger.acquire(key, Scope.RUNTIME, {}, nothing)
@@ -118,7 +118,7 @@ async def test_on_a_full_disk_everything_is_undone_and_struck_when_there_is_spac
 
 @pytest.mark.parametrize("most", [1, 7, 40])
 async def test_a_short_write_is_completed(
-    most: int, tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+    most: int, tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwrite
 
@@ -127,7 +127,7 @@ async def test_a_short_write_is_completed(
 
     monkeypatch.setattr(journal_module.os, "pwrite", short)
     path = tmp_path / "ledger"
-    ledger = Ledger(FileJournal(path, pool))
+    ledger = Ledger(FileJournal(path, threads))
     for key in ("root", "tap"):
         await ledger.acquire(key, Scope.PERSISTENT, {"key": key}, nothing)
     assert on_disk(path) == list(ledger.held())
@@ -136,10 +136,10 @@ async def test_a_short_write_is_completed(
 
 @pytest.mark.parametrize("failing", ["fdatasync", "pwrite", "ftruncate"])
 async def test_after_a_failed_write_the_next_one_stands_on_what_was_durable(
-    failing: str, tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+    failing: str, tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ledger"
-    ledger = Ledger(FileJournal(path, pool))
+    ledger = Ledger(FileJournal(path, threads))
     await ledger.acquire("root", Scope.PERSISTENT, {}, nothing)
     broken, write = True, os.pwrite
 
@@ -170,12 +170,12 @@ async def test_after_a_failed_write_the_next_one_stands_on_what_was_durable(
 
 
 async def test_writes_of_many_tasks_leave_the_file_as_the_memory_is(
-    tmp_path: Path, pool: Pool
+    tmp_path: Path, threads: Threads
 ) -> None:
     chance = random.Random(6)
     for round_ in range(20):
         path = tmp_path / f"ledger-{round_}"
-        ledger = Ledger(FileJournal(path, pool))
+        ledger = Ledger(FileJournal(path, threads))
         effects: set[str] = set()
 
         async def come_and_go(key: str, ledger: Ledger, effects: set[str]) -> None:
@@ -227,18 +227,18 @@ async def test_writes_of_many_tasks_leave_the_file_as_the_memory_is(
     ],
 )
 def test_lines_that_make_no_sense_are_an_error_that_says_what_to_do(
-    lines: str, tmp_path: Path, pool: Pool
+    lines: str, tmp_path: Path, threads: Threads
 ) -> None:
     path = tmp_path / "ledger"
     path.write_text(lines + "\n")
     with pytest.raises(StorageError) as caught:
-        Ledger(FileJournal(path, pool))
+        Ledger(FileJournal(path, threads))
     assert "backup" in caught.value.resolution
 
 
 def test_a_ledger_that_is_no_file_is_an_error_like_the_others(
-    tmp_path: Path, pool: Pool
+    tmp_path: Path, threads: Threads
 ) -> None:
     (tmp_path / "ledger").mkdir()
     with pytest.raises(StorageError, match="cannot be read"):
-        Ledger(FileJournal(tmp_path / "ledger", pool))
+        Ledger(FileJournal(tmp_path / "ledger", threads))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.test_plan_rendering import plan
 from vmdriver.errors import NotFound, StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.model.checkpoint import MemoryManifest, Part, Versions
@@ -28,9 +28,9 @@ class Killed(BaseException):
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Checkpoints]:
-    pool = Pool("test", 2)
-    yield Checkpoints(pool, Ownership(os.getuid(), os.getgid()))
-    pool.close()
+    threads = Threads("test", 2)
+    yield Checkpoints(threads, Ownership(os.getuid(), os.getgid()))
+    threads.close()
 
 
 @pytest.fixture

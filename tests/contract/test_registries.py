@@ -14,7 +14,7 @@ from tests.fakes.oci_layout import Layout, entry, layer
 from tests.fakes.registry import PASSWORD, USER, push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci.image_service import ImageStore
 from vmdriver.oci.policy import ImagePolicy
@@ -53,10 +53,10 @@ def guarded(
 
 @pytest.fixture
 async def prepare(tmp_path: Path) -> AsyncIterator[object]:
-    pool = Pool("images", 2)
+    threads = Threads("images", 2)
 
     async def run(reference: str, policy: ImagePolicy) -> BaseDisk:
-        store = ImageStore(tmp_path / "store", pool, policy)
+        store = ImageStore(tmp_path / "store", threads, policy)
         await store.open()
         try:
             return await store.prepare(reference, "s1", lambda _progress: None)
@@ -64,7 +64,7 @@ async def prepare(tmp_path: Path) -> AsyncIterator[object]:
             await store.close()
 
     yield run
-    pool.close()
+    threads.close()
 
 
 async def test_each_registry_gets_its_own_credentials_over_tls(

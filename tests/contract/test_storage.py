@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from tests.fakes.driver import spec
 from vmdriver.errors import AlreadyExists, InvalidRequest, Refused, StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Phase
@@ -30,10 +30,10 @@ from vmdriver.storage.supervisors import SupervisorDisks
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    pool = Pool("storage", 2)
-    yield pool
-    pool.close()
+def threads() -> Iterator[Threads]:
+    threads = Threads("storage", 2)
+    yield threads
+    threads.close()
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def layout(tmp_path: Path) -> Layout:
 
 
 @pytest.fixture
-def records(layout: Layout, pool: Pool) -> RecordStore:
-    return RecordStore(layout, pool)
+def records(layout: Layout, threads: Threads) -> RecordStore:
+    return RecordStore(layout, threads)
 
 
 def record(sandbox_id: str = "s1") -> SandboxRecord:
@@ -172,10 +172,10 @@ async def test_a_link_in_place_of_a_sandbox_is_not_followed(
 
 
 async def test_a_torn_last_line_is_forgotten_and_overwritten(
-    layout: Layout, pool: Pool
+    layout: Layout, threads: Threads
 ) -> None:
     path = layout.root / "ledger"
-    journal = FileJournal(path, pool)
+    journal = FileJournal(path, threads)
     await journal.append({"op": "intent", "key": "a", "scope": "runtime", "data": {}})
     with path.open("ab") as file:
         file.write(b'{"op":"int')
@@ -187,9 +187,11 @@ async def test_a_torn_last_line_is_forgotten_and_overwritten(
         journal.read()
 
 
-async def test_a_ledger_stays_small_over_many_lives(layout: Layout, pool: Pool) -> None:
+async def test_a_ledger_stays_small_over_many_lives(
+    layout: Layout, threads: Threads
+) -> None:
     path = layout.root / "ledger"
-    ledger = Ledger(FileJournal(path, pool))
+    ledger = Ledger(FileJournal(path, threads))
 
     async def nothing(*_: object) -> None:
         return
@@ -199,20 +201,20 @@ async def test_a_ledger_stays_small_over_many_lives(layout: Layout, pool: Pool) 
         await ledger.acquire("run", Scope.RUNTIME, {}, nothing)
         assert await ledger.release(Scope.RUNTIME, nothing) == []
     assert len(path.read_bytes().splitlines()) < 80
-    again = Ledger(FileJournal(path, pool))
+    again = Ledger(FileJournal(path, threads))
     assert [(h.key, h.done, dict(h.data)) for h in again.held()] == [
         ("kept", True, {"x": 1})
     ]
 
 
 @pytest.fixture
-def disks(layout: Layout, pool: Pool) -> DiskStore:
-    return DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
+def disks(layout: Layout, threads: Threads) -> DiskStore:
+    return DiskStore(layout, threads, Ownership(os.getuid(), os.getgid()))
 
 
 @pytest.fixture
-def supervisors(layout: Layout, pool: Pool) -> SupervisorDisks:
-    return SupervisorDisks(layout, pool)
+def supervisors(layout: Layout, threads: Threads) -> SupervisorDisks:
+    return SupervisorDisks(layout, threads)
 
 
 async def test_an_overlay_is_made_on_its_base_and_removed(
@@ -425,9 +427,9 @@ def small_layout(tmp_path: Path) -> Iterator[Layout]:
 
 
 async def test_a_wish_is_stored_on_a_disk_without_a_single_free_block(
-    small_layout: Layout, pool: Pool
+    small_layout: Layout, threads: Threads
 ) -> None:
-    records = RecordStore(small_layout, pool)
+    records = RecordStore(small_layout, threads)
     await records.create(record(), None)
     ballast = (small_layout.root / "ballast").open("wb", buffering=0)
     with ballast, pytest.raises(OSError, match="No space"):

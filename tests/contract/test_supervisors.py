@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_storage import compile_program, on_disk
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.storage import supervisors
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.program_bundle import Bundle
@@ -27,9 +27,9 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def disks(layout: Layout) -> Iterator[SupervisorDisks]:
-    pool = Pool("supervisors", 4)
-    yield SupervisorDisks(layout, pool)
-    pool.close()
+    threads = Threads("supervisors", 4)
+    yield SupervisorDisks(layout, threads)
+    threads.close()
 
 
 @pytest.fixture
@@ -70,13 +70,13 @@ async def test_two_makers_that_do_not_know_each_other_do_not_meet(
     layout: Layout, program: Path
 ) -> None:
     """As when a killed driver's thread and programs go on beside the next driver."""
-    pools = [Pool("a", 2), Pool("b", 2)]
-    stores = [SupervisorDisks(layout, pool) for pool in pools]
+    thread_pools = [Threads("a", 2), Threads("b", 2)]
+    stores = [SupervisorDisks(layout, threads) for threads in thread_pools]
     found = await asyncio.gather(*(s.disk(program) for s in stores))
     assert found[0] == found[1]
     check(found[0], layout)
-    for pool in pools:
-        pool.close()
+    for threads in thread_pools:
+        threads.close()
 
 
 async def test_a_source_that_changes_meanwhile_is_not_published_under_the_old_digest(

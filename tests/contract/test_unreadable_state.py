@@ -18,7 +18,7 @@ from vmdriver.cli.doctor import unreadable
 from vmdriver.cli.unread import unread
 from vmdriver.config import Loaded, load
 from vmdriver.errors import StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Intent
@@ -36,10 +36,10 @@ LEASE = Lease(
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    pool = Pool("storage", 2)
-    yield pool
-    pool.close()
+def threads() -> Iterator[Threads]:
+    threads = Threads("storage", 2)
+    yield threads
+    threads.close()
 
 
 @pytest.fixture
@@ -54,14 +54,16 @@ def layout(loaded: Loaded) -> Layout:
     return layout
 
 
-async def stored(layout: Layout, pool: Pool, sandbox_id: str = "s1") -> SandboxFiles:
+async def stored(
+    layout: Layout, threads: Threads, sandbox_id: str = "s1"
+) -> SandboxFiles:
     now = utc_now()
     record = SandboxRecord(
         spec=spec(sandbox_id, workspace="w"), created_at=now, changed_at=now
     )
-    await RecordStore(layout, pool).create(record, None)
+    await RecordStore(layout, threads).create(record, None)
     files = layout.sandbox(sandbox_id)
-    ledger = Ledger(FileJournal(files.ledger, pool))
+    ledger = Ledger(FileJournal(files.ledger, threads))
 
     async def nothing() -> None:
         return
@@ -99,12 +101,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 async def test_what_is_known_of_it_is_salvaged_and_it_can_be_given_up(
-    damage: str, layout: Layout, pool: Pool
+    damage: str, layout: Layout, threads: Threads
 ) -> None:
-    files = await stored(layout, pool)
-    await stored(layout, pool, "s2")
+    files = await stored(layout, threads)
+    await stored(layout, threads, "s2")
     DAMAGE[damage](files.record)
-    records = RecordStore(layout, pool)
+    records = RecordStore(layout, threads)
     assert [record.id for record in await records.load_all()] == ["s2"]
     assert list(records.unreadable()) == ["s1"]
     assert "sandboxes/s1/record.json" in records.unreadable()["s1"]
@@ -120,34 +122,34 @@ async def test_what_is_known_of_it_is_salvaged_and_it_can_be_given_up(
 
 
 async def test_names_are_salvaged_from_a_torn_record(
-    layout: Layout, pool: Pool
+    layout: Layout, threads: Threads
 ) -> None:
-    files = await stored(layout, pool)
+    files = await stored(layout, threads)
     cut_in_the_middle(files.record)
-    found = await RecordStore(layout, pool).salvage("s1")
+    found = await RecordStore(layout, threads).salvage("s1")
     assert (found.name, found.workspace) == ("name-s1", "w")
 
 
 async def test_what_is_no_sandbox_is_neither_read_nor_in_the_way(
-    layout: Layout, pool: Pool
+    layout: Layout, threads: Threads
 ) -> None:
     (layout.sandboxes / "notes.txt").write_text("hello")
     (layout.sandboxes / "lost+found").mkdir()
     (layout.sandboxes / "link").symlink_to("/etc")
-    records = RecordStore(layout, pool)
+    records = RecordStore(layout, threads)
     assert await records.load_all() == []
     assert records.unreadable() == {}
     assert len(list(layout.sandboxes.iterdir())) == 3
 
 
 async def test_one_that_was_put_elsewhere_and_linked_to_is_set_aside(
-    layout: Layout, pool: Pool, tmp_path: Path
+    layout: Layout, threads: Threads, tmp_path: Path
 ) -> None:
     """Its layers and its machine are somebody's; its delete leaves what the link led to."""
-    files, elsewhere = await stored(layout, pool), tmp_path / "larger disk"
+    files, elsewhere = await stored(layout, threads), tmp_path / "larger disk"
     files.root.rename(elsewhere)
     files.root.symlink_to(elsewhere)
-    records = RecordStore(layout, pool)
+    records = RecordStore(layout, threads)
     assert await records.load_all() == []
     assert list(records.unreadable()) == ["s1"]
     assert (await records.salvage("s1")).name == "name-s1"
@@ -169,11 +171,11 @@ async def test_the_commands_say_what_is_wrong_and_what_to_do(
     which: str,
     loaded: Loaded,
     layout: Layout,
-    pool: Pool,
+    threads: Threads,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    await stored(layout, pool, "good")
-    files = await stored(layout, pool)
+    await stored(layout, threads, "good")
+    files = await stored(layout, threads)
     getattr(files, which).write_bytes(b"\0\0\0\n")
     (finding,) = unreadable(layout)
     assert (finding.check, finding.level) == ("sandbox s1", "fail")
@@ -195,8 +197,8 @@ async def test_the_commands_say_what_is_wrong_and_what_to_do(
     assert unread(layout) == []
 
 
-async def test_a_layer_says_what_it_stands_on(layout: Layout, pool: Pool) -> None:
-    disks = DiskStore(layout, pool, Ownership(0, 0))
+async def test_a_layer_says_what_it_stands_on(layout: Layout, threads: Threads) -> None:
+    disks = DiskStore(layout, threads, Ownership(0, 0))
     base = layout.images / "base"
     base.write_bytes(b"\0" * 2**20)
     names = ("a.00000001", "b.00000001", "b.00000002", "b.deadbeef.00000001")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vmdriver.errors import StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.ports.host import Ownership
@@ -34,15 +34,15 @@ def layout(tmp_path: Path) -> Layout:
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    pool = Pool("storage", 2)
-    yield pool
-    pool.close()
+def threads() -> Iterator[Threads]:
+    threads = Threads("storage", 2)
+    yield threads
+    threads.close()
 
 
 @pytest.fixture
-def disks(layout: Layout, pool: Pool) -> DiskStore:
-    return DiskStore(layout, pool, Ownership(os.getuid(), os.getgid()))
+def disks(layout: Layout, threads: Threads) -> DiskStore:
+    return DiskStore(layout, threads, Ownership(os.getuid(), os.getgid()))
 
 
 def layer(layout: Layout, base: str = "base", name: str = "a") -> Disk:
@@ -63,13 +63,13 @@ def io(command: str, path: str) -> str:
 
 
 async def test_a_disk_whose_making_the_ledger_has_lost_is_kept(
-    disks: DiskStore, layout: Layout, pool: Pool, tmp_path: Path
+    disks: DiskStore, layout: Layout, threads: Threads, tmp_path: Path
 ) -> None:
     """A full disk had torn the line; the next start acquires the layer once more."""
     disk, path = layer(layout), tmp_path / "ledger"
 
     async def launch() -> None:
-        ledger = Ledger(FileJournal(path, pool))
+        ledger = Ledger(FileJournal(path, threads))
         await ledger.acquire(
             OVERLAY,
             Scope.PERSISTENT,

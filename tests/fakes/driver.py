@@ -24,7 +24,7 @@ from tests.fakes.settings import SETTINGS
 from tests.fakes.supervisor_disks import FakeSupervisorDisks
 from tests.fakes.world import World
 from vmdriver.extensions.loader import participants
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.participants import Registered
@@ -101,7 +101,7 @@ class FakeDriver:
             self.memory_store,
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
-        self._files = Pool("test", 1)
+        self._files = Threads("test", 1)
         self.core = Core(
             ports=ports,
             settings=settings,

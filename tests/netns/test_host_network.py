@@ -11,7 +11,7 @@ import pytest
 from tests.netns.conftest import STRICT, Net, run
 from vmdriver.errors import ConfigError, NetworkError
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.plan import NetworkPlan
@@ -22,9 +22,9 @@ ALIAS = "192.168.127.254"
 
 
 def network_plan(
-    sandbox_id: str = "s1", pool: AddressPool | None = None, **changes: object
+    sandbox_id: str = "s1", addresses: AddressPool | None = None, **changes: object
 ) -> NetworkPlan:
-    lease = (pool or AddressPool("test", POOL)).take(sandbox_id, Taken())
+    lease = (addresses or AddressPool("test", POOL)).take(sandbox_id, Taken())
     values = {
         "lease": lease,
         "gateway_port": 17670,
@@ -38,7 +38,7 @@ def network_plan(
 
 @pytest.fixture
 def host(net: Net) -> Iterator[HostNetwork]:
-    files = Pool("test", 2)
+    files = Threads("test", 2)
     yield HostNetwork("test", Ownership(os.getuid(), os.getgid()), files, POOL)
     files.close()
 
@@ -134,7 +134,7 @@ async def test_a_pool_in_use_is_refused(host: HostNetwork, net: Net) -> None:
 
 
 async def test_the_supervisors_inner_network_is_refused_as_a_pool(net: Net) -> None:
-    files = Pool("test", 1)
+    files = Threads("test", 1)
     with pytest.raises(ConfigError, match="10.200.0.0/24"):
         await HostNetwork("test", Ownership(0, 0), files, "10.200.0.0/16").check_pool()
     files.close()

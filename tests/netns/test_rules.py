@@ -143,9 +143,9 @@ def test_a_plan_from_before_there_was_an_alias_keeps_its_way_to_the_gateway(
 
 
 def test_what_is_refused_is_refused_at_once(around: Net) -> None:
-    pool = AddressPool("test", "10.0.128.0/17")
-    plan = network_plan("s1", pool, gateway_port=PORT)
-    other = network_plan("s2", pool, gateway_port=PORT)
+    addresses = AddressPool("test", "10.0.128.0/17")
+    plan = network_plan("s1", addresses, gateway_port=PORT)
+    other = network_plan("s2", addresses, gateway_port=PORT)
     guest(around, "g2", other)
     load(other, "vmdriver/test/s2")  # its table comes first in the kernel's order
     space = guest(around, "g", plan)
@@ -232,9 +232,10 @@ def test_nobody_can_reach_into_the_sandbox(around: Net) -> None:
 
 
 def test_sandboxes_cannot_reach_each_other(around: Net) -> None:
-    pool = AddressPool("test", "10.0.128.0/17")
+    addresses = AddressPool("test", "10.0.128.0/17")
     first, second = (
-        network_plan(n, pool, gateway_port=PORT, egress="open") for n in ("s1", "s2")
+        network_plan(n, addresses, gateway_port=PORT, egress="open")
+        for n in ("s1", "s2")
     )
     one, two = guest(around, "g1", first), guest(around, "g2", second)
     for plan, owner in ((first, "vmdriver/test/s1"), (second, "vmdriver/test/s2")):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.model.phase import Phase
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.supervisors import SupervisorDisks
@@ -17,13 +17,13 @@ from vmdriver.storage.supervisors import SupervisorDisks
 async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None:
     program = tmp_path / "supervisor"
     program.write_text("#!/bin/sh\n")
-    layout, pool = Layout(tmp_path / "state"), Pool("supervisors", 4)
+    layout, threads = Layout(tmp_path / "state"), Threads("supervisors", 4)
     layout.make()
     # The fake host, but for the supervisor's disk: that is made by the real programs.
     driver = FakeDriver(
         World(),
         settings=dataclasses.replace(SETTINGS, supervisor=program),
-        adapters={"supervisor_disks": SupervisorDisks(layout, pool)},
+        adapters={"supervisor_disks": SupervisorDisks(layout, threads)},
     )
     await driver.manager.recover()
     names = [f"s{number}" for number in range(6)]
@@ -33,4 +33,4 @@ async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None
     plans = [driver.plan(name) for name in names]
     assert len({plan.disk("supervisor").path for plan in plans}) == 1
     await driver.close()
-    pool.close()
+    threads.close()

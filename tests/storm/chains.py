@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.storm.tally import Tally
 from vmdriver.errors import DriverError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.record import SandboxRecord
 from vmdriver.storage.checkpoints import Checkpoints
@@ -23,8 +23,8 @@ def check_memories(state: Path, tally: Tally) -> None:
 
 
 async def _check_memories(state: Path, tally: Tally) -> None:
-    pool = Pool("storm", 2)
-    checkpoints = Checkpoints(pool, Ownership(os.geteuid(), os.getegid()))
+    threads = Threads("storm", 2)
+    checkpoints = Checkpoints(threads, Ownership(os.geteuid(), os.getegid()))
     sandboxes = state / "sandboxes"
     kept = [*sandboxes.glob("*/suspended"), *sandboxes.glob("*/snapshots/*")]
     try:
@@ -40,7 +40,7 @@ async def _check_memories(state: Path, tally: Tally) -> None:
                     f"kept memory {directory.name}: {'; '.join(damage)}", sandbox
                 )
     finally:
-        pool.close()
+        threads.close()
 
 
 def check_disks(state: Path, tally: Tally) -> None:

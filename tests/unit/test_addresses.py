@@ -11,27 +11,27 @@ from vmdriver.model.ids import tap_name
 
 
 def test_each_sandbox_gets_a_block_of_its_own_and_keeps_it() -> None:
-    pool = AddressPool("i", "10.0.128.0/28")
-    leases = [pool.take(f"s{n}", Taken()) for n in range(4)]
+    addresses = AddressPool("i", "10.0.128.0/28")
+    leases = [addresses.take(f"s{n}", Taken()) for n in range(4)]
     assert [lease.index for lease in leases] == [0, 1, 2, 3]
     assert leases[1].host_ip == "10.0.128.5"
-    assert pool.take("s2", Taken()) == leases[2]
+    assert addresses.take("s2", Taken()) == leases[2]
     with pytest.raises(Exhausted, match=r"10\.0\.128\.0/28"):
-        pool.take("s4", Taken())
-    pool.free("s1")
-    assert pool.take("s4", Taken()).index == 1
+        addresses.take("s4", Taken())
+    addresses.free("s1")
+    assert addresses.take("s4", Taken()).index == 1
 
 
 def test_a_freed_block_is_the_last_to_be_used_again() -> None:
-    pool = AddressPool("i", "10.0.128.0/28")
-    pool.take("a", Taken())
-    pool.free("a")
-    assert pool.take("b", Taken()).index == 1
+    addresses = AddressPool("i", "10.0.128.0/28")
+    addresses.take("a", Taken())
+    addresses.free("a")
+    assert addresses.take("b", Taken()).index == 1
 
 
 def test_blocks_and_names_of_others_on_this_host_are_left_alone() -> None:
-    pool = AddressPool("i", "10.0.128.0/28")
-    lease = pool.take(
+    addresses = AddressPool("i", "10.0.128.0/28")
+    lease = addresses.take(
         "a",
         Taken(
             frozenset({tap_name("i", "a")}),
@@ -43,15 +43,18 @@ def test_blocks_and_names_of_others_on_this_host_are_left_alone() -> None:
 
 
 def test_leases_from_ledgers_count() -> None:
-    pool, other = AddressPool("i", "10.0.128.0/28"), AddressPool("i", "10.0.128.0/28")
-    pool.adopt("x", other.take("x", Taken()))
-    assert pool.take("y", Taken()).index == 1
+    addresses, other = (
+        AddressPool("i", "10.0.128.0/28"),
+        AddressPool("i", "10.0.128.0/28"),
+    )
+    addresses.adopt("x", other.take("x", Taken()))
+    assert addresses.take("y", Taken()).index == 1
 
 
 def test_drivers_of_one_host_begin_in_different_places() -> None:
     def first(instance: str) -> int:
-        pool = AddressPool(instance, "10.0.128.0/17", spread=True)
-        return pool.take("s1", Taken()).index
+        addresses = AddressPool(instance, "10.0.128.0/17", spread=True)
+        return addresses.take("s1", Taken()).index
 
     assert len({first(f"driver{n}") for n in range(20)}) > 15
     assert first("driver1") == first("driver1")

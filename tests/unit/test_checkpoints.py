@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmdriver.errors import Exhausted, HypervisorError, NotFound, Refused, TimedOut
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import guest_channel
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK, PAGE, split
 from vmdriver.lifecycle.launch.secrets import secrets_digest
@@ -158,9 +158,9 @@ def test_a_stream_without_the_guests_memory_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Checkpoints]:
-    pool = Pool("test", 4)
-    yield Checkpoints(pool, Ownership(os.getuid(), os.getgid()))
-    pool.close()
+    threads = Threads("test", 4)
+    yield Checkpoints(threads, Ownership(os.getuid(), os.getgid()))
+    threads.close()
 
 
 async def a_checkpoint(store: Checkpoints, directory: Path) -> tuple[object, ...]:

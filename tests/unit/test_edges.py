@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from vmdriver import errors
 from vmdriver.host import process
 from vmdriver.host.log import parse_level, set_up
-from vmdriver.host.threads import Pool, finished
+from vmdriver.host.threads import Threads, finished
 from vmdriver.oci.reference import parse
 from vmdriver.service import server
 from vmdriver.service.interceptor import status_of
@@ -184,19 +184,19 @@ async def test_a_command_may_be_tried_again_when_somebody_has_killed_it(
 
 
 async def test_work_that_was_begun_is_finished_before_a_cancellation_shows() -> None:
-    pool, ended = Pool("t", 1), []
+    threads, ended = Threads("t", 1), []
 
     def work() -> None:
         time.sleep(0.1)
         ended.append(True)
 
-    task = asyncio.create_task(pool.run(work))
+    task = asyncio.create_task(threads.run(work))
     await asyncio.sleep(0.02)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == [True]
-    pool.close()
+    threads.close()
 
     async def fails() -> None:
         raise ValueError("x")

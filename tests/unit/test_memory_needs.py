@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmdriver.errors import NotFound, Refused, StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.checkpoint import Part
 from vmdriver.storage.checkpoints import Checkpoints
@@ -17,9 +17,9 @@ from vmdriver.storage.checkpoints import Checkpoints
 
 @pytest.fixture
 async def store() -> AsyncIterator[Checkpoints]:
-    pool = Pool("test", 2)
-    yield Checkpoints(pool, Ownership(os.geteuid(), os.getegid()))
-    pool.close()
+    threads = Threads("test", 2)
+    yield Checkpoints(threads, Ownership(os.geteuid(), os.getegid()))
+    threads.close()
 
 
 async def test_a_manifest_of_another_release_says_what_it_needs(

@@ -27,7 +27,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
         spec, token = sandbox_from_json(text, loaded.config.images.default_image)
         checks.check(spec, settings)
         endpoint = guest_endpoint(settings.endpoint)
-        pool = AddressPool(settings.instance, settings.address_pool)
+        addresses = AddressPool(settings.instance, settings.address_pool)
         facts = planner.HostFacts(
             accelerator="tcg" if loaded.config.driver.accelerator == "tcg" else "kvm",
             boot=driver.places.boot(),
@@ -37,7 +37,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             image_config=ImageConfig(),
             supervisor_disk="(made from supervisor_path)",
             paths=driver.places.paths(spec.id),
-            lease=pool.take(spec.id, await driver.network.taken()),
+            lease=addresses.take(spec.id, await driver.network.taken()),
             own_networks=await driver.network.own_networks(),
             gateway_address=None
             if endpoint.on_host_loopback

@@ -19,7 +19,7 @@ from vmdriver.compose.server import Handler
 from vmdriver.compose.store import Record, Store
 from vmdriver.errors import DriverError
 from vmdriver.host.lock import StateLock
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.extending.by_phases import ByPhases
 from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.lifecycle.extending.runner import Runner
@@ -40,7 +40,7 @@ class Composition:
         crash_point: Guard = no_crash_point,
     ) -> None:
         self.config = config
-        self._files = Pool("compose", _THREADS)
+        self._files = Threads("compose", _THREADS)
         store = Store(config.state_dir, self._files, crash_point)
         self.base = Base(config.base, config.base_wait_s)
         self.runner = Runner(

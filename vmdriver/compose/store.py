@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmdriver.errors import StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.extending.subject import Activation, Subject, view_of
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point
@@ -65,10 +65,10 @@ class Store:
     """All of them, below one directory."""
 
     def __init__(
-        self, root: Path, pool: Pool, crash_point: Guard = no_crash_point
+        self, root: Path, threads: Threads, crash_point: Guard = no_crash_point
     ) -> None:
         self._root = root / "sandboxes"
-        self._pool = pool
+        self._threads = threads
         self._crash_point = crash_point
 
     def open(self) -> list[Record]:
@@ -95,7 +95,7 @@ class Store:
 
     async def save(self, record: Record) -> None:
         """Durably."""
-        await self._pool.run(self._save, record)
+        await self._threads.run(self._save, record)
 
     def _save(self, record: Record) -> None:
         directory = self._root / record.id
@@ -104,7 +104,7 @@ class Store:
 
     async def remove(self, sandbox_id: str) -> None:
         """With all that extensions kept for it. The record goes first."""
-        await self._pool.run(self._remove, self._root / sandbox_id)
+        await self._threads.run(self._remove, self._root / sandbox_id)
 
     @staticmethod
     def _remove(directory: Path) -> None:
@@ -113,13 +113,13 @@ class Store:
 
     def ledger(self, sandbox_id: str) -> Ledger:
         """What is held for it."""
-        journal = FileJournal(self._root / sandbox_id / "ledger.jsonl", self._pool)
+        journal = FileJournal(self._root / sandbox_id / "ledger.jsonl", self._threads)
         return Ledger(journal, self._crash_point)
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         """An extension's own directory, made if it is not there."""
         path = self._root / sandbox_id / "extensions" / name
-        await self._pool.run(
+        await self._threads.run(
             lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True)
         )
         return path

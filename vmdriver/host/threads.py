@@ -42,14 +42,14 @@ async def finished(work: Awaitable[T], patience_s: float | None = None) -> T:
     return task.result()
 
 
-class Pool:
+class Threads:
     """Threads for one outside world, so that a slow disk cannot starve the hypervisor."""
 
     def __init__(self, name: str, size: int) -> None:
         self._executor = ThreadPoolExecutor(size, thread_name_prefix=f"vmdriver-{name}")
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run a blocking call in the pool; see `finished` for cancellation."""
+        """Run a blocking call in one of them; see `finished` for cancellation."""
         loop = asyncio.get_running_loop()
         return await finished(
             loop.run_in_executor(self._executor, function, *arguments)

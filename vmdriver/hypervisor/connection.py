@@ -1,4 +1,4 @@
-"""One libvirt connection, its event thread and its thread pool; libvirt's errors end
+"""One libvirt connection, its event thread and its threads; libvirt's errors end
 here.
 """
 

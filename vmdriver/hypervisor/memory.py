@@ -18,7 +18,7 @@ import libvirt
 from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
 from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, domain_xml, root_disk
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
@@ -37,7 +37,7 @@ class DomainMemory:
     """Memory of the domains on one connection."""
 
     def __init__(
-        self, connection: Connection, files: Pool, passage: Passage = DIRECT
+        self, connection: Connection, files: Threads, passage: Passage = DIRECT
     ) -> None:
         self._connection = connection
         self._passage = passage

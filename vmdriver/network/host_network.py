@@ -19,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vmdriver.errors import CommandError, ConfigError, NetworkError, Unavailable
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.launch.environment import INNER_SANDBOX_NETWORK
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
@@ -72,11 +72,11 @@ class HostNetwork:
     """Taps and tables of one driver instance."""
 
     def __init__(
-        self, instance: str, owner: Ownership, pool: Pool, address_pool: str
+        self, instance: str, owner: Ownership, threads: Threads, address_pool: str
     ) -> None:
         self._instance = instance
         self._owner = owner
-        self._pool = pool
+        self._threads = threads
         self._address_pool = ipaddress.IPv4Network(address_pool)
 
     # --- taps
@@ -126,7 +126,7 @@ class HostNetwork:
             f"ipv4/conf/{tap}/send_redirects": "0",
             f"ipv6/conf/{tap}/disable_ipv6": "1",
         }
-        await self._pool.run(_write_sysctls, values)
+        await self._threads.run(_write_sysctls, values)
 
     async def remark_tap(self, tap: str, mark: str) -> None:
         with _translated(f"tap {tap}"):
@@ -304,7 +304,7 @@ class HostNetwork:
     async def prepare(self) -> None:
         """Before anything else: refuse a pool that overlaps, and let the host forward."""
         await self.check_pool()
-        await self._pool.run(_write_sysctls, {"ipv4/ip_forward": "1"})
+        await self._threads.run(_write_sysctls, {"ipv4/ip_forward": "1"})
 
     async def resolve(self, host: str) -> str:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmdriver.errors import HostError, NotFound
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import (
     BaseDisk,
     CachedFile,
@@ -38,13 +38,13 @@ _YOUNG_S = 300.0
 class ImageStore:
     """The image cache of one state directory."""
 
-    def __init__(self, root: Path, pool: Pool, policy: ImagePolicy) -> None:
+    def __init__(self, root: Path, threads: Threads, policy: ImagePolicy) -> None:
         self._cache = Cache(root)
-        self._pool, self._policy = pool, policy
+        self._threads, self._policy = threads, policy
         skopeo = Skopeo(policy)
-        self._resolver = Resolver(skopeo, policy, pool)
-        rootfs = RootFs(self._cache, policy, pool)
-        self._pipeline = Pipeline(self._cache, skopeo, rootfs, pool)
+        self._resolver = Resolver(skopeo, policy, threads)
+        rootfs = RootFs(self._cache, policy, threads)
+        self._pipeline = Pipeline(self._cache, skopeo, rootfs, threads)
         self._resolving: SingleFlight[Resolved] = SingleFlight()
         self._making: SingleFlight[Entry] = SingleFlight()
         self._trees: SingleFlight[TreeEntry] = SingleFlight()
@@ -55,7 +55,7 @@ class ImageStore:
 
     async def open(self) -> None:
         """Make the directories and remove what was under way when the last process ended."""
-        await self._pool.run(self._cache.open)
+        await self._threads.run(self._cache.open)
 
     async def close(self) -> None:
         """Let go."""
@@ -77,7 +77,7 @@ class ImageStore:
             progress(ImageProgress("ResolvingImage", f"resolving {reference}"))
             found = await self._resolve(reference)
             async with self._taking:
-                entry = await self._pool.run(self._cache.find, found.manifest.digest)
+                entry = await self._threads.run(self._cache.find, found.manifest.digest)
                 await self._keep(entry, owner)
         if entry is not None:
             text = f"{entry.digest} is prepared already"
@@ -105,10 +105,10 @@ class ImageStore:
     async def _keep_tree(self, owner: str, names: Iterable[str]) -> TreeEntry | None:
         """The tree that has one of these names, kept for the owner from now on."""
         async with self._taking:
-            for home, entry in await self._pool.run(self._cache.tree_entries):
+            for home, entry in await self._threads.run(self._cache.tree_entries):
                 if set(names) & set(entry.references):
                     self._kept[owner] = str(home)
-                    await self._pool.run(os.utime, home / "source.json")
+                    await self._threads.run(os.utime, home / "source.json")
                     return entry
         return None
 
@@ -142,7 +142,7 @@ class ImageStore:
     async def _keep(self, entry: Entry | None, owner: str) -> Entry | None:
         if entry is not None:
             self._kept[owner] = entry.path
-            await self._pool.run(self._cache.touch, entry)
+            await self._threads.run(self._cache.touch, entry)
         return entry
 
     def release(self, owner: str) -> None:
@@ -152,11 +152,11 @@ class ImageStore:
         """Without asking anybody: a digest that is here, or a tag that was just looked up."""
         pinned = self._resolver.pinned(reference)
         if pinned:
-            return await self._pool.run(self._cache.by_reference, pinned)
+            return await self._threads.run(self._cache.by_reference, pinned)
         found = self._resolver.recent(reference)
         if found is None:
             return None
-        return await self._pool.run(self._cache.find, found.manifest.digest)
+        return await self._threads.run(self._cache.find, found.manifest.digest)
 
     # --- the cache
 
@@ -170,14 +170,14 @@ class ImageStore:
                 used.entry.created,
                 used.used,
             )
-            for used in await self._pool.run(self._cache.entries)
+            for used in await self._threads.run(self._cache.entries)
         ]
 
     async def collect(
         self, in_use: set[str], limits: CacheLimits, *, dry_run: bool = False
     ) -> list[CachedFile]:
-        cached = await self._pool.run(self._cached, in_use)
-        free = await self._pool.run(self._cache.free_bytes)
+        cached = await self._threads.run(self._cached, in_use)
+        free = await self._threads.run(self._cache.free_bytes)
         chosen = to_remove(cached, limits, time.time(), free)
         for item in [] if dry_run else chosen:
             async with self._taking:
@@ -186,7 +186,7 @@ class ImageStore:
                 if item.path in self._wanted() or young:
                     continue
                 _log.info("image cache: removing %s", item.path)
-                await self._pool.run(self._cache.remove, Path(item.path))
+                await self._threads.run(self._cache.remove, Path(item.path))
         return chosen
 
     def _wanted(self) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmdriver.errors import ImageError, Refused
 from vmdriver.host import facts
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import ImageProgress, ProgressSink
 from vmdriver.model.image import ImageConfig
 from vmdriver.oci import files, manifest
@@ -34,10 +34,10 @@ class Pipeline:
     """Cancellable at any time: what is fetched stays, what is half made goes."""
 
     def __init__(
-        self, cache: Cache, skopeo: Skopeo, rootfs: RootFs, pool: Pool
+        self, cache: Cache, skopeo: Skopeo, rootfs: RootFs, threads: Threads
     ) -> None:
         self._cache, self._skopeo = cache, skopeo
-        self._rootfs, self._pool = rootfs, pool
+        self._rootfs, self._threads = rootfs, threads
         self._busy: list[Manifest] = []
         self._publishing: set[str] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -51,7 +51,7 @@ class Pipeline:
         """Nobody has to wait until a large tree is removed. It is out of the way at once."""
         aside = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache.root))
         tree.rename(aside / "tree")
-        task = asyncio.create_task(self._pool.run(files.remove_tree, aside))
+        task = asyncio.create_task(self._threads.run(files.remove_tree, aside))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
@@ -75,12 +75,12 @@ class Pipeline:
             part, path = work / "disk", self._cache.new_disk(found.manifest.digest)
             await self._rootfs.make_disk(tree, part, found.manifest.digest)
             self._leave(tree)
-            content = await self._pool.run(files.content_digest, part)
+            content = await self._threads.run(files.content_digest, part)
             self._publishing.add(str(path))
             try:
-                await self._pool.run(files.publish, part, path)
+                await self._threads.run(files.publish, part, path)
                 entry = _entry(found, path, config, content)
-                await self._pool.run(self._cache.save, entry)
+                await self._threads.run(self._cache.save, entry)
             finally:
                 self._publishing.discard(str(path))
             tell(ImageProgress("PreparingRootfs", "the base disk is ready"))
@@ -90,13 +90,13 @@ class Pipeline:
         """The image as a directory. The same errors."""
         async with self._work(found) as work:
             tree = await self._tree(found, work, tell)
-            size = (await self._pool.run(files.tidy, tree)).content
+            size = (await self._threads.run(files.tidy, tree)).content
             entry = TreeEntry(
                 digest=found.manifest.digest,
                 references=(found.reference, *found.references),
                 stored_bytes=size,
             )
-            return await self._pool.run(self._cache.publish_tree, tree, entry)
+            return await self._threads.run(self._cache.publish_tree, tree, entry)
 
     @contextlib.asynccontextmanager
     async def _work(self, found: Resolved) -> AsyncIterator[Path]:
@@ -108,7 +108,7 @@ class Pipeline:
             yield work
         finally:
             self._busy.remove(found.manifest)
-            await self._pool.run(files.remove_tree, work)
+            await self._threads.run(files.remove_tree, work)
 
     async def _tree(self, found: Resolved, work: Path, tell: ProgressSink) -> Path:
         """The unpacked image. Layers of an earlier fetch that are damaged are fetched again."""
@@ -116,7 +116,7 @@ class Pipeline:
             return await self._fetch_and_unpack(found, work / "1", tell)
         except (ImageError, Refused):
             digests = [layer.digest for layer in found.manifest.layers]
-            damaged = await self._pool.run(self._cache.drop_damaged_blobs, digests)
+            damaged = await self._threads.run(self._cache.drop_damaged_blobs, digests)
             if not damaged:
                 raise
             _log.warning("fetching again, they were damaged: %s", ", ".join(damaged))
@@ -136,7 +136,7 @@ class Pipeline:
             with contextlib.suppress(asyncio.CancelledError):
                 await telling
         tell(ImageProgress("ExportingRootfs", "unpacking the layers"))
-        layers = await self._pool.run(self._fetched_layers, layout, found)
+        layers = await self._threads.run(self._fetched_layers, layout, found)
         await self._rootfs.unpack(layout, layers, tree)
         return tree
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmdriver.errors import DriverError, ImageError, NotFound
 from vmdriver.host import facts
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.oci import manifest
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.policy import ImagePolicy, Source, sources
@@ -35,8 +35,8 @@ class Resolved:
 class Resolver:
     """Remembers what it was told lately."""
 
-    def __init__(self, skopeo: Skopeo, policy: ImagePolicy, pool: Pool) -> None:
-        self._skopeo, self._policy, self._pool = skopeo, policy, pool
+    def __init__(self, skopeo: Skopeo, policy: ImagePolicy, threads: Threads) -> None:
+        self._skopeo, self._policy, self._threads = skopeo, policy, threads
         self._recent: dict[str, tuple[float, Resolved]] = {}
 
     def recent(self, reference: str) -> Resolved | None:
@@ -97,7 +97,7 @@ class Resolver:
         directory = source.name.removeprefix("oci:").partition(":")[0]
         path = Path(directory) / "blobs" / "sha256" / digest.removeprefix("sha256:")
         try:
-            return await self._pool.run(path.read_bytes)
+            return await self._threads.run(path.read_bytes)
         except OSError as error:
             raise ImageError(
                 f"{directory} does not hold the image {digest}: {error.strerror}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmdriver.errors import CommandError, Exhausted, ImageError, Killed, Refused
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.oci import files
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.policy import ImagePolicy
@@ -35,8 +35,8 @@ def _nothing() -> None:
 class RootFs:
     """Works below a directory that its caller removes."""
 
-    def __init__(self, cache: Cache, policy: ImagePolicy, pool: Pool) -> None:
-        self._cache, self._policy, self._pool = cache, policy, pool
+    def __init__(self, cache: Cache, policy: ImagePolicy, threads: Threads) -> None:
+        self._cache, self._policy, self._threads = cache, policy, threads
 
     # --- unpack
 
@@ -125,7 +125,7 @@ class RootFs:
         """An ext4 file system with what is in the tree: as small as it can be, since each
         sandbox's own layer has the size that it asked for.
         """
-        found = await self._pool.run(files.tidy, tree)
+        found = await self._threads.run(files.tidy, tree)
         content_mib = -(-found.content // _MIB)
         size_mib = content_mib + content_mib // 16 + _JOURNAL_MIB + _SPARE_MIB
         # The ratio holds for what the file system grows to, too.
@@ -157,7 +157,7 @@ class RootFs:
         except Killed as error:
             _log.warning("%s: it is tried once more", error)
         try:
-            await self._pool.run(clear)
+            await self._threads.run(clear)
             return await self._once(command)
         except Killed as error:
             raise ImageError(

@@ -20,7 +20,7 @@ _CORRUPT = 1 << 1
 
 
 def own_layers(directory: Path, sandbox_id: str) -> dict[str, tuple[str, ...]]:
-    """Layers that were made for that sandbox (places.new_layer names them), oldest first, each
+    """Layers that were made for that sandbox (paths.new_layer names them), oldest first, each
     with the layers below it, nearest first. StorageError.
     """
     own = named_for(sandbox_id)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
 from vmdriver.host.clearing import Clearing
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
 from vmdriver.model.checkpoint import (
@@ -76,10 +76,10 @@ class Checkpoints:
     """All checkpoints. `owner`: the user that QEMU runs as; it maps the memory."""
 
     def __init__(
-        self, pool: Pool, owner: Ownership, clearing: Clearing | None = None
+        self, threads: Threads, owner: Ownership, clearing: Clearing | None = None
     ) -> None:
         self._clearing = clearing
-        self._pool = pool
+        self._threads = threads
         self._owner = owner
         self._reserved: dict[str, int] = {}
 
@@ -94,7 +94,7 @@ class Checkpoints:
                 resolution="free space in the state directory, or remove snapshots",
             )
         self._reserved[directory] = needed_bytes
-        return await self._pool.run(self._begin, path)
+        return await self._threads.run(self._begin, path)
 
     def _begin(self, path: Path) -> str:
         files.remove_tree(path)
@@ -110,7 +110,7 @@ class Checkpoints:
         )
         memory = Path(directory) / MEMORY
         try:
-            await self._pool.run(os.chown, memory, uid, gid)
+            await self._threads.run(os.chown, memory, uid, gid)
         except OSError as error:
             raise _unreadable(memory.parent, error) from error
 
@@ -125,12 +125,12 @@ class Checkpoints:
                 (STATE, captured.state),
                 (DOMAIN, captured.domain_xml.encode()),
             ):
-                await self._pool.run(files.write_new, path / name, data)
+                await self._threads.run(files.write_new, path / name, data)
             # Writing out and digesting need different things: both at once.
             names = (MEMORY, STATE, DOMAIN)
             parts, _ = await asyncio.gather(
                 asyncio.gather(*(self._part(path / name) for name in names)),
-                self._pool.run(files.sync_file, path / MEMORY),
+                self._threads.run(files.sync_file, path / MEMORY),
             )
         return tuple(parts)
 
@@ -138,7 +138,7 @@ class Checkpoints:
         size = path.stat().st_size
         segments = range(-(-size // SEGMENT))
         found = await asyncio.gather(
-            *(self._pool.run(segment_digest, path, index) for index in segments)
+            *(self._threads.run(segment_digest, path, index) for index in segments)
         )
         return Part(
             name=path.name,
@@ -150,7 +150,7 @@ class Checkpoints:
     async def publish(
         self, directory: str, target: str, manifest: MemoryManifest
     ) -> str:
-        return await self._pool.run(
+        return await self._threads.run(
             self._publish, Path(directory), Path(target), manifest
         )
 
@@ -174,7 +174,7 @@ class Checkpoints:
         return hashlib.sha256(data).hexdigest()
 
     async def read(self, directory: str) -> tuple[MemoryManifest, str]:
-        return await self._pool.run(self._read, Path(directory))
+        return await self._threads.run(self._read, Path(directory))
 
     @staticmethod
     def _read(path: Path) -> tuple[MemoryManifest, str]:
@@ -199,7 +199,7 @@ class Checkpoints:
         return manifest, hashlib.sha256(data).hexdigest()
 
     async def needs(self, directory: str) -> set[str]:
-        return await self._pool.run(_needs, Path(directory))
+        return await self._threads.run(_needs, Path(directory))
 
     async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
         checks = (self._damage(Path(directory), part) for part in parts)
@@ -225,8 +225,8 @@ class Checkpoints:
     async def saved(self, directory: str) -> SavedMachine:
         path = Path(directory)
         try:
-            state = await self._pool.run((path / STATE).read_bytes)
-            text = await self._pool.run((path / DOMAIN).read_text)
+            state = await self._threads.run((path / STATE).read_bytes)
+            text = await self._threads.run((path / DOMAIN).read_text)
         except OSError as error:
             raise _unreadable(path, error) from error
         except UnicodeDecodeError as error:
@@ -236,10 +236,10 @@ class Checkpoints:
         return SavedMachine(state, text, str(path / MEMORY))
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
-        return await self._pool.run(lambda: tuple(_identity(path) for path in paths))
+        return await self._threads.run(lambda: tuple(_identity(path) for path in paths))
 
     async def retire(self, directory: str, target: str) -> None:
-        await self._pool.run(
+        await self._threads.run(
             lambda: (Path(directory) / _MANIFEST).unlink(missing_ok=True)
         )
         await self.move(directory, target)
@@ -252,13 +252,13 @@ class Checkpoints:
                 (path / _MANIFEST).unlink(missing_ok=True)
                 files.sync_directory(path)
 
-        await self._pool.run(unlink)
+        await self._threads.run(unlink)
 
     async def read_ahead(self, directory: str) -> None:
         """Measured on ext4, 512 MiB with 110 MiB of data: 180 ms with
         and 430 ms without for the reader's page faults.
         """
-        await self._pool.run(_read_ahead, Path(directory) / MEMORY)
+        await self._threads.run(_read_ahead, Path(directory) / MEMORY)
 
     async def move(self, directory: str, target: str) -> None:
         def rename() -> None:
@@ -269,11 +269,11 @@ class Checkpoints:
                 source.rename(wanted)
                 files.sync_directory(wanted.parent)
 
-        await self._pool.run(rename)
+        await self._threads.run(rename)
 
     async def remove(self, directory: str) -> None:
         self._reserved.pop(directory, None)
-        await self._pool.run(self._remove, Path(directory))
+        await self._threads.run(self._remove, Path(directory))
 
     def _remove(self, path: Path) -> None:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmdriver.errors import Exhausted, StorageError
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.model.plan import Disk
 from vmdriver.storage import chains, files
@@ -31,8 +31,8 @@ _OVERLAY_OPTIONS = "extended_l2=on,cluster_size=64k"
 class DiskStore:
     """Implements lifecycle.ports.host.Disks. `owner` is the user that QEMU runs as."""
 
-    def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
-        self._layout, self._pool, self._owner = layout, pool, owner
+    def __init__(self, layout: Layout, threads: Threads, owner: Ownership) -> None:
+        self._layout, self._threads, self._owner = layout, threads, owner
 
     async def create_overlay(self, disk: Disk) -> None:
         """Make the root disk's qcow2 layer, empty, on its base, unless a machine may have
@@ -43,13 +43,13 @@ class DiskStore:
         if not disk.backing:
             raise StorageError(f"disk {path.name} has no base")
         below = Path(disk.backing[0])
-        if not await self._pool.run(chains.may_be_made, path, below):
+        if not await self._threads.run(chains.may_be_made, path, below):
             _log.warning("layer %s is there and was used: it is kept", path.name)
-            await self._pool.run(files.give, path, self._owner, 0o600)
+            await self._threads.run(files.give, path, self._owner, 0o600)
             return
         self._check_free_space(path.parent)
-        size = await self._pool.run(_larger_size, disk)
-        await self._pool.run(lambda: path.unlink(missing_ok=True))
+        size = await self._threads.run(_larger_size, disk)
+        await self._threads.run(lambda: path.unlink(missing_ok=True))
         await process.run(
             [
                 "qemu-img",
@@ -68,10 +68,10 @@ class DiskStore:
             ],
             deadline_s=_CREATE_S,
         )
-        await self._pool.run(files.give, path, self._owner, 0o600)
+        await self._threads.run(files.give, path, self._owner, 0o600)
 
     async def is_whole(self, layer: str, below: str) -> bool:
-        return await self._pool.run(chains.is_whole, Path(layer), Path(below))
+        return await self._threads.run(chains.is_whole, Path(layer), Path(below))
 
     async def sync_layer(self, path: str) -> None:
         def sync() -> None:
@@ -79,10 +79,12 @@ class DiskStore:
                 files.sync_file(Path(path))
                 files.sync_directory(Path(path).parent)
 
-        await self._pool.run(sync)
+        await self._threads.run(sync)
 
     async def layers(self, sandbox_id: str = "") -> list[str]:
-        found = await self._pool.run(lambda: list(self._layout.layers.glob("*.qcow2")))
+        found = await self._threads.run(
+            lambda: list(self._layout.layers.glob("*.qcow2"))
+        )
         mine = chains.named_for(sandbox_id) if sandbox_id else None
         return [
             str(path)
@@ -91,10 +93,12 @@ class DiskStore:
         ]
 
     async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
-        return await self._pool.run(chains.own_layers, self._layout.layers, sandbox_id)
+        return await self._threads.run(
+            chains.own_layers, self._layout.layers, sandbox_id
+        )
 
     async def merge_layer(self, layer: str, below: str) -> None:
-        await self._pool.run(files.give, Path(below), self._owner, 0o600)
+        await self._threads.run(files.give, Path(below), self._owner, 0o600)
         # -d: the emptied layer would not be used again anyway.
         await process.run(
             ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", "-b", below, layer],
@@ -105,7 +109,7 @@ class DiskStore:
         def ask() -> int:
             return shutil.disk_usage(Path(path).parent).free
 
-        return await self._pool.run(ask)
+        return await self._threads.run(ask)
 
     async def freeze_layer(self, path: str) -> int:
         """Take the right to write away, and make the content durable."""
@@ -119,10 +123,10 @@ class DiskStore:
             finally:
                 os.close(descriptor)
 
-        return await self._pool.run(freeze)
+        return await self._threads.run(freeze)
 
     async def flush_status(self, path: str) -> None:
-        await self._pool.run(files.sync_file, Path(path))
+        await self._threads.run(files.sync_file, Path(path))
 
     @staticmethod
     def _check_free_space(directory: Path) -> None:
@@ -139,7 +143,7 @@ class DiskStore:
         target = Path(path)
         if not target.is_relative_to(self._layout.root):
             raise StorageError(f"{path} is not ours to remove")
-        await self._pool.run(self._remove, target)
+        await self._threads.run(self._remove, target)
 
     def _remove(self, target: Path) -> None:
         try:
@@ -154,7 +158,7 @@ class DiskStore:
 
     async def report(self, path: str) -> GuestReport:
         """What the guest said last on its status disk; nothing if there is none."""
-        return await self._pool.run(read_report, path)
+        return await self._threads.run(read_report, path)
 
     def report_now(self, path: str) -> GuestReport:
         """The same without a thread: 4 KiB from the page cache, for the poll while a
@@ -163,14 +167,14 @@ class DiskStore:
         return read_report(path)
 
     async def console_tail(self, path: str, size: int = 2000) -> str:
-        return await self._pool.run(console_tail, Path(path), size)
+        return await self._threads.run(console_tail, Path(path), size)
 
     async def bound_console(self, path: str) -> None:
         """Cut a console that has grown too long, keeping its end.
 
         QEMU has it open for appending, so that it goes on at the new end.
         """
-        await self._pool.run(self._bound_console, Path(path))
+        await self._threads.run(self._bound_console, Path(path))
 
     @staticmethod
     def _bound_console(path: Path) -> None:
@@ -191,7 +195,7 @@ class DiskStore:
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         path = self._layout.sandbox(sandbox_id).extension(name)
-        await self._pool.run(
+        await self._threads.run(
             lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True)
         )
         return path

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.storage import files
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -78,9 +78,9 @@ def _encode(lines: tuple[Mapping[str, Any], ...]) -> bytes:
 class FileJournal:
     """Implements lifecycle.ports.host.Journal on one file."""
 
-    def __init__(self, path: Path, pool: Pool) -> None:
+    def __init__(self, path: Path, threads: Threads) -> None:
         self._path = path
-        self._pool = pool
+        self._threads = threads
         self._alone = threading.Lock()
         self._certain: int | None = None
         """Not None: a write could not be made durable and not be taken back for certain.
@@ -94,7 +94,7 @@ class FileJournal:
         """Add lines and wait until they are on disk. StorageError: then the file is as it
         was, or will be before anything else is written to it.
         """
-        await self._pool.run(self._append, _encode(lines))
+        await self._threads.run(self._append, _encode(lines))
 
     def _append(self, data: bytes) -> None:
         with self._alone, _translated():
@@ -135,7 +135,7 @@ class FileJournal:
         self._certain = None
 
     async def rewrite(self, lines: list[Mapping[str, Any]]) -> None:
-        await self._pool.run(self._rewrite, _encode(tuple(lines)))
+        await self._threads.run(self._rewrite, _encode(tuple(lines)))
 
     def _rewrite(self, data: bytes) -> None:
         with self._alone, _translated():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmdriver.errors import Refused
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.storage import files, seed
@@ -21,9 +21,9 @@ _NOT_WRITTEN = "launch files cannot be written"
 class LaunchFiles:
     """Implements lifecycle.ports.host.LaunchFiles. `owner` is the user that QEMU runs as."""
 
-    def __init__(self, layout: Layout, pool: Pool, owner: Ownership) -> None:
+    def __init__(self, layout: Layout, threads: Threads, owner: Ownership) -> None:
         self._layout = layout
-        self._pool = pool
+        self._threads = threads
         self._owner = owner
 
     async def write(
@@ -33,7 +33,7 @@ class LaunchFiles:
         secrets: Mapping[str, bytes],
     ) -> None:
         data = seed.build(plan, environment, seed.Secrets(secrets))
-        await self._pool.run(self._write, plan, data)
+        await self._threads.run(self._write, plan, data)
 
     async def take_over(
         self,
@@ -43,7 +43,7 @@ class LaunchFiles:
         secrets: Mapping[str, bytes],
     ) -> None:
         data = seed.build(plan, environment, seed.Secrets(secrets))
-        await self._pool.run(self._take_over, waiting, plan, data)
+        await self._threads.run(self._take_over, waiting, plan, data)
 
     @staticmethod
     def _take_over(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
@@ -70,11 +70,11 @@ class LaunchFiles:
                 if directory.name not in keep and not _is_taken(directory):
                     self._layout.clearing.remove(directory)
 
-        await self._pool.run(remove)
+        await self._threads.run(remove)
 
     async def write_for_template(self, plan: LaunchPlan) -> None:
         data = seed.build_barrier(plan)
-        await self._pool.run(self._write, plan, data)
+        await self._threads.run(self._write, plan, data)
 
     def _write(self, plan: LaunchPlan, data: bytes) -> None:
         with files.or_error(_NOT_WRITTEN):
@@ -103,7 +103,7 @@ class LaunchFiles:
                     files.write_new(status, record, sync=False)
                     files.give(status, self._owner, 0o600)
 
-        await self._pool.run(write)
+        await self._threads.run(write)
 
     def _write_seed(self, plan: LaunchPlan, data: bytes, size: int) -> None:
         path = Path(plan.disk("seed").path)

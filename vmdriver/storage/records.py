@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from vmdriver.errors import AlreadyExists, InvalidRequest, StorageError
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.record import SandboxRecord, parse_record, stored_form
 from vmdriver.model.set_aside import STATE_UNREADABLE, WAY_OUT, Salvage, salvage
@@ -28,9 +28,9 @@ _HALF_MADE = ".new-"
 class RecordStore:
     """Implements lifecycle.ports.host.Records."""
 
-    def __init__(self, layout: Layout, pool: Pool) -> None:
+    def __init__(self, layout: Layout, threads: Threads) -> None:
         self._layout = layout
-        self._pool = pool
+        self._threads = threads
         self._unreadable: dict[str, str] = {}
 
     def unreadable(self) -> Mapping[str, str]:
@@ -43,7 +43,7 @@ class RecordStore:
         """Make the sandbox's directory with record and token, all at once.
         AlreadyExists if it is there.
         """
-        await self._pool.run(self._create, record, token)
+        await self._threads.run(self._create, record, token)
 
     def _create(self, record: SandboxRecord, token: SecretStr | None) -> None:
         target = self._layout.sandbox(record.id)
@@ -76,7 +76,7 @@ class RecordStore:
 
     async def save(self, record: SandboxRecord) -> None:
         """Replace the record, durably. The directory must be there."""
-        await self._pool.run(self._save, record)
+        await self._threads.run(self._save, record)
 
     def _save(self, record: SandboxRecord) -> None:
         what = f"the record of sandbox {record.id} cannot be written"
@@ -88,7 +88,7 @@ class RecordStore:
         """Every record. Half-made directories are removed; unreadable records are left
         alone and logged.
         """
-        return await self._pool.run(self._load_all)
+        return await self._threads.run(self._load_all)
 
     def _load_all(self) -> list[SandboxRecord]:
         found = []
@@ -107,10 +107,10 @@ class RecordStore:
         return found
 
     async def salvage(self, sandbox_id: str) -> Salvage:
-        return await self._pool.run(salvaged, self._layout.sandbox(sandbox_id).root)
+        return await self._threads.run(salvaged, self._layout.sandbox(sandbox_id).root)
 
     async def give_up(self, record: SandboxRecord) -> None:
-        await self._pool.run(self._give_up, record)
+        await self._threads.run(self._give_up, record)
 
     def _give_up(self, record: SandboxRecord) -> None:
         target = self._layout.sandbox(record.id)
@@ -135,7 +135,7 @@ class RecordStore:
 
     async def token(self, sandbox_id: str) -> SecretStr | None:
         """The sandbox's token, or None if the gateway gave none."""
-        return await self._pool.run(self._token, sandbox_id)
+        return await self._threads.run(self._token, sandbox_id)
 
     def _token(self, sandbox_id: str) -> SecretStr | None:
         try:
@@ -149,7 +149,7 @@ class RecordStore:
         """Remove the directory with everything in it; absent is fine. The last step of
         a delete.
         """
-        await self._pool.run(self._remove, sandbox_id, noted)
+        await self._threads.run(self._remove, sandbox_id, noted)
 
     def _remove(self, sandbox_id: str, noted: bool) -> None:
         directory = self._layout.sandbox(sandbox_id).root
@@ -189,7 +189,7 @@ class RecordStore:
         return True
 
     async def deleted(self, for_s: float) -> Mapping[str, float]:
-        return await self._pool.run(self._deleted, for_s)
+        return await self._threads.run(self._deleted, for_s)
 
     def _deleted(self, for_s: float) -> Mapping[str, float]:
         """What is no note, or cannot be read, is no reason for anything but a line in the log."""
@@ -207,7 +207,7 @@ class RecordStore:
         return found
 
     async def forget_deleted(self, for_s: float) -> None:
-        await self._pool.run(self._forget_deleted, for_s)
+        await self._threads.run(self._forget_deleted, for_s)
 
     def _forget_deleted(self, for_s: float) -> None:
         for note in self._notes():

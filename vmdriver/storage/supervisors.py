@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmdriver.errors import Refused, StorageError
 from vmdriver.host import process
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.program_bundle import Bundle, bundle_of
@@ -28,8 +28,8 @@ _Identity = tuple[int, int, int]
 class SupervisorDisks:
     """Implements lifecycle.ports.host.SupervisorDisks."""
 
-    def __init__(self, layout: Layout, pool: Pool) -> None:
-        self._layout, self._pool = layout, pool
+    def __init__(self, layout: Layout, threads: Threads) -> None:
+        self._layout, self._threads = layout, threads
         self._known: dict[tuple[Path, _Identity], Path] = {}
         self._handed_out: dict[Path, float] = {}
         """When a launch of this driver got that disk last, by a clock that does not jump."""
@@ -46,7 +46,7 @@ class SupervisorDisks:
         """A read-only ext4 disk with the program, and with its loader and libraries from `root`
         where it needs any: it runs in guests of every libc, and of none. Refused.
         """
-        key = (program, await self._pool.run(_identity, program))
+        key = (program, await self._threads.run(_identity, program))
         known = self._known.get(key)
         if known is None or not await self._take(known):
             async with self._making:
@@ -61,7 +61,7 @@ class SupervisorDisks:
             for path in self._layout.supervisors.glob(".*"):
                 self._layout.clearing.remove(path)
 
-        await self._pool.run(remove)
+        await self._threads.run(remove)
 
     async def collect(self, in_use: set[str]) -> list[str]:
         """Remove disks that no sandbox has and no launch has used for an hour; their paths."""
@@ -80,9 +80,9 @@ class SupervisorDisks:
             return [path for path in found if path.is_file()]
 
         gone = []
-        for path in await self._pool.run(disks):
+        for path in await self._threads.run(disks):
             async with self._taking:
-                if await self._pool.run(unlink_unused, path):
+                if await self._threads.run(unlink_unused, path):
                     gone.append(str(path))
         return gone
 
@@ -98,11 +98,11 @@ class SupervisorDisks:
             return True
 
         async with self._taking:
-            return await self._pool.run(take)
+            return await self._threads.run(take)
 
     async def _found_or_made(self, program: Path, root: Path) -> Path:
         bundle = await bundle_of(program, root)
-        disk = self._place(await self._pool.run(bundle.digest))
+        disk = self._place(await self._threads.run(bundle.digest))
         if await self._take(disk):
             return disk
         disk = await self._make(bundle)
@@ -118,18 +118,18 @@ class SupervisorDisks:
         work = Path(tempfile.mkdtemp(prefix=".work-", dir=self._layout.supervisors))
         try:
             tree, part = work / "tree", work / "disk"
-            copies = await self._pool.run(_lay_out, bundle, tree)
+            copies = await self._threads.run(_lay_out, bundle, tree)
             # Of what is on the disk: the sources may have changed since they were looked at.
-            disk = self._place(await self._pool.run(copies.digest))
+            disk = self._place(await self._threads.run(copies.digest))
             if copies.interpreter is not None:
                 loader = f"{_IN_GUEST}/{copies.interpreter.name}"
                 paths = ["--force-rpath", "--set-rpath", _IN_GUEST]
                 command = ["patchelf", "--set-interpreter", loader, *paths]
                 await process.run([*command, str(copies.program)], deadline_s=60)
             await process.run(_mke2fs(tree, part), deadline_s=120)
-            await self._pool.run(self._publish, part, disk)
+            await self._threads.run(self._publish, part, disk)
         finally:
-            await self._pool.run(_clear, work)
+            await self._threads.run(_clear, work)
         return disk
 
     def _publish(self, part: Path, disk: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vmdriver.errors import DriverError
 from vmdriver.extension import CallPoint, Draft, Extension, Hold, SandboxView
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.extending.by_phases import ByPhases
 from vmdriver.lifecycle.extending.notes import hold_of, holds_of
@@ -54,7 +54,7 @@ class Stage:
         kill_at: int = 0,
     ) -> None:
         self._directory, self._config, self._phases = directory, config or {}, phases
-        self._pool = Pool("stage", 1)
+        self._threads = Threads("stage", 1)
         self._kill_at, self.steps = kill_at, 0
         self._runner = Runner(
             [ByPhases(extension) for extension in extensions],
@@ -90,7 +90,7 @@ class Stage:
     def _ledger(self, sandbox_id: str) -> Ledger:
         path = self._directory / sandbox_id / "ledger.jsonl"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Ledger(FileJournal(path, self._pool), self._crash_point)
+        return Ledger(FileJournal(path, self._threads), self._crash_point)
 
     @property
     def subject(self) -> Subject:
@@ -167,7 +167,7 @@ class Stage:
 
     def restarted(self, extensions: Sequence[Extension]) -> Stage:
         """Another process on the same disk; call `recover` then."""
-        self._pool.close()
+        self._threads.close()
         again = Stage(
             extensions, self._directory, config=self._config, phases=self._phases
         )
@@ -190,7 +190,7 @@ class Stage:
 
     def close(self) -> None:
         """Give the thread back."""
-        self._pool.close()
+        self._threads.close()
 
     async def _tell(self, phase: CallPoint) -> None:
         await self._runner.report(phase, self.subject)

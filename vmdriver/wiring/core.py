@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.control.admission import Admission
 from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
@@ -67,7 +67,7 @@ class Core:
         journals: JournalOpener,
         accelerator: AcceleratorChoice,
         places: Places,
-        files: Pool,
+        files: Threads,
         addresses: AddressPool,
         installed: Installed,
         templates_directory: str,
@@ -178,7 +178,7 @@ class Core:
         return templates
 
     def _warm_pool(self, directory: str) -> WarmPool:
-        pool = WarmPool(
+        warm_pool = WarmPool(
             ports=self._ports,
             settings=self._settings,
             places=self._places,
@@ -188,8 +188,8 @@ class Core:
             directory=directory,
             leftovers=self.leftovers,
         )
-        self.sandboxes.claim(pool.layers)
-        return pool
+        self.sandboxes.claim(warm_pool.layers)
+        return warm_pool
 
     def ledger(self, sandbox_id: str) -> Ledger:
         """A sandbox's. StorageError."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from vmdriver.errors import DriverError, Refused
-from vmdriver.host.threads import Pool
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
@@ -81,7 +81,7 @@ class Launcher:
     accelerator: AcceleratorChoice
     places: Places
     addresses: AddressPool
-    files: Pool
+    files: Threads
     supervisor: Supervisor
     budget: MemoryBudget
     parts: Sequence[Part]

@@ -182,7 +182,7 @@ def launch_parts(ports: Ports, layers: Layers) -> tuple[Part, ...]:
 class AddressLease:
     """The block of addresses, with the names that go with it; taken once and kept until delete."""
 
-    pool: AddressPool
+    addresses: AddressPool
     network: Network
     key, needs = LEASE, ()
 
@@ -191,18 +191,18 @@ class AddressLease:
         held = ledger.get(LEASE)
         if held is not None:
             return Lease.model_validate(held.data)
-        lease = self.pool.take(owner, await self.network.taken())
+        lease = self.addresses.take(owner, await self.network.taken())
 
         async def adopt() -> None:
-            self.pool.adopt(owner, lease)
+            self.addresses.adopt(owner, lease)
 
         try:
             await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
         except BaseException:
             if ledger.get(LEASE) is None:  # not even noted: nobody would give it back
-                self.pool.free(owner)
+                self.addresses.free(owner)
             raise
         return lease
 
     async def release(self, given: Given) -> None:
-        self.pool.free(given.owner)
+        self.addresses.free(given.owner)

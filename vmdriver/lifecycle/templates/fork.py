@@ -69,12 +69,12 @@ class Forks:
         taken over from a waiting machine is gone afterwards. The template is held until the
         record names its layer and the machine has its memory open.
         """
-        pool = self._warm_pool
+        warm_pool = self._warm_pool
         async with self._templates.use(await self._key(sandbox, plan)) as found:
             if found is None:
                 yield Beginning(plan, partial(self._source, plan))
                 return
-            waiting = pool.claim(found)
+            waiting = warm_pool.claim(found)
             try:
                 if waiting is None:
                     yield self._fork(sandbox, plan, found)
@@ -83,10 +83,10 @@ class Forks:
             except BaseException:
                 if waiting is not None:
                     taken = sandbox.ledger.get(OVERLAY) is not None
-                    await finished(pool.discard(waiting, keep_layer=taken))
+                    await finished(warm_pool.discard(waiting, keep_layer=taken))
                 raise
             if waiting is not None:
-                pool.settle(waiting)
+                warm_pool.settle(waiting)
 
     async def _key(self, sandbox: Sandbox, plan: LaunchPlan) -> str:
         """Of the template that would fit; "" where none may be used. Only for a disk that

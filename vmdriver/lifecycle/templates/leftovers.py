@@ -64,10 +64,10 @@ class Leftovers:
         self,
         ports: Ports,
         resources: Resources,
-        pool: AddressPool,
+        addresses: AddressPool,
         first_s: float = _FIRST_S,
     ) -> None:
-        self._ports, self._resources, self._pool = ports, resources, pool
+        self._ports, self._resources, self._addresses = ports, resources, addresses
         self._first_s = first_s
         self._kept: dict[str, Unowned] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -174,4 +174,4 @@ class Leftovers:
         """Whether somebody else has its address."""
         lease = one.ledger.get(LEASE)
         index = Lease.model_validate(lease.data).index if lease is not None else -1
-        return self._pool.holder(index) not in {one.owner, None}
+        return self._addresses.holder(index) not in {one.owner, None}
