@@ -51,7 +51,7 @@ from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.places import FilePlaces
+from vmdriver.storage.paths import FilePaths
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
 from vmdriver.storage.way_in import open_way_in
@@ -95,7 +95,7 @@ class Driver:
         self.records = RecordStore(self.layout, self._files)
         self.memory = DomainMemory(self.connection, self._files, passage)
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
-        self.places = FilePlaces(self.layout)
+        self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
         self.core = self._core()
@@ -116,7 +116,7 @@ class Driver:
                 layout.sandbox(sandbox_id).ledger, self._files
             ),
             accelerator=self.accelerator,
-            places=self.places,
+            paths=self.paths,
             files=self._files,
             addresses=AddressPool(
                 config.driver.instance, config.network.address_pool, spread=True
@@ -138,7 +138,7 @@ class Driver:
         return AcceleratorProbe(
             self.machines,
             config.driver.accelerator,
-            self.places.boot,
+            self.paths.boot,
             layout.accelerator,
             trial,
         )

@@ -37,7 +37,7 @@ from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.places import FilePlaces
+from vmdriver.storage.paths import FilePaths
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
 from vmdriver.storage.way_in import came_in
@@ -97,7 +97,7 @@ async def _start(layout: Layout, threads: Threads) -> None:
             "memory_store": Checkpoints(threads, owner, layout.clearing),
             "records": RecordStore(layout, threads),
         },
-        places=FilePlaces(layout),
+        paths=FilePaths(layout),
         templates_directory=str(layout.templates),
         warm_directory=str(layout.warm),
     )

@@ -18,7 +18,7 @@ from tests.fakes.launch_files import FakeLaunchFiles
 from tests.fakes.memory import FakeMemory
 from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.network import FakeNetwork
-from tests.fakes.places import FakePlaces
+from tests.fakes.paths import FakePaths
 from tests.fakes.records import FakeRecords
 from tests.fakes.settings import SETTINGS
 from tests.fakes.supervisor_disks import FakeSupervisorDisks
@@ -30,7 +30,7 @@ from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import Intent, Phase
@@ -75,7 +75,7 @@ class FakeDriver:
         may_configure: frozenset[str] = frozenset(),
         watch_limit: int = 1024,
         adapters: Mapping[str, Any] | None = None,
-        places: Places | None = None,
+        paths: Paths | None = None,
         templates_directory: str = "templates",
         warm_directory: str = "warm",
     ) -> None:
@@ -107,7 +107,7 @@ class FakeDriver:
             settings=settings,
             journals=lambda sandbox_id: FakeJournal(world, sandbox_id),
             accelerator=FakeAccelerator(),
-            places=places or FakePlaces(),
+            paths=paths or FakePaths(),
             files=self._files,
             addresses=AddressPool(instance, settings.address_pool),
             installed=Installed(

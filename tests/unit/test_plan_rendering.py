@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.driver import SETTINGS, spec
-from tests.fakes.places import FakePlaces
+from tests.fakes.paths import FakePaths
 from vmdriver.extension import PlanDraft
 from vmdriver.hypervisor.domain_xml import Host, read_mark, render, render_probe
 from vmdriver.lifecycle.launch import environment, planner
@@ -53,7 +53,7 @@ def plan(
     )
     facts = planner.HostFacts(
         accelerator="tcg",
-        boot=FakePlaces().boot(),
+        boot=FakePaths().boot(),
         base_disk="/state/images/base.ext4",
         image_digest="sha256:" + "0" * 64,
         image_config=ImageConfig(

@@ -30,13 +30,13 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
         addresses = AddressPool(settings.instance, settings.address_pool)
         facts = planner.HostFacts(
             accelerator="tcg" if loaded.config.driver.accelerator == "tcg" else "kvm",
-            boot=driver.places.boot(),
+            boot=driver.paths.boot(),
             base_disk="(made from the image at create)",
-            layers=(driver.places.new_layer(spec.id),),
+            layers=(driver.paths.new_layer(spec.id),),
             image_digest="(resolved at create)",
             image_config=ImageConfig(),
             supervisor_disk="(made from supervisor_path)",
-            paths=driver.places.paths(spec.id),
+            paths=driver.paths.of(spec.id),
             lease=addresses.take(spec.id, await driver.network.taken()),
             own_networks=await driver.network.own_networks(),
             gateway_address=None

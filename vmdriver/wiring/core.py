@@ -34,7 +34,7 @@ from vmdriver.lifecycle.ports.host import (
     JournalOpener,
     no_crash_point,
 )
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.build import TemplateMaker
@@ -66,7 +66,7 @@ class Core:
         settings: Settings,
         journals: JournalOpener,
         accelerator: AcceleratorChoice,
-        places: Places,
+        paths: Paths,
         files: Threads,
         addresses: AddressPool,
         installed: Installed,
@@ -79,7 +79,7 @@ class Core:
         """`journals` opens a sandbox's ledger. `crash_point` is passed at each step of one.
         `retry_s`: until what belongs to no sandbox is given back for the second time.
         """
-        self._ports, self._settings, self._places = ports, settings, places
+        self._ports, self._settings, self._paths = ports, settings, paths
         self._journals, self._crash_point = journals, crash_point
         self._files, self.addresses = files, addresses
         self.sandboxes = sandboxes = Sandboxes()
@@ -112,7 +112,7 @@ class Core:
         return Workforce(
             ports=self._ports,
             settings=self._settings,
-            places=self._places,
+            paths=self._paths,
             addresses=self.addresses,
             sandboxes=self.sandboxes,
             hub=self.hub,
@@ -146,7 +146,7 @@ class Core:
             settings=settings,
             extensions=self.extensions,
             accelerator=accelerator,
-            places=self._places,
+            paths=self._paths,
             addresses=self.addresses,
             files=self._files,
             supervisor=Supervisor(settings, ports.images, ports.supervisor_disks),
@@ -158,7 +158,7 @@ class Core:
         maker = TemplateMaker(
             ports=self._ports,
             settings=self._settings,
-            places=self._places,
+            paths=self._paths,
             addresses=self.addresses,
             parts=self.parts,
             budget=self.budget,
@@ -167,7 +167,7 @@ class Core:
         templates = Templates(
             ports=self._ports,
             settings=self._settings,
-            places=self._places,
+            paths=self._paths,
             maker=maker,
             records=self.sandboxes.needing_layers,
             layers_of_unread=self.sandboxes.layers_of_unread,
@@ -181,7 +181,7 @@ class Core:
         warm_pool = WarmPool(
             ports=self._ports,
             settings=self._settings,
-            places=self._places,
+            paths=self._paths,
             addresses=self.addresses,
             parts=self.parts,
             templates=self.templates,
@@ -199,7 +199,7 @@ class Core:
         return Shelf(
             sandboxes=self.sandboxes,
             ports=self._ports,
-            places=self._places,
+            paths=self._paths,
             addresses=self.addresses,
             instance=self._settings.instance,
             resources=self.resources,
@@ -228,7 +228,7 @@ class Core:
             hire=self.workforce.hire,
             hub=self.hub,
             ports=ports,
-            places=self._places,
+            paths=self._paths,
             extensions=self.extensions,
             templates=self.templates,
         )
@@ -262,6 +262,6 @@ class Core:
             self._settings,
             sandboxes.records,
             self.templates.plans,
-            KeptMemory(ports.memory_store, self._places),
+            KeptMemory(ports.memory_store, self._paths),
             lambda: not sandboxes.set_aside and ports.records.all_there(),
         )

@@ -28,7 +28,7 @@ from vmdriver.lifecycle.memory.layers import LayerUpkeep
 from vmdriver.lifecycle.memory.resume import Resume
 from vmdriver.lifecycle.memory.snapshot import Snapshots
 from vmdriver.lifecycle.memory.suspend import Suspend
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.fork import Forks
@@ -46,7 +46,7 @@ class Workforce:
         *,
         ports: Ports,
         settings: Settings,
-        places: Places,
+        paths: Paths,
         addresses: AddressPool,
         sandboxes: Sandboxes,
         hub: Hub,
@@ -58,7 +58,7 @@ class Workforce:
         templates: Templates,
         warm_pool: WarmPool,
     ) -> None:
-        self._ports, self._settings, self._places = ports, settings, places
+        self._ports, self._settings, self._paths = ports, settings, paths
         self._sandboxes, self._hub, self._extensions = sandboxes, hub, extensions
         self._layers, self._launcher, self._budget = layers, launcher, budget
         self._observer = Observer(hypervisor=ports.hypervisor, disks=ports.disks)
@@ -66,7 +66,7 @@ class Workforce:
         self._told = Told(extensions=extensions)
         self._capture = Capture(
             ports=ports,
-            paths=places,
+            paths=paths,
             giving_back=self._giving_back,
             saved=extensions.saved,
             freeze_timeout_s=settings.freeze_timeout_s,
@@ -82,7 +82,7 @@ class Workforce:
             memory_store=ports.memory_store,
             guest=ports.guest,
             addresses=addresses,
-            places=places,
+            paths=paths,
             instance=settings.instance,
             restore_timeout_s=settings.restore_timeout_s,
         )
@@ -132,7 +132,7 @@ class Workforce:
     def _snapshots(self) -> Snapshots:
         return Snapshots(
             ports=self._ports,
-            paths=self._places,
+            paths=self._paths,
             settings=self._settings,
             capture=self._capture,
             extensions=self._extensions,
@@ -146,7 +146,7 @@ class Workforce:
         return Suspend(
             memory=self._ports.memory,
             store=self._ports.memory_store,
-            paths=self._places,
+            paths=self._paths,
             capture=self._capture,
             observer=self._observer,
             extensions=self._extensions,
@@ -156,7 +156,7 @@ class Workforce:
     def _resume(self) -> Resume:
         return Resume(
             ports=self._ports,
-            paths=self._places,
+            paths=self._paths,
             settings=self._settings,
             launcher=self._launcher,
             extensions=self._extensions,
@@ -167,7 +167,7 @@ class Workforce:
     def _upkeep(self) -> LayerUpkeep:
         return LayerUpkeep(
             ports=self._ports,
-            paths=self._places,
+            paths=self._paths,
             layers=self._layers,
             of_others=self._sandboxes.layers_of_others,
         )

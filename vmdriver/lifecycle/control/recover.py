@@ -17,7 +17,7 @@ from vmdriver.lifecycle.engine.broadcast import GONE_S, Hub
 from vmdriver.lifecycle.engine.resource import LAYER
 from vmdriver.lifecycle.engine.worker import Hire
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.template import Templates
 from vmdriver.model import wishes
@@ -37,7 +37,7 @@ class Recovery:
     hire: Hire
     hub: Hub
     ports: Ports
-    places: Places
+    paths: Paths
     extensions: ExtensionRunner
     templates: Templates
 
@@ -91,7 +91,7 @@ class Recovery:
         await sweep.remove_orphans(self.ports, claimed, instance)
         await sweep.remove_unneeded_files(
             self.ports,
-            self.places,
+            self.paths,
             sandboxes.records(),
             self._layers_begun() | self.templates.layers(),
             all_known=all_known,

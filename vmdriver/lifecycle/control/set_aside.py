@@ -25,7 +25,7 @@ from vmdriver.lifecycle.engine.resource import (
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.marked import entry, marked
 from vmdriver.lifecycle.ports.host import JournalOpener
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Lease
@@ -42,7 +42,7 @@ class Shelf:
 
     sandboxes: Sandboxes
     ports: Ports
-    places: Places
+    paths: Paths
     addresses: AddressPool
     instance: str
     journals: JournalOpener
@@ -58,7 +58,7 @@ class Shelf:
 
     def consoles(self) -> list[str]:
         """Of their machines, which may run. A guest could fill the disk through its own."""
-        return [self.places.paths(sandbox_id).console for sandbox_id in self.kept]
+        return [self.paths.of(sandbox_id).console for sandbox_id in self.kept]
 
     def ledger(self, record: SandboxRecord) -> Ledger:
         """A sandbox's ledger, and its lease is noted. StorageError."""
@@ -162,7 +162,7 @@ class Shelf:
         for path in list(await self._own_layers(aside.id))[-1:]:
             layer = {"path": path}
             held.setdefault(OVERLAY, Held(OVERLAY, Scope.PERSISTENT, layer, done=True))
-        seed = {"seed": self.places.paths(aside.id).seed}
+        seed = {"seed": self.paths.of(aside.id).seed}
         held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
         guest_ip = lease.guest_ip if lease else ""
         for item in await marked(self.ports):

@@ -9,7 +9,7 @@ from vmdriver.host.retry import tried
 from vmdriver.lifecycle.launch.marked import marked, remove
 from vmdriver.lifecycle.memory.kept_memory import unneeded_memory
 from vmdriver.lifecycle.ports.host import Found
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.record import SandboxRecord, layers_of
 
@@ -30,7 +30,7 @@ async def remove_orphans(ports: Ports, known: set[str], instance: str) -> None:
 
 async def remove_unneeded_files(
     ports: Ports,
-    places: Places,
+    paths: Paths,
     records: Sequence[SandboxRecord],
     begun: set[str],
     *,
@@ -46,5 +46,5 @@ async def remove_unneeded_files(
             _log.warning("removing layer %s: no sandbox needs it", path)
             await tried(_log, ports.disks.remove(path), path)
     for record in records:
-        for directory in await unneeded_memory(ports, places, record):
+        for directory in await unneeded_memory(ports, paths, record):
             await tried(_log, ports.memory_store.remove(directory), directory)

@@ -27,7 +27,7 @@ from vmdriver.lifecycle.launch.resources import (
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.ports.host import AcceleratorChoice, Network, Records
 from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress, Images
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.condition import Progress
 from vmdriver.model.plan import LaunchPlan, Lease
@@ -79,7 +79,7 @@ class Launcher:
     settings: Settings
     extensions: ExtensionRunner
     accelerator: AcceleratorChoice
-    places: Places
+    paths: Paths
     addresses: AddressPool
     files: Threads
     supervisor: Supervisor
@@ -140,13 +140,13 @@ class Launcher:
         endpoint = guest_endpoint(self.settings.endpoint)
         return planner.HostFacts(
             accelerator=await self.accelerator.chosen(),
-            boot=self.places.boot(),
+            boot=self.paths.boot(),
             base_disk=disk.path,
             layers=self._layers(record),
             image_digest=disk.digest,
             image_config=disk.config,
             supervisor_disk=await self.supervisor.disk(),
-            paths=self.places.paths(record.id),
+            paths=self.paths.of(record.id),
             lease=lease,
             own_networks=await self.network.own_networks(),
             gateway_address=None
@@ -158,7 +158,7 @@ class Launcher:
     def _layers(self, record: SandboxRecord) -> tuple[str, ...]:
         if len(record.layers) > record.inherited_layers:
             return record.layers
-        return (*record.layers, self.places.new_layer(record.id))
+        return (*record.layers, self.paths.new_layer(record.id))
 
     async def prepare(
         self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan

@@ -33,7 +33,7 @@ from vmdriver.lifecycle.memory.resources import (
     image_bytes,
 )
 from vmdriver.lifecycle.ports.memory import Captured
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model import wishes
 from vmdriver.model.checkpoint import CheckpointKind, MemoryRef
@@ -76,7 +76,7 @@ class Capture:
         self,
         *,
         ports: Ports,
-        paths: Places,
+        paths: Paths,
         giving_back: GivingBack,
         saved: Callable[[SandboxRecord, Ledger], Mapping[str, Any]],
         freeze_timeout_s: float,
@@ -193,7 +193,7 @@ class Capture:
         machine maps is read into the page cache before the machine stands still: page by page,
         as QEMU would ask for it, that takes several times as long. Exhausted.
         """
-        directory = self._paths.paths(sandbox.record.id).part
+        directory = self._paths.of(sandbox.record.id).part
         room = copies * image_bytes(plan)
         path = await self._part.acquire(sandbox.ledger, directory, room)
         if sandbox.record.mapped:
@@ -224,7 +224,7 @@ class Capture:
     ) -> MemoryRef:
         """Everything durable, the manifest last, then the checkpoint's directory gets its name."""
         ports, record = self._ports, sandbox.record
-        part, store = self._paths.paths(record.id).part, ports.memory_store
+        part, store = self._paths.of(record.id).part, ports.memory_store
         with watch.step("write out"):
             await ports.disks.flush_status(plan.disk("status").path)
             parts = await store.write_parts(part, captured)

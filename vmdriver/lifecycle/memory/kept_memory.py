@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vmdriver.lifecycle.ports.memory import MemoryStore
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import SandboxRecord
@@ -14,14 +14,14 @@ from vmdriver.model.record import SandboxRecord
 class KeptMemory:
     """Looks at what is on disk: a checkpoint that no record names (any more, or yet) counts too."""
 
-    def __init__(self, store: MemoryStore, places: Places) -> None:
-        self._store, self._places = store, places
+    def __init__(self, store: MemoryStore, paths: Paths) -> None:
+        self._store, self._paths = store, paths
 
     async def needs(self, record: SandboxRecord) -> set[str]:
         """Every file that a checkpoint of this sandbox depends on: disks, layers, boot files.
         StorageError when it cannot be known now.
         """
-        paths = self._places.paths(record.id)
+        paths = self._paths.of(record.id)
         names = await self._store.listed(paths.snapshots)
         own = {f"{paths.snapshots}/{name}" for name in names}
         own |= {paths.suspended, paths.kept}
@@ -41,14 +41,14 @@ class KeptMemory:
 
 
 async def unneeded_memory(
-    ports: Ports, places: Places, record: SandboxRecord
+    ports: Ports, paths: Paths, record: SandboxRecord
 ) -> list[str]:
     """Directories of checkpoints that the record does not name; some may not be there."""
-    paths, found = places.paths(record.id), []
-    named = record.memory is not None and record.memory.directory == paths.suspended
+    files, found = paths.of(record.id), []
+    named = record.memory is not None and record.memory.directory == files.suspended
     if not named and record.phase is not Phase.SUSPENDING:
         # Of a sandbox that was returned to a snapshot or booted instead.
-        found.append(paths.suspended)
+        found.append(files.suspended)
     known = {entry.name for entry in record.snapshots}
-    listed = await ports.memory_store.listed(paths.snapshots)
-    return found + [f"{paths.snapshots}/{name}" for name in listed if name not in known]
+    listed = await ports.memory_store.listed(files.snapshots)
+    return found + [f"{files.snapshots}/{name}" for name in listed if name not in known]

@@ -17,7 +17,7 @@ from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory, unneeded_memory
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import Action, Phase
 from vmdriver.model.record import layers_of
@@ -47,7 +47,7 @@ class LayerUpkeep:
         self,
         *,
         ports: Ports,
-        paths: Places,
+        paths: Paths,
         layers: Layers,
         of_others: Callable[[str], set[str]],
     ) -> None:

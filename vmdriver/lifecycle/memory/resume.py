@@ -31,7 +31,7 @@ from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.capture import Stopwatch
 from vmdriver.lifecycle.memory.resources import MappedMemory
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.checkpoint import MemoryManifest, MemoryRef
@@ -63,7 +63,7 @@ class Resume:
         self,
         *,
         ports: Ports,
-        paths: Places,
+        paths: Paths,
         settings: Settings,
         launcher: Launcher,
         extensions: ExtensionRunner,
@@ -185,7 +185,7 @@ class Resume:
         tries = self._tries(sandbox)
         owner = mark(self._settings.instance, sandbox.record.id)
         saved = await ports.memory_store.saved(ref.directory)
-        scratch = self._paths.paths(sandbox.record.id).scratch
+        scratch = self._paths.of(sandbox.record.id).scratch
 
         async def load() -> None:
             try:
@@ -263,7 +263,7 @@ class Resume:
         directory = ref.directory
         if ref.kind == "suspended":
             # The machine maps its file as long as it runs; without a manifest it is no checkpoint.
-            used = directory = self._paths.paths(sandbox.record.id).mapped
+            used = directory = self._paths.of(sandbox.record.id).mapped
             await self._mapped.acquire(sandbox.ledger, ref.directory, used)
         kind = _KINDS[ref.kind]
         sandbox.tell(
@@ -283,7 +283,7 @@ class Resume:
     async def _not_restored(self, sandbox: Sandbox, error: DriverError) -> None:
         """The checkpoint is kept aside; then a cold boot or a failure, as the operator wants."""
         ref = sandbox.record.memory
-        paths = self._paths.paths(sandbox.record.id)
+        paths = self._paths.of(sandbox.record.id)
         why = f"its memory could not be restored: {error.text()}"
         if self._settings.on_restore_failure == "fail" and not (
             ref is not None and ref.consumed

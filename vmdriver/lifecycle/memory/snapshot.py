@@ -32,7 +32,7 @@ from vmdriver.lifecycle.memory.capture import Capture, Stopwatch, refuse_devices
 from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.resources import NewLayer, WrittenMemory
 from vmdriver.lifecycle.memory.snapshot_room import check_room
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model import wishes
@@ -63,7 +63,7 @@ class Snapshots:
         self,
         *,
         ports: Ports,
-        paths: Places,
+        paths: Paths,
         settings: Settings,
         capture: Capture,
         extensions: ExtensionRunner,
@@ -161,7 +161,7 @@ class Snapshots:
                 captured,
                 kind="snapshot",
                 name=name,
-                directory=f"{self._paths.paths(sandbox.record.id).snapshots}/{name}",
+                directory=f"{self._paths.of(sandbox.record.id).snapshots}/{name}",
                 guest_boot_id=boot_id,
                 watch=watch,
             )

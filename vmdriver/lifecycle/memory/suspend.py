@@ -14,7 +14,7 @@ from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.memory.capture import Capture, Stopwatch, refuse_devices
 from vmdriver.lifecycle.memory.resources import WrittenMemory
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.model import wishes
 from vmdriver.model.checkpoint import MemoryRef
 from vmdriver.model.phase import Intent, MachineState, Phase
@@ -36,7 +36,7 @@ class Suspend:
         *,
         memory: MachineMemory,
         store: MemoryStore,
-        paths: Places,
+        paths: Paths,
         capture: Capture,
         observer: Observer,
         extensions: ExtensionRunner,
@@ -49,7 +49,7 @@ class Suspend:
 
     async def suspend(self, sandbox: Sandbox, seen: Seen) -> None:
         """Keep the memory, end the machine; or as before, and the reason is shown."""
-        paths = self._paths.paths(sandbox.record.id)
+        paths = self._paths.of(sandbox.record.id)
         if sandbox.record.phase is not Phase.SUSPENDING:
             await self._store.remove(paths.suspended)
             await sandbox.update(phase=Phase.SUSPENDING, memory=None)
@@ -125,7 +125,7 @@ class Suspend:
         ):
             # It may have its name already: the next process would take it for this suspension,
             # and the machine goes on from here.
-            paths = self._paths.paths(sandbox.record.id)
+            paths = self._paths.of(sandbox.record.id)
             await self._store.unpublish(paths.suspended)
             # Tried again while it runs, and shown meanwhile; the wish does not wait for it.
             what = f"{sandbox.record.id}: let it go on"

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Places(Protocol):
+class Paths(Protocol):
     """What the launcher needs to know about files."""
 
     def boot(self) -> BootChoice:
         """Kernel and initramfs of new launches; Refused when there are none."""
 
-    def paths(self, sandbox_id: str) -> SandboxPaths:
+    def of(self, sandbox_id: str) -> SandboxPaths:
         """A sandbox's files."""
 
     def new_layer(self, sandbox_id: str) -> str:

@@ -19,7 +19,7 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import CheckpointPart, image_bytes
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
@@ -44,13 +44,13 @@ class TemplateMaker:
         *,
         ports: Ports,
         settings: Settings,
-        places: Places,
+        paths: Paths,
         addresses: AddressPool,
         parts: Sequence[Part],
         budget: MemoryBudget,
         leftovers: Leftovers,
     ) -> None:
-        self._ports, self._settings, self._places = ports, settings, places
+        self._ports, self._settings, self._paths = ports, settings, paths
         self._lease, self._parts = AddressLease(addresses, ports.network), parts
         self._budget, self._leftovers = budget, leftovers
         self.layers: set[str] = set()
@@ -94,7 +94,7 @@ class TemplateMaker:
         """Build it. DriverError; cancellable; nothing is left over then, room and address
         that were set aside for it among it, but for what cannot be given back yet.
         """
-        layer = self._places.new_layer(owner_of(key))
+        layer = self._paths.new_layer(owner_of(key))
         building = self.layers
         building.add(layer)
         one = Unowned(

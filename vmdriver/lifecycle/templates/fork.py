@@ -19,7 +19,7 @@ from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import Hypervisor, LaunchFiles, Network
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.templates.pool import Waiting, WarmPool
 from vmdriver.lifecycle.templates.template import Template, Templates, on_template
 from vmdriver.model.ids import mark
@@ -42,7 +42,7 @@ class Forks:
         memory_store: MemoryStore,
         guest: Guest,
         addresses: AddressPool,
-        places: Places,
+        paths: Paths,
         instance: str,
         restore_timeout_s: float,
     ) -> None:
@@ -50,7 +50,7 @@ class Forks:
         self._hypervisor, self._network = hypervisor, network
         self._launch_files = launch_files
         self._memory, self._memory_store, self._guest = memory, memory_store, guest
-        self._addresses, self._places = addresses, places
+        self._addresses, self._paths = addresses, paths
         self._instance, self._restore_timeout_s = instance, restore_timeout_s
 
     async def started(self, sandbox: Sandbox) -> None:
@@ -166,7 +166,7 @@ class Forks:
         not to be.
         """
         owner = mark(self._instance, plan.sandbox_id)
-        scratch = self._places.paths(plan.sandbox_id).scratch
+        scratch = self._paths.of(plan.sandbox_id).scratch
         try:
             saved = await self._memory_store.saved(template.directory)
             await self._memory.load(plan, owner, saved, scratch)

@@ -21,7 +21,7 @@ from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.memory.resources import CheckpointPart
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
@@ -57,14 +57,14 @@ class WarmPool:
         *,
         ports: Ports,
         settings: Settings,
-        places: Places,
+        paths: Paths,
         addresses: AddressPool,
         parts: Sequence[Part],
         templates: Templates,
         directory: str,
         leftovers: Leftovers,
     ) -> None:
-        self._ports, self._settings, self._places = ports, settings, places
+        self._ports, self._settings, self._paths = ports, settings, paths
         self._lease, self._parts = AddressLease(addresses, ports.network), parts
         self._templates, self._directory = templates, directory
         self._leftovers = leftovers
@@ -177,7 +177,7 @@ class WarmPool:
         plan = planner.as_nobodys(
             template.manifest.plan, instance, one.owner, directory
         )
-        layer = self._places.new_layer(one.owner)
+        layer = self._paths.new_layer(one.owner)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
         await CheckpointPart(ports.memory_store).acquire(one.ledger, directory, 0)
         owner = mark(instance, one.owner)

@@ -21,7 +21,7 @@ from secrets import token_hex
 from vmdriver.errors import DriverError, NotFound
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.ports.paths import Places
+from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.build import TemplateMaker, owner_of
@@ -83,14 +83,14 @@ class Templates:
         *,
         ports: Ports,
         settings: Settings,
-        places: Places,
+        paths: Paths,
         maker: TemplateMaker,
         records: Callable[[], list[SandboxRecord]],
         layers_of_unread: Callable[[], set[str]],
         directory: str,
         leftovers: Leftovers,
     ) -> None:
-        self._ports, self._settings, self._places = ports, settings, places
+        self._ports, self._settings, self._paths = ports, settings, paths
         self._maker, self._records, self._directory = maker, records, directory
         self.leftovers = leftovers
         self._known: dict[str, Template] = {}
@@ -149,7 +149,7 @@ class Templates:
         versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
         if template_key(manifest.plan, versions, manifest.workspace) != key:
             raise NotFound("it is of another hypervisor")
-        if manifest.boot_digest != self._places.boot().digest:
+        if manifest.boot_digest != self._paths.boot().digest:
             raise NotFound("it is of other boot files")
         return await self._checked(key, directory, manifest)
 

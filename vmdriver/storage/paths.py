@@ -1,4 +1,4 @@
-"""Which files a launch uses: implements lifecycle.ports.paths.Places on the state directory."""
+"""Which files a launch uses: implements lifecycle.ports.paths.Paths on the state directory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vmdriver.storage.layout import Layout
 
 
 @dataclass(frozen=True)
-class FilePlaces:
-    """Implements lifecycle.ports.paths.Places."""
+class FilePaths:
+    """Implements lifecycle.ports.paths.Paths."""
 
     layout: Layout
 
@@ -20,7 +20,7 @@ class FilePlaces:
         found = boot.load(self.layout.boot)
         return BootChoice(str(found.kernel), str(found.initramfs), found.digest)
 
-    def paths(self, sandbox_id: str) -> SandboxPaths:
+    def of(self, sandbox_id: str) -> SandboxPaths:
         files = self.layout.sandbox(sandbox_id)
         return SandboxPaths(
             seed=str(files.seed),

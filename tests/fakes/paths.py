@@ -9,7 +9,7 @@ from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 _made = itertools.count()
 
 
-class FakePlaces:
+class FakePaths:
     """A layer's name is never used twice, also by the next driver: not one by what is at an
     address of memory, which may be given again.
     """
@@ -17,7 +17,7 @@ class FakePlaces:
     def boot(self) -> BootChoice:
         return BootChoice("/kernel", "/initramfs", "boot")
 
-    def paths(self, sandbox_id: str) -> SandboxPaths:
+    def of(self, sandbox_id: str) -> SandboxPaths:
         return SandboxPaths(
             *(
                 f"{sandbox_id}/{name}"
