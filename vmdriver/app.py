@@ -99,7 +99,7 @@ class Driver:
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator(owner)
         self.core = self._core()
-        self.hub, self.manager = self.core.hub, self.core.manager
+        self.broadcaster, self.manager = self.core.broadcaster, self.core.manager
 
     def _core(self) -> Core:
         config, layout = self.config, self.layout

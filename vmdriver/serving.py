@@ -72,8 +72,8 @@ async def _listen(
         config.images.default_image,
         config.gateway.gateway_manages_lifecycle,
     )
-    compute = servicer.ComputeDriver(identity, readiness, driver.hub)
-    operators = admin.Admin(readiness, driver.hub)
+    compute = servicer.ComputeDriver(identity, readiness, driver.broadcaster)
+    operators = admin.Admin(readiness, driver.broadcaster)
     for path in (config.gateway.bind_socket, admin_socket(config)):
         driver.layout.make_way_for_socket(path)
     first = partial(servicer.register, compute)
@@ -88,7 +88,7 @@ async def _end(driver: Driver, servers: tuple[Server, Server]) -> None:
     """Whoever told us to end does not wait: each step has its time, and what it leaves behind
     is the next driver's.
     """
-    driver.hub.close()  # open watches would otherwise hold the server for its whole grace
+    driver.broadcaster.close()  # open watches would otherwise hold the server for its whole grace
     await asyncio.gather(*(server.stop(0.5) for server in servers))
     background = asyncio.ensure_future(driver.manager.close_background())
     await asyncio.wait({background}, timeout=_BACKGROUND_END_S)

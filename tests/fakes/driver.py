@@ -119,7 +119,7 @@ class FakeDriver:
             watch_limit=watch_limit,
             retry_s=RETRY_S,
         )
-        self.hub, self.manager = self.core.hub, self.core.manager
+        self.broadcaster, self.manager = self.core.broadcaster, self.core.manager
         self.leftovers = self.core.leftovers
         self.inside = Inside(self.core, ports)
 

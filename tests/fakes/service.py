@@ -57,7 +57,7 @@ async def served(
     socket = directory / "run" / "d.sock"
     server = await serve(
         socket,
-        partial(register, ComputeDriver(IDENTITY, readiness, driver.hub)),
+        partial(register, ComputeDriver(IDENTITY, readiness, driver.broadcaster)),
         COMPUTE_DRIVER,
     )
     if recover:
@@ -67,6 +67,6 @@ async def served(
         async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
             yield Served(pb_grpc.ComputeDriverStub(channel), driver, socket)
     finally:
-        driver.hub.close()
+        driver.broadcaster.close()
         await server.stop(0.2)
         await driver.close()

@@ -30,13 +30,13 @@ class Play:
         self.found = Operations(self.driver.manager)
         self.wrong: list[str] = []
         self.world.fail = lambda _: self.dice.random() < failing
-        publish = self.driver.hub.publish
+        publish = self.driver.broadcaster.publish
 
         def heard(notice: Notice) -> None:
             self._check(notice)
             publish(notice)
 
-        self.driver.hub.publish = heard  # type: ignore[method-assign]
+        self.driver.broadcaster.publish = heard  # type: ignore[method-assign]
 
     async def _a_moment(self, _crash_point: str) -> None:
         for _ in range(self.dice.choice([0, 0, 1, 3, 10, 40])):

@@ -275,7 +275,7 @@ async def test_a_promised_delete_outlives_what_comes_after_it(
         await driver.kill()
         driver = FakeDriver(world, settings=SLOW)
         await driver.manager.recover()
-    watcher = driver.hub.subscribe()
+    watcher = driver.broadcaster.subscribe()
     if later in {"start", "stop"}:
         with pytest.raises(DriverError):
             await getattr(driver.manager, later)("s1", "")
@@ -308,14 +308,14 @@ async def test_nobody_is_told_of_a_delete_before_nothing_is_left() -> None:
     await driver.manager.create(spec(), None)
     await driver.settled()
     left: list[object] = []
-    publish = driver.hub.publish
+    publish = driver.broadcaster.publish
 
     def looked(notice: Notice) -> None:
         if isinstance(notice, Deleted):
             left.append((world.objects(), dict(world.records), dict(world.journals)))
         publish(notice)
 
-    driver.hub.publish = looked  # type: ignore[method-assign]
+    driver.broadcaster.publish = looked  # type: ignore[method-assign]
     world.hanging.hangs = lambda _call: True
     await driver.manager.delete("s1", "")
     assert left == [(set(), {}, {})]
@@ -328,14 +328,14 @@ async def test_a_watcher_that_comes_back_too_late_is_told_of_the_delete() -> Non
     await driver.manager.recover()
     await driver.manager.create(spec(), None)
     await driver.settled()
-    watcher = driver.hub.subscribe()
-    driver.hub.unsubscribe(watcher)
+    watcher = driver.broadcaster.subscribe()
+    driver.broadcaster.unsubscribe(watcher)
     await driver.manager.delete("s1", "")
-    again = driver.hub.subscribe()
+    again = driver.broadcaster.subscribe()
     assert await again.next() == Deleted("s1")
     await driver.manager.create(spec(), None)
     await driver.settled()
-    third = driver.hub.subscribe()
+    third = driver.broadcaster.subscribe()
     first = await third.next()
     assert not isinstance(first, Deleted), "it is there again"
     await driver.close()
@@ -366,14 +366,14 @@ async def test_a_driver_killed_at_the_end_of_a_delete_leaves_the_event_to_the_ne
     await asyncio.wait({deleting})
     driver = FakeDriver(world, settings=SLOW)
     await driver.manager.recover()
-    seen = await until_deleted(driver.hub.subscribe().next)
+    seen = await until_deleted(driver.broadcaster.subscribe().next)
     assert seen[-1] == Deleted("s1")
     await driver.manager.create(spec(), None)
     await driver.settled()
     await driver.kill()
     driver = FakeDriver(world, settings=SLOW)
     await driver.manager.recover()
-    first = await driver.hub.subscribe().next()
+    first = await driver.broadcaster.subscribe().next()
     assert not isinstance(first, Deleted), "it is there again"
     await driver.close()
 

@@ -278,7 +278,7 @@ async def test_what_takes_part_can_be_asked_for(
     driver = await started(Recorder("a"))
     readiness = Readiness()
     readiness.set(driver.manager)
-    found = await Admin(readiness, driver.hub).GetExtensionCapabilities(
+    found = await Admin(readiness, driver.broadcaster).GetExtensionCapabilities(
         admin_pb2.GetExtensionCapabilitiesRequest(), None
     )
     (entry,) = found.extensions

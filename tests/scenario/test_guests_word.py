@@ -68,7 +68,7 @@ async def test_what_a_guest_takes_back_changes_nothing() -> None:
     await driver.manager.recover()
     await driver.manager.create(spec(), None)
     await driver.settled()
-    subscription = driver.hub.subscribe()
+    subscription = driver.broadcaster.subscribe()
     before = list(driver.manager.statuses())
     async with scribbling(driver, WORDS):
         await asyncio.sleep(0.2)
@@ -117,7 +117,7 @@ async def test_a_guest_that_says_what_it_cannot_be_is_awaited_at_leisure() -> No
 
     driver.hypervisor.start, driver.hypervisor.observe = start_and_say, count
     await driver.manager.recover()
-    subscription = driver.hub.subscribe()
+    subscription = driver.broadcaster.subscribe()
     await driver.manager.create(spec(), None)
     await driver.settled()
     assert driver.phase() is Phase.FAILED, "the boot's time-out holds for it"

@@ -572,7 +572,9 @@ async def shown(driver: FakeDriver) -> Any:
     readiness = Readiness()
     readiness.set(driver.manager)
     request = admin_pb2.GetExtensionCapabilitiesRequest()
-    return await Admin(readiness, driver.hub).GetExtensionCapabilities(request, None)
+    return await Admin(readiness, driver.broadcaster).GetExtensionCapabilities(
+        request, None
+    )
 
 
 async def test_discovery_shows_both_kinds() -> None:

@@ -172,7 +172,7 @@ async def test_a_delete_of_it_leaves_nothing(damage: Callable[[World], None]) ->
     world = World()
     _, driver = await damaged_and_started_again(world, damage)
     manager = driver.manager
-    watching = driver.hub.subscribe()
+    watching = driver.broadcaster.subscribe()
     answers = await asyncio.gather(manager.delete("s1", ""), manager.delete("s1", ""))
     assert any(answers)
     assert "s1" not in world.records

@@ -80,7 +80,7 @@ async def keep(driver: FakeDriver, how: str) -> DriverError:
 @pytest.mark.parametrize("how", ["suspend", "snapshot"])
 async def test_an_agent_that_is_dead_costs_an_operator_one_deadline(how: str) -> None:
     driver, _ = await started()
-    subscription = driver.hub.subscribe()
+    subscription = driver.broadcaster.subscribe()
     guest = Guest(driver, "freeze", "thaw")
     error = await keep(driver, how)
     assert guest.waited_s <= FREEZE_S + 5 + 3, "asked once, and once more in short"

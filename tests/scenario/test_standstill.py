@@ -53,7 +53,7 @@ async def test_a_full_disk_is_shown_and_the_machine_goes_on_when_there_is_space(
     None
 ):
     driver, domain = await started()
-    subscription = driver.hub.subscribe()
+    subscription = driver.broadcaster.subscribe()
     fill_the_disk(driver, domain)
     await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
     assert driver.shown()[1] == "DependenciesNotReady"
@@ -72,7 +72,7 @@ async def test_a_disk_that_only_seems_to_have_space_is_tried_more_and_more_rarel
     None
 ):
     driver, domain = await started()
-    subscription = driver.hub.subscribe()
+    subscription = driver.broadcaster.subscribe()
     go_on, tries = driver.memory.go_on, [0]
 
     async def in_vain(name: str) -> None:
@@ -221,7 +221,7 @@ async def test_a_qemu_killed_in_its_launch_is_tried_once_more(
     driver = FakeDriver(World())
     tries = killed_in_launch(driver, times, late=late)
     await driver.manager.recover()
-    subscription = driver.hub.subscribe()
+    subscription = driver.broadcaster.subscribe()
     await driver.manager.create(spec(), None)
     await driver.settled()
     assert driver.phase() is phase

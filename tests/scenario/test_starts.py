@@ -98,12 +98,12 @@ async def test_a_resume_by_an_operator_says_what_a_gateway_goes_on_saying() -> N
     driver, operations = await running()
     worker = operations.find("s1")
     await operations.suspend(worker)
-    watch = driver.hub.subscribe()
+    watch = driver.broadcaster.subscribe()
     await operations.resume(worker)
     told = await notices(watch, "GatewaySaysStopped")
     assert "`openshell sandbox start name-s1`" in told[-1].event.message
     await operations.resume(worker)
-    driver.hub.close()
+    driver.broadcaster.close()
     left = [await watch.next() for _ in range(2)]
     assert not any(isinstance(n, Happened) for n in left), (
         "no row is wrong where nothing was down"
@@ -115,9 +115,9 @@ async def test_a_return_to_a_snapshot_of_what_runs_never_shows_it_as_stopped() -
     driver, operations = await running()
     worker = operations.find("s1")
     await operations.create_snapshot(worker, "one", disk_only=False)
-    watch = driver.hub.subscribe()
+    watch = driver.broadcaster.subscribe()
     await operations.restore_snapshot(worker, "one")
-    driver.hub.close()
+    driver.broadcaster.close()
     shown = []
     while (notice := await watch.next()) is not None:
         if isinstance(notice, Changed):

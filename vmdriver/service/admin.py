@@ -12,7 +12,7 @@ from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.lifecycle.control.checks import driver_config_schema
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.engine.broadcast import Happened, Hub
+from vmdriver.lifecycle.engine.broadcast import Broadcaster, Happened
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.draft import PLAN_POINTS
 from vmdriver.lifecycle.extending.hooks import HOOKS
@@ -38,9 +38,9 @@ def register(service: Admin, server: Any) -> None:
 class Admin(pb_grpc.AdminServicer):
     """The service. Errors are raised; the interceptor turns them into status codes."""
 
-    def __init__(self, readiness: Readiness, hub: Hub) -> None:
+    def __init__(self, readiness: Readiness, broadcaster: Broadcaster) -> None:
         self._readiness = readiness
-        self._hub = hub
+        self._broadcaster = broadcaster
 
     async def _operations(self) -> Operations:
         return Operations(await self._readiness.manager())
@@ -176,7 +176,7 @@ class Admin(pb_grpc.AdminServicer):
         self, worker: Worker, work: Awaitable[None]
     ) -> AsyncIterator[pb.Progress]:
         """The sandbox's events while `work` is done. It goes on if the client goes away."""
-        subscription = self._hub.subscribe()
+        subscription = self._broadcaster.subscribe()
         task = asyncio.ensure_future(work)
         task.add_done_callback(lambda _: subscription.close())
         try:
@@ -193,7 +193,7 @@ class Admin(pb_grpc.AdminServicer):
                     )
             await asyncio.shield(task)
         finally:
-            self._hub.unsubscribe(subscription)
+            self._broadcaster.unsubscribe(subscription)
             if not task.done():
                 task.add_done_callback(_consume)
 

@@ -189,7 +189,7 @@ def encode_event(event: PlatformEvent) -> pb.DriverPlatformEvent:
 
 
 def encode_notice(notice: Notice) -> pb.WatchSandboxesEvent:
-    """A hub notice as a watch event."""
+    """A broadcaster notice as a watch event."""
     if isinstance(notice, Changed):
         return pb.WatchSandboxesEvent(
             sandbox=pb.WatchSandboxesSandboxEvent(sandbox=encode_status(notice.status))

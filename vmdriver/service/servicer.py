@@ -13,7 +13,7 @@ from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.errors import InvalidRequest, Refused, Unavailable
 from vmdriver.lifecycle.control.manager import Manager
-from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.service import codec
 
 SUPPORTED_GATEWAYS = "v0.0.69 to v0.0.116"
@@ -70,10 +70,12 @@ def register(service: ComputeDriver, server: Any) -> None:
 class ComputeDriver(pb_grpc.ComputeDriverServicer):
     """The service. Errors are raised; the interceptor turns them into status codes."""
 
-    def __init__(self, identity: Identity, readiness: Readiness, hub: Hub) -> None:
+    def __init__(
+        self, identity: Identity, readiness: Readiness, broadcaster: Broadcaster
+    ) -> None:
         self._identity = identity
         self._readiness = readiness
-        self._hub = hub
+        self._broadcaster = broadcaster
 
     async def GetCapabilities(
         self, request: pb.GetCapabilitiesRequest, context: Any
@@ -174,12 +176,12 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         it reconnects.
         """
         await self._readiness.manager()
-        subscription = self._hub.subscribe()
+        subscription = self._broadcaster.subscribe()
         try:
             while (notice := await subscription.next()) is not None:
                 yield codec.encode_notice(notice)
         finally:
-            self._hub.unsubscribe(subscription)
+            self._broadcaster.unsubscribe(subscription)
         if subscription.fell_behind:
             await context.abort(
                 grpc.StatusCode.ABORTED,

@@ -14,7 +14,7 @@ from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
-from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.resource import Resources
 from vmdriver.lifecycle.extending.notes import PREFIXES, ExtensionEntries
@@ -83,7 +83,7 @@ class Core:
         self._journals, self._crash_point = journals, crash_point
         self._files, self.addresses = files, addresses
         self.sandboxes = sandboxes = Sandboxes()
-        self.hub = Hub(sandboxes.statuses, watch_limit)
+        self.broadcaster = Broadcaster(sandboxes.statuses, watch_limit)
         self.extensions = self._extensions(installed)
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
         self.parts = launch_parts(ports, self.layers)
@@ -115,7 +115,7 @@ class Core:
             paths=self._paths,
             addresses=self.addresses,
             sandboxes=self.sandboxes,
-            hub=self.hub,
+            broadcaster=self.broadcaster,
             extensions=self.extensions,
             resources=self.resources,
             layers=self.layers,
@@ -226,7 +226,7 @@ class Core:
             sandboxes=sandboxes,
             shelf=shelf,
             hire=self.workforce.hire,
-            hub=self.hub,
+            broadcaster=self.broadcaster,
             ports=ports,
             paths=self._paths,
             extensions=self.extensions,
@@ -236,7 +236,7 @@ class Core:
             sandboxes=sandboxes,
             settings=settings,
             hypervisor=ports.hypervisor,
-            hub=self.hub,
+            broadcaster=self.broadcaster,
             extensions=self.extensions,
             templates=self.templates,
             warm_pool=self.warm_pool,

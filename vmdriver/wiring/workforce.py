@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
-from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.observer import Observer
@@ -49,7 +49,7 @@ class Workforce:
         paths: Paths,
         addresses: AddressPool,
         sandboxes: Sandboxes,
-        hub: Hub,
+        broadcaster: Broadcaster,
         extensions: ExtensionRunner,
         resources: Resources,
         layers: Layers,
@@ -59,7 +59,11 @@ class Workforce:
         warm_pool: WarmPool,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._sandboxes, self._hub, self._extensions = sandboxes, hub, extensions
+        self._sandboxes, self._broadcaster, self._extensions = (
+            sandboxes,
+            broadcaster,
+            extensions,
+        )
         self._layers, self._launcher, self._budget = layers, launcher, budget
         self._observer = Observer(hypervisor=ports.hypervisor, disks=ports.disks)
         self._giving_back = GivingBack(resources=resources, is_owed=is_extensions)
@@ -95,7 +99,7 @@ class Workforce:
             record,
             ledger,
             records=ports.records,
-            hub=self._hub,
+            broadcaster=self._broadcaster,
             abandon=ports.hypervisor.abandon,
         )
         return Worker(

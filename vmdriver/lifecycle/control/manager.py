@@ -16,7 +16,7 @@ from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
-from vmdriver.lifecycle.engine.broadcast import Hub
+from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.resource import WRITTEN
 from vmdriver.lifecycle.engine.worker import Worker
@@ -53,7 +53,7 @@ class Manager:
         sandboxes: Sandboxes,
         settings: Settings,
         hypervisor: Hypervisor,
-        hub: Hub,
+        broadcaster: Broadcaster,
         extensions: ExtensionRunner,
         templates: Templates,
         warm_pool: WarmPool,
@@ -71,7 +71,7 @@ class Manager:
         self.warm_pool = warm_pool
         self.images = images
         self.housekeeping = housekeeping
-        self._hypervisor, self._hub = hypervisor, hub
+        self._hypervisor, self._broadcaster = hypervisor, broadcaster
         self._admission, self._recovery = admission, recovery
         self._budget, self.snapshot_jobs = budget, snapshot_jobs
 
@@ -94,7 +94,7 @@ class Manager:
 
     async def close(self) -> None:
         """Let go: workers end, machines stay."""
-        self._hub.close()
+        self._broadcaster.close()
         self.housekeeping.stop()
         await self.images.close()
         await self.close_background()

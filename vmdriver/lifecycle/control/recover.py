@@ -13,7 +13,7 @@ from vmdriver.host.retry import tried
 from vmdriver.lifecycle.control import sweep
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
-from vmdriver.lifecycle.engine.broadcast import GONE_S, Hub
+from vmdriver.lifecycle.engine.broadcast import GONE_S, Broadcaster
 from vmdriver.lifecycle.engine.resource import LAYER
 from vmdriver.lifecycle.engine.worker import Hire
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
@@ -35,7 +35,7 @@ class Recovery:
     sandboxes: Sandboxes
     shelf: Shelf
     hire: Hire
-    hub: Hub
+    broadcaster: Broadcaster
     ports: Ports
     paths: Paths
     extensions: ExtensionRunner
@@ -44,7 +44,7 @@ class Recovery:
     async def read(self) -> None:
         """A worker for every sandbox, not started yet; on the shelf those that cannot be read."""
         records, shelf = self.ports.records, self.shelf
-        self.hub.recall(await records.deleted(GONE_S))
+        self.broadcaster.recall(await records.deleted(GONE_S))
         # Those that go last: an address that one of them held may be another's already.
         for record in sorted(await records.load_all(), key=_goes):
             await self._take_up(record)

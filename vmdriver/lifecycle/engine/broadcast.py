@@ -81,7 +81,7 @@ class Subscription:
         return self._queue.get_nowait()
 
 
-class Hub:
+class Broadcaster:
     """Every watcher gets the full list first, then every notice."""
 
     def __init__(

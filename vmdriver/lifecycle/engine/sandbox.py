@@ -13,7 +13,13 @@ from typing import Any
 
 from vmdriver.errors import DriverError, NotFound, Refused, TimedOut, Unavailable
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Happened, Hub, Notice
+from vmdriver.lifecycle.engine.broadcast import (
+    Broadcaster,
+    Changed,
+    Deleted,
+    Happened,
+    Notice,
+)
 from vmdriver.lifecycle.engine.jobs import Jobs
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.underway import Underway
@@ -46,7 +52,7 @@ class Sandbox:
         ledger: Ledger,
         *,
         records: Records,
-        hub: Hub,
+        broadcaster: Broadcaster,
         abandon: Callable[[str], None],
     ) -> None:
         self.record = record
@@ -80,14 +86,14 @@ class Sandbox:
         self.clean_ups = 0
         """How often it has been tried."""
         self._records = records
-        self._hub = hub
+        self._broadcaster = broadcaster
         self._abandon = abandon
         self._saving = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()
 
     def announce(self) -> None:
         """Show it to the watchers as it is now: a new one, or to one whose picture may be old."""
-        self._hub.publish(Changed(self.status))
+        self._broadcaster.publish(Changed(self.status))
 
     async def until(
         self, reached: Callable[[SandboxRecord], bool], timeout_s: float
@@ -206,7 +212,7 @@ class Sandbox:
     def _show(self, notice: Notice) -> None:
         """Nobody knows yet of a sandbox that is not accepted."""
         if self.record.extensions.accepted:
-            self._hub.publish(notice)
+            self._broadcaster.publish(notice)
 
     def give_up(self) -> None:
         """Have whoever waits for its machine told that it is given up."""
