@@ -48,7 +48,7 @@ SHAPES = "256:64,1024:64,4096:64,4096:1024"
 TOUCH = "import os,time; m=bytearray(os.urandom(1<<20))*{mib}; open('/tmp/touched','w'); time.sleep(1e9)"
 
 
-def sandbox(
+def request_of(
     name: str, image: str, memory_mib: int, touched_mib: int
 ) -> pb.DriverSandbox:
     config = struct_pb2.Struct()
@@ -138,20 +138,20 @@ class Sandbox:
 class Plain:
     """The same machine with the same memory under a libvirt of our own: what QEMU and libvirt need for the same work."""
 
-    def __init__(self, box: Sandbox) -> None:
-        files = box.driver.state / "plain-files"
+    def __init__(self, sandbox: Sandbox) -> None:
+        files = sandbox.driver.state / "plain-files"
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir()
         files.chmod(0o755)
-        own = box.driver.state / "plain" / "etc"
+        own = sandbox.driver.state / "plain" / "etc"
         own.mkdir(parents=True, exist_ok=True)
         shutil.copy(
-            box.driver.state / "libvirt" / "etc" / "qemu.conf", own / "qemu.conf"
+            sandbox.driver.state / "libvirt" / "etc" / "qemu.conf", own / "qemu.conf"
         )
         self.libvirt = PlainLibvirt(own.parent)
         self.image = files / "image"
-        plan = LaunchPlan.model_validate(box.record()["plan"])
-        suspended = box.directory / "suspended"
+        plan = LaunchPlan.model_validate(sandbox.record()["plan"])
+        suspended = sandbox.directory / "suspended"
         disks = []
         for disk in plan.disks:
             copy = files / f"{disk.role}.img"
@@ -233,24 +233,28 @@ class Plain:
 def shape(
     driver: Process, gateway: Gateway, image: str, ram: int, touched: int, rounds: int
 ) -> dict[str, float]:
-    box = Sandbox(driver, gateway, sandbox(f"m{ram}-{touched}", image, ram, touched))
-    gateway.wait_hello(box.id)
+    sandbox = Sandbox(
+        driver, gateway, request_of(f"m{ram}-{touched}", image, ram, touched)
+    )
+    gateway.wait_hello(sandbox.id)
     gateway.shell(
-        box.id, "while [ ! -e /tmp/touched ]; do sleep 0.1; done", timeout_s=300
+        sandbox.id, "while [ ! -e /tmp/touched ]; do sleep 0.1; done", timeout_s=300
     )
     result: dict[str, list[float]] = defaultdict(list)
-    result["still_booted"] = [box.snapshot(f"booted{n}") for n in range(rounds + 1)][1:]
+    result["still_booted"] = [
+        sandbox.snapshot(f"booted{n}") for n in range(rounds + 1)
+    ][1:]
     steps: list[dict[str, float]] = []
     stored = 0
     for number in range(rounds + 1):
-        suspend_s = box.suspend()
+        suspend_s = sandbox.suspend()
         if number == 0:
-            plain = Plain(box)
-        stored = box.record()["memory"]["stored_bytes"]
+            plain = Plain(sandbox)
+        stored = sandbox.record()["memory"]["stored_bytes"]
         written_s, write_s, plain_size = plain.write()
         save_s = plain.save()
         restore_s = plain.restore()
-        resume_s = box.start()
+        resume_s = sandbox.start()
         if number == 0:
             continue  # caches are filled by the first
         for key, value in (
@@ -260,15 +264,15 @@ def shape(
             ("save", save_s),
             ("restore", restore_s),
             ("size", stored / plain_size),
-            ("still", box.snapshot(f"s{number}")),
+            ("still", sandbox.snapshot(f"s{number}")),
             ("written", written_s),
         ):
             result[key].append(value)
-        steps.append(box.record()["last_restore"])
+        steps.append(sandbox.record()["last_restore"])
     plain.end()
-    box.delete()
+    sandbox.delete()
     found = {key: median(values) for key, values in result.items()}
-    found["cold"] = box.create_s
+    found["cold"] = sandbox.create_s
     found["stored_mib"] = stored / 2**20
     found["steps"] = {k: median([s[k] for s in steps]) for k in steps[0]}  # type: ignore[assignment]
     return found
@@ -340,21 +344,25 @@ def forks(state: Path, gateway: Gateway, address: str, rounds: int) -> dict[str,
     with Process(state, gateway, address, *off) as driver:
         times, memory = [], []
         for number in range(rounds + 1):
-            box = Sandbox(driver, gateway, sandbox(f"cold{number}", image, 512, 0))
-            gateway.wait_hello(box.id)
-            times.append(box.create_s)
-            memory.append(box.pss_mib())
-            box.delete()
+            sandbox = Sandbox(
+                driver, gateway, request_of(f"cold{number}", image, 512, 0)
+            )
+            gateway.wait_hello(sandbox.id)
+            times.append(sandbox.create_s)
+            memory.append(sandbox.pss_mib())
+            sandbox.delete()
         found["cold_s"], found["cold_pss"] = median(times[1:]), median(memory)
     with Process(state, gateway, address, "--templates-enabled", "true") as driver:
-        first = Sandbox(driver, gateway, sandbox("first", image, 512, 0))
+        first = Sandbox(driver, gateway, request_of("first", image, 512, 0))
         wait_template(driver, 0)
         first.delete()
         times = []
         for number in range(rounds + 1):
-            box = Sandbox(driver, gateway, sandbox(f"fork{number}", image, 512, 0))
-            times.append(box.create_s)
-            box.delete()
+            sandbox = Sandbox(
+                driver, gateway, request_of(f"fork{number}", image, 512, 0)
+            )
+            times.append(sandbox.create_s)
+            sandbox.delete()
         found["fork_s"] = median(times[1:])
         found["eight_s"] = median(
             [eight(driver, gateway, image, n, found) for n in range(rounds)]
@@ -366,9 +374,11 @@ def forks(state: Path, gateway: Gateway, address: str, rounds: int) -> dict[str,
         for number in range(rounds + 1):
             wait_template(driver, 1)
             time.sleep(0.5)
-            box = Sandbox(driver, gateway, sandbox(f"warm{number}", image, 512, 0))
-            times.append(box.create_s)
-            box.delete()
+            sandbox = Sandbox(
+                driver, gateway, request_of(f"warm{number}", image, 512, 0)
+            )
+            times.append(sandbox.create_s)
+            sandbox.delete()
         found["warm_s"] = median(times[1:])
     return found
 
@@ -376,25 +386,25 @@ def forks(state: Path, gateway: Gateway, address: str, rounds: int) -> dict[str,
 def eight(
     driver: Process, gateway: Gateway, image: str, number: int, found: dict[str, float]
 ) -> float:
-    messages = [sandbox(f"eight{number}-{n}", image, 512, 0) for n in range(8)]
+    messages = [request_of(f"eight{number}-{n}", image, 512, 0) for n in range(8)]
     begun = time.perf_counter()
     for message in messages:
         driver.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=message))
     for message in messages:
         wait_reason(driver.stub, message.id, "Running")
     took = time.perf_counter() - begun
-    boxes = [Sandbox.__new__(Sandbox) for _ in messages]
-    for box, message in zip(boxes, messages, strict=True):
-        box.driver, box.stub, box.gateway, box.id = (
+    sandboxes = [Sandbox.__new__(Sandbox) for _ in messages]
+    for sandbox, message in zip(sandboxes, messages, strict=True):
+        sandbox.driver, sandbox.stub, sandbox.gateway, sandbox.id = (
             driver,
             driver.stub,
             gateway,
             message.id,
         )
-        gateway.wait_hello(box.id)
-    found["fork_pss"] = median([box.pss_mib() for box in boxes])
-    for box in boxes:
-        box.delete()
+        gateway.wait_hello(sandbox.id)
+    found["fork_pss"] = median([sandbox.pss_mib() for sandbox in sandboxes])
+    for sandbox in sandboxes:
+        sandbox.delete()
     return took
 
 

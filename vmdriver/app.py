@@ -45,7 +45,7 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.host_network import HostNetwork
-from vmdriver.oci.image_service import ImageStore
+from vmdriver.oci.image_service import ImageService
 from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
@@ -91,7 +91,9 @@ class Driver:
         self.network = HostNetwork(
             instance, owner, self._files, config.network.address_pool
         )
-        self.images = ImageStore(self.layout.images, self._files, image_policy(config))
+        self.images = ImageService(
+            self.layout.images, self._files, image_policy(config)
+        )
         self.records = RecordStore(self.layout, self._files)
         self.memory = DomainMemory(self.connection, self._files, passage)
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
@@ -186,7 +188,7 @@ class Driver:
 
     async def _know_the_hypervisor(self) -> None:
         with contextlib.suppress(DriverError):
-            await self.machines.build(await self.accelerator.chosen())
+            await self.machines.versions(await self.accelerator.chosen())
 
     def prepare_connection(self) -> None:
         """Before the first call to libvirt, with the lock held."""

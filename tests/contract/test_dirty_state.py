@@ -30,7 +30,7 @@ from vmdriver.hypervisor.run_state import (
 )
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.images import CacheLimits
-from vmdriver.oci.image_service import ImageStore
+from vmdriver.oci.image_service import ImageService
 from vmdriver.service import server
 from vmdriver.storage import boot
 from vmdriver.storage.checkpoints import Checkpoints
@@ -83,7 +83,7 @@ async def _start(layout: Layout, threads: Threads) -> None:
     forget_unstarted_machines(layout.libvirt)
     with pytest.raises(Refused, match="boot files"):
         boot.load(layout.boot)
-    images = ImageStore(layout.images, threads, image_rules())
+    images = ImageService(layout.images, threads, image_rules())
     supervisors = SupervisorDisks(layout, threads)
     await images.open()
     await supervisors.open()

@@ -23,7 +23,7 @@ from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci import manifest
 from vmdriver.oci.cache import Cache
-from vmdriver.oci.image_service import ImageStore
+from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
 
 
@@ -37,7 +37,7 @@ class Bench:
         (self.outside / "precious").write_text("untouched")
         self.layout = Layout(root / "layout")
         self.threads = Threads("images", 4)
-        self.store = ImageStore(root / "store", self.threads, policy)
+        self.store = ImageService(root / "store", self.threads, policy)
 
     async def disk(self, *layers: bytes, **more: Any) -> BaseDisk:
         self.layout.image("it", layers, **more)
@@ -342,7 +342,7 @@ async def test_what_is_unfit_is_not_unfit_for_ever(
     """The operator may raise the limit: no verdict is kept."""
     await bench.refused(layer(entry("zeros", bytes(65 * 2**20))))
     policy = dataclasses.replace(bench.policy, max_content=2**30)
-    store = ImageStore(tmp_path / "store", bench.threads, policy)
+    store = ImageService(tmp_path / "store", bench.threads, policy)
     await store.open()
     disk = await store.prepare(f"oci:{bench.layout.path}:it", "s1", lambda _p: None)
     assert await asyncio.to_thread(Path(disk.path).exists)

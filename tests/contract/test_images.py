@@ -25,7 +25,7 @@ from vmdriver.host import process
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk, CacheLimits, ImageProgress
 from vmdriver.oci.cache import Cache
-from vmdriver.oci.image_service import ImageStore
+from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
 
 BIG = os.urandom(300_000)
@@ -68,7 +68,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, layout: Path) -> Iterator[
         yield address
 
 
-class Store(ImageStore):
+class Store(ImageService):
     """With its directory at hand, and a progress sink."""
 
     def __init__(self, root: Path, policy: ImagePolicy) -> None:

@@ -15,7 +15,7 @@ from tests.fakes.settings import image_rules
 from vmdriver.errors import ImageError
 from vmdriver.host import process
 from vmdriver.host.threads import Threads
-from vmdriver.oci.image_service import ImageStore
+from vmdriver.oci.image_service import ImageService
 
 SCRIPT = """#!/bin/sh
 case "$*" in
@@ -71,10 +71,10 @@ def image(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def store(tmp_path: Path, image: str) -> AsyncIterator[ImageStore]:
+async def store(tmp_path: Path, image: str) -> AsyncIterator[ImageService]:
     threads = Threads("images", 4)
     policy = image_rules((), (tmp_path / "images",), refresh_s=0)
-    store = ImageStore(tmp_path / "store", threads, policy)
+    store = ImageService(tmp_path / "store", threads, policy)
     await store.open()
     yield store
     await store.close()
@@ -85,7 +85,7 @@ async def store(tmp_path: Path, image: str) -> AsyncIterator[ImageStore]:
 @pytest.mark.parametrize("what", list(PROGRAMS))
 @pytest.mark.parametrize("signal", ["KILL", "TERM"])
 async def test_one_that_is_killed_is_begun_once_more_and_from_nothing(
-    what: str, signal: str, store: ImageStore, image: str, killer: Killer
+    what: str, signal: str, store: ImageService, image: str, killer: Killer
 ) -> None:
     killer.kill(what, 1, signal)
     disk = await store.prepare(image, "s1", lambda _: None)
@@ -96,7 +96,7 @@ async def test_one_that_is_killed_is_begun_once_more_and_from_nothing(
 
 @pytest.mark.parametrize("what", list(PROGRAMS))
 async def test_one_that_is_killed_twice_is_not_said_to_be_the_images_fault(
-    what: str, store: ImageStore, image: str, killer: Killer
+    what: str, store: ImageService, image: str, killer: Killer
 ) -> None:
     killer.kill(what, 9)
     with pytest.raises(ImageError, match=r"was killed \(SIGKILL\) twice") as failed:
@@ -111,7 +111,7 @@ async def test_one_that_is_killed_twice_is_not_said_to_be_the_images_fault(
 
 @pytest.mark.parametrize("signal", ["SEGV", "XFSZ"])
 async def test_one_that_ends_by_a_fault_of_its_own_is_not_begun_again(
-    signal: str, store: ImageStore, image: str, killer: Killer
+    signal: str, store: ImageService, image: str, killer: Killer
 ) -> None:
     killer.kill("unpack", 9, signal)
     with pytest.raises(ImageError, match="ended with status -") as failed:

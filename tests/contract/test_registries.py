@@ -16,7 +16,7 @@ from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk
-from vmdriver.oci.image_service import ImageStore
+from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
 
 
@@ -56,7 +56,7 @@ async def prepare(tmp_path: Path) -> AsyncIterator[object]:
     threads = Threads("images", 2)
 
     async def run(reference: str, policy: ImagePolicy) -> BaseDisk:
-        store = ImageStore(tmp_path / "store", threads, policy)
+        store = ImageService(tmp_path / "store", threads, policy)
         await store.open()
         try:
             return await store.prepare(reference, "s1", lambda _progress: None)

@@ -64,7 +64,7 @@ class FakeHypervisor:
             self.hint(domain)
         return found
 
-    async def build(self, accelerator: Accelerator) -> Versions:
+    async def versions(self, accelerator: Accelerator) -> Versions:
         return Versions(hypervisor="7.2", libvirt="9.0", machine="pc-q35-7.2")
 
     async def remark(self, domain: str, mark: str) -> None:

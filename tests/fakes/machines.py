@@ -28,7 +28,7 @@ class FakeMachines:
         self.version = "7.2.0"
         self.late: Callable[[], None] = lambda: None
 
-    async def versions(self) -> dict[str, str]:
+    async def releases(self) -> dict[str, str]:
         return {"hypervisor": self.version, "libvirt": "9.0.0"}
 
     async def host(self, kind: Literal["kvm", "qemu"]) -> Host:

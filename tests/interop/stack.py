@@ -314,8 +314,8 @@ class Stack:
     def phase(self, name: str) -> str:
         """As the gateway says it."""
         found = json.loads(self.openshell("sandbox", "list", "--output", "json"))
-        boxes = found if isinstance(found, list) else found.get("sandboxes", [])
-        return next((str(b["phase"]) for b in boxes if b["name"] == name), "gone")
+        sandboxes = found if isinstance(found, list) else found.get("sandboxes", [])
+        return next((str(b["phase"]) for b in sandboxes if b["name"] == name), "gone")
 
     def id_of(self, name: str) -> str:
         """The sandbox's id, which the driver's own commands take."""

@@ -499,8 +499,8 @@ async def test_what_cannot_be_undone_is_kept_shown_and_tried_again(
         watching.cancel()
         await asyncio.wait({watching})
     async with composed(settings(base, tmp_path)) as (_, composition):
-        (box,) = composition.registry.all()  # its extension is not there any more
-        await until(lambda: "not loaded" in box.trouble)
+        (found,) = composition.registry.all()  # its extension is not there any more
+        await until(lambda: "not loaded" in found.trouble)
     broken[0] = False
     async with composed(settings(base, tmp_path), [extension]) as (_, composition):
         await until(lambda: not composition.registry.all())

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.fakes.gateway import Gateway
 from tests.storm.callers import Acts, Crowd
 from tests.storm.faults import HOST_FAULTS, Faults
-from tests.storm.promises import Boxes
+from tests.storm.promises import Sandboxes
 from tests.storm.stage import Keeper, SmallDisk, stage
 from tests.storm.tally import Tally
 from tests.storm.verify import Verifier, keep
@@ -60,7 +60,7 @@ def rage(
     host is sound again then.
     """
     ended = threading.Event()
-    faults = Faults(keeper, disk, acts.boxes, tally, ended).threads(
+    faults = Faults(keeper, disk, acts.sandboxes, tally, ended).threads(
         given.seed, given.without
     )
     callers = Crowd(acts, ended).threads(given.seed, given.callers)
@@ -85,16 +85,18 @@ def show(tally: Tally, keeper: Keeper, logs: Path) -> None:
         print(f"--- history of {sandbox}")
         print("\n".join(tally.history(sandbox)))
     (logs / "diary").write_text(
-        "".join(f"[{at:7.2f} s] {box} {what}\n" for at, box, what in tally.diary)
+        "".join(
+            f"[{at:7.2f} s] {sandbox} {what}\n" for at, sandbox, what in tally.diary
+        )
     )
     keep(keeper.state, logs)
 
 
 def play(given: argparse.Namespace, logs: Path, tally: Tally) -> None:
     with stage(tally, logs) as (keeper, disk, gateway, images):
-        boxes = Boxes()
-        acts = Acts(keeper, gateway, boxes, tally, images)
-        watchers = [Watcher(number, keeper, boxes, tally) for number in (1, 2)]
+        sandboxes = Sandboxes()
+        acts = Acts(keeper, gateway, sandboxes, tally, images)
+        watchers = [Watcher(number, keeper, sandboxes, tally) for number in (1, 2)]
         try:
             keeper.start()
             for watcher in watchers:
@@ -122,7 +124,7 @@ def check(
     logs: Path,
 ) -> None:
     harmful = any(name not in given.without for name in HOST_FAULTS)
-    Verifier(keeper, gateway, acts.boxes, tally, acts, harmful, logs).everything()
+    Verifier(keeper, gateway, acts.sandboxes, tally, acts, harmful, logs).everything()
     for watcher in watchers:
         watcher.check()
 

@@ -14,7 +14,7 @@ from google.protobuf import struct_pb2
 
 from tests.fakes.gateway import Gateway
 from tests.storm.calls import Answer, Caller
-from tests.storm.promises import Box, Boxes, Kept, Promise, Wish
+from tests.storm.promises import Kept, Promise, Sandbox, Sandboxes, Wish
 from tests.storm.stage import STOP_GRACE_S, Keeper
 from tests.storm.tally import Tally
 from tests.system.workloads import STORM, command
@@ -37,14 +37,14 @@ class Acts:
         self,
         keeper: Keeper,
         gateway: Gateway,
-        boxes: Boxes,
+        sandboxes: Sandboxes,
         tally: Tally,
         images: list[str],
     ) -> None:
-        self.keeper, self.gateway, self.boxes, self.tally = (
+        self.keeper, self.gateway, self.sandboxes, self.tally = (
             keeper,
             gateway,
-            boxes,
+            sandboxes,
             tally,
         )
         self._images = images
@@ -58,15 +58,17 @@ class Acts:
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(self.create, chances))
         deadline = time.monotonic() + 180
-        while not any(self.look(box) == "Running" for box in self.boxes.living()):
+        while not any(
+            self.look(sandbox) == "Running" for sandbox in self.sandboxes.living()
+        ):
             if time.monotonic() > deadline:
                 raise TimeoutError("no first machine came up")
             time.sleep(0.2)
 
     def create(self, chance: random.Random) -> None:
-        box = Box(f"storm-{next(_names)}", chance.random() < 0.5, {Wish.GONE})
-        box.created = self.tally.now()
-        config = {"on_stop": "suspend"} if box.suspends else {}
+        sandbox = Sandbox(f"storm-{next(_names)}", chance.random() < 0.5, {Wish.GONE})
+        sandbox.created = self.tally.now()
+        config = {"on_stop": "suspend"} if sandbox.suspends else {}
         kind = chance.choice(
             ("create", "create", "create of another shape", "create from a snapshot")
         )
@@ -85,13 +87,13 @@ class Acts:
             resources=pb.DriverResourceRequirements(memory_limit=memory),
         )
         spec = pb.DriverSandboxSpec(template=template, command=command(STORM))
-        sandbox = pb.DriverSandbox(id=box.id, name=box.id, spec=spec)
-        with box.lock:
-            self.boxes.add(box)
+        sandbox = pb.DriverSandbox(id=sandbox.id, name=sandbox.id, spec=spec)
+        with sandbox.lock:
+            self.sandboxes.add(sandbox)
             request = pb.CreateSandboxRequest(sandbox=sandbox)
             answer = self._call(
                 kind,
-                box,
+                sandbox,
                 lambda: self.keeper.stub.CreateSandbox(request, timeout=LONGER_S),
             )
             said_no = answer.refused or answer.code in {
@@ -99,122 +101,132 @@ class Acts:
                 "RESOURCE_EXHAUSTED",
             }
             if not said_no:
-                box.holds = holds
-                box.asked({Wish.RUNNING}, certain=answer.ok)
+                sandbox.holds = holds
+                sandbox.asked({Wish.RUNNING}, certain=answer.ok)
 
     def _any_snapshot(self, chance: random.Random) -> tuple[str, Promise] | None:
         """SANDBOX/NAME and what its disk has."""
         kept = [
-            (f"{box.id}/{name}", Promise(snapshot.promise.files))
-            for box in self.boxes.living()
-            for name, snapshot in list(box.snapshots.items())
+            (f"{sandbox.id}/{name}", Promise(snapshot.promise.files))
+            for sandbox in self.sandboxes.living()
+            for name, snapshot in list(sandbox.snapshots.items())
         ]
         return chance.choice(kept) if kept else None
 
-    def _call(self, action: str, box: Box, work: Callable[[], object]) -> Answer:
-        return self._caller.call(action, box.id, work)
+    def _call(
+        self, action: str, sandbox: Sandbox, work: Callable[[], object]
+    ) -> Answer:
+        return self._caller.call(action, sandbox.id, work)
 
-    def write(self, box: Box) -> None:
+    def write(self, sandbox: Sandbox) -> None:
         """A guest writes a number to its memory and to its disk, and tells when it is synced."""
-        if Wish.RUNNING not in box.may or time.monotonic() < box.quiet_until:
+        if Wish.RUNNING not in sandbox.may or time.monotonic() < sandbox.quiet_until:
             return
-        if self.look(box) != "Running":
+        if self.look(sandbox) != "Running":
             return
-        number, deaths = next(_numbers), box.deaths()
+        number, deaths = next(_numbers), sandbox.deaths()
         self.tally.count(self.tally.actions, "write")
         script = WRITE.format(n=number)
         try:
-            done = self.gateway.run(box.id, "/bin/sh", "-c", script, timeout_s=10)
+            done = self.gateway.run(sandbox.id, "/bin/sh", "-c", script, timeout_s=10)
         except TimeoutError:
             self.tally.refused("write", "TIMEOUT", "the guest does not answer")
             return
         if done.code == 0:
-            box.wrote(number, deaths)
-            self.tally.note(f"wrote {number}", box.id)
+            sandbox.wrote(number, deaths)
+            self.tally.note(f"wrote {number}", sandbox.id)
         else:
             self.tally.refused("write", "FAILED", done.stderr.decode(errors="replace"))
 
-    def stop(self, box: Box) -> set[Wish]:
-        request = pb.StopSandboxRequest(sandbox_id=box.id)
+    def stop(self, sandbox: Sandbox) -> set[Wish]:
+        request = pb.StopSandboxRequest(sandbox_id=sandbox.id)
         answer = self._call(
-            "stop", box, lambda: self.keeper.stub.StopSandbox(request, timeout=LONGER_S)
+            "stop",
+            sandbox,
+            lambda: self.keeper.stub.StopSandbox(request, timeout=LONGER_S),
         )
-        self._within("stop", box, answer, STOP_BOUND_S)
-        both = {Wish.STOPPED, Wish.SUSPENDED} if box.suspends else {Wish.STOPPED}
+        self._within("stop", sandbox, answer, STOP_BOUND_S)
+        both = {Wish.STOPPED, Wish.SUSPENDED} if sandbox.suspends else {Wish.STOPPED}
         if answer.refused:
             return set()
-        found = self.look(box) if answer.ok and box.suspends else ""
+        found = self.look(sandbox) if answer.ok and sandbox.suspends else ""
         if found != "Suspended":
-            box.forgets_memory()
+            sandbox.forgets_memory()
         wishes = {"Suspended": {Wish.SUSPENDED}, "Stopped": {Wish.STOPPED}}.get(
             found, both
         )
-        box.asked(wishes, certain=answer.ok)
+        sandbox.asked(wishes, certain=answer.ok)
         return wishes
 
-    def start(self, box: Box) -> set[Wish]:
-        request = pb.StartSandboxRequest(sandbox_id=box.id)
+    def start(self, sandbox: Sandbox) -> set[Wish]:
+        request = pb.StartSandboxRequest(sandbox_id=sandbox.id)
         answer = self._call(
             "start",
-            box,
+            sandbox,
             lambda: self.keeper.stub.StartSandbox(request, timeout=LONGER_S),
         )
-        return self._asked(box, answer, Wish.RUNNING)
+        return self._asked(sandbox, answer, Wish.RUNNING)
 
-    def suspend(self, box: Box) -> set[Wish]:
-        request = admin_pb2.SuspendRequest(sandbox=box.id)
+    def suspend(self, sandbox: Sandbox) -> set[Wish]:
+        request = admin_pb2.SuspendRequest(sandbox=sandbox.id)
         answer = self._call(
             "suspend",
-            box,
+            sandbox,
             lambda: list(self.keeper.admin.Suspend(request, timeout=LONGER_S)),
         )
-        return self._asked(box, answer, Wish.SUSPENDED)
+        return self._asked(sandbox, answer, Wish.SUSPENDED)
 
-    def resume(self, box: Box) -> set[Wish]:
-        request = admin_pb2.ResumeRequest(sandbox=box.id)
+    def resume(self, sandbox: Sandbox) -> set[Wish]:
+        request = admin_pb2.ResumeRequest(sandbox=sandbox.id)
         answer = self._call(
             "resume",
-            box,
+            sandbox,
             lambda: list(self.keeper.admin.Resume(request, timeout=LONGER_S)),
         )
-        return self._asked(box, answer, Wish.RUNNING)
+        return self._asked(sandbox, answer, Wish.RUNNING)
 
-    def _asked(self, box: Box, answer: Answer, wish: Wish) -> set[Wish]:
+    def _asked(self, sandbox: Sandbox, answer: Answer, wish: Wish) -> set[Wish]:
         if answer.refused:
             return set()
-        box.asked({wish}, certain=answer.ok)
+        sandbox.asked({wish}, certain=answer.ok)
         return {wish}
 
-    def delete(self, box: Box) -> set[Wish]:
-        request = pb.DeleteSandboxRequest(sandbox_id=box.id)
+    def delete(self, sandbox: Sandbox) -> set[Wish]:
+        request = pb.DeleteSandboxRequest(sandbox_id=sandbox.id)
         answer = self._call(
             "delete",
-            box,
+            sandbox,
             lambda: self.keeper.stub.DeleteSandbox(request, timeout=LONGER_S),
         )
         if answer.refused:
             return set()
-        known = Wish.GONE not in box.may
-        box.asked({Wish.GONE}, certain=answer.ok)
+        known = Wish.GONE not in sandbox.may
+        sandbox.asked({Wish.GONE}, certain=answer.ok)
         if answer.ok:
             if known and not answer.value.deleted:
-                self.tally.broken("DeleteSandbox says that it is not known", box.id)
-            box.was_deleted()
+                self.tally.broken("DeleteSandbox says that it is not known", sandbox.id)
+            sandbox.was_deleted()
             if answer.value.deleted:  # else it never was: nobody is told of its end
-                self._goes(box, answer)
+                self._goes(sandbox, answer)
         return {Wish.GONE}
 
-    def _goes(self, box: Box, answer: Answer) -> None:
+    def _goes(self, sandbox: Sandbox, answer: Answer) -> None:
         """Wait until it is gone, as the gateway does for its event."""
         begun, generation = time.monotonic() - answer.seconds, self.keeper.generation
-        while self.look(box) not in {"", "?"} and time.monotonic() - begun < LONGER_S:
+        while (
+            self.look(sandbox) not in {"", "?"} and time.monotonic() - begun < LONGER_S
+        ):
             time.sleep(0.1)
         seconds = time.monotonic() - begun
         same = answer.same_driver and generation == self.keeper.generation
-        box.gone = (self.tally.now() - seconds, self.tally.now())
-        self._within("delete", box, Answer(True, False, seconds, same), DELETE_BOUND_S)
+        sandbox.gone = (self.tally.now() - seconds, self.tally.now())
+        self._within(
+            "delete", sandbox, Answer(True, False, seconds, same), DELETE_BOUND_S
+        )
 
-    def _within(self, what: str, box: Box, answer: Answer, bound_s: float) -> None:
+    def _within(
+        self, what: str, sandbox: Sandbox, answer: Answer, bound_s: float
+    ) -> None:
         if not answer.same_driver or not (
             answer.ok or answer.code == "DEADLINE_EXCEEDED"
         ):
@@ -222,12 +234,12 @@ class Acts:
         self.tally.took(f"{what} (bound {bound_s:g})", answer.seconds)
         if answer.seconds > bound_s:
             self.tally.broken(
-                f"a {what} took {answer.seconds:.1f} s, not {bound_s:g}", box.id
+                f"a {what} took {answer.seconds:.1f} s, not {bound_s:g}", sandbox.id
             )
 
-    def look(self, box: Box) -> str:
+    def look(self, sandbox: Sandbox) -> str:
         """The reason of its condition; "" when it is gone, "?" when nobody answers."""
-        request = pb.GetSandboxRequest(sandbox_id=box.id)
+        request = pb.GetSandboxRequest(sandbox_id=sandbox.id)
         try:
             found = self.keeper.stub.GetSandbox(request, timeout=20)
         except grpc.RpcError as error:
@@ -236,56 +248,56 @@ class Acts:
             return "?"
         return str(found.sandbox.status.conditions[0].reason)
 
-    def snapshot(self, box: Box, disk_only: bool) -> set[Wish]:
-        if len(box.snapshots) >= 3:
+    def snapshot(self, sandbox: Sandbox, disk_only: bool) -> set[Wish]:
+        if len(sandbox.snapshots) >= 3:
             return set()
-        name, holds = f"s{next(_numbers)}", box.holds
+        name, holds = f"s{next(_numbers)}", sandbox.holds
         promise = Promise(holds.files) if disk_only else holds
         request = admin_pb2.CreateSnapshotRequest(
-            sandbox=box.id, name=name, disk_only=disk_only
+            sandbox=sandbox.id, name=name, disk_only=disk_only
         )
         kind = "snapshot of the disk" if disk_only else "snapshot"
         answer = self._call(
             kind,
-            box,
+            sandbox,
             lambda: list(self.keeper.admin.CreateSnapshot(request, timeout=LONGER_S)),
         )
         if not answer.refused:
-            box.snapshots[name] = Kept(promise, answer.ok)
+            sandbox.snapshots[name] = Kept(promise, answer.ok)
         return set()
 
-    def go_back(self, box: Box, name: str) -> set[Wish]:
-        kept, deaths = box.snapshots[name], box.deaths()
-        request = admin_pb2.RestoreSnapshotRequest(sandbox=box.id, name=name)
+    def go_back(self, sandbox: Sandbox, name: str) -> set[Wish]:
+        kept, deaths = sandbox.snapshots[name], sandbox.deaths()
+        request = admin_pb2.RestoreSnapshotRequest(sandbox=sandbox.id, name=name)
         answer = self._call(
             "return",
-            box,
+            sandbox,
             lambda: list(self.keeper.admin.RestoreSnapshot(request, timeout=LONGER_S)),
         )
         if answer.refused:
             return set()
-        box.returned(kept.promise, deaths, certain=answer.ok)
-        box.asked({Wish.RUNNING}, certain=answer.ok)
+        sandbox.returned(kept.promise, deaths, certain=answer.ok)
+        sandbox.asked({Wish.RUNNING}, certain=answer.ok)
         if not answer.ok:
-            box.quiet_until = time.monotonic() + 15  # it may be returned only now
+            sandbox.quiet_until = time.monotonic() + 15  # it may be returned only now
         return {Wish.RUNNING}
 
-    def remove_snapshot(self, box: Box, name: str) -> None:
-        kept = box.snapshots[name]
+    def remove_snapshot(self, sandbox: Sandbox, name: str) -> None:
+        kept = sandbox.snapshots[name]
         was_certain, kept.certain = kept.certain, False
-        request = admin_pb2.DeleteSnapshotRequest(sandbox=box.id, name=name)
+        request = admin_pb2.DeleteSnapshotRequest(sandbox=sandbox.id, name=name)
         answer = self._call(
             "snapshot rm",
-            box,
+            sandbox,
             lambda: self.keeper.admin.DeleteSnapshot(request, timeout=LONGER_S),
         )
         if answer.ok:
-            del box.snapshots[name]
+            del sandbox.snapshots[name]
         elif answer.code == "NOT_FOUND":
-            del box.snapshots[name]
-            if was_certain and Wish.GONE not in box.may:
+            del sandbox.snapshots[name]
+            if was_certain and Wish.GONE not in sandbox.may:
                 self.tally.broken(
-                    f"snapshot {name} is not known: {answer.text}", box.id
+                    f"snapshot {name} is not known: {answer.text}", sandbox.id
                 )
 
     def remove_template(self, chance: random.Random) -> None:
@@ -311,15 +323,17 @@ class Acts:
             lambda: self.keeper.admin.CollectImages(request, timeout=LONGER_S),
         )
 
-    def race(self, box: Box, first: str, second: str) -> None:
+    def race(self, sandbox: Sandbox, first: str, second: str) -> None:
         """Two calls at once: either may have been the last."""
-        before = set(box.may)
+        before = set(sandbox.may)
         with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(getattr(self, name), box) for name in (first, second)]
+            asked = [
+                pool.submit(getattr(self, name), sandbox) for name in (first, second)
+            ]
             wishes = set().union(*(future.result() for future in asked))
-        if not box.deleted and wishes:
-            box.asked(wishes | before, certain=True)
-        box.forgets_memory()
+        if not sandbox.deleted and wishes:
+            sandbox.asked(wishes | before, certain=True)
+        sandbox.forgets_memory()
 
 
 RACES = [
@@ -359,7 +373,7 @@ class Crowd:
                 raise
 
     def _turn(self, chance: random.Random) -> None:
-        acts, living = self._acts, self._acts.boxes.living()
+        acts, living = self._acts, self._acts.sandboxes.living()
         if not acts.keeper.answers and chance.random() < 0.9:
             return  # nobody is there: most wait
         if len(living) < 3 or (len(living) < MOST and chance.random() < 0.15):
@@ -368,32 +382,32 @@ class Crowd:
         if chance.random() < 0.06:
             chance.choice((acts.collect_images, lambda: acts.remove_template(chance)))()
             return
-        box = chance.choice(living)
-        if not box.lock.acquire(blocking=False):
+        sandbox = chance.choice(living)
+        if not sandbox.lock.acquire(blocking=False):
             return
         try:
-            if box.may != {Wish.GONE}:
-                acts.write(box)
-                self._act(box, chance)
+            if sandbox.may != {Wish.GONE}:
+                acts.write(sandbox)
+                self._act(sandbox, chance)
         finally:
-            box.lock.release()
+            sandbox.lock.release()
 
-    def _act(self, box: Box, chance: random.Random) -> None:
+    def _act(self, sandbox: Sandbox, chance: random.Random) -> None:
         acts = self._acts
         kinds: dict[str, tuple[int, Callable[[], object]]] = {
-            "write": (6, lambda: acts.write(box)),
-            "stop": (2, lambda: acts.stop(box)),
-            "start": (4, lambda: acts.start(box)),
-            "suspend": (2, lambda: acts.suspend(box)),
-            "resume": (4, lambda: acts.resume(box)),
-            "snapshot": (2, lambda: acts.snapshot(box, disk_only=False)),
-            "disk": (1, lambda: acts.snapshot(box, disk_only=True)),
-            "delete": (1, lambda: acts.delete(box)),
-            "race": (1, lambda: acts.race(box, *chance.choice(RACES))),
+            "write": (6, lambda: acts.write(sandbox)),
+            "stop": (2, lambda: acts.stop(sandbox)),
+            "start": (4, lambda: acts.start(sandbox)),
+            "suspend": (2, lambda: acts.suspend(sandbox)),
+            "resume": (4, lambda: acts.resume(sandbox)),
+            "snapshot": (2, lambda: acts.snapshot(sandbox, disk_only=False)),
+            "disk": (1, lambda: acts.snapshot(sandbox, disk_only=True)),
+            "delete": (1, lambda: acts.delete(sandbox)),
+            "race": (1, lambda: acts.race(sandbox, *chance.choice(RACES))),
         }
-        if box.snapshots:
-            name = chance.choice(sorted(box.snapshots))
-            kinds["return"] = (2, lambda: acts.go_back(box, name))
-            kinds["remove"] = (1, lambda: acts.remove_snapshot(box, name))
+        if sandbox.snapshots:
+            name = chance.choice(sorted(sandbox.snapshots))
+            kinds["return"] = (2, lambda: acts.go_back(sandbox, name))
+            kinds["remove"] = (1, lambda: acts.remove_snapshot(sandbox, name))
         weights = [weight for weight, _ in kinds.values()]
         chance.choices([work for _, work in kinds.values()], weights)[0]()

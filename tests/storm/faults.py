@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.storm.processes import helpers, machines, tell
-from tests.storm.promises import Box, Boxes
+from tests.storm.promises import Sandbox, Sandboxes
 from tests.storm.stage import INSTANCE, Keeper, SmallDisk
 from tests.storm.tally import Tally
 from vmdriver.model.ids import domain_name
@@ -25,7 +25,7 @@ class Faults:
 
     keeper: Keeper
     disk: SmallDisk
-    boxes: Boxes
+    sandboxes: Sandboxes
     tally: Tally
     ended: threading.Event
 
@@ -72,48 +72,49 @@ class Faults:
         self.keeper.start()
         self.tally.note("the next driver answers")
 
-    def _machine(self, chance: random.Random) -> tuple[int, Box | None] | None:
+    def _machine(self, chance: random.Random) -> tuple[int, Sandbox | None] | None:
         found = sorted(machines(INSTANCE), key=lambda process: process.domain)
         if not found:
             return None
         process = chance.choice(found)
-        for box in self.boxes.every():
-            if domain_name(INSTANCE, box.id) == process.domain:
-                return process.pid, box
+        for sandbox in self.sandboxes.every():
+            if domain_name(INSTANCE, sandbox.id) == process.domain:
+                return process.pid, sandbox
         return process.pid, None  # a template's, or one that waits
 
     def _kill_qemu(self, chance: random.Random) -> None:
         if (found := self._machine(chance)) is None:
             return
-        pid, box = found
+        pid, sandbox = found
         why = f"fault: QEMU {pid} is killed"
-        if box is not None:
-            box.machine_dies(why)
-        self.tally.note(why, box.id if box else "")
+        if sandbox is not None:
+            sandbox.machine_dies(why)
+        self.tally.note(why, sandbox.id if sandbox else "")
         killed = tell(pid, signal.SIGKILL)
-        if box is not None:
-            box.machine_dies(why)
+        if sandbox is not None:
+            sandbox.machine_dies(why)
         if killed:
-            whose = "QEMU" if box is not None else "QEMU of nobody"
+            whose = "QEMU" if sandbox is not None else "QEMU of nobody"
             self.tally.count(self.tally.kills, f"{whose} SIGKILL")
 
     def _hang_qemu(self, chance: random.Random) -> None:
         seconds = chance.uniform(0.5, 10)
         if (found := self._machine(chance)) is None:
             return
-        pid, box = found
-        if box is not None:
-            box.machine_dies(
+        pid, sandbox = found
+        if sandbox is not None:
+            sandbox.machine_dies(
                 f"fault: QEMU {pid} is stopped"
             )  # a stop may have to be hard
         self.tally.note(
-            f"fault: QEMU {pid} hangs for {seconds:.1f} s", box.id if box else ""
+            f"fault: QEMU {pid} hangs for {seconds:.1f} s",
+            sandbox.id if sandbox else "",
         )
         if tell(pid, signal.SIGSTOP):
             self.tally.count(self.tally.kills, "QEMU SIGSTOP")
             self.ended.wait(seconds)
             tell(pid, signal.SIGCONT)
-            self.tally.note(f"QEMU {pid} goes on", box.id if box else "")
+            self.tally.note(f"QEMU {pid} goes on", sandbox.id if sandbox else "")
 
     def _kill_helper(self, chance: random.Random) -> None:
         deadline = time.monotonic() + 4

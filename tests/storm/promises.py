@@ -37,7 +37,7 @@ class Kept:
 
 
 @dataclass
-class Box:
+class Sandbox:
     """One sandbox. `lock` is held by whoever acts on it; a QEMU may be killed any time."""
 
     id: str
@@ -101,23 +101,23 @@ class Box:
             self.holds = holds if deaths == self._deaths else Promise(holds.files)
 
 
-class Boxes:
+class Sandboxes:
     """All sandboxes of a storm, those that are gone too."""
 
     def __init__(self) -> None:
-        self._all: dict[str, Box] = {}
+        self._all: dict[str, Sandbox] = {}
         self._lock = threading.Lock()
 
-    def add(self, box: Box) -> None:
+    def add(self, sandbox: Sandbox) -> None:
         with self._lock:
-            self._all[box.id] = box
+            self._all[sandbox.id] = sandbox
 
-    def every(self) -> list[Box]:
+    def every(self) -> list[Sandbox]:
         with self._lock:
             return list(self._all.values())
 
-    def living(self) -> list[Box]:
-        return [box for box in self.every() if box.may != {Wish.GONE}]
+    def living(self) -> list[Sandbox]:
+        return [sandbox for sandbox in self.every() if sandbox.may != {Wish.GONE}]
 
-    def get(self, sandbox_id: str) -> Box | None:
+    def get(self, sandbox_id: str) -> Sandbox | None:
         return self._all.get(sandbox_id)

@@ -18,7 +18,7 @@ from tests.fakes.leftovers import leftovers
 from tests.storm.callers import DELETE_BOUND_S, Acts
 from tests.storm.chains import check_disks, check_layers, check_memories
 from tests.storm.processes import left
-from tests.storm.promises import Box, Boxes, Promise, Wish
+from tests.storm.promises import Promise, Sandbox, Sandboxes, Wish
 from tests.storm.stage import INSTANCE, Keeper
 from tests.storm.tally import Tally
 from tests.system.workloads import check_chains
@@ -41,7 +41,7 @@ class Verifier:
 
     keeper: Keeper
     gateway: Gateway
-    boxes: Boxes
+    sandboxes: Sandboxes
     tally: Tally
     acts: Acts
     harmful: bool
@@ -49,14 +49,16 @@ class Verifier:
     logs: Path
 
     def everything(self) -> None:
-        boxes = [
-            box for box in self.boxes.every() if box.may != {Wish.GONE} or box.created
+        sandboxes = [
+            sandbox
+            for sandbox in self.sandboxes.every()
+            if sandbox.may != {Wish.GONE} or sandbox.created
         ]
-        self._unknown(boxes)
-        self._each(self._settle, boxes)
+        self._unknown(sandboxes)
+        self._each(self._settle, sandboxes)
         check_memories(self.keeper.state, self.tally)
         check_disks(self.keeper.state, self.tally)
-        living = [box for box in boxes if self.acts.look(box)]
+        living = [sandbox for sandbox in sandboxes if self.acts.look(sandbox)]
         self._each(self._holds, living)
         self._each(self._stops, living)
         check_layers(self.keeper.state, self.tally)
@@ -65,119 +67,125 @@ class Verifier:
         self._each(self._goes, living)
         self._nothing_left()
 
-    def _each(self, work: Callable[[Box], None], boxes: list[Box]) -> None:
-        def tried(box: Box) -> None:
+    def _each(self, work: Callable[[Sandbox], None], sandboxes: list[Sandbox]) -> None:
+        def tried(sandbox: Sandbox) -> None:
             try:
-                work(box)
+                work(sandbox)
             except (grpc.RpcError, TimeoutError, AssertionError) as error:
                 self.tally.broken(
-                    f"{work.__name__.strip('_')}: {str(error)[:600]}", box.id
+                    f"{work.__name__.strip('_')}: {str(error)[:600]}", sandbox.id
                 )
 
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(tried, boxes))
+            list(pool.map(tried, sandboxes))
 
-    def _unknown(self, boxes: list[Box]) -> None:
-        known = {box.id for box in boxes}
+    def _unknown(self, sandboxes: list[Sandbox]) -> None:
+        known = {sandbox.id for sandbox in sandboxes}
         request = pb.ListSandboxesRequest()
-        for sandbox in self.keeper.stub.ListSandboxes(request, timeout=60).sandboxes:
-            if sandbox.id not in known:
-                self.tally.broken("a sandbox that nobody asked for", sandbox.id)
+        for listed in self.keeper.stub.ListSandboxes(request, timeout=60).sandboxes:
+            if listed.id not in known:
+                self.tally.broken("a sandbox that nobody asked for", listed.id)
 
     def _wait(
-        self, box: Box, wanted: Callable[[str], bool], timeout_s: float = SETTLE_S
+        self,
+        sandbox: Sandbox,
+        wanted: Callable[[str], bool],
+        timeout_s: float = SETTLE_S,
     ) -> str:
         deadline = time.monotonic() + timeout_s
-        while not wanted(reason := self.acts.look(box)):
+        while not wanted(reason := self.acts.look(sandbox)):
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"it is {self._condition(box)} after {timeout_s:g} s"
+                    f"it is {self._condition(sandbox)} after {timeout_s:g} s"
                 )
             time.sleep(0.1)
         return reason
 
-    def _condition(self, box: Box) -> str:
+    def _condition(self, sandbox: Sandbox) -> str:
         try:
-            request = pb.GetSandboxRequest(sandbox_id=box.id)
+            request = pb.GetSandboxRequest(sandbox_id=sandbox.id)
             found = self.keeper.stub.GetSandbox(request, timeout=20).sandbox
         except grpc.RpcError as error:
             return error.code().name
         first = found.status.conditions[0]
         return f"{first.type}={first.status}/{first.reason}: {first.message[:300]}"
 
-    def _settle(self, box: Box) -> None:
+    def _settle(self, sandbox: Sandbox) -> None:
         """What is asked for is so."""
-        reason = self._wait(box, lambda now: now not in ON_THE_WAY)
+        reason = self._wait(sandbox, lambda now: now not in ON_THE_WAY)
         found = WAYS.get(reason)
-        allowed = "/".join(sorted(box.may))
-        if found is not None and found not in box.may:
+        allowed = "/".join(sorted(sandbox.may))
+        if found is not None and found not in sandbox.may:
             self.tally.broken(
-                f"it is {found}, and what was told allows {allowed}", box.id
+                f"it is {found}, and what was told allows {allowed}", sandbox.id
             )
-        elif found is None and Wish.RUNNING not in box.may:
+        elif found is None and Wish.RUNNING not in sandbox.may:
             self.tally.broken(
-                f"{self._condition(box)}, and what was told allows {allowed}", box.id
+                f"{self._condition(sandbox)}, and what was told allows {allowed}",
+                sandbox.id,
             )
-        elif found is None and not (box.faults or self.harmful):
+        elif found is None and not (sandbox.faults or self.harmful):
             self.tally.broken(
-                f"it failed without a cause: {self._condition(box)}", box.id
+                f"it failed without a cause: {self._condition(sandbox)}", sandbox.id
             )
 
-    def _holds(self, box: Box) -> None:
+    def _holds(self, sandbox: Sandbox) -> None:
         """It comes up with everything that was promised, and so does each snapshot."""
-        reason = self.acts.look(box)
-        if reason != "Suspended" or not self._kept(box):
-            box.forgets_memory() if reason != "Running" else None
+        reason = self.acts.look(sandbox)
+        if reason != "Suspended" or not self._kept(sandbox):
+            sandbox.forgets_memory() if reason != "Running" else None
         if reason != "Running":
-            request = pb.StartSandboxRequest(sandbox_id=box.id)
+            request = pb.StartSandboxRequest(sandbox_id=sandbox.id)
             self.keeper.stub.StartSandbox(request, timeout=60)
-        self._wait(box, lambda now: now == "Running")
-        self._has(box, box.holds, "")
-        for name, kept in sorted(box.snapshots.items()):
+        self._wait(sandbox, lambda now: now == "Running")
+        self._has(sandbox, sandbox.holds, "")
+        for name, kept in sorted(sandbox.snapshots.items()):
             if kept.certain:
-                request = admin_pb2.RestoreSnapshotRequest(sandbox=box.id, name=name)
+                request = admin_pb2.RestoreSnapshotRequest(
+                    sandbox=sandbox.id, name=name
+                )
                 list(self.keeper.admin.RestoreSnapshot(request, timeout=SETTLE_S))
-                self._wait(box, lambda now: now == "Running")
-                self._has(box, kept.promise, f"returned to {name}: ")
+                self._wait(sandbox, lambda now: now == "Running")
+                self._has(sandbox, kept.promise, f"returned to {name}: ")
 
     @staticmethod
-    def _kept(box: Box) -> bool:
-        return box.may == {Wish.SUSPENDED} or Wish.SUSPENDED in box.may
+    def _kept(sandbox: Sandbox) -> bool:
+        return sandbox.may == {Wish.SUSPENDED} or Wish.SUSPENDED in sandbox.may
 
-    def _has(self, box: Box, promise: Promise, when: str) -> None:
+    def _has(self, sandbox: Sandbox, promise: Promise, when: str) -> None:
         for directory, numbers in (
             ("/sandbox/files", promise.files),
             ("/dev/shm", promise.memory),
         ):
             listed = self.gateway.shell(
-                box.id, f"ls {directory}; true", timeout_s=SETTLE_S
+                sandbox.id, f"ls {directory}; true", timeout_s=SETTLE_S
             )
             found = {int(name) for name in listed.split() if name.isdigit()}
             if missing := sorted(numbers - found):
                 self.tally.broken(
                     f"{when}{directory} has lost {missing}; it has {sorted(found)}",
-                    box.id,
+                    sandbox.id,
                 )
         # After a boot the workload needs a moment more than the supervisor.
         script = (
             "for i in $(seq 600); do [ -s /sandbox/chain ] && break; sleep 0.1; done"
         )
         text = self.gateway.shell(
-            box.id, f"{script}; cat /sandbox/chain", timeout_s=SETTLE_S
+            sandbox.id, f"{script}; cat /sandbox/chain", timeout_s=SETTLE_S
         )
         lengths = check_chains(text)
         self.tally.note(
             f"{when}holds {len(promise.files)} files, {len(promise.memory)} in memory, {lengths}",
-            box.id,
+            sandbox.id,
         )
 
-    def _stops(self, box: Box) -> None:
-        self.acts.stop(box)
-        self._wait(box, lambda now: now in {"Stopped", "Suspended"})
+    def _stops(self, sandbox: Sandbox) -> None:
+        self.acts.stop(sandbox)
+        self._wait(sandbox, lambda now: now in {"Stopped", "Suspended"})
 
-    def _goes(self, box: Box) -> None:
-        self.acts.delete(box)
-        self._wait(box, lambda now: now == "", DELETE_BOUND_S)
+    def _goes(self, sandbox: Sandbox) -> None:
+        self.acts.delete(sandbox)
+        self._wait(sandbox, lambda now: now == "", DELETE_BOUND_S)
 
     def _nothing_left(self) -> None:
         """Templates and what nobody uses are removed; the driver ends; only caches remain."""

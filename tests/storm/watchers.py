@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 
 from tests.storm.processes import machines
-from tests.storm.promises import Boxes
+from tests.storm.promises import Sandboxes
 from tests.storm.stage import INSTANCE, Keeper
 from tests.storm.tally import Tally
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -25,7 +25,7 @@ class Watcher:
 
     number: int
     keeper: Keeper
-    boxes: Boxes
+    sandboxes: Sandboxes
     tally: Tally
     deleted: set[str] = field(default_factory=set)
     streams: list[tuple[float, float]] = field(default_factory=list)
@@ -70,13 +70,17 @@ class Watcher:
                 if first is not None:
                     self.streams.append((first, self.tally.now()))
 
-    def _is(self, sandbox: pb.DriverSandbox) -> None:
+    def _is(self, seen: pb.DriverSandbox) -> None:
         """A machine that ran ends only where somebody killed it: not for a full disk, nor a driver."""
-        first = sandbox.status.conditions[0]
-        box = self.boxes.get(sandbox.id)
-        if box is not None and first.reason == "MachineCrashed" and not box.faults:
-            box.faults.append("ended by itself")
-            self.tally.broken(f"nobody killed its machine: {first.message}", box.id)
+        first = seen.status.conditions[0]
+        sandbox = self.sandboxes.get(seen.id)
+        if (
+            sandbox is not None
+            and first.reason == "MachineCrashed"
+            and not sandbox.faults
+        ):
+            sandbox.faults.append("ended by itself")
+            self.tally.broken(f"nobody killed its machine: {first.message}", sandbox.id)
 
     def _was_deleted(self, sandbox: str) -> None:
         """Never before no process, tap, table and file of it is left."""
@@ -88,12 +92,16 @@ class Watcher:
 
     def check(self) -> None:
         """Whoever watched while a sandbox went was told."""
-        for box in self.boxes.every():
-            if box.deleted and box.gone is not None and box.id not in self.deleted:
-                begun, gone = box.gone
+        for sandbox in self.sandboxes.every():
+            if (
+                sandbox.deleted
+                and sandbox.gone is not None
+                and sandbox.id not in self.deleted
+            ):
+                begun, gone = sandbox.gone
                 if any(a < begun and gone + 2 < b for a, b in self.streams):
                     self.tally.broken(
-                        f"watcher {self.number} was never told of its end", box.id
+                        f"watcher {self.number} was never told of its end", sandbox.id
                     )
 
 

@@ -38,34 +38,34 @@ def test_machines_live_below_folders_that_are_closed_to_qemus_user(
     (state / "boot").symlink_to(boot)
     lend_images(shared.host.state, state)
     driver = new_driver(*WITHOUT_TEMPLATES, state=state)
-    box = driver.create()
-    driver.wait(box, "Running")
-    driver.gateway.shell(box, "echo one > /dev/shm/note")
-    machine = driver.machine_pid(box)
-    driver.snapshot(box, "first")
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    driver.gateway.shell(sandbox, "echo one > /dev/shm/note")
+    machine = driver.machine_pid(sandbox)
+    driver.snapshot(sandbox, "first")
     driver.restart()
-    assert driver.machine_pid(box) == machine, "adopted"
-    driver.gateway.shell(box, "echo two > /dev/shm/note")
+    assert driver.machine_pid(sandbox) == machine, "adopted"
+    driver.gateway.shell(sandbox, "echo two > /dev/shm/note")
     home.chmod(0o711)  # the way is open now; the machine knows its files by another one
     driver.restart()
-    assert driver.machine_pid(box) == machine
-    driver.suspend(box)
-    driver.resume(box)
-    assert driver.gateway.shell(box, "cat /dev/shm/note") == "two\n"
-    driver.suspend(box)
+    assert driver.machine_pid(sandbox) == machine
+    driver.suspend(sandbox)
+    driver.resume(sandbox)
+    assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "two\n"
+    driver.suspend(sandbox)
     came_in = driver.log.read_text().count(f"QEMU comes to {state} through")
     assert came_in == 3
     driver.restart()
     again = driver.log.read_text().count(f"QEMU comes to {state} through")
     assert again == came_in, "nothing runs any more: it walks"
-    driver.go_back(box, "first")
-    assert driver.gateway.shell(box, "cat /dev/shm/note") == "one\n"
-    driver.stop(box)
+    driver.go_back(sandbox, "first")
+    assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "one\n"
+    driver.stop(sandbox)
     home.chmod(0o700)
     driver.restart()
-    driver.start_sandbox(box)
-    driver.gateway.wait_hello(box, 2)
-    assert driver.delete(box)
+    driver.start_sandbox(sandbox)
+    driver.gateway.wait_hello(sandbox, 2)
+    assert driver.delete(sandbox)
     assert home.stat().st_mode & 0o777 == 0o700, "not ours to open"
     driver.kill(signal.SIGTERM)
     assert leftovers(INSTANCE, state) == []

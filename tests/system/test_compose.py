@@ -49,26 +49,26 @@ def test_a_machine_lives_through_a_composed_driver_and_outlives_it(
     world = front.state / "world"
     try:
         driver.stub = front.stub
-        box = driver.create()
-        driver.wait(box, "Running")
-        assert driver.gateway.shell(box, "echo through").strip() == "through"
+        sandbox = driver.create()
+        driver.wait(sandbox, "Running")
+        assert driver.gateway.shell(sandbox, "echo through").strip() == "through"
         assert holding(world) == {"first", "second", "run"}
-        pid = driver.machine_pid(box)
+        pid = driver.machine_pid(sandbox)
         front.end(signal.SIGKILL)
         front = InFront(driver.socket, tmp_path)
         driver.stub = front.stub
-        assert driver.machine_pid(box) == pid, "the machine went on"
-        assert driver.gateway.shell(box, "echo still").strip() == "still"
-        driver.stop(box)
+        assert driver.machine_pid(sandbox) == pid, "the machine went on"
+        assert driver.gateway.shell(sandbox, "echo still").strip() == "still"
+        driver.stop(sandbox)
         assert holding(world) == {"first", "second"}
-        driver.start_sandbox(box)
-        driver.gateway.wait_hello(box, 2)
+        driver.start_sandbox(sandbox)
+        driver.gateway.wait_hello(sandbox, 2)
         assert holding(world) == {"first", "second", "run"}
         driver.kill()
         driver.start()  # the driver behind ends; the machine and what is held stay
         direct, driver.stub = driver.stub, front.stub
-        driver.wait(box, "Running")
-        assert driver.delete(box)
+        driver.wait(sandbox, "Running")
+        assert driver.delete(sandbox)
         until(lambda: not list((front.state / "sandboxes").iterdir()))
         assert holding(world) == set()
         driver.used.clear()

@@ -63,31 +63,31 @@ def test_a_machine_that_a_full_disk_has_paused_goes_on_and_can_be_stopped(
     small: Path, fresh_host: Host, new_driver: Callable[..., Driver]
 ) -> None:
     driver = new_driver(*WITHOUT_TEMPLATES, host=fresh_host)
-    box = driver.create()
-    driver.wait(box, "Running")
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
     fill(small)
-    driver.gateway.shell(box, WRITER)
-    assert "no space" in driver.wait(box, "DependenciesNotReady")
-    pid = driver.machine_pid(box)
+    driver.gateway.shell(sandbox, WRITER)
+    assert "no space" in driver.wait(sandbox, "DependenciesNotReady")
+    pid = driver.machine_pid(sandbox)
     driver.restart()  # the next driver finds it so
-    driver.wait(box, "DependenciesNotReady")
+    driver.wait(sandbox, "DependenciesNotReady")
     (small / "ballast").unlink()
-    driver.wait(box, "Running")
-    assert driver.machine_pid(box) == pid
-    assert driver.gateway.shell(box, COMPARE) == "whole\n", "no write was lost"
+    driver.wait(sandbox, "Running")
+    assert driver.machine_pid(sandbox) == pid
+    assert driver.gateway.shell(sandbox, COMPARE) == "whole\n", "no write was lost"
 
-    driver.gateway.shell(box, "rm /sandbox/written")
+    driver.gateway.shell(sandbox, "rm /sandbox/written")
     fill(small)
-    driver.gateway.shell(box, WRITER.replace("sandbox/data", "sandbox/more"))
-    driver.wait(box, "DependenciesNotReady")
+    driver.gateway.shell(sandbox, WRITER.replace("sandbox/data", "sandbox/more"))
+    driver.wait(sandbox, "DependenciesNotReady")
     fill(small, left=0)
     begun = time.monotonic()
-    driver.stop(box)
+    driver.stop(sandbox)
     assert time.monotonic() - begun < 10 + 15
-    assert driver.condition(box)[1] == "Stopped"
+    assert driver.condition(sandbox)[1] == "Stopped"
     (small / "ballast").unlink()
-    driver.start_sandbox(box)
-    driver.gateway.wait_hello(box, 2)
+    driver.start_sandbox(sandbox)
+    driver.gateway.wait_hello(sandbox, 2)
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_a_driver_that_starts_on_a_full_disk_leaves_machines_alone(
 ) -> None:
     """libvirt ends those whose status it cannot write."""
     driver = new_driver()
-    box = driver.create()
-    driver.wait(box, "Running")
-    pid = driver.machine_pid(box)
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    pid = driver.machine_pid(sandbox)
     driver.kill()
     fill(libvirts_disk, left=0)
     driver.start()
@@ -116,23 +116,23 @@ def test_a_driver_that_starts_on_a_full_disk_leaves_machines_alone(
         lambda: driver.log.read_text()[-3000:],
     )
     (libvirts_disk / "ballast").unlink()
-    driver.wait(box, "Running")
-    assert driver.machine_pid(box) == pid
-    assert driver.gateway.shell(box, "echo here") == "here\n"
+    driver.wait(sandbox, "Running")
+    assert driver.machine_pid(sandbox) == pid
+    assert driver.gateway.shell(sandbox, "echo here") == "here\n"
 
 
 def test_memory_that_libvirt_has_no_room_to_restore_is_not_given_up(
     libvirts_disk: Path, new_driver: Callable[..., Driver]
 ) -> None:
     driver = new_driver()
-    box = marked(driver)
-    driver.stop(box)
+    sandbox = marked(driver)
+    driver.stop(sandbox)
     fill(libvirts_disk, left=0)
-    driver.start_sandbox(box)
+    driver.start_sandbox(sandbox)
     until(
         lambda: driver.log.read_text().count("step machine failed") >= 4,
-        lambda: driver.condition(box),
+        lambda: driver.condition(sandbox),
         limit_s=60,
     )
     (libvirts_disk / "ballast").unlink()
-    check_whole(driver, box)
+    check_whole(driver, sandbox)

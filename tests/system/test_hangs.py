@@ -26,50 +26,50 @@ def test_a_hung_machine_is_stopped_and_deleted_in_time(
     new_driver: Callable[..., Driver],
 ) -> None:
     driver = new_driver("--stop-grace-s", str(GRACE_S), "--on-stop", "suspend")
-    box = driver.create()
-    driver.wait(box, "Running")
-    os.kill(driver.machine_pid(box), signal.SIGSTOP)
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    os.kill(driver.machine_pid(sandbox), signal.SIGSTOP)
     begun = time.monotonic()
-    driver.stop(box)
+    driver.stop(sandbox)
     assert time.monotonic() - begun < GRACE_S + 15, (
         "the suspension was given up in time"
     )
-    driver.start_sandbox(box)
-    driver.wait(box, "Running")
-    pid = driver.machine_pid(box)
+    driver.start_sandbox(sandbox)
+    driver.wait(sandbox, "Running")
+    pid = driver.machine_pid(sandbox)
     seen: list[str] = []
     in_background(lambda: deletions(driver, seen))
     os.kill(pid, signal.SIGSTOP)
-    snapshot = in_background(lambda: driver.snapshot(box, "a"))
+    snapshot = in_background(lambda: driver.snapshot(sandbox, "a"))
     time.sleep(1)  # it waits for the guest by now, or for QEMU
     begun = time.monotonic()
-    assert driver.delete(box)
+    assert driver.delete(sandbox)
     assert time.monotonic() - begun < 30
     assert not Path(f"/proc/{pid}/exe").exists()
     assert leftovers(INSTANCE, driver.host.state) == []
-    until(lambda: box in seen, limit_s=30 + begun - time.monotonic())
+    until(lambda: sandbox in seen, limit_s=30 + begun - time.monotonic())
     snapshot.join(20)
     assert not snapshot.is_alive(), "whoever asked for it was answered"
 
 
 def test_a_delete_that_was_promised_is_done_by_the_next_driver(driver: Driver) -> None:
     """The machine hangs when the driver is killed, and still when the next one comes."""
-    box = driver.create()
-    driver.wait(box, "Running")
-    pid = driver.machine_pid(box)
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    pid = driver.machine_pid(sandbox)
     os.kill(pid, signal.SIGSTOP)
-    in_background(lambda: driver.delete(box))
-    until(lambda: '"intent":"deleted"' in _record(driver, box), pause_s=0.02)
+    in_background(lambda: driver.delete(sandbox))
+    until(lambda: '"intent":"deleted"' in _record(driver, sandbox), pause_s=0.02)
     begun = time.monotonic()
     driver.restart(signal.SIGKILL)
     until(
-        lambda: not driver.directory(box).exists(),
+        lambda: not driver.directory(sandbox).exists(),
         limit_s=30 + begun - time.monotonic(),
     )
     assert not Path(f"/proc/{pid}/exe").exists()
     assert leftovers(INSTANCE, driver.host.state) == []
 
 
-def _record(driver: Driver, box: str) -> str:
-    path = driver.directory(box) / "record.json"
+def _record(driver: Driver, sandbox: str) -> str:
+    path = driver.directory(sandbox) / "record.json"
     return path.read_text() if path.exists() else '"intent":"deleted"'

@@ -42,25 +42,29 @@ def test_a_guest_that_says_garbage_is_adopted_stopped_and_deleted_in_time(
     new_driver: Callable[..., Driver],
 ) -> None:
     driver = new_driver("--stop-grace-s", "3")
-    box = driver.create(command=command(SCRIBBLER))
-    driver.wait(box, "Running")
-    driver.gateway.shell(box, "until [ -e /sandbox/scribbling ]; do sleep 0.1; done")
-    sleeps = driver.gateway.shell(box, "cat /sys/power/mem_sleep")
+    sandbox = driver.create(command=command(SCRIBBLER))
+    driver.wait(sandbox, "Running")
+    driver.gateway.shell(
+        sandbox, "until [ -e /sandbox/scribbling ]; do sleep 0.1; done"
+    )
+    sleeps = driver.gateway.shell(sandbox, "cat /sys/power/mem_sleep")
     assert sleeps == "[s2idle]\n", "none from which nobody would wake the machine"
-    pid = driver.machine_pid(box)
+    pid = driver.machine_pid(sandbox)
     driver.restart()
-    driver.wait(box, "Running")
-    assert driver.machine_pid(box) == pid
+    driver.wait(sandbox, "Running")
+    assert driver.machine_pid(sandbox) == pid
     begun = time.monotonic()
-    driver.stop(box)
+    driver.stop(sandbox)
     assert time.monotonic() - begun < 3 + 15
-    assert driver.condition(box)[1] == "Stopped"
-    driver.start_sandbox(box)
-    driver.gateway.wait_hello(box, 2)
-    driver.wait(box, "Running")
-    driver.gateway.shell(box, "until [ -e /sandbox/scribbling ]; do sleep 0.1; done")
+    assert driver.condition(sandbox)[1] == "Stopped"
+    driver.start_sandbox(sandbox)
+    driver.gateway.wait_hello(sandbox, 2)
+    driver.wait(sandbox, "Running")
+    driver.gateway.shell(
+        sandbox, "until [ -e /sandbox/scribbling ]; do sleep 0.1; done"
+    )
     begun = time.monotonic()
-    assert driver.delete(box)
+    assert driver.delete(sandbox)
     assert time.monotonic() - begun < 30
     log = driver.log.read_text()
     assert len(log.splitlines()) < 200, "the guest does not fill the host's log"

@@ -68,11 +68,11 @@ def test_a_guest_without_a_libc_runs_a_dynamic_supervisor_from_an_image(
     config = struct_pb2.Struct()
     config.update({"disk_mib": 3072})
     template = pb.DriverSandboxTemplate(image=bare, driver_config=config)
-    box = driver.create(wait=False, template=template)
-    driver.wait(box, "MainProcessExited")
-    found = driver.inspect(box)
+    sandbox = driver.create(wait=False, template=template)
+    driver.wait(sandbox, "MainProcessExited")
+    found = driver.inspect(sandbox)
     assert found["record"]["failure"]["exit_code"] == 7, found["record"]["failure"]
-    assert driver.delete(box)
+    assert driver.delete(sandbox)
     listed = driver.cli("images", "ls")
     used = {image["digest"]: image["in_use"] for image in listed}
     assert used, "the cache stays"

@@ -25,58 +25,60 @@ COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /sandbox/counter; sleep 0.1; d
 def test_killed_while_running_the_machine_goes_on_and_is_adopted(
     driver: Driver,
 ) -> None:
-    box = driver.create(command=["/bin/sh", "-c", COUNTER])
-    driver.wait(box, "Running")
-    pid = driver.machine_pid(box)
-    before = int(driver.gateway.shell(box, "cat /sandbox/counter"))
+    sandbox = driver.create(command=["/bin/sh", "-c", COUNTER])
+    driver.wait(sandbox, "Running")
+    pid = driver.machine_pid(sandbox)
+    before = int(driver.gateway.shell(sandbox, "cat /sandbox/counter"))
     driver.restart()
-    assert driver.condition(box)[1] == "Running"
-    assert driver.machine_pid(box) == pid
+    assert driver.condition(sandbox)[1] == "Running"
+    assert driver.machine_pid(sandbox) == pid
     time.sleep(0.5)
-    assert int(driver.gateway.shell(box, "cat /sandbox/counter")) > before
-    assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never noticed"
-    driver.stop(box)
-    assert driver.delete(box)
+    assert int(driver.gateway.shell(sandbox, "cat /sandbox/counter")) > before
+    assert len(driver.gateway.session(sandbox).hellos) == 1, (
+        "the supervisor never noticed"
+    )
+    driver.stop(sandbox)
+    assert driver.delete(sandbox)
 
 
 def test_killed_during_create_the_next_driver_finishes(booting: Driver) -> None:
     """Each sandbox has come another way by then: the first has booted, the last has hardly been asked for."""
-    driver, boxes = booting, []
+    driver, sandboxes = booting, []
     for wait_s in (2.0, 0.5, 0.45, 0.05):
-        boxes.append(driver.create(wait=False))
+        sandboxes.append(driver.create(wait=False))
         time.sleep(wait_s)
     driver.restart()
-    for box in boxes:
-        driver.gateway.wait_hello(box)
-        driver.wait(box, "Running")
-    for box in boxes:
-        assert driver.delete(box)
+    for sandbox in sandboxes:
+        driver.gateway.wait_hello(sandbox)
+        driver.wait(sandbox, "Running")
+    for sandbox in sandboxes:
+        assert driver.delete(sandbox)
 
 
 def test_killed_during_stop_the_next_driver_finishes(driver: Driver) -> None:
     """The same of stops, of sandboxes that run."""
-    boxes = [driver.create() for _ in range(3)]
-    for box in boxes:
-        driver.wait(box, "Running")
-        driver.gateway.shell(box, "echo kept > /sandbox/f; sync")
-    for box, wait_s in zip(boxes, (0.15, 0.14, 0.01), strict=True):
-        in_background(partial(driver.stop, box))
+    sandboxes = [driver.create() for _ in range(3)]
+    for sandbox in sandboxes:
+        driver.wait(sandbox, "Running")
+        driver.gateway.shell(sandbox, "echo kept > /sandbox/f; sync")
+    for sandbox, wait_s in zip(sandboxes, (0.15, 0.14, 0.01), strict=True):
+        in_background(partial(driver.stop, sandbox))
         time.sleep(wait_s)
     driver.restart()
-    for box in boxes:
-        driver.wait(box, "Stopped")
-        driver.start_sandbox(box)
-    for box in boxes:
-        driver.gateway.wait_hello(box, 2)
-        assert driver.gateway.shell(box, "cat /sandbox/f") == "kept\n"
+    for sandbox in sandboxes:
+        driver.wait(sandbox, "Stopped")
+        driver.start_sandbox(sandbox)
+    for sandbox in sandboxes:
+        driver.gateway.wait_hello(sandbox, 2)
+        assert driver.gateway.shell(sandbox, "cat /sandbox/f") == "kept\n"
 
 
 def test_killed_during_delete_the_next_driver_finishes(driver: Driver) -> None:
-    boxes = [driver.create() for _ in range(3)]
-    for box in boxes:
-        driver.wait(box, "Running")
-    for box, wait_s in zip(boxes, (0.15, 0.09, 0.01), strict=True):
-        in_background(partial(driver.delete, box))
+    sandboxes = [driver.create() for _ in range(3)]
+    for sandbox in sandboxes:
+        driver.wait(sandbox, "Running")
+    for sandbox, wait_s in zip(sandboxes, (0.15, 0.09, 0.01), strict=True):
+        in_background(partial(driver.delete, sandbox))
         time.sleep(wait_s)
     driver.restart()
     ask = pb.ListSandboxesRequest()
@@ -115,13 +117,13 @@ def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
         == "example.org/x:1"
     )
     assert "otlp_endpoint" in driver.log.read_text(), "what has no meaning is said"
-    box = driver.create()
-    pid = driver.machine_pid(box)
+    sandbox = driver.create()
+    pid = driver.machine_pid(sandbox)
     assert driver.kill(signal.SIGTERM) < 3
     assert driver.process.returncode == 0
     os.kill(pid, 0)
     driver.start()
-    assert driver.machine_pid(box) == pid
+    assert driver.machine_pid(sandbox) == pid
 
 
 def test_a_watching_gateway_does_not_hold_the_end_up(driver: Driver) -> None:
@@ -135,25 +137,25 @@ def test_a_machine_that_hangs_is_stopped_within_the_bound(
     new_driver: Callable[..., Driver],
 ) -> None:
     driver = new_driver("--stop-grace-s", "2")
-    box = driver.create()
-    driver.wait(box, "Running")
-    os.kill(driver.machine_pid(box), signal.SIGSTOP)
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    os.kill(driver.machine_pid(sandbox), signal.SIGSTOP)
     begun = time.monotonic()
-    driver.stop(box)
+    driver.stop(sandbox)
     # Grace for the flush, then libvirt's own: SIGTERM, and SIGKILL 10 s later.
     assert time.monotonic() - begun < 2 + 15
-    assert driver.condition(box)[1] == "Stopped"
+    assert driver.condition(sandbox)[1] == "Stopped"
 
 
 def test_told_to_end_while_a_machine_hangs_the_driver_ends_soon(driver: Driver) -> None:
-    box = driver.create()
-    driver.wait(box, "Running")
-    os.kill(driver.machine_pid(box), signal.SIGSTOP)
-    in_background(lambda: driver.stop(box))
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    os.kill(driver.machine_pid(sandbox), signal.SIGSTOP)
+    in_background(lambda: driver.stop(sandbox))
     time.sleep(1)
     assert driver.kill(signal.SIGTERM) < 3
     driver.start()
-    driver.wait(box, "Stopped")
+    driver.wait(sandbox, "Stopped")
 
 
 def test_a_second_driver_on_the_same_state_is_refused(driver: Driver) -> None:
@@ -175,14 +177,14 @@ def test_a_qemu_that_is_killed_during_its_launch_is_tried_once_more(
 ) -> None:
     """Just started, while libvirt still talks to it, or while its guest boots."""
     driver = booting
-    box = driver.create(wait=False)
-    until(lambda: qemus_of(driver, box), "no QEMU", pause_s=0)
-    found = qemus_of(driver, box)
+    sandbox = driver.create(wait=False)
+    until(lambda: qemus_of(driver, sandbox), "no QEMU", pause_s=0)
+    found = qemus_of(driver, sandbox)
     time.sleep(after_s)
     os.kill(found[0], signal.SIGKILL)
-    driver.gateway.wait_hello(box)
-    driver.wait(box, "Running")
-    assert qemus_of(driver, box) != found
+    driver.gateway.wait_hello(sandbox)
+    driver.wait(sandbox, "Running")
+    assert qemus_of(driver, sandbox) != found
     assert driver.log.read_text().count("LaunchCutOff") == 1
 
 

@@ -34,20 +34,20 @@ def test_a_killed_gateways_driver_ends_and_the_next_gateways_takes_over(
     new_driver: Callable[..., Driver],
 ) -> None:
     driver = new_driver(command=[*GATEWAY, str(BIN / "openshell-driver-vm")])
-    box = driver.create()
-    machine, orphan = driver.machine_pid(box), os.pidfd_open(launched(driver))
+    sandbox = driver.create()
+    machine, orphan = driver.machine_pid(sandbox), os.pidfd_open(launched(driver))
     driver.kill(signal.SIGKILL)
     assert ends_within(orphan, 2), "it does not outlive its gateway"
     driver.start()
-    assert driver.machine_pid(box) == machine, "the machine goes on"
+    assert driver.machine_pid(sandbox) == machine, "the machine goes on"
     orphan = os.pidfd_open(launched(driver))
     driver.kill(signal.SIGKILL)
     driver.start()  # at once: the orphan still holds the lock, and may be the one that answers
     assert ends_within(orphan, 5)
     ask = pb.GetCapabilitiesRequest()
     driver.stub.GetCapabilities(ask, wait_for_ready=True, timeout=20)
-    driver.wait(box, "Running")
-    assert driver.machine_pid(box) == machine
+    driver.wait(sandbox, "Running")
+    assert driver.machine_pid(sandbox) == machine
     orphan = os.pidfd_open(launched(driver))
     driver.kill(signal.SIGKILL)
     assert ends_within(orphan, 2)

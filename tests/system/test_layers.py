@@ -21,28 +21,28 @@ def test_what_is_written_to_a_layer_that_libvirt_does_not_know_is_kept(
     new_driver: Callable[..., Driver], how_far: str
 ) -> None:
     driver = new_driver(command=[*CUT_OFF, how_far, "serve"])
-    box = marked(driver)
+    sandbox = marked(driver)
     assert driver.process is not None
-    in_background(lambda: driver.snapshot(box, "lost"))
+    in_background(lambda: driver.snapshot(sandbox, "lost"))
     driver.process.wait(60)
     layers = driver.host.state / "layers"
     (note,) = layers.glob(f"*.{how_far}")
     note.unlink()
     driver.command = list(SERVE)
     driver.start()
-    check_whole(driver, box)
-    links = Path(f"/proc/{driver.machine_pid(box)}/fd").iterdir()
+    check_whole(driver, sandbox)
+    links = Path(f"/proc/{driver.machine_pid(sandbox)}/fd").iterdir()
     files = [str(link.readlink()) for link in links]
     assert not [f for f in files if "/layers/" in f and f.endswith(" (deleted)")]
     shell = driver.gateway.shell
-    shell(box, "echo one > /sandbox/one; sync")
-    driver.snapshot(box, "s")
-    shell(box, "echo two > /sandbox/two; sync")
-    driver.stop(box)
-    driver.start_sandbox(box)
-    check_whole(driver, box)
-    driver.suspend(box)
-    driver.resume(box, cold=True)
-    driver.gateway.wait_hello(box, 2)
+    shell(sandbox, "echo one > /sandbox/one; sync")
+    driver.snapshot(sandbox, "s")
+    shell(sandbox, "echo two > /sandbox/two; sync")
+    driver.stop(sandbox)
+    driver.start_sandbox(sandbox)
+    check_whole(driver, sandbox)
+    driver.suspend(sandbox)
+    driver.resume(sandbox, cold=True)
+    driver.gateway.wait_hello(sandbox, 2)
     everything = "cat /sandbox/note /sandbox/one /sandbox/two"
-    assert shell(box, everything) == "disk\none\ntwo\n"
+    assert shell(sandbox, everything) == "disk\none\ntwo\n"

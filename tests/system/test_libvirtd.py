@@ -60,24 +60,24 @@ def test_a_sandbox_on_a_libvirt_daemon(
 ) -> None:
     options = ["--connection", "qemu:///system", "--stop-grace-s", "3"]
     driver = new_driver(*WITHOUT_TEMPLATES, *options, host=fresh_host)
-    box = driver.create()
-    driver.wait(box, "Running")
-    driver.gateway.shell(box, "echo kept > /sandbox/f")
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    driver.gateway.shell(sandbox, "echo kept > /sandbox/f")
     driver.restart()
-    assert driver.condition(box)[1] == "Running"
-    driver.stop(box)
-    driver.start_sandbox(box)
-    driver.gateway.wait_hello(box, 2)
-    assert driver.gateway.shell(box, "cat /sandbox/f") == "kept\n"
-    driver.gateway.shell(box, "echo kept > /dev/shm/note")
-    driver.suspend(box)
-    driver.resume(box)
-    assert driver.gateway.shell(box, "cat /dev/shm/note") == "kept\n"
-    a_daemon_that_does_not_react(driver, box, libvirtd)
-    assert driver.delete(box)
+    assert driver.condition(sandbox)[1] == "Running"
+    driver.stop(sandbox)
+    driver.start_sandbox(sandbox)
+    driver.gateway.wait_hello(sandbox, 2)
+    assert driver.gateway.shell(sandbox, "cat /sandbox/f") == "kept\n"
+    driver.gateway.shell(sandbox, "echo kept > /dev/shm/note")
+    driver.suspend(sandbox)
+    driver.resume(sandbox)
+    assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "kept\n"
+    a_daemon_that_does_not_react(driver, sandbox, libvirtd)
+    assert driver.delete(sandbox)
 
 
-def a_daemon_that_does_not_react(driver: Driver, box: str, daemon: int) -> None:
+def a_daemon_that_does_not_react(driver: Driver, sandbox: str, daemon: int) -> None:
     """The machine is down in time; when the daemon goes on, so does the driver."""
     notes = Path("/run/libvirt/qemu").glob("*.pid")
     (noted,) = (note for note in notes if note.name != "driver.pid")
@@ -86,12 +86,12 @@ def a_daemon_that_does_not_react(driver: Driver, box: str, daemon: int) -> None:
     os.kill(daemon, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor() as pool:
-            stopping = pool.submit(driver.stop, box)
+            stopping = pool.submit(driver.stop, sandbox)
             until(lambda: not machine.exists(), "QEMU is still there", 3 + 15)
             # Until the driver has lost the connection, and asks for another.
             stopping.exception()
     finally:
         os.kill(daemon, signal.SIGCONT)
-    driver.wait(box, "Stopped")
-    driver.start_sandbox(box)
-    driver.wait(box, "Running")
+    driver.wait(sandbox, "Stopped")
+    driver.start_sandbox(sandbox)
+    driver.wait(sandbox, "Running")

@@ -32,9 +32,9 @@ NASTY = {
 
 def test_a_sandbox_lives_stops_starts_and_goes(booting: Driver) -> None:
     driver, gateway = booting, booting.gateway
-    box = driver.create(environment=NASTY, sandbox_token="secret-token-4711")
-    driver.wait(box, "Running")
-    hello = gateway.session(box).hellos[0]["environment"]
+    sandbox = driver.create(environment=NASTY, sandbox_token="secret-token-4711")
+    driver.wait(sandbox, "Running")
+    hello = gateway.session(sandbox).hellos[0]["environment"]
     expected = {
         **NASTY,
         "OPENSHELL_USER_ENVIRONMENT": json.dumps(
@@ -45,7 +45,7 @@ def test_a_sandbox_lives_stops_starts_and_goes(booting: Driver) -> None:
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "TERM": "xterm",
         "OPENSHELL_ENDPOINT": f"http://host.openshell.internal:{gateway.port}",
-        "OPENSHELL_SANDBOX_ID": box,
+        "OPENSHELL_SANDBOX_ID": sandbox,
         "OPENSHELL_SANDBOX": "box",
         "OPENSHELL_SSH_SOCKET_PATH": "/run/openshell/ssh.sock",
         "OPENSHELL_LOG_LEVEL": "info",
@@ -56,63 +56,66 @@ def test_a_sandbox_lives_stops_starts_and_goes(booting: Driver) -> None:
     }
     hello.pop("LC_CTYPE", None)  # python3 adds it to itself
     assert hello == expected, "exactly this, every byte"
-    assert gateway.session(box).tokens == ["secret-token-4711"]
-    check_guest(driver, box)
-    check_no_secret(driver, box, "secret-token-4711")
+    assert gateway.session(sandbox).tokens == ["secret-token-4711"]
+    check_guest(driver, sandbox)
+    check_no_secret(driver, sandbox, "secret-token-4711")
 
     gateway.shell(
-        box,
+        sandbox,
         "dd if=/dev/urandom of=/sandbox/data bs=1M count=8 2>/dev/null; md5sum /sandbox/data > /sandbox/sum",
     )
     gateway.shell(
-        box, "sed -i /^sandbox:/d /etc/passwd /etc/group"
+        sandbox, "sed -i /^sandbox:/d /etc/passwd /etc/group"
     )  # as an image without the user
     begun = time.monotonic()
-    driver.stop(box)
+    driver.stop(sandbox)
     assert time.monotonic() - begun < 10
-    assert driver.condition(box)[:2] == ("Suspended=True", "Stopped")
-    driver.start_sandbox(box)
-    gateway.wait_hello(box, 2)
-    assert "OK" in gateway.shell(box, "cd / && md5sum -c /sandbox/sum"), (
+    assert driver.condition(sandbox)[:2] == ("Suspended=True", "Stopped")
+    driver.start_sandbox(sandbox)
+    gateway.wait_hello(sandbox, 2)
+    assert "OK" in gateway.shell(sandbox, "cd / && md5sum -c /sandbox/sum"), (
         "written without sync, and there after the stop"
     )
-    line = gateway.shell(box, "grep ^sandbox: /etc/passwd")
+    line = gateway.shell(sandbox, "grep ^sandbox: /etc/passwd")
     assert line == "sandbox:x:10001:10001::/sandbox:/bin/sh\n", (
         "the user is made where there is none"
     )
-    driver.wait(box, "Running")
-    assert driver.delete(box)
-    assert not driver.delete(box)
+    driver.wait(sandbox, "Running")
+    assert driver.delete(sandbox)
+    assert not driver.delete(sandbox)
 
 
-def check_guest(driver: Driver, box: str) -> None:
+def check_guest(driver: Driver, sandbox: str) -> None:
     shell = driver.gateway.shell
-    assert shell(box, "stat -c '%U %a' /sandbox") == "sandbox 755\n"
-    assert shell(box, "stat -c '%U %a' /opt/openshell/auth/sandbox.jwt") == "root 600\n"
-    assert shell(box, "hostname") == "box\n"
-    known = shell(box, "grep host.openshell.internal /etc/hosts").split()[0]
+    assert shell(sandbox, "stat -c '%U %a' /sandbox") == "sandbox 755\n"
+    assert (
+        shell(sandbox, "stat -c '%U %a' /opt/openshell/auth/sandbox.jwt")
+        == "root 600\n"
+    )
+    assert shell(sandbox, "hostname") == "box\n"
+    known = shell(sandbox, "grep host.openshell.internal /etc/hosts").split()[0]
     assert known == "192.168.127.254", "the same in every sandbox"
-    assert "/init" in shell(box, "tr '\\0' ' ' < /proc/1/cmdline"), (
+    assert "/init" in shell(sandbox, "tr '\\0' ' ' < /proc/1/cmdline"), (
         "our init stays PID 1"
     )
-    shell(box, "for i in 1 2 3 4 5; do (sleep 0.1 &) ; done; sleep 1")
-    assert shell(box, "cat /proc/[0-9]*/stat | awk '$3 == \"Z\"' | wc -l") == "0\n", (
-        "PID 1 reaps orphans"
-    )
-    assert shell(box, "unshare -U true && echo yes") == "yes\n", (
+    shell(sandbox, "for i in 1 2 3 4 5; do (sleep 0.1 &) ; done; sleep 1")
+    assert (
+        shell(sandbox, "cat /proc/[0-9]*/stat | awk '$3 == \"Z\"' | wc -l") == "0\n"
+    ), "PID 1 reaps orphans"
+    assert shell(sandbox, "unshare -U true && echo yes") == "yes\n", (
         "user namespaces work: we are in no chroot"
     )
     shell(
-        box,
+        sandbox,
         "ip netns add x && ip link add va type veth peer name vb && nft add table inet t && ip netns del x",
     )
-    assert "ext4" in shell(box, "grep ' / ' /proc/mounts")
-    assert shell(box, "grep -c secret /proc/cmdline || true") == "0\n"
+    assert "ext4" in shell(sandbox, "grep ' / ' /proc/mounts")
+    assert shell(sandbox, "grep -c secret /proc/cmdline || true") == "0\n"
 
 
-def check_no_secret(driver: Driver, box: str, secret: str) -> None:
-    directory = driver.directory(box)
-    pid = driver.machine_pid(box)
+def check_no_secret(driver: Driver, sandbox: str, secret: str) -> None:
+    directory = driver.directory(sandbox)
+    pid = driver.machine_pid(sandbox)
     assert secret.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert secret.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
     for path in [
@@ -136,34 +139,34 @@ def check_no_secret(driver: Driver, box: str, secret: str) -> None:
 def test_the_end_of_the_main_process_is_reported_with_its_code(
     driver: Driver, code: int
 ) -> None:
-    box = driver.create(wait=False, command=["/bin/sh", "-c", f"exit {code}"])
-    message = driver.wait(box, "MainProcessExited")
+    sandbox = driver.create(wait=False, command=["/bin/sh", "-c", f"exit {code}"])
+    message = driver.wait(sandbox, "MainProcessExited")
     assert message == f"the main process ended with exit code {code}"
-    assert driver.gateway.wait_exit(box) == code
+    assert driver.gateway.wait_exit(sandbox) == code
 
 
 def test_a_guest_panic_is_a_crash_and_shows_the_console(driver: Driver) -> None:
-    box = driver.create()
-    driver.wait(box, "Running")
-    driver.gateway.session(box).jobs.put(
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    driver.gateway.session(sandbox).jobs.put(
         {"job": 0, "run": ["/bin/sh", "-c", "echo c > /proc/sysrq-trigger"]}
     )
-    message = driver.wait(box, "MachineCrashed")
+    message = driver.wait(sandbox, "MachineCrashed")
     assert "console" in message
-    assert driver.delete(box)
+    assert driver.delete(sandbox)
 
 
 def test_a_killed_qemu_is_a_crash_that_is_restarted_when_configured(
     new_driver: Callable[..., Driver],
 ) -> None:
     driver = new_driver("--crash-restarts", "1")
-    box = driver.create()
-    driver.wait(box, "Running")
-    os.kill(driver.machine_pid(box), signal.SIGKILL)
-    driver.gateway.wait_hello(box, 2)
-    driver.wait(box, "Running")
-    os.kill(driver.machine_pid(box), signal.SIGKILL)
-    driver.wait(box, "MachineCrashed")
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    os.kill(driver.machine_pid(sandbox), signal.SIGKILL)
+    driver.gateway.wait_hello(sandbox, 2)
+    driver.wait(sandbox, "Running")
+    os.kill(driver.machine_pid(sandbox), signal.SIGKILL)
+    driver.wait(sandbox, "MachineCrashed")
 
 
 def test_a_fraction_of_a_cpu_and_memory_are_given(booting: Driver) -> None:
@@ -174,9 +177,11 @@ def test_a_fraction_of_a_cpu_and_memory_are_given(booting: Driver) -> None:
             cpu_limit="1500m", memory_limit="640Mi"
         ),
     )
-    box = driver.create(template=template)
-    assert driver.gateway.shell(box, "nproc") == "2\n"
-    kib = int(driver.gateway.shell(box, "awk '/MemTotal/ {print $2}' /proc/meminfo"))
+    sandbox = driver.create(template=template)
+    assert driver.gateway.shell(sandbox, "nproc") == "2\n"
+    kib = int(
+        driver.gateway.shell(sandbox, "awk '/MemTotal/ {print $2}' /proc/meminfo")
+    )
     assert 540 * 1024 < kib < 640 * 1024
 
 
@@ -203,15 +208,17 @@ def test_the_gateways_certificate_is_verified_for_its_host_name(
             *("--guest-tls-key", str(files["tls.key"])),
             gateway=gateway,
         )
-        box = driver.create()
-        hello = gateway.session(box).hellos[0]["environment"]
+        sandbox = driver.create()
+        hello = gateway.session(sandbox).hellos[0]["environment"]
         assert (
             hello["OPENSHELL_ENDPOINT"]
             == f"https://host.openshell.internal:{gateway.port}"
         )
-        assert gateway.shell(box, "stat -c '%a' /opt/openshell/tls/tls.key") == "600\n"
+        assert (
+            gateway.shell(sandbox, "stat -c '%a' /opt/openshell/tls/tls.key") == "600\n"
+        )
     finally:
-        driver.delete(box)
+        driver.delete(sandbox)
         gateway.close()
 
 
@@ -292,25 +299,27 @@ def test_extensions_of_both_kinds_add_drop_ins_and_environment(
     )
     options = [*WITHOUT_TEMPLATES, "--config", str(config)]
     driver = new_driver(*options, host=fresh_host)
-    box = driver.create(wait=False)
-    assert "belongs to the driver" in driver.wait(box, "ProvisioningFailed")
+    sandbox = driver.create(wait=False)
+    assert "belongs to the driver" in driver.wait(sandbox, "ProvisioningFailed")
     text = config.read_text().replace("OPENSHELL_X", "COLOUR")
     config.write_text(text)
     driver.restart()
-    box = driver.create()
+    sandbox = driver.create()
     assert (
-        driver.gateway.shell(box, "cat /sandbox/from-drop-in").strip()
+        driver.gateway.shell(sandbox, "cat /sandbox/from-drop-in").strip()
         == "before-supervisor"
     )
-    environment = driver.gateway.session(box).hellos[0]["environment"]
+    environment = driver.gateway.session(sandbox).hellos[0]["environment"]
     assert (environment["COLOUR"], environment["POOL"]) == ("1", "large")
     driver.kill()
     driver.start()
     # A delete does not wait until what is to go has been adopted.
     until(lambda: '"after_restore"' in (tmp_path / "audit").read_text(), limit_s=60)
-    driver.delete(box)
+    driver.delete(sandbox)
     lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
-    told = [(line["actor"], line["phase"]) for line in lines if line["sandbox"] == box]
+    told = [
+        (line["actor"], line["phase"]) for line in lines if line["sandbox"] == sandbox
+    ]
     assert told == [
         *(("labels-and-placement", "prepare_plan"), ("audit-log", "after_create")),
         *(("operator-drop-ins", "configure_launch"),),
@@ -321,18 +330,18 @@ def test_extensions_of_both_kinds_add_drop_ins_and_environment(
         *(("operator-drop-ins", "after_delete"), ("audit-log", "after_delete")),
     ]
     (drop_ins / "20-broken").write_text("#!/bin/sh\nexit 4\n")
-    box = driver.create(wait=False)
-    message = driver.wait(box, "ProvisioningFailed")
+    sandbox = driver.create(wait=False)
+    message = driver.wait(sandbox, "ProvisioningFailed")
     assert "20-broken" in message
     assert "status 4" in message
 
 
 def test_commands_show_what_there_is(driver: Driver) -> None:
-    box = driver.create()
-    driver.wait(box, "Running")
-    assert [row["id"] for row in driver.cli("ls")] == [box]
-    found = driver.cli("inspect", box)
-    assert found == driver.inspect(box)
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    assert [row["id"] for row in driver.cli("ls")] == [sandbox]
+    found = driver.cli("inspect", sandbox)
+    assert found == driver.inspect(sandbox)
     assert found["record"]["phase"] == "running"
     assert found["machine"]["running"]
     assert [e["key"] for e in found["ledger"]][-1] == "machine"

@@ -29,40 +29,40 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def test_the_driver_is_killed_during_a_suspension(driver: Driver) -> None:
     """At any moment of it: the next one finishes it, or it never was."""
-    box = marked(driver)
+    sandbox = marked(driver)
     for after_s in (0.02, 0.12, 0.2, 0.3, 0.45, 0.6):
-        in_background(lambda: driver.stop(box))
+        in_background(lambda: driver.stop(sandbox))
         time.sleep(after_s)
         driver.restart()
-        driver.wait(box, "Suspended", 30)
-        driver.start_sandbox(box)
-        check_whole(driver, box)
+        driver.wait(sandbox, "Suspended", 30)
+        driver.start_sandbox(sandbox)
+        check_whole(driver, sandbox)
 
 
 def test_the_driver_is_killed_during_a_resume(driver: Driver) -> None:
-    box = marked(driver)
+    sandbox = marked(driver)
     for after_s in (0.05, 0.15, 0.4, 0.75, 0.9, 1.05):
-        driver.stop(box)
-        driver.start_sandbox(box)
+        driver.stop(sandbox)
+        driver.start_sandbox(sandbox)
         time.sleep(after_s)
         driver.restart()
-        check_whole(driver, box)
+        check_whole(driver, sandbox)
 
 
 def test_the_driver_is_killed_just_before_libvirt_begins_qemu(driver: Driver) -> None:
     """libvirt itself would never let go of such a machine."""
-    box = marked(driver)
-    domain = driver.plan(box)["domain"]
+    sandbox = marked(driver)
+    domain = driver.plan(sandbox)["domain"]
     state = driver.host.state / "libvirt" / "run" / "qemu" / f"{domain}.xml"
     for _ in range(5):  # QEMU begins some 15 ms later: not every kill comes in time
-        driver.stop(box)
-        driver.start_sandbox(box)
+        driver.stop(sandbox)
+        driver.start_sandbox(sandbox)
         while not state.exists():
             time.sleep(0.0005)
         driver.kill()
         unstarted = "pid='0'" in state.read_text()
         driver.start()
-        check_whole(driver, box)
+        check_whole(driver, sandbox)
         if unstarted:
             break
     else:
@@ -71,53 +71,53 @@ def test_the_driver_is_killed_just_before_libvirt_begins_qemu(driver: Driver) ->
 
 
 def test_the_driver_is_killed_during_a_snapshot(driver: Driver) -> None:
-    box = marked(driver)
+    sandbox = marked(driver)
     for number, after_s in enumerate((0.02, 0.1, 0.25, 0.4, 0.6, 1.2)):
         name = f"s{number}"
-        in_background(partial(driver.snapshot, box, name))
+        in_background(partial(driver.snapshot, sandbox, name))
         time.sleep(after_s)
         driver.restart()
-        check_whole(driver, box)
-        if name in driver.snapshots(box):
-            driver.go_back(box, name)
-            check_whole(driver, box)
+        check_whole(driver, sandbox)
+        if name in driver.snapshots(sandbox):
+            driver.go_back(sandbox, name)
+            check_whole(driver, sandbox)
 
 
 def test_qemu_is_killed_during_a_suspension(driver: Driver) -> None:
-    box = marked(driver)
-    pid = driver.machine_pid(box)
-    in_background(lambda: driver.stop(box))
+    sandbox = marked(driver)
+    pid = driver.machine_pid(sandbox)
+    in_background(lambda: driver.stop(sandbox))
     time.sleep(0.15)
     os.kill(pid, signal.SIGKILL)
     until(
-        lambda: driver.condition(box)[0] == "Suspended=True",
-        lambda: driver.condition(box),
+        lambda: driver.condition(sandbox)[0] == "Suspended=True",
+        lambda: driver.condition(sandbox),
     )
-    driver.start_sandbox(box)
-    driver.wait(box, "Running")
-    driver.gateway.wait_hello(box, 2)
-    assert driver.gateway.shell(box, "cat /sandbox/note") == "disk\n"
+    driver.start_sandbox(sandbox)
+    driver.wait(sandbox, "Running")
+    driver.gateway.wait_hello(sandbox, 2)
+    assert driver.gateway.shell(sandbox, "cat /sandbox/note") == "disk\n"
 
 
 @pytest.mark.parametrize("after_s", [0.1, 0.25, 0.45])
 def test_qemu_is_killed_during_a_snapshot(driver: Driver, after_s: float) -> None:
     """A crash like any other: nothing is half there, and a start boots it on its disk."""
-    box = marked(driver)
-    pid = driver.machine_pid(box)
-    in_background(lambda: driver.snapshot(box, "s"))
+    sandbox = marked(driver)
+    pid = driver.machine_pid(sandbox)
+    in_background(lambda: driver.snapshot(sandbox, "s"))
     time.sleep(after_s)
     os.kill(pid, signal.SIGKILL)
-    driver.wait(box, "MachineCrashed")
-    until(lambda: driver.record(box)["phase"] == "failed")
-    driver.start_sandbox(box)
-    driver.gateway.wait_hello(box, 2)
-    driver.wait(box, "Running")
-    assert driver.gateway.shell(box, "cat /sandbox/note") == "disk\n"
-    check_thawed(driver, box)
-    assert not (driver.directory(box) / "capture.part").exists()
-    if driver.snapshots(box):  # it was complete already
-        driver.go_back(box, "s")
-        check_whole(driver, box)
+    driver.wait(sandbox, "MachineCrashed")
+    until(lambda: driver.record(sandbox)["phase"] == "failed")
+    driver.start_sandbox(sandbox)
+    driver.gateway.wait_hello(sandbox, 2)
+    driver.wait(sandbox, "Running")
+    assert driver.gateway.shell(sandbox, "cat /sandbox/note") == "disk\n"
+    check_thawed(driver, sandbox)
+    assert not (driver.directory(sandbox) / "capture.part").exists()
+    if driver.snapshots(sandbox):  # it was complete already
+        driver.go_back(sandbox, "s")
+        check_whole(driver, sandbox)
 
 
 def flip(path: Path, at: float) -> None:
@@ -133,8 +133,8 @@ def flip(path: Path, at: float) -> None:
         os.pwrite(file.fileno(), bytes([byte ^ 0x10]), offset)
 
 
-def part_of(driver: Driver, box: str, name: str) -> Path:
-    return driver.directory(box) / "suspended" / name
+def part_of(driver: Driver, sandbox: str, name: str) -> Path:
+    return driver.directory(sandbox) / "suspended" / name
 
 
 @dataclass(frozen=True)
@@ -190,23 +190,23 @@ def test_every_damage_is_told_of_and_what_was_mended_comes_back(
     new_driver: Callable[..., Driver],
 ) -> None:
     driver = new_driver("--on-restore-failure", "fail")
-    box = marked(driver)
-    driver.stop(box)
+    sandbox = marked(driver)
+    driver.stop(sandbox)
     for name, damage in DAMAGE.items():
-        part = part_of(driver, box, damage.part)
+        part = part_of(driver, sandbox, damage.part)
         with mended_after(part):
             damage.do(part)
-            driver.start_sandbox(box)
+            driver.start_sandbox(sandbox)
             until(
-                lambda told=damage.told: told_of(driver, box, told),
-                lambda name=name: (name, driver.condition(box)),
+                lambda told=damage.told: told_of(driver, sandbox, told),
+                lambda name=name: (name, driver.condition(sandbox)),
             )
-    driver.start_sandbox(box)
-    check_whole(driver, box)
+    driver.start_sandbox(sandbox)
+    check_whole(driver, sandbox)
 
 
-def told_of(driver: Driver, box: str, what: str) -> bool:
-    _, reason, message = driver.condition(box)
+def told_of(driver: Driver, sandbox: str, what: str) -> bool:
+    _, reason, message = driver.condition(sandbox)
     return reason == "RestoreFailed" and what in message
 
 
@@ -222,50 +222,52 @@ def test_what_is_damaged_is_booted_cold_and_kept_aside(
 ) -> None:
     # A template would be damaged with its base disk.
     driver = request.getfixturevalue("booting" if "base" in name else "driver")
-    box = marked(driver)
-    driver.stop(box)
+    sandbox = marked(driver)
+    driver.stop(sandbox)
     if name in DAMAGE:
-        DAMAGE[name].do(part_of(driver, box, DAMAGE[name].part))
+        DAMAGE[name].do(part_of(driver, sandbox, DAMAGE[name].part))
     else:
-        record = driver.record(box)
+        record = driver.record(sandbox)
         os.utime(record["base"] if "base" in name else record["layers"][-1])
-    driver.start_sandbox(box)
-    message = driver.wait(box, "Running")
+    driver.start_sandbox(sandbox)
+    message = driver.wait(sandbox, "Running")
     assert "could not be restored" in message
     assert "lost" in message
-    driver.gateway.wait_hello(box, 2)
-    assert driver.gateway.shell(box, "cat /sandbox/note") == "disk\n"
-    assert driver.gateway.shell(box, "test -e /dev/shm/note || echo gone") == "gone\n"
-    assert (driver.directory(box) / "not-restored").is_dir()
+    driver.gateway.wait_hello(sandbox, 2)
+    assert driver.gateway.shell(sandbox, "cat /sandbox/note") == "disk\n"
+    assert (
+        driver.gateway.shell(sandbox, "test -e /dev/shm/note || echo gone") == "gone\n"
+    )
+    assert (driver.directory(sandbox) / "not-restored").is_dir()
 
 
 def test_a_machine_that_dies_while_it_returns_is_booted_cold_once(
     driver: Driver,
 ) -> None:
-    box = marked(driver)
-    domain = driver.plan(box)["domain"]
-    driver.stop(box)
-    record = driver.directory(box) / "record.json"
+    sandbox = marked(driver)
+    domain = driver.plan(sandbox)["domain"]
+    driver.stop(sandbox)
+    record = driver.directory(sandbox) / "record.json"
     pid = driver.host.state / "libvirt" / "run" / "qemu" / f"{domain}.pid"
-    driver.start_sandbox(box)
+    driver.start_sandbox(sandbox)
     until(lambda: '"consumed":true' in record.read_text(), pause_s=0.001)
     os.kill(int(pid.read_text()), signal.SIGKILL)
-    message = driver.wait(box, "Running")
+    message = driver.wait(sandbox, "Running")
     assert "could not be restored" in message
-    driver.gateway.wait_hello(box, 2)
-    assert driver.gateway.shell(box, "cat /sandbox/note") == "disk\n"
+    driver.gateway.wait_hello(sandbox, 2)
+    assert driver.gateway.shell(sandbox, "cat /sandbox/note") == "disk\n"
 
 
 def test_two_resumes_and_a_start_at_once_are_one(driver: Driver) -> None:
-    box = marked(driver)
-    domain = driver.plan(box)["domain"]
-    driver.stop(box)
+    sandbox = marked(driver)
+    domain = driver.plan(sandbox)["domain"]
+    driver.stop(sandbox)
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(driver.resume, box) for _ in range(2)]
-        driver.start_sandbox(box)
+        calls = [pool.submit(driver.resume, sandbox) for _ in range(2)]
+        driver.start_sandbox(sandbox)
         for call in calls:
             call.result()
-    check_whole(driver, box)
+    check_whole(driver, sandbox)
     command = ["pgrep", "-c", "-f", f"guest={domain},"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout == "1\n", "two machines on one disk"
@@ -276,32 +278,32 @@ def test_two_resumes_and_a_start_at_once_are_one(driver: Driver) -> None:
 def test_a_delete_in_the_middle_leaves_nothing(
     driver: Driver, what: str, after_s: float
 ) -> None:
-    before, box = driver.layers(), marked(driver)
+    before, sandbox = driver.layers(), marked(driver)
     if what == "suspend":
-        in_background(lambda: driver.stop(box))
+        in_background(lambda: driver.stop(sandbox))
     elif what == "snapshot":
-        in_background(lambda: driver.snapshot(box, "s"))
+        in_background(lambda: driver.snapshot(sandbox, "s"))
     else:
-        driver.stop(box)
-        driver.start_sandbox(box)
+        driver.stop(sandbox)
+        driver.start_sandbox(sandbox)
     time.sleep(after_s)
-    assert driver.delete(box)
-    assert not driver.directory(box).exists()
+    assert driver.delete(sandbox)
+    assert not driver.directory(sandbox).exists()
     assert driver.layers() == before
 
 
 def test_the_host_restarts_while_a_sandbox_is_suspended(driver: Driver) -> None:
-    box = marked(driver)
-    driver.stop(box)
+    sandbox = marked(driver)
+    driver.stop(sandbox)
     driver.kill(signal.SIGKILL)
-    record = driver.directory(box) / "record.json"
+    record = driver.directory(sandbox) / "record.json"
     text = record.read_text()  # another boot of the host: nothing ran, nothing was held
     boot_id = json.loads(text)["host_boot_id"]
     record.write_text(text.replace(boot_id, "00000000-0000-0000-0000-000000000000"))
     driver.start()
-    assert driver.condition(box)[1] == "Suspended"
-    driver.start_sandbox(box)
-    check_whole(driver, box)
+    assert driver.condition(sandbox)[1] == "Suspended"
+    driver.start_sandbox(sandbox)
+    check_whole(driver, sandbox)
 
 
 def test_a_disk_that_fills_up_in_the_middle_leaves_the_sandbox_running(
@@ -313,19 +315,19 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_sandbox_running(
     try:
         lend_images(shared.host.state, new_state(state))
         driver = new_driver(*WITHOUT_TEMPLATES, state=state)
-        box = marked(driver)
-        in_background(lambda: shrink_when(state, box))
-        events = driver.operate("suspend", box, fails=True)
+        sandbox = marked(driver)
+        in_background(lambda: shrink_when(state, sandbox))
+        events = driver.operate("suspend", sandbox, fails=True)
         assert "space" in str(events), events
-        check_whole(driver, box)
-        assert not (state / "sandboxes" / box / "capture.part").exists()
-        events = driver.operate("suspend", box, fails=True)
+        check_whole(driver, sandbox)
+        assert not (state / "sandboxes" / sandbox / "capture.part").exists()
+        events = driver.operate("suspend", sandbox, fails=True)
         assert "MiB are free" in str(events), "asked again, it does not even begin"
         subprocess.run(["mount", "-o", "remount,size=3g", state], check=True)
-        driver.suspend(box)
-        driver.resume(box)
-        check_whole(driver, box)
-        assert driver.delete(box)
+        driver.suspend(sandbox)
+        driver.resume(sandbox)
+        check_whole(driver, sandbox)
+        assert driver.delete(sandbox)
         driver.used.clear()
         driver.kill(signal.SIGTERM)
     finally:
@@ -333,9 +335,9 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_sandbox_running(
         state.rmdir()
 
 
-def shrink_when(state: Path, box: str) -> None:
+def shrink_when(state: Path, sandbox: str) -> None:
     """Once it is written to, it has 8 MiB more at most: at once, since 100 MiB take a fifth of a second."""
-    part = state / "sandboxes" / box / "capture.part" / "memory"
+    part = state / "sandboxes" / sandbox / "capture.part" / "memory"
     until(lambda: part.exists() and part.stat().st_blocks, pause_s=0.0005, limit_s=60)
     until(lambda: resized(state, shutil.disk_usage(state).used + 8 * 2**20), pause_s=0)
 

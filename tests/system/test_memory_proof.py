@@ -19,26 +19,28 @@ WRITTEN = "while [ ! -s /sandbox/chain ]; do sleep 0.1; done"
 def test_suspensions_and_returns_leave_one_unbroken_chain(
     driver: Driver, suspensions: int, returns: int
 ) -> None:
-    box = suspending(driver, command=command(CHAIN))
-    driver.gateway.shell(box, WRITTEN)
+    sandbox = suspending(driver, command=command(CHAIN))
+    driver.gateway.shell(sandbox, WRITTEN)
     length = 0
     for _ in range(suspensions):
-        driver.stop(box)
-        driver.start_sandbox(box)
-        driver.wait(box, "Running")
-        links = chain_of(driver, box)
+        driver.stop(sandbox)
+        driver.start_sandbox(sandbox)
+        driver.wait(sandbox, "Running")
+        links = chain_of(driver, sandbox)
         assert len(links) > length, "the workload goes on"
         length = len(links)
     for number in range(returns):
-        driver.snapshot(box, f"s{number}")
-        at = len(chain_of(driver, box))
+        driver.snapshot(sandbox, f"s{number}")
+        at = len(chain_of(driver, sandbox))
         time.sleep(0.5)
-        before = len(chain_of(driver, box))
-        driver.go_back(box, f"s{max(0, number - 1)}")
-        after = len(chain_of(driver, box))
+        before = len(chain_of(driver, sandbox))
+        driver.go_back(sandbox, f"s{max(0, number - 1)}")
+        after = len(chain_of(driver, sandbox))
         assert after < before or number == 0 or at > after
-    assert len(driver.gateway.session(box).hellos) == 1, "the supervisor never ended"
-    assert driver.delete(box)
+    assert len(driver.gateway.session(sandbox).hellos) == 1, (
+        "the supervisor never ended"
+    )
+    assert driver.delete(sandbox)
 
 
 @pytest.mark.parametrize("forks", [8, pytest.param(20, marks=pytest.mark.soak)])
@@ -46,32 +48,34 @@ def test_forks_each_run_a_chain_of_their_own(driver: Driver, forks: int) -> None
     first = driver.create(command=command(CHAIN))
     driver.wait(first, "Running")
     for number in range(forks):
-        box = driver.create(name=f"f{number}", command=command(CHAIN))
-        driver.gateway.shell(box, f"{WRITTEN}; sleep 0.3")
-        links = chain_of(driver, box)
+        sandbox = driver.create(name=f"f{number}", command=command(CHAIN))
+        driver.gateway.shell(sandbox, f"{WRITTEN}; sleep 0.3")
+        links = chain_of(driver, sandbox)
         assert abs(links[0][1] - time.time()) < 30, "the clock is the host's"
-        assert driver.plan(box)["template"]
-        assert driver.delete(box)
+        assert driver.plan(sandbox)["template"]
+        assert driver.delete(sandbox)
     assert len(chain_of(driver, first)) > 100, "the first one never noticed"
 
 
 def test_after_a_minute_the_clock_is_right_before_the_workload_runs(
     driver: Driver,
 ) -> None:
-    box = suspending(driver, command=command(CHAIN))
-    driver.gateway.shell(box, WRITTEN)
-    driver.stop(box)
+    sandbox = suspending(driver, command=command(CHAIN))
+    driver.gateway.shell(sandbox, WRITTEN)
+    driver.stop(sandbox)
     time.sleep(60)
-    driver.start_sandbox(box)
-    driver.wait(box, "Running")
+    driver.start_sandbox(sandbox)
+    driver.wait(sandbox, "Running")
     time.sleep(1)
-    links = chain_of(driver, box)
+    links = chain_of(driver, sandbox)
     gaps = [(b[1] - a[1], b) for a, b in itertools.pairwise(links)]
     longest, first = max(gaps)
     assert longest > 60, "the suspension is to be seen"
     begun = time.time()
     steady = float(
-        driver.gateway.shell(box, "python3 -c 'import time; print(time.monotonic())'")
+        driver.gateway.shell(
+            sandbox, "python3 -c 'import time; print(time.monotonic())'"
+        )
     )
     middle = (begun + time.time()) / 2
     error_s = first[1] - (middle - (steady - first[2]))
@@ -81,21 +85,21 @@ def test_after_a_minute_the_clock_is_right_before_the_workload_runs(
 
 
 def test_both_ends_of_a_connection_know_within_two_seconds(driver: Driver) -> None:
-    box = suspending(driver)
+    sandbox = suspending(driver)
     shell, gateway = driver.gateway.shell, driver.gateway
     port = gateway.port
     shell(
-        box,
-        f"cat > /tmp/hold.py <<'X'\n{HOLDER}\nX\n(python3 /tmp/hold.py {port} {box} >/dev/null 2>&1 &) ; sleep 1",
+        sandbox,
+        f"cat > /tmp/hold.py <<'X'\n{HOLDER}\nX\n(python3 /tmp/hold.py {port} {sandbox} >/dev/null 2>&1 &) ; sleep 1",
     )
-    shell(box, "test ! -e /tmp/held")
-    driver.stop(box)
-    assert gateway.held_ends(box, 2), "the host's end is told at once"
-    driver.start_sandbox(box)
-    driver.wait(box, "Running")
+    shell(sandbox, "test ! -e /tmp/held")
+    driver.stop(sandbox)
+    assert gateway.held_ends(sandbox, 2), "the host's end is told at once"
+    driver.start_sandbox(sandbox)
+    driver.wait(sandbox, "Running")
     thawed = time.monotonic()
     got = shell(
-        box,
+        sandbox,
         "for i in $(seq 40); do [ -e /tmp/held ] && break; sleep 0.05; done; cat /tmp/held",
     )
     assert "ConnectionAborted" in got or "ConnectionReset" in got, got

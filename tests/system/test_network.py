@@ -41,9 +41,9 @@ def around() -> Iterator[Net]:
         net.close()
 
 
-def reaches(driver: Driver, box: str, address: str, port: int) -> str | None:
+def reaches(driver: Driver, sandbox: str, address: str, port: int) -> str | None:
     answer = (
-        driver.gateway.run(box, "python3", "-c", DIAL, address, str(port))
+        driver.gateway.run(sandbox, "python3", "-c", DIAL, address, str(port))
         .stdout.decode()
         .strip()
     )
@@ -53,16 +53,16 @@ def reaches(driver: Driver, box: str, address: str, port: int) -> str | None:
 def test_what_a_guest_reaches_under_the_default_egress(
     driver: Driver, around: Net
 ) -> None:
-    box, other = driver.create(), driver.create()
-    addresses = {b: driver.inspect(b)["addresses"] for b in (box, other)}
-    host, guest = addresses[box]["host_ip"], addresses[box]["guest_ip"]
+    sandbox, other = driver.create(), driver.create()
+    addresses = {b: driver.inspect(b)["addresses"] for b in (sandbox, other)}
+    host, guest = addresses[sandbox]["host_ip"], addresses[sandbox]["guest_ip"]
     # 203.0.113.0/24 is a network of this host here, and thereby private to it.
-    assert reaches(driver, box, "203.0.113.10", 80) is None
-    assert reaches(driver, box, "10.99.0.10", 80) is None
-    assert reaches(driver, box, "169.254.169.254", 80) is None
-    assert reaches(driver, box, host, 18888) is None
-    assert reaches(driver, box, ALIAS, 18888) is None
-    assert reaches(driver, box, addresses[other]["guest_ip"], 22) is None
+    assert reaches(driver, sandbox, "203.0.113.10", 80) is None
+    assert reaches(driver, sandbox, "10.99.0.10", 80) is None
+    assert reaches(driver, sandbox, "169.254.169.254", 80) is None
+    assert reaches(driver, sandbox, host, 18888) is None
+    assert reaches(driver, sandbox, ALIAS, 18888) is None
+    assert reaches(driver, sandbox, addresses[other]["guest_ip"], 22) is None
     assert around.dial(f"{around.prefix}-vmdpub", guest, 22) is None
 
 
@@ -70,23 +70,23 @@ def test_open_egress_goes_out_under_the_hosts_address_and_a_strict_table_wins(
     new_driver, around: Net
 ) -> None:
     driver = new_driver("--egress", "open", "--host-access", "18888")
-    box = driver.create()
-    guest = driver.inspect(box)["addresses"]["guest_ip"]
-    assert reaches(driver, box, ALIAS, 18888) == guest, "a service of the host's"
-    assert reaches(driver, box, "203.0.113.10", 80) == "203.0.113.1"
-    assert reaches(driver, box, "10.99.0.10", 80) == "10.99.0.1"
-    assert reaches(driver, box, "169.254.169.254", 80) is None
+    sandbox = driver.create()
+    guest = driver.inspect(sandbox)["addresses"]["guest_ip"]
+    assert reaches(driver, sandbox, ALIAS, 18888) == guest, "a service of the host's"
+    assert reaches(driver, sandbox, "203.0.113.10", 80) == "203.0.113.1"
+    assert reaches(driver, sandbox, "10.99.0.10", 80) == "10.99.0.1"
+    assert reaches(driver, sandbox, "169.254.169.254", 80) is None
     subprocess.run(["nft", "-f", "-"], input=STRICT, text=True, check=True)
     try:
         assert (
-            driver.gateway.shell(box, "echo the gateway is still there")
+            driver.gateway.shell(sandbox, "echo the gateway is still there")
             == "the gateway is still there\n"
         )
-        assert reaches(driver, box, "203.0.113.10", 80) is None
+        assert reaches(driver, sandbox, "203.0.113.10", 80) is None
         findings = {f["check"]: f for f in driver.cli("doctor")["findings"]}
         assert "ip strict forwarding" in findings["firewall"]["message"]
-        driver.stop(box)
-        driver.start_sandbox(box)
-        driver.gateway.wait_hello(box, 2)
+        driver.stop(sandbox)
+        driver.start_sandbox(sandbox)
+        driver.gateway.wait_hello(sandbox, 2)
     finally:
         subprocess.run(["nft", "delete", "table", "ip", "strict"], check=True)

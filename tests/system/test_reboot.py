@@ -54,18 +54,18 @@ def restart_the_host(driver: Driver, sandbox_id: str, directory: Path) -> None:
 def test_whoever_has_a_machines_number_now_is_left_alone(
     driver: Driver, bystander: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    box = driver.create()
-    lose_the_machine(driver, box, bystander.pid)
-    restart_the_host(driver, box, tmp_path)
+    sandbox = driver.create()
+    lose_the_machine(driver, sandbox, bystander.pid)
+    restart_the_host(driver, sandbox, tmp_path)
     driver.start()
-    driver.gateway.wait_hello(box, 2)
-    driver.wait(box, "Running")
+    driver.gateway.wait_hello(sandbox, 2)
+    driver.wait(sandbox, "Running")
     assert bystander.poll() is None
     assert "HostRebooted" in driver.log.read_text()
-    assert driver.record(box)["launches"] == 2
+    assert driver.record(sandbox)["launches"] == 2
 
-    lose_the_machine(driver, box, bystander.pid)  # and the host goes on
+    lose_the_machine(driver, sandbox, bystander.pid)  # and the host goes on
     driver.start()
-    driver.wait(box, "MachineCrashed")
+    driver.wait(sandbox, "MachineCrashed")
     assert bystander.poll() is None
-    assert driver.delete(box)
+    assert driver.delete(sandbox)

@@ -34,40 +34,42 @@ def test_forks_start_without_a_boot_and_share_nothing_that_is_their_own(
     cold_s = time.monotonic() - begun
     until(lambda: len(driver.templates()) == 2, lambda: driver.log.read_text(), 60)
     (key,) = (t.key for t in driver.templates() if t.key != other)
-    boxes, times = [], []
+    sandboxes, times = [], []
     for number in range(8):
         begun = time.monotonic()
-        boxes.append(driver.create(name=f"fork-{number}", wait=False))
-        driver.wait(boxes[-1], "Running")
+        sandboxes.append(driver.create(name=f"fork-{number}", wait=False))
+        driver.wait(sandboxes[-1], "Running")
         times.append(time.monotonic() - begun)
     print(f"cold {cold_s:.2f} s, forks {times}")
     assert min(times) < cold_s / 2
     seen = [
-        driver.gateway.wait_hello(b) and identity(driver, b) for b in [first, *boxes]
+        driver.gateway.wait_hello(b) and identity(driver, b)
+        for b in [first, *sandboxes]
     ]
     for column in zip(*seen, strict=True):
         assert len(set(column)) == 9, column
     shell = driver.gateway.shell
-    for box in boxes[:2]:
-        assert shell(box, "cat /sandbox/mine 2>/dev/null || echo none") == "none\n"
-        shell(box, f"echo {box} > /sandbox/mine; sync")
-    assert driver.plan(boxes[0])["template"] == key
+    for sandbox in sandboxes[:2]:
+        assert shell(sandbox, "cat /sandbox/mine 2>/dev/null || echo none") == "none\n"
+        shell(sandbox, f"echo {sandbox} > /sandbox/mine; sync")
+    assert driver.plan(sandboxes[0])["template"] == key
     assert {found["key"] for found in driver.cli("template", "ls")} == {key, other}
     driver.operate("template", "rm", key)
     assert {template.key for template in driver.templates()} == {other}
     assert (
-        shell(boxes[0], "cat /sandbox/mine; ls -R /usr >/dev/null") == f"{boxes[0]}\n"
+        shell(sandboxes[0], "cat /sandbox/mine; ls -R /usr >/dev/null")
+        == f"{sandboxes[0]}\n"
     )
-    driver.stop(boxes[0])
-    driver.start_sandbox(boxes[0])
-    driver.gateway.wait_hello(boxes[0], 2)
-    assert shell(boxes[0], "cat /sandbox/mine") == f"{boxes[0]}\n"
-    for box in [first, *boxes]:
-        assert driver.delete(box)
+    driver.stop(sandboxes[0])
+    driver.start_sandbox(sandboxes[0])
+    driver.gateway.wait_hello(sandboxes[0], 2)
+    assert shell(sandboxes[0], "cat /sandbox/mine") == f"{sandboxes[0]}\n"
+    for sandbox in [first, *sandboxes]:
+        assert driver.delete(sandbox)
 
 
-def identity(driver: Driver, box: str) -> list[str]:
-    return driver.gateway.shell(box, IDENTITY).split()
+def identity(driver: Driver, sandbox: str) -> list[str]:
+    return driver.gateway.shell(sandbox, IDENTITY).split()
 
 
 def wait_for_waiting(driver: Driver, count: int, timeout_s: float = 90) -> None:
@@ -86,29 +88,29 @@ def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
     driver.wait(first, "Running")
     wait_for_waiting(driver, 2)
     begun = time.monotonic()
-    box = driver.create(wait=False, name="claimed")
-    driver.wait(box, "Running")
+    sandbox = driver.create(wait=False, name="claimed")
+    driver.wait(sandbox, "Running")
     print(f"claimed in {time.monotonic() - begun:.2f} s")
-    driver.gateway.wait_hello(box)
+    driver.gateway.wait_hello(sandbox)
     assert all(
         a != b
-        for a, b in zip(identity(driver, first), identity(driver, box), strict=True)
+        for a, b in zip(identity(driver, first), identity(driver, sandbox), strict=True)
     )
     wait_for_waiting(driver, 2)
     driver.restart()  # nobody's machines do not outlive their driver
     wait_for_waiting(driver, 2)
     shell = driver.gateway.shell
-    shell(box, "echo kept > /sandbox/file")
-    driver.suspend(box)
-    driver.resume(box)
-    assert shell(box, "cat /sandbox/file") == "kept\n"
-    driver.snapshot(box, "s")
-    driver.go_back(box, "s")
-    assert shell(box, "cat /sandbox/file") == "kept\n"
-    driver.stop(box)
-    driver.start_sandbox(box)
-    driver.gateway.wait_hello(box, 2)
-    for one in (first, box):
+    shell(sandbox, "echo kept > /sandbox/file")
+    driver.suspend(sandbox)
+    driver.resume(sandbox)
+    assert shell(sandbox, "cat /sandbox/file") == "kept\n"
+    driver.snapshot(sandbox, "s")
+    driver.go_back(sandbox, "s")
+    assert shell(sandbox, "cat /sandbox/file") == "kept\n"
+    driver.stop(sandbox)
+    driver.start_sandbox(sandbox)
+    driver.gateway.wait_hello(sandbox, 2)
+    for one in (first, sandbox):
         assert driver.delete(one)
 
 
@@ -120,19 +122,19 @@ def test_the_driver_is_killed_while_a_fork_begins(
     for after_s in (0.05, 0.15, 0.25, 0.4, 0.7, 1.0):
         if pool == "1":
             wait_for_waiting(driver, 1)
-        box = driver.create(wait=False)
+        sandbox = driver.create(wait=False)
         time.sleep(after_s)
         driver.restart()
-        driver.gateway.wait_hello(box)
-        driver.wait(box, "Running")
-        assert driver.delete(box)
+        driver.gateway.wait_hello(sandbox)
+        driver.wait(sandbox, "Running")
+        assert driver.delete(sandbox)
 
 
 def test_qemu_is_killed_while_a_fork_begins(driver: Driver) -> None:
     directory = driver.host.state / "libvirt" / "run" / "qemu"
     for after_s in (0.0, 0.1, 0.4):
         theirs = set(directory.glob("*.pid"))
-        box = driver.create(wait=False)
+        sandbox = driver.create(wait=False)
         until(
             lambda theirs=theirs: set(directory.glob("vmdriver-*.pid")) - theirs,
             pause_s=0.001,
@@ -141,9 +143,9 @@ def test_qemu_is_killed_while_a_fork_begins(driver: Driver) -> None:
         pid = int(new.read_text())
         time.sleep(after_s)
         os.kill(pid, signal.SIGKILL)
-        driver.gateway.wait_hello(box)
-        driver.wait(box, "Running")
-        assert driver.delete(box)
+        driver.gateway.wait_hello(sandbox)
+        driver.wait(sandbox, "Running")
+        assert driver.delete(sandbox)
 
 
 @pytest.mark.parametrize("pool", ["0", "1"])
@@ -154,7 +156,7 @@ def test_a_delete_while_a_fork_begins_leaves_nothing(
     for after_s in (0.05, 0.2, 0.6):
         if pool == "1":
             wait_for_waiting(driver, 1)
-        box = driver.create(wait=False)
+        sandbox = driver.create(wait=False)
         time.sleep(after_s)
-        assert driver.delete(box)
-        assert not driver.directory(box).exists()
+        assert driver.delete(sandbox)
+        assert not driver.directory(sandbox).exists()

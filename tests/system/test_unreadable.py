@@ -15,29 +15,29 @@ from vmdriver.model.set_aside import STATE_UNREADABLE
 def test_the_machine_goes_on_until_the_file_is_repaired_or_the_sandbox_deleted(
     driver: Driver, name: str
 ) -> None:
-    box = driver.create()
-    pid = driver.machine_pid(box)
-    path = driver.directory(box) / name
+    sandbox = driver.create()
+    pid = driver.machine_pid(sandbox)
+    path = driver.directory(sandbox) / name
     driver.kill()
     intact = path.read_bytes()
     path.write_bytes(b"\0" * len(intact) + b"\n")
     driver.start()
-    assert STATE_UNREADABLE in driver.condition(box)
+    assert STATE_UNREADABLE in driver.condition(sandbox)
     findings = {f["check"]: f for f in driver.cli("doctor")["findings"]}
-    assert findings[f"sandbox {box}"]["level"] == "fail"
-    assert driver.machine_pid(box) == pid
+    assert findings[f"sandbox {sandbox}"]["level"] == "fail"
+    assert driver.machine_pid(sandbox) == pid
     driver.kill()
     assert driver.cli("sweep", "--dry-run")["orphans"] == []
     path.write_bytes(intact)
     driver.start()
-    driver.wait(box, "Running")
-    assert driver.machine_pid(box) == pid
+    driver.wait(sandbox, "Running")
+    assert driver.machine_pid(sandbox) == pid
 
     driver.kill()
     path.write_bytes(intact[:-9] + b"\n")  # a short last line
     driver.start()
-    assert driver.delete(box)
+    assert driver.delete(sandbox)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert leftovers(INSTANCE, driver.host.state) == []
-    assert list((driver.host.state / "layers").glob(f"{box}.*")) == []
+    assert list((driver.host.state / "layers").glob(f"{sandbox}.*")) == []

@@ -37,9 +37,9 @@ def running(driver: Driver, config: dict[str, Any], **spec: Any) -> str:
     fields = struct_pb2.Struct()
     fields.update(config)
     template = pb.DriverSandboxTemplate(image=driver.host.image, driver_config=fields)
-    box = driver.create(template=template, **spec)
-    driver.wait(box, "Running")
-    return box
+    sandbox = driver.create(template=template, **spec)
+    driver.wait(sandbox, "Running")
+    return sandbox
 
 
 def suspending(driver: Driver, **spec: Any) -> str:
@@ -49,30 +49,30 @@ def suspending(driver: Driver, **spec: Any) -> str:
 
 def marked(driver: Driver) -> str:
     """The same with a chain, and with a note in its memory and one on its disk."""
-    box = suspending(driver, command=command(CHAIN))
+    sandbox = suspending(driver, command=command(CHAIN))
     driver.gateway.shell(
-        box,
+        sandbox,
         "echo kept > /dev/shm/note; echo disk > /sandbox/note; sync;"
         "while [ ! -s /sandbox/chain ]; do sleep 0.1; done",
     )
-    return box
+    return sandbox
 
 
-def chain_of(driver: Driver, box: str) -> list[tuple[int, float, float]]:
+def chain_of(driver: Driver, sandbox: str) -> list[tuple[int, float, float]]:
     """As `check_chain` has it."""
-    return check_chain(driver.gateway.shell(box, "cat /sandbox/chain"))
+    return check_chain(driver.gateway.shell(sandbox, "cat /sandbox/chain"))
 
 
-def check_whole(driver: Driver, box: str) -> None:
+def check_whole(driver: Driver, sandbox: str) -> None:
     """Nothing of the memory was lost."""
-    driver.wait(box, "Running")
-    assert driver.gateway.shell(box, "cat /dev/shm/note") == "kept\n"
-    chain_of(driver, box)
-    check_thawed(driver, box)
+    driver.wait(sandbox, "Running")
+    assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "kept\n"
+    chain_of(driver, sandbox)
+    check_thawed(driver, sandbox)
 
 
-def check_thawed(driver: Driver, box: str) -> None:
-    entries = driver.inspect(box)["ledger"]
+def check_thawed(driver: Driver, sandbox: str) -> None:
+    entries = driver.inspect(sandbox)["ledger"]
     assert not [e for e in entries if e["scope"] == "capture"], (
         "something is still held still"
     )

@@ -6,17 +6,17 @@ import hashlib
 
 import pytest
 
-from tests.storm.promises import Box, Promise, Wish
+from tests.storm.promises import Promise, Sandbox, Wish
 from tests.storm.tally import Tally
 from tests.system.workloads import check_chains
 
 
-def box(*may: Wish) -> Box:
-    return Box("storm-1", False, set(may))
+def sandbox(*may: Wish) -> Sandbox:
+    return Sandbox("storm-1", False, set(may))
 
 
 def test_an_answer_narrows_and_a_lost_answer_widens() -> None:
-    one = box(Wish.RUNNING)
+    one = sandbox(Wish.RUNNING)
     one.asked({Wish.STOPPED}, certain=False)
     assert one.may == {Wish.RUNNING, Wish.STOPPED}
     one.asked({Wish.RUNNING}, certain=True)
@@ -24,14 +24,14 @@ def test_an_answer_narrows_and_a_lost_answer_widens() -> None:
 
 
 def test_a_delete_that_was_told_is_final() -> None:
-    one = box(Wish.RUNNING)
+    one = sandbox(Wish.RUNNING)
     one.was_deleted()
     one.asked({Wish.RUNNING}, certain=True)
     assert one.may == {Wish.GONE}
 
 
 def test_what_was_written_while_the_machine_was_killed_is_on_its_disk_alone() -> None:
-    one = box(Wish.RUNNING)
+    one = sandbox(Wish.RUNNING)
     one.wrote(1, one.deaths())
     asked = one.deaths()
     one.machine_dies("killed")
@@ -43,7 +43,7 @@ def test_what_was_written_while_the_machine_was_killed_is_on_its_disk_alone() ->
 
 def test_returned_to_a_snapshot_it_has_what_the_snapshot_has() -> None:
     then = Promise(frozenset({1}), frozenset({1}))
-    one = box(Wish.RUNNING)
+    one = sandbox(Wish.RUNNING)
     one.wrote(2, one.deaths())
     one.returned(then, one.deaths(), certain=True)
     assert one.holds == then

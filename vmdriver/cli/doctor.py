@@ -199,7 +199,7 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
         return
     driver.prepare_connection()
     try:
-        versions = await driver.machines.versions()
+        versions = await driver.machines.releases()
     except DriverError as error:
         advice = "install libvirt-daemon-driver-qemu"
         yield Finding(check, "fail", error.text(), advice)

@@ -172,7 +172,7 @@ class AcceleratorProbe:
         return outcome.model_copy(update={"about": about, "host_boot": host_boot})
 
     async def _circumstances(self, device: str, boot: BootChoice) -> Circumstances:
-        versions = await self._machines.versions()
+        versions = await self._machines.releases()
         program = (await self._machines.host("kvm")).emulator
         return Circumstances(
             device=device,

@@ -62,7 +62,7 @@ class Machines:
         self._owner = owner
         self._hint: Callable[[str], None] | None = None
         self._hosts: dict[str, Host] = {}
-        self._build: dict[str, str] | None = None
+        self._releases: dict[str, str] | None = None
 
     def on_change(self, hint: Callable[[str], None]) -> None:
         self._connection.on_domain_event(hint)
@@ -96,7 +96,7 @@ class Machines:
             owner=self._owner,
         )
 
-    async def versions(self) -> dict[str, str]:
+    async def releases(self) -> dict[str, str]:
         """libvirt's and the hypervisor's version, for people and for cache keys."""
 
         def ask(connection: Any) -> dict[str, str]:
@@ -114,11 +114,11 @@ class Machines:
         call = self._connection.call(what, ask, deadline_s=START_DEADLINE_S)
         return await asyncio.shield(asyncio.ensure_future(call))
 
-    async def build(self, accelerator: Accelerator) -> Versions:
-        if self._build is None:
-            self._build = await self.versions()
+    async def versions(self, accelerator: Accelerator) -> Versions:
+        if self._releases is None:
+            self._releases = await self.releases()
         host = await self.host("kvm" if accelerator == "kvm" else "qemu")
-        return Versions(machine=host.machine, **self._build)
+        return Versions(machine=host.machine, **self._releases)
 
     # --- ports.Hypervisor
 

@@ -35,7 +35,7 @@ _YOUNG_S = 300.0
 """What was asked for so lately is in use, whether or not a record says so yet."""
 
 
-class ImageStore:
+class ImageService:
     """The image cache of one state directory."""
 
     def __init__(self, root: Path, threads: Threads, policy: ImagePolicy) -> None:

@@ -24,7 +24,7 @@ async def describe(
     """Everything that a restore compares; `more`: the manifest's other fields. The machine's
     disks must be pinned by now. NotFound for a file that is missing, HostError.
     """
-    versions = await ports.hypervisor.build(plan.accelerator)
+    versions = await ports.hypervisor.versions(plan.accelerator)
     return MemoryManifest(
         kind=kind,
         sandbox_id=plan.sandbox_id,

@@ -214,7 +214,7 @@ class Resume:
             manifest.plan, sandbox.record.layers, sandbox.record.base
         )
         now = restore_check.HostNow(
-            versions=await ports.hypervisor.build(plan.accelerator),
+            versions=await ports.hypervisor.versions(plan.accelerator),
             files=files,
             time_s=time.time(),
             available_memory_bytes=facts.available_memory_bytes(),

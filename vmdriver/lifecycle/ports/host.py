@@ -83,7 +83,7 @@ class Hypervisor(Protocol):
     async def marked(self) -> list[Found]:
         """Every domain with this instance's mark."""
 
-    async def build(self, accelerator: Accelerator) -> Versions:
+    async def versions(self, accelerator: Accelerator) -> Versions:
         """What new machines are made by."""
 
     async def remark(self, domain: str, mark: str) -> None:

@@ -146,7 +146,7 @@ class Templates:
         if build.endswith("part") or key in self._known:
             raise NotFound("it was not finished, or is there twice")
         manifest, _ = await self._ports.memory_store.read(directory)
-        versions = await self._ports.hypervisor.build(manifest.plan.accelerator)
+        versions = await self._ports.hypervisor.versions(manifest.plan.accelerator)
         if template_key(manifest.plan, versions, manifest.workspace) != key:
             raise NotFound("it is of another hypervisor")
         if manifest.boot_digest != self._paths.boot().digest:
@@ -197,7 +197,7 @@ class Templates:
             return ""
         if plan.devices or not planner.fits_template_seed(plan):
             return ""
-        versions = await self._ports.hypervisor.build(plan.accelerator)
+        versions = await self._ports.hypervisor.versions(plan.accelerator)
         return template_key(plan, versions, self._scope(workspace))
 
     def _scope(self, workspace: str) -> str:
