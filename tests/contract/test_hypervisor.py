@@ -141,7 +141,7 @@ async def test_a_machine_can_be_given_to_somebody_else(
     if hypervisor.name == "libvirt test driver":
         pytest.skip("it keeps no metadata")
     await hypervisor.start(plan, MARK)
-    await hypervisor.remark(plan.domain, "vmdriver/test/s2")
+    await hypervisor.reassign(plan.domain, "vmdriver/test/s2")
     assert await hypervisor.marked() == [Found("domain", plan.domain, "s2")]
     await hypervisor.destroy(plan.domain)
 

@@ -41,7 +41,7 @@ from vmdriver.model.wishes import Wish
 from vmdriver.wiring import Core, Installed
 
 RETRY_S = 0.05
-"""Until what is nobody's is given back for the second time."""
+"""Until what is unowned is given back for the second time."""
 FINAL = {
     Intent.RUNNING: {Phase.RUNNING, Phase.FAILED},
     Intent.STOPPED: {Phase.STOPPED},

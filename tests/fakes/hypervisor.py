@@ -51,9 +51,9 @@ class FakeHypervisor:
         world.known_layers[plan.domain] = plan.disk("root").path
         world.ticks[plan.domain] = 0
         world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
-        nobodys = "/template-" in mark
+        unowned = "/template-" in mark
         world.reports[plan.disk("status").path] = GuestReport(
-            "waiting" if nobodys else "started"
+            "waiting" if unowned else "started"
         )
 
     async def observe(self, domain: str) -> DomainState:
@@ -67,7 +67,7 @@ class FakeHypervisor:
     async def versions(self, accelerator: Accelerator) -> Versions:
         return Versions(hypervisor="7.2", libvirt="9.0", machine="pc-q35-7.2")
 
-    async def remark(self, domain: str, mark: str) -> None:
+    async def reassign(self, domain: str, mark: str) -> None:
         self._world.act(f"mark {domain}")
         self._world.marks[domain] = mark
 

@@ -68,8 +68,8 @@ class FakeMemory:
         await self._world.hanging.passed(f"capture {domain}", domain, STALL_S)
         world.monitor(domain)
         assert world.domains[domain] is DomainState.PAUSED
-        nobodys = "/template-" in world.marks[domain]
-        assert nobodys or domain in world.frozen, (
+        unowned = "/template-" in world.marks[domain]
+        assert unowned or domain in world.frozen, (
             "captured with a workload that would go on at once"
         )
         await self._crash_point("capture:half-way")

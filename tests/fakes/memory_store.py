@@ -81,7 +81,7 @@ class FakeMemoryStore:
         )
         return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
 
-    async def lend(self, directory: str, *, lent: bool) -> None:
+    async def grant(self, directory: str, *, granted: bool) -> None:
         return
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:

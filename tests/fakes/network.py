@@ -20,7 +20,7 @@ class FakeNetwork:
         self._world.act(f"make tap {plan.lease.tap}")
         self._world.taps[plan.lease.tap] = mark
 
-    async def remark_tap(self, tap: str, mark: str) -> None:
+    async def reassign_tap(self, tap: str, mark: str) -> None:
         self._world.act(f"mark tap {tap}")
         assert tap in self._world.taps
         self._world.taps[tap] = mark

@@ -131,7 +131,7 @@ async def test_any_calls_in_any_order(
     left = play.world.objects()
     if (
         failing
-    ):  # what is nobody's and could not be removed is for the next driver's sweep
+    ):  # what is unowned and could not be removed is for the next driver's sweep
         left = {item for item in left if any(f"layers/{name}." in item for name in IDS)}
     assert left == set()
     assert play.world.records == {}

@@ -1,4 +1,4 @@
-"""What belongs to nobody's machines and cannot be given back at once: it goes while the driver runs."""
+"""What belongs to unowned machines and cannot be given back at once: it goes while the driver runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Failing:
         return False
 
 
-def nobodys(world: World) -> list[str]:
+def unowned(world: World) -> list[str]:
     """Everything on the host that carries a mark of no sandbox."""
     marks = {
         **{f"machine {name}": world.marks[name] for name in world.domains},
@@ -73,8 +73,8 @@ async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
             lambda: "tried again" in caplog.text, "all of it was given back"
         )
         (owner,) = driver.inside.left_over()
-        assert nobodys(world) or template_files(world)
-        assert (owner in leases(driver)) == bool(nobodys(world))
+        assert unowned(world) or template_files(world)
+        assert (owner in leases(driver)) == bool(unowned(world))
         before = failing.left[what.replace("_", " ")]
         await eventually(
             lambda: failing.left[what.replace("_", " ")] < before - 1,
@@ -83,7 +83,7 @@ async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
         failing.left.clear()
         await eventually(lambda: not driver.leftovers.has(owner), "it stays")
     assert leases(driver) == ["first"]
-    assert nobodys(world) == []
+    assert unowned(world) == []
     assert template_files(world) == set()
     assert not driver.memory_store.reserved
     assert driver.manager.templates.layers() == set()
@@ -104,7 +104,7 @@ async def test_a_build_whose_name_cannot_be_made_durable_leaves_nothing() -> Non
     await eventually(lambda: not driver.inside.builds(), "builds have no end")
     assert not failing.left["sync name"]
     assert template_files(world) == set()
-    assert nobodys(world) == []
+    assert unowned(world) == []
     await driver.close()
 
 
@@ -265,9 +265,9 @@ async def test_a_driver_that_ends_leaves_the_rest_to_the_next_ones_sweep() -> No
     await eventually(driver.inside.waiting, "nobody waits")
     world.fail = Failing(destroy=ALWAYS)
     await driver.close()
-    assert [what for what in nobodys(world) if what.startswith("machine")]
+    assert [what for what in unowned(world) if what.startswith("machine")]
     world.fail = lambda _call: False
     again = FakeDriver(world, settings=TEMPLATES)
     await again.manager.recover()
-    assert nobodys(world) == []
+    assert unowned(world) == []
     await again.close()

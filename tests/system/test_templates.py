@@ -97,7 +97,7 @@ def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
         for a, b in zip(identity(driver, first), identity(driver, sandbox), strict=True)
     )
     wait_for_waiting(driver, 2)
-    driver.restart()  # nobody's machines do not outlive their driver
+    driver.restart()  # unowned machines do not outlive their driver
     wait_for_waiting(driver, 2)
     shell = driver.gateway.shell
     shell(sandbox, "echo kept > /sandbox/file")

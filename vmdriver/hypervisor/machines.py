@@ -207,7 +207,7 @@ class Machines:
     def abandon(self, domain: str) -> None:
         self._connection.lanes.abandon(domain)
 
-    async def remark(self, domain: str, mark: str) -> None:
+    async def reassign(self, domain: str, mark: str) -> None:
         text = f"<sandbox mark='{mark}'/>"
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
         await self._connection.call(

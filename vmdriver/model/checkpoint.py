@@ -64,7 +64,7 @@ class MemoryManifest(Frozen):
     host_boot_id: str
     guest_boot_id: str = ""
     spec: SandboxSpec | None = None
-    """None for a template: nobody's."""
+    """None for a template: it is unowned."""
     plan: LaunchPlan
     versions: Versions
     cpu: str

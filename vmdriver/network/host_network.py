@@ -128,7 +128,7 @@ class HostNetwork:
         }
         await self._threads.run(_write_sysctls, values)
 
-    async def remark_tap(self, tap: str, mark: str) -> None:
+    async def reassign_tap(self, tap: str, mark: str) -> None:
         with _translated(f"tap {tap}"):
             async with _netlink() as netlink:
                 index = (await netlink.link_lookup(ifname=tap))[0]

@@ -104,9 +104,11 @@ class Checkpoints:
         files.write_new(memory, b"", 0o600, sync=False)
         return str(memory)
 
-    async def lend(self, directory: str, *, lent: bool) -> None:
+    async def grant(self, directory: str, *, granted: bool) -> None:
         uid, gid = (
-            (self._owner.uid, self._owner.gid) if lent else (os.geteuid(), os.getegid())
+            (self._owner.uid, self._owner.gid)
+            if granted
+            else (os.geteuid(), os.getegid())
         )
         memory = Path(directory) / MEMORY
         try:

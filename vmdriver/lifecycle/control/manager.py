@@ -109,7 +109,7 @@ class Manager:
                 worker.hint()
 
     async def close_background(self) -> None:
-        """End what is nobody's: builds of templates and machines that wait."""
+        """End what is unowned: builds of templates and machines that wait."""
         await asyncio.gather(self.templates.close(), self.warm_pool.close())
         await self.templates.leftovers.close()
 

@@ -47,7 +47,7 @@ class Observer:
             # A start that was cut off: defined, perhaps paused, never let go; or loaded
             # from a template and never told who it is.
             domain = DomainState.ABSENT
-        if domain is DomainState.PAUSED and _is_nobodys_pause(sandbox):
+        if domain is DomainState.PAUSED and _is_unowned_pause(sandbox):
             domain = DomainState.STALLED
         rebooted = record.host_boot_id != facts.boot_id()
         if rebooted and domain in {DomainState.OFF, DomainState.CRASHED}:
@@ -60,7 +60,7 @@ class Observer:
         return Seen(machine_state(domain, said), report)
 
 
-def _is_nobodys_pause(sandbox: Sandbox) -> bool:
+def _is_unowned_pause(sandbox: Sandbox) -> bool:
     """A running machine is paused by us for captures only."""
     running = sandbox.record.phase is Phase.RUNNING
     return running and not sandbox.ledger.held(Scope.CAPTURE)

@@ -38,7 +38,7 @@ def entry(found: Found, instance: str, guest_ip: str = "") -> Held:
 
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:
     """Remove one of them: it is given back as if a ledger held it."""
-    network, nobodys = ports.network, Ledger(VolatileJournal())
+    network, unowned = ports.network, Ledger(VolatileJournal())
     kinds = Resources((tap(network), firewall(network), machine(ports.hypervisor)))
     held = entry(orphan, instance)
-    await kinds.release(Given(held, orphan.sandbox_id, nobodys))
+    await kinds.release(Given(held, orphan.sandbox_id, unowned))

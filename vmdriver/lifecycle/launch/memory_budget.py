@@ -22,10 +22,10 @@ class MemoryBudget:
         self,
         records: Callable[[], Iterable[SandboxRecord]],
         settings: Settings,
-        nobodys_mib: Callable[[], int] = lambda: 0,
+        unowned_mib: Callable[[], int] = lambda: 0,
     ) -> None:
         self._records = records
-        self._nobodys_mib = nobodys_mib
+        self._unowned_mib = unowned_mib
         """Of machines that are no sandbox's and could not be ended."""
         self._settings = settings
         self._claims: dict[str, int] = {}
@@ -50,7 +50,7 @@ class MemoryBudget:
         """Of all sandboxes that are meant to run, without the one with that id, and of what could
         not be ended.
         """
-        return self._nobodys_mib() + sum(
+        return self._unowned_mib() + sum(
             self.size_mib(record)
             for record in self._records()
             if record.id != but

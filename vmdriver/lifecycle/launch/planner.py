@@ -97,7 +97,7 @@ def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
     return plan.model_copy(update={"network": network})
 
 
-def as_nobodys(
+def as_unowned(
     plan: LaunchPlan, instance: str, owner: str, directory: str
 ) -> LaunchPlan:
     """The same machine under an owner that is no sandbox, its small files in `directory`."""

@@ -147,7 +147,7 @@ class Resume:
         await sandbox.update(
             plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
         )
-        await store.lend(ref.directory, lent=True)
+        await store.grant(ref.directory, granted=True)
         try:
             await self._launcher.take(
                 record,
@@ -158,7 +158,7 @@ class Resume:
                 ),
             )
         finally:
-            await store.lend(ref.directory, lent=False)
+            await store.grant(ref.directory, granted=False)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
             await sandbox.update(memory=used, secrets_digest=manifest.secrets_digest)

@@ -86,7 +86,7 @@ class Hypervisor(Protocol):
     async def versions(self, accelerator: Accelerator) -> Versions:
         """What new machines are made by."""
 
-    async def remark(self, domain: str, mark: str) -> None:
+    async def reassign(self, domain: str, mark: str) -> None:
         """Give a domain another mark: it belongs to somebody else from now on."""
 
     def on_change(self, hint: Callable[[str], None]) -> None:
@@ -110,7 +110,7 @@ class Network(Protocol):
         leftover is replaced.
         """
 
-    async def remark_tap(self, tap: str, mark: str) -> None:
+    async def reassign_tap(self, tap: str, mark: str) -> None:
         """Give a tap another mark: it belongs to somebody else from now on."""
 
     async def remove_tap(self, tap: str, mark: str) -> None:

@@ -121,7 +121,7 @@ class MemoryStore(Protocol):
     async def saved(self, directory: str) -> SavedMachine:
         """What to load."""
 
-    async def lend(self, directory: str, *, lent: bool) -> None:
+    async def grant(self, directory: str, *, granted: bool) -> None:
         """Let QEMU's user open a checkpoint's memory, or take that right back; what is open
         stays open. Checkpoints that nobody is loading are ours alone.
         """

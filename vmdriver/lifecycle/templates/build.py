@@ -59,13 +59,13 @@ class TemplateMaker:
     def _plan(
         self, one: Unowned, plan: LaunchPlan, part: str, lease: Lease, layer: str
     ) -> LaunchPlan:
-        """The machine of a sandbox's plan, as nobody's: no environment, no drop-ins, an
+        """The machine of a sandbox's plan, unowned: no environment, no drop-ins, an
         address that it never uses.
         """
         network = plan.network.model_copy(
             update={"lease": lease, "egress": "none", "dns": ()}
         )
-        nobody = planner.as_nobodys(plan, self._settings.instance, one.owner, part)
+        nobody = planner.as_unowned(plan, self._settings.instance, one.owner, part)
         nobody = nobody.model_copy(
             update={
                 "network": network,
@@ -127,7 +127,7 @@ class TemplateMaker:
         manifest = await describe(
             ports, "template", plan, captured, parts, workspace=workspace
         )
-        await ports.memory_store.lend(part, lent=True)
+        await ports.memory_store.grant(part, granted=True)
         try:
             await ports.memory_store.publish(part, target, manifest)
         except BaseException:

@@ -137,7 +137,7 @@ class Forks:
             instead: Effects = {
                 OVERLAY: is_there,
                 FILES: partial(take_over, environment, secrets),
-                TAP: partial(self._network.remark_tap, tap, boot.mark),
+                TAP: partial(self._network.reassign_tap, tap, boot.mark),
                 MACHINE: partial(self._start_claimed, sandbox, plan),
             }
             return replace(boot, instead=instead)
@@ -177,7 +177,7 @@ class Forks:
     async def _start_claimed(self, sandbox: Sandbox, plan: LaunchPlan) -> None:
         owner = mark(self._instance, plan.sandbox_id)
         try:
-            await self._hypervisor.remark(plan.domain, owner)
+            await self._hypervisor.reassign(plan.domain, owner)
             await self._adopt_guest(plan)
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)

@@ -1,6 +1,6 @@
 """Forks of templates that wait at the barrier, loaded and paused, for somebody to be.
 
-They are nobody's: what they hold carries marks of no sandbox, so that the next driver's sweep
+They are unowned: what they hold carries marks of no sandbox, so that the next driver's sweep
 removes what this one leaves. Whoever claims one takes its address, its disk layer and its
 machine over.
 """
@@ -96,7 +96,7 @@ class WarmPool:
         return {w.plan.disk("root").path for w in both}
 
     def claim(self, template: Template) -> Waiting | None:
-        """One that waits on that very template. It is nobody's still: `settle` or `discard`
+        """One that waits on that very template. It is unowned still: `settle` or `discard`
         must follow.
         """
         for waiting in self._waiting:
@@ -174,7 +174,7 @@ class WarmPool:
         ports, instance = self._ports, self._settings.instance
         directory = f"{self._directory}/{one.owner}"
         lease = await self._lease.acquire(one.owner, one.ledger)
-        plan = planner.as_nobodys(
+        plan = planner.as_unowned(
             template.manifest.plan, instance, one.owner, directory
         )
         layer = self._paths.new_layer(one.owner)
