@@ -66,17 +66,17 @@ class ByHooks:
         await self._call("before_restore", site, Mark.STAY, kind)
 
     async def _restored(self, site: Site, kind: RestoreKind) -> None:
-        context = _context(site, site.notes.saved(Mark.STAY), save=False)
+        context = await _context(site, site.notes.saved(Mark.STAY), save=False)
         await site.call("after_restore", self.extension.after_restore(context, kind))
 
     async def _capture(self, site: Site, hook: str, call: Capture) -> None:
-        context = _context(site, site.notes.saved(Mark.STAY))
+        context = await _context(site, site.notes.saved(Mark.STAY))
         await site.call(hook, call(self.extension, context))
 
     async def undo(self, site: Site, held: Held, reason: Reason) -> None:
         """The clean-up hook. Its error keeps the entry."""
         saved = site.notes.saved(Mark.STAY, Mark.RUN)
-        context = _context(site, saved, save=False)
+        context = await _context(site, saved, save=False)
         if meaning(held.key)[1] is Mark.RUN:
             work = self.extension.after_launch_failed(context, reason)
             await site.call("after_launch_failed", work)
@@ -88,16 +88,19 @@ class ByHooks:
         await site.notes.begin(Mark.RUN, saved=site.notes.saved(Mark.STAY))
 
     async def _call(self, hook: str, site: Site, mark: Mark, *arguments: Any) -> None:
-        context = _context(site, site.notes.saved(mark))
+        context = await _context(site, site.notes.saved(mark))
         await site.call(hook, getattr(self.extension, hook)(context, *arguments))
 
 
-def _context(site: Site, saved: dict[str, Any], *, save: bool = True) -> HookContext:
+async def _context(
+    site: Site, saved: dict[str, Any], *, save: bool = True
+) -> HookContext:
+    parameters, state_dir = await site.given()
     return HookContext(
         site.subject.sandbox,
-        site.state_dir,
+        state_dir,
         site.config,
-        site.parameters,
+        parameters,
         saved,
         site.notes.save if save else None,
     )

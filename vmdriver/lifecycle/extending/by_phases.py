@@ -45,7 +45,8 @@ class ByPhases:
     async def _call(
         self, point: CallPoint, site: Site, draft: Draft | None = None
     ) -> None:
-        context, method = self._context(point, site), getattr(self.extension, point)
+        context = await self._context(point, site)
+        method = getattr(self.extension, point)
         if draft is not None:
             draft.on_behalf_of(self.name, point)
         drafts = () if draft is None else (draft,)
@@ -83,11 +84,12 @@ class ByPhases:
                 site.tell(error.text())
             await site.notes.told(mark)
         if is_hold(held):
-            context = self._context(end, site)
+            context = await self._context(end, site)
             await site.call("undo", self.extension.undo(context, hold_of(held)))
 
-    def _context(self, point: CallPoint, site: Site) -> Context:
+    async def _context(self, point: CallPoint, site: Site) -> Context:
         subject, notes = site.subject, site.notes
+        parameters, state_dir = await site.given()
         words = {"sandbox": subject.sandbox.id, "extension": self.name}
         return Context(
             phase=point,
@@ -95,8 +97,8 @@ class ByPhases:
             driver=site.driver,
             base_driver=site.base_driver,
             config=site.config,
-            parameters=site.parameters,
-            state_dir=site.state_dir,
+            parameters=parameters,
+            state_dir=state_dir,
             log=logging.LoggerAdapter(_audit, {**words, "phase": point.value}),
             trace=subject.trace,
             restore=subject.restore,

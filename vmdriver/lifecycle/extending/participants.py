@@ -26,8 +26,10 @@ class Site:
 
     subject: Subject
     config: Any
-    parameters: Any
-    state_dir: Path
+    given: Callable[[], Awaitable[tuple[Any, Path]]]
+    """Its parameters, and its own directory, which is there; for a call of its own code only: what
+    the request said long ago it may not understand any more. DriverError.
+    """
     notes: Notes
     driver: str
     base_driver: str

@@ -146,7 +146,7 @@ class Runner(Generic[R]):
                 owed = f"to give back {held.data['kind']} {held.data['name']}"
             raise NotLoaded(name, f"has {owed}")
         subject = self._subject_of(record, ledger, None)
-        await participant.undo(await self._site(participant, subject), held, reason)
+        await participant.undo(self._site(participant, subject), held, reason)
 
     # --- call points of a machine
 
@@ -232,17 +232,22 @@ class Runner(Generic[R]):
         part = participant.part(moment)
         lacking = moment in frozenset(CallPoint) - self.supported
         if part is not None and not lacking:
-            await part(await self._site(participant, subject), *arguments)
+            await part(self._site(participant, subject), *arguments)
 
-    async def _site(self, participant: Participant, subject: Subject) -> Site:
+    def _site(self, participant: Participant, subject: Subject) -> Site:
         sandbox, name, ledger = subject.sandbox, participant.name, subject.ledger
         extension, make = participant.extension, self._calls.make
-        given = subject.activation.parameters.get(name, {})
+
+        async def given() -> tuple[Any, Path]:
+            said = subject.activation.parameters.get(name, {})
+            parameters = parse_parameters(extension, said)
+            own = await self._directory(sandbox.id, name) if ledger else Path()
+            return parameters, own
+
         return Site(
             subject,
             self._configs[name],
-            parse_parameters(extension, given),
-            await self._directory(sandbox.id, name) if ledger else Path(),
+            given,
             Notes(ledger, name, participant.language),
             *self.names(),
             others=lambda: self._others(sandbox.id, name),
