@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vmdriver.cli.show import print_json, print_table
+from vmdriver.cli.show import mib, print_json, print_table
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.service import admin_client
@@ -31,10 +31,6 @@ def images(loaded: Loaded, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB"
-
-
 def _show(found: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
@@ -42,7 +38,7 @@ def _show(found: list[dict[str, Any]], *, as_json: bool) -> None:
     rows = [
         (
             image["digest"][:19],
-            _mib(image["stored_bytes"]),
+            mib(image["stored_bytes"]),
             image["used"],
             "yes" if image["in_use"] else "no",
             next(iter(image["names"]), "-").removeprefix("docker://").partition("@")[0],
@@ -57,8 +53,8 @@ def _show_removed(found: list[dict[str, Any]], *, dry_run: bool, as_json: bool) 
         print_json(found)
         return
     for file in found:
-        print(f"{file['path']}  {_mib(file['stored_bytes'])}")
-    total = _mib(sum(file["stored_bytes"] for file in found))
+        print(f"{file['path']}  {mib(file['stored_bytes'])}")
+    total = mib(sum(file["stored_bytes"] for file in found))
     print(f"{total} {'would be' if dry_run else 'were'} freed", file=sys.stderr)
 
 

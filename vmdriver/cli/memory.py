@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from vmdriver.cli.show import print_json, print_table
+from vmdriver.cli.show import mib, print_json, print_table
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import NotFound
@@ -26,10 +26,6 @@ def _teller(as_json: bool) -> admin_client.Tell:
     return tell
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB"
-
-
 def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(found)
@@ -38,8 +34,8 @@ def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
         (
             entry["name"],
             entry["created"],
-            _size(entry["memory_bytes"]) if entry["memory"] else "-",
-            _size(entry["disk_bytes"]),
+            mib(entry["memory_bytes"]) if entry["memory"] else "-",
+            mib(entry["disk_bytes"]),
             str(len(entry["layers"])),
         )
         for entry in found
@@ -85,7 +81,7 @@ def template(loaded: Loaded, arguments: argparse.Namespace) -> int:
             entry["key"],
             entry["image_digest"][:19],
             f"{entry['vcpus']} x {entry['memory_mib']} MiB",
-            _size(entry["stored_bytes"]),
+            mib(entry["stored_bytes"]),
             str(entry["waiting"]),
             entry["workspace"] or "all",
         )

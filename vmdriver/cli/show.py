@@ -5,6 +5,7 @@ changes anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -42,6 +43,11 @@ def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Non
             cell.ljust(width) for cell, width in zip(row, widths, strict=True)
         )
         print(line.rstrip())
+
+
+def mib(count: int) -> str:
+    """A number of bytes, for people."""
+    return f"{count / 2**20:.0f} MiB"
 
 
 def config(loaded: Loaded, *, as_json: bool) -> int:
@@ -100,19 +106,12 @@ def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
 
 def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:
     """Process of the machine, as the embedded libvirt noted it; needs no connection."""
-    pid_file = (
-        Layout(loaded.config.driver.state_dir).libvirt
-        / "run"
-        / "qemu"
-        / f"{domain}.pid"
-    )
-    try:
-        pid = int(pid_file.read_text())
-    except (OSError, ValueError):
-        return {"domain": domain, "running": False}
-    if not is_machine(pid, domain):  # the number may be another program's by now
-        return {"domain": domain, "running": False}
-    return {"domain": domain, "running": True, "pid": pid}
+    machines = Layout(loaded.config.driver.state_dir).libvirt / "run" / "qemu"
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((machines / f"{domain}.pid").read_text())
+        if is_machine(pid, domain):  # the number may be another program's by now
+            return {"domain": domain, "running": True, "pid": pid}
+    return {"domain": domain, "running": False}
 
 
 def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:

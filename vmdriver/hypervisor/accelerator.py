@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -40,27 +40,20 @@ class _Answer:
     at: float
 
 
+@dataclass(eq=False)
 class AcceleratorProbe:
     """Implements lifecycle.ports.host.AcceleratorChoice. `start` begins to find out, in the
     background. `boot`: the boot files of new launches; `results`: where the outcome is kept.
     """
 
-    def __init__(
-        self,
-        machines: Machines,
-        wanted: Literal["auto", "kvm", "tcg"],
-        boot: Callable[[], BootChoice],
-        results: Path,
-        trial: Trial,
-    ) -> None:
-        self._machines = machines
-        self._wanted = wanted
-        self._boot = boot
-        self._results = results
-        self._trial = trial
-        self._task: asyncio.Task[_Answer] | None = None
-        self._refresh: asyncio.Task[_Answer] | None = None
-        self._told: str | None = None
+    machines: Machines
+    wanted: Literal["auto", "kvm", "tcg"]
+    boot: Callable[[], BootChoice]
+    results: Path
+    trial: Trial
+    _task: asyncio.Task[_Answer] | None = field(default=None, init=False)
+    _refresh: asyncio.Task[_Answer] | None = field(default=None, init=False)
+    _told: str | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Begin to find out."""
@@ -68,8 +61,8 @@ class AcceleratorProbe:
             self._task = asyncio.create_task(self._find_out(), name="accelerator probe")
 
     async def chosen(self) -> Accelerator:
-        if self._wanted != "auto":
-            return self._wanted
+        if self.wanted != "auto":
+            return self.wanted
         answer = self._known()
         if answer is not None and answer.seen != self._look():
             self._task = None
@@ -110,18 +103,18 @@ class AcceleratorProbe:
         """What can be looked at before every launch."""
         digest = ""
         with contextlib.suppress(DriverError):
-            digest = self._boot().digest
+            digest = self.boot().digest
         return facts.device_identity(KVM_DEVICE), digest
 
     async def _find_out(self) -> _Answer:
         seen = self._look()
         with contextlib.suppress(DriverError, OSError):
-            await self._trial.clear()
-        if self._wanted == "auto":
+            await self.trial.clear()
+        if self.wanted == "auto":
             outcome = await self._ask(seen[0])
             self._tell(outcome)
         else:
-            outcome = Outcome(decided=True, works=self._wanted == "kvm")
+            outcome = Outcome(decided=True, works=self.wanted == "kvm")
         return _Answer(outcome, seen, asyncio.get_running_loop().time())
 
     def _tell(self, outcome: Outcome) -> None:
@@ -145,35 +138,35 @@ class AcceleratorProbe:
         except OSError as error:
             outcome = undecided(f"the probe could not be run: {error}")
         with contextlib.suppress(OSError):
-            kvm_outcome.store(self._results, outcome)
+            kvm_outcome.store(self.results, outcome)
         return outcome
 
     async def _undisturbed(self, device: str) -> Outcome:
         if not device:
             return undecided(f"{KVM_DEVICE} does not exist")
-        owner = self._trial.owner
+        owner = self.trial.owner
         if await access.denied([KVM_DEVICE], "use", owner.uid, owner.gid):
             return undecided(
                 f"{KVM_DEVICE} may not be used by the user that QEMU runs as; "
                 "chgrp it to QEMU's group, mode 0660"
             )
-        boot = self._boot()
-        theirs = self._machines.passage.theirs
+        boot = self.boot()
+        theirs = self.machines.passage.theirs
         unreadable = await access.denied(
             [theirs(boot.kernel), theirs(boot.initramfs)], "read", owner.uid, owner.gid
         )
         if unreadable:
             return undecided(f"QEMU's user may not read {unreadable[0]}")
         about, host_boot = await self._circumstances(device, boot), facts.boot_id()
-        kept = kvm_outcome.load(self._results)
+        kept = kvm_outcome.load(self.results)
         if kept is not None and kept.holds(about, host_boot):
             return kept
-        outcome = await self._trial.ask(boot)
+        outcome = await self.trial.ask(boot)
         return outcome.model_copy(update={"about": about, "host_boot": host_boot})
 
     async def _circumstances(self, device: str, boot: BootChoice) -> Circumstances:
-        versions = await self._machines.releases()
-        program = (await self._machines.host("kvm")).emulator
+        versions = await self.machines.releases()
+        program = (await self.machines.host("kvm")).emulator
         return Circumstances(
             device=device,
             kernel=facts.kernel_build(),

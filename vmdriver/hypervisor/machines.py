@@ -60,7 +60,6 @@ class Machines:
         self._connection = connection
         self._instance = instance
         self._owner = owner
-        self._hint: Callable[[str], None] | None = None
         self._hosts: dict[str, Host] = {}
         self._releases: dict[str, str] | None = None
 

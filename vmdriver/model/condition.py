@@ -99,20 +99,10 @@ def _condition(
         text = f"the machine stands still: {still.message}"
         return "Ready", "False", "DependenciesNotReady", text
     if record.phase is Phase.RUNNING:
-        text = "the machine is running"
-        return (
-            "Ready",
-            "True",
-            "Running",
-            f"{text}; {record.note}" if record.note else text,
-        )
-    text = "the machine is starting"
-    return (
-        "Ready",
-        "False",
-        "Starting",
-        text if failure is None else f"{text} again: {failure.message}",
-    )
+        note = f"; {record.note}" if record.note else ""
+        return "Ready", "True", "Running", f"the machine is running{note}"
+    again = f" again: {failure.message}" if failure is not None else ""
+    return "Ready", "False", "Starting", f"the machine is starting{again}"
 
 
 def status_of(record: SandboxRecord, still: Standstill | None = None) -> SandboxStatus:

@@ -50,24 +50,13 @@ class DiskStore:
         self._check_free_space(path.parent)
         size = await self._threads.run(_larger_size, disk)
         await self._threads.run(lambda: path.unlink(missing_ok=True))
-        await process.run(
-            [
-                "qemu-img",
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-F",
-                "raw" if len(disk.backing) == 1 else "qcow2",
-                "-b",
-                disk.backing[0],
-                "-o",
-                _OVERLAY_OPTIONS,
-                str(path),
-                *([str(size)] if size else []),
-            ],
-            deadline_s=_CREATE_S,
-        )
+        kind = "raw" if len(disk.backing) == 1 else "qcow2"
+        command = [
+            *("qemu-img", "create", "-q", "-f", "qcow2", "-o", _OVERLAY_OPTIONS),
+            *("-F", kind, "-b", disk.backing[0], str(path)),
+            *([str(size)] if size else []),
+        ]
+        await process.run(command, deadline_s=_CREATE_S)
         await self._threads.run(files.give, path, self._owner, 0o600)
 
     async def is_whole(self, layer: str, below: str) -> bool:

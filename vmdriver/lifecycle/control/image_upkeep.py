@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
@@ -26,24 +27,19 @@ _INTERVAL_S = 600.0
 _PREFETCH = "prefetch:"
 
 
+@dataclass(eq=False)
 class ImageUpkeep:
     """One task. `records` and `plans` are asked for anew each time; `plans` are those of
     templates and of machines that wait. Not `all_known`: a sandbox cannot be read.
     """
 
-    def __init__(
-        self,
-        ports: Ports,
-        settings: Settings,
-        records: Callable[[], list[SandboxRecord]],
-        plans: Callable[[], list[LaunchPlan]],
-        kept: KeptMemory,
-        all_known: Callable[[], bool],
-    ) -> None:
-        self._ports, self._settings, self._kept = ports, settings, kept
-        self._records, self._plans = records, plans
-        self._all_known = all_known
-        self.task: asyncio.Task[None] | None = None
+    ports: Ports
+    settings: Settings
+    records: Callable[[], list[SandboxRecord]]
+    plans: Callable[[], list[LaunchPlan]]
+    kept: KeptMemory
+    all_known: Callable[[], bool]
+    task: asyncio.Task[None] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Begin: with the default image."""
@@ -56,8 +52,8 @@ class ImageUpkeep:
             await asyncio.wait({self.task})
 
     async def _run(self) -> None:
-        image = self._settings.default_image
-        if image and self._settings.prefetch_default_image:
+        image = self.settings.default_image
+        if image and self.settings.prefetch_default_image:
             await tried(_log, self.prefetch(image, _note))
         while True:
             await tried(_log, self.collect())
@@ -67,29 +63,29 @@ class ImageUpkeep:
         """Have an image as a disk before anybody needs it."""
         owner = f"{_PREFETCH}{reference}"
         try:
-            return await self._ports.images.prepare(reference, owner, progress)
+            return await self.ports.images.prepare(reference, owner, progress)
         finally:
-            self._ports.images.release(owner)
+            self.ports.images.release(owner)
 
     async def in_use(self) -> set[str]:
         """Base disks that somebody stands on, and whatever a checkpoint depends on.
         StorageError.
         """
-        needed = await self._kept.needs_of_all(self._records())
-        needed.update(record.base for record in self._records() if record.base)
+        needed = await self.kept.needs_of_all(self.records())
+        needed.update(record.base for record in self.records() if record.base)
         return needed.union(p.disk("root").backing[-1] for p in self._all_plans())
 
     def _all_plans(self) -> list[LaunchPlan]:
-        own = [record.plan for record in self._records() if record.plan is not None]
-        return own + self._plans()
+        own = [record.plan for record in self.records() if record.plan is not None]
+        return own + self.plans()
 
     async def known(self) -> Sequence[KnownImage]:
         """What is prepared."""
-        return await self._ports.images.known()
+        return await self.ports.images.known()
 
     async def collect(self, *, dry_run: bool = False) -> Sequence[CachedFile]:
         """Remove what nobody needs and the limits leave no room for."""
-        if not self._all_known():
+        if not self.all_known():
             _log.warning(
                 "images stay: a sandbox that cannot be read may need any of them"
             )
@@ -97,14 +93,14 @@ class ImageUpkeep:
         needed = await self.in_use()
         if not dry_run:
             supervisors = {plan.disk("supervisor").path for plan in self._all_plans()}
-            await self._ports.supervisor_disks.collect(supervisors | needed)
-        settings = self._settings
+            await self.ports.supervisor_disks.collect(supervisors | needed)
+        settings = self.settings
         limits = CacheLimits(
             settings.image_cache_bytes,
             settings.image_cache_s,
             settings.image_free_floor_bytes,
         )
-        return await self._ports.images.collect(needed, limits, dry_run=dry_run)
+        return await self.ports.images.collect(needed, limits, dry_run=dry_run)
 
 
 def _note(progress: ImageProgress) -> None:

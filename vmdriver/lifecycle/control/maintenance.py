@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from vmdriver.errors import TimedOut
 from vmdriver.host import facts
@@ -27,25 +28,20 @@ _RETENTION_EVERY = 30
 """Rounds of the console interval between two looks at the snapshots' age."""
 
 
+@dataclass(eq=False)
 class Housekeeping:
     """One task. `workers` is asked for anew each time, and so is `unread`: the consoles of
     sandboxes that cannot be read, whose machines may run.
     """
 
-    def __init__(
-        self,
-        workers: Callable[[], Iterable[Worker]],
-        unread: Callable[[], Iterable[str]],
-        disks: Disks,
-        records: Records,
-        settings: Settings,
-        snapshots: Snapshots,
-    ) -> None:
-        self._workers, self._unread = workers, unread
-        self._disks, self._records = disks, records
-        self._settings, self._snapshots = settings, snapshots
-        self._had_machine: set[str] = set()
-        self.task: asyncio.Task[None] | None = None
+    workers: Callable[[], Iterable[Worker]]
+    unread: Callable[[], Iterable[str]]
+    disks: Disks
+    records: Records
+    settings: Settings
+    snapshots: Snapshots
+    _had_machine: set[str] = field(default_factory=set, init=False)
+    task: asyncio.Task[None] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Begin."""
@@ -63,12 +59,12 @@ class Housekeeping:
             await tried(_log, self._bound_consoles())
             if rounds % _RETENTION_EVERY == 0:
                 await tried(_log, self.remove_expired())
-                await tried(_log, self._records.forget_deleted(GONE_S))
+                await tried(_log, self.records.forget_deleted(GONE_S))
             rounds += 1
 
     async def _bound_consoles(self) -> None:
         """Of whoever has a machine, whatever it is at, and once more when that is gone."""
-        workers = list(self._workers())
+        workers = list(self.workers())
         now = {
             w.sandbox.record.id
             for w in workers
@@ -79,19 +75,19 @@ class Housekeeping:
             plan = worker.sandbox.record.plan
             if plan is not None and worker.sandbox.record.id in due:
                 console = f"console of {worker.sandbox.record.id}"
-                await tried(_log, self._disks.bound_console(plan.console), console)
-        for path in self._unread():
-            await tried(_log, self._disks.bound_console(path), path)
+                await tried(_log, self.disks.bound_console(plan.console), console)
+        for path in self.unread():
+            await tried(_log, self.disks.bound_console(path), path)
 
     async def remove_expired(self) -> None:
         """Snapshots that have been there for longer than the operator keeps them, by the host's
         running time: a wall clock may jump.
         """
-        limit_s = self._settings.snapshot_retention_days * _DAY_S
+        limit_s = self.settings.snapshot_retention_days * _DAY_S
         if not limit_s:
             return
         boot_id, uptime_s = facts.boot_id(), facts.uptime_s()
-        for worker in list(self._workers()):
+        for worker in list(self.workers()):
             must_note = False
             for entry in worker.sandbox.record.snapshots:
                 age = entry.age.at(boot_id, uptime_s)
@@ -107,7 +103,7 @@ class Housekeeping:
 
     async def _remove(self, worker: Worker, name: str) -> None:
         await self._perform(
-            worker, lambda _: self._snapshots.remove(worker.sandbox, name)
+            worker, lambda _: self.snapshots.remove(worker.sandbox, name)
         )
 
     async def _note_ages(self, worker: Worker, boot_id: str, uptime_s: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 from pydantic import SecretStr
 
@@ -44,36 +45,23 @@ NO_TRACE: Trace = {}
 _DOWN = {Phase.STOPPED, Phase.SUSPENDED}
 
 
+@dataclass(frozen=True, kw_only=True)
 class Manager:
     """`recover` must have returned before anything else is asked."""
 
-    def __init__(
-        self,
-        *,
-        sandboxes: Sandboxes,
-        settings: Settings,
-        hypervisor: Hypervisor,
-        broadcaster: Broadcaster,
-        extensions: ExtensionRunner,
-        templates: Templates,
-        warm_pool: WarmPool,
-        budget: MemoryBudget,
-        snapshot_jobs: Snapshots,
-        admission: Admission,
-        recovery: Recovery,
-        images: ImageUpkeep,
-        housekeeping: Housekeeping,
-    ) -> None:
-        self.sandboxes = sandboxes
-        self.settings = settings
-        self.extensions = extensions
-        self.templates = templates
-        self.warm_pool = warm_pool
-        self.images = images
-        self.housekeeping = housekeeping
-        self._hypervisor, self._broadcaster = hypervisor, broadcaster
-        self._admission, self._recovery = admission, recovery
-        self._budget, self.snapshot_jobs = budget, snapshot_jobs
+    sandboxes: Sandboxes
+    settings: Settings
+    hypervisor: Hypervisor
+    broadcaster: Broadcaster
+    extensions: ExtensionRunner
+    templates: Templates
+    warm_pool: WarmPool
+    budget: MemoryBudget
+    snapshot_jobs: Snapshots
+    admission: Admission
+    recovery: Recovery
+    images: ImageUpkeep
+    housekeeping: Housekeeping
 
     # --- start and end
 
@@ -81,9 +69,9 @@ class Manager:
         """Read everything from disk, remove what nobody claims, and let every worker
         take up its work.
         """
-        await self._recovery.read()
-        self._hypervisor.on_change(self._hint)
-        await self._recovery.sweep(self.settings.instance)
+        await self.recovery.read()
+        self.hypervisor.on_change(self._hint)
+        await self.recovery.sweep(self.settings.instance)
         # Only now: what it makes belongs to nobody, as what was swept did.
         await self.warm_pool.recover()
         for worker in self.sandboxes.workers.values():
@@ -94,7 +82,7 @@ class Manager:
 
     async def close(self) -> None:
         """Let go: workers end, machines stay."""
-        self._broadcaster.close()
+        self.broadcaster.close()
         self.housekeeping.stop()
         await self.images.close()
         await self.close_background()
@@ -128,13 +116,13 @@ class Manager:
 
     async def validate(self, spec: SandboxSpec, trace: Trace = NO_TRACE) -> None:
         """Whether a create of this spec would be accepted now."""
-        await self._admission.validate(spec, trace)
+        await self.admission.validate(spec, trace)
 
     async def create(
         self, spec: SandboxSpec, token: SecretStr | None, trace: Trace = NO_TRACE
     ) -> None:
         """Accept a sandbox, durably. The machine comes up afterwards."""
-        await self._admission.create(spec, token, trace)
+        await self.admission.create(spec, token, trace)
 
     async def _ask(self, phase: api.CallPoint, worker: Worker, trace: Trace) -> None:
         await self.extensions.ask(
@@ -181,7 +169,7 @@ class Manager:
         worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
         shown = worker.sandbox.status
-        with self._budget.room_to_run(worker.sandbox.record):
+        with self.budget.room_to_run(worker.sandbox.record):
             await worker.wish(Wish.START)
         if worker.sandbox.status is shown:
             worker.sandbox.announce()
@@ -199,7 +187,7 @@ class Manager:
         try:
             found = self.sandboxes.look_up(sandbox_id, name)
             if isinstance(found, SetAside):
-                await self._recovery.take_down(found.id)
+                await self.recovery.take_down(found.id)
                 worker = self.sandboxes.find(found.id, "")
             else:
                 worker = found

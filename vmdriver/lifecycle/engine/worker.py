@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from vmdriver.errors import DriverError, HostError, NotFound, Refused, Unavailable
@@ -32,6 +33,7 @@ AtRest = Callable[[Sandbox, Seen], Awaitable[bool]]
 """True: something was done, and it is to be looked again before anything else."""
 
 
+@dataclass(eq=False)
 class Worker:
     """Owns one sandbox. Others only set its intent and wait.
 
@@ -40,23 +42,15 @@ class Worker:
     anywhere, and is begun again. `why_held`: why a machine that is ready is not let go on.
     """
 
-    def __init__(
-        self,
-        sandbox: Sandbox,
-        actions: Mapping[Action, Act],
-        *,
-        first: Sequence[First],
-        at_rest: Sequence[AtRest],
-        observer: Observer,
-        waker: Waker,
-        why_held: Callable[[Sandbox], Standstill | None],
-        recheck_s: float,
-    ) -> None:
-        self.sandbox = sandbox
-        self._actions, self._first, self._at_rest = actions, first, at_rest
-        self._observer, self._waker, self._why_held = observer, waker, why_held
-        self._recheck_s = recheck_s
-        self._task: asyncio.Task[None] | None = None
+    sandbox: Sandbox
+    actions: Mapping[Action, Act]
+    first: Sequence[First]
+    at_rest: Sequence[AtRest]
+    observer: Observer
+    waker: Waker
+    why_held: Callable[[Sandbox], Standstill | None]
+    recheck_s: float
+    _task: asyncio.Task[None] | None = field(default=None, init=False)
 
     # --- for whoever asks
 
@@ -142,7 +136,7 @@ class Worker:
             if rested and self._nothing_to_watch() and not sandbox.woken.is_set():
                 return
             if rested:
-                await self._sleep(self._recheck_s)
+                await self._sleep(self.recheck_s)
         sandbox.jobs.dismiss(self._deleted())
 
     def _nothing_to_watch(self) -> bool:
@@ -166,12 +160,12 @@ class Worker:
     async def _turn(self) -> bool:
         """One look and one action. True: there was nothing to do."""
         sandbox = self.sandbox
-        for step in self._first:
+        for step in self.first:
             await step(sandbox)
         sandbox.underway.doing = Action.LOOK
         seen = await self._look()
         ready = seen.machine is MachineState.READY
-        held = self._why_held(sandbox) if ready else None
+        held = self.why_held(sandbox) if ready else None
         action = await self._next(seen.machine, held)
         sandbox.underway.doing = action
         if action is Action.REST:
@@ -179,7 +173,7 @@ class Worker:
         if action is Action.STAND_STILL:
             await self._stand_still(held)
         else:
-            await self._actions[action](sandbox, seen)
+            await self.actions[action](sandbox, seen)
         return False
 
     async def _next(self, machine: MachineState, held: Standstill | None) -> Action:
@@ -198,11 +192,11 @@ class Worker:
         if sandbox.record.intent is Intent.DELETED:
             return Seen(MachineState.BOOTING)
         if sandbox.record.intent is not Intent.STOPPED:
-            return await self._observer.look(sandbox)
+            return await self.observer.look(sandbox)
         loop = asyncio.get_running_loop()
         timer = loop.call_later(_LOOK_PATIENCE_S, sandbox.give_up)
         try:
-            return await self._observer.look(sandbox)
+            return await self.observer.look(sandbox)
         except (DriverError, OSError):
             return Seen(MachineState.BOOTING)
         finally:
@@ -213,14 +207,14 @@ class Worker:
         sandbox, plan = self.sandbox, self.sandbox.record.plan
         if plan is None:
             return
-        await sandbox.show_still(held or await self._waker.wake(plan))
+        await sandbox.show_still(held or await self.waker.wake(plan))
         stalled = MachineState.STALLED
         if sandbox.still is not None and not await sandbox.jobs.do_next(stalled):
             await self._sleep(LOOK_S)
 
     async def _rest(self, seen: Seen) -> bool:
         """True: there was nothing to do at all."""
-        for step in self._at_rest:
+        for step in self.at_rest:
             if await step(self.sandbox, seen):
                 return False
         self.sandbox.underway.doing = Action.JOB

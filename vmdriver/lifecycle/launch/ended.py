@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.observer import Seen
@@ -15,16 +17,15 @@ from vmdriver.model.runs import Reason
 _LAUNCH_RETRIES = 1
 
 
+@dataclass(frozen=True)
 class Ended:
     """Actions RECORD_END, RECOVER_LOST and CLEAN_UP. Each may be repeated from its beginning.
     `crash_restarts`: how often a machine that crashed is started again.
     """
 
-    def __init__(
-        self, *, disks: Disks, giving_back: GivingBack, crash_restarts: int
-    ) -> None:
-        self._disks, self._giving_back = disks, giving_back
-        self._crash_restarts = crash_restarts
+    disks: Disks
+    giving_back: GivingBack
+    crash_restarts: int
 
     async def record_end(self, sandbox: Sandbox, seen: Seen) -> None:
         """Note why the machine has ended by itself; then it is cleaned up."""
@@ -61,7 +62,7 @@ class Ended:
     async def clean_up(self, sandbox: Sandbox, _seen: Seen) -> None:
         """Give back what belonged to the run; then once more, or failed."""
         reason = Reason(sandbox.record.unwind_reason or Reason.PROCESS_EXITED)
-        await self._giving_back.run(sandbox, reason)
+        await self.giving_back.run(sandbox, reason)
         failure = sandbox.record.failure
         if failure is None or not failure.will_retry:
             await sandbox.update(phase=Phase.FAILED)
@@ -97,11 +98,11 @@ class Ended:
         await _fail(sandbox, endings.not_ready(timeout_s, tail))
 
     def _may_restart(self, sandbox: Sandbox) -> bool:
-        return sandbox.record.crash_restarts < self._crash_restarts
+        return sandbox.record.crash_restarts < self.crash_restarts
 
     async def _tail(self, sandbox: Sandbox) -> str:
         plan = sandbox.record.plan
-        return await self._disks.console_tail(plan.console) if plan else ""
+        return await self.disks.console_tail(plan.console) if plan else ""
 
 
 async def _fail(sandbox: Sandbox, failure: Failure) -> None:

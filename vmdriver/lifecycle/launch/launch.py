@@ -66,35 +66,26 @@ class Beginnings(Protocol):
         """Its guest has said that it started: others may begin from one like it."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """Actions LAUNCH, AWAIT_READY, CONFIRM_RUNNING, and adoption. Each may be cut off
     anywhere by a crash and is begun again by the next process: the ledger says how far
     it came.
     """
 
-    def __init__(
-        self,
-        *,
-        launcher: Launcher,
-        beginnings: Beginnings,
-        ended: Ended,
-        observer: Observer,
-        giving_back: GivingBack,
-        extensions: ExtensionRunner,
-        told: Told,
-        budget: MemoryBudget,
-        images: Images,
-        network: Network,
-        disks: Disks,
-        instance: str,
-        boot_timeout_s: float,
-    ) -> None:
-        self._launcher, self._beginnings = launcher, beginnings
-        self._ended, self._observer, self._giving_back = ended, observer, giving_back
-        self._extensions, self._told = extensions, told
-        self._budget, self._images = budget, images
-        self._network, self._disks = network, disks
-        self._instance, self._boot_timeout_s = instance, boot_timeout_s
+    launcher: Launcher
+    beginnings: Beginnings
+    ended: Ended
+    observer: Observer
+    giving_back: GivingBack
+    extensions: ExtensionRunner
+    told: Told
+    budget: MemoryBudget
+    images: Images
+    network: Network
+    disks: Disks
+    instance: str
+    boot_timeout_s: float
 
     async def adopt(self, sandbox: Sandbox, seen: Seen) -> bool:
         """At rest, once in a process: take up a machine that was running before it."""
@@ -104,14 +95,14 @@ class Launch:
         if record.plan is not None:
             # Whoever emptied the firewall while we were away did not mean to open it. First,
             # since it may fail: then all of this is done again.
-            owner = mark(self._instance, record.id)
-            await self._network.load_rules(record.plan.network, owner)
+            owner = mark(self.instance, record.id)
+            await self.network.load_rules(record.plan.network, owner)
         try:
-            await self._extensions.before_restore(record, sandbox.ledger, kind)
+            await self.extensions.before_restore(record, sandbox.ledger, kind)
         except DriverError as error:
             sandbox.tell(error.reason, error.text(), warn=True)
         sandbox.tell("Adopted", "the machine was running and goes on")
-        await self._told.restored(sandbox, kind)
+        await self.told.restored(sandbox, kind)
         sandbox.adopted = True
         return False
 
@@ -121,7 +112,7 @@ class Launch:
             await self._launch(sandbox)
         except LaunchFailed as failed:
             failure, blame = endings.provisioning_failed(failed.cause), failed.blame
-            if _qemu_ended(failed) and await self._ended.launched_again(
+            if _qemu_ended(failed) and await self.ended.launched_again(
                 sandbox, failure, blame
             ):
                 return
@@ -150,23 +141,23 @@ class Launch:
             launch_retries=0 if deliberate else record.launch_retries,
         )
         reason = Reason(sandbox.record.unwind_reason or Reason.STOPPED)
-        await self._giving_back.run(sandbox, reason)
+        await self.giving_back.run(sandbox, reason)
         if kind is not None:
             await self._ask_to_restore(sandbox, kind)
         try:
             await self._launch_planned(sandbox, kind)
         finally:
             # From here on the record says which image is needed, or nobody needs it.
-            self._images.release(record.id)
+            self.images.release(record.id)
 
     async def _launch_planned(self, sandbox: Sandbox, kind: RestoreKind | None) -> None:
-        launcher = self._launcher
+        launcher = self.launcher
         plan = await launcher.plan(sandbox.record, sandbox.ledger, sandbox.tell)
         try:
             secrets = await launcher.secrets(sandbox.record)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
-        async with self._beginnings.begin(sandbox, plan) as beginning:
+        async with self.beginnings.begin(sandbox, plan) as beginning:
             kind = beginning.kind or kind
             await self._note(sandbox, beginning.plan, secrets_digest(secrets), kind)
             if beginning.kind is not None:
@@ -182,7 +173,7 @@ class Launch:
             Progress(active_step="starting_sandbox", active_detail="booting"),
         )
         if kind is not None:
-            await self._told.restored(sandbox, kind)
+            await self.told.restored(sandbox, kind)
 
     async def _note(
         self, sandbox: Sandbox, plan: LaunchPlan, digest: str, kind: RestoreKind | None
@@ -205,11 +196,11 @@ class Launch:
             mapped="",
             extensions=new_run(record, kind),
         )
-        self._budget.settle(record.id)
+        self.budget.settle(record.id)
 
     async def _ask_to_restore(self, sandbox: Sandbox, kind: RestoreKind) -> None:
         try:
-            await self._extensions.before_restore(sandbox.record, sandbox.ledger, kind)
+            await self.extensions.before_restore(sandbox.record, sandbox.ledger, kind)
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
 
@@ -220,25 +211,25 @@ class Launch:
         plan = sandbox.record.plan
         assert plan is not None  # noqa: S101 - a machine without a plan is absent
         path, loop = plan.disk("status").path, asyncio.get_running_loop()
-        deadline = loop.time() + self._boot_timeout_s
+        deadline = loop.time() + self.boot_timeout_s
         look_again = loop.time() + 1.0
-        while self._disks.report_now(path).phase not in SAID:
+        while self.disks.report_now(path).phase not in SAID:
             if sandbox.woken.is_set() or loop.time() > look_again:
                 look_again = loop.time() + 1.0
                 sandbox.woken.clear()
-                seen = await self._observer.look(sandbox)
+                seen = await self.observer.look(sandbox)
                 runs = sandbox.record.intent is Intent.RUNNING
                 if seen.machine is not MachineState.BOOTING or not runs:
                     return
             if loop.time() > deadline:
-                await self._ended.not_ready(sandbox, self._boot_timeout_s)
+                await self.ended.not_ready(sandbox, self.boot_timeout_s)
                 return
             await asyncio.sleep(_POLL_S)
 
     async def confirm_running(self, sandbox: Sandbox, seen: Seen) -> None:
         """The guest has said that its supervisor is started."""
         sandbox.adopted = True
-        await self._beginnings.started(sandbox)
+        await self.beginnings.started(sandbox)
         await sandbox.update(
             phase=Phase.RUNNING,
             failure=None,

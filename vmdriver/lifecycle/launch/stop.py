@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from vmdriver.errors import DriverError
@@ -30,26 +31,20 @@ class Capturing(Protocol):
         """Give back what it holds. DriverError."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """Actions STOP and DELETE. Each may be repeated from its beginning. `forget` is called when the
     sandbox is gone; `grace_s`: how long its guest may take to flush its file systems.
     """
 
-    def __init__(
-        self,
-        *,
-        capture: Capturing,
-        giving_back: GivingBack,
-        hypervisor: Hypervisor,
-        guest: Guest,
-        disks: Disks,
-        layers: Layers,
-        forget: Callable[[str], None],
-        grace_s: float,
-    ) -> None:
-        self._capture, self._giving_back = capture, giving_back
-        self._hypervisor, self._guest, self._disks = hypervisor, guest, disks
-        self._layers, self._forget, self._grace_s = layers, forget, grace_s
+    capture: Capturing
+    giving_back: GivingBack
+    hypervisor: Hypervisor
+    guest: Guest
+    disks: Disks
+    layers: Layers
+    forget: Callable[[str], None]
+    grace_s: float
 
     async def stop(self, sandbox: Sandbox, seen: Seen) -> None:
         """End the machine. Memory that is kept already stays."""
@@ -66,10 +61,10 @@ class Stop:
             await self._flush(sandbox, plan.domain)
         if still:
             # Which layer it writes to can be seen only while it is there.
-            await self._capture.settle_layer(sandbox, regardless=True)
-        await self._giving_back.run(sandbox, Reason.STOPPED)
+            await self.capture.settle_layer(sandbox, regardless=True)
+        await self.giving_back.run(sandbox, Reason.STOPPED)
         if still:
-            await self._capture.abandon(sandbox)
+            await self.capture.abandon(sandbox)
         sandbox.merge_due = True
         memory = sandbox.record.memory
         kept = memory is not None and not memory.consumed
@@ -85,10 +80,10 @@ class Stop:
 
     async def _flush(self, sandbox: Sandbox, domain: str) -> None:
         try:
-            state = await self._hypervisor.observe(domain)
+            state = await self.hypervisor.observe(domain)
             if state is not DomainState.RUNNING:
                 return  # such as one that was being resumed: there is nobody to ask
-            await self._guest.flush(domain, max(self._grace_s, 0.01))
+            await self.guest.flush(domain, max(self.grace_s, 0.01))
         except DriverError as error:
             text = f"the guest did not flush its file systems: {error.text()}"
             sandbox.tell("FlushFailed", text, warn=True)
@@ -97,11 +92,11 @@ class Stop:
         """Give everything back; then the sandbox is gone."""
         if sandbox.record.phase is not Phase.DELETING or sandbox.unsaved:
             await sandbox.note(phase=Phase.DELETING, unwind_reason=Reason.STOPPED.value)
-        await self._giving_back.everything(sandbox, Reason.STOPPED)
+        await self.giving_back.everything(sandbox, Reason.STOPPED)
         # A launch that was cut off may have named layers and not got to making its own, and one
         # that could not be removed when the record left it is named by nobody. What others made
         # for it, a template or a source, is below all of its own: no record leaves that.
         record = sandbox.record
-        own = await self._disks.layers(record.id)
-        await self._layers.drop(record.id, layers_of(record).union(own))
-        await sandbox.vanish(self._forget)
+        own = await self.disks.layers(record.id)
+        await self.layers.drop(record.id, layers_of(record).union(own))
+        await sandbox.vanish(self.forget)

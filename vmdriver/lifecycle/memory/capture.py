@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,26 +68,20 @@ class Stopwatch:
         return f"{sum(self.steps.values()):.2f} s ({parts})"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Capture:
     """What suspensions and snapshots have in common. `saved`: what a sandbox's extensions have
     saved; `freeze_timeout_s`: how long a guest may take to freeze its workload.
     """
 
-    def __init__(
-        self,
-        *,
-        ports: Ports,
-        paths: Paths,
-        giving_back: GivingBack,
-        saved: Callable[[SandboxRecord, Ledger], Mapping[str, Any]],
-        freeze_timeout_s: float,
-    ) -> None:
-        self._ports, self._paths, self._saved = ports, paths, saved
-        self._giving_back, self._freeze_timeout_s = giving_back, freeze_timeout_s
-        self._part = CheckpointPart(ports.memory_store)
-        self._workload = FrozenWorkload(ports.guest, ports.hypervisor, ports.memory)
-        self._paused = PausedMachine(ports.memory)
-        self._still: WeakKeyDictionary[Sandbox, HeldStill] = WeakKeyDictionary()
+    ports: Ports
+    paths: Paths
+    giving_back: GivingBack
+    saved: Callable[[SandboxRecord, Ledger], Mapping[str, Any]]
+    freeze_timeout_s: float
+    _still: WeakKeyDictionary[Sandbox, HeldStill] = field(
+        default_factory=WeakKeyDictionary, init=False
+    )
 
     # --- an end of it
 
@@ -159,7 +154,7 @@ class Capture:
         if there and (error := still.not_now(held.key)) is not None:
             raise error
         try:
-            await self._giving_back.one(sandbox, held, Reason.STOPPED)
+            await self.giving_back.one(sandbox, held, Reason.STOPPED)
         except DriverError as error:
             if held.key in {PAUSED, FROZEN}:
                 still.failed(held, error)
@@ -180,8 +175,8 @@ class Capture:
         if plan is None or not running:
             return  # of a stopped sandbox, or for a return: no machine has it
         # The note that it was made may be what a full disk has lost.
-        made = held.done or await self._ports.disks.is_whole(path, layers[-1])
-        if made and await self._ports.memory.holds(path, layers[-1]):
+        made = held.done or await self.ports.disks.is_whole(path, layers[-1])
+        if made and await self.ports.memory.holds(path, layers[-1]):
             await stand_on(sandbox, (*layers, path), regardless=regardless)
 
     # --- the steps
@@ -193,21 +188,25 @@ class Capture:
         machine maps is read into the page cache before the machine stands still: page by page,
         as QEMU would ask for it, that takes several times as long. Exhausted.
         """
-        directory = self._paths.of(sandbox.record.id).part
+        directory = self.paths.of(sandbox.record.id).part
         room = copies * image_bytes(plan)
-        path = await self._part.acquire(sandbox.ledger, directory, room)
+        path = await CheckpointPart(self.ports.memory_store).acquire(
+            sandbox.ledger, directory, room
+        )
         if sandbox.record.mapped:
-            await self._ports.memory_store.read_ahead(sandbox.record.mapped)
+            await self.ports.memory_store.read_ahead(sandbox.record.mapped)
         return path
 
     async def freeze(self, sandbox: Sandbox, plan: LaunchPlan, watch: Stopwatch) -> str:
         """Workload frozen, disks flushed, machine paused. The guest's boot id."""
         ledger, domain = sandbox.ledger, plan.domain
-        limit_s = self._freeze_timeout_s
+        limit_s = self.freeze_timeout_s
         with watch.step("freeze"):
-            boot_id = await self._workload.acquire(ledger, domain, limit_s)
+            boot_id = await FrozenWorkload(
+                self.ports.guest, self.ports.hypervisor, self.ports.memory
+            ).acquire(ledger, domain, limit_s)
         with watch.step("pause"):
-            await self._paused.acquire(ledger, domain)
+            await PausedMachine(self.ports.memory).acquire(ledger, domain)
         return boot_id
 
     async def publish(
@@ -223,8 +222,8 @@ class Capture:
         name: str = "",
     ) -> MemoryRef:
         """Everything durable, the manifest last, then the checkpoint's directory gets its name."""
-        ports, record = self._ports, sandbox.record
-        part, store = self._paths.of(record.id).part, ports.memory_store
+        ports, record = self.ports, sandbox.record
+        part, store = self.paths.of(record.id).part, ports.memory_store
         with watch.step("write out"):
             await ports.disks.flush_status(plan.disk("status").path)
             parts = await store.write_parts(part, captured)
@@ -243,7 +242,7 @@ class Capture:
                 token.get_secret_value() if token else ""
             ),
             secrets_digest=record.secrets_digest,
-            extensions=dict(self._saved(record, sandbox.ledger)),
+            extensions=dict(self.saved(record, sandbox.ledger)),
         )
         with watch.step("publish"):
             digest = await store.publish(part, directory, manifest)

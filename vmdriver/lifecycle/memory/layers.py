@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vmdriver.errors import DriverError, Refused
@@ -40,20 +41,14 @@ async def stand_on(
     await sandbox.decide(lambda _: changes, regardless=regardless)
 
 
+@dataclass(frozen=True, kw_only=True)
 class LayerUpkeep:
     """Done at rest. `of_others`: every layer that somebody else than that sandbox needs."""
 
-    def __init__(
-        self,
-        *,
-        ports: Ports,
-        paths: Paths,
-        layers: Layers,
-        of_others: Callable[[str], set[str]],
-    ) -> None:
-        self._ports, self._paths = ports, paths
-        self._layers, self._of_others = layers, of_others
-        self._kept = KeptMemory(ports.memory_store, paths)
+    ports: Ports
+    paths: Paths
+    layers: Layers
+    of_others: Callable[[str], set[str]]
 
     async def tidy(self, sandbox: Sandbox, _: Seen) -> bool:
         """Remove layers and memory that a step left, which was cut off, or could not remove or note
@@ -79,18 +74,18 @@ class LayerUpkeep:
         record, ledger = sandbox.record, sandbox.ledger
         held = (ledger.get(key) for key in (OVERLAY, LAYER))
         begun = {entry.data["path"] for entry in held if entry is not None}
-        own = set(await self._ports.disks.layers(record.id))
+        own = set(await self.ports.disks.layers(record.id))
         needless = own - layers_of(record) - begun
         if needless and ledger.get(MACHINE) is not None:
             await self._check_unused(record.layers[-1], needless)
-        await self._layers.drop(record.id, needless)
-        for directory in await unneeded_memory(self._ports, self._paths, record):
-            await self._ports.memory_store.remove(directory)
+        await self.layers.drop(record.id, needless)
+        for directory in await unneeded_memory(self.ports, self.paths, record):
+            await self.ports.memory_store.remove(directory)
 
     async def _check_unused(self, top: str, layers: set[str]) -> None:
         """Refused where the machine has one of these open, whatever the record says."""
         for path in sorted(layers):
-            if await self._ports.memory.holds(path, top):
+            if await self.ports.memory.holds(path, top):
                 name = path.rpartition("/")[2]
                 raise Refused(f"the machine may be using {name}", reason="LayerInUse")
 
@@ -118,16 +113,17 @@ class LayerUpkeep:
             record = sandbox.record
             *rest, below, top = record.layers
             kept = (e.layers for e in record.snapshots)
-            others = self._of_others(record.id)
+            others = self.of_others(record.id)
             if below in others or any(below in layers for layers in kept):
                 return
-            if await self._kept.needs(record) & {below, top}:
+            images = KeptMemory(self.ports.memory_store, self.paths)
+            if await images.needs(record) & {below, top}:
                 return  # kept memory is restored on these very files
-            await self._ports.disks.merge_layer(top, below)
+            await self.ports.disks.merge_layer(top, below)
             await finished(self._stand_below(sandbox, top, (*rest, below)))
 
     async def _stand_below(
         self, sandbox: Sandbox, top: str, layers: tuple[str, ...]
     ) -> None:
         await sandbox.update(layers=layers)
-        await self._ports.disks.remove(top)
+        await self.ports.disks.remove(top)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -53,32 +54,27 @@ _KINDS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
 class Resume:
     """Action RESUME. It is begun again after a crash; whether the checkpoint may be loaded again
     is in the record before the machine's first instruction. `restored` tells extensions that the
     sandbox is back.
     """
 
-    def __init__(
-        self,
-        *,
-        ports: Ports,
-        paths: Paths,
-        settings: Settings,
-        launcher: Launcher,
-        extensions: ExtensionRunner,
-        giving_back: GivingBack,
-        restored: Callable[[Sandbox, RestoreKind], Awaitable[None]],
-    ) -> None:
-        self._ports, self._paths, self._settings = ports, paths, settings
-        self._launcher, self._extensions = launcher, extensions
-        self._giving_back, self._restored = giving_back, restored
-        self._mapped = MappedMemory(ports.memory_store)
-        self._all_tries: WeakKeyDictionary[Sandbox, RestoreTries] = WeakKeyDictionary()
+    ports: Ports
+    paths: Paths
+    settings: Settings
+    launcher: Launcher
+    extensions: ExtensionRunner
+    giving_back: GivingBack
+    restored: Callable[[Sandbox, RestoreKind], Awaitable[None]]
+    _all_tries: WeakKeyDictionary[Sandbox, RestoreTries] = field(
+        default_factory=WeakKeyDictionary, init=False
+    )
 
     def _tries(self, sandbox: Sandbox) -> RestoreTries:
         if sandbox not in self._all_tries:
-            limit_s = self._settings.restore_retry_s
+            limit_s = self.settings.restore_retry_s
             self._all_tries[sandbox] = RestoreTries(limit_s)
         return self._all_tries[sandbox]
 
@@ -119,20 +115,18 @@ class Resume:
                 await self._not_restored(sandbox, error)
 
     async def _fail(self, sandbox: Sandbox, why: str) -> None:
-        await self._giving_back.run(sandbox, Reason.STOPPED)
+        await self.giving_back.run(sandbox, Reason.STOPPED)
         sandbox.tell(RESTORE_FAILED, why, warn=True)
         failure = Failure(reason=RESTORE_FAILED, message=why)
         await sandbox.update(phase=Phase.FAILED, failure=failure)
 
     async def _load(self, sandbox: Sandbox, ref: MemoryRef, watch: Stopwatch) -> None:
         """Check, then have the machine paused, and mark the checkpoint as used."""
-        record, store = sandbox.record, self._ports.memory_store
-        await self._giving_back.run(
-            sandbox, Reason.STOPPED
-        )  # of a try that was cut off
+        record, store = sandbox.record, self.ports.memory_store
+        await self.giving_back.run(sandbox, Reason.STOPPED)  # of a try that was cut off
         with watch.step("check"):
             manifest, plan = await self._checked(sandbox, ref)
-            secrets = await self._launcher.secrets(record)
+            secrets = await self.launcher.secrets(record)
             problems = await store.damage(ref.directory, manifest.parts)
         if problems:
             raise NotRestorable(
@@ -149,7 +143,7 @@ class Resume:
         )
         await store.grant(ref.directory, granted=True)
         try:
-            await self._launcher.take(
+            await self.launcher.take(
                 record,
                 sandbox.ledger,
                 source,
@@ -165,7 +159,7 @@ class Resume:
 
     async def _ask_extensions(self, sandbox: Sandbox, kind: RestoreKind) -> None:
         try:
-            await self._extensions.before_restore(sandbox.record, sandbox.ledger, kind)
+            await self.extensions.before_restore(sandbox.record, sandbox.ledger, kind)
         except Refused as error:
             if error.reason in _NO_REFUSAL:
                 raise
@@ -181,11 +175,11 @@ class Resume:
         """From kept memory to a machine that is loaded and paused, on the disk that is there.
         What its guest said last stays on the status disk.
         """
-        ports, environment = self._ports, plan.environment
+        ports, environment = self.ports, plan.environment
         tries = self._tries(sandbox)
-        owner = mark(self._settings.instance, sandbox.record.id)
+        owner = mark(self.settings.instance, sandbox.record.id)
         saved = await ports.memory_store.saved(ref.directory)
-        scratch = self._paths.of(sandbox.record.id).scratch
+        scratch = self.paths.of(sandbox.record.id).scratch
 
         async def load() -> None:
             try:
@@ -200,7 +194,7 @@ class Resume:
     async def _checked(
         self, sandbox: Sandbox, ref: MemoryRef
     ) -> tuple[MemoryManifest, LaunchPlan]:
-        ports, old = self._ports, sandbox.record.plan
+        ports, old = self.ports, sandbox.record.plan
         if old is None:
             raise NotRestorable("the sandbox has no plan", reason="ImageMismatch")
         try:
@@ -236,7 +230,7 @@ class Resume:
         plan = sandbox.record.plan
         domain = DomainState.ABSENT
         if plan is not None and sandbox.ledger.get(MACHINE) is not None:
-            domain = await self._ports.hypervisor.observe(plan.domain)
+            domain = await self.ports.hypervisor.observe(plan.domain)
         if domain not in _THERE:
             raise NotRestorable(
                 "the machine had gone on from it and has ended since",
@@ -245,14 +239,14 @@ class Resume:
 
     async def _let_go(self, sandbox: Sandbox, watch: Stopwatch) -> None:
         """The machine runs, its workload frozen; what must be new is made so; thaw."""
-        ports, plan = self._ports, sandbox.record.plan
+        ports, plan = self.ports, sandbox.record.plan
         assert plan is not None  # noqa: S101 - it was loaded from one
-        fresh = secrets_digest(await self._launcher.secrets(sandbox.record))
+        fresh = secrets_digest(await self.launcher.secrets(sandbox.record))
         with watch.step("go on"):
             await ports.memory.go_on(plan.domain)
         changed = fresh != sandbox.record.secrets_digest
         with watch.step("hygiene"):
-            limit_s = self._settings.restore_timeout_s
+            limit_s = self.settings.restore_timeout_s
             await ports.guest.renew(plan.domain, limit_s, files=changed)
         await sandbox.update(secrets_digest=fresh)
 
@@ -263,8 +257,10 @@ class Resume:
         directory = ref.directory
         if ref.kind == "suspended":
             # The machine maps its file as long as it runs; without a manifest it is no checkpoint.
-            used = directory = self._paths.of(sandbox.record.id).mapped
-            await self._mapped.acquire(sandbox.ledger, ref.directory, used)
+            used = directory = self.paths.of(sandbox.record.id).mapped
+            await MappedMemory(self.ports.memory_store).acquire(
+                sandbox.ledger, ref.directory, used
+            )
         kind = _KINDS[ref.kind]
         sandbox.tell(
             "Restored",
@@ -278,24 +274,24 @@ class Resume:
             failure=None,
             last_restore=dict(watch.steps),
         )
-        await self._restored(sandbox, kind)
+        await self.restored(sandbox, kind)
 
     async def _not_restored(self, sandbox: Sandbox, error: DriverError) -> None:
         """The checkpoint is kept aside; then a cold boot or a failure, as the operator wants."""
         ref = sandbox.record.memory
-        paths = self._paths.of(sandbox.record.id)
+        paths = self.paths.of(sandbox.record.id)
         why = f"its memory could not be restored: {error.text()}"
-        if self._settings.on_restore_failure == "fail" and not (
+        if self.settings.on_restore_failure == "fail" and not (
             ref is not None and ref.consumed
         ):
             await self._fail(sandbox, why)
             return
-        await self._giving_back.run(sandbox, Reason.STOPPED)
+        await self.giving_back.run(sandbox, Reason.STOPPED)
         lost = (
             "processes and unsaved work of that moment are lost; the disk is as it was"
         )
         if ref is not None and ref.kind == "suspended":
-            await self._ports.memory_store.move(ref.directory, paths.kept)
+            await self.ports.memory_store.move(ref.directory, paths.kept)
             lost += f"; the checkpoint is kept in {paths.kept.rpartition('/')[2]}"
         text = f"it was booted from its disk, since {why}; {lost}"
         sandbox.tell(RESTORE_FAILED, text, warn=True)

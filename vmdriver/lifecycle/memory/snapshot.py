@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 from vmdriver.errors import (
@@ -54,30 +55,22 @@ def find_snapshot(record: SandboxRecord, name: str) -> SnapshotEntry:
     raise NotFound(f"sandbox {record.id} has no snapshot {name!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Snapshots:
     """What an operator asks for between two turns of the loop, one after the other: jobs, but for
     `allow_fork` and `revert_if_due`. `on_host`: number and bytes of all snapshots that there are.
     """
 
-    def __init__(
-        self,
-        *,
-        ports: Ports,
-        paths: Paths,
-        settings: Settings,
-        capture: Capture,
-        extensions: ExtensionRunner,
-        giving_back: GivingBack,
-        layers: Layers,
-        budget: MemoryBudget,
-        on_host: Callable[[], tuple[int, int]],
-    ) -> None:
-        self._ports, self._paths, self._settings = ports, paths, settings
-        self._capture, self._extensions = capture, extensions
-        self._giving_back, self._layers = giving_back, layers
-        self._budget, self._on_host = budget, on_host
-        self._written = WrittenMemory()
-        self._layer = NewLayer(ports.disks)
+    ports: Ports
+    paths: Paths
+    settings: Settings
+    capture: Capture
+    extensions: ExtensionRunner
+    giving_back: GivingBack
+    layers: Layers
+    budget: MemoryBudget
+    on_host: Callable[[], tuple[int, int]]
+    _written: WrittenMemory = field(default_factory=WrittenMemory, init=False)
 
     # --- take
 
@@ -95,10 +88,10 @@ class Snapshots:
                 reason="NotRunning",
                 resolution="start or resume it; of a stopped one --disk-only is possible",
             )
-        check_room(sandbox.record, name, self._settings, self._on_host())
+        check_room(sandbox.record, name, self.settings, self.on_host())
         if not disk_only:
             refuse_devices(plan)
-        await self._extensions.before_capture(
+        await self.extensions.before_capture(
             sandbox.record,
             sandbox.ledger,
             "before_snapshot",
@@ -115,9 +108,9 @@ class Snapshots:
         except BaseException:
             # Why it failed is the answer, not what else does after that.
             what = f"{sandbox.record.id}: let it go on"
-            await tried(_log, self._capture.abandon(sandbox), what)
+            await tried(_log, self.capture.abandon(sandbox), what)
             raise
-        await self._capture.abandon(sandbox)
+        await self.capture.abandon(sandbox)
         size = f"{entry.stored_bytes / 2**20:.0f} MiB"
         sandbox.tell("SnapshotTaken", f"{name} ({size}) in {watch.text()}")
 
@@ -129,7 +122,7 @@ class Snapshots:
         plan: LaunchPlan,
         watch: Stopwatch,
     ) -> SnapshotEntry:
-        ports, capture, layers = self._ports, self._capture, sandbox.record.layers
+        ports, capture, layers = self.ports, self.capture, sandbox.record.layers
         memory_path, streamed = "", None
         if not disk_only:
             memory_path = await capture.begin(sandbox, plan, copies=2)
@@ -161,7 +154,7 @@ class Snapshots:
                 captured,
                 kind="snapshot",
                 name=name,
-                directory=f"{self._paths.of(sandbox.record.id).snapshots}/{name}",
+                directory=f"{self.paths.of(sandbox.record.id).snapshots}/{name}",
                 guest_boot_id=boot_id,
                 watch=watch,
             )
@@ -172,7 +165,7 @@ class Snapshots:
 
     async def _switch_layer(self, sandbox: Sandbox, domain: str, layer: str) -> None:
         try:
-            await self._ports.memory.switch_layer(domain, layer)
+            await self.ports.memory.switch_layer(domain, layer)
         except TimedOut:
             # It may come to it yet.
             await stand_on(sandbox, (*sandbox.record.layers, layer))
@@ -191,14 +184,14 @@ class Snapshots:
         layer = await self._new_layer(sandbox, layers)
         # Read-only only then: a record that cannot be saved stays on a layer to write to.
         await stand_on(sandbox, (*layers, layer))
-        disk_bytes = await self._ports.disks.freeze_layer(layers[-1])
+        disk_bytes = await self.ports.disks.freeze_layer(layers[-1])
         return _entry(name, layers, disk_bytes)
 
     async def _new_layer(
         self, sandbox: Sandbox, on: tuple[str, ...], *, running: bool = False
     ) -> str:
         """`running`: a machine is to switch to it."""
-        path = self._paths.new_layer(sandbox.record.id)
+        path = self.paths.new_layer(sandbox.record.id)
         disk = Disk(
             role="root",
             path=path,
@@ -206,13 +199,13 @@ class Snapshots:
             read_only=False,
             backing=planner.below((*on, path), sandbox.record.base),
         )
-        await self._layer.acquire(sandbox.ledger, disk, running=running)
+        await NewLayer(self.ports.disks).acquire(sandbox.ledger, disk, running=running)
         return path
 
     async def allow_fork(self, sandbox: Sandbox, spec: SandboxSpec) -> None:
         """Ask the extensions whether a new sandbox may start from a snapshot of this one."""
         fork = view_of(spec)
-        await self._extensions.before_capture(
+        await self.extensions.before_capture(
             sandbox.record,
             sandbox.ledger,
             "before_fork",
@@ -232,9 +225,9 @@ class Snapshots:
             )
         await sandbox.update(snapshots=rest)
         if entry.memory is not None:
-            await self._ports.memory_store.remove(entry.memory.directory)
+            await self.ports.memory_store.remove(entry.memory.directory)
         unneeded = set(entry.layers) - layers_of(sandbox.record)
-        await self._layers.drop(sandbox.record.id, unneeded)
+        await self.layers.drop(sandbox.record.id, unneeded)
         sandbox.tell("SnapshotRemoved", name)
 
     # --- return
@@ -245,7 +238,7 @@ class Snapshots:
         and has no room.
         """
         find_snapshot(sandbox.record, name)
-        with self._budget.room_to_run(sandbox.record):
+        with self.budget.room_to_run(sandbox.record):
             await sandbox.decide(
                 lambda record: wishes.returned(record, name, when_asked=when_asked)
             )
@@ -277,7 +270,7 @@ class Snapshots:
         """
         entry = find_snapshot(sandbox.record, sandbox.record.reverting)
         old, present = layers_of(sandbox.record), sandbox.record.memory
-        await self._giving_back.run(sandbox, Reason.STOPPED)
+        await self.giving_back.run(sandbox, Reason.STOPPED)
         layer = await self._new_layer(sandbox, entry.layers)
         phase = Phase.STOPPED if entry.memory is None else Phase.SUSPENDED
         await stand_on(
@@ -289,11 +282,11 @@ class Snapshots:
             failure=None,
             note="",
         )
-        await self._capture.abandon(sandbox)
+        await self.capture.abandon(sandbox)
         if present is not None and present.kind == "suspended":
-            await self._ports.memory_store.remove(present.directory)
+            await self.ports.memory_store.remove(present.directory)
         unneeded = old - layers_of(sandbox.record)
-        await self._layers.drop(sandbox.record.id, unneeded)
+        await self.layers.drop(sandbox.record.id, unneeded)
         sandbox.tell("Reverted", f"the sandbox returns to its snapshot {entry.name}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 
 from vmdriver.errors import DriverError, NotFound, Refused
@@ -26,45 +27,39 @@ _MEMORY_UNDER_WAY = {Phase.SUSPENDING, Phase.FAILING, Phase.STOPPING, Phase.DELE
 """Whether there is memory to drop is known a turn later."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Suspend:
     """Action SUSPEND. It is begun again after a crash; ledger, manifest and record say how
     far it came.
     """
 
-    def __init__(
-        self,
-        *,
-        memory: MachineMemory,
-        store: MemoryStore,
-        paths: Paths,
-        capture: Capture,
-        observer: Observer,
-        extensions: ExtensionRunner,
-        giving_back: GivingBack,
-    ) -> None:
-        self._memory, self._store, self._paths = memory, store, paths
-        self._written = WrittenMemory()
-        self._capture, self._observer = capture, observer
-        self._extensions, self._giving_back = extensions, giving_back
+    memory: MachineMemory
+    store: MemoryStore
+    paths: Paths
+    capture: Capture
+    observer: Observer
+    extensions: ExtensionRunner
+    giving_back: GivingBack
+    _written: WrittenMemory = field(default_factory=WrittenMemory, init=False)
 
     async def suspend(self, sandbox: Sandbox, seen: Seen) -> None:
         """Keep the memory, end the machine; or as before, and the reason is shown."""
-        paths = self._paths.of(sandbox.record.id)
+        paths = self.paths.of(sandbox.record.id)
         if sandbox.record.phase is not Phase.SUSPENDING:
-            await self._store.remove(paths.suspended)
+            await self.store.remove(paths.suspended)
             await sandbox.update(phase=Phase.SUSPENDING, memory=None)
         watch = Stopwatch()
         try:
             ref = await self._published(paths.suspended)
             if ref is None:
-                await self._capture.abandon(sandbox)
+                await self.capture.abandon(sandbox)
                 ref = await self._take(sandbox, seen.machine, paths.suspended, watch)
         except DriverError as error:
             await self._not_suspended(sandbox, error)
             return
         with watch.step("release"):
-            await self._giving_back.run(sandbox, Reason.SUSPENDED)
-            await self._capture.abandon(sandbox)
+            await self.giving_back.run(sandbox, Reason.SUSPENDED)
+            await self.capture.abandon(sandbox)
         size = f"{ref.stored_bytes / 2**20:.0f} MiB"
         sandbox.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
         await sandbox.update(
@@ -74,7 +69,7 @@ class Suspend:
     async def _published(self, directory: str) -> MemoryRef | None:
         """The checkpoint, if an earlier process came that far."""
         try:
-            manifest, digest = await self._store.read(directory)
+            manifest, digest = await self.store.read(directory)
         except (NotFound, Refused):
             return None
         return MemoryRef(
@@ -87,14 +82,14 @@ class Suspend:
     async def _take(
         self, sandbox: Sandbox, machine: MachineState, target: str, watch: Stopwatch
     ) -> MemoryRef:
-        plan, capture = sandbox.record.plan, self._capture
+        plan, capture = sandbox.record.plan, self.capture
         if machine is MachineState.STALLED:
             raise Refused("the machine stands still", reason="StandsStill")
         if plan is None or machine is not MachineState.READY:
             raise Refused("the machine is not there any more", reason="MachineLost")
         refuse_devices(plan)
         with watch.step("hooks"):
-            await self._extensions.before_capture(
+            await self.extensions.before_capture(
                 sandbox.record,
                 sandbox.ledger,
                 "before_suspend",
@@ -104,7 +99,7 @@ class Suspend:
         boot_id = await capture.freeze(sandbox, plan, watch)
         with watch.step("memory"):
             domain = plan.domain
-            write = partial(self._memory.capture, domain, memory, plan.memory_mib)
+            write = partial(self.memory.capture, domain, memory, plan.memory_mib)
             captured = await self._written.acquire(sandbox.ledger, domain, write)
         return await capture.publish(
             sandbox,
@@ -125,12 +120,12 @@ class Suspend:
         ):
             # It may have its name already: the next process would take it for this suspension,
             # and the machine goes on from here.
-            paths = self._paths.of(sandbox.record.id)
-            await self._store.unpublish(paths.suspended)
+            paths = self.paths.of(sandbox.record.id)
+            await self.store.unpublish(paths.suspended)
             # Tried again while it runs, and shown meanwhile; the wish does not wait for it.
             what = f"{sandbox.record.id}: let it go on"
-            await tried(_log, self._capture.abandon(sandbox), what)
-            if (why := self._capture.why_held(sandbox)) is not None:
+            await tried(_log, self.capture.abandon(sandbox), what)
+            if (why := self.capture.why_held(sandbox)) is not None:
                 await sandbox.show_still(why)
         there = await self._is_there(sandbox)
         await sandbox.decide(
@@ -143,7 +138,7 @@ class Suspend:
         if not there:
             text = f"the memory is lost, the disk is kept: {error.text()}"
         elif sandbox.record.phase is Phase.RUNNING:
-            held = self._capture.why_held(sandbox)
+            held = self.capture.why_held(sandbox)
             goes_on = "it is to go on" if held else "it goes on"
             text = f"{goes_on}: {error.text()}"
         else:
@@ -155,7 +150,7 @@ class Suspend:
     async def _is_there(self, sandbox: Sandbox) -> bool:
         """Where it is to be ended anyway, a hypervisor that does not say changes nothing."""
         try:
-            machine = (await self._observer.look(sandbox)).machine
+            machine = (await self.observer.look(sandbox)).machine
         except DriverError:
             after = wishes.asked_after(Wish.GO_ON, wishes.asked_of(sandbox.record))
             if after == wishes.RUNNING:
@@ -172,7 +167,7 @@ class Suspend:
         if not (sandbox.record.cold and kept) or phase in _MEMORY_UNDER_WAY:
             return
         if phase is Phase.RESUMING:
-            await self._giving_back.run(sandbox, Reason.STOPPED)
+            await self.giving_back.run(sandbox, Reason.STOPPED)
         if ref is None or phase not in {
             Phase.SUSPENDED,
             Phase.RESUMING,
@@ -183,7 +178,7 @@ class Suspend:
             return
         await sandbox.update(phase=Phase.STOPPED, memory=None, failure=None, cold=False)
         if ref.kind == "suspended":
-            await self._store.remove(ref.directory)
+            await self.store.remove(ref.directory)
         sandbox.tell(
             "MemoryDropped", "the memory was dropped; the disk is kept", warn=True
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from vmdriver.errors import DriverError
@@ -27,39 +27,30 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.runs import RestoreKind
 
 
+@dataclass(frozen=True, kw_only=True)
 class Forks:
     """A launch.Beginnings: a template where there is one, else a boot."""
 
-    def __init__(
-        self,
-        *,
-        templates: Templates,
-        warm_pool: WarmPool,
-        hypervisor: Hypervisor,
-        network: Network,
-        launch_files: LaunchFiles,
-        memory: MachineMemory,
-        memory_store: MemoryStore,
-        guest: Guest,
-        addresses: AddressPool,
-        paths: Paths,
-        instance: str,
-        restore_timeout_s: float,
-    ) -> None:
-        self._templates, self._warm_pool = templates, warm_pool
-        self._hypervisor, self._network = hypervisor, network
-        self._launch_files = launch_files
-        self._memory, self._memory_store, self._guest = memory, memory_store, guest
-        self._addresses, self._paths = addresses, paths
-        self._instance, self._restore_timeout_s = instance, restore_timeout_s
+    templates: Templates
+    warm_pool: WarmPool
+    hypervisor: Hypervisor
+    network: Network
+    launch_files: LaunchFiles
+    memory: MachineMemory
+    memory_store: MemoryStore
+    guest: Guest
+    addresses: AddressPool
+    paths: Paths
+    instance: str
+    restore_timeout_s: float
 
     async def started(self, sandbox: Sandbox) -> None:
         """Have a template made of what was booted for the first time, and machines wait."""
         record = sandbox.record
         plan = record.plan
         if plan is not None and plan.template is None and record.launches == 1:
-            await self._templates.want(plan, record.spec.workspace)
-        self._warm_pool.refill()
+            await self.templates.want(plan, record.spec.workspace)
+        self.warm_pool.refill()
 
     @asynccontextmanager
     async def begin(
@@ -69,8 +60,8 @@ class Forks:
         taken over from a waiting machine is gone afterwards. The template is held until the
         record names its layer and the machine has its memory open.
         """
-        warm_pool = self._warm_pool
-        async with self._templates.use(await self._key(sandbox, plan)) as found:
+        warm_pool = self.warm_pool
+        async with self.templates.use(await self._key(sandbox, plan)) as found:
             if found is None:
                 yield Beginning(plan, partial(self._source, plan))
                 return
@@ -94,7 +85,7 @@ class Forks:
         """
         if sandbox.record.layers:
             return ""
-        return await self._templates.key_of(plan, sandbox.record.spec.workspace)
+        return await self.templates.key_of(plan, sandbox.record.spec.workspace)
 
     def _source(
         self,
@@ -102,7 +93,7 @@ class Forks:
         environment: Mapping[str, str],
         secrets: Mapping[str, bytes],
     ) -> MachineSource:
-        owner = mark(self._instance, plan.sandbox_id)
+        owner = mark(self.instance, plan.sandbox_id)
         return MachineSource(plan, owner, environment, secrets)
 
     def _fork(
@@ -133,11 +124,11 @@ class Forks:
                 self._source(plan, environment, secrets),
                 plan.network.lease.tap,
             )
-            take_over = partial(self._launch_files.take_over, waiting.plan, plan)
+            take_over = partial(self.launch_files.take_over, waiting.plan, plan)
             instead: Effects = {
                 OVERLAY: is_there,
                 FILES: partial(take_over, environment, secrets),
-                TAP: partial(self._network.reassign_tap, tap, boot.mark),
+                TAP: partial(self.network.reassign_tap, tap, boot.mark),
                 MACHINE: partial(self._start_claimed, sandbox, plan),
             }
             return replace(boot, instead=instead)
@@ -148,7 +139,7 @@ class Forks:
         self, sandbox: Sandbox, plan: LaunchPlan, waiting: Waiting
     ) -> LaunchPlan:
         """The sandbox's address lease is the waiting machine's from now on."""
-        lease, addresses = waiting.plan.network.lease, self._addresses
+        lease, addresses = waiting.plan.network.lease, self.addresses
 
         async def exchange() -> None:
             await sandbox.ledger.remember(LEASE, lease.model_dump())
@@ -165,31 +156,31 @@ class Forks:
         """Have the machine go on from the template, as this sandbox; boot it if that is
         not to be.
         """
-        owner = mark(self._instance, plan.sandbox_id)
-        scratch = self._paths.of(plan.sandbox_id).scratch
+        owner = mark(self.instance, plan.sandbox_id)
+        scratch = self.paths.of(plan.sandbox_id).scratch
         try:
-            saved = await self._memory_store.saved(template.directory)
-            await self._memory.load(plan, owner, saved, scratch)
+            saved = await self.memory_store.saved(template.directory)
+            await self.memory.load(plan, owner, saved, scratch)
             await self._adopt_guest(plan)
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)
 
     async def _start_claimed(self, sandbox: Sandbox, plan: LaunchPlan) -> None:
-        owner = mark(self._instance, plan.sandbox_id)
+        owner = mark(self.instance, plan.sandbox_id)
         try:
-            await self._hypervisor.reassign(plan.domain, owner)
+            await self.hypervisor.reassign(plan.domain, owner)
             await self._adopt_guest(plan)
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)
 
     async def _adopt_guest(self, plan: LaunchPlan) -> None:
-        await self._memory.go_on(plan.domain)
-        await self._guest.adopt(plan.domain, self._restore_timeout_s)
+        await self.memory.go_on(plan.domain)
+        await self.guest.adopt(plan.domain, self.restore_timeout_s)
 
     async def _boot_instead(
         self, sandbox: Sandbox, plan: LaunchPlan, error: DriverError
     ) -> None:
         text = "the machine boots, since it could not go on from its template"
         sandbox.tell("TemplateFailed", f"{text}: {error.text()}", warn=True)
-        await self._hypervisor.destroy(plan.domain)
-        await self._hypervisor.start(plan, mark(self._instance, plan.sandbox_id))
+        await self.hypervisor.destroy(plan.domain)
+        await self.hypervisor.start(plan, mark(self.instance, plan.sandbox_id))
