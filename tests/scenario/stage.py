@@ -19,7 +19,7 @@ TEMPLATES = dataclasses.replace(SETTINGS, templates_enabled=True)
 async def eventually(condition: Callable[[], object], what: str) -> None:
     """Wait until it is so; else the test fails with that."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not condition():
                 await asyncio.sleep(0.001)
     except TimeoutError:
