@@ -63,6 +63,7 @@ def test_killed_during_stop_the_next_driver_finishes(driver: Driver) -> None:
         driver.gateway.shell(sandbox, "echo kept > /sandbox/f; sync")
     for sandbox, wait_s in zip(sandboxes, (0.15, 0.14, 0.01), strict=True):
         in_background(partial(driver.stop, sandbox))
+        until(partial(is_asked, driver, sandbox, "stopped"), pause_s=0.002)
         time.sleep(wait_s)
     driver.restart()
     for sandbox in sandboxes:
@@ -79,10 +80,17 @@ def test_killed_during_delete_the_next_driver_finishes(driver: Driver) -> None:
         driver.wait(sandbox, "Running")
     for sandbox, wait_s in zip(sandboxes, (0.15, 0.09, 0.01), strict=True):
         in_background(partial(driver.delete, sandbox))
+        until(partial(is_asked, driver, sandbox, "deleted"), pause_s=0.002)
         time.sleep(wait_s)
     driver.restart()
     ask = pb.ListSandboxesRequest()
     until(lambda: not driver.stub.ListSandboxes(ask).sandboxes)
+
+
+def is_asked(driver: Driver, sandbox: str, intent: str) -> bool:
+    """Whether the driver has it on disk: a call that never reached it promises nothing."""
+    record = driver.directory(sandbox) / "record.json"
+    return not record.exists() or f'"intent":"{intent}"' in record.read_text()
 
 
 def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
