@@ -16,16 +16,44 @@ class Bomb:
         self.world, self.at, self.passed = world, at, 0
         self.exploded = asyncio.Event()
         self.names: list[str] = []
+        self.defused = False
 
     async def __call__(self, crash_point: str) -> None:
         if self.world.dead:
             raise Crash(crash_point)
+        if self.defused:
+            return
         self.names.append(crash_point)
         if self.passed == self.at:
             self.world.dead = True
             self.exploded.set()
             raise Crash(crash_point)
         self.passed += 1
+
+    def defuse(self) -> None:
+        """What comes from now on does not count: the process ends by itself."""
+        self.defused, self.world.fail = True, lambda _call: False
+
+
+class BombAtCalls(Bomb):
+    """The same before each effect on the host, whoever wants it: also where nothing is in a journal."""
+
+    def __init__(self, world: World, at: int | None = None) -> None:
+        super().__init__(world, at)
+        world.fail = self._passes
+
+    async def __call__(self, crash_point: str) -> None:
+        if self.world.dead:
+            raise Crash(crash_point)
+
+    def _passes(self, call: str) -> bool:
+        if self.passed == self.at:
+            self.world.dead = True
+            self.exploded.set()
+            self.defuse()  # for the next process
+            raise Crash(call)
+        self.passed += 1
+        return False
 
 
 class Killer:

@@ -67,13 +67,6 @@ class Inside:
         """What housekeeping does to consoles each minute."""
         await self._manager.housekeeping._bound_consoles()
 
-    async def end_filler(self) -> None:
-        """End the making of machines that wait, as a kill does."""
-        filler = self._manager.warm_pool._filler
-        if filler is not None:
-            filler.cancel()
-            await asyncio.gather(filler, return_exceptions=True)
-
     def tasks(self) -> list[asyncio.Task[Any]]:
         """All that a kill ends."""
         workers = list(self._core.sandboxes.workers.values())
@@ -82,6 +75,8 @@ class Inside:
             *(worker.sandbox.underway.task for worker in workers),
             self._manager.housekeeping.task,
             self._manager.images.task,
+            self._manager.templates._builder,
+            self._manager.warm_pool._filler,
             *self._leftovers._tasks.values(),
         ]
         return [task for task in tasks if task is not None]

@@ -156,6 +156,30 @@ async def test_nothing_writes_the_record_of_what_is_going_for_good() -> None:
     await driver.close()
 
 
+async def test_whoever_waits_for_what_was_deleted_meanwhile_is_told_that_it_is_gone() -> (
+    None
+):
+    driver = FakeDriver(World(), gate := Gate())
+    await driver.manager.recover()
+    gate.shut("machine:before-intent")
+    await driver.manager.create(spec(), None)
+    await gate.reached()
+    found = Operations(driver.manager)
+    worker = found.find("s1")
+    waiting = asyncio.create_task(found.create_snapshot(worker, "a", disk_only=True))
+    await asyncio.sleep(0)
+    deleting = asyncio.create_task(driver.manager.delete("s1", ""))
+    await asyncio.sleep(0)
+    deleting.cancel()  # its wish is stored, and that is all
+    await asyncio.gather(deleting, return_exceptions=True)
+    assert driver.record().intent is Intent.DELETED
+    gate.open()
+    with pytest.raises(NotFound, match="was deleted"):
+        await waiting
+    assert driver.world.objects() == set()
+    await driver.close()
+
+
 async def test_a_layer_that_could_not_be_removed_when_it_was_merged_goes_with_the_sandbox() -> (
     None
 ):
