@@ -87,10 +87,10 @@ class Acts:
             resources=pb.DriverResourceRequirements(memory_limit=memory),
         )
         spec = pb.DriverSandboxSpec(template=template, command=command(STORM))
-        sandbox = pb.DriverSandbox(id=sandbox.id, name=sandbox.id, spec=spec)
+        asked = pb.DriverSandbox(id=sandbox.id, name=sandbox.id, spec=spec)
         with sandbox.lock:
             self.sandboxes.add(sandbox)
-            request = pb.CreateSandboxRequest(sandbox=sandbox)
+            request = pb.CreateSandboxRequest(sandbox=asked)
             answer = self._call(
                 kind,
                 sandbox,
