@@ -43,6 +43,7 @@ async def create_second(world: World, bomb: Bomb, pool: int) -> bool:
         await driver.manager.create(spec("second"), None)
         await driver.settled()
         await waiting(driver, pool)
+        bomb.defuse()
 
     return await played_until_crash(driver, bomb, play)
 
@@ -73,18 +74,19 @@ async def check(world: World, pool: int) -> None:
     assert world.objects() == kept, "only the template is left"
 
 
+@pytest.mark.parametrize("bombs", [Bomb, BombAtCalls])
 @pytest.mark.parametrize("pool", [0, 1])
 async def test_a_crash_at_any_crash_point_of_a_fork_is_recovered_from(
-    pool: int,
+    pool: int, bombs: type[Bomb]
 ) -> None:
     ready = await prepared(pool)
     trial = copy.deepcopy(ready)
-    bomb = Bomb(trial)
+    bomb = bombs(trial)
     assert not await create_second(trial, bomb, pool)
     assert bomb.passed > 15
     for at in range(bomb.passed):
         world = copy.deepcopy(ready)
-        assert await create_second(world, Bomb(world, at), pool), f"no crash at {at}"
+        assert await create_second(world, bombs(world, at), pool), f"no crash at {at}"
         await check(world, pool)
 
 
