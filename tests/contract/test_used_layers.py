@@ -137,3 +137,16 @@ async def test_a_finished_layer_is_told_from_a_half_made_one(
     assert await disks.is_whole(disk.path, str(link)), "it is the same file"
     shutil.copy(other, disk.path)
     assert not await disks.is_whole(disk.path, below)
+
+
+async def test_a_layer_whose_making_was_cut_off_is_half_made_unless_it_was_written_to(
+    disks: DiskStore, layout: Layout
+) -> None:
+    """qemu-img had made a qcow2 file of it, and not come to what it stands on."""
+    disk = layer(layout)
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", disk.path, "8M"]
+    subprocess.run(command, check=True)
+    assert not await disks.is_whole(disk.path, disk.backing[0])
+    io("write 0 1M", disk.path)
+    with pytest.raises(StorageError, match="does not say what it stands on"):
+        await disks.is_whole(disk.path, disk.backing[0])

@@ -73,6 +73,8 @@ def is_whole(path: Path, below: Path) -> bool:
     try:
         with path.open("rb") as file:
             header = file.read(80)
+        if not any(header[8:16]) and path.stat().st_size <= _UNUSED_BYTES:
+            return False  # it was cut off before it could say that
         found = _backing(path)
     except FileNotFoundError:
         return False
