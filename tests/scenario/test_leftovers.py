@@ -93,6 +93,29 @@ async def test_what_a_build_cannot_give_back_goes_while_the_driver_runs(
     await driver.close()
 
 
+async def test_a_machine_that_cannot_be_ended_keeps_what_it_runs_on() -> None:
+    """Its table above all: what runs in it is somebody's image."""
+    driver = FakeDriver(World(), settings=TEMPLATES)
+    world, failing = driver.world, Failing(capture=1, destroy=ALWAYS)
+    world.fail = failing
+    await driver.manager.recover()
+    await driver.manager.create(spec("first"), None)
+    await driver.settled()
+    await eventually(driver.inside.left_over, "all of it was given back")
+    before = failing.left["destroy"]
+    await eventually(
+        lambda: failing.left["destroy"] < before - 1, "it is not tried again"
+    )
+    kinds = [what.split()[0] for what in unowned(world)]
+    assert sorted(kinds) == ["machine", "table", "tap"]
+    assert any("layers/template-" in path for path in template_files(world))
+    failing.left.clear()
+    await eventually(lambda: not driver.inside.left_over(), "it stays")
+    assert unowned(world) == []
+    assert template_files(world) == set()
+    await driver.close()
+
+
 async def test_a_build_whose_name_cannot_be_made_durable_leaves_nothing() -> None:
     """It has the name by then: the next driver would find a template without its layer."""
     driver = FakeDriver(World(), settings=TEMPLATES)

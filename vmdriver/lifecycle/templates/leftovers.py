@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from vmdriver.errors import DriverError, Unavailable
 from vmdriver.host.retry import backoff_s
@@ -146,12 +145,22 @@ class Leftovers:
         one.given_back()
 
     async def _end(self, one: Unowned) -> None:
-        """One try. What belongs to the run first: it holds the rest."""
+        """One try. What belongs to the run first, the machine before all: it holds the rest, and
+        must not run without its table.
+        """
         carried = set(KEYS.values())
         if one.claimed:
             found = await marked(self._ports)
             carried = {KEYS[f.kind] for f in found if f.sandbox_id == one.owner}
-        undo, errors = partial(self._undo, one, carried), []
+        ended, errors = one.ledger.get(MACHINE) is None, []
+
+        async def undo(held: Held) -> None:
+            nonlocal ended
+            if not ended and held.key != MACHINE:
+                raise Unavailable("its machine is there still, and holds it")
+            await self._undo(one, carried, held)
+            ended = True  # nothing is given back before the machine
+
         for scope in Scope:
             errors += await one.ledger.release(scope, undo, level=logging.DEBUG)
         if errors:
