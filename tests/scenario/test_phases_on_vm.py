@@ -25,6 +25,7 @@ from vmdriver.errors import (
     InvalidRequest,
     NotFound,
     Refused,
+    StorageError,
     Unavailable,
 )
 from vmdriver.extension import (
@@ -376,6 +377,35 @@ async def test_of_an_extension_that_is_not_loaded_what_is_held_waits_for_it() ->
     assert not taken
     assert world.objects() == set()
     await third.close()
+
+
+async def test_a_create_that_a_full_disk_cut_off_is_not_in_the_way_of_the_next() -> (
+    None
+):
+    world, taken = World(), set[str]()
+    driver = FakeDriver(world, extensions=[Follower("a", world, taken)])
+    await driver.manager.recover()
+    storing = {"save record", "append to journal", "rewrite journal"}
+
+    def full(call: str) -> bool:
+        if call in storing and bool(world.records):
+            raise StorageError("no space left", reason="DiskFull")
+        return False
+
+    world.fail = full
+    with pytest.raises(StorageError, match="no space left"):
+        async with asyncio.timeout(5):
+            await driver.manager.create(spec(), None)
+    assert driver.manager.statuses() == []
+    world.fail = lambda _: False
+    async with asyncio.timeout(5):
+        while driver.sandboxes():
+            await asyncio.sleep(0.01)
+    assert world.records == {}
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    assert driver.phase() is model_phase.Phase.RUNNING
+    await driver.close()
 
 
 async def test_an_undo_that_fails_keeps_a_refused_create_out_of_sight() -> None:

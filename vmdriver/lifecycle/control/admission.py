@@ -203,7 +203,9 @@ class Admission:
 
 
 async def _give_back(worker: Worker) -> None:
-    """What cannot be given back now is tried again by the worker."""
-    await worker.wish(Wish.DELETE)
+    """What cannot be given back now is tried again by the worker, also where that cannot be stored:
+    the record says that it is not accepted.
+    """
+    await worker.wish(Wish.DELETE, regardless=True)
     with contextlib.suppress(TimedOut):
         await worker.sandbox.until(lambda _: False, _CLEAN_UP_WAIT_S)
