@@ -146,7 +146,7 @@ def failed(request: pytest.FixtureRequest) -> bool:
     return report is not None and bool(report.failed)
 
 
-def granted(driver: Driver, request: pytest.FixtureRequest) -> Iterator[Driver]:
+def lent(driver: Driver, request: pytest.FixtureRequest) -> Iterator[Driver]:
     """For one test, as if it were new."""
     options = list(driver.options)
     driver.log.write_bytes(b"")
@@ -166,13 +166,13 @@ def granted(driver: Driver, request: pytest.FixtureRequest) -> Iterator[Driver]:
 @pytest.fixture
 def driver(shared: Driver, request: pytest.FixtureRequest) -> Iterator[Driver]:
     """Its sandboxes go on from a template's memory."""
-    yield from granted(shared, request)
+    yield from lent(shared, request)
 
 
 @pytest.fixture
 def booting(shared_booting: Driver, request: pytest.FixtureRequest) -> Iterator[Driver]:
     """Its sandboxes boot."""
-    yield from granted(shared_booting, request)
+    yield from lent(shared_booting, request)
 
 
 @pytest.fixture

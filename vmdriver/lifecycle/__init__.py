@@ -1,1 +1,1 @@
-"""Decides and orchestrates. Knows the outside worlds only as the Protocols in ports.py."""
+"""Decides and orchestrates. Knows the outside worlds only as the Protocols in ports/."""

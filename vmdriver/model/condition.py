@@ -82,7 +82,7 @@ def _condition(
     failure = record.failure
     if record.intent is Intent.DELETED or record.phase is Phase.DELETING:
         return "Ready", "False", "Deleting", "the sandbox is being deleted"
-    # One that is meant to run is on its way up, also where a return to a status goes through
+    # One that is meant to run is on its way up, also where a return to a snapshot goes through
     # these phases: a row that has once seen Suspended stays Stopped.
     meant_to_run = record.intent is Intent.RUNNING
     if record.phase is Phase.STOPPED and not meant_to_run:

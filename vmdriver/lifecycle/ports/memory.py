@@ -1,5 +1,5 @@
 """Kept memory as the core sees it: the machine that it is taken from and given to, and the
-checkpoints on disk. What ports.py says of errors and cancellation holds here too.
+checkpoints on disk. What ports/host.py says of errors and cancellation holds here too.
 """
 
 from __future__ import annotations
