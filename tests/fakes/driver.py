@@ -238,8 +238,11 @@ class FakeDriver:
     async def kill(self) -> None:
         """As SIGKILL: nothing of this process has any effect from now on."""
         self.world.dead = True
-        tasks = self.inside.tasks()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ended: set[asyncio.Task[Any]] = set()
+        # Who is cut off while it gives something back begins a task that tries again later.
+        while tasks := set(self.inside.tasks()) - ended:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            ended |= tasks
         self._files.close()
