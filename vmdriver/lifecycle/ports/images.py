@@ -1,4 +1,6 @@
-"""What the core needs of images. What ports/host.py says of errors and cancellation holds here too."""
+"""What the core needs of images. What ports/host.py says of errors and cancellation holds here
+too.
+"""
 
 from __future__ import annotations
 
