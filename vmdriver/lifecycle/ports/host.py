@@ -44,7 +44,7 @@ class GuestReport:
 
 @dataclass(frozen=True)
 class Found:
-    """A host object that carries our mark. kind: domain, tap, firewall or directory."""
+    """A host object that carries our mark. kind: domain, tap or firewall."""
 
     kind: str
     name: str
