@@ -50,6 +50,10 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
         return value
     if hypervisor.name != "QEMU":
         return value
+    # The host's taps are everybody's: another worker may be at this very test with other parameters.
+    tap = f"vmdt{os.getpid()}"
+    lease = value.network.lease.model_copy(update={"tap": tap})
+    network = value.network.model_copy(update={"lease": lease})
     owner = qemu_owner()
     disks = []
     for disk in value.disks:
@@ -66,6 +70,7 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
     return value.model_copy(
         update={
             "disks": tuple(disks),
+            "network": network,
             "console": str(console),
             "kernel": str(boot / "kernel"),
             "initramfs": str(boot / "initramfs"),

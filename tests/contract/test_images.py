@@ -370,14 +370,14 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from tests.fakes.settings import image_rules
-from vmdriver.host.threads import Pool
-from vmdriver.oci.image_service import ImageStore
+from vmdriver.host.threads import Threads
+from vmdriver.oci.image_service import ImageService
 
 async def main():
     root, front = sys.argv[1:]
-    store = ImageStore(Path(root), Pool("x", 2), image_rules((front,)))
-    await store.open()
-    await store.prepare(f"{front}/wide:1", "s1", lambda p: print(p.reason, flush=True))
+    service = ImageService(Path(root), Threads("x", 2), image_rules((front,)))
+    await service.open()
+    await service.prepare(f"{front}/wide:1", "s1", lambda p: print(p.reason, flush=True))
 
 asyncio.run(main())
 """

@@ -57,7 +57,7 @@ async def test_whoever_is_cancelled_does_not_wait_for_it(
     answered: threading.Event,
 ) -> None:
     begun = time.monotonic()
-    work = asyncio.create_task(machines().build("tcg"))
+    work = asyncio.create_task(machines().versions("tcg"))
     await asyncio.sleep(0.1)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -73,4 +73,4 @@ async def test_it_may_take_longer_than_what_takes_milliseconds(
     monkeypatch.setitem(call.__kwdefaults__, "deadline_s", 0.2)
     assert connection_module.START_DEADLINE_S >= 60
     asyncio.get_running_loop().call_later(0.6, answered.set)
-    assert (await machines().build("tcg")).machine == "pc"
+    assert (await machines().versions("tcg")).machine == "pc"

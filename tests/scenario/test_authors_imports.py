@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 import types
@@ -16,7 +17,9 @@ import pytest
 import vmdriver.extension as stable
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
+from vmdriver.extensions.loader import load_extensions
 from vmdriver.lifecycle.extending.moved import FOR_AUTHORS
+from vmdriver.lifecycle.extending.participants import Registered
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD = {
@@ -218,3 +221,22 @@ async def test_extensions_that_were_written_for_0_1_0_load_and_run(
     assert of_0_1_0.taken == []
     assert of_0_1_0.licences.taken == set()
     await driver.close()
+
+
+def test_an_operator_is_told_of_an_installed_extension_that_imports_from_an_old_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "old_licence.py").write_text(LICENCE)
+    facts = tmp_path / "old_licence-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: old-licence\n")
+    entry = "[vmdriver.extensions]\nlicence = old_licence:Licence\n"
+    (facts / "entry_points.txt").write_text(entry)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (loaded,) = load_extensions(["licence"], Registered)
+    assert loaded.name == "licence"
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "from vmdriver.extension import CallPoint" in "\n".join(told)
+    assert all(
+        text.startswith("extension licence: vmdriver.lifecycle.") for text in told
+    )
