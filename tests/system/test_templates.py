@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -135,12 +136,13 @@ def test_qemu_is_killed_while_a_fork_begins(driver: Driver) -> None:
     for after_s in (0.0, 0.1, 0.4):
         theirs = set(directory.glob("*.pid"))
         sandbox = driver.create(wait=False)
-        until(
-            lambda theirs=theirs: set(directory.glob("vmdriver-*.pid")) - theirs,
-            pause_s=0.001,
-        )
-        (new,) = set(directory.glob("vmdriver-*.pid")) - theirs
-        pid = int(new.read_text())
+
+        def written(theirs: set[Path] = theirs) -> list[str]:
+            new = set(directory.glob("vmdriver-*.pid")) - theirs
+            return [text for path in new if (text := path.read_text())]
+
+        until(written, pause_s=0.001)  # it is made first, then written to
+        pid = int(written()[0])
         time.sleep(after_s)
         os.kill(pid, signal.SIGKILL)
         driver.gateway.wait_hello(sandbox)
