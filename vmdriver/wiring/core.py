@@ -87,6 +87,7 @@ class Core:
         self.extensions = self._extensions(installed)
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
         self.parts = launch_parts(ports, self.layers)
+        self.lease = AddressLease(addresses, ports.network)
         self.resources = self._resources()
         self.leftovers = Leftovers(ports, self.resources, addresses, retry_s)
         self.budget = MemoryBudget(
@@ -101,12 +102,9 @@ class Core:
     def _resources(self) -> Resources:
         """Every kind of thing that a ledger may hold."""
         ports, undo = self._ports, self.extensions.undo
-        lease, kept = (
-            AddressLease(self.addresses, ports.network),
-            memory_resources(ports),
-        )
+        kept = memory_resources(ports)
         extensions = [ExtensionEntries(prefix, undo) for prefix in PREFIXES]
-        return Resources([lease, *self.parts, *kept, *extensions])
+        return Resources([self.lease, *self.parts, *kept, *extensions])
 
     def _workforce(self) -> Workforce:
         return Workforce(
@@ -147,7 +145,7 @@ class Core:
             extensions=self.extensions,
             accelerator=accelerator,
             paths=self._paths,
-            addresses=self.addresses,
+            lease=self.lease,
             files=self._files,
             supervisor=Supervisor(settings, ports.images, ports.supervisor_disks),
             budget=self.budget,
@@ -159,7 +157,7 @@ class Core:
             ports=self._ports,
             settings=self._settings,
             paths=self._paths,
-            addresses=self.addresses,
+            lease=self.lease,
             parts=self.parts,
             budget=self.budget,
             leftovers=self.leftovers,
@@ -182,7 +180,7 @@ class Core:
             ports=self._ports,
             settings=self._settings,
             paths=self._paths,
-            addresses=self.addresses,
+            lease=self.lease,
             parts=self.parts,
             templates=self.templates,
             directory=directory,

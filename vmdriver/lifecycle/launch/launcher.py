@@ -15,7 +15,6 @@ from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import (
@@ -80,7 +79,7 @@ class Launcher:
     extensions: ExtensionRunner
     accelerator: AcceleratorChoice
     paths: Paths
-    addresses: AddressPool
+    lease: AddressLease
     files: Threads
     supervisor: Supervisor
     budget: MemoryBudget
@@ -95,9 +94,7 @@ class Launcher:
         """
         try:
             disk = await self._image(record, tell)
-            lease = await AddressLease(self.addresses, self.network).acquire(
-                record.id, ledger
-            )
+            lease = await self.lease.acquire(record.id, ledger)
             facts = await self._facts(record, disk, lease)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error

@@ -14,7 +14,6 @@ from vmdriver.errors import TimedOut
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.memory.manifest import describe
@@ -45,13 +44,13 @@ class TemplateMaker:
         ports: Ports,
         settings: Settings,
         paths: Paths,
-        addresses: AddressPool,
+        lease: AddressLease,
         parts: Sequence[Part],
         budget: MemoryBudget,
         leftovers: Leftovers,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._lease, self._parts = AddressLease(addresses, ports.network), parts
+        self._lease, self._parts = lease, parts
         self._budget, self._leftovers = budget, leftovers
         self.layers: set[str] = set()
         """Of templates that are being built."""

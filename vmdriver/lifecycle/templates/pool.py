@@ -18,7 +18,6 @@ from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
-from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.memory.resources import CheckpointPart
 from vmdriver.lifecycle.ports.paths import Paths
@@ -58,14 +57,14 @@ class WarmPool:
         ports: Ports,
         settings: Settings,
         paths: Paths,
-        addresses: AddressPool,
+        lease: AddressLease,
         parts: Sequence[Part],
         templates: Templates,
         directory: str,
         leftovers: Leftovers,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._lease, self._parts = AddressLease(addresses, ports.network), parts
+        self._lease, self._parts = lease, parts
         self._templates, self._directory = templates, directory
         self._leftovers = leftovers
         self._waiting: list[Waiting] = []
