@@ -16,6 +16,7 @@ from vmdriver.config.extensions import ExtensionSettings
 from vmdriver.config.gateway import GatewaySettings
 from vmdriver.config.guest import GuestSettings
 from vmdriver.config.images import ImageSettings
+from vmdriver.config.isolation import IsolationSettings
 from vmdriver.config.machines import MachineSettings
 from vmdriver.config.memory import MemorySettings
 from vmdriver.config.network import NetworkSettings
@@ -31,6 +32,7 @@ class Config(Frozen):
     machines: MachineSettings
     memory: MemorySettings
     network: NetworkSettings
+    isolation: IsolationSettings
     images: ImageSettings
     guest: GuestSettings
     extending: ExtensionSettings

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.spec import Frozen
+from vmdriver.model.wall import WallPart
 
 Egress = Literal["open", "private-denied", "none"]
 HostAccess = Literal["gateway", "all"] | tuple[int, ...]
@@ -50,6 +51,12 @@ class NetworkPlan(Frozen):
     """The whole pool, so that sandboxes can be kept from each other."""
     denied_networks: tuple[str, ...] = ()
     """The host's own networks, denied by egress "private-denied"."""
+    namespace: str | None = None
+    """Name of the network namespace that tap and QEMU are in. None: the host's own, as of a plan
+    from before machines had one.
+    """
+    max_connections: int | None = None
+    """Most connections at a time. None: as many as the host can follow."""
 
     @property
     def host_address(self) -> str:
@@ -94,6 +101,17 @@ class DropIn(Frozen):
     extension: str
 
 
+class MachineUser(Frozen):
+    """As whom a machine's QEMU runs."""
+
+    uid: int
+    """This machine's alone, as long as a file of its is left."""
+    gid: int
+    """The group of everything that machines may only read. None of their own files gives it
+    a right.
+    """
+
+
 class LaunchPlan(Frozen):
     """A resolved launch. Printed by `vmdriver plan`, stored in the record, input of the
     golden tests.
@@ -136,6 +154,10 @@ class LaunchPlan(Frozen):
     sandbox_gid: int = 10001
     pids_max: int = 4096
     """Most processes and threads of the workload, supervisor among them."""
+    user: MachineUser | None = None
+    """None: the operator's `qemu_user`, as of a plan from before machines had one each."""
+    wall: tuple[WallPart, ...] = ()
+    """The parts of the wall around this machine that are in force."""
     template: str | None = None
     """Key of the template that the machine goes on from; None: it boots."""
 

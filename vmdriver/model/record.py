@@ -19,7 +19,7 @@ from vmdriver.model.spec import Frozen, SandboxSpec
 
 SCHEMA = 1
 """Raised when an older release must not touch a record: it sets the sandbox aside."""
-SCHEMA_MINOR = 2
+SCHEMA_MINOR = 3
 """Raised with every release that adds a field: an older one then keeps what it does not know,
 and writes it back. An unknown field in a record that is no newer is damage.
 """
