@@ -15,11 +15,14 @@ from hypothesis import settings
 settings.register_profile("loaded machine", deadline=None)
 settings.load_profile("loaded machine")
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
+pytest_plugins = ["tests.system.stage"]
+"""One driver of a worker serves all tiers with real machines: two would take each other's for leftovers."""
 GOLDEN = Path(__file__).parent / "golden"
 SLOWEST = 20
 SYSTEM_TIMEOUT_S = 400
 """Many cycles of real machines, on a busy host."""
-TIERS = ["system", "netns", "contract", "scenario", "repo", "unit", ""]
+REAL_MACHINES = ("system", "adversary")
+TIERS = [*REAL_MACHINES, "netns", "contract", "scenario", "repo", "unit", ""]
 """The longest tests come first, so that those of a moment fill both workers to the end."""
 
 
@@ -39,10 +42,11 @@ def pytest_collection_modifyitems(
 ) -> None:
     soak, left_out = config.getoption("--soak"), []
     for item in items:
-        for tier in ("netns", "system"):
+        for tier in ("netns", *REAL_MACHINES):
             if f"/tests/{tier}/" in str(item.path):
                 item.add_marker(tier)
-        if tier_of(item.nodeid) == "system" and not item.get_closest_marker("timeout"):
+        real = tier_of(item.nodeid) in REAL_MACHINES
+        if real and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SYSTEM_TIMEOUT_S))
         if (item.get_closest_marker("soak") is not None) != soak:
             left_out.append(item)

@@ -15,8 +15,8 @@ import pytest
 from tests.fakes.gateway import Gateway
 from tests.fakes.leftovers import leftovers
 from tests.fakes.serve import BIN, WORK
-from tests.system.conftest import WITHOUT_TEMPLATES, lend_images
 from tests.system.machines import INSTANCE, Driver, Host
+from tests.system.stage import WITHOUT_TEMPLATES, lend_images
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from google.protobuf import struct_pb2
 
 from tests.fakes.oci_layout import Layout, directory, entry, layer
 from tests.fakes.registry import push
-from tests.system.conftest import WITHOUT_TEMPLATES
 from tests.system.machines import Driver, Host
+from tests.system.stage import WITHOUT_TEMPLATES
 from vmdriver._proto import compute_driver_pb2 as pb
 
 SUPERVISOR = r"""

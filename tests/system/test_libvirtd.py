@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.waiting import until
-from tests.system.conftest import WITHOUT_TEMPLATES
 from tests.system.machines import Driver, Host
+from tests.system.stage import WITHOUT_TEMPLATES
 
 
 @pytest.fixture

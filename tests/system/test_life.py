@@ -15,8 +15,8 @@ import pytest
 
 from tests.fakes.gateway import Gateway
 from tests.fakes.waiting import until
-from tests.system.conftest import WITHOUT_TEMPLATES
 from tests.system.machines import INSTANCE, Driver, Host
+from tests.system.stage import WITHOUT_TEMPLATES
 from vmdriver._proto import compute_driver_pb2 as pb
 
 NASTY = {

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.waiting import until
-from tests.system.conftest import WITHOUT_TEMPLATES, lend_images, new_state
 from tests.system.machines import Driver, in_background
+from tests.system.stage import WITHOUT_TEMPLATES, lend_images, new_state
 from tests.system.workloads import check_thawed, check_whole, marked
 
 MS_REMOUNT = 32
