@@ -151,6 +151,38 @@ async def test_a_machine_can_be_given_to_somebody_else(
     await hypervisor.destroy(plan.domain)
 
 
+@pytest.mark.parametrize("at_start", [(None, None), (400, None)])
+async def test_a_machines_disks_are_limited_together_from_its_start_and_later(
+    hypervisor: Any, plan: LaunchPlan, at_start: tuple[int | None, int | None]
+) -> None:
+    if hypervisor.name == "libvirt test driver":
+        pytest.skip("its disks do nothing")
+
+    async def limited() -> list[tuple[int | None, int | None]]:
+        if hypervisor.name == "fake":
+            return [hypervisor.world.limits[plan.domain]]
+        found = await hypervisor.connection.call(
+            "disks", lambda c: monitor.ask(c.lookupByName(plan.domain), "query-block")
+        )
+        disks = [disk["inserted"] for disk in found if "inserted" in disk]
+        assert len(disks) == len(plan.disks)
+        groups = {disk.get("group") for disk in disks}
+        assert len(groups) == 1, "each disk has a limit of its own"
+        return [(d["iops"] or None, d["bps"] // 2**20 or None) for d in disks]
+
+    def with_limits(iops: int | None, mib_s: int | None) -> LaunchPlan:
+        return plan.model_copy(update={"disk_iops": iops, "disk_mib_s": mib_s})
+
+    await hypervisor.start(with_limits(*at_start), MARK)
+    assert set(await limited()) == {at_start}
+    for now in ((200, 7), (200, 7), (None, 3), (50, None), (None, None)):
+        await hypervisor.limit(with_limits(*now))
+        assert set(await limited()) == {now}
+    await hypervisor.destroy(plan.domain)
+    with pytest.raises(NotFound):
+        await hypervisor.limit(plan)
+
+
 async def test_a_guest_that_does_not_answer_is_given_up_in_time(
     hypervisor: Any, plan: LaunchPlan
 ) -> None:

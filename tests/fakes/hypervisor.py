@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
-from vmdriver.errors import HostError
+from vmdriver.errors import HostError, NotFound
 from vmdriver.lifecycle.ports.host import (
     Found,
     GuestReport,
@@ -50,6 +50,7 @@ class FakeHypervisor:
         world.root_layers[plan.domain] = plan.disk("root").path
         world.known_layers[plan.domain] = plan.disk("root").path
         world.ticks[plan.domain] = 0
+        world.limits[plan.domain] = (plan.disk_iops, plan.disk_mib_s)
         world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
         unowned = "/template-" in mark
         world.reports[plan.disk("status").path] = GuestReport(
@@ -71,6 +72,12 @@ class FakeHypervisor:
         self._world.act(f"mark {domain}")
         self._world.marks[domain] = mark
 
+    async def limit(self, plan: LaunchPlan) -> None:
+        self._world.act(f"limit {plan.domain}")
+        if plan.domain not in self._world.domains:
+            raise NotFound(f"there is no {plan.domain}")
+        self._world.limits[plan.domain] = (plan.disk_iops, plan.disk_mib_s)
+
     async def destroy(self, domain: str) -> None:
         self._world.act(f"destroy {domain}")
         self._world.hanging.give_up(domain)
@@ -79,6 +86,7 @@ class FakeHypervisor:
         self._world.frozen.discard(domain)
         self._world.root_layers.pop(domain, None)
         self._world.known_layers.pop(domain, None)
+        self._world.limits.pop(domain, None)
 
     def abandon(self, domain: str) -> None:
         self._world.calls.append(f"abandon {domain}")

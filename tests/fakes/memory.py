@@ -108,6 +108,7 @@ class FakeMemory:
         world.monitor(plan.domain)
         world.root_layers[plan.domain] = world.known_layers[plan.domain] = root.path
         world.ticks[plan.domain] = tick
+        world.limits[plan.domain] = (plan.disk_iops, plan.disk_mib_s)
         if plan.template is None:
             world.frozen.add(plan.domain)
 

@@ -19,17 +19,24 @@ class FakeNetwork:
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
         self._world.act(f"make tap {plan.lease.tap}")
         self._world.taps[plan.lease.tap] = mark
+        self._world.limits[plan.lease.tap] = (plan.mbit_s,)
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
         self._world.act(f"mark tap {tap}")
         assert tap in self._world.taps
         self._world.taps[tap] = mark
 
+    async def limit_rate(self, plan: NetworkPlan) -> None:
+        self._world.act(f"limit rate {plan.lease.tap}")
+        assert plan.lease.tap in self._world.taps
+        self._world.limits[plan.lease.tap] = (plan.mbit_s,)
+
     async def remove_tap(self, tap: str, mark: str) -> None:
         self._world.act(f"remove tap {tap}")
         if self._world.taps.get(tap, mark) != mark:
             raise NetworkError(f"interface {tap} is somebody else's, and is left alone")
         self._world.taps.pop(tap, None)
+        self._world.limits.pop(tap, None)
 
     async def reset_connections(self, guest_ip: str) -> None:
         self._world.act(f"reset connections with {guest_ip}")

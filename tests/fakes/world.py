@@ -70,6 +70,8 @@ class World:
     damaged: set[str] = field(default_factory=set)
     images_in_use: set[str] = field(default_factory=set)
     supervisors_in_use: set[str] = field(default_factory=set)
+    limits: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    """Domain -> operations and MiB a second of its disks; tap -> Mbit a second."""
     kept_checkpoints: set[str] = field(default_factory=set)
     image_config: ImageConfig = field(default_factory=ImageConfig)
 

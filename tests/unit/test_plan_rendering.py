@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from tests.fakes.driver import SETTINGS, spec
 from tests.fakes.paths import FakePaths
 from vmdriver.extension import PlanDraft
-from vmdriver.hypervisor.domain_xml import Host, read_mark, render, render_probe
+from vmdriver.hypervisor.domain_xml import (
+    Host,
+    for_restore,
+    read_mark,
+    render,
+    render_probe,
+)
 from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken
@@ -107,6 +113,19 @@ def test_the_domain_xml(name: str, host: Host, golden: Golden) -> None:
     )
     golden(f"domain-{name}.xml", text)
     assert read_mark(text) == "vmdriver/test/s1"
+
+
+def test_a_machine_that_comes_back_is_limited_as_its_plan_says() -> None:
+    had = plan(settings={"max_disk_iops": 100, "max_disk_mib_s": 10})
+    saved = render(had, TCG, "m")
+    assert saved.count("<group_name>machine</group_name>") == len(had.disks)
+    assert saved.count("<total_bytes_sec>10485760</total_bytes_sec>") == len(had.disks)
+    fewer = had.model_copy(update={"disk_iops": 50, "disk_mib_s": None})
+    again = for_restore(saved, fewer, "m", "/memory")
+    assert again.count("<total_iops_sec>50</total_iops_sec>") == len(had.disks)
+    assert "total_bytes_sec" not in again
+    none = fewer.model_copy(update={"disk_iops": None})
+    assert "iotune" not in for_restore(again, none, "m", "/memory")
 
 
 def test_the_probes_domain_xml(golden: Golden) -> None:

@@ -35,13 +35,23 @@ class IsolationSettings(Frozen):
     max_disk_iops: int = Field(
         0,
         ge=0,
-        description="most operations a second of each disk of a machine; 0: no limit",
+        le=1_000_000,
+        description="most operations a second of a machine's disks together; 0: no limit; "
+        "driver_config.max_disk_iops may ask for less",
     )
     max_disk_mib_s: int = Field(
-        0, ge=0, description="most MiB a second of each disk of a machine; 0: no limit"
+        0,
+        ge=0,
+        le=1_000_000,
+        description="most MiB a second of a machine's disks together; 0: no limit; "
+        "driver_config.max_disk_mib_s may ask for less",
     )
     max_net_mbit_s: int = Field(
-        0, ge=0, description="most Mbit a second of a machine, each way; 0: no limit"
+        0,
+        ge=0,
+        le=30_000,
+        description="most Mbit a second of a machine's network, each way; 0: no limit; "
+        "driver_config.max_net_mbit_s may ask for less",
     )
 
     @field_validator("machine_uids")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree as Xml
 
+from vmdriver.hypervisor import throttle
 from vmdriver.hypervisor.guest_channel import CHANNEL
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK
 from vmdriver.lifecycle.ports.host import Ownership
@@ -78,7 +79,7 @@ def _common(root: Xml.Element, host: Host) -> None:
         _add(power, "suspend-to-disk", enabled="no")
 
 
-def _disk(devices: Xml.Element, disk: Disk) -> None:
+def _disk(devices: Xml.Element, disk: Disk) -> Xml.Element:
     element = _add(devices, "disk", type="file", device="disk")
     driver = _add(element, "driver", name="qemu", type=disk.format)
     if not disk.read_only:
@@ -90,6 +91,7 @@ def _disk(devices: Xml.Element, disk: Disk) -> None:
     if disk.read_only:
         _add(element, "readonly")
     _add(element, "serial", disk.role)
+    return element
 
 
 def _backing(element: Xml.Element, layers: tuple[str, ...]) -> None:
@@ -177,7 +179,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
     _common(root, host)
     devices = _devices(root, host)
     for disk in plan.disks:
-        _disk(devices, disk)
+        throttle.render(_disk(devices, disk), plan)
     interface = _add(devices, "interface", type="ethernet")
     _add(interface, "mac", address=plan.network.lease.mac)
     _add(interface, "target", dev=plan.network.lease.tap, managed="no")
@@ -219,6 +221,7 @@ def for_restore(
         raise ValueError("the saved domain has no devices")
     for element in devices.findall("disk"):
         _redirect_disk(element, plan.disk(element.findtext("serial", "")))  # type: ignore[arg-type]
+        throttle.render(element, plan)
     for path, attribute, value in (
         ("interface/mac", "address", plan.network.lease.mac),
         ("interface/target", "dev", plan.network.lease.tap),

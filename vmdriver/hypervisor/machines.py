@@ -12,7 +12,7 @@ import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
 from vmdriver.host import facts
-from vmdriver.hypervisor import qemu_process
+from vmdriver.hypervisor import qemu_process, throttle
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
 from vmdriver.lifecycle.ports.host import Found, Ownership
@@ -215,6 +215,15 @@ class Machines:
                 libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "vmdriver", METADATA, flags
             ),
             domain,
+        )
+
+    async def limit(self, plan: LaunchPlan) -> None:
+        await self._connection.call(
+            f"limit {plan.domain}",
+            lambda connection: throttle.apply(
+                connection.lookupByName(plan.domain), plan
+            ),
+            plan.domain,
         )
 
     async def marked(self) -> list[Found]:

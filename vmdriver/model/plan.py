@@ -57,6 +57,8 @@ class NetworkPlan(Frozen):
     """
     max_connections: int | None = None
     """Most connections at a time. None: as many as the host can follow."""
+    mbit_s: int | None = None
+    """Most Mbit a second, each way. None: no limit."""
 
     @property
     def host_address(self) -> str:
@@ -154,6 +156,10 @@ class LaunchPlan(Frozen):
     sandbox_gid: int = 10001
     pids_max: int = 4096
     """Most processes and threads of the workload, supervisor among them."""
+    disk_iops: int | None = None
+    """Most operations a second of all disks together. None: no limit."""
+    disk_mib_s: int | None = None
+    """The same in MiB a second."""
     user: MachineUser | None = None
     """None: the operator's `qemu_user`, as of a plan from before machines had one each."""
     wall: tuple[WallPart, ...] = ()

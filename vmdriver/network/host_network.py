@@ -25,6 +25,7 @@ from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import ruleset
+from vmdriver.network.shaping import shape
 
 _log = logging.getLogger(__name__)
 _NFT_DEADLINE_S = 15.0
@@ -107,6 +108,7 @@ class HostNetwork:
                 await netlink.link(
                     "set", index=index, ifalias=mark, address=host_mac(lease.mac)
                 )
+                await shape(netlink, index, plan.mbit_s)
                 await self._configure_tap(lease.tap)
                 await netlink.addr(
                     "add",
@@ -133,6 +135,13 @@ class HostNetwork:
             async with _netlink() as netlink:
                 index = (await netlink.link_lookup(ifname=tap))[0]
                 await netlink.link("set", index=index, ifalias=mark)
+
+    async def limit_rate(self, plan: NetworkPlan) -> None:
+        tap = plan.lease.tap
+        with _translated(f"tap {tap}"):
+            async with _netlink() as netlink:
+                index = (await netlink.link_lookup(ifname=tap))[0]
+                await shape(netlink, index, plan.mbit_s)
 
     async def remove_tap(self, tap: str, mark: str) -> None:
         with _translated(f"tap {tap}"):

@@ -15,6 +15,7 @@ from vmdriver.lifecycle.launch.environment import (
     environment,
 )
 from vmdriver.lifecycle.launch.planner import disk_mib, size_of
+from vmdriver.lifecycle.launch.throttles import THROTTLE_SCHEMAS, check_throttles
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.snapshot_name import _SNAPSHOT_NAME, split_snapshot
@@ -47,6 +48,7 @@ DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
             "minimum": MIN_DISK_MIB,
             "description": "size of the root disk, MiB; the operator's by default",
         },
+        **THROTTLE_SCHEMAS,
     },
 }
 """JSON Schema of template.driver_config but for what is said to extensions, for people and
@@ -81,16 +83,22 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
                 "is not a key of this driver",
                 resolution=f"known keys: {', '.join(known)}, extensions",
             )
-        if key == "disk_mib":
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise InvalidRequest(path, "must be a whole number of MiB")
-            continue
-        if not isinstance(value, str):
-            raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")
-        if key == "on_stop" and value not in ON_STOP:
-            raise InvalidRequest(path, f"must be one of {', '.join(ON_STOP)}")
-        if key == "from_snapshot":
-            split_snapshot(value, path)
+        _check_value(key, value, path)
+
+
+def _check_value(key: str, value: Any, path: str) -> None:
+    if key in THROTTLE_SCHEMAS:
+        return  # check_throttles knows what the operator allows
+    if key == "disk_mib":
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidRequest(path, "must be a whole number of MiB")
+        return
+    if not isinstance(value, str):
+        raise InvalidRequest(path, f"must be a string, not {type(value).__name__}")
+    if key == "on_stop" and value not in ON_STOP:
+        raise InvalidRequest(path, f"must be one of {', '.join(ON_STOP)}")
+    if key == "from_snapshot":
+        split_snapshot(value, path)
 
 
 def stop_mode(spec: SandboxSpec, settings: Settings) -> str:
@@ -167,6 +175,7 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     if spec.command and not spec.command[0]:
         raise InvalidRequest("spec.command[0]", "is empty: it names the program to run")
     check_driver_config(spec.driver_config)
+    check_throttles(spec.driver_config, settings)
     _check_size(spec, settings)
     check_sizes(environment(spec, settings, has_token=True))
 

@@ -17,6 +17,7 @@ from vmdriver.lifecycle.launch.environment import (
     guest_endpoint,
     hostname,
 )
+from vmdriver.lifecycle.launch.throttles import throttled
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model import ids
@@ -227,7 +228,7 @@ def resolve(
     if facts.gateway_address and facts.gateway_address != endpoint.host:
         hosts.append((facts.gateway_address, endpoint.host))
     added = draft.collected("env")
-    return LaunchPlan(
+    plan = LaunchPlan(
         sandbox_id=spec.id,
         domain=ids.domain_name(settings.instance, spec.id),
         domain_uuid=ids.domain_uuid(settings.instance, spec.id),
@@ -264,3 +265,4 @@ def resolve(
         sandbox_gid=settings.sandbox_gid,
         pids_max=settings.pids_max,
     )
+    return throttled(plan, spec, settings)

@@ -28,6 +28,7 @@ from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.launch.secrets import secrets_digest
+from vmdriver.lifecycle.launch.throttles import throttled
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.capture import Stopwatch
 from vmdriver.lifecycle.memory.resources import MappedMemory
@@ -207,6 +208,7 @@ class Resume:
         plan = planner.on_layers(
             manifest.plan, sandbox.record.layers, sandbox.record.base
         )
+        plan = throttled(plan, sandbox.record.spec, self.settings)
         now = restore_check.HostNow(
             versions=await ports.hypervisor.versions(plan.accelerator),
             files=files,

@@ -89,6 +89,9 @@ class Hypervisor(Protocol):
     async def reassign(self, domain: str, mark: str) -> None:
         """Give a domain another mark: it belongs to somebody else from now on."""
 
+    async def limit(self, plan: LaunchPlan) -> None:
+        """Have a machine that is there already limited as the plan says."""
+
     def on_change(self, hint: Callable[[str], None]) -> None:
         """Call `hint` with a domain's name, in the loop's thread, when it may have
         changed.
@@ -112,6 +115,11 @@ class Network(Protocol):
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
         """Give a tap another mark: it belongs to somebody else from now on."""
+
+    async def limit_rate(self, plan: NetworkPlan) -> None:
+        """Have what goes through a tap that is there limited as the plan says. NetworkError, also
+        where the kernel cannot.
+        """
 
     async def remove_tap(self, tap: str, mark: str) -> None:
         """Remove it, if it is there and carries that mark."""

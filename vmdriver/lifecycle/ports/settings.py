@@ -60,6 +60,12 @@ class Settings:
     sandbox_uid: int
     sandbox_gid: int
     pids_max: int
+    max_disk_iops: int
+    """0: no limit."""
+    max_disk_mib_s: int
+    """0: no limit."""
+    max_net_mbit_s: int
+    """0: no limit."""
     guest_log_level: str
     telemetry: bool
     on_stop: Literal["shutdown", "suspend"]

@@ -62,7 +62,7 @@ class TemplateMaker:
         address that it never uses.
         """
         network = plan.network.model_copy(
-            update={"lease": lease, "egress": "none", "dns": ()}
+            update={"lease": lease, "egress": "none", "dns": (), "mbit_s": None}
         )
         nobody = planner.as_unowned(plan, self._settings.instance, one.owner, part)
         nobody = nobody.model_copy(
@@ -73,6 +73,8 @@ class TemplateMaker:
                 "drop_ins": (),
                 "drop_in_environment": {},
                 "cpu_quota_millis": None,
+                "disk_iops": None,
+                "disk_mib_s": None,
                 "hostname": "template",
                 "hosts": (),
                 "template": None,

@@ -120,20 +120,21 @@ class Forks:
         def source(
             environment: Mapping[str, str], secrets: Mapping[str, bytes]
         ) -> MachineSource:
-            boot, tap = (
-                self._source(plan, environment, secrets),
-                plan.network.lease.tap,
-            )
+            boot = self._source(plan, environment, secrets)
             take_over = partial(self.launch_files.take_over, waiting.plan, plan)
             instead: Effects = {
                 OVERLAY: is_there,
                 FILES: partial(take_over, environment, secrets),
-                TAP: partial(self.network.reassign_tap, tap, boot.mark),
+                TAP: partial(self._take_tap, plan, boot.mark),
                 MACHINE: partial(self._start_claimed, sandbox, plan),
             }
             return replace(boot, instead=instead)
 
         return Beginning(plan, source, RestoreKind.TEMPLATE)
+
+    async def _take_tap(self, plan: LaunchPlan, owner: str) -> None:
+        await self.network.reassign_tap(plan.network.lease.tap, owner)
+        await self.network.limit_rate(plan.network)
 
     async def _take_lease(
         self, sandbox: Sandbox, plan: LaunchPlan, waiting: Waiting
@@ -169,6 +170,7 @@ class Forks:
         owner = mark(self.instance, plan.sandbox_id)
         try:
             await self.hypervisor.reassign(plan.domain, owner)
+            await self.hypervisor.limit(plan)
             await self._adopt_guest(plan)
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)
