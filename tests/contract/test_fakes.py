@@ -309,6 +309,11 @@ async def test_layers_say_what_they_stand_on(side: Side) -> None:
     assert await side.disks.is_whole(second.path, first.path)
     assert not await side.disks.is_whole(second.path, second.path)
     assert not await side.disks.is_whole(layer(side, 2).path, first.path)
+    await side.disks.check_layers(second)
+    with pytest.raises(StorageError):
+        await side.disks.check_layers(
+            second.model_copy(update={"backing": first.backing})
+        )
     own = await side.disks.own_layers("s1")
     assert list(own.items()) == [(first.path, ()), (second.path, (first.path,))]
     assert set(await side.disks.layers("s1")) == {first.path, second.path}
@@ -316,7 +321,7 @@ async def test_layers_say_what_they_stand_on(side: Side) -> None:
     assert await side.disks.layers("s10") == await side.disks.layers("s") == []
     assert await side.disks.freeze_layer(first.path) > 0
     for _ in range(2):
-        await side.disks.merge_layer(second.path, first.path)
+        await side.disks.merge_layer(second)
     for _ in range(2):
         await side.disks.remove(second.path)
     assert list(await side.disks.own_layers("s1")) == [first.path]

@@ -248,11 +248,10 @@ async def test_a_layer_is_frozen_and_merged_into_the_one_below(
     paths = [str(layout.layers / f"{n}.qcow2") for n in "ab"]
     for number, path in enumerate(paths):
         backing = (*reversed(paths[:number]), str(base))
-        await disks.create_overlay(
-            Disk(
-                role="root", path=path, format="qcow2", read_only=False, backing=backing
-            )
+        disk = Disk(
+            role="root", path=path, format="qcow2", read_only=False, backing=backing
         )
+        await disks.create_overlay(disk)
         pattern = f"write -P {number + 1} {number * 4096} 4096"
         subprocess.run(
             ["qemu-io", "-c", pattern, path], check=True, capture_output=True
@@ -261,7 +260,7 @@ async def test_a_layer_is_frozen_and_merged_into_the_one_below(
     assert await disks.freeze_layer(paths[0]) > 0
     assert stat.S_IMODE(os.stat(paths[0]).st_mode) == 0o400
     for _ in range(2):
-        await disks.merge_layer(paths[1], paths[0])
+        await disks.merge_layer(disk)
     await disks.remove(paths[1])
     for number in range(2):
         check = f"read -P {number + 1} {number * 4096} 4096"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.fakes.world import World
+from vmdriver.errors import StorageError
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.plan import Disk
 
@@ -24,7 +25,7 @@ class FakeDisks:
             return  # as the real one: it is kept
         self._world.files.add(disk.path)
         self._world.backing[disk.path] = ()
-        # qemu-img writes last what a layer stands on.
+        # What a layer stands on is written last.
         self._world.act(f"complete overlay {disk.path}")
         self._world.backing[disk.path] = tuple(
             path for path in disk.backing if path.startswith("layers/")
@@ -48,8 +49,13 @@ class FakeDisks:
         prefix = f"layers/{sandbox_id}." if sandbox_id else "layers/"
         return [f for f in self._world.files if f.startswith(prefix)]
 
-    async def merge_layer(self, layer: str, below: str) -> None:
-        world = self._world
+    async def check_layers(self, disk: Disk) -> None:
+        own = tuple(path for path in disk.backing if path.startswith("layers/"))
+        if self._world.backing.get(disk.path) != own:
+            raise StorageError("the layer stands on something else")
+
+    async def merge_layer(self, disk: Disk) -> None:
+        world, layer, below = self._world, disk.path, disk.backing[0]
         world.act(f"merge {layer}")
         assert layer not in world.root_layers.values(), "merged under a running machine"
         standing = {f for f in world.files if below in world.backing.get(f, ())}

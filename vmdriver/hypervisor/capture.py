@@ -21,6 +21,7 @@ import libvirt_qemu
 
 from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host.lanes import Pulse
+from vmdriver.host.plain_file import open_plain
 from vmdriver.hypervisor import domain_xml, monitor, ram_stream
 from vmdriver.lifecycle.ports.memory import Captured, Streamed
 
@@ -82,7 +83,7 @@ def to_stream(machine: Any, path: str, pulse: Pulse) -> Streamed:
 
 def split(streamed: Streamed, memory: str, memory_bytes: int) -> Captured:
     """Cut it in two. The file that it was in is gone afterwards."""
-    source = os.open(streamed.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    source = open_plain(streamed.path)
     try:
         Path(streamed.path).unlink()
         found = _split_into(source, memory, memory_bytes)
@@ -129,7 +130,7 @@ def _not_written(error: OSError) -> StorageError:
 
 
 def _split_into(source: int, memory: str, memory_bytes: int) -> ram_stream.Split:
-    target = os.open(memory, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    target = open_plain(memory, os.O_RDWR)
     try:
         return ram_stream.split(source, target, memory_bytes)
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vmdriver.errors import HypervisorError
+from vmdriver.host.plain_file import read_start
 from vmdriver.hypervisor.domain_xml import Host, render_probe
 from vmdriver.hypervisor.kvm_outcome import Outcome, undecided
 from vmdriver.lifecycle.ports.host import Ownership
@@ -99,7 +100,7 @@ class Guest:
 
     def is_up(self) -> bool:
         """Whether it has said so."""
-        return self._status.read_bytes().startswith(b"phase=probed")
+        return read_start(self._status, 64).startswith(b"phase=probed")
 
     async def runs(self) -> bool:
         """Whether it still may."""

@@ -4,19 +4,21 @@ sandboxes whose record cannot be asked.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmdriver.errors import StorageError
+from vmdriver.host.plain_file import open_plain
+from vmdriver.storage import qcow2
 
-_MAGIC = b"QFI\xfb"
-_LONGEST_NAME = 1023
 _LONGEST_CHAIN = 200
 _UNUSED_BYTES = 4 * 65536
 """No layer that was written to is as short. A new one of ours has 197 KB (header, reference
 counts, its table's beginning); the first write adds two clusters of 64 KiB (measured, QEMU 7.2).
 """
-_CORRUPT = 1 << 1
 
 
 def own_layers(directory: Path, sandbox_id: str) -> dict[str, tuple[str, ...]]:
@@ -25,7 +27,7 @@ def own_layers(directory: Path, sandbox_id: str) -> dict[str, tuple[str, ...]]:
     """
     own = named_for(sandbox_id)
     found = [path for path in directory.iterdir() if own.fullmatch(path.name)]
-    chains = {str(path): layers_below(path) for path in found}
+    chains = {str(path): layers_below(path, directory) for path in found}
     return dict(sorted(chains.items(), key=lambda item: len(item[1])))
 
 
@@ -34,58 +36,80 @@ def named_for(sandbox_id: str) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(sandbox_id)}\.[0-9a-f]{{8}}\.qcow2")
 
 
-def layers_below(path: Path) -> tuple[str, ...]:
-    """The qcow2 layers below one, nearest first. StorageError when one is damaged or not there."""
+def layers_below(path: Path, directory: Path) -> tuple[str, ...]:
+    """The qcow2 layers below one, nearest first. StorageError when one is damaged or not there, or
+    none of those in `directory`: what a header names anywhere else is not even looked at.
+    """
     chain: list[str] = []
-    below = _backing(path)
-    while below is not None and (after := _backing(below)) is not None:
-        chain.append(str(below))
+    header = qcow2.read(path)
+    while header.backing_format == "qcow2":
+        below = Path(header.backing)
+        if not any(map(below.is_relative_to, (directory, directory.resolve()))):
+            raise StorageError(
+                f"layer {path.name} stands on something that is no layer",
+                detail=header.backing,
+                reason=qcow2.REFUSED,
+            )
+        chain.append(header.backing)
         if len(chain) > _LONGEST_CHAIN:
             raise StorageError(f"layer {path.name} stands on itself")
-        below = after
+        header = qcow2.read(below)
     return tuple(chain)
 
 
-def _backing(path: Path) -> Path | None:
-    """What a layer stands on. None: it is no layer, but the raw disk below all of them."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(20)
-            if header[:4] != _MAGIC:
-                return None
-            offset = int.from_bytes(header[8:16], "big")
-            size = int.from_bytes(header[16:20], "big")
-            if not offset or not 0 < size <= _LONGEST_NAME:
-                raise StorageError(f"layer {path.name} does not say what it stands on")
-            file.seek(offset)
-            name = file.read(size).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(
-            f"layer {path.name} cannot be read", detail=str(error)
-        ) from error
-    return path.parent / name
-
-
 def is_whole(path: Path, below: Path) -> bool:
-    """Whether it is a layer that was finished (qemu-img writes last what it stands on) and stands
-    on `below`. StorageError when it cannot be read.
+    """Whether it is a layer that was finished (qemu-img wrote last what it stands on, and we write
+    the header last) and stands on `below`. StorageError when it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            header = file.read(80)
-        if not any(header[8:16]) and path.stat().st_size <= _UNUSED_BYTES:
-            return False  # it was cut off before it could say that
-        found = _backing(path)
+        descriptor = open_plain(path)
+        try:
+            header = os.pread(descriptor, 80, 0)
+            size = os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return False
     except OSError as error:
         raise StorageError(
             f"layer {path.name} cannot be read", detail=str(error)
         ) from error
-    # Before version 3 there are no such flags.
-    flags = header[72:80] if header[4:8] > b"\0\0\0\2" else b""
-    corrupt = int.from_bytes(flags, "big") & _CORRUPT
-    return not corrupt and found is not None and found.resolve() == below.resolve()
+    if not any(header[8:16]) and size <= _UNUSED_BYTES:
+        return False  # it was cut off before it could say that
+    if header[:4] != qcow2.MAGIC or qcow2.is_marked_corrupt(header):
+        return False
+    return stands_on(qcow2.read(path), str(below))
+
+
+def stands_on(header: qcow2.Header, below: str) -> bool:
+    """Whether that is what it names. Of the two only ours may be followed, if it is a link."""
+    return header.backing in {below, os.path.realpath(below)}
+
+
+def check(path: str, backing: Sequence[str]) -> int:
+    """See that a layer and those below it, nearest first and a raw disk at the end, are such as
+    this driver writes them, each on the next. The bytes of the disk. StorageError.
+    """
+    least = 0
+    for place in reversed(range(len(backing))):
+        layer, below = (path, *backing)[place : place + 2]
+        header = qcow2.read(layer)
+        kind = "raw" if place == len(backing) - 1 else "qcow2"
+        if header.backing_format != kind or not stands_on(header, below):
+            problem = f"stands on another {header.backing_format} file than it did"
+        elif header.virtual_bytes < least:
+            problem = "has a smaller disk than what it stands on"
+        else:
+            least = header.virtual_bytes
+            continue
+        raise StorageError(
+            f"layer {Path(layer).name} {problem}",
+            detail=f"{layer} says {header}",
+            reason=qcow2.REFUSED,
+            resolution="it is left as it is, and nothing opens it; return to a snapshot, or "
+            "delete the sandbox",
+        )
+    return least
 
 
 def may_be_made(path: Path, below: Path) -> bool:
@@ -93,7 +117,11 @@ def may_be_made(path: Path, below: Path) -> bool:
     written to it. False: it is whole, and stays. StorageError: it was written to, and is not what
     is wanted; to make it anew would lose what is in it.
     """
-    if not path.exists() or path.stat().st_size <= _UNUSED_BYTES:
+    try:
+        info = path.lstat()
+        if stat.S_ISREG(info.st_mode) and info.st_size <= _UNUSED_BYTES:
+            return True
+    except FileNotFoundError:
         return True
     try:
         if is_whole(path, below):

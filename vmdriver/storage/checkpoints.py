@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
 from vmdriver.host.clearing import Clearing
+from vmdriver.host.plain_file import open_plain
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
@@ -58,7 +59,7 @@ def _data_blocks(descriptor: int, start: int, end: int) -> list[int]:
 def segment_digest(path: Path, index: int) -> tuple[str, int]:
     """sha256 of one segment, and how many bytes of it are not zero (in whole blocks)."""
     digest, stored = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_plain(path)
     try:
         start = index * SEGMENT
         for offset in _data_blocks(descriptor, start, start + SEGMENT):
@@ -105,14 +106,12 @@ class Checkpoints:
         return str(memory)
 
     async def grant(self, directory: str, *, granted: bool) -> None:
-        uid, gid = (
-            (self._owner.uid, self._owner.gid)
-            if granted
-            else (os.geteuid(), os.getegid())
-        )
+        ours = Ownership(os.geteuid(), os.getegid())
         memory = Path(directory) / MEMORY
         try:
-            await self._threads.run(os.chown, memory, uid, gid)
+            await self._threads.run(
+                files.give, memory, self._owner if granted else ours, 0o600
+            )
         except OSError as error:
             raise _unreadable(memory.parent, error) from error
 
@@ -314,7 +313,7 @@ def _unreadable(path: Path, error: OSError) -> StorageError:
 
 def _read_ahead(path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_plain(path)
     except FileNotFoundError:
         return
     try:

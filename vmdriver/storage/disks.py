@@ -10,22 +10,18 @@ from pathlib import Path
 
 from vmdriver.errors import Exhausted, StorageError
 from vmdriver.host import process
+from vmdriver.host.plain_file import open_plain
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.model.plan import Disk
-from vmdriver.storage import chains, files
+from vmdriver.storage import chains, files, merging, qcow2
 from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout
 
 _log = logging.getLogger(__name__)
 _CONSOLE_LIMIT = 1024 * 1024
 _CONSOLE_KEPT = 256 * 1024
-_CREATE_S = 12.0
-"""It takes milliseconds; a stop or delete waits for it."""
 _FREE_SPACE_KEPT = 256 * 1024 * 1024
-# Sub-clusters: a small write allocates 2 KiB, not 64 KiB, and does not copy from the
-# base (see DECISIONS.md).
-_OVERLAY_OPTIONS = "extended_l2=on,cluster_size=64k"
 
 
 class DiskStore:
@@ -48,16 +44,19 @@ class DiskStore:
             await self._threads.run(files.give, path, self._owner, 0o600)
             return
         self._check_free_space(path.parent)
-        size = await self._threads.run(_larger_size, disk)
-        await self._threads.run(lambda: path.unlink(missing_ok=True))
-        kind = "raw" if len(disk.backing) == 1 else "qcow2"
-        command = [
-            *("qemu-img", "create", "-q", "-f", "qcow2", "-o", _OVERLAY_OPTIONS),
-            *("-F", kind, "-b", disk.backing[0], str(path)),
-            *([str(size)] if size else []),
-        ]
-        await process.run(command, deadline_s=_CREATE_S)
-        await self._threads.run(files.give, path, self._owner, 0o600)
+        await self._threads.run(self._make_layer, path, disk)
+
+    def _make_layer(self, path: Path, disk: Disk) -> None:
+        with files.or_error(
+            f"layer {path.name} cannot be made", "free space in the state directory"
+        ):
+            content = _blank(disk)
+            files.write_new(path, b"", 0o600, sync=False)
+            with os.fdopen(open_plain(path, os.O_RDWR), "r+b", buffering=0) as file:
+                file.truncate(content.size)
+                for offset, data in content.parts:
+                    os.pwrite(file.fileno(), data, offset)
+            files.give(path, self._owner, 0o600)
 
     async def is_whole(self, layer: str, below: str) -> bool:
         return await self._threads.run(chains.is_whole, Path(layer), Path(below))
@@ -86,13 +85,14 @@ class DiskStore:
             chains.own_layers, self._layout.layers, sandbox_id
         )
 
-    async def merge_layer(self, layer: str, below: str) -> None:
-        await self._threads.run(files.give, Path(below), self._owner, 0o600)
-        # -d: the emptied layer would not be used again anyway.
-        await process.run(
-            ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", "-b", below, layer],
-            deadline_s=600,
-        )
+    async def check_layers(self, disk: Disk) -> None:
+        await self._threads.run(chains.check, disk.path, disk.backing)
+
+    async def merge_layer(self, disk: Disk) -> None:
+        await self.check_layers(disk)
+        below = Path(disk.backing[0])
+        await self._threads.run(files.give, below, self._owner, 0o600)
+        await process.run(merging.command(disk), deadline_s=600)
 
     async def free_bytes(self, path: str) -> int:
         def ask() -> int:
@@ -104,7 +104,7 @@ class DiskStore:
         """Take the right to write away, and make the content durable."""
 
         def freeze() -> int:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_plain(path)
             try:
                 os.fchmod(descriptor, 0o400)
                 os.fsync(descriptor)
@@ -167,20 +167,19 @@ class DiskStore:
 
     @staticmethod
     def _bound_console(path: Path) -> None:
-        if not path.is_file():
-            return
         try:
-            with path.open("rb+") as file:
-                size = file.seek(0, os.SEEK_END)
-                if size <= _CONSOLE_LIMIT:
-                    return
-                file.seek(size - _CONSOLE_KEPT)
-                kept = file.read(_CONSOLE_KEPT)
-                file.seek(0)
-                file.truncate(0)
-                file.write(b"[earlier output was cut]\n" + kept)
-        except FileNotFoundError:
-            return
+            descriptor = open_plain(path, os.O_RDWR)
+        except OSError:
+            return  # there is none, or what is there is none
+        with os.fdopen(descriptor, "rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size <= _CONSOLE_LIMIT:
+                return
+            file.seek(size - _CONSOLE_KEPT)
+            kept = file.read(_CONSOLE_KEPT)
+            file.seek(0)
+            file.truncate(0)
+            file.write(b"[earlier output was cut]\n" + kept)
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         path = self._layout.sandbox(sandbox_id).extension(name)
@@ -190,27 +189,26 @@ class DiskStore:
         return path
 
 
-def _larger_size(disk: Disk) -> int:
-    """Bytes of a layer that is to be larger than what it stands on; else 0: the same size."""
-    wanted = disk.size_mib * 2**20
-    return wanted if wanted > _virtual_size(Path(disk.backing[0])) else 0
-
-
-def _virtual_size(path: Path) -> int:
-    """Of a raw disk or a qcow2 layer (QEMU's docs/interop/qcow2.txt: big-endian, byte 24)."""
-    with path.open("rb") as file:
-        header = file.read(32)
-    if header[:4] == b"QFI\xfb":
-        return int.from_bytes(header[24:32], "big")
-    return path.stat().st_size
+def _blank(disk: Disk) -> qcow2.Blank:
+    """Of the size that is wanted, or of what it stands on if that is larger. StorageError."""
+    below, wanted = disk.backing[0], disk.size_mib * 2**20
+    kind: qcow2.Format = "raw" if len(disk.backing) == 1 else "qcow2"
+    present = (
+        chains.check(below, disk.backing[1:])
+        if kind == "qcow2"
+        else Path(below).stat().st_size
+    )
+    try:
+        return qcow2.blank(max(wanted, present), below, kind)
+    except ValueError as error:
+        name = f"layer {Path(disk.path).name} cannot be made"
+        raise StorageError(f"{name}: {error}", detail=below) from error
 
 
 def console_tail(path: Path, size: int = 2000) -> str:
     """The last `size` bytes of a console as text without control characters."""
-    if not path.is_file():
-        return ""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - size))
             text = file.read(size).decode("utf-8", errors="replace")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmdriver.errors import StorageError
+from vmdriver.host.plain_file import open_plain
 from vmdriver.lifecycle.ports.host import Ownership
 
 
@@ -30,9 +31,13 @@ def or_error(what: str, resolution: str = "") -> Iterator[None]:
 
 
 def give(path: Path, owner: Ownership, mode: int) -> None:
-    """Have it belong to somebody. OSError."""
-    path.chmod(mode)
-    os.chown(path, owner.uid, owner.gid)
+    """Have a plain file belong to somebody. OSError, for all that is none too."""
+    descriptor = open_plain(path)
+    try:
+        os.fchmod(descriptor, mode)
+        os.fchown(descriptor, owner.uid, owner.gid)
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:
@@ -45,8 +50,8 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make a file's content durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Make a plain file's content durable. OSError, for all that is none too."""
+    descriptor = open_plain(path)
     try:
         os.fsync(descriptor)
     finally:

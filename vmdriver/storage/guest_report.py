@@ -7,10 +7,9 @@ shown. What does not look exactly as images/guest/init writes it is as good as n
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from vmdriver.host.plain_file import read_start
 from vmdriver.lifecycle.ports.host import GuestReport
-from vmdriver.storage import files
 
 RECORD_BYTES = 4096
 _PHASES = {b"waiting", b"started", b"exited", b"failed", b"probed"}
@@ -59,6 +58,6 @@ def read_report(path: str) -> GuestReport:
     report is never in the way of what is wanted of the machine.
     """
     try:
-        return parse_report(files.read(Path(path))[:RECORD_BYTES])
+        return parse_report(read_start(path, RECORD_BYTES))
     except OSError:
         return GuestReport()

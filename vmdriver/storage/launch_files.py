@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmdriver.errors import Refused
+from vmdriver.host.plain_file import open_plain
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import LaunchPlan
@@ -49,10 +50,10 @@ class LaunchFiles:
     def _take_over(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
         with files.or_error(_NOT_WRITTEN):
             known = Path(waiting.disk("seed").path)
-            if seed.disk_bytes(len(data)) > known.stat().st_size:
-                raise Refused("the seed is larger than a waiting machine can see")
             # Into the same file: QEMU has it open.
-            with known.open("r+b") as file:
+            with os.fdopen(open_plain(known, os.O_RDWR), "r+b") as file:
+                if seed.disk_bytes(len(data)) > os.fstat(file.fileno()).st_size:
+                    raise Refused("the seed is larger than a waiting machine can see")
                 file.write(data)
             for old, new in (
                 (waiting.console, plan.console),

@@ -21,6 +21,7 @@ from vmdriver.lifecycle.memory.kept_memory import KeptMemory, unneeded_memory
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import Action, Phase
+from vmdriver.model.plan import Disk
 from vmdriver.model.record import layers_of
 
 _log = logging.getLogger(__name__)
@@ -119,7 +120,15 @@ class LayerUpkeep:
             images = KeptMemory(self.ports.memory_store, self.paths)
             if await images.needs(record) & {below, top}:
                 return  # kept memory is restored on these very files
-            await self.ports.disks.merge_layer(top, below)
+            await self.ports.disks.merge_layer(
+                Disk(
+                    role="root",
+                    path=top,
+                    format="qcow2",
+                    read_only=False,
+                    backing=planner.below(record.layers, record.base),
+                )
+            )
             await finished(self._stand_below(sandbox, top, (*rest, below)))
 
     async def _stand_below(

@@ -172,8 +172,13 @@ class Disks(Protocol):
         nearest first. StorageError where that cannot be told.
         """
 
-    async def merge_layer(self, layer: str, below: str) -> None:
-        """Write a layer's content into the one below it. No machine uses them. May be
+    async def check_layers(self, disk: Disk) -> None:
+        """See that the layers of a root disk are still such as this driver makes them, each on the
+        next. StorageError: nothing may open them.
+        """
+
+    async def merge_layer(self, disk: Disk) -> None:
+        """Write a root disk's topmost layer into the one below it. No machine uses them. May be
         repeated.
         """
 
