@@ -29,6 +29,7 @@ from vmdriver.storage.needed import SUPERVISOR_WAY_OUT, missing_supervisor
 from vmdriver.storage.way_in import closed_folder
 
 _TOOLS = {
+    "bwrap": "bubblewrap",
     "qemu-img": "qemu-utils",
     "mke2fs": "e2fsprogs",
     "nft": "nftables",

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shlex
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmdriver.errors import CommandError, Killed
 from vmdriver.host import strays
+from vmdriver.host.box import Box
 
 _log = logging.getLogger(__name__)
 ENVIRONMENT = {
@@ -27,6 +29,8 @@ _KEPT_OUTPUT = 4000
 _AGAIN_S = 0.3
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that a program gets from others; the rest tell of its own faults and limits."""
+_BY_SIGNAL, _NOT_THERE = 128, 127
+"""What bwrap and setpriv say of the program in a box."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,46 @@ def _cannot_run(arguments: Sequence[str], error: OSError) -> CommandError:
     )
 
 
+@contextlib.asynccontextmanager
+async def conversation(
+    arguments: Sequence[str], *, deadline_s: float
+) -> AsyncIterator[tuple[int, Callable[[str, str], Awaitable[None]]]]:
+    """A program that is told lines and answers each with one: its pid, and what tells one ("" for
+    none) and waits for the answer. It is killed at the end. CommandError.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**ENVIRONMENT, **_marks},
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _cannot_run(arguments, error) from error
+
+    async def ask(words: str, wanted: str) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("both are pipes")
+        if words:
+            process.stdin.write(f"{words}\n".encode())
+        answer = (await process.stdout.readline()).decode(errors="replace").strip()
+        if answer != wanted:
+            text = f"{arguments[0]} said {answer[:200]!r}, not {wanted!r}"
+            raise CommandError(text, detail=shlex.join(arguments))
+
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield process.pid, ask
+    except TimeoutError as error:
+        text = f"{arguments[0]} took longer than {deadline_s:g} s"
+        raise CommandError(text, detail=shlex.join(arguments)) from error
+    finally:
+        await _end_group(process)
+
+
 async def run(
     arguments: Sequence[str],
     *,
@@ -100,20 +144,23 @@ async def run(
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
     tries: int = 1,
+    box: Box | None = None,
+    keep: Sequence[int] = (),
 ) -> Completed:
-    """Run a command to its end.
+    """Run a command to its end; in a box, if one is given.
 
     Raises CommandError when it is missing, ends with another status than 0, or takes
     longer than `deadline_s`. When cancelled or late, its whole process group is killed
-    and reaped before this returns. `tries`: so often within the deadline, where it does no harm
-    to begin it again: somebody else may have killed it.
+    and reaped before this returns, and a box with all that is in it. `tries`: so often within the
+    deadline, where it does no harm to begin it again: somebody else may have killed it. `keep`:
+    open files that it gets under the same numbers.
     """
     end = time.monotonic() + deadline_s
+    command = _Command(tuple(arguments), box, tuple(keep))
     for number in range(1, tries):
         try:
-            return await _run(
-                arguments, end - time.monotonic(), deadline_s, stdin, environment
-            )
+            left_s = end - time.monotonic()
+            return await _run(command, left_s, deadline_s, stdin, environment)
         except CommandError as error:
             if time.monotonic() + _AGAIN_S > end:
                 raise
@@ -121,28 +168,53 @@ async def run(
             _log.warning(text, error, number + 1, tries)
         await asyncio.sleep(_AGAIN_S)
     left_s = end - time.monotonic()
-    return await _run(arguments, left_s, deadline_s, stdin, environment)
+    return await _run(command, left_s, deadline_s, stdin, environment)
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What is run, and in what."""
+
+    arguments: tuple[str, ...]
+    box: Box | None
+    keep: tuple[int, ...]
+
+    def words(self) -> Sequence[str]:
+        """With the box around it."""
+        return self.box.around(self.arguments) if self.box else self.arguments
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Open files that it gets."""
+        return (*self.keep, *(self.box.descriptors() if self.box else ()))
+
+    def signal(self, status: int) -> int:
+        """That it ended by; 0 for none. In a box, bwrap says it as a shell does."""
+        if self.box and status > _BY_SIGNAL:
+            return status - _BY_SIGNAL
+        return max(0, -status)
 
 
 async def _run(
-    arguments: Sequence[str],
+    command: _Command,
     left_s: float,
     deadline_s: float,
     stdin: bytes,
     environment: Mapping[str, str] | None,
 ) -> Completed:
+    arguments, words = command.arguments, command.words()
     shown = shlex.join(arguments)
     try:
         process = await asyncio.create_subprocess_exec(
-            *arguments,
+            *words,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**ENVIRONMENT, **(environment or {}), **_marks},
+            pass_fds=command.descriptors(),
             start_new_session=True,
         )
     except OSError as error:
-        raise _cannot_run(arguments, error) from error
+        raise _cannot_run(words, error) from error
     begun = time.monotonic()
     try:
         async with asyncio.timeout(left_s):
@@ -156,9 +228,11 @@ async def _run(
         await _end_group(process)
         raise
     _log.debug("outside: %s took %.4f s", arguments[0], time.monotonic() - begun)
-    if -(process.returncode or 0) in _FROM_OUTSIDE:
-        name = signal.Signals(-(process.returncode or 0)).name
+    if (number := command.signal(process.returncode or 0)) in _FROM_OUTSIDE:
+        name = signal.Signals(number).name
         raise Killed(f"{_program(arguments)} was killed ({name})", detail=shown)
+    if command.box and process.returncode == _NOT_THERE:
+        raise _cannot_run(arguments, FileNotFoundError(errno.ENOENT, "not there"))
     if process.returncode != 0:
         last_line = _last_words(stderr or stdout)
         raise CommandError(
