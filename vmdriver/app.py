@@ -39,6 +39,7 @@ from vmdriver.hypervisor.run_state import (
     forget_ended_machines,
     forget_unstarted_machines,
 )
+from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership
@@ -95,7 +96,8 @@ class Driver:
             self.layout.images, self._files, image_policy(config)
         )
         self.records = RecordStore(self.layout, self._files)
-        self.memory = DomainMemory(self.connection, self._files, passage)
+        self.sealing = Sealing(self.libvirt_root)
+        self.memory = DomainMemory(self.connection, self._files, self.sealing, passage)
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
         self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
@@ -176,6 +178,7 @@ class Driver:
             reserve.give_back()
             self.prepare_connection()
             await reserve.enough()
+        await self.sealing.prepare()
         await self.network.prepare()
         await self.images.open()
         await self.supervisors.open()

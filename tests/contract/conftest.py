@@ -18,6 +18,7 @@ from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
+from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.host import Ownership
 
 TEST_NODE = """<node><cpu><mhz>1000</mhz><model>i686</model><active>2</active><nodes>1</nodes><sockets>1</sockets>
@@ -80,6 +81,8 @@ async def hypervisor(
     )
     machines.name = request.param  # type: ignore[attr-defined]
     machines.connection = connection  # type: ignore[attr-defined]
+    machines.sealing = Sealing(embedded_root)  # type: ignore[attr-defined]
+    await machines.sealing.prepare()  # type: ignore[attr-defined]
     yield machines
     for found in await machines.marked():
         await machines.destroy(found.name)

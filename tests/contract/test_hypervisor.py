@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, monitor, qemu_process
 from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.memory import DomainMemory
+from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.model.phase import DomainState
@@ -76,6 +78,12 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
             "initramfs": str(boot / "initramfs"),
             "memory_mib": 256,
         }
+    )
+
+
+def machine_memory(hypervisor: Any) -> DomainMemory:
+    return DomainMemory(
+        hypervisor.connection, Threads("contract", 2), hypervisor.sealing
     )
 
 
@@ -188,7 +196,7 @@ async def test_a_guest_that_does_not_answer_is_given_up_in_time(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has a channel")
-    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
+    memory = machine_memory(hypervisor)
     guest = GuestAgent(hypervisor.connection)
     with pytest.raises(NotFound):
         await guest.ping(plan.domain, 1.0)
@@ -224,7 +232,7 @@ async def test_memory_goes_to_a_file_and_back(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
+    memory = machine_memory(hypervisor)
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -284,12 +292,99 @@ async def test_memory_goes_to_a_file_and_back(
     await memory.go_on(plan.domain)
 
 
+async def _sealed_memory(
+    hypervisor: Any, plan: LaunchPlan, folder: Path
+) -> tuple[Path, SavedMachine]:
+    """A machine's memory, which nobody but root may write to."""
+    memory = machine_memory(hypervisor)
+    await hypervisor.start(plan, MARK)
+    await asyncio.sleep(0.5)
+    await memory.pause(plan.domain)
+    path = folder / "memory"
+    path.touch()
+    captured = await memory.capture(plan.domain, str(path), plan.memory_mib)
+    await hypervisor.destroy(plan.domain)
+    os.chown(path, 0, qemu_owner().gid)
+    path.chmod(0o440)
+    return path, SavedMachine(captured.state, captured.domain_xml, str(path))
+
+
+def _rights_to(path: Path, process: Path) -> set[str]:
+    """How a process has mapped that file, and how it has it open."""
+    maps = [line.split() for line in (process / "maps").read_text().splitlines()]
+    opened = [f.name for f in (process / "fd").iterdir() if f.readlink() == path]
+    infos = [(process / "fdinfo" / name).read_text().split() for name in opened]
+    modes = {int(info[info.index("flags:") + 1], 8) & os.O_ACCMODE for info in infos}
+    return {m[1] for m in maps if m[-1] == str(path)} | {f"mode {m}" for m in modes}
+
+
+@contextlib.contextmanager
+def _beside(plan: LaunchPlan) -> Iterator[LaunchPlan]:
+    """A second machine of that plan."""
+    tap = f"{plan.network.lease.tap}b"
+    subprocess.run(["ip", "tuntap", "add", tap, "mode", "tap"], check=True)
+    lease = plan.network.lease.model_copy(update={"tap": tap})
+    network = plan.network.model_copy(update={"lease": lease})
+    names = {"domain": f"{plan.domain}-two", "domain_uuid": str(uuid.uuid4())}
+    try:
+        yield plan.model_copy(update={**names, "network": network})
+    finally:
+        subprocess.run(["ip", "link", "del", tap], check=True)
+
+
+async def test_a_machine_cannot_write_to_the_memory_that_it_maps(
+    hypervisor: Any, plan: LaunchPlan, folder: Path
+) -> None:
+    """And two machines that map the same file change nothing of each other's."""
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU has memory")
+    memory, owner = machine_memory(hypervisor), qemu_owner()
+    assert await memory.seals()
+    path, saved = await _sealed_memory(hypervisor, plan, folder)
+    before = path.read_bytes()
+    run = qemu_process.run_directory(hypervisor.connection.uri)
+    with _beside(plan) as other:
+        both = (plan, other)
+        for each in both:
+            await memory.load(each, MARK, saved, str(folder / "scratch"))
+        for each in both:
+            pid = int((run / f"{each.domain}.pid").read_text())
+            read_only = f"mode {os.O_RDONLY}"
+            assert _rights_to(path, Path(f"/proc/{pid}")) <= {"rw-p", read_only}
+            assert "rw-p" in _rights_to(path, Path(f"/proc/{pid}"))
+            await memory.go_on(each.domain)
+        as_it = ["setpriv", f"--reuid={owner.uid}", f"--regid={owner.gid}"]
+        write = [*as_it, "--clear-groups", "sh", "-c", ': >>"$0"', str(path)]
+        tried = subprocess.run(write, capture_output=True, text=True, check=False)
+        assert "Permission denied" in tried.stderr
+        for each in both:
+            assert await hypervisor.observe(each.domain) is DomainState.RUNNING
+            await hypervisor.destroy(each.domain)
+    assert path.read_bytes() == before
+
+
+async def test_without_a_way_to_only_read_it_no_machine_maps_memory(
+    hypervisor: Any, plan: LaunchPlan, folder: Path
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU has memory")
+    if await hypervisor.connection.call("v", lambda c: c.getVersion()) >= 8_002_000:
+        pytest.skip("this QEMU can be told")
+    _, saved = await _sealed_memory(hypervisor, plan, folder)
+    threads, sealing = Threads("contract", 2), Sealing(folder)
+    without = DomainMemory(hypervisor.connection, threads, sealing)
+    assert not await without.seals()
+    with pytest.raises(HypervisorError, match="Permission denied"):
+        await without.load(plan, MARK, saved, str(folder / "scratch"))
+    await hypervisor.destroy(plan.domain)
+
+
 async def test_a_state_that_qemu_does_not_take_is_told_from_a_qemu_that_was_killed(
     hypervisor: Any, plan: LaunchPlan, folder: Path
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
+    memory = machine_memory(hypervisor)
     await hypervisor.start(plan, MARK)
     await asyncio.sleep(0.5)
     await memory.pause(plan.domain)
@@ -341,7 +436,7 @@ async def test_a_machine_that_does_not_react_is_ended_and_costs_nobody_else_a_wa
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU can hang")
-    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
+    memory = machine_memory(hypervisor)
     pid = await _hang(hypervisor, plan)
     try:
         if asked_before:
@@ -372,7 +467,7 @@ async def test_a_capture_that_does_not_move_is_given_up(
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
     monkeypatch.setattr(capture, "_STALL_S", 1.0)
-    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
+    memory = machine_memory(hypervisor)
     await hypervisor.start(plan, MARK)
     await memory.pause(plan.domain)
     # Nobody reads at the other end.
@@ -403,7 +498,7 @@ async def test_with_nine_machines_hung_a_tenth_is_as_always(hypervisor: Any) -> 
     """They hold every call that was made for them; the nine are ended together, in time."""
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU can hang")
-    memory = DomainMemory(hypervisor.connection, Threads("contract", 2))
+    memory = machine_memory(hypervisor)
     run = qemu_process.run_directory(hypervisor.connection.uri)
     nine = [f"test-hung-{n}" for n in range(9)]
     pids: list[int] = []

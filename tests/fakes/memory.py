@@ -23,6 +23,7 @@ class FakeMemory:
         self._world, self._crash_point = world, crash_point
         self.refuses = ""
         """What QEMU says of every state that it is to load."""
+        self.can_seal = True
 
     def _there(self, domain: str) -> None:
         self._world.monitor(domain)
@@ -44,6 +45,9 @@ class FakeMemory:
         world.lived.append((domain, world.ticks[domain]))
         world.written[world.root_layers[domain]] = world.ticks[domain]
         return world.ticks[domain]
+
+    async def seals(self) -> bool:
+        return self.can_seal
 
     async def pause(self, domain: str) -> None:
         self._world.act(f"pause {domain}")

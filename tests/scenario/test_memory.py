@@ -391,13 +391,31 @@ async def test_a_template_that_does_not_work_costs_a_boot_and_nothing_else(
     await driver.close()
 
 
-async def test_a_template_that_was_written_to_is_given_up() -> None:
+@pytest.mark.parametrize("what", ["memory", "layer", "base", "supervisor"])
+async def test_a_template_that_was_written_to_is_given_up(what: str) -> None:
     driver = await with_template()
     (template,) = driver.manager.templates.listed()
-    driver.world.written[template.memory.path] = 1
+    plan = template.manifest.plan
+    path = {
+        "memory": template.memory.path,
+        "layer": template.layer,
+        "base": plan.disk("root").backing[-1],
+        "supervisor": plan.disk("supervisor").path,
+    }[what]
+    driver.world.written[path] = 1
     await driver.manager.create(spec("second"), None)
     await driver.settled()
     assert driver.plan("second").template is None
+    await driver.close()
+
+
+async def test_where_memory_cannot_be_sealed_every_machine_boots() -> None:
+    driver = await with_template()
+    driver.memory.can_seal = False
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    assert driver.plan("second").template is None
+    assert driver.phase("second") is Phase.RUNNING
     await driver.close()
 
 

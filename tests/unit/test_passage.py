@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.test_plan_rendering import plan
 from vmdriver.hypervisor.domain_xml import Host, for_restore, read_root_layer, render
+from vmdriver.hypervisor.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage
 
@@ -70,7 +71,8 @@ def test_a_kept_machine_comes_back_under_the_names_of_now(
     then: Passage, now: Passage
 ) -> None:
     saved = render(plan(), HOST, "mark", then)
-    text = for_restore(saved, plan(), "mark", "/state/sandboxes/s1/mapped/memory", now)
+    memory = "/state/sandboxes/s1/mapped/memory"
+    text = for_restore(saved, plan(), "mark", memory, ReadOnlyMapping(), now)
     assert paths(text) == paths(render(plan(), HOST, "mark", now))
     assert f"mem-path={now.theirs('/state/sandboxes/s1/mapped/memory')}," in text
     assert now.ours(read_root_layer(text)) == plan().disk("root").path

@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree as Xml
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from vmdriver.hypervisor.domain_xml import (
     render,
     render_probe,
 )
+from vmdriver.hypervisor.sealing import ReadOnlyMapping, Sealing
 from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken
@@ -121,11 +123,40 @@ def test_a_machine_that_comes_back_is_limited_as_its_plan_says() -> None:
     assert saved.count("<group_name>machine</group_name>") == len(had.disks)
     assert saved.count("<total_bytes_sec>10485760</total_bytes_sec>") == len(had.disks)
     fewer = had.model_copy(update={"disk_iops": 50, "disk_mib_s": None})
-    again = for_restore(saved, fewer, "m", "/memory")
+    again = for_restore(saved, fewer, "m", "/memory", ReadOnlyMapping())
     assert again.count("<total_iops_sec>50</total_iops_sec>") == len(had.disks)
     assert "total_bytes_sec" not in again
-    none = fewer.model_copy(update={"disk_iops": None})
-    assert "iotune" not in for_restore(again, none, "m", "/memory")
+    none, mapping = fewer.model_copy(update={"disk_iops": None}), ReadOnlyMapping()
+    assert "iotune" not in for_restore(again, none, "m", "/memory", mapping)
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "preloaded"),
+    [
+        (7_002_022, "share=off", True),
+        (8_001_005, "share=off", True),
+        (8_002_000, "share=off,readonly=on,rom=off", False),
+        (10_000_002, "share=off,readonly=on,rom=off", False),
+    ],
+)
+def test_memory_is_mapped_for_reading_by_every_release_of_qemu(
+    version: int, option: str, preloaded: bool
+) -> None:
+    sealing, memory = Sealing(Path("/state/libvirt")), "/state/a,b/memory"
+    mapping = sealing.mapping(version, memory)
+    text = for_restore(render(plan(), TCG, "m"), plan(), "m", memory, mapping)
+    root = Xml.fromstring(text)
+    commands = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
+    (command,) = root.findall(commands)
+    arguments = [
+        element.get("value", "") for element in command if "value" in element.attrib
+    ]
+    assert any(a.endswith(f",mem-path=/state/a,,b/memory,{option}") for a in arguments)
+    told = {e.get("name"): e.get("value") for e in command if e.get("name")}
+    wanted = {"LD_PRELOAD": str(sealing.library), "VMDRIVER_READ_ONLY_MEMORY": memory}
+    assert told == (wanted if preloaded else {})
+    again = for_restore(text, plan(), "m", memory, mapping)
+    assert again == text, "a machine that comes back twice is told once"
 
 
 def test_the_probes_domain_xml(golden: Golden) -> None:

@@ -207,6 +207,17 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
         return
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
+    yield await _sealed(driver)
+
+
+async def _sealed(driver: Driver) -> Finding:
+    check = "template memory"
+    await driver.sealing.prepare()
+    if await driver.memory.seals():
+        return Finding(check, "ok", "machines map it and cannot write to it")
+    text = f"cannot be sealed, so that every machine boots: {driver.sealing.problem}"
+    advice = "apt-get install gcc libc6-dev, or have QEMU 8.2 or newer"
+    return Finding(check, "warn", text, advice)
 
 
 async def _examine(loaded: Loaded) -> list[Finding]:

@@ -14,6 +14,7 @@ from xml.etree import ElementTree as Xml
 from vmdriver.hypervisor import throttle
 from vmdriver.hypervisor.guest_channel import CHANNEL
 from vmdriver.hypervisor.ram_stream import MAIN_BLOCK
+from vmdriver.hypervisor.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import Disk, LaunchPlan
@@ -194,11 +195,16 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
 
 
 def for_restore(
-    saved: str, plan: LaunchPlan, mark: str, memory: str, passage: Passage = DIRECT
+    saved: str,
+    plan: LaunchPlan,
+    mark: str,
+    memory: str,
+    mapping: ReadOnlyMapping,
+    passage: Passage = DIRECT,
 ) -> str:
     """The machine that a checkpoint was taken of, as the plan's: the plan's name, disks, tap and
-    console, its RAM mapped copy-on-write from the file `memory`. Everything that its guest
-    has seen (models, addresses on the buses, CPU) stays as it was.
+    console, its RAM mapped copy-on-write from the file `memory`, which QEMU may only read.
+    Everything that its guest has seen (models, addresses on the buses, CPU) stays as it was.
     """
     Xml.register_namespace("vmdriver", METADATA)
     Xml.register_namespace("qemu", _QEMU)
@@ -232,7 +238,7 @@ def for_restore(
             element.set(attribute, value)
     for element in devices.findall("channel/source"):
         element.attrib.pop("path", None)
-    _map_memory(root, plan, passage.theirs(memory))
+    _map_memory(root, plan, passage.theirs(memory), mapping)
     return _text(root)
 
 
@@ -251,7 +257,9 @@ def _redirect_disk(element: Xml.Element, disk: Disk) -> None:
     _backing(element, disk.backing)
 
 
-def _map_memory(root: Xml.Element, plan: LaunchPlan, memory: str) -> None:
+def _map_memory(
+    root: Xml.Element, plan: LaunchPlan, memory: str, mapping: ReadOnlyMapping
+) -> None:
     """libvirt 9.0 cannot name the file of a guest's RAM itself. Its own RAM object stays
     unused; of two -machine options QEMU takes the later one's value.
     """
@@ -259,10 +267,13 @@ def _map_memory(root: Xml.Element, plan: LaunchPlan, memory: str) -> None:
     size = f"{plan.memory_mib}M"
     backend = (
         f"memory-backend-file,id={MAIN_BLOCK},size={size},mem-path={path},share=off"
+        + "".join(f",{option}" for option in mapping.options)
     )
     command = Xml.SubElement(root, f"{{{_QEMU}}}commandline")
     for value in ("-object", backend, "-machine", f"memory-backend={MAIN_BLOCK}"):
         Xml.SubElement(command, f"{{{_QEMU}}}arg", {"value": value})
+    for name, value in mapping.environment.items():
+        Xml.SubElement(command, f"{{{_QEMU}}}env", {"name": name, "value": value})
 
 
 def read_element(domain_xml: str, tag: str) -> str:

@@ -22,6 +22,7 @@ from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, domain_xml, root_disk
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
+from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
@@ -37,11 +38,27 @@ class DomainMemory:
     """Memory of the domains on one connection."""
 
     def __init__(
-        self, connection: Connection, files: Threads, passage: Passage = DIRECT
+        self,
+        connection: Connection,
+        files: Threads,
+        sealing: Sealing,
+        passage: Passage = DIRECT,
     ) -> None:
         self._connection = connection
         self._passage = passage
+        self._sealing = sealing
         self._files = files
+        self._version: int | None = None
+
+    async def seals(self) -> bool:
+        return self._sealing.is_possible(await self._qemu_version())
+
+    async def _qemu_version(self) -> int:
+        if self._version is None:
+            self._version = await self._connection.call(
+                "version", lambda c: int(c.getVersion()), deadline_s=START_DEADLINE_S
+            )
+        return self._version
 
     async def pause(self, domain: str) -> None:
         def suspend(connection: Any) -> None:
@@ -93,8 +110,11 @@ class DomainMemory:
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
     ) -> None:
+        mapping = self._sealing.mapping(
+            await self._qemu_version(), self._passage.theirs(saved.memory)
+        )
         text = domain_xml.for_restore(
-            saved.domain_xml, plan, mark, saved.memory, self._passage
+            saved.domain_xml, plan, mark, saved.memory, mapping, self._passage
         )
         image = Path(scratch)
 

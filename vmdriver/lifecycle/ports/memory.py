@@ -47,6 +47,9 @@ class SavedMachine:
 class MachineMemory(Protocol):
     """A machine's memory, and its disk layer under it."""
 
+    async def seals(self) -> bool:
+        """Whether a machine can map a memory file that it may only read."""
+
     async def pause(self, domain: str) -> None:
         """Stop its virtual CPUs. NotFound."""
 
@@ -71,8 +74,8 @@ class MachineMemory(Protocol):
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
     ) -> None:
-        """Have the plan's machine as it was when it was saved, paused. `scratch`: path of
-        a file to use meanwhile.
+        """Have the plan's machine as it was when it was saved, paused. It can only read the file
+        with its RAM, which stays as it is. `scratch`: path of a file to use meanwhile.
         """
 
     async def switch_layer(self, domain: str, layer: str) -> None:

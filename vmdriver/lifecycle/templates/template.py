@@ -31,8 +31,10 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
-"""Raised when the guest's way to the barrier changes."""
+_FORMAT = 2
+"""Raised when the guest's way to the barrier changes, or what its files must be like. 2: nobody but
+us may write to them.
+"""
 _MOST = 16
 _FAILED_FOR_S = 600.0
 
@@ -195,6 +197,8 @@ class Templates:
         """The key of the template that would fit, or "" where none may be used."""
         if not self._settings.templates_enabled or plan.boot_digest == "external":
             return ""
+        if not await self._ports.memory.seals():
+            return ""  # everybody's memory is nobody's to change
         if plan.devices or not planner.fits_template_seed(plan):
             return ""
         versions = await self._ports.hypervisor.versions(plan.accelerator)
@@ -248,10 +252,12 @@ class Templates:
         )
 
     async def _is_sound(self, template: Template) -> bool:
+        files = (template.memory, *template.manifest.files)
         try:
-            now = await self._ports.memory_store.identify((template.memory.path,))
-            if now != (template.memory,):
-                raise NotFound("its memory was written to")
+            now = await self._ports.memory_store.identify(tuple(f.path for f in files))
+            for was, found in zip(files, now, strict=True):
+                if was != found:
+                    raise NotFound(f"{was.path} was written to")
         except DriverError as error:
             _log.warning("template %s is given up: %s", template.key, error)
             await self._take_off(template)
