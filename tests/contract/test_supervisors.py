@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_storage import compile_program, on_disk
+from vmdriver.errors import Refused
 from vmdriver.host.threads import Threads
 from vmdriver.storage import supervisors
 from vmdriver.storage.layout import Layout
@@ -109,3 +111,88 @@ async def test_what_a_killed_driver_had_half_made_is_no_hindrance(
     (layout.supervisors / ".work-1" / "tree").mkdir(parents=True)
     disk = await disks.disk(program)
     assert "/libc.so.6/" in on_disk(disk, "ls -p /lib")
+
+
+WHO_RAN = "void __attribute__((constructor)) ran(void) { volatile int *nowhere = 0; *nowhere = 1; }"
+"""Of a library that must not be loaded."""
+USES_ALL = """
+#include <dlfcn.h>
+#include <pwd.h>
+#include <stdio.h>
+int own(void);
+int main(void) {
+    getpwnam("nobody-of-that-name");
+    if (dlopen("libplugin.so.1", RTLD_NOW)) return 2;
+    FILE *found = fopen("/etc/passwd", "r");
+    return found ? own() : 4;
+}
+"""
+
+
+def guest_with(disk: Path, image: Path) -> Path:
+    """A guest's root directory: an image's, with the supervisor's disk where it is mounted."""
+    place = image / "opt" / "openshell" / "bin"
+    place.mkdir(parents=True)
+    on_disk(disk, f'rdump / "{place}"')
+    (image / "sys").mkdir()
+    return image
+
+
+def hostile_image(path: Path, *, preload: bool = False) -> Path:
+    """Which has a library of its own for every name that a program may ask for, in every place."""
+    evil = compile_program(path.with_name("evil.so"), "-shared", text=WHO_RAN)
+    names = ("libc.so.6", "libown.so.1", "libdeep.so.1", "libplugin.so.1", "evil.so")
+    places = ("lib", "lib64", "usr/lib", "usr/lib64", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "image/lib")  # fmt: skip
+    for place in places:
+        (path / place).mkdir(parents=True, exist_ok=True)
+        for name in (*names, "libnss_evil.so.2"):
+            shutil.copyfile(evil, path / place / name)
+    (path / "etc" / "ld.so.conf.d").mkdir(parents=True)
+    (path / "etc" / "passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    (path / "etc" / "nsswitch.conf").write_text("passwd: evil files\nhosts: evil\n")
+    (path / "etc" / "ld.so.conf").write_text("/image/lib\n")
+    subprocess.run(["ldconfig", "-r", path], check=True, capture_output=True)
+    assert (path / "etc" / "ld.so.cache").exists()
+    if preload:
+        (path / "etc" / "ld.so.preload").write_text("/lib/evil.so\n")
+    return path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chroot")
+@pytest.mark.parametrize("preload", [False, True])
+async def test_a_dynamic_supervisor_loads_nothing_of_the_image_that_it_runs_in(
+    disks: SupervisorDisks, tmp_path: Path, preload: bool
+) -> None:
+    root = tmp_path / "root"
+    folder = root / "usr" / "lib"
+    folder.mkdir(parents=True)
+    for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"):
+        shutil.copy(path, folder)
+    (root / "lib64").symlink_to("usr/lib")
+    deep, own = folder / "libdeep.so.1", folder / "libown.so.1"
+    compile_program(deep, "-shared", "-Wl,-soname,libdeep.so.1", text="int deep(void) { return 40; }")  # fmt: skip
+    options = ["-shared", "-Wl,-soname,libown.so.1", "-Wl,-rpath,/image/lib", "-Wl,--enable-new-dtags"]  # fmt: skip
+    text = "int deep(void); int own(void) { return deep() + 2; }"
+    compile_program(own, *options, str(deep), text=text)
+    program = compile_program(root / "program", "-Wl,--allow-shlib-undefined", str(own), text=USES_ALL)  # fmt: skip
+    image = hostile_image(tmp_path / "image", preload=preload)
+    guest = guest_with(await disks.disk(program, root), image)
+    place = "/opt/openshell/bin/openshell-sandbox"
+    done = subprocess.run(["chroot", guest, place], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (42, b"")
+    # It is a hostile image indeed: a program that was left as it is obeys it.
+    shutil.copy(program, guest / "asis")
+    shutil.copy("/lib64/ld-linux-x86-64.so.2", guest / "lib64")
+    asis = subprocess.run(["chroot", guest, "/asis"], check=False, capture_output=True)
+    assert asis.returncode != 42
+
+
+async def test_a_loader_that_nobody_knows_is_refused(
+    disks: SupervisorDisks, tmp_path: Path
+) -> None:
+    folder = tmp_path / "root" / "lib64"
+    folder.mkdir(parents=True)
+    shutil.copy("/lib/x86_64-linux-gnu/libc.so.6", folder)
+    (folder / "ld-linux-x86-64.so.2").write_bytes(b"\x7fELF of somebody's own")
+    with pytest.raises(Refused, match="cannot be kept from loading"):
+        await disks.disk(compile_program(folder.parent / "program"), folder.parent)

@@ -18,6 +18,10 @@ _NEEDED = re.compile(r"\(NEEDED\)\s+Shared library: \[([^\]]+)\]")
 _NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.~-]*")
 _DIRECTORIES = ("lib", "usr/lib", "lib64", "usr/lib64", "usr/local/lib")
 _MOST_LINKS = 40
+_NAME_SERVICES = ("libnss_files.so.2", "libnss_dns.so.2")
+"""A glibc before 2.34 loads them when it looks up a user or a host: not the image's."""
+_RECIPE = b"a loader that looks for nothing elsewhere"
+"""Part of the digest: disks that an earlier driver made of the same files are other ones."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Bundle:
         """Of everything in it, 64 hexadecimal digits."""
         with self.program.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
+        if self.interpreter is not None:
+            digest.update(_RECIPE)
         loader = [(self.interpreter.name, self.interpreter)] if self.interpreter else []
         for name, path in (*loader, *self.libraries):
             digest.update(f"\0{name}\0".encode() + path.read_bytes())
@@ -55,8 +61,9 @@ async def bundle_of(program: Path, root: Path) -> Bundle:
     loader = resolve(root, found[1])
     if loader is None:
         raise _missing(program, found[1])
-    libraries: dict[str, Path] = {}
-    wanted = [program]
+    services = ((name, _find(root, name)) for name in _NAME_SERVICES)
+    libraries = {name: path for name, path in services if path is not None}
+    wanted = [program, *libraries.values()]
     while wanted:
         text = await _read_elf("-dW", wanted.pop())
         for name in _NEEDED.findall(text):

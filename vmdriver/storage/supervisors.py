@@ -15,6 +15,7 @@ from vmdriver.host import process
 from vmdriver.host.threads import Threads
 from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.loader import self_contained
 from vmdriver.storage.program_bundle import Bundle, bundle_of
 
 _log = logging.getLogger(__name__)
@@ -126,6 +127,11 @@ class SupervisorDisks:
                 paths = ["--force-rpath", "--set-rpath", _IN_GUEST]
                 command = ["patchelf", "--set-interpreter", loader, *paths]
                 await process.run([*command, str(copies.program)], deadline_s=60)
+                if copies.libraries:  # else their own paths lead into the image
+                    command = ["patchelf", "--remove-rpath"]
+                    libraries = [str(path) for _, path in copies.libraries]
+                    await process.run([*command, *libraries], deadline_s=60)
+                await self._threads.run(_confine, copies.interpreter)
             await process.run(_mke2fs(tree, part), deadline_s=120)
             await self._threads.run(self._publish, part, disk)
         finally:
@@ -187,6 +193,19 @@ def _lay_out(bundle: Bundle, tree: Path) -> Bundle:
         _copy(bundle.interpreter, lib / bundle.interpreter.name),
         tuple((name, _copy(path, lib / name)) for name, path in bundle.libraries),
     )
+
+
+def _confine(loader: Path) -> None:
+    """It finds the program's libraries beside it, and none of the image's. Refused."""
+    confined = self_contained(loader.read_bytes())
+    if confined is None:
+        raise Refused(
+            f"the supervisor's loader {loader.name} cannot be kept from loading what an image says",
+            detail="it has none of the paths that glibc's and musl's look at",
+            reason="SupervisorUnfit",
+            resolution="use a static build, or one for glibc or musl",
+        )
+    loader.write_bytes(confined)
 
 
 def _make_directory(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from vmdriver.errors import Exhausted, InvalidRequest, Refused
 from vmdriver.lifecycle.launch.environment import (
     check_environment_name,
-    check_sizes,
+    check_passable,
     environment,
 )
 from vmdriver.lifecycle.launch.planner import disk_mib, size_of
@@ -177,7 +177,7 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     check_driver_config(spec.driver_config)
     check_throttles(spec.driver_config, settings)
     _check_size(spec, settings)
-    check_sizes(environment(spec, settings, has_token=True))
+    check_passable(environment(spec, settings, has_token=True))
 
 
 def check_count(

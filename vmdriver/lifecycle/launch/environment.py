@@ -114,18 +114,14 @@ def environment(
     has_token: bool,
     image: Mapping[str, str] = NO_IMAGE,
 ) -> dict[str, str]:
-    """The supervisor's whole environment: the request's lowest, ours above it. The workload is
-    given the image's, below the request's; the supervisor, which is root, is not.
+    """The supervisor's whole environment. What the request and, below it, the image say is in
+    OPENSHELL_USER_ENVIRONMENT, which the supervisor gives to the workload (contract §4.1): the
+    supervisor is root, and its loader, its libc, its TLS and proxies obey variables.
     """
     endpoint = guest_endpoint(settings.endpoint)
-    result = dict(spec.environment)
     merged = {n: v for n, v in image.items() if not _is_not_the_images(n)}
     merged |= spec.environment
-    if merged:
-        result["OPENSHELL_USER_ENVIRONMENT"] = json.dumps(
-            merged, ensure_ascii=False, sort_keys=True
-        )
-    result |= {
+    result = {
         "HOME": "/sandbox",
         "USER": "sandbox",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -139,6 +135,10 @@ def environment(
         "OPENSHELL_TELEMETRY_ENABLED": "true" if settings.telemetry else "false",
         "OPENSHELL_NETWORK_RUNTIME_CAPABILITIES": "",
     }
+    if merged:
+        result["OPENSHELL_USER_ENVIRONMENT"] = json.dumps(
+            merged, ensure_ascii=False, sort_keys=True
+        )
     if endpoint.secure:
         result |= {
             "OPENSHELL_TLS_CA": f"{_GUEST_ROOT}/tls/ca.crt",
@@ -177,19 +177,27 @@ def _execve_bytes(name: str, value: str) -> int:
     return len(name.encode()) + len(value.encode()) + 2
 
 
-def check_sizes(values: Mapping[str, str]) -> None:
+def check_passable(values: Mapping[str, str]) -> None:
     """InvalidRequest where the guest's kernel could not pass the environment to the
-    supervisor.
+    supervisor. A NUL would end a string, and what is behind it would be a variable of its own.
     """
     fields = {
         "OPENSHELL_USER_ENVIRONMENT": "spec.environment",
         "OPENSHELL_MAIN_PROCESS_SPEC": "spec.command",
+        "OPENSHELL_LOG_LEVEL": "spec.log_level",
+        "OPENSHELL_SANDBOX": "name",
+        "OPENSHELL_SANDBOX_ID": "id",
     }
     for name, value in values.items():
+        if "\0" in value:
+            raise InvalidRequest(
+                fields.get(name, name),
+                "holds a NUL character, which no process can be given",
+            )
         size = _execve_bytes(name, value)
         if size > MAX_ENVIRONMENT_STRING:
             raise InvalidRequest(
-                fields.get(name, f"spec.environment[{name!r}]"),
+                fields.get(name, name),
                 f"is {size} bytes as the supervisor receives it; the kernel "
                 f"passes {MAX_ENVIRONMENT_STRING} at most",
                 resolution="make it shorter, or put it into a file of the image",

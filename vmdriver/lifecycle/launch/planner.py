@@ -12,7 +12,7 @@ from vmdriver.lifecycle.extending.draft import PlanDraft
 from vmdriver.lifecycle.launch.environment import (
     HOST_ALIASES,
     check_added,
-    check_sizes,
+    check_passable,
     environment,
     guest_endpoint,
     hostname,
@@ -186,7 +186,7 @@ def _environment(
 ) -> dict[str, str]:
     image = facts.image_config.environment
     found = environment(spec, settings, has_token=facts.has_token, image=image)
-    check_sizes(found)
+    check_passable(found)
     return found
 
 
