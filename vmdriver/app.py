@@ -45,6 +45,7 @@ from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
+from vmdriver.network.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.image_service import ImageService
 from vmdriver.storage.checkpoints import Checkpoints
@@ -92,6 +93,7 @@ class Driver:
         self.network = HostNetwork(
             instance, owner, self._files, config.network.address_pool
         )
+        self.network_guard = NetworkGuard(self.network, self._files)
         self.images = ImageService(
             self.layout.images, self._files, image_policy(config)
         )
@@ -166,6 +168,7 @@ class Driver:
             self.memory,
             GuestAgent(self.connection),
             self.checkpoints,
+            self.network_guard,
         )
 
     async def recover(self) -> None:
@@ -180,6 +183,7 @@ class Driver:
             await reserve.enough()
         await self.sealing.prepare()
         await self.network.prepare()
+        self.network_guard.open()
         await self.images.open()
         await self.supervisors.open()
         await self.manager.recover()
@@ -219,6 +223,7 @@ class Driver:
             self._warm_up.cancel()
         await self.accelerator.close()
         await self.manager.close()
+        await self.network_guard.close()
         await self.images.close()
         self.release_threads()
 

@@ -21,6 +21,7 @@ from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.inside import is_at_work
 from tests.fakes.memory import FakeMemory
 from tests.fakes.network import FakeNetwork
+from tests.fakes.network_guard import FakeNetworkGuard
 from tests.fakes.world import World
 from vmdriver.config import Config, config_of
 from vmdriver.lifecycle.control.operator import Operations
@@ -67,11 +68,15 @@ class DiskDriver(vmdriver.app.Driver):
 
     def ports(self) -> Any:
         world, instance = self.world, self.config.driver.instance
-        self.guests = FakeMemory(world, no_crash_point)
+        self.guests, network = (
+            FakeMemory(world, no_crash_point),
+            FakeNetwork(world, instance),
+        )
         return dataclasses.replace(
             super().ports(),
             hypervisor=FakeHypervisor(world, instance),
-            network=FakeNetwork(world, instance),
+            network=network,
+            network_guard=FakeNetworkGuard(world, network),
             memory=self.guests,
             guest=FakeGuest(world),
         )

@@ -18,6 +18,7 @@ from tests.fakes.launch_files import FakeLaunchFiles
 from tests.fakes.memory import FakeMemory
 from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.network import FakeNetwork
+from tests.fakes.network_guard import FakeNetworkGuard
 from tests.fakes.paths import FakePaths
 from tests.fakes.records import FakeRecords
 from tests.fakes.settings import SETTINGS
@@ -88,9 +89,11 @@ class FakeDriver:
         self.hypervisor = FakeHypervisor(world, instance, crash_point)
         self.memory, self.guest = FakeMemory(world, crash_point), FakeGuest(world)
         self.memory_store = FakeMemoryStore(world, crash_point)
+        network = FakeNetwork(world, instance)
+        self.network_guard = FakeNetworkGuard(world, network)
         fakes = Ports(
             self.hypervisor,
-            FakeNetwork(world, instance),
+            network,
             FakeDisks(world),
             FakeLaunchFiles(world),
             FakeSupervisorDisks(world),
@@ -99,6 +102,7 @@ class FakeDriver:
             self.memory,
             self.guest,
             self.memory_store,
+            self.network_guard,
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)

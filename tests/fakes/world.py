@@ -28,6 +28,8 @@ class World:
     marks: dict[str, str] = field(default_factory=dict)
     taps: dict[str, str] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
+    beyond_repair: set[str] = field(default_factory=set)
+    """Taps whose rules cannot be loaded."""
     files: set[str] = field(default_factory=set)
     reports: dict[str, GuestReport] = field(default_factory=dict)
     journals: dict[str, list[str]] = field(default_factory=dict)

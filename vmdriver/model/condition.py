@@ -35,6 +35,17 @@ class Standstill:
     since: datetime
 
 
+def network_standstill(record: SandboxRecord) -> Standstill | None:
+    """Of a machine that is held still since its network is not what was made for it."""
+    if not record.network_broken:
+        return None
+    text = (
+        f"{record.network_broken}; it goes on by itself when its network is whole, and a stop "
+        "and a start make it anew"
+    )
+    return Standstill("NetworkBroken", text, record.changed_at)
+
+
 @dataclass(frozen=True)
 class SandboxStatus:
     """A sandbox as it is shown outside: everything but the spec."""

@@ -126,6 +126,10 @@ class SandboxRecord(Frozen):
     """Name of the snapshot that the sandbox is being returned to."""
     cold: bool = False
     """The memory is to be dropped, whatever the sandbox is at."""
+    network_broken: str = ""
+    """Why the machine is held still: its network is not what was made for it. "": it is."""
+    held_for_network: bool = False
+    """It was paused for that reason, and by nobody else."""
     stop_anyway: bool = False
     """A suspension that cannot be is a stop instead: the gateway asked for a stop."""
 

@@ -11,6 +11,7 @@ from vmdriver.lifecycle.control.admission import Admission
 from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.manager import Manager
+from vmdriver.lifecycle.control.network_news import NetworkReporter
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
@@ -251,6 +252,7 @@ class Core:
                 settings,
                 self.workforce.snapshots,
             ),
+            network_reporter=NetworkReporter(sandboxes, ports.network_guard),
         )
 
     def _image_upkeep(self) -> ImageUpkeep:

@@ -21,6 +21,7 @@ from vmdriver.lifecycle.launch.ended import Ended
 from vmdriver.lifecycle.launch.launch import Beginnings, Launch
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.network_hold import NetworkHold
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.launch.stop import Stop
 from vmdriver.lifecycle.memory.capture import Capture
@@ -34,8 +35,11 @@ from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.fork import Forks
 from vmdriver.lifecycle.templates.pool import WarmPool
 from vmdriver.lifecycle.templates.template import Templates
-from vmdriver.model.phase import Action
+from vmdriver.model.condition import Standstill, network_standstill
+from vmdriver.model.phase import Action, MachineState
 from vmdriver.model.record import SandboxRecord
+
+_THERE = {MachineState.READY, MachineState.STALLED, MachineState.BOOTING}
 
 
 class Workforce:
@@ -111,11 +115,30 @@ class Workforce:
             waker=Waker(
                 hypervisor=ports.hypervisor, memory=ports.memory, disks=ports.disks
             ),
-            why_held=self._capture.why_held,
+            why_held=self._why_held,
             recheck_s=self._settings.recheck_s,
         )
 
-    def _launch(self, beginnings: Beginnings, ended: Ended) -> Launch:
+    def _why_held(self, sandbox: Sandbox, machine: MachineState) -> Standstill | None:
+        """Why a machine that is there is not let go on."""
+        if machine not in _THERE:
+            return None
+        for_network = network_standstill(sandbox.record)
+        ready = machine is MachineState.READY
+        return for_network or (self._capture.why_held(sandbox) if ready else None)
+
+    def _hold(self) -> NetworkHold:
+        ports = self._ports
+        return NetworkHold(
+            guard=ports.network_guard,
+            hypervisor=ports.hypervisor,
+            memory=ports.memory,
+            instance=self._settings.instance,
+        )
+
+    def _launch(
+        self, beginnings: Beginnings, ended: Ended, hold: NetworkHold
+    ) -> Launch:
         ports, settings = self._ports, self._settings
         return Launch(
             launcher=self._launcher,
@@ -127,9 +150,8 @@ class Workforce:
             told=self._told,
             budget=self._budget,
             images=ports.images,
-            network=ports.network,
+            hold=hold,
             disks=ports.disks,
-            instance=settings.instance,
             boot_timeout_s=settings.boot_timeout_s,
         )
 
@@ -198,7 +220,8 @@ class Workforce:
             giving_back=self._giving_back,
             crash_restarts=self._settings.crash_restarts,
         )
-        launch, stop = self._launch(beginnings, ended), self._stop()
+        hold, stop = self._hold(), self._stop()
+        launch = self._launch(beginnings, ended, hold)
         suspend, upkeep = self._suspend(), self._upkeep()
         actions: Mapping[Action, Act] = {
             Action.LAUNCH: launch.launch,
@@ -214,6 +237,7 @@ class Workforce:
         }
         first = (
             self._capture.go_on_if_stale,
+            hold.settle,
             suspend.drop_memory_if_cold,
             self.snapshots.revert_if_due,
         )

@@ -15,6 +15,7 @@ from vmdriver.lifecycle.control import checks
 from vmdriver.lifecycle.control.admission import Admission, Trace
 from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
+from vmdriver.lifecycle.control.network_news import NetworkReporter
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.broadcast import Broadcaster
@@ -62,6 +63,7 @@ class Manager:
     recovery: Recovery
     images: ImageUpkeep
     housekeeping: Housekeeping
+    network_reporter: NetworkReporter
 
     # --- start and end
 
@@ -71,6 +73,7 @@ class Manager:
         """
         await self.recovery.read()
         self.hypervisor.on_change(self._hint)
+        self.network_reporter.start()
         await self.recovery.sweep(self.settings.instance)
         # Only now: what it makes belongs to nobody, as what was swept did.
         await self.warm_pool.recover()

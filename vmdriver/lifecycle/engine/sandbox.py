@@ -29,6 +29,7 @@ from vmdriver.model.condition import (
     Progress,
     SandboxStatus,
     Standstill,
+    network_standstill,
     status_of,
 )
 from vmdriver.model.phase import Intent, Phase
@@ -57,10 +58,10 @@ class Sandbox:
     ) -> None:
         self.record = record
         self.ledger = ledger
-        self.status: SandboxStatus = status_of(record)
         self.gone = False
-        self.still: Standstill | None = None
+        self.still: Standstill | None = network_standstill(record)
         """Why the machine stands still, as far as it is known."""
+        self.status: SandboxStatus = status_of(record, self.still)
         self.unsaved = False
         """The record on disk is older than this one."""
         self.untidy = False

@@ -27,6 +27,8 @@ from vmdriver.model.wishes import Wish
 _log = logging.getLogger(__name__)
 _LOOK_PATIENCE_S = 3.0
 """For how long a machine that is to be stopped is looked at: milliseconds are usual."""
+_GOING_ON = {*(Action.REST, Action.AWAIT_READY, Action.CONFIRM_RUNNING, Action.RESUME)}
+"""What is not done with a machine that is held still."""
 First = Callable[[Sandbox], Awaitable[None]]
 Act = Callable[[Sandbox, Seen], Awaitable[None]]
 AtRest = Callable[[Sandbox, Seen], Awaitable[bool]]
@@ -39,7 +41,7 @@ class Worker:
 
     Of what is done it knows only this: `first`, in each turn, before it looks; `actions`, for what
     is decided then; `at_rest`, in order, when nothing is to be done. Each of these may be cut off
-    anywhere, and is begun again. `why_held`: why a machine that is ready is not let go on.
+    anywhere, and is begun again. `why_held`: why a machine that is there is not let go on.
     """
 
     sandbox: Sandbox
@@ -48,7 +50,7 @@ class Worker:
     at_rest: Sequence[AtRest]
     observer: Observer
     waker: Waker
-    why_held: Callable[[Sandbox], Standstill | None]
+    why_held: Callable[[Sandbox, MachineState], Standstill | None]
     recheck_s: float
     _task: asyncio.Task[None] | None = field(default=None, init=False)
 
@@ -164,8 +166,7 @@ class Worker:
             await step(sandbox)
         sandbox.underway.doing = Action.LOOK
         seen = await self._look()
-        ready = seen.machine is MachineState.READY
-        held = self.why_held(sandbox) if ready else None
+        held = self.why_held(sandbox, seen.machine)
         action = await self._next(seen.machine, held)
         sandbox.underway.doing = action
         if action is Action.REST:
@@ -183,8 +184,8 @@ class Worker:
         if sandbox.still is not None and not stands_still:
             await sandbox.show_still(None)
         action = next_action(sandbox.record.intent, sandbox.record.phase, machine)
-        rests = action is Action.REST
-        return Action.STAND_STILL if rests and held is not None else action
+        stands_still = held is not None and action in _GOING_ON
+        return Action.STAND_STILL if stands_still else action
 
     async def _look(self) -> Seen:
         """What is to be ended is ended also where nobody can say how it is."""

@@ -21,12 +21,12 @@ from vmdriver.lifecycle.launch import endings
 from vmdriver.lifecycle.launch.ended import Ended
 from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.launch.network_hold import NetworkHold
 from vmdriver.lifecycle.launch.resources import MachineSource
 from vmdriver.lifecycle.launch.secrets import secrets_digest
-from vmdriver.lifecycle.ports.host import Disks, Network
+from vmdriver.lifecycle.ports.host import Disks
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.model.condition import Progress
-from vmdriver.model.ids import mark
 from vmdriver.model.phase import SAID, Intent, MachineState, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.runs import Reason, RestoreKind
@@ -82,9 +82,8 @@ class Launch:
     told: Told
     budget: MemoryBudget
     images: Images
-    network: Network
+    hold: NetworkHold
     disks: Disks
-    instance: str
     boot_timeout_s: float
 
     async def adopt(self, sandbox: Sandbox, seen: Seen) -> bool:
@@ -92,11 +91,6 @@ class Launch:
         if sandbox.adopted or seen.machine is not MachineState.READY:
             return False
         record, kind = sandbox.record, RestoreKind.ADOPTED
-        if record.plan is not None:
-            # Whoever emptied the firewall while we were away did not mean to open it. First,
-            # since it may fail: then all of this is done again.
-            owner = mark(self.instance, record.id)
-            await self.network.load_rules(record.plan.network, owner)
         try:
             await self.extensions.before_restore(record, sandbox.ledger, kind)
         except DriverError as error:
@@ -219,7 +213,8 @@ class Launch:
                 sandbox.woken.clear()
                 seen = await self.observer.look(sandbox)
                 runs = sandbox.record.intent is Intent.RUNNING
-                if seen.machine is not MachineState.BOOTING or not runs:
+                held = self.hold.is_due(plan)
+                if seen.machine is not MachineState.BOOTING or not runs or held:
                     return
             if loop.time() > deadline:
                 await self.ended.not_ready(sandbox, self.boot_timeout_s)

@@ -39,6 +39,7 @@ def entry(found: Found, instance: str, guest_ip: str = "") -> Held:
 async def remove(ports: Ports, orphan: Found, instance: str) -> None:
     """Remove one of them: it is given back as if a ledger held it."""
     network, unowned = ports.network, Ledger(VolatileJournal())
-    kinds = Resources((tap(network), firewall(network), machine(ports.hypervisor)))
+    rules = firewall(network, ports.network_guard)
+    kinds = Resources((tap(network), rules, machine(ports.hypervisor)))
     held = entry(orphan, instance)
     await kinds.release(Given(held, orphan.sandbox_id, unowned))

@@ -22,6 +22,7 @@ from vmdriver.lifecycle.engine.resource import (
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Disks, Hypervisor, LaunchFiles, Network
+from vmdriver.lifecycle.ports.network_guard import NetworkGuard
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import layers_of
@@ -148,14 +149,19 @@ def tap(network: Network) -> Part:
     )
 
 
-def firewall(network: Network) -> Part:
-    """The table of rules for the tap, whose name it has."""
+def firewall(network: Network, guard: NetworkGuard) -> Part:
+    """The table of rules for the tap, whose name it has, and that it stays as it was loaded."""
+
+    async def release(given: Given) -> None:
+        await guard.leave(given["tap"].removeprefix("vmdriver_"))
+        await network.remove_rules(given["tap"])
+
     return Part(
         FIREWALL,
         ("tap",),
         data=lambda source: {"tap": source.plan.network.lease.tap},
-        acquire=lambda source: network.load_rules(source.plan.network, source.mark),
-        release=lambda given: network.remove_rules(given["tap"]),
+        acquire=lambda source: guard.keep(source.plan.network, source.mark),
+        release=release,
         may_hang=True,
     )
 
@@ -174,7 +180,7 @@ def machine(hypervisor: Hypervisor) -> Part:
 def launch_parts(ports: Ports, layers: Layers) -> tuple[Part, ...]:
     """A launch: what its machine holds, in the order in which it is acquired."""
     disk, files = root_layer(layers), launch_files(ports.launch_files, ports.disks)
-    rules = firewall(ports.network)
+    rules = firewall(ports.network, ports.network_guard)
     return disk, files, tap(ports.network), rules, machine(ports.hypervisor)
 
 

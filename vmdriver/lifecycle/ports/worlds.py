@@ -15,6 +15,7 @@ from vmdriver.lifecycle.ports.host import (
 )
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
+from vmdriver.lifecycle.ports.network_guard import NetworkGuard
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,4 @@ class Ports:
     memory: MachineMemory
     guest: Guest
     memory_store: MemoryStore
+    network_guard: NetworkGuard
