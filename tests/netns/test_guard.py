@@ -12,7 +12,7 @@ import pytest
 
 from tests.netns.conftest import Net, run
 from tests.netns.test_host_network import POOL, network_plan
-from vmdriver.errors import NetworkError
+from vmdriver.host import process
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership
@@ -163,20 +163,22 @@ async def test_who_empties_tables_in_a_loop_stops_the_machine_and_keeps_nobody_b
 async def test_a_program_that_fails_twice_breaks_it_and_it_is_whole_again_later(
     guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, fails = guarded.guard._network.load_rules, [True]
-
-    async def fail(plan: NetworkPlan, mark: str) -> None:
-        if fails[0]:
-            raise NetworkError("nft ended with status 1")
-        await load(plan, mark)
-
-    monkeypatch.setattr(guarded.guard._network, "load_rules", fail)
+    fails, nft = tmp_path / "fails", tmp_path / "nft"
+    nft.write_text(
+        f'#!/bin/sh\n[ -e "{fails}" ] && {{ echo no more memory >&2; exit 1; }}\n'
+        'PATH=${PATH#*:}; exec nft "$@"\n'
+    )
+    nft.chmod(0o755)
+    path = f"{tmp_path}:{process.ENVIRONMENT['PATH']}"
+    monkeypatch.setitem(process.ENVIRONMENT, "PATH", path)
+    monkeypatch.setenv("PATH", path)
     rules = guarded.rules()
     run("nft", "flush ruleset")
+    fails.touch()
     await soon(lambda: guarded.guard.why_broken(guarded.tap), "nobody says so")
     assert [news.restored for news in guarded.news] == [False]
-    assert "nft ended with status 1" in guarded.guard.why_broken(guarded.tap)
-    fails[0] = False
+    assert "no more memory" in guarded.guard.why_broken(guarded.tap)
+    fails.unlink()
     await guarded.comes_back(rules, 6)
     await soon(lambda: not guarded.guard.why_broken(guarded.tap), "it stays so", 5)
     assert [news.restored for news in guarded.news] == [False, True]
