@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 _FEW = 8
 """So many are looked at one by one; of more, all that there is is read once."""
 _AGAIN_S = 0.5
+_LOADS = 4
+"""Programs that load at a time: a flush concerns every machine."""
 _EVERYTHING = Scene(tables=None, interfaces=None)
 
 
@@ -38,6 +40,7 @@ class NetworkGuard:
         self._kept: dict[str, Kept] = {}
         self._suspects: set[Watched] = set()
         self._woken = asyncio.Event()
+        self._at_once = asyncio.Semaphore(_LOADS)
         self._told: Callable[[NetworkNews], None] = lambda _: None
         self._host: Listener | None = None
         self._checker: asyncio.Task[None] | None = None
@@ -66,7 +69,7 @@ class NetworkGuard:
     async def keep(self, plan: NetworkPlan, mark: str) -> None:
         tap = plan.lease.tap
         await self.leave(tap)
-        make = partial(self._network.load_rules, plan, mark)
+        make = partial(self._load, plan, mark)
         kept = self._kept[tap] = Kept(tap, self._watched(plan), make, self._tell)
         try:
             await kept.make()
@@ -97,6 +100,10 @@ class NetworkGuard:
         self._told(news)
 
     # --- what is kept
+
+    async def _load(self, plan: NetworkPlan, mark: str) -> None:
+        async with self._at_once:
+            await self._network.load_rules(plan, mark)
 
     def _watched(self, plan: NetworkPlan) -> tuple[Watched, ...]:
         """Where there is something of it."""
