@@ -36,6 +36,8 @@ class NetworkGuard:
     """Of one driver's machines. `open` before anything else."""
 
     def __init__(self, network: HostNetwork, threads: Threads) -> None:
+        self.looks = 0
+        """How often it was looked at what there is."""
         self._network, self._threads = network, threads
         self._kept: dict[str, Kept] = {}
         self._suspects: set[Watched] = set()
@@ -146,6 +148,7 @@ class NetworkGuard:
             self._woken.set()
 
     async def _check(self, suspects: Sequence[Watched]) -> None:
+        self.looks += bool(suspects)
         at_once: Picture | None = None
         if len(suspects) > _FEW:
             at_once, _ = await self._look_at_host(_EVERYTHING)
