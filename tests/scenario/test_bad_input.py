@@ -43,6 +43,8 @@ CASES = {
     "long id": (sandbox("x" * 129), INVALID, "sandbox.id"),
     "control character in id": (sandbox("a\nb"), INVALID, "sandbox.id"),
     "control character in name": (sandbox(name="a\x1bb"), INVALID, "sandbox.name"),
+    "a terminal's introducer": (sandbox(name="a\x9b2J"), INVALID, "sandbox.name"),
+    "letters backwards": (template(image="a/\u202eb"), INVALID, "template.image"),
     "unknown driver_config key": (
         template(driver_config=struct(cpu=1)),
         INVALID,

@@ -9,11 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes.driver import spec
+from vmdriver.host import console_file
 from vmdriver.lifecycle.launch import endings
 from vmdriver.model.condition import status_of
 from vmdriver.model.phase import DomainState, Phase, machine_state
 from vmdriver.model.record import SandboxRecord, utc_now
-from vmdriver.storage.disks import console_tail
 from vmdriver.storage.guest_report import parse_report, read_report
 
 LINES = st.lists(
@@ -103,4 +103,4 @@ def test_a_record_with_a_stamp_that_json_could_not_hold_is_read() -> None:
 def test_a_disk_or_console_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
     assert read_report(str(tmp_path)).phase == ""
     assert read_report(str(tmp_path / "none")).phase == ""
-    assert console_tail(tmp_path) == ""
+    assert console_file.tail(tmp_path) == ""

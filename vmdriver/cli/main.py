@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
+from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
 
@@ -101,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("id", help="sandbox id")
     one.add_argument(
         "--follow", "-f", action="store_true", help="go on printing what comes"
+    )
+    one.add_argument(
+        "--raw",
+        action="store_true",
+        help="the guest's own bytes: what they do to a terminal, they do",
     )
     text = (
         "print the launch plan of a request (JSON file, - for standard input); "
@@ -234,7 +240,11 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         "ls": lambda: show.ls(loaded, as_json=arguments.json),
         "inspect": lambda: show.inspect(loaded, arguments.id, as_json=arguments.json),
         "console": lambda: show.console(
-            loaded, arguments.id, follow=arguments.follow, as_json=arguments.json
+            loaded,
+            arguments.id,
+            follow=arguments.follow,
+            raw=arguments.raw,
+            as_json=arguments.json,
         ),
         "sweep": lambda: show.sweep(
             loaded, dry_run=arguments.dry_run, as_json=arguments.json
@@ -248,9 +258,9 @@ def _reported(work: Any) -> int:
     try:
         return int(work())
     except DriverError as error:
-        print(f"vmdriver: {error.text()}", file=sys.stderr)
+        print(f"vmdriver: {indented(error.text())}", file=sys.stderr)
         if error.detail:
-            print(f"  {error.detail}", file=sys.stderr)
+            print(f"  {indented(error.detail)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 0
@@ -266,6 +276,11 @@ def _reported(work: Any) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The vmdriver command."""
+    with shown_as_text():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "compose":
         from vmdriver.cli.compose import compose
@@ -301,14 +316,15 @@ def main_gateway_launched(argv: Sequence[str] | None = None) -> int:
         action="version",
         version=f"openshell-driver-vm (vmdriver) {__version__}",
     )
-    arguments = parser.parse_args(argv)
 
     def work() -> int:
         from vmdriver.cli.serve import serve
 
         return serve(_load(arguments))
 
-    return _reported(work)
+    with shown_as_text():
+        arguments = parser.parse_args(argv)
+        return _reported(work)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from vmdriver.cli.show import mib, print_json, print_table
+from vmdriver.cli.terminal import indented
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import NotFound
@@ -21,7 +22,7 @@ def _teller(as_json: bool) -> admin_client.Tell:
             print(json.dumps(event), flush=True)
         else:
             mark = "! " if warning else ""
-            print(f"{mark}{reason}: {message}", file=sys.stderr, flush=True)
+            print(f"{mark}{reason}: {indented(message)}", file=sys.stderr, flush=True)
 
     return tell
 

@@ -5,26 +5,27 @@ changes anything.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vmdriver.app import Driver, open_driver
+from vmdriver.cli.terminal import indented, write_raw
 from vmdriver.cli.unread import as_document, print_unreadable, read_state
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError, DriverError, NotFound
+from vmdriver.host import console_file
 from vmdriver.host.lock import StateLock
+from vmdriver.host.visible import visible, visible_lines
 from vmdriver.hypervisor.run_state import is_machine
 from vmdriver.lifecycle.launch.marked import remove
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.ids import domain_name
 from vmdriver.model.set_aside import STATE_UNREADABLE
-from vmdriver.storage.disks import console_tail
 from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout, SandboxFiles
 from vmdriver.storage.records import is_sandbox
@@ -36,7 +37,8 @@ def print_json(value: Any) -> None:
 
 
 def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as wide as their longest cell."""
+    """Columns as wide as their longest cell, one line each."""
+    rows = [tuple(visible(cell) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, *rows]:
         line = "  ".join(
@@ -91,7 +93,7 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
     print_table(("id", "name", "workspace", "condition", "reason"), rows)
     for sandbox in found:
         if sandbox["reason"] == STATE_UNREADABLE:
-            print(f"note: {sandbox['id']}: {sandbox['message']}")
+            print(f"note: {sandbox['id']}: {indented(sandbox['message'])}")
     return 0
 
 
@@ -128,7 +130,7 @@ def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:
         "guest": vars(read_report(str(files.status))),
         "machine": _machine(loaded, domain) if domain else {"running": False},
         "addresses": lease.model_dump() if lease else None,
-        "console_tail": console_tail(files.console),
+        "console_tail": console_file.tail(files.console),
         "directory": str(files.root),
     }
 
@@ -169,7 +171,8 @@ def _print_record(sandbox_id: str, record: dict[str, Any]) -> None:
     )
     if record["failure"]:
         print(
-            f"failure    {record['failure']['reason']}: {record['failure']['message']}"
+            f"failure    {record['failure']['reason']}: "
+            f"{indented(record['failure']['message'])}"
         )
 
 
@@ -197,32 +200,28 @@ def _print_memory(record: dict[str, Any]) -> None:
         print(f"snapshot   {entry['name']}  {entry['created_at']}  {what}")
 
 
-def console(loaded: Loaded, sandbox_id: str, *, follow: bool, as_json: bool) -> int:
-    """The console file, once or as it grows."""
+def console(
+    loaded: Loaded, sandbox_id: str, *, follow: bool, raw: bool, as_json: bool
+) -> int:
+    """The console file, once or as it grows. `raw`: the guest's own bytes, escapes and all."""
     path = _files(loaded, sandbox_id).console
     if as_json:
-        print_json({"console": console_tail(path, 1024 * 1024)})
+        print_json({"console": console_file.tail(path, console_file.ROOM)})
         return 0
-    position = _copy_from(path, 0)
-    while follow:
+    reader = console_file.Reader(path)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while True:
+        try:
+            data = reader.more()
+        except FileNotFoundError:
+            data = b""
+        if raw:
+            write_raw(data)
+        else:
+            print(visible_lines(decoder.decode(data)), end="", flush=True)
+        if not follow:
+            return 0
         time.sleep(0.2)
-        position = _copy_from(path, position)
-    return 0
-
-
-def _copy_from(path: Path, position: int) -> int:
-    """Print what is behind `position`; a file that became shorter was cut."""
-    try:
-        with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(position if position <= end else 0)
-            text = file.read().decode("utf-8", errors="replace")
-            # The guest's: it must not reach the operator's terminal with escapes.
-            sys.stdout.write("".join(c for c in text if c.isprintable() or c in "\n\t"))
-            sys.stdout.flush()
-            return file.tell()
-    except FileNotFoundError:
-        return 0
 
 
 async def _sweep(

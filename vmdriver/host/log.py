@@ -7,6 +7,8 @@ import logging
 import sys
 import time
 
+from vmdriver.host.visible import visible
+
 LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -33,11 +35,8 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         # A guest or a request must not be able to forge a second log line.
-        return (
-            super().format(record).replace("\r", "\\r")
-            if record.exc_info
-            else _one_line(super().format(record))
-        )
+        # Nor do its words do anything to the terminal of whoever reads it.
+        return visible(super().format(record), "\n" if record.exc_info else "")
 
 
 class _Json(logging.Formatter):
@@ -51,10 +50,6 @@ class _Json(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def parse_level(name: str) -> int:

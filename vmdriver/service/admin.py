@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
+from vmdriver.host.visible import visible
 from vmdriver.lifecycle.control.checks import driver_config_schema
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Broadcaster, Happened
@@ -188,7 +189,7 @@ class Admin(pb_grpc.AdminServicer):
                     yield pb.Progress(
                         time=timestamp(event.at),
                         reason=event.reason,
-                        message=event.message,
+                        message=visible(event.message, "\n"),
                         warning=event.type == "Warning",
                     )
             await asyncio.shield(task)

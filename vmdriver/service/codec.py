@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.errors import InvalidRequest, Refused
+from vmdriver.host.visible import visible
 from vmdriver.lifecycle.control.checks import check_numbers
 from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Notice
 from vmdriver.model.condition import Condition, PlatformEvent, SandboxStatus
@@ -92,8 +93,8 @@ def _resources(template: pb.DriverSandboxTemplate) -> Resources:
 def _check_text(value: str, field: str, longest: int) -> str:
     if len(value) > longest:
         raise InvalidRequest(field, f"is longer than {longest} characters")
-    if any(ord(character) < 32 or ord(character) == 127 for character in value):
-        raise InvalidRequest(field, "holds control characters")
+    if not value.isprintable():
+        raise InvalidRequest(field, "holds control characters, or what cannot be shown")
     return value
 
 
@@ -153,7 +154,7 @@ def encode_condition(condition: Condition) -> pb.DriverCondition:
         type=condition.type,
         status=condition.status,
         reason=condition.reason,
-        message=condition.message,
+        message=visible(condition.message, "\n"),
         last_transition_time=moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         transition_time=timestamp(moment),
     )
@@ -182,8 +183,8 @@ def encode_event(event: PlatformEvent) -> pb.DriverPlatformEvent:
         source=EVENT_SOURCE,
         type=event.type,
         reason=event.reason,
-        message=event.message,
-        metadata=event.metadata,
+        message=visible(event.message, "\n"),
+        metadata={key: visible(value) for key, value in event.metadata.items()},
         event_time=timestamp(event.at),
     )
 

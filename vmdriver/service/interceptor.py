@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from vmdriver import errors
+from vmdriver.host.visible import visible
 
 _log = logging.getLogger(__name__)
 STATUS: tuple[tuple[type[errors.DriverError], grpc.StatusCode], ...] = (
@@ -34,7 +35,7 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, errors.DriverError):
         for kind, code in STATUS:
             if isinstance(error, kind):
-                return code, error.text()[:_LONGEST_TEXT]
+                return code, visible(error.text(), "\n")[:_LONGEST_TEXT]
     incident = uuid.uuid4().hex[:12]
     _log.error("incident %s", incident, exc_info=error)
     return (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmdriver.errors import Exhausted, StorageError
-from vmdriver.host import process
+from vmdriver.host import console_file, process
 from vmdriver.host.plain_file import open_plain
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
@@ -19,8 +19,6 @@ from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout
 
 _log = logging.getLogger(__name__)
-_CONSOLE_LIMIT = 1024 * 1024
-_CONSOLE_KEPT = 256 * 1024
 _FREE_SPACE_KEPT = 256 * 1024 * 1024
 
 
@@ -156,30 +154,10 @@ class DiskStore:
         return read_report(path)
 
     async def console_tail(self, path: str, size: int = 2000) -> str:
-        return await self._threads.run(console_tail, Path(path), size)
+        return await self._threads.run(console_file.tail, Path(path), size)
 
     async def bound_console(self, path: str) -> None:
-        """Cut a console that has grown too long, keeping its end.
-
-        QEMU has it open for appending, so that it goes on at the new end.
-        """
-        await self._threads.run(self._bound_console, Path(path))
-
-    @staticmethod
-    def _bound_console(path: Path) -> None:
-        try:
-            descriptor = open_plain(path, os.O_RDWR)
-        except OSError:
-            return  # there is none, or what is there is none
-        with os.fdopen(descriptor, "rb+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size <= _CONSOLE_LIMIT:
-                return
-            file.seek(size - _CONSOLE_KEPT)
-            kept = file.read(_CONSOLE_KEPT)
-            file.seek(0)
-            file.truncate(0)
-            file.write(b"[earlier output was cut]\n" + kept)
+        await self._threads.run(console_file.cut, Path(path))
 
     async def extension_directory(self, sandbox_id: str, name: str) -> Path:
         path = self._layout.sandbox(sandbox_id).extension(name)
@@ -203,15 +181,3 @@ def _blank(disk: Disk) -> qcow2.Blank:
     except ValueError as error:
         name = f"layer {Path(disk.path).name} cannot be made"
         raise StorageError(f"{name}: {error}", detail=below) from error
-
-
-def console_tail(path: Path, size: int = 2000) -> str:
-    """The last `size` bytes of a console as text without control characters."""
-    try:
-        with os.fdopen(open_plain(path), "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - size))
-            text = file.read(size).decode("utf-8", errors="replace")
-    except OSError:
-        return ""  # only for people; whatever it is, the machine is looked after
-    return "".join(c if c.isprintable() or c == "\n" else "" for c in text).strip()
