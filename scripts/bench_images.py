@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.fakes.registry import push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
 
@@ -68,7 +69,7 @@ async def by_driver(
 ) -> tuple[float, int, list[float]]:
     """Seconds of the first time, bytes of the disk, and seconds of 20 times afterwards."""
     threads = Threads("bench", 4)
-    store = ImageService(work / "store", threads, policy)
+    store = ImageService(work / "store", threads, policy, numbers=UserNamespace())
     await store.open()
     begun = time.perf_counter()
     disk = await store.prepare(reference, "first", lambda _p: None)
@@ -88,7 +89,7 @@ async def eight_at_once(
 ) -> tuple[float, float]:
     """Seconds until the first and the last of eight had the image."""
     threads = Threads("bench", 4)
-    store = ImageService(work / "eight", threads, policy)
+    store = ImageService(work / "eight", threads, policy, numbers=UserNamespace())
     await store.open()
     begun = time.perf_counter()
 

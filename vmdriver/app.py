@@ -21,6 +21,7 @@ from vmdriver.host import facts
 from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
@@ -74,6 +75,7 @@ class Driver:
         self.layout = Layout(config.driver.state_dir)
         owner, instance = qemu_owner(config), config.driver.instance
         self._files = Threads("files", 8)
+        self._numbers = UserNamespace()
         self.embedded = config.driver.connection == "embed"
         self.libvirt_root = Path(passage.theirs(str(self.layout.libvirt)))
         uri = (
@@ -89,13 +91,18 @@ class Driver:
         self.machines = Machines(self.connection, instance, owner, passage)
         self.disks = DiskStore(self.layout, self._files, owner)
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
-        self.supervisors = SupervisorDisks(self.layout, self._files)
+        self.supervisors = SupervisorDisks(
+            self.layout, self._files, numbers=self._numbers
+        )
         self.network = HostNetwork(
             instance, owner, self._files, config.network.address_pool
         )
         self.network_guard = NetworkGuard(self.network, self._files)
         self.images = ImageService(
-            self.layout.images, self._files, image_policy(config)
+            self.layout.images,
+            self._files,
+            image_policy(config),
+            numbers=self._numbers,
         )
         self.records = RecordStore(self.layout, self._files)
         self.sealing = Sealing(self.libvirt_root)
@@ -225,6 +232,7 @@ class Driver:
         await self.manager.close()
         await self.network_guard.close()
         await self.images.close()
+        self._numbers.close()
         self.release_threads()
 
 

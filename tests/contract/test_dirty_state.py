@@ -18,6 +18,7 @@ from vmdriver.cli import doctor
 from vmdriver.errors import ConfigError, Refused
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.hypervisor.embedded import (
     make_way,
     remove_torn_definitions,
@@ -83,8 +84,10 @@ async def _start(layout: Layout, threads: Threads) -> None:
     forget_unstarted_machines(layout.libvirt)
     with pytest.raises(Refused, match="boot files"):
         boot.load(layout.boot)
-    images = ImageService(layout.images, threads, image_rules())
-    supervisors = SupervisorDisks(layout, threads)
+    images = ImageService(
+        layout.images, threads, image_rules(), numbers=UserNamespace()
+    )
+    supervisors = SupervisorDisks(layout, threads, numbers=UserNamespace())
     await images.open()
     await supervisors.open()
     # The rest of the start is the manager's, on these files; its host is a fake.

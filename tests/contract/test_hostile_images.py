@@ -20,6 +20,7 @@ from tests.fakes.oci_layout import PLAIN, Layout, directory, entry, layer, link
 from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci import manifest
 from vmdriver.oci.cache import Cache
@@ -37,7 +38,9 @@ class Bench:
         (self.outside / "precious").write_text("untouched")
         self.layout = Layout(root / "layout")
         self.threads = Threads("images", 4)
-        self.store = ImageService(root / "store", self.threads, policy)
+        self.store = ImageService(
+            root / "store", self.threads, policy, numbers=UserNamespace()
+        )
 
     async def disk(self, *layers: bytes, **more: Any) -> BaseDisk:
         self.layout.image("it", layers, **more)
@@ -342,7 +345,9 @@ async def test_what_is_unfit_is_not_unfit_for_ever(
     """The operator may raise the limit: no verdict is kept."""
     await bench.refused(layer(entry("zeros", bytes(65 * 2**20))))
     policy = dataclasses.replace(bench.policy, max_content=2**30)
-    store = ImageService(tmp_path / "store", bench.threads, policy)
+    store = ImageService(
+        tmp_path / "store", bench.threads, policy, numbers=UserNamespace()
+    )
     await store.open()
     disk = await store.prepare(f"oci:{bench.layout.path}:it", "s1", lambda _p: None)
     assert await asyncio.to_thread(Path(disk.path).exists)

@@ -22,7 +22,9 @@ from tests.fakes.registry import push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused
 from vmdriver.host import process
+from vmdriver.host.box import Box
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import BaseDisk, CacheLimits, ImageProgress
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import ImageService
@@ -74,7 +76,7 @@ class Store(ImageService):
     def __init__(self, root: Path, policy: ImagePolicy) -> None:
         self.threads = Threads("images", 4)
         self.root = root
-        super().__init__(root, self.threads, policy)
+        super().__init__(root, self.threads, policy, numbers=UserNamespace())
         self.told: list[ImageProgress] = []
 
     async def get(self, reference: str, owner: str = "s1") -> BaseDisk:
@@ -276,7 +278,13 @@ async def test_short_names_are_looked_for_in_local_stores_first(
             f"oci:{layout}:tiny" if a.startswith("containers-storage:") else a
             for a in arguments
         ]
-        return await genuine(local, **more)  # type: ignore[arg-type]
+        box = more["box"]
+        assert isinstance(box, Box)
+        assert not box.network
+        if local != arguments:  # this host has no store of an engine's
+            write = tuple(p for p in box.write if "containers" not in p.parts)
+            box = dataclasses.replace(box, read=(layout,), write=write)
+        return await genuine(local, **{**more, "box": box})  # type: ignore[arg-type]
 
     monkeypatch.setattr(process, "run", run)
     async for store in opened(tmp_path / "local", both):
@@ -371,11 +379,12 @@ import asyncio, sys
 from pathlib import Path
 from tests.fakes.settings import image_rules
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.oci.image_service import ImageService
 
 async def main():
     root, front = sys.argv[1:]
-    service = ImageService(Path(root), Threads("x", 2), image_rules((front,)))
+    service = ImageService(Path(root), Threads("x", 2), image_rules((front,)), numbers=UserNamespace())
     await service.open()
     await service.prepare(f"{front}/wide:1", "s1", lambda p: print(p.reason, flush=True))
 

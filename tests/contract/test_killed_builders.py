@@ -15,6 +15,7 @@ from tests.fakes.settings import image_rules
 from vmdriver.errors import ImageError
 from vmdriver.host import process
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.oci.image_service import ImageService
 
 SCRIPT = """#!/bin/sh
@@ -25,14 +26,14 @@ case "$*" in
         for last; do before=$disk disk=$last; done
         case "{what}" in
         unpack) mkdir -p "$last/rootfs"; echo half > "$last/rootfs/half"; echo half > "$last/half" ;;
-        root) echo half > "$before" ;;
+        lazy_journal) echo half > "$before" ;;
         esac
         kill -{signal} $$
     fi ;;
 esac
 exec {real} "$@"
 """
-PROGRAMS = {"unpack": "prlimit", "scan": "prlimit", "root": "mke2fs"}
+PROGRAMS = {"unpack": "prlimit", "scan": "prlimit", "lazy_journal": "prlimit"}
 """A word of its command line -> what is run first."""
 
 
@@ -74,7 +75,7 @@ def image(tmp_path: Path) -> str:
 async def store(tmp_path: Path, image: str) -> AsyncIterator[ImageService]:
     threads = Threads("images", 4)
     policy = image_rules((), (tmp_path / "images",), refresh_s=0)
-    store = ImageService(tmp_path / "store", threads, policy)
+    store = ImageService(tmp_path / "store", threads, policy, numbers=UserNamespace())
     await store.open()
     yield store
     await store.close()

@@ -15,6 +15,7 @@ from tests.fakes.registry import PASSWORD, USER, push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
@@ -56,7 +57,9 @@ async def prepare(tmp_path: Path) -> AsyncIterator[object]:
     threads = Threads("images", 2)
 
     async def run(reference: str, policy: ImagePolicy) -> BaseDisk:
-        store = ImageService(tmp_path / "store", threads, policy)
+        store = ImageService(
+            tmp_path / "store", threads, policy, numbers=UserNamespace()
+        )
         await store.open()
         try:
             return await store.prepare(reference, "s1", lambda _progress: None)
@@ -75,7 +78,9 @@ async def test_each_registry_gets_its_own_credentials_over_tls(
         tmp_path / "auth.json",
         **{"other.test": "someone:else", address: f"{USER}:{PASSWORD}"},
     )
-    policy = image_rules(auth_file=auth, certificates=certs)
+    policy = image_rules(
+        auth_file=auth, certificates=certs, credential_registries=(address,)
+    )
     assert Path((await prepare(f"{address}/it:1", policy)).path).exists()
     for wrong in (
         auth_file(tmp_path / "wrong.json", **{address: f"{USER}:guessed"}),
@@ -96,7 +101,10 @@ async def test_a_certificate_that_nobody_vouches_for_is_an_error(
     address, _ = guarded
     auth = auth_file(tmp_path / "auth.json", **{address: f"{USER}:{PASSWORD}"})
     with pytest.raises(HostError, match=r"certificate|x509"):
-        await prepare(f"{address}/it:1", image_rules(auth_file=auth))
+        await prepare(
+            f"{address}/it:1",
+            image_rules(auth_file=auth, credential_registries=(address,)),
+        )
 
 
 async def test_a_mirror_is_used_where_registries_conf_says_so(

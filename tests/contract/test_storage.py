@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from tests.fakes.driver import spec
 from vmdriver.errors import AlreadyExists, InvalidRequest, Refused, StorageError
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Phase
@@ -214,7 +215,7 @@ def disks(layout: Layout, threads: Threads) -> DiskStore:
 
 @pytest.fixture
 def supervisors(layout: Layout, threads: Threads) -> SupervisorDisks:
-    return SupervisorDisks(layout, threads)
+    return SupervisorDisks(layout, threads, numbers=UserNamespace())
 
 
 async def test_an_overlay_is_made_on_its_base_and_removed(

@@ -14,6 +14,7 @@ import pytest
 from tests.contract.test_storage import compile_program, on_disk
 from vmdriver.errors import Refused
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.storage import supervisors
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.program_bundle import Bundle
@@ -30,7 +31,7 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.fixture
 def disks(layout: Layout) -> Iterator[SupervisorDisks]:
     threads = Threads("supervisors", 4)
-    yield SupervisorDisks(layout, threads)
+    yield SupervisorDisks(layout, threads, numbers=UserNamespace())
     threads.close()
 
 
@@ -73,7 +74,10 @@ async def test_two_makers_that_do_not_know_each_other_do_not_meet(
 ) -> None:
     """As when a killed driver's thread and programs go on beside the next driver."""
     thread_pools = [Threads("a", 2), Threads("b", 2)]
-    stores = [SupervisorDisks(layout, threads) for threads in thread_pools]
+    stores = [
+        SupervisorDisks(layout, threads, numbers=UserNamespace())
+        for threads in thread_pools
+    ]
     found = await asyncio.gather(*(s.disk(program) for s in stores))
     assert found[0] == found[1]
     check(found[0], layout)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.model.phase import Phase
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.supervisors import SupervisorDisks
@@ -23,7 +24,11 @@ async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None
     driver = FakeDriver(
         World(),
         settings=dataclasses.replace(SETTINGS, supervisor=program),
-        adapters={"supervisor_disks": SupervisorDisks(layout, threads)},
+        adapters={
+            "supervisor_disks": SupervisorDisks(
+                layout, threads, numbers=UserNamespace()
+            )
+        },
     )
     await driver.manager.recover()
     names = [f"s{number}" for number in range(6)]

@@ -14,7 +14,7 @@ from vmdriver.app import Driver, open_driver
 from vmdriver.cli.show import print_json
 from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
-from vmdriver.config.views import qemu_owner
+from vmdriver.config.views import image_policy, qemu_owner
 from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import access, facts, process
 from vmdriver.host.lock import StateLock
@@ -22,6 +22,7 @@ from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.accelerator import KVM_DEVICE
 from vmdriver.model.set_aside import WAY_OUT
 from vmdriver.oci.cache import Cache
+from vmdriver.oci.trust import policy_in_force
 from vmdriver.service.server import check_path
 from vmdriver.storage import boot
 from vmdriver.storage.layout import Layout
@@ -128,6 +129,11 @@ def _files(config: Config) -> Iterator[Finding]:
         yield Finding("socket path", "ok", str(socket))
     except ConfigError as error:
         yield _failed("socket path", error)
+    try:
+        text = policy_in_force(image_policy(config))
+        yield Finding("image signatures", "ok", text)
+    except ConfigError as error:
+        yield _failed("image signatures", error)
     yield from unreadable(Layout(state_dir))
     yield from in_the_way(Layout(state_dir))
     space = next(p for p in (state_dir, *state_dir.parents) if p.exists())

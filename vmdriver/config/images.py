@@ -36,13 +36,21 @@ class ImageSettings(Frozen):
         "without a registry",
     )
     image_auth_file: Path | None = Field(
-        None, description="credentials per registry, containers-auth.json(5)"
+        None,
+        description="credentials per registry, containers-auth.json(5); unset: root's own logins",
+    )
+    credential_registries: list[str] = Field(
+        [],
+        description="registries (host[:port]) that are shown the credentials there are for them; "
+        "every other one is asked without",
     )
     image_registries_conf: Path | None = Field(
         None, description="mirrors, containers-registries.conf(5)"
     )
     image_signature_policy: Path | None = Field(
-        None, description="which signatures are needed, containers-policy.json(5)"
+        None,
+        description="which signatures are needed, containers-policy.json(5); unset: the host's "
+        "/etc/containers/policy.json, or if it has none, any image of any registry",
     )
     image_certs_dir: Path | None = Field(
         None, description="certificates per registry, containers-certs.d(5)"

@@ -64,6 +64,7 @@ def image_policy(config: Config) -> ImagePolicy:
         allowed_images=tuple(images.allowed_images),
         local_stores=tuple(images.local_image_stores),
         auth_file=images.image_auth_file,
+        credential_registries=tuple(images.credential_registries),
         registries_conf=images.image_registries_conf,
         signature_policy=images.image_signature_policy,
         certificates=images.image_certs_dir,

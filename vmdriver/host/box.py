@@ -51,19 +51,27 @@ class Limits:
 
 @dataclass(frozen=True)
 class User:
-    """A user of the host, as which the program runs, without any capability: a machine's, or root
-    where what is to be read is root's alone.
+    """A user of the host, as which the program runs, without any capability but those named: a
+    machine's, or root where what is to be read is root's alone.
     """
 
     uid: int
     gid: int
+    capabilities: tuple[str, ...] = ()
+    """As setpriv(1) calls them. For root."""
 
     def words(self) -> list[str]:
         """What becomes that user and runs the words behind it."""
         return [
             *("setpriv", f"--reuid={self.uid}", f"--regid={self.gid}"),
-            *("--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--"),
+            *("--clear-groups", "--inh-caps=-all"),
+            ",".join(("--bounding-set=-all", *(f"+{c}" for c in self.capabilities))),
+            "--",
         ]
+
+    def beginning(self) -> tuple[str, ...]:
+        """Capabilities that bwrap leaves to `words`, in its words."""
+        return (*_BECOMING, *(f"CAP_{name.upper()}" for name in self.capabilities))
 
     def descriptors(self) -> tuple[int, ...]:
         """Open files that this needs."""
@@ -87,6 +95,10 @@ class ImageRoot:
             *("setpriv", f"--bounding-set={_UNPACKING}", "--inh-caps=-all", "--"),
         ]
 
+    def beginning(self) -> tuple[str, ...]:
+        """Capabilities that bwrap leaves to `words`, in its words."""
+        return _BECOMING
+
     def descriptors(self) -> tuple[int, ...]:
         """Open files that this needs."""
         return (self.namespace,)
@@ -103,22 +115,28 @@ class Box:
     """The same, to be written. The user's rights on them are asked as everywhere."""
     read_if_there: tuple[Path, ...] = ()
     """Like `read`; absent is fine."""
+    given: tuple[tuple[Path, bytes], ...] = ()
+    """Files that are there with that content, whatever the host has under that path: what root
+    alone may read, such as credentials, is copied into the box's memory.
+    """
     network: bool = False
     """Whether it has the host's network."""
     limits: Limits = field(default_factory=Limits)
 
-    def around(self, arguments: Sequence[str]) -> list[str]:
-        """The command that runs these arguments in the box. `/` is where it begins."""
+    def around(self, arguments: Sequence[str], given: Sequence[int] = ()) -> list[str]:
+        """The command that runs these arguments in the box. `/` is where it begins. `given`: open
+        files with the content of this box's `given`, in that order.
+        """
         return [
             *self.limits.words(),
             *("bwrap", "--die-with-parent", "--unshare-ipc", "--unshare-pid"),
             *("--unshare-uts", "--unshare-cgroup-try"),
             *([] if self.network else ["--unshare-net"]),
-            *("--cap-drop", "ALL", *_words("--cap-add", _BECOMING)),
+            *("--cap-drop", "ALL", *_words("--cap-add", self.user.beginning())),
             *("--ro-bind", "/usr", "/usr"),
             *(word for at, to in _LINKS for word in ("--symlink", to, at)),
             *("--dev", "/dev", "--proc", "/proc"),
-            *self._places(),
+            *self._places(given),
             *("--remount-ro", "/", "--chdir", "/", "--"),
             *self.user.words(),
             *arguments,
@@ -128,13 +146,16 @@ class Box:
         """Open files that the command needs."""
         return self.user.descriptors()
 
-    def _places(self) -> Iterable[str]:
+    def _places(self, given: Sequence[int]) -> Iterable[str]:
         """Folders around others come first, whichever way they are bound: what is inside of them
         is bound over them. Where one place is named twice, writing counts.
         """
-        ways = dict.fromkeys(self.read_if_there, "--ro-bind-try")
-        ways |= dict.fromkeys(self.read, "--ro-bind")
-        ways |= dict.fromkeys(self.write, "--bind")
+        ways: dict[Path, tuple[str, ...]]
+        ways = {path: ("--ro-bind-try", str(path)) for path in self.read_if_there}
+        ways |= {path: ("--ro-bind", str(path)) for path in self.read}
+        ways |= {path: ("--bind", str(path)) for path in self.write}
+        for (path, _), number in zip(self.given, given, strict=True):
+            ways[path] = ("--perms", "0444", "--ro-bind-data", str(number))
         made = {Path("/")}
         for path in sorted(ways, key=lambda path: path.parts):
             # bwrap 0.8 makes what is missing on the way with 0700: for root alone.
@@ -143,14 +164,14 @@ class Box:
                     yield from ("--perms", "0755", "--dir", str(folder))
                 made.add(folder)
             made.add(path)
-            yield from (ways[path], str(path), str(path))
+            yield from (*ways[path], str(path))
 
 
 def _words(option: str, values: Iterable[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
 
-def python(script: Path) -> tuple[list[str], tuple[Path, ...]]:
+def interpreter(script: Path) -> tuple[list[str], tuple[Path, ...]]:
     """The command that runs a script with this interpreter and its standard library, nothing
     installed, no variable heeded; and what it has to see for that.
     """

@@ -12,7 +12,14 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 
 from vmdriver.errors import CommandError, Killed
@@ -179,19 +186,52 @@ class _Command:
     box: Box | None
     keep: tuple[int, ...]
 
-    def words(self) -> Sequence[str]:
+    def words(self, given: Sequence[int]) -> Sequence[str]:
         """With the box around it."""
-        return self.box.around(self.arguments) if self.box else self.arguments
+        return self.box.around(self.arguments, given) if self.box else self.arguments
 
-    def descriptors(self) -> tuple[int, ...]:
+    def descriptors(self, given: Sequence[int]) -> tuple[int, ...]:
         """Open files that it gets."""
-        return (*self.keep, *(self.box.descriptors() if self.box else ()))
+        return (*self.keep, *given, *(self.box.descriptors() if self.box else ()))
+
+    @contextlib.contextmanager
+    def given(self) -> Iterator[list[int]]:
+        """The content that its box has, as open files."""
+        found: list[int] = []
+        try:
+            for path, content in self.box.given if self.box else ():
+                found.append(os.memfd_create(path.name))
+                os.write(found[-1], content)
+                os.lseek(found[-1], 0, os.SEEK_SET)
+            yield found
+        finally:
+            for descriptor in found:
+                os.close(descriptor)
 
     def signal(self, status: int) -> int:
         """That it ended by; 0 for none. In a box, bwrap says it as a shell does."""
         if self.box and status > _BY_SIGNAL:
             return status - _BY_SIGNAL
         return max(0, -status)
+
+
+async def _begun(
+    command: _Command, environment: Mapping[str, str]
+) -> asyncio.subprocess.Process:
+    with command.given() as given:
+        words = command.words(given)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *words,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**ENVIRONMENT, **environment, **_marks},
+                pass_fds=command.descriptors(given),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _cannot_run(words, error) from error
 
 
 async def _run(
@@ -201,20 +241,9 @@ async def _run(
     stdin: bytes,
     environment: Mapping[str, str] | None,
 ) -> Completed:
-    arguments, words = command.arguments, command.words()
+    arguments = command.arguments
     shown = shlex.join(arguments)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**ENVIRONMENT, **(environment or {}), **_marks},
-            pass_fds=command.descriptors(),
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise _cannot_run(words, error) from error
+    process = await _begun(command, environment or {})
     begun = time.monotonic()
     try:
         async with asyncio.timeout(left_s):

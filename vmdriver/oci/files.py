@@ -7,16 +7,42 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdriver.host.plain_file import open_plain, read_start
+
+_NODES = {stat.S_IFBLK, stat.S_IFCHR, stat.S_IFSOCK}
 _BLOCK = 4096
+_DEEP = 200
 _CHUNK = 1024 * 1024
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory, absent is fine."""
-    shutil.rmtree(path, ignore_errors=not path.exists())
+    """Remove a directory, however deep; absent is fine. No link is followed."""
+    try:
+        shutil.rmtree(path, ignore_errors=not path.exists())
+    except RecursionError:  # Python 3.11 and 3.12 go down by calling themselves
+        _raise_up(path)
+        remove_tree(path)
+
+
+def _raise_up(tree: Path) -> None:
+    """Move folders that lie deep to the top, so that none is deeper than _DEEP any more."""
+    top = os.fsencode(tree)
+    pending = [(top, 0)]
+    while pending:
+        folder, depth = pending.pop()
+        with os.scandir(folder) as entries:
+            found = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
+        if depth < _DEEP:
+            pending += [(path, depth + 1) for path in found]
+            continue
+        for path in found:
+            aside = top + b"/.deep-" + os.urandom(8).hex().encode()
+            os.rename(path, aside)  # noqa: PTH104 - names are bytes here: they need not be UTF-8
+            pending.append((aside, 1))
 
 
 @dataclass(frozen=True)
@@ -28,17 +54,27 @@ class Tree:
     files: int
 
 
-def tidy(tree: Path) -> Tree:
+def tidy(tree: Path, devices: Collection[bytes] = ()) -> Tree:
     """Count what is there, links not followed. Device nodes and sockets are removed: the guest has
     its own, and one in the root file system would be a way around what its user may open.
+    `devices`: paths in the tree of nodes that layers have. Who unpacks may not make nodes, and has
+    put an empty file into the place of each. OSError where the tree is none.
     """
     content = files = 0
-    for directory, folders, names in os.walk(os.fsencode(tree)):
+    top = os.fsencode(tree)
+    if not stat.S_ISDIR(os.lstat(top).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(tree))
+    for directory, folders, names in os.walk(top):
         for name in (*names, *folders):
             path = os.path.join(directory, name)  # noqa: PTH118 - a hot loop over every file
             found = os.lstat(path)
             kind = stat.S_IFMT(found.st_mode)
-            if kind in {stat.S_IFBLK, stat.S_IFCHR, stat.S_IFSOCK}:
+            if kind in _NODES or (
+                devices
+                and kind == stat.S_IFREG
+                and found.st_size == 0
+                and path[len(top) + 1 :] in devices
+            ):
                 os.unlink(path)  # noqa: PTH108 - names are bytes here: they need not be UTF-8
                 continue
             files += 1
@@ -77,6 +113,28 @@ def content_digest(path: Path) -> str:
 def stored_bytes(path: Path) -> int:
     """That a file really takes."""
     return path.stat().st_blocks * 512
+
+
+def take_over(path: Path, mode: int, *, links: bool = False) -> None:
+    """What a program in a box made becomes root's. OSError where it is anything but a plain file
+    that has this one name, or with `links`, any number of them: that would lead elsewhere.
+    """
+    descriptor = open_plain(path)
+    try:
+        if os.fstat(descriptor).st_nlink != 1 and not links:
+            raise OSError(errno.EMLINK, "it has another name, too", str(path))
+        os.fchown(descriptor, 0, 0)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def read_small(path: Path, most: int = 4 * 2**20) -> bytes:
+    """What a program in a box wrote. OSError where it is no plain file, or larger."""
+    content = read_start(path, most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return content
 
 
 def publish(part: Path, path: Path, mode: int = 0o444) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmdriver.errors import HostError, NotFound
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import (
     BaseDisk,
     CachedFile,
@@ -21,6 +22,7 @@ from vmdriver.lifecycle.ports.images import (
     ProgressSink,
 )
 from vmdriver.oci import files
+from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.cache import Cache, Entry, TreeEntry
 from vmdriver.oci.pipeline import Pipeline
 from vmdriver.oci.policy import ImagePolicy
@@ -38,12 +40,20 @@ _YOUNG_S = 300.0
 class ImageService:
     """The image cache of one state directory."""
 
-    def __init__(self, root: Path, threads: Threads, policy: ImagePolicy) -> None:
+    def __init__(
+        self,
+        root: Path,
+        threads: Threads,
+        policy: ImagePolicy,
+        *,
+        numbers: UserNamespace,
+    ) -> None:
         self._cache = Cache(root)
         self._threads, self._policy = threads, policy
-        skopeo = Skopeo(policy)
+        boxes = ImageBoxes(policy, numbers)
+        skopeo = Skopeo(policy, boxes, threads)
         self._resolver = Resolver(skopeo, policy, threads)
-        rootfs = RootFs(self._cache, policy, threads)
+        rootfs = RootFs(self._cache, policy, threads, boxes)
         self._pipeline = Pipeline(self._cache, skopeo, rootfs, threads)
         self._resolving: SingleFlight[Resolved] = SingleFlight()
         self._making: SingleFlight[Entry] = SingleFlight()

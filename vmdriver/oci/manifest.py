@@ -87,6 +87,14 @@ def choose(index: dict[str, Any], architecture: str, name: str) -> str:
     )
 
 
+def last_of(index: dict[str, Any], name: str) -> str:
+    """Digest of what a layout's index named last. ImageError."""
+    entries = _objects(index.get("manifests"), name, "manifests")
+    if not entries:
+        raise _bad(name, "nothing was fetched")
+    return _digest(entries[-1], name)
+
+
 def parse(document: dict[str, Any], raw: bytes, name: str) -> Manifest:
     """A manifest. Refused for kinds of layers that cannot be unpacked, naming the layer."""
     if document.get("schemaVersion") == 1:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vmdriver.errors import ImageError, Refused
@@ -17,6 +17,7 @@ from vmdriver.lifecycle.ports.images import ImageProgress, ProgressSink
 from vmdriver.model.image import ImageConfig
 from vmdriver.oci import files, manifest
 from vmdriver.oci.cache import Cache, Entry, TreeEntry, identity
+from vmdriver.oci.fetched import FetchedLayout
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.resolve import Resolved
 from vmdriver.oci.rootfs import RootFs
@@ -70,10 +71,12 @@ class Pipeline:
             name = found.reference[:200]
             raw = await self._skopeo.config(found.source)
             config = manifest.parse_config(raw, name, facts.oci_architecture())
-            tree = await self._tree(found, work, tell)
+            tree, size = await self._tree(found, work, tell)
             tell(ImageProgress("CreatingRootDisk", "making the base disk"))
-            part, path = work / "disk", self._cache.new_disk(found.manifest.digest)
-            await self._rootfs.make_disk(tree, part, found.manifest.digest)
+            path = self._cache.new_disk(found.manifest.digest)
+            part = await self._rootfs.make_disk(
+                tree, size, work / "made", found.manifest.digest
+            )
             self._leave(tree)
             content = await self._threads.run(files.content_digest, part)
             self._publishing.add(str(path))
@@ -89,12 +92,11 @@ class Pipeline:
     async def tree(self, found: Resolved, tell: ProgressSink) -> TreeEntry:
         """The image as a directory. The same errors."""
         async with self._work(found) as work:
-            tree = await self._tree(found, work, tell)
-            size = (await self._threads.run(files.tidy, tree)).content
+            tree, size = await self._tree(found, work, tell)
             entry = TreeEntry(
                 digest=found.manifest.digest,
                 references=(found.reference, *found.references),
-                stored_bytes=size,
+                stored_bytes=size.content,
             )
             return await self._threads.run(self._cache.publish_tree, tree, entry)
 
@@ -110,8 +112,12 @@ class Pipeline:
             self._busy.remove(found.manifest)
             await self._threads.run(files.remove_tree, work)
 
-    async def _tree(self, found: Resolved, work: Path, tell: ProgressSink) -> Path:
-        """The unpacked image. Layers of an earlier fetch that are damaged are fetched again."""
+    async def _tree(
+        self, found: Resolved, work: Path, tell: ProgressSink
+    ) -> tuple[Path, files.Tree]:
+        """The unpacked image, and what is in it. Layers of an earlier fetch that are damaged are
+        fetched again.
+        """
         try:
             return await self._fetch_and_unpack(found, work / "1", tell)
         except (ImageError, Refused):
@@ -124,39 +130,32 @@ class Pipeline:
 
     async def _fetch_and_unpack(
         self, found: Resolved, place: Path, tell: ProgressSink
-    ) -> Path:
-        layout, tree = place / "layout", place / "root"
-        layout.mkdir(parents=True)
-        (layout / "blobs").symlink_to(self._cache.blobs)
-        telling = asyncio.create_task(self._tell_bytes(found.manifest, layout, tell))
+    ) -> tuple[Path, files.Tree]:
+        fetched = FetchedLayout(place / "layout", self._cache)
+        place.mkdir()
+        boxed = bool(found.source.registry)
+        await self._threads.run(fetched.make, found.manifest, boxed)
+        telling = asyncio.create_task(self._tell_bytes(found.manifest, fetched, tell))
         try:
-            await self._skopeo.copy(found.source, layout)
+            await self._skopeo.copy(found.source, fetched.path)
         finally:
             telling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await telling
+            await self._threads.run(fetched.keep)
         tell(ImageProgress("ExportingRootfs", "unpacking the layers"))
-        layers = await self._threads.run(self._fetched_layers, layout, found)
-        await self._rootfs.unpack(layout, layers, tree)
-        return tree
-
-    def _fetched_layers(self, layout: Path, found: Resolved) -> Sequence[Path]:
-        """As they are in the layout: skopeo may have written the manifest anew."""
-        name = found.reference[:200]
-        index = manifest.read((layout / "index.json").read_bytes(), name)
-        digest = str(index["manifests"][-1]["digest"])
-        raw = self._cache.blob(digest).read_bytes()
-        fetched = manifest.parse(manifest.read(raw, name), raw, name)
-        return [self._cache.blob(layer.digest) for layer in fetched.layers]
+        layers = await self._threads.run(fetched.layers, found.reference[:200])
+        return await self._rootfs.unpack(fetched.path, layers, place / "tree")
 
     async def _tell_bytes(
-        self, wanted: Manifest, layout: Path, tell: ProgressSink
+        self, wanted: Manifest, fetched: FetchedLayout, tell: ProgressSink
     ) -> None:
-        """PullingLayer, again and again."""
+        """PullingLayer, again and again; layers that are whole are kept at once."""
         total, count = wanted.transfer_bytes, len(wanted.layers)
         while True:
+            await self._threads.run(fetched.keep)
             there = [layer for layer in wanted.layers if self._is_there(layer.digest)]
-            under_way = sum(_size(path) for path in layout.glob("oci-put-blob*"))
+            under_way = await self._threads.run(fetched.under_way)
             done = min(total, sum(layer.size for layer in there) + under_way)
             number = min(len(there) + 1, count)
             text = f"layer {number} of {count}, {done / 2**20:.1f} of {total / 2**20:.1f} MiB"
@@ -180,10 +179,3 @@ def _entry(found: Resolved, path: Path, config: ImageConfig, content: str) -> En
         identity=identity(path),
         content=content,
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

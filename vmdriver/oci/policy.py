@@ -27,11 +27,13 @@ class ImagePolicy:
     local_stores: tuple[str, ...]
     """Of LOCAL_STORES: looked into first for names without a registry."""
     auth_file: Path | None
-    """Credentials per registry: containers-auth.json(5)."""
+    """Credentials per registry: containers-auth.json(5). None: root's own logins."""
+    credential_registries: tuple[str, ...]
+    """host[:port] of registries that are shown credentials; no other one is."""
     registries_conf: Path | None
     """Mirrors and blocked registries: containers-registries.conf(5)."""
     signature_policy: Path | None
-    """Which signatures are needed: containers-policy.json(5)."""
+    """Which signatures are needed: containers-policy.json(5). None: see `trust`."""
     certificates: Path | None
     """Directory with certificates per registry: containers-certs.d(5)."""
     refresh_s: float
@@ -55,6 +57,8 @@ class Source:
     """host[:port]; "" for local ones."""
     repository: str = ""
     """The same without tag and digest, for naming another digest of it."""
+    directory: Path | None = None
+    """Of a local layout."""
 
     def at(self, digest: str) -> Source:
         """The same repository's image of that digest; local stores have only the one."""
@@ -116,4 +120,5 @@ def _local_layout(reference: str, policy: ImagePolicy) -> Source:
         raise NotFound(
             f"{FIELD}: {text[:200]!r} is not an OCI layout", reason="ImageNotFound"
         )
-    return Source(f"oci:{path.resolve()}" + (f":{tag}" if tag else ""))
+    path = path.resolve()
+    return Source(f"oci:{path}" + (f":{tag}" if tag else ""), directory=path)

@@ -36,8 +36,8 @@ def translated(source: str, error: CommandError) -> DriverError:
             detail=error.detail,
             reason="ImageDenied",
             resolution=(
-                "check the name, and the credentials in the containers "
-                "auth.json of the driver's user"
+                "check the name; credentials (image_auth_file, or root's logins) are shown to "
+                "the registries in credential_registries alone"
             ),
         )
     if _MISSING.search(text):

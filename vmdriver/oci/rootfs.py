@@ -6,21 +6,24 @@ import asyncio
 import hashlib
 import json
 import logging
-import sys
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vmdriver.errors import CommandError, Exhausted, ImageError, Killed, Refused
 from vmdriver.host import process
+from vmdriver.host.box import Box, interpreter
 from vmdriver.host.threads import Threads
-from vmdriver.oci import files
+from vmdriver.host.user_namespace import give
+from vmdriver.oci import files, scan
+from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.reference import FIELD
 from vmdriver.oci.skopeo import IMAGE
 
 _LOOK_S = 0.25
-_SCAN_MEMORY = 512 * 2**20
 _MIB = 2**20
 _JOURNAL_MIB = 16
 _SPARE_MIB = 64
@@ -32,20 +35,34 @@ def _nothing() -> None:
     pass
 
 
+def _make_place(place: Path) -> None:
+    """A folder for a program that unpacks."""
+    place.mkdir(mode=0o700)
+    give(place)
+
+
 class RootFs:
     """Works below a directory that its caller removes."""
 
-    def __init__(self, cache: Cache, policy: ImagePolicy, threads: Threads) -> None:
+    def __init__(
+        self, cache: Cache, policy: ImagePolicy, threads: Threads, boxes: ImageBoxes
+    ) -> None:
         self._cache, self._policy, self._threads = cache, policy, threads
+        self._boxes = boxes
 
     # --- unpack
 
-    async def unpack(self, layout: Path, layers: Sequence[Path], target: Path) -> None:
-        """The layers on top of each other, as a tree. Refused for an image that is not fit,
-        naming the layer; Exhausted when it fills the disk; ImageError.
+    async def unpack(
+        self, layout: Path, layers: Sequence[Path], place: Path
+    ) -> tuple[Path, files.Tree]:
+        """The layers, which are in the layout, on top of each other, as a tree below the new
+        folder `place`; and what is in it. Refused for an image that is not fit, naming the layer;
+        Exhausted when it fills the disk; ImageError.
         """
+        target = place / "root"
+        await self._threads.run(_make_place, place)
         unpacking = asyncio.ensure_future(self._unpack(layout, target))
-        scanning = asyncio.ensure_future(self._scan(layers))
+        scanning = asyncio.ensure_future(self._scan(layout, layers))
         watching = asyncio.ensure_future(self._watch_space())
         tasks = {unpacking, scanning, watching}
         try:
@@ -54,15 +71,22 @@ class RootFs:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        try:
+            found = await self._threads.run(files.tidy, target, scanning.result())
+        except OSError as error:
+            raise ImageError(
+                f"the image cannot be turned into a disk: {error}", detail=str(target)
+            ) from error
+        return target, found
 
     @staticmethod
     async def _first_error(
         unpacking: asyncio.Future[None],
-        scanning: asyncio.Future[None],
+        scanning: asyncio.Future[frozenset[bytes]],
         watching: asyncio.Future[None],
     ) -> None:
         """Both have to go well. What the scan says is better than what the unpacking says."""
-        working = {unpacking, scanning}
+        working: set[asyncio.Future[Any]] = {unpacking, scanning}
         while working:
             done, _ = await asyncio.wait(
                 {*working, watching}, return_when=asyncio.FIRST_COMPLETED
@@ -79,18 +103,17 @@ class RootFs:
             working -= done
 
     async def _unpack(self, layout: Path, target: Path) -> None:
-        # The limit is of one file: a hostile one cannot fill the disk between two looks.
-        limit = ["prlimit", f"--fsize={self._policy.max_content}", "--core=0"]
         image = f"{layout}:{IMAGE}"
-        command = [*limit, "umoci", "raw", "unpack", "--image", image, str(target)]
-        await self._tool(command, lambda: files.remove_tree(target))
+        command = ["umoci", "raw", "unpack", "--image", image, str(target)]
+        box = await self._boxes.unpacking(layout, target.parent)
+        await self._tool(command, box, lambda: files.remove_tree(target))
 
-    async def _scan(self, layers: Sequence[Path]) -> None:
+    async def _scan(self, layout: Path, layers: Sequence[Path]) -> frozenset[bytes]:
+        """Paths of device nodes."""
         limits = [str(self._policy.max_content), str(self._policy.max_files)]
-        # Headers are read into memory, and may say that they are as large as they like.
-        memory = ["prlimit", f"--as={_SCAN_MEMORY}", "--core=0"]
-        program = [*memory, sys.executable, "-P", "-m", "vmdriver.oci.scan"]
-        done = await self._tool([*program, *limits, *(str(path) for path in layers)])
+        program, needed = interpreter(Path(scan.__file__))
+        command = [*program, *limits, *(str(path) for path in layers)]
+        done = await self._tool(command, await self._boxes.scanning(layout, needed))
         found = json.loads(done.stdout)
         if "problem" in found:
             raise Refused(
@@ -100,6 +123,7 @@ class RootFs:
                 resolution="build the image without it; max_image_mib and max_image_files "
                 "are the operator's limits",
             )
+        return frozenset(os.fsencode(path) for path in found["devices"])
 
     async def _watch_space(self) -> None:
         while True:
@@ -121,11 +145,14 @@ class RootFs:
 
     # --- the disk
 
-    async def make_disk(self, tree: Path, disk: Path, digest: str) -> None:
-        """An ext4 file system with what is in the tree: as small as it can be, since each
-        sandbox's own layer has the size that it asked for.
+    async def make_disk(
+        self, tree: Path, found: files.Tree, place: Path, digest: str
+    ) -> Path:
+        """An ext4 file system with what is in the tree, in the new folder `place`: as small as it
+        can be, since each sandbox's own layer has the size that it asked for.
         """
-        found = await self._threads.run(files.tidy, tree)
+        disk = place / "disk"
+        await self._threads.run(_make_place, place)
         content_mib = -(-found.content // _MIB)
         size_mib = content_mib + content_mib // 16 + _JOURNAL_MIB + _SPARE_MIB
         # The ratio holds for what the file system grows to, too.
@@ -144,21 +171,24 @@ class RootFs:
             *("-U", uuid, "-i", str(per_inode), "-J", f"size={_JOURNAL_MIB}"),
             *("-E", extended, "-d", str(tree), str(disk), f"{size_mib}M"),
         ]
-        await self._tool(command, lambda: disk.unlink(missing_ok=True))
+        box = await self._boxes.making_disk(tree, place)
+        await self._tool(command, box, lambda: disk.unlink(missing_ok=True))
+        await self._threads.run(files.take_over, disk, 0o600)
+        return disk
 
     async def _tool(
-        self, command: list[str], clear: Callable[[], None] = _nothing
+        self, command: list[str], box: Box, clear: Callable[[], None] = _nothing
     ) -> process.Completed:
         """One that is killed is begun once more, `clear` having removed what it had made: that
         says nothing about the image.
         """
         try:
-            return await self._once(command)
+            return await self._once(command, box)
         except Killed as error:
             _log.warning("%s: it is tried once more", error)
         try:
             await self._threads.run(clear)
-            return await self._once(command)
+            return await self._once(command, box)
         except Killed as error:
             raise ImageError(
                 f"the image cannot be turned into a disk: {error} twice",
@@ -168,9 +198,10 @@ class RootFs:
                 "ended the program (out of memory?), then create the sandbox again",
             ) from error
 
-    async def _once(self, command: list[str]) -> process.Completed:
+    async def _once(self, command: list[str], box: Box) -> process.Completed:
+        deadline_s = self._policy.build_deadline_s
         try:
-            return await process.run(command, deadline_s=self._policy.build_deadline_s)
+            return await process.run(command, deadline_s=deadline_s, box=box)
         except Killed:
             raise
         except CommandError as error:

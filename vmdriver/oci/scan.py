@@ -1,8 +1,9 @@
 """Reads layers as archives without writing anything, and says what is wrong with them: a program
 of its own, so that an image can neither fill the driver's memory nor hold it up.
 
-usage: python -m vmdriver.oci.scan MAX_CONTENT_BYTES MAX_FILES LAYER...
-Prints one JSON object: {"content": bytes, "files": n}, or {"layer": n, "problem": text}.
+usage: python scan.py MAX_CONTENT_BYTES MAX_FILES LAYER...
+Prints one JSON object: {"content": bytes, "files": n, "devices": [path in the image, …]}, or
+{"layer": n, "problem": text}. Nothing but the standard library is there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _SMALL = 2**30
 _MOST_EXPANSION = 200
 """Ordinary layers shrink to a third, logs to a twentieth; beyond this it is a bomb."""
 _LONGEST_NAME = 4096
+_DEEPEST = 255
+_MOST_DEVICES = 10_000
 
 
 class Unfit(Exception):
@@ -30,6 +33,8 @@ class Totals:
     def __init__(self, max_content: int, max_files: int) -> None:
         self.max_content, self.max_files = max_content, max_files
         self.content = self.files = 0
+        self.devices: set[str] = set()
+        """Paths of the device nodes among them, and of hard links to those."""
 
     def add(self, entry: tarfile.TarInfo) -> None:
         """One entry more. Unfit beyond a limit, or for what no root file system has."""
@@ -46,6 +51,18 @@ class Totals:
         parts = [part for part in entry.name.split("/") if part not in {"", "."}]
         if not parts and not entry.isdir():
             raise Unfit("its root is not a directory")
+        if len(parts) > _DEEPEST:
+            raise Unfit(f"it has a path of more than {_DEEPEST} folders")
+        self._note_device(entry, "/".join(parts))
+
+    def _note_device(self, entry: tarfile.TarInfo, path: str) -> None:
+        node = entry.ischr() or entry.isblk()
+        if node or (entry.islnk() and entry.linkname.strip("./") in self.devices):
+            self.devices.add(path)
+            if len(self.devices) > _MOST_DEVICES:
+                raise Unfit(f"it has more than {_MOST_DEVICES} device nodes")
+        elif path in self.devices and not entry.islnk():
+            self.devices.discard(path)
 
 
 def scan(path: Path, totals: Totals) -> None:
@@ -91,7 +108,8 @@ def main(arguments: list[str]) -> None:
         except Unfit as problem:
             _say(layer=number, problem=str(problem))
             return
-    _say(content=totals.content, files=totals.files)
+    devices = sorted(totals.devices)
+    _say(content=totals.content, files=totals.files, devices=devices)
 
 
 if __name__ == "__main__":

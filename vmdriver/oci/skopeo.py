@@ -6,22 +6,28 @@ from pathlib import Path
 
 from vmdriver.errors import CommandError, ImageError
 from vmdriver.host import facts, process
+from vmdriver.host.box import Box
 from vmdriver.host.retry import retried
-from vmdriver.oci import refusals
+from vmdriver.host.threads import Threads
+from vmdriver.oci import refusals, trust
+from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.policy import ImagePolicy, Source
 
 _ASK_DEADLINE_S = 120.0
+Given = list[tuple[Path, bytes]]
 IMAGE = "image"
 """Tag of the image in a layout that was fetched."""
 
 
 class Skopeo:
     """With the operator's credentials, mirrors, certificates and signature policy. Every call
-    raises NotFound, Refused (denied) or ImageError.
+    raises NotFound, Refused (denied), ImageError or ConfigError.
     """
 
-    def __init__(self, policy: ImagePolicy) -> None:
-        self._policy = policy
+    def __init__(
+        self, policy: ImagePolicy, boxes: ImageBoxes, threads: Threads
+    ) -> None:
+        self._policy, self._boxes, self._threads = policy, boxes, threads
 
     async def manifest(self, source: Source) -> bytes:
         """The manifest or index, byte for byte."""
@@ -32,51 +38,62 @@ class Skopeo:
         return await self._inspect(source, "--raw", "--config")
 
     async def _inspect(self, source: Source, *what: str) -> bytes:
-        command = [*self._program(), "inspect", *what, *self._access(source, "")]
-        return await self._run([*command, source.name], source, _ASK_DEADLINE_S)
+        given = await self._threads.run(trust.given, self._policy, source.registry)
+        command = [
+            *self._program(given),
+            *("inspect", *what, *self._access(source, given, "")),
+            source.name,
+        ]
+        box = await self._box(source, given, None)
+        return await self._run(command, source, _ASK_DEADLINE_S, box)
 
     async def copy(self, source: Source, layout: Path) -> None:
         """Fetch into an OCI layout, several layers at a time. What is in its `blobs` is not
         fetched again.
         """
+        given = await self._threads.run(trust.given, self._policy, source.registry)
         command = [
-            *self._program(),
-            *(["--policy", str(p)] if (p := self._policy.signature_policy) else []),
+            *self._program(given),
+            *("--policy", str(trust.POLICY), "--tmpdir", str(layout)),
             *("copy", "--quiet", "--dest-oci-accept-uncompressed-layers"),
-            *self._access(source, "src-"),
+            *self._access(source, given, "src-"),
             source.name,
             f"oci:{layout}:{IMAGE}",
         ]
-        await self._run(command, source, self._policy.fetch_deadline_s)
+        box = await self._box(source, given, layout)
+        await self._run(command, source, self._policy.fetch_deadline_s, box)
 
-    def _program(self) -> list[str]:
+    async def _box(self, source: Source, given: Given, layout: Path | None) -> Box:
+        if source.registry:
+            return await self._boxes.fetching(given, layout)
+        if source.directory is not None:
+            return self._boxes.copying(given, source.directory, layout)
+        return self._boxes.from_store(given, source.name.partition(":")[0], layout)
+
+    def _program(self, given: Given) -> list[str]:
         architecture = facts.oci_architecture()
         command = ["skopeo", "--override-os", "linux", "--override-arch", architecture]
-        conf = self._policy.registries_conf
         # Not in its --help; the variable CONTAINERS_REGISTRIES_CONF is not heeded (1.9.3).
-        return [*command, *(["--registries-conf", str(conf)] if conf else [])]
+        conf = ["--registries-conf", str(trust.REGISTRIES)]
+        return [*command, *(conf if _has(given, trust.REGISTRIES) else [])]
 
-    def _access(self, source: Source, prefix: str) -> list[str]:
-        policy, found = self._policy, []
-        if policy.auth_file is not None:
-            found += ["--authfile", str(policy.auth_file)]
-        if not source.registry:
-            return found
-        if source.registry in policy.insecure_registries:
+    def _access(self, source: Source, given: Given, prefix: str) -> list[str]:
+        found = []
+        if _has(given, trust.AUTH):
+            found += ["--authfile", str(trust.AUTH)]
+        if source.registry in self._policy.insecure_registries:
             # Never "true": that would overrule what registries.conf says of mirrors.
             found.append(f"--{prefix}tls-verify=false")
-        if policy.certificates is not None:
-            directory = policy.certificates / source.registry
-            if directory.is_dir():
-                found += [f"--{prefix}cert-dir", str(directory)]
+        if _has(given, trust.CERTIFICATES):
+            found += [f"--{prefix}cert-dir", str(trust.CERTIFICATES)]
         return found
 
     async def _run(
-        self, command: list[str], source: Source, deadline_s: float
+        self, command: list[str], source: Source, deadline_s: float, box: Box
     ) -> bytes:
         async def attempt() -> process.Completed:
             try:
-                return await process.run(command, deadline_s=deadline_s)
+                return await process.run(command, deadline_s=deadline_s, box=box)
             except CommandError as error:
                 if refusals.is_passing(error):
                     raise ImageError(
@@ -89,3 +106,7 @@ class Skopeo:
         except CommandError as error:
             raise refusals.translated(source.name, error) from error
         return done.stdout
+
+
+def _has(given: Given, path: Path) -> bool:
+    return any(found == path or path in found.parents for found, _ in given)

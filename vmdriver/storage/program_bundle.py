@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vmdriver.errors import CommandError, Refused
 from vmdriver.host import process
+from vmdriver.host.box import Box, ImageRoot, Limits, User
+from vmdriver.host.user_namespace import is_its
 
 _ELF = b"\x7fELF"
 _INTERPRETER = re.compile(r"\[Requesting program interpreter: ([^\]]+)\]")
@@ -22,6 +25,7 @@ _NAME_SERVICES = ("libnss_files.so.2", "libnss_dns.so.2")
 """A glibc before 2.34 loads them when it looks up a user or a host: not the image's."""
 _RECIPE = b"a loader that looks for nothing elsewhere"
 """Part of the digest: disks that an earlier driver made of the same files are other ones."""
+_LIMITS = Limits(cpu_s=60, address_space=2**31, file_size=0)
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,14 @@ class Bundle:
         return digest.hexdigest()
 
 
-async def bundle_of(program: Path, root: Path) -> Bundle:
-    """Of a program below `root`, a file system's root directory. Nothing of it is run. Refused
-    when a library is missing.
+async def bundle_of(program: Path, root: Path, reader: ImageRoot) -> Bundle:
+    """Of a program below `root`, a file system's root directory. Nothing of it is run; `reader`
+    looks into it, in a box. Refused when a library is missing.
     """
     with program.open("rb") as file:
         if file.read(4) != _ELF:
             return Bundle(program)
-    found = _INTERPRETER.search(await _read_elf("-lW", program))
+    found = _INTERPRETER.search(await _read_elf("-lW", program, reader))
     if found is None:
         return Bundle(program)
     loader = resolve(root, found[1])
@@ -65,7 +69,7 @@ async def bundle_of(program: Path, root: Path) -> Bundle:
     libraries = {name: path for name, path in services if path is not None}
     wanted = [program, *libraries.values()]
     while wanted:
-        text = await _read_elf("-dW", wanted.pop())
+        text = await _read_elf("-dW", wanted.pop(), reader)
         for name in _NEEDED.findall(text):
             if name in libraries or name == loader.name:
                 continue
@@ -78,9 +82,13 @@ async def bundle_of(program: Path, root: Path) -> Bundle:
     return Bundle(program, loader, tuple(sorted(libraries.items())))
 
 
-async def _read_elf(what: str, path: Path) -> str:
+async def _read_elf(what: str, path: Path, reader: ImageRoot) -> str:
+    found = path.stat()
+    theirs = is_its(found) or found.st_mode & stat.S_IROTH
+    box = Box(reader if theirs else User(0, 0), read=(path,), limits=_LIMITS)
+    command = ["readelf", what, "--", str(path)]
     try:
-        done = await process.run(["readelf", what, "--", str(path)], deadline_s=60)
+        done = await process.run(command, deadline_s=60, box=box)
     except CommandError as error:
         raise Refused(
             f"the supervisor's {path.name} cannot be read: {error}",

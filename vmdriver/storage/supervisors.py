@@ -8,11 +8,15 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmdriver.errors import Refused, StorageError
 from vmdriver.host import process
+from vmdriver.host.box import Box, Limits
 from vmdriver.host.threads import Threads
+from vmdriver.host.user_namespace import UserNamespace, give
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.loader import self_contained
@@ -23,14 +27,18 @@ PROGRAM = "openshell-sandbox"
 _IN_GUEST = "/opt/openshell/bin/lib"
 """Where the guest sees the bundle's loader and libraries."""
 _YOUNG_S = 3600.0
+_CONFIGURATION = Path("/etc/mke2fs.conf")
+_LIMITS = Limits(cpu_s=120, file_size=16 * 2**30)
 _Identity = tuple[int, int, int]
 
 
 class SupervisorDisks:
     """Implements lifecycle.ports.host.SupervisorDisks."""
 
-    def __init__(self, layout: Layout, threads: Threads) -> None:
-        self._layout, self._threads = layout, threads
+    def __init__(
+        self, layout: Layout, threads: Threads, *, numbers: UserNamespace
+    ) -> None:
+        self._layout, self._threads, self._numbers = layout, threads, numbers
         self._known: dict[tuple[Path, _Identity], Path] = {}
         self._handed_out: dict[Path, float] = {}
         """When a launch of this driver got that disk last, by a clock that does not jump."""
@@ -102,7 +110,7 @@ class SupervisorDisks:
             return await self._threads.run(take)
 
     async def _found_or_made(self, program: Path, root: Path) -> Path:
-        bundle = await bundle_of(program, root)
+        bundle = await bundle_of(program, root, await self._numbers.root())
         disk = self._place(await self._threads.run(bundle.digest))
         if await self._take(disk):
             return disk
@@ -118,28 +126,28 @@ class SupervisorDisks:
         """In a directory that nobody else has; what is seen is whole. Cancellable."""
         work = Path(tempfile.mkdtemp(prefix=".work-", dir=self._layout.supervisors))
         try:
-            tree, part = work / "tree", work / "disk"
+            tree, made = work / "tree", work / "made"
             copies = await self._threads.run(_lay_out, bundle, tree)
             # Of what is on the disk: the sources may have changed since they were looked at.
             disk = self._place(await self._threads.run(copies.digest))
             if copies.interpreter is not None:
-                loader = f"{_IN_GUEST}/{copies.interpreter.name}"
-                paths = ["--force-rpath", "--set-rpath", _IN_GUEST]
-                command = ["patchelf", "--set-interpreter", loader, *paths]
-                await process.run([*command, str(copies.program)], deadline_s=60)
-                if copies.libraries:  # else their own paths lead into the image
-                    command = ["patchelf", "--remove-rpath"]
-                    libraries = [str(path) for _, path in copies.libraries]
-                    await process.run([*command, *libraries], deadline_s=60)
                 await self._threads.run(_confine, copies.interpreter)
-            await process.run(_mke2fs(tree, part), deadline_s=120)
-            await self._threads.run(self._publish, part, disk)
+            # From here on the programs in boxes may write there, and root does not.
+            await self._threads.run(_give_all, tree, made)
+            root = await self._numbers.root()
+            box = Box(root, write=(tree,), limits=_LIMITS)
+            for command in _patches(copies):
+                await process.run(command, deadline_s=60, box=box)
+            words = await self._threads.run(_mke2fs, tree, made / "disk")
+            box = Box(root, (tree,), (made,), (_CONFIGURATION,), limits=_LIMITS)
+            await process.run(words, deadline_s=120, box=box)
+            await self._threads.run(self._publish, made / "disk", disk)
         finally:
             await self._threads.run(_clear, work)
         return disk
 
     def _publish(self, part: Path, disk: Path) -> None:
-        part.chmod(0o444)
+        files.give(part, Ownership(0, 0), 0o444)
         files.sync_file(part)
         self._layout.clearing.make_way_for_file(disk)
         part.rename(disk)
@@ -151,6 +159,26 @@ def _clear(work: Path) -> None:
         files.remove_tree(work)
     except OSError as error:  # the next driver removes it
         _log.warning("%s cannot be removed now: %s", work, error)
+
+
+def _patches(copies: Bundle) -> Iterator[list[str]]:
+    """Commands that tell the program, and nobody else, where its loader and libraries are."""
+    if copies.interpreter is None:
+        return
+    loader = f"{_IN_GUEST}/{copies.interpreter.name}"
+    paths = ["--force-rpath", "--set-rpath", _IN_GUEST]
+    yield ["patchelf", "--set-interpreter", loader, *paths, str(copies.program)]
+    if copies.libraries:  # else their own paths lead into the image
+        yield [
+            *("patchelf", "--remove-rpath"),
+            *(str(path) for _, path in copies.libraries),
+        ]
+
+
+def _give_all(tree: Path, made: Path) -> None:
+    """What the programs in boxes may write. The tree is of folders and copies of ours."""
+    made.mkdir()
+    give(made, tree, *tree.rglob("*"))
 
 
 def _used(disk: Path) -> float:
