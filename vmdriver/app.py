@@ -88,8 +88,9 @@ class Driver:
             self._libvirt_names(uri) if self.embedded else (),
         )
         self._guardian = Guardian(self.charge)
-        self.machines = Machines(self.connection, instance, owner, passage)
         self.disks = DiskStore(self.layout, self._files, owner)
+        check = self.disks.check_layers
+        self.machines = Machines(self.connection, instance, owner, passage, check)
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
             self.layout, self._files, numbers=self._numbers
@@ -106,7 +107,9 @@ class Driver:
         )
         self.records = RecordStore(self.layout, self._files)
         self.sealing = Sealing(self.libvirt_root)
-        self.memory = DomainMemory(self.connection, self._files, self.sealing, passage)
+        self.memory = DomainMemory(
+            self.connection, self._files, self.sealing, passage, check
+        )
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
         self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None

@@ -220,7 +220,7 @@ async def _begin_a_slow_stream(hypervisor: Any, plan: LaunchPlan, path: Path) ->
     def begin(connection: Any) -> None:
         machine = connection.lookupByName(plan.domain)
         with path.open("wb") as file:
-            capture._hand_over(machine, os.dup(file.fileno()))
+            capture.hand_over(machine, os.dup(file.fileno()))
         monitor.ask(machine, "migrate-set-parameters", **{"max-bandwidth": 2**14})
         monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
 
@@ -466,7 +466,7 @@ async def test_a_capture_that_does_not_move_is_given_up(
 ) -> None:
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    monkeypatch.setattr(capture, "_STALL_S", 1.0)
+    monkeypatch.setattr(capture, "STALL_S", 1.0)
     memory = machine_memory(hypervisor)
     await hypervisor.start(plan, MARK)
     await memory.pause(plan.domain)
@@ -477,8 +477,8 @@ async def test_a_capture_that_does_not_move_is_given_up(
 
     def stuck(connection: Any) -> None:
         machine = connection.lookupByName(plan.domain)
-        capture._hand_over(machine, os.open(pipe, os.O_WRONLY))
-        capture._migrate(machine, Pulse())
+        capture.hand_over(machine, os.open(pipe, os.O_WRONLY))
+        capture.migrate(machine, Pulse())
 
     async with asyncio.timeout(20):
         with pytest.raises(TimedOut, match="QEMU does not"):

@@ -24,7 +24,6 @@ MAY_REACH_DEEP = {
 NOT_OURS = {"os", "sys", "ctypes", "asyncio", "self", "cls", "super()"}
 OWN_PARTS = {
     # Tests of one part that look into it, or take hold of what it does.
-    "tests/contract/test_hypervisor.py": {"_hand_over", "_migrate", "_STALL_S"},
     "tests/contract/test_launcher_watch.py": {"_ORDERLY_END_S"},
     "tests/contract/test_publication.py": {"_publish"},
     "tests/contract/test_slow_probe.py": {"_ask_host"},

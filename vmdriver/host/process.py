@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import signal
+import subprocess  # noqa: TID251 - this is that module
 import time
 from collections.abc import (
     AsyncIterator,
@@ -94,6 +95,44 @@ async def spawn(arguments: Sequence[str]) -> asyncio.subprocess.Process:
         )
     except OSError as error:
         raise _cannot_run(arguments, error) from error
+
+
+class Helper:
+    """A program that runs beside a thread of ours, which waits for it."""
+
+    def __init__(self, program: subprocess.Popen[bytes]) -> None:
+        self._program = program
+
+    def kill(self) -> None:
+        """It has ended when this returns. Fine with one that has."""
+        if self._program.poll() is None:
+            os.killpg(self._program.pid, signal.SIGKILL)
+            self._program.wait()
+
+    def ended(self) -> str:
+        """How it did, in words."""
+        code = self._program.returncode
+        return signal.Signals(-code).name if code < 0 else f"status {code}"
+
+
+def begin(arguments: Sequence[str], descriptors: Sequence[int]) -> Helper:
+    """Begin a program that gets these descriptors, by their numbers, and nothing else: no input, no
+    output, a session of its own. For threads. CommandError.
+    """
+    try:
+        program = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**ENVIRONMENT, **_marks},
+            cwd="/",
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _cannot_run(arguments, error) from error
+    return Helper(program)
 
 
 def _cannot_run(arguments: Sequence[str], error: OSError) -> CommandError:

@@ -7,6 +7,7 @@ stores. Choices that were measured are in DECISIONS.md.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree as Xml
@@ -23,6 +24,7 @@ METADATA = "https://openshell.dev/vmdriver/1"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _DEVICE_NAMES = {"root": "vda", "seed": "vdb", "status": "vdc", "supervisor": "vdd"}
 _CPU_PERIOD_US = 100_000
+_LABEL = re.compile(r"\+([0-9]+):\+([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,20 @@ def _read(domain_xml: str, path: str, attribute: str) -> str:
 def read_machine_type(domain_xml: str) -> str:
     """Such as pc-q35-7.2, or ""."""
     return _read(domain_xml, "os/type", "machine")
+
+
+def read_memory_bytes(domain_xml: str) -> int:
+    """The guest's memory. libvirt's own XML has it in KiB (virDomainGetXMLDesc)."""
+    element = Xml.fromstring(domain_xml).find("memory")  # noqa: S314 - libvirt's own output
+    return 0 if element is None else int(element.text or "0") * 1024
+
+
+def read_user(domain_xml: str) -> Ownership:
+    """The host's user and group that QEMU runs as; root's where it does not say."""
+    root = Xml.fromstring(domain_xml)  # noqa: S314 - libvirt's own output
+    label = root.findtext("seclabel[@model='dac']/label", "")
+    found = _LABEL.fullmatch(label)
+    return Ownership(int(found[1]), int(found[2])) if found else Ownership(0, 0)
 
 
 def read_channel(domain_xml: str) -> str:

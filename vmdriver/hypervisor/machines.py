@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 from xml.etree import ElementTree as Xml
 
@@ -20,7 +20,7 @@ from vmdriver.model.checkpoint import Versions
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import Accelerator, LaunchPlan
+from vmdriver.model.plan import Accelerator, Disk, LaunchPlan
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -46,6 +46,14 @@ _UNDEFINE = (
 )
 
 
+Check = Callable[[Disk], Awaitable[None]]
+"""Sees that what a root disk consists of may be opened, before anybody is told to. StorageError."""
+
+
+async def unchecked(_disk: Disk) -> None:
+    """For disks that no machine has written to."""
+
+
 class Machines:
     """All domains of one driver instance on one connection."""
 
@@ -55,8 +63,10 @@ class Machines:
         instance: str,
         owner: Ownership,
         passage: Passage = DIRECT,
+        check: Check = unchecked,
     ) -> None:
         self.passage = passage
+        self._check = check
         self._connection = connection
         self._instance = instance
         self._owner = owner
@@ -125,6 +135,7 @@ class Machines:
         """Define and start. A domain that is already running under this name is an
         error: two machines, one disk.
         """
+        await self._check(plan.disk("root"))
         kind: Literal["kvm", "qemu"] = "kvm" if plan.accelerator == "kvm" else "qemu"
         # Like the start itself it may be given up.
         host = await self._connection.lanes.attend(

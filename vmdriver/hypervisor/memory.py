@@ -22,6 +22,7 @@ from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, domain_xml, root_disk
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
+from vmdriver.hypervisor.machines import Check, unchecked
 from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
@@ -43,8 +44,10 @@ class DomainMemory:
         files: Threads,
         sealing: Sealing,
         passage: Passage = DIRECT,
+        check: Check = unchecked,
     ) -> None:
         self._connection = connection
+        self._check = check
         self._passage = passage
         self._sealing = sealing
         self._files = files
@@ -110,6 +113,7 @@ class DomainMemory:
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
     ) -> None:
+        await self._check(plan.disk("root"))
         mapping = self._sealing.mapping(
             await self._qemu_version(), self._passage.theirs(saved.memory)
         )

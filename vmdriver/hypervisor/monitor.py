@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import libvirt_qemu
@@ -16,12 +18,31 @@ _log = logging.getLogger(__name__)
 def ask(machine: Any, command: str, **arguments: Any) -> Any:
     """The answer. HypervisorError with QEMU's words; libvirt's errors as they are."""
     text = json.dumps({"execute": command, "arguments": arguments})
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(machine, text, 0))
-    if "error" in answer:
-        raise HypervisorError(
-            f"QEMU refused {command}: {answer['error'].get('desc', '')}"
-        )
-    return answer["return"]
+    said = libvirt_qemu.qemuMonitorCommand(machine, text, 0)
+    with reading(command):
+        answer = json.loads(said)
+    if isinstance(answer, dict) and "return" in answer:
+        return answer["return"]
+    refusal = answer.get("error") if isinstance(answer, dict) else None
+    words = refusal.get("desc", "") if isinstance(refusal, dict) else ""
+    raise HypervisorError(f"QEMU refused {command}: {words}")
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Inside, QEMU's answers are taken apart. HypervisorError where they have another shape: who
+    has taken it over says what he likes.
+    """
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        raise HypervisorError(f"QEMU's answer to {what} makes no sense") from error
 
 
 def tried(machine: Any, command: str, **arguments: Any) -> None:

@@ -7,6 +7,11 @@ again a stream that any QEMU with default capabilities accepts. Zero pages becom
 
 Format (QEMU 3 to 10, "ram" section of the precopy stream; QEMU source migration/ram.c,
 migration/savevm.c; measured with 7.2 and 10.0): all numbers are big-endian.
+
+Whoever has taken the QEMU over writes what it likes. So no length and no address is believed:
+blocks are named once, and have sizes; a page is one of a block that was named, and inside it; a
+page may come a few times, not for ever; what is held of the stream is bounded. It runs in a
+process of its own (`ram_reader`) and imports next to nothing, so that this one begins at once.
 """
 
 from __future__ import annotations
@@ -14,14 +19,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from vmdriver.errors import HypervisorError
-from vmdriver.lifecycle.ports.memory import STATE_BYTES
 
 PAGE = 4096
 MAIN_BLOCK = "vmdriver.ram"
 """What the main RAM block is called in every stream that we write, whatever it was before."""
+STATE_BYTES = 16 * 2**20
+"""Most of everything that is not the guest's RAM; lifecycle.ports.memory sets as much aside."""
 _MAGIC, _VERSION = 0x5145564D, 3
 _ZERO, _MEM_SIZE, _PAGE, _EOS, _CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 _SECTION_START, _SECTION_PART, _SECTION_END, _SECTION_FULL = 1, 2, 3, 4
@@ -29,17 +34,31 @@ _SUBSECTION, _CONFIGURATION, _COMMAND, _FOOTER = 5, 7, 8, 0x7E
 _PAGE_RECORD = struct.Struct(f">Q{PAGE}x")
 _ZERO_RECORD = struct.Struct(">QB")
 _MOST_VIEWS = 512  # below IOV_MAX, 1024
+_BUFFER = 4 * 2**20
+_LONGEST_MACHINE = 256
+_MOST_BLOCKS = 128
+_MOST_OTHER = 64 * 2**20
+"""Of all blocks but the guest's memory: firmware, option ROMs, ACPI tables. Some 3 MiB."""
+_MOST_SECTIONS = 2**17
+"""With their ends. QEMU begins one every 50 ms at most."""
+_MOST_TIMES = 4
+"""How often a page comes at most: of a machine that stands still once."""
 
 
-@dataclass(frozen=True)
+def _refuse(problem: str) -> HypervisorError:
+    return HypervisorError(f"QEMU's memory stream {problem}")
+
+
 class Split:
-    """What a stream held. `state` is the stream without the main block's pages."""
+    """What a stream held. `state` is the stream without the main block's pages, `memory_bytes` the
+    main block's size, the guest's memory, and `stored_bytes` what of that was not zero and is in
+    the file.
+    """
 
-    state: bytes
-    memory_bytes: int
-    """Size of the main RAM block: the guest's memory."""
-    stored_bytes: int
-    """Of these, what was not zero and is in the file."""
+    def __init__(self, state: bytes, memory_bytes: int, stored_bytes: int) -> None:
+        self.state = state
+        self.memory_bytes = memory_bytes
+        self.stored_bytes = stored_bytes
 
 
 class _Source:
@@ -47,7 +66,7 @@ class _Source:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.buffer = bytearray(4 * 2**20)
+        self.buffer = bytearray(_BUFFER)
         self.view = memoryview(self.buffer)
         self.at = 0
         self.end = 0
@@ -65,7 +84,7 @@ class _Source:
             if got == 0 and or_end:
                 return
             if got == 0:
-                raise HypervisorError("QEMU's memory stream ended before its end")
+                raise _refuse("ended before its end")
             self.end += got
 
     def take(self, size: int) -> bytes:
@@ -92,46 +111,85 @@ class _Source:
             yield chunk
 
 
-@dataclass
-class _Splitter:
-    source: _Source
-    memory: int
-    memory_bytes: int
-    """The guest's memory: the block of that size is the main one."""
-    out: bytearray = field(default_factory=bytearray)
-    main: bytes = b""
-    block: bytes = b""
-    kept_block: bytes = b""
-    """The block that the last record in `out` named: records after it may leave it out."""
-    stored: int = 0
-    ended: bool = False
-    """Whether the last section of RAM was there."""
+class _Memory:
+    """The main block's pages, on their way into the file."""
 
-    def run(self) -> Split:
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor, self.size = descriptor, size
+        pages = -(-size // PAGE)
+        self._stored = bytearray(pages)
+        self._left = _MOST_TIMES * pages
+
+    @property
+    def stored_bytes(self) -> int:
+        return self._stored.count(1) * PAGE
+
+    def _check(self, start: int, count: int) -> range:
+        """The numbers of these pages."""
+        self._left -= count
+        if start + count * PAGE > self.size:
+            raise _refuse(f"has a page at {start:#x}, where there is no memory")
+        if self._left < 0:
+            raise _refuse("has the same pages again and again")
+        return range(start // PAGE, start // PAGE + count)
+
+    def write(self, views: list[memoryview] | list[bytes], start: int) -> None:
+        """Pages that follow each other. OSError."""
+        if not views:
+            return
+        pages = self._check(start, len(views))
+        if os.pwritev(self._descriptor, views, start) != len(views) * PAGE:
+            raise OSError("a page was written in part")  # ENOSPC is the next one's
+        self._stored[pages.start : pages.stop] = b"\1" * len(views)
+
+    def clear(self, start: int, count: int) -> None:
+        """As many zero pages from there on: holes, but where something was written before."""
+        if not count:
+            return
+        pages = self._check(start, count)
+        page = self._stored.find(1, pages.start, pages.stop)
+        while page >= 0:
+            os.pwrite(self._descriptor, bytes(PAGE), page * PAGE)
+            self._stored[page] = 0
+            page = self._stored.find(1, page, pages.stop)
+
+
+class _Splitter:
+    def __init__(self, source: _Source, memory: _Memory) -> None:
+        self.source, self.memory = source, memory
+        self.out = bytearray()
+        self.main: bytes | None = None
+        """Name of the main block: the first one that has the guest's size."""
+        self.sizes: dict[bytes, int] = {}
+        self.block: bytes | None = None
+        self.kept_block: bytes | None = None
+        """The block that the last record in `out` named: records after it may leave it out."""
+        self.ended = False
+        """Whether the last section of RAM was there."""
+
+    def run(self) -> bytes:
+        """What is not the main block's pages."""
         self._headers()
+        sections = 0
         while self._section():
             self._check_size()
+            sections += 1
+            if sections > _MOST_SECTIONS:
+                raise _refuse("has more sections, or more devices than there are")
         if not self.ended:
             # Pages would be left in what is loaded as devices.
-            raise HypervisorError("QEMU's memory stream has no end of the memory")
+            raise _refuse("has no end of the memory")
         for chunk in self.source.rest():
             self.out += chunk
             self._check_size()
-        if not self.main:
-            raise HypervisorError(
-                "QEMU's memory stream has no block of the guest's size"
-            )
-        os.ftruncate(self.memory, self.memory_bytes)
-        return Split(bytes(self.out), self.memory_bytes, self.stored)
+        if self.main is None:
+            raise _refuse("has no block of the guest's size")
+        return bytes(self.out)
 
     def _check_size(self) -> None:
-        """It is held in the driver's memory, and a QEMU that its guest has taken over may write
-        for ever.
-        """
+        """It is held in memory, and a QEMU that its guest has taken over may write for ever."""
         if len(self.out) > STATE_BYTES:
-            raise HypervisorError(
-                "QEMU's memory stream has more devices than there are"
-            )
+            raise _refuse("has more devices than there are")
 
     def _copy(self, size: int) -> bytes:
         taken = self.source.take(size)
@@ -144,8 +202,11 @@ class _Splitter:
             raise HypervisorError("this is not a QEMU memory stream of version 3")
         kind = self._copy(1)[0]
         if kind != _CONFIGURATION:
-            raise HypervisorError("QEMU's memory stream names no machine type")
-        self._copy(int.from_bytes(self._copy(4), "big"))
+            raise _refuse("names no machine type")
+        length = int.from_bytes(self._copy(4), "big")
+        if length > _LONGEST_MACHINE:
+            raise _refuse(f"names a machine type of {length} bytes")
+        self._copy(length)
 
     def _section(self) -> bool:
         """One section of RAM. False: something else begins, and is left in the source."""
@@ -170,7 +231,7 @@ class _Splitter:
             self._copy(5)
             self.ended |= kind == _SECTION_END
         elif kind == _SUBSECTION:
-            raise HypervisorError("QEMU's memory stream has an unknown configuration")
+            raise _refuse("has an unknown configuration")
         else:
             return False
         self._records()
@@ -180,55 +241,68 @@ class _Splitter:
         source = self.source
         while True:
             source.fill(9)
-            if self.block == self.main and self._fast():
+            if self.block is not None and self.block == self.main and self._fast():
                 continue
             head = source.number(8)
             flags, address = head & (PAGE - 1), head & ~(PAGE - 1)
-            if flags & _MEM_SIZE:
+            if flags == _MEM_SIZE:
                 self.out += struct.pack(">Q", head)
                 self._blocks(address)
-            elif flags & _EOS:
+            elif flags == _EOS:
                 self.out += struct.pack(">Q", head)
                 return
             else:
                 self._record(flags, address)
 
     def _blocks(self, total: int) -> None:
+        """`total` bytes in blocks, which are named here and nowhere else."""
+        if self.sizes or total > self.memory.size + _MOST_OTHER:
+            raise _refuse(f"has {total} bytes of memory, or more than one list of it")
         while total > 0:
             name = self.source.name()
             size = self.source.number(8)
-            if size == self.memory_bytes and not self.main:
+            if not 0 < size <= total or not name or name in self.sizes:
+                raise _refuse(f"has a block {name[:32]!r} of {size} bytes")
+            self.sizes[name] = size
+            total -= size
+            if size == self.memory.size and self.main is None:
                 self.main, name_out = name, MAIN_BLOCK.encode()
             else:
                 name_out = name
             self.out += bytes([len(name_out)]) + name_out + struct.pack(">Q", size)
-            self._check_size()
-            total -= size
+            if len(self.sizes) > _MOST_BLOCKS:
+                raise _refuse("has more blocks than there are")
 
     def _record(self, flags: int, address: int) -> None:
         if not flags & _CONTINUE:
             self.block = self.source.name()
-        if flags & _ZERO:
-            body = self.source.take(1)
-        elif flags & _PAGE:
-            body = self.source.take(PAGE)
-        else:
-            raise HypervisorError(
-                f"QEMU's memory stream has records of kind {flags:#x}"
-            )
+        if self.block is None or self.block not in self.sizes:
+            raise _refuse(f"has a page of an unknown block {self.block!r:.40}")
+        kind = flags & ~_CONTINUE
+        if kind not in {_ZERO, _PAGE}:
+            raise _refuse(f"has records of kind {flags:#x}")
+        body = self.source.take(1 if kind == _ZERO else PAGE)
+        if kind == _ZERO and body != b"\0":
+            raise _refuse("has a zero page of something else")
         if self.block != self.main:
-            name = b""
-            if self.block != self.kept_block:
-                flags &= ~_CONTINUE
-                name = bytes([len(self.block)]) + self.block
-                self.kept_block = self.block
-            else:
-                flags |= _CONTINUE
-            self.out += struct.pack(">Q", address | flags) + name + body
-            self._check_size()
-        elif flags & _PAGE:
-            os.pwrite(self.memory, body, address)
-            self.stored += PAGE
+            self._keep(self.block, kind, address, body)
+        elif kind == _PAGE:
+            self.memory.write([body], address)
+        else:
+            self.memory.clear(address, 1)
+
+    def _keep(self, block: bytes, kind: int, address: int, body: bytes) -> None:
+        """A page of another block stays in the stream."""
+        if address >= self.sizes[block]:
+            raise _refuse(f"has a page at {address:#x}, outside of its block")
+        name = b""
+        if block == self.kept_block:
+            kind |= _CONTINUE
+        else:
+            name = bytes([len(block)]) + block
+            self.kept_block = block
+        self.out += struct.pack(">Q", address | kind) + name + body
+        self._check_size()
 
     def _fast(self) -> bool:
         """As many records of one kind as are in the buffer, where they go on in the main
@@ -245,17 +319,25 @@ class _Splitter:
         return False
 
     def _skip_zeros(self) -> bool:
-        source, size = self.source, _ZERO_RECORD.size
+        source, size, flags = self.source, _ZERO_RECORD.size, _ZERO | _CONTINUE
         whole = (source.end - source.at) // size * size
-        count = 0
-        for head, _ in _ZERO_RECORD.iter_unpack(
-            source.view[source.at : source.at + whole]
-        ):
-            if head & (PAGE - 1) != _ZERO | _CONTINUE:
+        count = done = 0
+        first = expected = -1
+        view = source.view[source.at : source.at + whole]
+        for head, fill in _ZERO_RECORD.iter_unpack(view):
+            if head != expected:
+                self.memory.clear(first, count)
+                done, count, first = done + count, 0, head - flags
+                if first & (PAGE - 1):
+                    break
+            if fill:
                 break
+            expected = head + PAGE
             count += 1
-        source.at += count * size
-        return count > 0
+        self.memory.clear(first, count)
+        done += count
+        source.at += done * size
+        return done > 0
 
     def _write_pages(self) -> bool:
         source, size, flags = self.source, _PAGE_RECORD.size, _PAGE | _CONTINUE
@@ -268,22 +350,14 @@ class _Splitter:
             if address & (PAGE - 1):
                 break
             if address != expected or len(views) == _MOST_VIEWS:
-                self._write(views, start)
+                self.memory.write(views, start)
                 views, start = [], address
             views.append(view[at + 8 : at + size])
             expected = address + PAGE
             at += size
-        self._write(views, start)
+        self.memory.write(views, start)
         done, source.at = at > source.at, at
         return done
-
-    def _write(self, views: list[memoryview], offset: int) -> None:
-        wanted = len(views) * PAGE
-        if views and os.pwritev(self.memory, views, offset) != wanted:
-            raise OSError(
-                "a page was written in part"
-            )  # ENOSPC comes with the next one
-        self.stored += wanted
 
 
 def split(source: int, memory: int, memory_bytes: int) -> Split:
@@ -292,4 +366,7 @@ def split(source: int, memory: int, memory_bytes: int) -> Split:
 
     HypervisorError for what is no such stream; OSError of the file.
     """
-    return _Splitter(_Source(source), memory, memory_bytes).run()
+    pages = _Memory(memory, memory_bytes)
+    state = _Splitter(_Source(source), pages).run()
+    os.ftruncate(memory, memory_bytes)
+    return Split(state, memory_bytes, pages.stored_bytes)

@@ -38,8 +38,9 @@ def switch(machine: Any, layer: str) -> None:
     """
     text = machine.XMLDesc()
     devices = monitor.ask(machine, "query-block")
-    _drop_strays(machine, devices)
-    top = find_top(devices, domain_xml.read_root_alias(text))
+    with monitor.reading("query-block"):
+        _drop_strays(machine, devices)
+        top = find_top(devices, domain_xml.read_root_alias(text))
     if top.file == layer:
         return
     if top.file == domain_xml.read_root_layer(text):

@@ -90,7 +90,8 @@ class DiskStore:
         await self.check_layers(disk)
         below = Path(disk.backing[0])
         await self._threads.run(files.give, below, self._owner, 0o600)
-        await process.run(merging.command(disk), deadline_s=600)
+        box = merging.box(disk, self._owner)
+        await process.run(merging.command(disk), deadline_s=600, box=box)
 
     async def free_bytes(self, path: str) -> int:
         def ask() -> int:

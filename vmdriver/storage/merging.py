@@ -6,9 +6,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from vmdriver.host.box import Box, Limits, User
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import Disk
+
+_CPU_S = 600
 
 
 def chain(files: Sequence[str]) -> dict[str, Any]:
@@ -33,3 +38,16 @@ def command(disk: Disk) -> list[str]:
     """
     image = json.dumps(chain((disk.path, *disk.backing)))
     return ["qemu-img", "commit", "-q", "-d", f"json:{image}"]
+
+
+def box(disk: Disk, user: Ownership) -> Box:
+    """Where it runs: as the machine's own user, who has written these very layers, with them, what
+    they stand on, and nothing else to open.
+    """
+    below, *others = disk.backing
+    return Box(
+        User(user.uid, user.gid),
+        read=tuple(map(Path, others)),
+        write=(Path(disk.path), Path(below)),
+        limits=Limits(cpu_s=_CPU_S),
+    )
