@@ -22,7 +22,10 @@ from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
 from vmdriver.host.threads import Threads
 from vmdriver.host.user_namespace import UserNamespace
+from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
+from vmdriver.hypervisor.cgroup_place import Place, find_place
+from vmdriver.hypervisor.cgroups import Cgroups, device_of
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
     embed_uri,
@@ -106,6 +109,7 @@ class Driver:
             numbers=self._numbers,
         )
         self.records = RecordStore(self.layout, self._files)
+        self.cgroups = self._cgroups(uri)
         self.sealing = Sealing(self.libvirt_root)
         self.memory = DomainMemory(
             self.connection, self._files, self.sealing, passage, check
@@ -141,6 +145,15 @@ class Driver:
             templates_directory=str(layout.templates),
             warm_directory=str(layout.warm),
         )
+
+    def _cgroups(self, uri: str) -> Cgroups:
+        """A daemon of libvirt's has cgroups of its own for machines."""
+        driver = self.config.driver
+        place = Place(None, "libvirt's daemon has machines in cgroups of its own")
+        if self.embedded:
+            place = find_place(self.config.isolation.machine_cgroup)
+        run = qemu_process.run_directory(uri)
+        return Cgroups(place, driver.instance, device_of(driver.state_dir), run)
 
     def _accelerator(self, owner: Ownership) -> AcceleratorProbe:
         config, layout = self.config, self.layout
@@ -189,6 +202,7 @@ class Driver:
         reserve = Reserve(self.libvirt_root)
         if self.embedded:
             reserve.give_back()
+            await self._files.run(self.cgroups.prepare)
             self.prepare_connection()
             await reserve.enough()
         await self.sealing.prepare()
@@ -216,6 +230,7 @@ class Driver:
                 self.config.driver.qemu_user,
                 self.config.driver.qemu_group,
                 self.layout.clearing,
+                own_cgroups=bool(self.cgroups.controllers),
             )
             remove_torn_definitions(self.libvirt_root)
             forget_earlier_boot(self.libvirt_root, facts.boot_id())

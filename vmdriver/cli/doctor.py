@@ -214,6 +214,17 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
     yield await _sealed(driver)
+    yield _cgroups(driver)
+
+
+def _cgroups(driver: Driver) -> Finding:
+    """Whether the kernel limits machines, in a line."""
+    check, place = "cgroups", driver.cgroups.place
+    if place.folder is None:
+        text = f"the kernel does not limit machines: {place.why}"
+        return Finding(check, "warn", text, "docs/security.md says what it takes")
+    text = f"machines are limited by the kernel, in {place.folder}"
+    return Finding(check, "ok", text)
 
 
 async def _sealed(driver: Driver) -> Finding:

@@ -54,6 +54,14 @@ class IsolationSettings(Frozen):
         "driver_config.max_net_mbit_s may ask for less",
     )
 
+    machine_cgroup: str = Field(
+        "auto",
+        pattern=r"^(auto|off|/.*)$",
+        description="cgroup v2 folder that is left to the driver, below which each machine gets "
+        "the kernel's limits; auto: the driver's own, where systemd leaves it to it (Delegate=yes) "
+        "or there is no systemd; off: none",
+    )
+
     @field_validator("machine_uids")
     @classmethod
     def _machine_uids(cls, value: str) -> str:

@@ -48,10 +48,15 @@ def embed_uri(root: Path, short_links: Path = PLACE) -> str:
 
 
 def write_embedded_configuration(
-    root: Path, user: str, group: str, clearing: Clearing | None = None
+    root: Path,
+    user: str,
+    group: str,
+    clearing: Clearing | None = None,
+    *,
+    own_cgroups: bool = False,
 ) -> None:
     """qemu.conf for the embedded driver. There is no virtlogd, and we own our files:
-    libvirt must not chown them.
+    libvirt must not chown them. `own_cgroups`: we put machines into cgroups; libvirt does not.
     """
     directory = root / "etc"
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -64,6 +69,8 @@ def write_embedded_configuration(
         "remember_owner": "0",
         "auto_dump_bypass_cache": "0",
     }
+    if own_cgroups:
+        lines["cgroup_controllers"] = "[ ]"
     text = "".join(f"{key} = {value}\n" for key, value in lines.items())
     file, part = directory / "qemu.conf", directory / ".qemu.conf.part"
     # On a full disk, writing the same again would leave nothing.
