@@ -24,7 +24,7 @@ _DIRECTORIES = (
     *("run", "run/qemu", "run/qemu/dbus", "run/qemu/passt", "run/qemu/slirp"),
 )
 """That libvirt makes, or stumbles over (9.0), the outer ones first."""
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 
 
 def embed_uri(root: Path, short_links: Path = PLACE) -> str:
@@ -34,7 +34,7 @@ def embed_uri(root: Path, short_links: Path = PLACE) -> str:
     takes up to 80. A longer root (or one that a URI would have to escape) is reached through
     a short link, always the same one, since libvirt stores these paths.
     """
-    if len(os.fsencode(root)) <= _LONGEST_ROOT and _PLAIN_PATH.fullmatch(str(root)):
+    if len(os.fsencode(root)) <= _LONGEST_ROOT and PLAIN_PATH.fullmatch(str(root)):
         return f"qemu:///embed?root={root}"
     short_links.mkdir(mode=0o711, parents=True, exist_ok=True)
     for stale in short_links.iterdir():
