@@ -85,15 +85,14 @@ class Driver:
             embed_uri(self.libvirt_root) if self.embedded else config.driver.connection
         )
         self.connection = Connection(uri, Lanes("libvirt"))
-        self.charge = Charge(
-            config.driver.state_dir,
-            self.layout.lock,
-            self._libvirt_names(uri) if self.embedded else (),
-        )
+        self.charge = self._charge(uri)
         self._guardian = Guardian(self.charge)
         self.disks = DiskStore(self.layout, self._files, owner)
         check = self.disks.check_layers
-        self.machines = Machines(self.connection, instance, owner, passage, check)
+        self.cgroups = self._cgroups(uri)
+        self.machines = Machines(
+            self.connection, instance, owner, passage, check, self.cgroups
+        )
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
             self.layout, self._files, numbers=self._numbers
@@ -109,10 +108,9 @@ class Driver:
             numbers=self._numbers,
         )
         self.records = RecordStore(self.layout, self._files)
-        self.cgroups = self._cgroups(uri)
         self.sealing = Sealing(self.libvirt_root)
         self.memory = DomainMemory(
-            self.connection, self._files, self.sealing, passage, check
+            self.connection, self._files, self.sealing, passage, check, self.cgroups
         )
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
         self.paths = FilePaths(self.layout)
@@ -171,6 +169,10 @@ class Driver:
             layout.accelerator,
             trial,
         )
+
+    def _charge(self, uri: str) -> Charge:
+        roots = self._libvirt_names(uri) if self.embedded else ()
+        return Charge(self.config.driver.state_dir, self.layout.lock, roots)
 
     def _libvirt_names(self, uri: str) -> tuple[str, ...]:
         """Every name by which libvirt, of this driver or an earlier one, may call its root."""

@@ -117,6 +117,17 @@ def test_the_domain_xml(name: str, host: Host, golden: Golden) -> None:
     assert read_mark(text) == "vmdriver/test/s1"
 
 
+def test_what_the_kernel_limits_itself_is_not_asked_of_libvirt() -> None:
+    part = plan(resources=Resources(cpu_millis=1500))
+    assert "<cputune>" in render(part, TCG, "m")
+    walled = part.model_copy(update={"wall": ("cgroup",)})
+    text = render(walled, TCG, "m")
+    assert "<cputune>" not in text
+    saved = render(part, TCG, "m")
+    again = for_restore(saved, walled, "m", "/memory", ReadOnlyMapping())
+    assert "<cputune>" not in again
+
+
 def test_a_machine_that_comes_back_is_limited_as_its_plan_says() -> None:
     had = plan(settings={"max_disk_iops": 100, "max_disk_mib_s": 10})
     saved = render(had, TCG, "m")

@@ -154,7 +154,7 @@ class Cgroups:
             _log.warning("%s takes no %s: %s", file, text, error.strerror or error)
 
     def begin(
-        self, plan: LaunchPlan, start: Callable[[], None], end: Callable[[], None]
+        self, plan: LaunchPlan, start: Callable[[], object], end: Callable[[], object]
     ) -> None:
         """Have `start` begin the plan's machine, and put it into its cgroup, if it is to have one.
         If that is not possible, `end` ends it.
@@ -231,6 +231,10 @@ class Cgroups:
     def _of(self, domain: str) -> Path | None:
         folder = self._folder
         return folder / domain if folder is not None and self._ready else None
+
+
+NO_CGROUPS = Cgroups(Place(None, "nobody asked for any"), "", "", Path())
+"""Machines have none."""
 
 
 def device_of(folder: Path) -> str:

@@ -141,7 +141,7 @@ def _text(root: Xml.Element) -> str:
 
 
 def _cpu_tune(root: Xml.Element, plan: LaunchPlan) -> None:
-    if plan.cpu_quota_millis is not None:
+    if plan.cpu_quota_millis is not None and "cgroup" not in plan.wall:
         tune = _add(root, "cputune")
         _add(tune, "global_period", str(_CPU_PERIOD_US))
         _add(tune, "global_quota", str(plan.cpu_quota_millis * _CPU_PERIOD_US // 1000))
