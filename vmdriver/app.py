@@ -12,6 +12,7 @@ from pathlib import Path
 from vmdriver.config import Config
 from vmdriver.config.views import (
     image_policy,
+    machine_uids,
     qemu_owner,
     settings_from,
 )
@@ -46,6 +47,7 @@ from vmdriver.hypervisor.run_state import (
 from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
@@ -57,9 +59,12 @@ from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.machine_users import MachineUsers
 from vmdriver.storage.paths import FilePaths
+from vmdriver.storage.possession import Possession
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
+from vmdriver.storage.uid_check import check_uids
 from vmdriver.storage.way_in import open_way_in
 from vmdriver.wiring import Core, Installed
 
@@ -87,6 +92,7 @@ class Driver:
         self.connection = Connection(uri, Lanes("libvirt"))
         self.charge = self._charge(uri)
         self._guardian = Guardian(self.charge)
+        self._possession = Possession(self.layout, owner)
         self.disks = DiskStore(self.layout, self._files, owner)
         check = self.disks.check_layers
         self.cgroups = self._cgroups(uri)
@@ -113,9 +119,10 @@ class Driver:
             self.connection, self._files, self.sealing, passage, check, self.cgroups
         )
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
+        self.users = UserPool(machine_uids(config))
         self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
-        self.accelerator = self._accelerator(owner)
+        self.accelerator = self._accelerator()
         self.core = self._core()
         self.broadcaster, self.manager = self.core.broadcaster, self.core.manager
 
@@ -139,6 +146,7 @@ class Driver:
             addresses=AddressPool(
                 config.driver.instance, config.network.address_pool, spread=True
             ),
+            users=self.users,
             installed=installed,
             templates_directory=str(layout.templates),
             warm_directory=str(layout.warm),
@@ -153,13 +161,13 @@ class Driver:
         run = qemu_process.run_directory(uri)
         return Cgroups(place, driver.instance, device_of(driver.state_dir), run)
 
-    def _accelerator(self, owner: Ownership) -> AcceleratorProbe:
-        config, layout = self.config, self.layout
+    def _accelerator(self) -> AcceleratorProbe:
+        config, layout, probe = self.config, self.layout, self.users.uids.probe
         trial = Trial(
             self.machines,
             config.driver.instance,
             layout.probe,
-            owner,
+            Ownership(probe.uid, probe.gid),
             config.driver.probe_deadline_s,
         )
         return AcceleratorProbe(
@@ -194,6 +202,7 @@ class Driver:
             GuestAgent(self.connection),
             self.checkpoints,
             self.network_guard,
+            MachineUsers(self.layout, self._files),
         )
 
     async def recover(self) -> None:
@@ -212,6 +221,8 @@ class Driver:
         self.network_guard.open()
         await self.images.open()
         await self.supervisors.open()
+        gid = self.users.uids.shared_gid
+        await self._files.run(self._possession.share_disks, gid)
         await self.manager.recover()
         if self.embedded:
             await self._files.run(reserve.take)
@@ -260,9 +271,12 @@ async def open_driver(config: Config) -> Driver:
     """A driver whose QEMU can reach its files. With the state directory's lock held, in the main
     thread, before anything else works there. ConfigError where there is no way.
     """
-    layout, owner = Layout(config.driver.state_dir), qemu_owner(config)
+    layout, uids = Layout(config.driver.state_dir), machine_uids(config)
+    await asyncio.to_thread(check_uids, layout, uids)
     embedded = config.driver.connection == "embed"
-    passage = await open_way_in(layout, owner, embedded=embedded)
+    # Every machine's user is as much of a stranger to the folders above ours as this one.
+    probe = Ownership(uids.probe.uid, uids.probe.gid)
+    passage = await open_way_in(layout, probe, embedded=embedded)
     for ours, theirs in passage.ways:
         _log.info("QEMU comes to %s through %s, its own mount", ours, theirs)
     return Driver(config, passage)

@@ -30,6 +30,7 @@ from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import LaunchPlan, NetworkPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
@@ -93,7 +94,8 @@ def plan(
     draft.on_behalf_of("example")
     draft.add_drop_in("50-trust", "#!/bin/sh\ntrue\n")
     draft.set_environment("HTTPS_PROXY", "http://proxy.example:3128")
-    return planner.resolve(wanted, own, facts, draft)
+    user = MachineUids(250000, 259999).user(250002)
+    return planner.with_user(planner.resolve(wanted, own, facts, draft), user)
 
 
 def test_the_plan(golden: Golden) -> None:
@@ -174,7 +176,8 @@ def test_the_probes_domain_xml(golden: Golden) -> None:
     golden(
         "domain-probe.xml",
         render_probe(
-            "test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM
+            *("test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM),
+            Ownership(250001, 250000),
         ),
     )
 

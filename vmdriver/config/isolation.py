@@ -71,9 +71,9 @@ class IsolationSettings(Frozen):
         if found is None:
             raise ValueError('is two numbers, such as "250000-259999"')
         first, last = int(found[1]), int(found[2])
-        if not _LEAST_NUMBER <= first < last <= _MOST_NUMBER:
+        if not _LEAST_NUMBER <= first <= last - 2 or last > _MOST_NUMBER:
             raise ValueError(
                 f"{value} is no range of user ids: it begins at {_LEAST_NUMBER} or above, "
-                f"ends at {_MOST_NUMBER} or below, and has two numbers or more"
+                f"ends at {_MOST_NUMBER} or below, and has three numbers or more"
             )
         return f"{first}-{last}"

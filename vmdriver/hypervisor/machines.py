@@ -13,7 +13,7 @@ import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
 from vmdriver.host import facts
-from vmdriver.hypervisor import qemu_process, throttle
+from vmdriver.hypervisor import kvm_access, own_folders, qemu_process, throttle
 from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
@@ -141,6 +141,8 @@ class Machines:
         """
         await self._check(plan.disk("root"))
         kind: Literal["kvm", "qemu"] = "kvm" if plan.accelerator == "kvm" else "qemu"
+        if kind == "kvm" and plan.user is not None:
+            kvm_access.let_in(plan.user.gid)
         # Like the start itself it may be given up.
         host = await self._connection.lanes.attend(
             plan.domain, "wait for the hypervisor's capabilities", self.host(kind)
@@ -154,12 +156,14 @@ class Machines:
         """Define and start a domain. No `plan`: it is no sandbox (the accelerator probe)."""
 
         def start(connection: Any) -> None:
-            begin = partial(_define_and_start, connection, text)
+            begin = partial(self._begin, connection, text)
             if plan is None:
                 begin()
             else:
                 end = partial(end_at_once, connection, name)
                 self._cgroups.begin(plan, begin, end)
+            if connection.getType() != "TEST":
+                connection.lookupByName(name).resume()
 
         async with self._connection.place(name):
             await self._connection.call(
@@ -168,6 +172,21 @@ class Machines:
                 name,
                 deadline_s=START_DEADLINE_S,
             )
+
+    def _begin(self, connection: Any, text: str) -> None:
+        """Paused: it does nothing before the wall around it is whole."""
+        machine = connection.defineXML(text)
+        if machine.isActive():
+            raise HypervisorError(f"domain {machine.name()} is running already")
+        try:
+            if connection.getType() == "TEST":
+                machine.create()
+                return
+            machine.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+        except libvirt.libvirtError:
+            _tolerate(lambda: _undefine(machine), libvirt.VIR_ERR_NO_DOMAIN)
+            raise
+        own_folders.take_over(self._connection.uri, machine)
 
     async def observe(self, domain: str) -> DomainState:
         def look(connection: Any) -> DomainState:
@@ -281,17 +300,6 @@ def _says_nothing(work: asyncio.Future[None]) -> bool:
     ended without it. What it says of that follows when it answers.
     """
     return isinstance(work.exception(), TimedOut | Unavailable)
-
-
-def _define_and_start(connection: Any, text: str) -> None:
-    machine = connection.defineXML(text)
-    if machine.isActive():
-        raise HypervisorError(f"domain {machine.name()} is running already")
-    try:
-        machine.create()
-    except libvirt.libvirtError:
-        _tolerate(lambda: _undefine(machine), libvirt.VIR_ERR_NO_DOMAIN)
-        raise
 
 
 def end_at_once(connection: Any, name: str) -> None:

@@ -20,7 +20,13 @@ from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
 from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
-from vmdriver.hypervisor import capture, domain_xml, root_disk
+from vmdriver.hypervisor import (
+    capture,
+    domain_xml,
+    kvm_access,
+    own_folders,
+    root_disk,
+)
 from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
@@ -125,6 +131,8 @@ class DomainMemory:
             saved.domain_xml, plan, mark, saved.memory, mapping, self._passage
         )
         image = Path(scratch)
+        if plan.accelerator == "kvm" and plan.user is not None:
+            kvm_access.let_in(plan.user.gid)
 
         def restore(connection: Any) -> None:
             try:
@@ -136,6 +144,8 @@ class DomainMemory:
                 )
                 end = partial(end_at_once, connection, plan.domain)
                 self._cgroups.begin(plan, begin, end)
+                machine = connection.lookupByName(plan.domain)
+                own_folders.take_over(self._connection.uri, machine)
             except libvirt.libvirtError as error:
                 if is_checkpoints_fault(error):
                     raise LoadRefused(
