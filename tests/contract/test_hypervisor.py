@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import qemu_owner
-from tests.fakes.cgroup_tree import FakeCgroupTree
 from tests.fakes.world import World
 from tests.unit.test_plan_rendering import plan as example_plan
 from vmdriver.errors import (
@@ -30,10 +28,7 @@ from vmdriver.errors import (
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, monitor, qemu_process
-from vmdriver.hypervisor.cgroup_place import Place
-from vmdriver.hypervisor.cgroups import Cgroups
 from vmdriver.hypervisor.guest_agent import GuestAgent
-from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.host import Found
@@ -50,17 +45,17 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
     value = example_plan()
     if hypervisor.name == "fake":
         world: World = hypervisor.world
-        world.taps[value.network.lease.tap] = world.tables[value.network.lease.tap] = (
-            MARK
-        )
+        for made in (world.taps, world.tables, world.namespaces):
+            made[value.network.lease.tap] = MARK
         world.files |= {value.disk("root").path, value.disk("seed").path}
         return value
     if hypervisor.name != "QEMU":
-        return value
+        network = value.network.model_copy(update={"namespace": None})
+        return value.model_copy(update={"network": network})
     # The host's taps are everybody's: another worker may be at this very test with other parameters.
     tap = f"vmdt{os.getpid()}"
     lease = value.network.lease.model_copy(update={"tap": tap})
-    network = value.network.model_copy(update={"lease": lease})
+    network = value.network.model_copy(update={"lease": lease, "namespace": tap})
     owner = qemu_owner()
     disks = []
     for disk in value.disks:
@@ -92,14 +87,25 @@ def machine_memory(hypervisor: Any) -> DomainMemory:
     )
 
 
+@contextlib.contextmanager
+def tap_of_its_own(name: str) -> Iterator[None]:
+    """In a network namespace that has the same name."""
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        tap = ["tuntap", "add", name, "mode", "tap"]
+        subprocess.run(["ip", "-n", name, *tap], check=True)
+        yield
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
 @pytest.fixture(autouse=True)
 def tap(plan: LaunchPlan, hypervisor: Any) -> Any:
     name = plan.network.lease.tap
-    if hypervisor.name == "QEMU":
-        subprocess.run(["ip", "tuntap", "add", name, "mode", "tap"], check=True)
-    yield
-    if hypervisor.name == "QEMU":
-        subprocess.run(["ip", "link", "del", name], check=True)
+    with (
+        tap_of_its_own(name) if hypervisor.name == "QEMU" else contextlib.nullcontext()
+    ):
+        yield
 
 
 async def test_what_is_not_there_is_absent_and_can_be_destroyed(
@@ -121,6 +127,26 @@ async def test_a_machine_starts_is_found_and_is_destroyed_for_good(
     assert await hypervisor.observe(plan.domain) is DomainState.ABSENT
     await hypervisor.start(plan, MARK)
     await hypervisor.destroy(plan.domain)
+
+
+async def test_qemu_is_in_the_machines_network_namespace_and_nobody_else(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU is a process")
+    own = Path("/proc/self/ns/net").stat().st_ino
+    await hypervisor.start(plan, MARK)
+    directory = qemu_process.run_directory(hypervisor.connection.uri)
+    pid = (directory / f"{plan.domain}.pid").read_text()
+    inside = Path("/run/netns", plan.network.namespace).stat().st_ino
+    assert Path(f"/proc/{pid}/ns/net").stat().st_ino == inside != own
+    await hypervisor.destroy(plan.domain)
+    stayed = {
+        thread.name: (thread / "comm").read_text().strip()
+        for thread in Path("/proc/self/task").iterdir()
+        if (thread / "ns" / "net").stat().st_ino != own
+    }
+    assert not stayed, "threads that stayed inside"
 
 
 async def test_two_machines_on_one_disk_are_refused(
@@ -327,14 +353,11 @@ def _rights_to(path: Path, process: Path) -> set[str]:
 def _beside(plan: LaunchPlan) -> Iterator[LaunchPlan]:
     """A second machine of that plan."""
     tap = f"{plan.network.lease.tap}b"
-    subprocess.run(["ip", "tuntap", "add", tap, "mode", "tap"], check=True)
     lease = plan.network.lease.model_copy(update={"tap": tap})
-    network = plan.network.model_copy(update={"lease": lease})
+    network = plan.network.model_copy(update={"lease": lease, "namespace": tap})
     names = {"domain": f"{plan.domain}-two", "domain_uuid": str(uuid.uuid4())}
-    try:
+    with tap_of_its_own(tap):
         yield plan.model_copy(update={**names, "network": network})
-    finally:
-        subprocess.run(["ip", "link", "del", tap], check=True)
 
 
 async def test_a_machine_cannot_write_to_the_memory_that_it_maps(
@@ -366,49 +389,6 @@ async def test_a_machine_cannot_write_to_the_memory_that_it_maps(
             assert await hypervisor.observe(each.domain) is DomainState.RUNNING
             await hypervisor.destroy(each.domain)
     assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("way", ["boots", "comes from memory"])
-@pytest.mark.parametrize("refused", [False, True])
-async def test_a_machine_runs_in_its_cgroup_or_not_at_all(
-    hypervisor: Any, plan: LaunchPlan, folder: Path, way: str, refused: bool
-) -> None:
-    if hypervisor.name != "QEMU":
-        pytest.skip("only QEMU is a process")
-    saved = None
-    if way == "comes from memory":
-        _, saved = await _sealed_memory(hypervisor, plan, folder)
-    connection = hypervisor.connection
-    run = qemu_process.run_directory(connection.uri)
-    root = folder / "cgroup"
-    tree = FakeCgroupTree(root, {"memory", "pids"}, set(range(1, 2**17)))
-    cgroups = Cgroups(Place(root, is_root=True), "test", "", run, tree)
-    cgroups.prepare()
-    tree.refused = {"cgroup.procs": errno.EPERM} if refused else {}
-    machines = Machines(connection, "test", qemu_owner(), cgroups=cgroups)
-    threads = Threads("contract", 2)
-    memory = DomainMemory(connection, threads, hypervisor.sealing, cgroups=cgroups)
-    plan = plan.model_copy(update={"wall": ("cgroup",)})
-    begun = (
-        machines.start(plan, MARK)
-        if saved is None
-        else memory.load(plan, MARK, saved, str(folder / "scratch"))
-    )
-    own = root / "test" / plan.domain
-    if refused:
-        with pytest.raises(HypervisorError, match="cgroup"):
-            await begun
-        assert await machines.observe(plan.domain) in {
-            *(DomainState.OFF, DomainState.ABSENT)
-        }
-    else:
-        await begun
-        pid = int((run / f"{plan.domain}.pid").read_text())
-        assert tree.of(pid) == own
-        assert "memory.max" in tree.nodes[own].limits
-    await machines.destroy(plan.domain)
-    assert own not in tree.nodes
-    assert await machines.observe(plan.domain) is DomainState.ABSENT
 
 
 async def test_without_a_way_to_only_read_it_no_machine_maps_memory(

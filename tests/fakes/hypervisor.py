@@ -34,14 +34,12 @@ class FakeHypervisor:
         await world.hanging.passed(f"start {plan.domain}", plan.domain)
         if world.domains.get(plan.domain) is DomainState.RUNNING:
             raise HostError("two machines on one disk")
-        assert plan.network.lease.tap in world.taps, "a machine without its tap"
-        assert plan.network.lease.tap in world.tables, "a machine without its firewall"
+        world.check_network(plan)
         needed = {plan.disk("root").path}
         if "/template-" not in mark:
             needed.add(plan.disk("seed").path)
         assert needed <= world.files, "a machine without its disks"
         world.open_as_qemu(plan)
-        world.run_as(plan)
         world.marks[plan.domain] = mark
         for half_way in (DomainState.OFF, DomainState.PAUSED):
             world.domains[plan.domain] = half_way
@@ -85,7 +83,6 @@ class FakeHypervisor:
         self._world.domains.pop(domain, None)
         self._world.ended.discard(domain)
         self._world.frozen.discard(domain)
-        self._world.machine_users.pop(domain, None)
         self._world.root_layers.pop(domain, None)
         self._world.known_layers.pop(domain, None)
         self._world.limits.pop(domain, None)

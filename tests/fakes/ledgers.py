@@ -21,11 +21,10 @@ def held_objects(world: World) -> set[str]:
             data = entry.data
             claimed |= {
                 "machine": {f"machine {data.get('domain')}"},
-                "tap": {f"tap {data.get('tap')}"},
+                "tap": {f"tap {data.get('tap')}", f"namespace {data.get('namespace')}"},
                 "firewall": {f"firewall {data.get('tap')}"},
                 "launch-files": {f"file {data.get('seed')}"},
                 "overlay": {f"file {data.get('path')}"},
-                "machine-user": {f"user {data.get('uid')}"},
                 "capture:layer": {f"file {data.get('path')}"},
             }.get(entry.key, set())
     return claimed

@@ -97,13 +97,12 @@ class FakeMemory:
         world.act(f"load {plan.domain}")
         await world.hanging.passed(f"load {plan.domain}", plan.domain)
         assert world.domains.get(plan.domain) in {None, DomainState.OFF}, "two machines"
-        assert plan.network.lease.tap in world.tables, "a machine without its firewall"
+        world.check_network(plan)
         root = plan.disk("root")
         tick = world.memories[saved.memory.rpartition("/")[0]]
         below = [world.written.get(layer, 0) for layer in (root.path, *root.backing)]
         assert max(below) <= tick, "a disk that is newer than the memory"
         world.open_as_qemu(plan)
-        world.run_as(plan)
         world.marks[plan.domain] = mark
         if self.refuses:
             world.domains[plan.domain] = DomainState.OFF

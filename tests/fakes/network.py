@@ -17,11 +17,18 @@ class FakeNetwork:
         self._world, self._instance = world, instance
 
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
-        self._world.act(f"make tap {plan.lease.tap}")
-        self._world.taps[plan.lease.tap] = mark
-        self._world.limits[plan.lease.tap] = (plan.mbit_s,)
+        tap, world = plan.lease.tap, self._world
+        world.act(f"make tap {tap}")
+        world.taps[tap] = mark
+        if plan.namespace is not None:
+            world.act(f"make namespace {tap}")
+            world.namespaces[plan.namespace] = mark
+        world.limits[tap] = (plan.mbit_s,)
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
+        if tap in self._world.namespaces:
+            self._world.act(f"mark namespace {tap}")
+            self._world.namespaces[tap] = mark
         self._world.act(f"mark tap {tap}")
         assert tap in self._world.taps
         self._world.taps[tap] = mark
@@ -37,12 +44,19 @@ class FakeNetwork:
             raise NetworkError(f"interface {tap} is somebody else's, and is left alone")
         self._world.taps.pop(tap, None)
         self._world.limits.pop(tap, None)
+        if tap in self._world.namespaces:
+            self._world.act(f"remove namespace {tap}")
+            if self._world.namespaces[tap] != mark:
+                raise NetworkError(f"namespace {tap} is somebody else's")
+            del self._world.namespaces[tap]
 
     async def reset_connections(self, guest_ip: str) -> None:
         self._world.act(f"reset connections with {guest_ip}")
 
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
         self._world.act(f"load rules {plan.lease.tap}")
+        within = plan.namespace
+        assert within is None or within in self._world.namespaces, "rules for nowhere"
         self._world.tables[plan.lease.tap] = mark
 
     async def remove_rules(self, tap: str) -> None:
@@ -59,7 +73,11 @@ class FakeNetwork:
         return "198.51.100.7"
 
     async def marked(self) -> list[Found]:
-        both = (("tap", self._world.taps), ("firewall", self._world.tables))
+        both = (
+            ("tap", self._world.taps),
+            ("namespace", self._world.namespaces),
+            ("firewall", self._world.tables),
+        )
         found = [
             Found(kind, n, parse_mark(m, self._instance) or "")
             for kind, all_ in both

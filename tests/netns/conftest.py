@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pytest
 
@@ -59,6 +60,10 @@ print(what, time.monotonic() - begun)
 """
 
 
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
 @dataclass
 class Net:
     """The host is this thread's own namespace."""
@@ -66,6 +71,7 @@ class Net:
     prefix: str
     spaces: list[str] = field(default_factory=list)
     servers: list[subprocess.Popen[str]] = field(default_factory=list)
+    wires: list[Closable] = field(default_factory=list)
 
     def space(self, name: str) -> str:
         full = f"{self.prefix}-{name}"
@@ -140,6 +146,8 @@ class Net:
             server.wait()
             if server.stdout:
                 server.stdout.close()
+        for wire in self.wires:
+            wire.close()
         for space in self.spaces:
             run("ip", "netns", "del", space)
 

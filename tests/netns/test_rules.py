@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 from tests.netns.conftest import STRICT, Net, run
-from tests.netns.test_host_network import ALIAS, network_plan
+from tests.netns.guests import Around
+from tests.netns.test_host_network import ALIAS, POOL
+from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.launch.addresses import AddressPool
-from vmdriver.model.plan import NetworkPlan
-from vmdriver.network import ruleset
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.network.host_network import HostNetwork
 
 PORT = 17670
 
 
-def load(plan: NetworkPlan, owner: str = "vmdriver/test/s1") -> None:
-    subprocess.run(
-        ["nft", "-f", "-"], input=ruleset.render(plan, owner), text=True, check=True
-    )
-
-
-def guest(net: Net, name: str, plan: NetworkPlan) -> str:
-    """A namespace that stands for the guest: the tap's name on the host's side, the lease's MAC and address inside."""
-    space = net.space(name)
-    lease = plan.lease
-    net.link(name, lease.tap, space, f"{lease.host_ip}/30", f"{lease.guest_ip}/30")
-    run("ip", "-n", space, "link", "set", "eth0", "down")
-    run("ip", "-n", space, "link", "set", "eth0", "address", lease.mac)
-    run("ip", "-n", space, "link", "set", "eth0", "up")
-    run("ip", "-n", space, "route", "replace", "default", "via", lease.host_ip)
-    for setting in ("route_localnet=1", "rp_filter=1"):
-        run("sysctl", "-qw", f"net.ipv4.conf.{lease.tap}.{setting}")
-    return space
-
-
 @pytest.fixture
-def around(net: Net) -> Net:
+def host(net: Net) -> Iterator[HostNetwork]:
+    files = Threads("test", 2)
+    yield HostNetwork("test", Ownership(os.getuid(), os.getgid()), files, POOL)
+    files.close()
+
+
+@pytest.fixture(params=["in the host", "in a namespace"])
+def around(net: Net, host: HostNetwork, request: pytest.FixtureRequest) -> Around:
     """A host with a public server, a private one, a metadata service, and its gateway on the loopback."""
     run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     for name, here, there in (
@@ -51,21 +42,21 @@ def around(net: Net) -> Net:
     net.serve("127.0.0.1", PORT)
     net.serve("127.0.0.1", 9999)
     net.serve("0.0.0.0", 8888)
-    return net
+    return Around(net, host, request.param == "in a namespace")
 
 
-def refused(around: Net, space: str, address: str, port: int) -> bool:
+def refused(around: Around, space: str, address: str, port: int) -> bool:
     """Whether a reset came, and long before a second packet would have been sent."""
     name, seconds = around.refusal(space, address, port)
     return name == "ECONNREFUSED" and seconds < 0.9
 
 
 def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(
-    around: Net,
+    around: Around,
 ) -> None:
-    plan = network_plan(gateway_port=PORT)
-    space = guest(around, "g", plan)
-    load(plan)
+    plan = around.plan(gateway_port=PORT)
+    space = around.guest("g", plan)
+    around.load(plan)
     host = plan.lease.host_ip
     assert around.dial(space, ALIAS, PORT) == plan.lease.guest_ip
     assert refused(around, space, ALIAS, 9999)
@@ -86,16 +77,16 @@ def test_the_gateway_on_the_loopback_is_reached_and_nothing_else_of_the_host(
 )
 @pytest.mark.parametrize("egress", ["open", "private-denied", "none"])
 def test_services_of_the_hosts_loopback_are_reached_as_host_access_says(
-    around: Net,
+    around: Around,
     access: object,
     reached: tuple[int, ...],
     not_reached: tuple[int, ...],
     egress: str,
 ) -> None:
-    plan = network_plan(gateway_port=PORT, host_access=access, egress=egress)
-    space = guest(around, "g", plan)
+    plan = around.plan(gateway_port=PORT, host_access=access, egress=egress)
+    space = around.guest("g", plan)
     around.serve("127.0.0.3", 7777)
-    load(plan)
+    around.load(plan)
     for port in reached:
         assert around.dial(space, ALIAS, port) == plan.lease.guest_ip, port
     for port in not_reached:
@@ -111,45 +102,47 @@ def test_services_of_the_hosts_loopback_are_reached_as_host_access_says(
 
 
 def test_services_of_the_host_are_reached_beside_a_gateway_elsewhere(
-    around: Net,
+    around: Around,
 ) -> None:
     elsewhere = {"gateway_port": 80, "gateway_address": "10.99.0.10"}
-    plan = network_plan(**elsewhere, host_access=(9999,))
-    space = guest(around, "g", plan)
-    load(plan)
+    plan = around.plan(**elsewhere, host_access=(9999,))
+    space = around.guest("g", plan)
+    around.load(plan)
     assert around.dial(space, ALIAS, 9999) is not None
     assert around.dial(space, "10.99.0.10", 80) is not None
     assert refused(around, space, ALIAS, 80), "the gateway's port is not the host's"
-    load(network_plan(**elsewhere))
+    around.load(around.plan(**elsewhere))
     assert refused(around, space, ALIAS, 9999)
 
 
-def test_the_address_of_the_host_leads_nowhere_else(around: Net) -> None:
-    plan = network_plan(gateway_port=PORT, egress="open", host_alias="203.0.113.10")
-    space = guest(around, "g", plan)
-    load(plan)
+def test_the_address_of_the_host_leads_nowhere_else(around: Around) -> None:
+    plan = around.plan(gateway_port=PORT, egress="open", host_alias="203.0.113.10")
+    space = around.guest("g", plan)
+    around.load(plan)
     assert around.dial(space, "203.0.113.10", PORT) == plan.lease.guest_ip
     assert refused(around, space, "203.0.113.10", 80), "although somebody has it"
 
 
 def test_a_plan_from_before_there_was_an_alias_keeps_its_way_to_the_gateway(
-    around: Net,
+    around: Around,
 ) -> None:
-    plan = network_plan(gateway_port=PORT, host_alias=None)
-    space = guest(around, "g", plan)
-    load(plan)
+    plan = around.plan(gateway_port=PORT, host_alias=None)
+    space = around.guest("g", plan)
+    around.load(plan)
     assert around.dial(space, plan.lease.host_ip, PORT) == plan.lease.guest_ip
     assert refused(around, space, plan.lease.host_ip, 9999)
 
 
-def test_what_is_refused_is_refused_at_once(around: Net) -> None:
+def test_what_is_refused_is_refused_at_once(around: Around) -> None:
     addresses = AddressPool("test", "10.0.128.0/17")
-    plan = network_plan("s1", addresses, gateway_port=PORT)
-    other = network_plan("s2", addresses, gateway_port=PORT)
-    guest(around, "g2", other)
-    load(other, "vmdriver/test/s2")  # its table comes first in the kernel's order
-    space = guest(around, "g", plan)
-    load(plan)
+    plan = around.plan("s1", addresses, gateway_port=PORT)
+    other = around.plan("s2", addresses, gateway_port=PORT)
+    around.guest("g2", other)
+    around.load(
+        other, "vmdriver/test/s2"
+    )  # its table comes first in the kernel's order
+    space = around.guest("g", plan)
+    around.load(plan)
     run("ip", "route", "add", "default", "via", "203.0.113.10")
     private, meta = "10.99.0.10", "169.254.169.254"
     for address in (private, meta, "100.64.0.10", other.lease.guest_ip, "10.0.250.1"):
@@ -157,7 +150,7 @@ def test_what_is_refused_is_refused_at_once(around: Net) -> None:
     for address in (private, meta, other.lease.guest_ip, plan.lease.host_ip):
         name, seconds = around.refusal(space, address, 53, "udp")
         assert (name, seconds < 5) == ("EHOSTUNREACH", True), address
-    load(plan.model_copy(update={"egress": "none"}))
+    around.load(plan.model_copy(update={"egress": "none"}))
     assert refused(around, space, "203.0.113.10", 80)
     assert around.refusal(space, "203.0.113.10", 53, "udp")[0] == "EHOSTUNREACH"
     assert around.dial(space, ALIAS, PORT) is not None
@@ -167,10 +160,10 @@ def test_what_is_refused_is_refused_at_once(around: Net) -> None:
     ("egress", "public", "private"),
     [("open", True, True), ("private-denied", True, False), ("none", False, False)],
 )
-def test_egress(around: Net, egress: str, public: bool, private: bool) -> None:
-    plan = network_plan(gateway_port=PORT, egress=egress)
-    space = guest(around, "g", plan)
-    load(plan)
+def test_egress(around: Around, egress: str, public: bool, private: bool) -> None:
+    plan = around.plan(gateway_port=PORT, egress=egress)
+    space = around.guest("g", plan)
+    around.load(plan)
     seen = around.dial(space, "203.0.113.10", 80)
     assert (seen is not None) is public
     if public:
@@ -181,36 +174,36 @@ def test_egress(around: Net, egress: str, public: bool, private: bool) -> None:
     assert around.dial(space, ALIAS, PORT) is not None
 
 
-def test_the_hosts_own_networks_count_as_private(around: Net) -> None:
-    plan = network_plan(gateway_port=PORT, denied_networks=("203.0.113.0/24",))
-    space = guest(around, "g", plan)
-    load(plan)
+def test_the_hosts_own_networks_count_as_private(around: Around) -> None:
+    plan = around.plan(gateway_port=PORT, denied_networks=("203.0.113.0/24",))
+    space = around.guest("g", plan)
+    around.load(plan)
     assert around.dial(space, "203.0.113.10", 80) is None
 
 
 def test_a_name_server_that_is_configured_is_reached_although_private(
-    around: Net,
+    around: Around,
 ) -> None:
-    plan = network_plan(gateway_port=PORT, dns=("10.99.0.10",))
-    space = guest(around, "g", plan)
-    load(plan)
+    plan = around.plan(gateway_port=PORT, dns=("10.99.0.10",))
+    space = around.guest("g", plan)
+    around.load(plan)
     around.serve("10.99.0.10", 53, f"{around.prefix}-private")
     assert around.dial(space, "10.99.0.10", 53) is not None
     assert around.dial(space, "10.99.0.10", 80) is None
 
 
-def test_a_gateway_elsewhere_is_reached_although_private(around: Net) -> None:
-    plan = network_plan(gateway_port=80, gateway_address="10.99.0.10", egress="none")
-    space = guest(around, "g", plan)
-    load(plan)
+def test_a_gateway_elsewhere_is_reached_although_private(around: Around) -> None:
+    plan = around.plan(gateway_port=80, gateway_address="10.99.0.10", egress="none")
+    space = around.guest("g", plan)
+    around.load(plan)
     assert around.dial(space, "10.99.0.10", 80) is not None
     assert around.dial(space, "203.0.113.10", 80) is None
 
 
-def test_a_forged_address_or_mac_gets_nowhere(around: Net) -> None:
-    plan = network_plan(gateway_port=PORT, egress="open")
-    space = guest(around, "g", plan)
-    load(plan)
+def test_a_forged_address_or_mac_gets_nowhere(around: Around) -> None:
+    plan = around.plan(gateway_port=PORT, egress="open")
+    space = around.guest("g", plan)
+    around.load(plan)
     run("ip", "-n", space, "addr", "add", "203.0.113.77/32", "dev", "eth0")
     assert around.dial(space, "203.0.113.10", 80, "203.0.113.77") is None
     assert around.dial(space, "203.0.113.10", 80) is not None
@@ -219,27 +212,29 @@ def test_a_forged_address_or_mac_gets_nowhere(around: Net) -> None:
     assert around.dial(space, ALIAS, PORT) is None
 
 
-def test_nobody_can_reach_into_the_sandbox(around: Net) -> None:
-    plan = network_plan(gateway_port=PORT, egress="open")
-    space = guest(around, "g", plan)
+def test_nobody_can_reach_into_the_sandbox(around: Around) -> None:
+    plan = around.plan(gateway_port=PORT, egress="open")
+    space = around.guest("g", plan)
     around.serve("0.0.0.0", 22, space)
-    assert around.dial(None, plan.lease.guest_ip, 22) is not None, (
+    own = "203.0.113.1"
+    assert around.dial(None, plan.lease.guest_ip, 22, own) is not None, (
         "without rules the way is open"
     )
-    load(plan)
+    around.load(plan)
     assert around.dial(f"{around.prefix}-public", plan.lease.guest_ip, 22) is None
     assert around.dial(None, plan.lease.guest_ip, 22) is None, "nor the host itself"
+    assert around.dial(None, plan.lease.guest_ip, 22, own) is None
 
 
-def test_sandboxes_cannot_reach_each_other(around: Net) -> None:
+def test_sandboxes_cannot_reach_each_other(around: Around) -> None:
     addresses = AddressPool("test", "10.0.128.0/17")
     first, second = (
-        network_plan(n, addresses, gateway_port=PORT, egress="open")
+        around.plan(n, addresses, gateway_port=PORT, egress="open")
         for n in ("s1", "s2")
     )
-    one, two = guest(around, "g1", first), guest(around, "g2", second)
+    one, two = around.guest("g1", first), around.guest("g2", second)
     for plan, owner in ((first, "vmdriver/test/s1"), (second, "vmdriver/test/s2")):
-        load(plan, owner)
+        around.load(plan, owner)
     around.serve("0.0.0.0", 80, two)
     assert around.dial(one, second.lease.guest_ip, 80) is None
     assert around.dial(one, second.lease.host_ip, PORT) is None, (
@@ -248,15 +243,31 @@ def test_sandboxes_cannot_reach_each_other(around: Net) -> None:
     assert around.dial(one, "203.0.113.10", 80) is not None
 
 
-def test_ipv6_is_dropped(around: Net) -> None:
-    plan = network_plan(gateway_port=PORT, egress="open")
-    space = guest(around, "g", plan)
-    run("ip", "addr", "add", "fd00::1/64", "dev", plan.lease.tap, "nodad")
+def test_ipv6_is_dropped(around: Around) -> None:
+    plan = around.plan(gateway_port=PORT, egress="open")
+    space = around.guest("g", plan)
+    run(
+        *around.inside(plan),
+        "sysctl",
+        "-qw",
+        f"net.ipv6.conf.{plan.lease.tap}.disable_ipv6=0",
+    )
+    run(
+        *around.inside(plan),
+        "ip",
+        "addr",
+        "add",
+        "fd00::1/64",
+        "dev",
+        plan.lease.tap,
+        "nodad",
+    )
     run("ip", "-n", space, "addr", "add", "fd00::2/64", "dev", "eth0", "nodad")
     server = ("::", 7777)
     script = "import socket,sys;s=socket.socket(socket.AF_INET6);s.settimeout(.7);print(s.connect_ex(('fd00::1',7777)))"
     listener = subprocess.Popen(
         [
+            *around.inside(plan),
             "python3",
             "-c",
             f"import socket,time;s=socket.create_server({server!r},family=socket.AF_INET6);print(1,flush=True);time.sleep(20)",
@@ -270,7 +281,7 @@ def test_ipv6_is_dropped(around: Net) -> None:
             run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip()
             == "0"
         )
-        load(plan)
+        around.load(plan)
         assert (
             run("ip", "netns", "exec", space, "python3", "-c", script).stdout.strip()
             != "0"
@@ -282,12 +293,12 @@ def test_ipv6_is_dropped(around: Net) -> None:
 
 
 def test_beside_a_table_that_drops_all_forwarding_the_gateway_is_reached_and_nothing_leaks(
-    around: Net,
+    around: Around,
 ) -> None:
-    plan = network_plan(gateway_port=PORT, egress="open")
-    space = guest(around, "g", plan)
+    plan = around.plan(gateway_port=PORT, egress="open")
+    space = around.guest("g", plan)
     run("nft", "-f", "-", input=STRICT)
-    load(plan)
+    around.load(plan)
     assert around.dial(space, ALIAS, PORT) is not None
     assert around.dial(space, "203.0.113.10", 80) is None, (
         "an accept of ours cannot overrule another table's drop"

@@ -30,10 +30,10 @@ from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken
 from vmdriver.model.image import ImageConfig
-from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import LaunchPlan, NetworkPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
+from vmdriver.network.rules import rules_of
 from vmdriver.storage import seed
 
 Golden = Callable[[str, str], None]
@@ -94,8 +94,7 @@ def plan(
     draft.on_behalf_of("example")
     draft.add_drop_in("50-trust", "#!/bin/sh\ntrue\n")
     draft.set_environment("HTTPS_PROXY", "http://proxy.example:3128")
-    user = MachineUids(250000, 259999).user(250002)
-    return planner.with_user(planner.resolve(wanted, own, facts, draft), user)
+    return planner.resolve(wanted, own, facts, draft)
 
 
 def test_the_plan(golden: Golden) -> None:
@@ -117,17 +116,6 @@ def test_the_domain_xml(name: str, host: Host, golden: Golden) -> None:
     )
     golden(f"domain-{name}.xml", text)
     assert read_mark(text) == "vmdriver/test/s1"
-
-
-def test_what_the_kernel_limits_itself_is_not_asked_of_libvirt() -> None:
-    part = plan(resources=Resources(cpu_millis=1500))
-    assert "<cputune>" in render(part, TCG, "m")
-    walled = part.model_copy(update={"wall": ("cgroup",)})
-    text = render(walled, TCG, "m")
-    assert "<cputune>" not in text
-    saved = render(part, TCG, "m")
-    again = for_restore(saved, walled, "m", "/memory", ReadOnlyMapping())
-    assert "<cputune>" not in again
 
 
 def test_a_machine_that_comes_back_is_limited_as_its_plan_says() -> None:
@@ -176,8 +164,7 @@ def test_the_probes_domain_xml(golden: Golden) -> None:
     golden(
         "domain-probe.xml",
         render_probe(
-            *("test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM),
-            Ownership(250001, 250000),
+            "test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM
         ),
     )
 
@@ -196,12 +183,22 @@ def test_nothing_secret_or_unsavable_is_in_the_domain() -> None:
     assert "pc-q35-7.2" in text
 
 
+def walled(network: NetworkPlan) -> str:
+    """Both rulesets of a machine with a namespace of its own, on a host with two addresses."""
+    host = ("192.0.2.7/32", "192.0.2.255/32")
+    loaded = rules_of(network, "vmdriver/test/s1", host)
+    assert [rules.namespace for rules in loaded] == [network.lease.tap, None]
+    return "".join(
+        f"# in {rules.namespace or 'the host'}\n{rules.text}" for rules in loaded
+    )
+
+
 @pytest.mark.parametrize("egress", ["open", "private-denied", "none"])
 def test_the_rule_set(egress: str, golden: Golden) -> None:
-    golden(
-        f"rules-{egress}.nft",
-        ruleset.render(plan(settings={"egress": egress}).network, "vmdriver/test/s1"),
-    )
+    network = plan(settings={"egress": egress, "dns_without_egress": True}).network
+    golden(f"rules-{egress}.nft", ruleset.render(network, "vmdriver/test/s1"))
+    golden(f"walled-{egress}.nft", walled(network))
+    assert "192.0.2.53" not in walled(plan(settings={"egress": "none"}).network)
 
 
 @pytest.mark.parametrize(("name", "access"), [("all", "all"), ("ports", (11434, 8000))])
@@ -210,6 +207,7 @@ def test_the_rule_set_for_services_of_the_host(
 ) -> None:
     network = plan(settings={"host_access": access}).network
     golden(f"rules-host-{name}.nft", ruleset.render(network, "vmdriver/test/s1"))
+    golden(f"walled-host-{name}.nft", walled(network))
 
 
 def test_a_network_from_before_there_was_an_alias_is_read_and_keeps_its_address() -> (
@@ -220,11 +218,13 @@ def test_a_network_from_before_there_was_an_alias_is_read_and_keeps_its_address(
     old = NetworkPlan.model_validate_json(json.dumps(values))
     assert (old.host_address, old.host_ports) == ("10.0.128.1", (17670,))
     assert "ip daddr 10.0.128.1 tcp dport { 17670 } dnat" in ruleset.render(old, "m")
+    assert "ip daddr 10.0.128.1 tcp dport { 17670 } dnat" in walled(old)
 
 
 def test_the_rule_set_for_a_gateway_elsewhere(golden: Golden) -> None:
     network = plan("198.51.100.7", "https://gateway.example:8443").network
     golden("rules-gateway-elsewhere.nft", ruleset.render(network, "vmdriver/test/s1"))
+    golden("walled-gateway-elsewhere.nft", walled(network))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ class NetworkSettings(Frozen):
     dns: Literal["auto"] | list[str] = Field(
         "auto", description="name servers of the guests; auto: the host's first"
     )
+    dns_without_egress: bool = Field(
+        False,
+        description="sandboxes reach the name servers also with egress none: who may ask for "
+        "names can send anything out in them",
+    )
 
     @field_validator("host_access", mode="before")
     @classmethod

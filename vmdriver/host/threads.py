@@ -5,6 +5,7 @@ their effect when cancelled.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -40,6 +41,25 @@ async def finished(work: Awaitable[T], patience_s: float | None = None) -> T:
             task.exception()
         raise asyncio.CancelledError
     return task.result()
+
+
+async def alone(name: str, function: Callable[..., T], *arguments: object) -> T:
+    """Run a short blocking call in a thread that does nothing else before or after it: what the
+    call changes of its thread goes with it. See `finished` for cancellation.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def work() -> None:
+        try:
+            result = function(*arguments)
+        except BaseException as error:  # noqa: BLE001 - handed over to whoever waits
+            loop.call_soon_threadsafe(answer.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(answer.set_result, result)
+
+    threading.Thread(target=work, name=f"vmdriver-{name}", daemon=True).start()
+    return await finished(answer)
 
 
 class Threads:

@@ -22,7 +22,9 @@ from vmdriver.errors import (
     TimedOut,
     Unavailable,
 )
+from vmdriver.host import netns
 from vmdriver.host.lanes import Lanes, Pulse
+from vmdriver.hypervisor.glib import begin_worker
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ def start_event_loop() -> None:
     with _loop_started:
         if _loop_thread is not None:
             return
+        begin_worker()
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         libvirt.virEventRegisterDefaultImpl()
         # Without a timer the loop would block for ever in poll() when there is nothing
@@ -177,16 +180,22 @@ class Connection:
         deadline_s: float = DEADLINE_S,
         urgent: bool = False,
         pulse: Pulse | None = None,
+        namespace: str | None = None,
     ) -> T:
-        """Run `function(connection)` in the domain's lane; see Lanes.run. NotFound, TimedOut,
-        Unavailable, HypervisorError.
+        """Run `function(connection)` in the domain's lane; see Lanes.run. `namespace`: the network
+        namespace that it, and a QEMU that it begins, are in. NotFound, TimedOut, Unavailable,
+        HypervisorError.
         """
 
         def work() -> T:
             begun = time.monotonic()
             try:
                 with translated(what):
-                    return function(self._open())
+                    # Opened here: what libvirt begins for itself has nothing to do in there. The
+                    # thread is this call's alone.
+                    connection = self._open()
+                    with netns.entered(namespace):
+                        return function(connection)
             finally:
                 _log.debug("outside: %s took %.4f s", what, time.monotonic() - begun)
 

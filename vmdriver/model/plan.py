@@ -4,6 +4,7 @@ serialisable value.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Literal
 
@@ -32,6 +33,11 @@ class Lease(Frozen):
     prefix_length: int = 30
     mac: str
     tap: str
+
+    @property
+    def uplink_ip(self) -> str:
+        """The block's last address: what the host is, seen from a machine's network namespace."""
+        return str(ipaddress.IPv4Address(self.host_ip) + 2)
 
 
 class NetworkPlan(Frozen):

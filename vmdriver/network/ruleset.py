@@ -1,5 +1,6 @@
-"""A sandbox's firewall table as nftables text. Pure; the golden tests pin it, the netns
-tests run it.
+"""The firewall table of a machine whose tap is in the host's own network namespace, as nftables
+text, and what it shares with the rules of the others (walled_rules). Pure; the golden tests pin
+it, the netns tests run it.
 
 What it does, chain by chain:
     raw          the guest sends from its own MAC and address, in IPv4, or not at all:
@@ -34,6 +35,12 @@ PRIVATE = (
     "192.168.0.0/16",
     "198.18.0.0/15",
 )
+REFUSE = (
+    "chain refuse {",
+    "meta l4proto tcp reject with tcp reset",
+    "reject with icmpx type admin-prohibited",
+    "}",
+)
 
 
 def table_name(tap: str) -> str:
@@ -41,11 +48,12 @@ def table_name(tap: str) -> str:
     return f"vmdriver_{tap}"
 
 
-def _set(addresses: tuple[str, ...]) -> str:
+def nft_set(addresses: tuple[str, ...]) -> str:
+    """As nftables writes it."""
     return "{ " + ", ".join(addresses) + " }"
 
 
-def _host_services(plan: NetworkPlan) -> str | None:
+def host_services(plan: NetworkPlan) -> str | None:
     """What matches the TCP ports that lead to the host's loopback; None: none does."""
     if plan.host_access == "all":
         return "meta l4proto tcp"
@@ -54,7 +62,7 @@ def _host_services(plan: NetworkPlan) -> str | None:
 
 
 def _to_host_chain(plan: NetworkPlan) -> list[str]:
-    services, tap = _host_services(plan), plan.lease.tap
+    services, tap = host_services(plan), plan.lease.tap
     if services is None:
         return []
     return [
@@ -78,7 +86,7 @@ def _not_host_chain(plan: NetworkPlan) -> list[str]:
 
 
 def _input_chain(plan: NetworkPlan) -> list[str]:
-    tap, services = plan.lease.tap, _host_services(plan)
+    tap, services = plan.lease.tap, host_services(plan)
     reachable = []
     if services is not None:
         # Only what to_host let in: 127.0.0.1 itself, asked for by the guest, is not.
@@ -100,6 +108,14 @@ def _input_chain(plan: NetworkPlan) -> list[str]:
     ]
 
 
+def denied_destinations(plan: NetworkPlan) -> list[tuple[str, ...]]:
+    """Networks that nobody's egress reaches, or not this plan's."""
+    denied = [(plan.pool,), ALWAYS_DENIED]
+    if plan.egress == "private-denied":
+        denied += [PRIVATE, *((network,) for network in plan.denied_networks)]
+    return denied
+
+
 def _egress_rules(plan: NetworkPlan) -> list[str]:
     tap = plan.lease.tap
     rules = []
@@ -111,12 +127,9 @@ def _egress_rules(plan: NetworkPlan) -> list[str]:
         rules.append(
             f'iifname "{tap}" ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept'
         )
-    denied = [(plan.pool,), ALWAYS_DENIED]
-    if plan.egress == "private-denied":
-        denied += [PRIVATE, *((network,) for network in plan.denied_networks)]
     rules += [
-        f'iifname "{tap}" ip daddr {_set(addresses)} goto refuse'
-        for addresses in denied
+        f'iifname "{tap}" ip daddr {nft_set(addresses)} goto refuse'
+        for addresses in denied_destinations(plan)
     ]
     end = "goto refuse" if plan.egress == "none" else "accept"
     return [*rules, f'iifname "{tap}" {end}']
@@ -146,15 +159,6 @@ def _output_chain(plan: NetworkPlan) -> list[str]:
     ]
 
 
-def _refuse_chain(_: NetworkPlan) -> list[str]:
-    return [
-        "chain refuse {",
-        "meta l4proto tcp reject with tcp reset",
-        "reject with icmpx type admin-prohibited",
-        "}",
-    ]
-
-
 def _raw_chain(plan: NetworkPlan) -> list[str]:
     tap, lease = plan.lease.tap, plan.lease
     return [
@@ -176,13 +180,23 @@ def _postrouting_chain(plan: NetworkPlan) -> list[str]:
     ]
 
 
-def render(plan: NetworkPlan, mark: str) -> str:
-    """Replace the table in one transaction. Adding before deleting makes the delete
+def replaced(family: str, name: str, mark: str, body: list[str]) -> list[str]:
+    """Lines that replace a table in one transaction. Adding before deleting makes the delete
     work whether or not it was there.
     """
-    name = table_name(plan.lease.tap)
+    return [
+        f"add table {family} {name}",
+        f"delete table {family} {name}",
+        f"table {family} {name} {{",
+        f'comment "{mark}"',
+        *body,
+        "}",
+    ]
+
+
+def render(plan: NetworkPlan, mark: str) -> str:
+    """Replace the table."""
     chains = (
-        _refuse_chain,
         _raw_chain,
         _to_host_chain,
         _not_host_chain,
@@ -192,17 +206,8 @@ def render(plan: NetworkPlan, mark: str) -> str:
         _postrouting_chain,
     )
     body = [line for chain in chains for line in chain(plan)]
-    return "\n".join(
-        [
-            f"add table inet {name}",
-            f"delete table inet {name}",
-            f"table inet {name} {{",
-            f'comment "{mark}"',
-            *body,
-            "}",
-            "",
-        ]
-    )
+    name = table_name(plan.lease.tap)
+    return "\n".join([*replaced("inet", name, mark, [*REFUSE, *body]), ""])
 
 
 def render_removal(tap: str) -> str:

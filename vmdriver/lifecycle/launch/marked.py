@@ -15,7 +15,7 @@ from vmdriver.lifecycle.ports.host import Found
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.ids import mark
 
-KEYS = {"domain": MACHINE, "tap": TAP, "firewall": FIREWALL}
+KEYS = {"domain": MACHINE, "tap": TAP, "namespace": TAP, "firewall": FIREWALL}
 """What each kind of them is in a ledger."""
 
 

@@ -18,6 +18,7 @@ from vmdriver.lifecycle.launch.environment import (
     hostname,
 )
 from vmdriver.lifecycle.launch.throttles import throttled
+from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model import ids
@@ -28,17 +29,14 @@ from vmdriver.model.plan import (
     DropIn,
     LaunchPlan,
     Lease,
-    MachineUser,
     NetworkPlan,
 )
 from vmdriver.model.spec import Resources, SandboxSpec
-from vmdriver.model.wall import WallPart
 
 FEATURES = frozenset({"external-kernel-image", "guest-init-dropins", "tap-networking"})
 """Features that an extension may require. Upstream also knows pci-passthrough, which
 this driver does not do yet.
 """
-OWN_USER: WallPart = "uid"
 _TEMPLATE_SEED_BYTES = 512 * 1024
 """The disk has 1 MiB; tar's own blocks, TLS files and the token need some of it."""
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init"
@@ -97,14 +95,9 @@ def files_of(plan: LaunchPlan) -> tuple[str, ...]:
 
 def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
     """The same machine at another address. What it knows the host as stays what it is."""
-    network = plan.network.model_copy(update={"lease": lease})
+    within = None if plan.network.namespace is None else lease.tap
+    network = plan.network.model_copy(update={"lease": lease, "namespace": within})
     return plan.model_copy(update={"network": network})
-
-
-def with_user(plan: LaunchPlan, user: MachineUser) -> LaunchPlan:
-    """The same machine as another host user."""
-    wall = tuple(dict.fromkeys((*plan.wall, OWN_USER)))
-    return plan.model_copy(update={"user": user, "wall": wall})
 
 
 def as_unowned(
@@ -274,4 +267,4 @@ def resolve(
         sandbox_gid=settings.sandbox_gid,
         pids_max=settings.pids_max,
     )
-    return throttled(plan, spec, settings)
+    return walled(throttled(plan, spec, settings), settings)

@@ -106,9 +106,7 @@ def root_layer(layers: Layers) -> Part:
         scope=Scope.PERSISTENT,
         blame=Reason.GUEST_PREPARE_FAILED,
         data=lambda source: {"path": source.plan.disk("root").path},
-        acquire=lambda source: layers.disks.create_overlay(
-            source.plan.disk("root"), source.plan.user
-        ),
+        acquire=lambda source: layers.disks.create_overlay(source.plan.disk("root")),
         release=release,
         may_hang=True,
     )
@@ -131,11 +129,18 @@ def launch_files(files: LaunchFiles, disks: Disks) -> Part:
 
 
 def tap(network: Network) -> Part:
-    """The host's end of the machine's network, and what is connected through it."""
+    """The host's end of the machine's network, with the namespace around it, and what is connected
+    through it.
+    """
 
     def data(source: MachineSource) -> Mapping[str, str]:
-        lease = source.plan.network.lease
-        return {"tap": lease.tap, "mark": source.mark, "guest_ip": lease.guest_ip}
+        lease, within = source.plan.network.lease, source.plan.network.namespace
+        return {
+            "tap": lease.tap,
+            "mark": source.mark,
+            "guest_ip": lease.guest_ip,
+            "namespace": within or "",
+        }
 
     async def release(given: Given) -> None:
         await network.remove_tap(given["tap"], given["mark"])
@@ -152,7 +157,9 @@ def tap(network: Network) -> Part:
 
 
 def firewall(network: Network, guard: NetworkGuard) -> Part:
-    """The table of rules for the tap, whose name it has, and that it stays as it was loaded."""
+    """The tables of rules for the tap, whose name they have, and that they stay as they were
+    loaded.
+    """
 
     async def release(given: Given) -> None:
         await guard.leave(given["tap"].removeprefix("vmdriver_"))

@@ -29,6 +29,7 @@ from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.launch.throttles import throttled
+from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.capture import Stopwatch
 from vmdriver.lifecycle.memory.resources import MappedMemory
@@ -138,13 +139,11 @@ class Resume:
         await sandbox.update(extensions=new_run(record, kind))
         with watch.step("hooks"):
             await self._ask_extensions(sandbox, kind)
-        user = await self.launcher.user.acquire(record.id, sandbox.ledger)
-        plan = planner.with_user(plan, user)
         source = await self._from_memory(sandbox, ref, plan, secrets)
         await sandbox.update(
             plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
         )
-        await store.lend(ref.directory, user)
+        await store.grant(ref.directory, granted=True)
         try:
             await self.launcher.take(
                 record,
@@ -155,7 +154,7 @@ class Resume:
                 ),
             )
         finally:
-            await store.take_back(ref.directory)
+            await store.grant(ref.directory, granted=False)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
             await sandbox.update(memory=used, secrets_digest=manifest.secrets_digest)
@@ -211,6 +210,7 @@ class Resume:
             manifest.plan, sandbox.record.layers, sandbox.record.base
         )
         plan = throttled(plan, sandbox.record.spec, self.settings)
+        plan = walled(plan, self.settings)
         now = restore_check.HostNow(
             versions=await ports.hypervisor.versions(plan.accelerator),
             files=files,

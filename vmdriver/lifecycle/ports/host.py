@@ -17,20 +17,14 @@ from pydantic import SecretStr
 
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import (
-    Accelerator,
-    Disk,
-    LaunchPlan,
-    MachineUser,
-    NetworkPlan,
-)
+from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import Salvage
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """A host user, and its group."""
+    """The host user that QEMU runs as."""
 
     uid: int
     gid: int
@@ -50,7 +44,7 @@ class GuestReport:
 
 @dataclass(frozen=True)
 class Found:
-    """A host object that carries our mark. kind: domain, tap or firewall."""
+    """A host object that carries our mark. kind: domain, tap, namespace or firewall."""
 
     kind: str
     name: str
@@ -112,15 +106,15 @@ class AcceleratorChoice(Protocol):
 
 
 class Network(Protocol):
-    """Taps and firewall tables."""
+    """Taps, machines' network namespaces and firewall tables."""
 
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
-        """Make the tap, mark it, give it the host's address and bring it up. An own
-        leftover is replaced.
+        """Make the tap, in the plan's namespace, which is made for it, or in the host's; mark both,
+        give it the host's address and bring it up. An own leftover is replaced.
         """
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
-        """Give a tap another mark: it belongs to somebody else from now on."""
+        """Give a tap and its namespace another mark: they belong to somebody else from now on."""
 
     async def limit_rate(self, plan: NetworkPlan) -> None:
         """Have what goes through a tap that is there limited as the plan says. NetworkError, also
@@ -128,16 +122,18 @@ class Network(Protocol):
         """
 
     async def remove_tap(self, tap: str, mark: str) -> None:
-        """Remove it, if it is there and carries that mark."""
+        """Remove it and its namespace, as far as they are there and carry that mark."""
 
     async def reset_connections(self, guest_ip: str) -> None:
         """Have this host's own TCP connections with a guest that is gone end at once."""
 
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
-        """Load the sandbox's table, replacing an older one, in one transaction."""
+        """Load the sandbox's tables, replacing older ones: in its namespace, then in the host's,
+        each in one transaction.
+        """
 
     async def remove_rules(self, tap: str) -> None:
-        """Remove the table."""
+        """Remove the host's table. What is in a namespace goes with it."""
 
     async def taken(self) -> Taken:
         """What other interfaces of the host, another driver's taps among them, have
@@ -151,15 +147,17 @@ class Network(Protocol):
         """An IPv4 address of that name. Unavailable if there is none."""
 
     async def marked(self) -> list[Found]:
-        """Every tap and table with this instance's mark."""
+        """Every tap, namespace and table with this instance's mark. The host's end of the way into
+        a namespace counts as the tap.
+        """
 
 
 class Disks(Protocol):
     """A sandbox's files."""
 
-    async def create_overlay(self, disk: Disk, user: MachineUser | None) -> None:
-        """Make the root disk's layer, that machine's to write to; one that a machine may have
-        written to is kept instead. Exhausted, StorageError.
+    async def create_overlay(self, disk: Disk) -> None:
+        """Make the root disk's layer; one that a machine may have written to is kept instead.
+        Exhausted, StorageError.
         """
 
     async def is_whole(self, layer: str, below: str) -> bool:
@@ -183,23 +181,16 @@ class Disks(Protocol):
         next. StorageError: nothing may open them.
         """
 
-    async def merge_layer(self, disk: Disk, user: MachineUser | None) -> None:
-        """Write a root disk's topmost layer into the one below it, which is that machine's to write
-        to from then on. No machine uses them. May be repeated.
+    async def merge_layer(self, disk: Disk) -> None:
+        """Write a root disk's topmost layer into the one below it. No machine uses them. May be
+        repeated.
         """
 
     async def free_bytes(self, path: str) -> int:
         """Free space for the files beside that one, as QEMU's user may use it."""
 
-    async def freeze_layer(self, path: str, user: MachineUser | None) -> int:
-        """Nobody is to write to it any more, and only that machine to read it; the bytes that it
-        occupies.
-        """
-
-    async def share_layer(self, path: str, user: MachineUser | None) -> None:
-        """Nobody is to write to it any more, and every machine to read it. `user`: of the one
-        that wrote it.
-        """
+    async def freeze_layer(self, path: str) -> int:
+        """Nobody is to write to it any more; the bytes that it occupies."""
 
     async def flush_status(self, path: str) -> None:
         """Make the status disk's content durable."""
@@ -262,30 +253,6 @@ class LaunchFiles(Protocol):
 
     async def write_for_template(self, plan: LaunchPlan) -> None:
         """Write seed, status disk and console for a template."""
-
-
-class MachineUsers(Protocol):
-    """Host users, by number, one for each machine. A number is free when nothing of this host
-    belongs to it.
-    """
-
-    async def claim(self, number: int) -> bool:
-        """Have it belong to one machine, on disk. May be repeated while nothing belongs to it.
-        False: a process runs as it, or files of a former machine are left.
-        """
-
-    async def is_idle(self, number: int) -> bool:
-        """Whether no process runs as it."""
-
-    async def clear(self, number: int, owner: str) -> None:
-        """Have nothing belong to it any more, of that owner's files among it: what others need
-        stays, and is nobody's. Unavailable while a process runs as it. May be repeated.
-        """
-
-    async def collect(self, held: set[int], *, all_known: bool) -> set[int]:
-        """Give up claims that nothing belongs to but for those held; all the others that
-        something of this driver on disk still belongs to. Not `all_known`: any claim may be held.
-        """
 
 
 class SupervisorDisks(Protocol):

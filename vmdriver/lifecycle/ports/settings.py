@@ -57,6 +57,10 @@ class Settings:
     host_alias: str
     address_pool: str
     dns: tuple[str, ...]
+    dns_without_egress: bool
+    namespaces: bool
+    """Whether machines are started in network namespaces of their own."""
+    max_connections: int
     sandbox_uid: int
     sandbox_gid: int
     pids_max: int

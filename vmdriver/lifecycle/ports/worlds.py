@@ -9,7 +9,6 @@ from vmdriver.lifecycle.ports.host import (
     Disks,
     Hypervisor,
     LaunchFiles,
-    MachineUsers,
     Network,
     Records,
     SupervisorDisks,
@@ -34,4 +33,3 @@ class Ports:
     guest: Guest
     memory_store: MemoryStore
     network_guard: NetworkGuard
-    machine_users: MachineUsers

@@ -16,7 +16,7 @@ from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
-from vmdriver.lifecycle.launch.users import UserLease
+from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import CheckpointPart, image_bytes
 from vmdriver.lifecycle.ports.paths import Paths
@@ -46,13 +46,12 @@ class TemplateMaker:
         settings: Settings,
         paths: Paths,
         lease: AddressLease,
-        user: UserLease,
         parts: Sequence[Part],
         budget: MemoryBudget,
         leftovers: Leftovers,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._lease, self._user, self._parts = lease, user, parts
+        self._lease, self._parts = lease, parts
         self._budget, self._leftovers = budget, leftovers
         self.layers: set[str] = set()
         """Of templates that are being built."""
@@ -82,6 +81,7 @@ class TemplateMaker:
                 "template": None,
             }
         )
+        nobody = walled(nobody, self._settings)
         return planner.on_layers(nobody, (layer,), plan.disk("root").backing[-1])
 
     def has_room(self, plan: LaunchPlan) -> bool:
@@ -97,8 +97,7 @@ class TemplateMaker:
         """Build it. DriverError; cancellable; nothing is left over then, room and address
         that were set aside for it among it, but for what cannot be given back yet.
         """
-        # Not in a folder of its machine's: others stand on it when that is gone.
-        layer = self._paths.new_layer(owner_of(key), None)
+        layer = self._paths.new_layer(owner_of(key))
         building = self.layers
         building.add(layer)
         one = Unowned(
@@ -114,8 +113,7 @@ class TemplateMaker:
     ) -> MemoryManifest:
         ports, part, ledger = self._ports, f"{target}.part", one.ledger
         lease = await self._lease.acquire(one.owner, ledger)
-        user = await self._user.acquire(one.owner, ledger)
-        plan = planner.with_user(self._plan(one, plan, part, lease, layer), user)
+        plan = self._plan(one, plan, part, lease, layer)
         image = CheckpointPart(ports.memory_store)
         memory = await image.acquire(ledger, part, image_bytes(plan))
         write = partial(ports.launch_files.write_for_template, plan)
@@ -127,12 +125,12 @@ class TemplateMaker:
         await ports.memory.pause(plan.domain)
         captured = await ports.memory.capture(plan.domain, memory, plan.memory_mib)
         await ports.hypervisor.destroy(plan.domain)
-        await ports.disks.share_layer(layer, user)
+        await ports.disks.freeze_layer(layer)
         parts = await ports.memory_store.write_parts(part, captured)
         manifest = await describe(
             ports, "template", plan, captured, parts, workspace=workspace
         )
-        await ports.memory_store.share(part, user)
+        await ports.memory_store.grant(part, granted=True)
         try:
             await ports.memory_store.publish(part, target, manifest)
         except BaseException:

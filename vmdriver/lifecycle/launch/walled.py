@@ -1,0 +1,23 @@
+"""Behind which wall a machine's network is. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.plan import LaunchPlan
+
+
+def walled(plan: LaunchPlan, settings: Settings) -> LaunchPlan:
+    """The same machine with the network's wall of now, whatever it had before: also one that goes
+    on from memory of an earlier driver's.
+    """
+    network = plan.network
+    changes: dict[str, Any] = {
+        "namespace": network.lease.tap if settings.namespaces else None,
+        "max_connections": settings.max_connections,
+    }
+    if network.egress == "none" and not settings.dns_without_egress:
+        changes["dns"] = ()
+    network = network.model_copy(update=changes)
+    return plan.model_copy(update={"network": network})

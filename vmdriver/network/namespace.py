@@ -1,0 +1,179 @@
+"""A machine's own network namespace, and the way out of it.
+
+    guest ==tap== [ namespace: guest's gateway, rules ] ==veth== [ host: address translation ]
+
+Namespace, tap and the host's end of the pair have one name, which the lease says. Nothing on the
+pair is asked for or learnt: addresses of both ends are fixed and known. The namespace bears
+its mark as its loopback's alias, and has no name before it is whole: what a killed driver
+was making goes with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+
+from vmdriver.errors import NetworkError
+from vmdriver.host import netns
+from vmdriver.host.threads import alone
+from vmdriver.model.plan import NetworkPlan
+from vmdriver.network.netlink import (
+    attribute,
+    host_mac,
+    ignore_missing,
+    netlink_in,
+    netlink_socket,
+    write_sysctls,
+)
+from vmdriver.network.shaping import shape
+
+_OUT = "out"
+"""The pair's end in the namespace."""
+_OUT_MAC, _HOST_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
+_LOOPBACK = 1
+_PERMANENT = 0x80
+_TUN = "/dev/net/tun"
+_TUNSETIFF, _TUNSETPERSIST, _TAP_WITHOUT_HEADER = 0x400454CA, 0x400454CB, 0x1002
+"""linux/if_tun.h: IFF_TAP | IFF_NO_PI."""
+_ONLINK = 4
+_INSIDE: Mapping[str, str] = {
+    "ipv4/ip_forward": "1",  # first: it sets others
+    "ipv4/conf/all/accept_redirects": "0",
+    "ipv4/conf/default/accept_redirects": "0",
+    "ipv4/conf/all/send_redirects": "0",
+    "ipv4/conf/default/send_redirects": "0",
+    "ipv4/conf/default/accept_source_route": "0",
+    "ipv4/conf/default/rp_filter": "1",
+    "ipv4/conf/default/route_localnet": "0",
+    "ipv4/conf/default/arp_ignore": "1",
+    "ipv6/conf/all/disable_ipv6": "1",
+    "ipv6/conf/default/disable_ipv6": "1",
+}
+
+
+def _begin(tap: str) -> tuple[int, socket.socket]:
+    """A descriptor of a new namespace, with that tap in it; and a netlink socket there."""
+    namespace = netns.make()
+    try:
+        write_sysctls(_INSIDE)
+        _make_tap(tap)
+        return namespace, netlink_socket()
+    except BaseException:
+        os.close(namespace)
+        raise
+
+
+def _make_tap(name: str) -> None:
+    """In the namespace that this thread is in, as only a system call can. Nobody owns it: who may
+    not administer the namespace cannot open it.
+    """
+    device = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        request = struct.pack("16sH22x", name.encode(), _TAP_WITHOUT_HEADER)
+        fcntl.ioctl(device, _TUNSETIFF, request)
+        fcntl.ioctl(device, _TUNSETPERSIST, 1)
+    finally:
+        os.close(device)
+
+
+async def make(plan: NetworkPlan, mark: str, host: Any) -> None:
+    """The namespace, its tap, and its link on the host, which is down and has no address yet.
+    `host`: netlink there. NetlinkError, OSError, NetworkError.
+    """
+    name = plan.lease.tap
+    namespace, connection = await alone("netns", _begin, name)
+    try:
+        peer = {"ifname": _OUT, "address": _OUT_MAC, "net_ns_fd": namespace}
+        await host.link("add", ifname=name, kind="veth", address=_HOST_MAC, peer=peer)
+        index = (await host.link_lookup(ifname=name))[0]
+        await host.link("set", index=index, ifalias=mark)
+        async with AsyncIPRoute(use_socket=connection) as inside:
+            await _furnish(plan, mark, inside)
+        netns.give_name(namespace, name)
+    finally:
+        connection.close()
+        os.close(namespace)
+
+
+async def _furnish(plan: NetworkPlan, mark: str, inside: Any) -> None:
+    lease = plan.lease
+    await inside.link("set", index=_LOOPBACK, ifalias=mark)
+    tap = (await inside.link_lookup(ifname=lease.tap))[0]
+    out = (await inside.link_lookup(ifname=_OUT))[0]
+    # Always the same address: a guest that comes back from memory knows it.
+    await inside.link("set", index=tap, address=host_mac(lease.mac), state="up")
+    await shape(inside, out, plan.mbit_s)
+    await inside.link("set", index=out, state="up")
+    await inside.addr("add", index=tap, address=lease.host_ip, prefixlen=32)
+    await inside.route("add", dst=f"{lease.guest_ip}/32", oif=tap, scope="link")
+    await inside.route(
+        "add", dst="0.0.0.0/0", gateway=lease.uplink_ip, oif=out, flags=_ONLINK
+    )
+    for link, address, lladdr in (
+        (tap, lease.guest_ip, lease.mac),
+        (out, lease.uplink_ip, _HOST_MAC),
+    ):
+        await inside.neigh(
+            "add", ifindex=link, dst=address, lladdr=lladdr, state=_PERMANENT
+        )
+
+
+async def connect(plan: NetworkPlan, host: Any) -> None:
+    """Give the link on the host its address, and bring it up. NetlinkError."""
+    lease = plan.lease
+    index = (await host.link_lookup(ifname=lease.tap))[0]
+    await host.addr("add", index=index, address=lease.uplink_ip, prefixlen=32)
+    await shape(host, index, plan.mbit_s)
+    await host.link("set", index=index, state="up")
+    await host.route("add", dst=f"{lease.guest_ip}/32", oif=index, scope="link")
+    await host.neigh(
+        "add", ifindex=index, dst=lease.guest_ip, lladdr=_OUT_MAC, state=_PERMANENT
+    )
+
+
+async def limit_rate(plan: NetworkPlan) -> None:
+    """Bound what the machine sends. NetlinkError, OSError, NetworkError."""
+    async with netlink_in(plan.lease.tap) as inside:
+        out = (await inside.link_lookup(ifname=_OUT))[0]
+        await shape(inside, out, plan.mbit_s)
+
+
+async def owner(name: str) -> str | None:
+    """The mark of the namespace of that name; None: it has none. NetlinkError, OSError."""
+    async with netlink_in(name) as inside:
+        return await _mark(inside)
+
+
+async def _mark(inside: Any) -> str | None:
+    (loopback,) = await inside.link("get", index=_LOOPBACK)
+    found = attribute(loopback, "IFLA_IFALIAS")
+    return None if found is None else str(found)
+
+
+async def reassign(name: str, mark: str) -> None:
+    """Give it another mark. NetlinkError, OSError."""
+    async with netlink_in(name) as inside:
+        await inside.link("set", index=_LOOPBACK, ifalias=mark)
+
+
+async def remove(name: str, mark: str) -> None:
+    """Remove the namespace of that name, if it is there and carries that mark, and its tap, whoever
+    is in it still. NetlinkError, OSError, NetworkError.
+    """
+    if netns.is_there(name):
+        async with netlink_in(name) as inside:
+            found = await _mark(inside)
+            if found not in {mark, None}:
+                raise NetworkError(
+                    f"network namespace {name} is marked {found!r} and is left alone"
+                )
+            for index in await inside.link_lookup(ifname=name):
+                with ignore_missing():
+                    await inside.link("del", index=index)
+    netns.forget(name)
