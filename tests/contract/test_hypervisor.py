@@ -222,6 +222,20 @@ async def test_a_machines_disks_are_limited_together_from_its_start_and_later(
         await hypervisor.limit(plan)
 
 
+async def test_a_machine_that_becomes_somebodys_gets_the_cpus_of_its_request(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU uses CPUs")
+    await hypervisor.start(plan.model_copy(update={"cpu_quota_millis": None}), MARK)
+    await hypervisor.limit(plan.model_copy(update={"cpu_quota_millis": 1500}))
+    found = await hypervisor.connection.call(
+        "cpus", lambda c: c.lookupByName(plan.domain).schedulerParameters()
+    )
+    assert (found["global_quota"], found["global_period"]) == (150_000, 100_000)
+    await hypervisor.destroy(plan.domain)
+
+
 async def test_a_guest_that_does_not_answer_is_given_up_in_time(
     hypervisor: Any, plan: LaunchPlan
 ) -> None:

@@ -23,7 +23,6 @@ from vmdriver.model.plan import Disk, LaunchPlan
 METADATA = "https://openshell.dev/vmdriver/1"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _DEVICE_NAMES = {"root": "vda", "seed": "vdb", "status": "vdc", "supervisor": "vdd"}
-_CPU_PERIOD_US = 100_000
 _LABEL = re.compile(r"\+([0-9]+):\+([0-9]+)")
 
 
@@ -143,8 +142,8 @@ def _text(root: Xml.Element) -> str:
 def _cpu_tune(root: Xml.Element, plan: LaunchPlan) -> None:
     if plan.cpu_quota_millis is not None:
         tune = _add(root, "cputune")
-        _add(tune, "global_period", str(_CPU_PERIOD_US))
-        _add(tune, "global_quota", str(plan.cpu_quota_millis * _CPU_PERIOD_US // 1000))
+        for name, value in throttle.cpu_quota(plan.cpu_quota_millis).items():
+            _add(tune, name, str(value))
 
 
 def _named_for_qemu(plan: LaunchPlan, passage: Passage) -> LaunchPlan:

@@ -1,4 +1,5 @@
-"""QEMU's own limits of a machine's disks: in its XML, and of one that runs already.
+"""QEMU's own limits of a machine's disks: in its XML, and of one that runs already; and of that one
+libvirt's limit of its CPUs.
 
 All disks are in one group, so that the limit is the machine's. Of libvirt 9.0: a group's limits are
 changed for all its members at once; to put a disk into one, or to take it out, each is named.
@@ -14,6 +15,7 @@ import libvirt
 from vmdriver.model.plan import LaunchPlan
 
 _GROUP = "machine"
+_CPU_PERIOD_US = 100_000
 _FLAGS = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
 
 
@@ -47,6 +49,18 @@ def apply(machine: Any, plan: LaunchPlan) -> None:
         if {name: present[name] for name in unset} != unset | wanted:
             group = {"group_name": _GROUP} if wanted else {}
             machine.setBlockIoTune(device, unset | wanted | group, _FLAGS)
+    if plan.cpu_quota_millis is not None and "cgroup" not in plan.wall:
+        machine.setSchedulerParametersFlags(
+            cpu_quota(plan.cpu_quota_millis), libvirt.VIR_DOMAIN_AFFECT_LIVE
+        )
+
+
+def cpu_quota(millis: int) -> dict[str, int]:
+    """By libvirt's names, as its <cputune> has them too."""
+    return {
+        "global_period": _CPU_PERIOD_US,
+        "global_quota": millis * _CPU_PERIOD_US // 1000,
+    }
 
 
 def _devices(machine: Any) -> list[str]:
