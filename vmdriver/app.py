@@ -12,6 +12,7 @@ from pathlib import Path
 from vmdriver.config import Config
 from vmdriver.config.views import (
     image_policy,
+    machine_uids,
     qemu_owner,
     settings_from,
 )
@@ -22,7 +23,10 @@ from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
 from vmdriver.host.threads import Threads
 from vmdriver.host.user_namespace import UserNamespace
+from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
+from vmdriver.hypervisor.cgroup_place import Place, find_place
+from vmdriver.hypervisor.cgroups import Cgroups, device_of
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
     embed_uri,
@@ -43,6 +47,7 @@ from vmdriver.hypervisor.run_state import (
 from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
@@ -54,9 +59,12 @@ from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.machine_users import MachineUsers
 from vmdriver.storage.paths import FilePaths
+from vmdriver.storage.possession import Possession
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
+from vmdriver.storage.uid_check import check_uids
 from vmdriver.storage.way_in import open_way_in
 from vmdriver.wiring import Core, Installed
 
@@ -82,15 +90,15 @@ class Driver:
             embed_uri(self.libvirt_root) if self.embedded else config.driver.connection
         )
         self.connection = Connection(uri, Lanes("libvirt"))
-        self.charge = Charge(
-            config.driver.state_dir,
-            self.layout.lock,
-            self._libvirt_names(uri) if self.embedded else (),
-        )
+        self.charge = self._charge(uri)
         self._guardian = Guardian(self.charge)
+        self._possession = Possession(self.layout, owner)
         self.disks = DiskStore(self.layout, self._files, owner)
         check = self.disks.check_layers
-        self.machines = Machines(self.connection, instance, owner, passage, check)
+        self.cgroups = self._cgroups(uri)
+        self.machines = Machines(
+            self.connection, instance, owner, passage, check, self.cgroups
+        )
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
             self.layout, self._files, numbers=self._numbers
@@ -108,12 +116,13 @@ class Driver:
         self.records = RecordStore(self.layout, self._files)
         self.sealing = Sealing(self.libvirt_root)
         self.memory = DomainMemory(
-            self.connection, self._files, self.sealing, passage, check
+            self.connection, self._files, self.sealing, passage, check, self.cgroups
         )
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
+        self.users = UserPool(machine_uids(config))
         self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
-        self.accelerator = self._accelerator(owner)
+        self.accelerator = self._accelerator()
         self.core = self._core()
         self.broadcaster, self.manager = self.core.broadcaster, self.core.manager
 
@@ -137,18 +146,28 @@ class Driver:
             addresses=AddressPool(
                 config.driver.instance, config.network.address_pool, spread=True
             ),
+            users=self.users,
             installed=installed,
             templates_directory=str(layout.templates),
             warm_directory=str(layout.warm),
         )
 
-    def _accelerator(self, owner: Ownership) -> AcceleratorProbe:
-        config, layout = self.config, self.layout
+    def _cgroups(self, uri: str) -> Cgroups:
+        """A daemon of libvirt's has cgroups of its own for machines."""
+        driver = self.config.driver
+        place = Place(None, "libvirt's daemon has machines in cgroups of its own")
+        if self.embedded:
+            place = find_place(self.config.isolation.machine_cgroup)
+        run = qemu_process.run_directory(uri)
+        return Cgroups(place, driver.instance, device_of(driver.state_dir), run)
+
+    def _accelerator(self) -> AcceleratorProbe:
+        config, layout, probe = self.config, self.layout, self.users.uids.probe
         trial = Trial(
             self.machines,
             config.driver.instance,
             layout.probe,
-            owner,
+            Ownership(probe.uid, probe.gid),
             config.driver.probe_deadline_s,
         )
         return AcceleratorProbe(
@@ -158,6 +177,10 @@ class Driver:
             layout.accelerator,
             trial,
         )
+
+    def _charge(self, uri: str) -> Charge:
+        roots = self._libvirt_names(uri) if self.embedded else ()
+        return Charge(self.config.driver.state_dir, self.layout.lock, roots)
 
     def _libvirt_names(self, uri: str) -> tuple[str, ...]:
         """Every name by which libvirt, of this driver or an earlier one, may call its root."""
@@ -179,6 +202,7 @@ class Driver:
             GuestAgent(self.connection),
             self.checkpoints,
             self.network_guard,
+            MachineUsers(self.layout, self._files),
         )
 
     async def recover(self) -> None:
@@ -189,6 +213,7 @@ class Driver:
         reserve = Reserve(self.libvirt_root)
         if self.embedded:
             reserve.give_back()
+            await self._files.run(self.cgroups.prepare)
             self.prepare_connection()
             await reserve.enough()
         await self.sealing.prepare()
@@ -196,6 +221,8 @@ class Driver:
         self.network_guard.open()
         await self.images.open()
         await self.supervisors.open()
+        gid = self.users.uids.shared_gid
+        await self._files.run(self._possession.share_disks, gid)
         await self.manager.recover()
         if self.embedded:
             await self._files.run(reserve.take)
@@ -216,6 +243,7 @@ class Driver:
                 self.config.driver.qemu_user,
                 self.config.driver.qemu_group,
                 self.layout.clearing,
+                own_cgroups=bool(self.cgroups.controllers),
             )
             remove_torn_definitions(self.libvirt_root)
             forget_earlier_boot(self.libvirt_root, facts.boot_id())
@@ -243,9 +271,12 @@ async def open_driver(config: Config) -> Driver:
     """A driver whose QEMU can reach its files. With the state directory's lock held, in the main
     thread, before anything else works there. ConfigError where there is no way.
     """
-    layout, owner = Layout(config.driver.state_dir), qemu_owner(config)
+    layout, uids = Layout(config.driver.state_dir), machine_uids(config)
+    await asyncio.to_thread(check_uids, layout, uids)
     embedded = config.driver.connection == "embed"
-    passage = await open_way_in(layout, owner, embedded=embedded)
+    # Every machine's user is as much of a stranger to the folders above ours as this one.
+    probe = Ownership(uids.probe.uid, uids.probe.gid)
+    passage = await open_way_in(layout, probe, embedded=embedded)
     for ours, theirs in passage.ways:
         _log.info("QEMU comes to %s through %s, its own mount", ours, theirs)
     return Driver(config, passage)

@@ -9,9 +9,10 @@ from functools import partial
 from vmdriver import __version__
 from vmdriver.app import Driver, open_driver
 from vmdriver.config import WITHOUT_MEANING, Config, Loaded
-from vmdriver.config.views import admin_socket
+from vmdriver.config.views import admin_socket, machine_uids
 from vmdriver.host import reaper
 from vmdriver.host.lock import StateLock
+from vmdriver.host.uid_claim import UidClaim
 from vmdriver.service import admin, servicer
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
 from vmdriver.service.servicer import Identity, Readiness
@@ -37,6 +38,9 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     layout.make()
     lock = StateLock(layout.lock)
     await lock.acquire()
+    uids = machine_uids(config)
+    claim = UidClaim(uids.first, uids.last)
+    await claim.acquire()
     reaper.install(asyncio.get_running_loop())
     driver = await open_driver(config)
     readiness = Readiness()
@@ -59,6 +63,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
             task.cancel()
         await asyncio.wait({recovery, stopping}, timeout=0.5)
         await _end(driver, servers)
+        claim.release()
         lock.release()
 
 

@@ -38,6 +38,7 @@ from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.machine_users import MachineUsers
 from vmdriver.storage.paths import FilePaths
 from vmdriver.storage.records import RecordStore
 from vmdriver.storage.supervisors import SupervisorDisks
@@ -98,6 +99,7 @@ async def _start(layout: Layout, threads: Threads) -> None:
             "launch_files": LaunchFiles(layout, threads, owner),
             "supervisor_disks": supervisors,
             "memory_store": Checkpoints(threads, owner, layout.clearing),
+            "machine_users": MachineUsers(layout, threads),
             "records": RecordStore(layout, threads),
         },
         paths=FilePaths(layout),

@@ -304,7 +304,7 @@ async def test_layers_say_what_they_stand_on(side: Side) -> None:
     first, second = layer(side, 0), layer(side, 1)
     for disk in (first, second):
         for _ in range(2):
-            await side.disks.create_overlay(disk)
+            await side.disks.create_overlay(disk, None)
         await side.disks.sync_layer(disk.path)
     assert await side.disks.is_whole(second.path, first.path)
     assert not await side.disks.is_whole(second.path, second.path)
@@ -319,9 +319,9 @@ async def test_layers_say_what_they_stand_on(side: Side) -> None:
     assert set(await side.disks.layers("s1")) == {first.path, second.path}
     assert set(await side.disks.layers()) == {first.path, second.path}
     assert await side.disks.layers("s10") == await side.disks.layers("s") == []
-    assert await side.disks.freeze_layer(first.path) > 0
+    assert await side.disks.freeze_layer(first.path, None) > 0
     for _ in range(2):
-        await side.disks.merge_layer(second)
+        await side.disks.merge_layer(second, None)
     for _ in range(2):
         await side.disks.remove(second.path)
     assert list(await side.disks.own_layers("s1")) == [first.path]

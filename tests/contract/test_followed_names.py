@@ -40,7 +40,7 @@ async def _lay(folder: Path) -> tuple[Place, Disk]:
         disk = Disk(
             role="root", path=path, format="qcow2", read_only=False, backing=backing
         )
-        await disks.create_overlay(disk)
+        await disks.create_overlay(disk, None)
         made.append(disk)
     return Place(Layout(folder), disks, canary, made[0], made[1]), made[2]
 

@@ -21,11 +21,13 @@ from vmdriver.hypervisor import capture
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.lifecycle.ports.memory import Streamed
 from vmdriver.model.checkpoint import MEMORY, Part
+from vmdriver.model.plan import MachineUser
 from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.layout import Layout
 
 TIB = 2**40
+USER = MachineUser(uid=250002, gid=250000)
 
 
 @dataclass
@@ -77,12 +79,16 @@ USES: dict[str, Callable[[Place, str], Awaitable[object]]] = {
     "console tail": lambda place, path: place.disks.console_tail(path),
     "bound console": lambda place, path: place.disks.bound_console(path),
     "flush status": lambda place, path: place.disks.flush_status(path),
-    "freeze layer": lambda place, path: place.disks.freeze_layer(path),
+    "freeze layer": lambda place, path: place.disks.freeze_layer(path, None),
+    "freeze a machine's": lambda place, path: place.disks.freeze_layer(path, USER),
+    "share layer": lambda place, path: place.disks.share_layer(path, USER),
     "sync layer": lambda place, path: place.disks.sync_layer(path),
     "digest": lambda place, path: place.store.damage(
         str(place.folder), (Part(name=MEMORY, size=1, stored=0, digests=("",)),)
     ),
-    "grant": lambda place, path: place.store.grant(str(place.folder), granted=True),
+    "lend": lambda place, path: place.store.lend(str(place.folder), USER),
+    "share": lambda place, path: place.store.share(str(place.folder), USER),
+    "take back": lambda place, path: place.store.take_back(str(place.folder)),
     "read ahead": lambda place, path: place.store.read_ahead(str(place.folder)),
     "cut": lambda place, path: asyncio.to_thread(
         capture.split, Streamed(path, "<domain/>"), str(place.canary), 4096

@@ -12,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ async def place(tmp_path: Path) -> Iterator[Place]:
         disk = Disk(
             role="root", path=path, format="qcow2", read_only=False, backing=backing
         )
-        await disks.create_overlay(disk)
+        await disks.create_overlay(disk, None)
         write = ["qemu-io", "-c", f"write -q -P {number + 1} {number}M 1M", path]
         subprocess.run(write, check=True)
         made.append(disk)
@@ -203,8 +204,8 @@ async def each_use(place: Place) -> list[StorageError]:
     said = []
     for use in (
         lambda: disks.check_layers(disk),
-        lambda: disks.merge_layer(disk),
-        lambda: disks.create_overlay(above),
+        lambda: disks.merge_layer(disk, None),
+        lambda: disks.create_overlay(above, None),
         lambda: disks.check_layers(above),
     ):
         with pytest.raises(StorageError) as raised:
@@ -228,7 +229,7 @@ async def test_a_header_leads_nobody_anywhere(what: str, place: Place) -> None:
             for use in (
                 lambda: place.disks.own_layers("s"),
                 lambda: place.disks.is_whole(place.disk.path, place.below.path),
-                lambda: place.disks.freeze_layer(place.disk.path),
+                lambda: place.disks.freeze_layer(place.disk.path, None),
             ):
                 try:
                     await use()
@@ -248,7 +249,10 @@ async def test_a_layer_below_is_looked_at_as_well(what: str, place: Place) -> No
     place.disk = place.below
     HOSTILE[what][0](place)
     with watched(place.canary):
-        for use in (place.disks.check_layers, place.disks.merge_layer):
+        for use in (
+            place.disks.check_layers,
+            partial(place.disks.merge_layer, user=None),
+        ):
             with pytest.raises(StorageError, match=HOSTILE[what][1]):
                 await use(top)
         if what == "on a file of the host":

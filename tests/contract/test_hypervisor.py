@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import qemu_owner
+from tests.fakes.cgroup_tree import FakeCgroupTree
 from tests.fakes.world import World
 from tests.unit.test_plan_rendering import plan as example_plan
 from vmdriver.errors import (
@@ -28,7 +30,10 @@ from vmdriver.errors import (
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, monitor, qemu_process
+from vmdriver.hypervisor.cgroup_place import Place
+from vmdriver.hypervisor.cgroups import Cgroups
 from vmdriver.hypervisor.guest_agent import GuestAgent
+from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.host import Found
@@ -403,6 +408,49 @@ async def test_a_machine_cannot_write_to_the_memory_that_it_maps(
             assert await hypervisor.observe(each.domain) is DomainState.RUNNING
             await hypervisor.destroy(each.domain)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("way", ["boots", "comes from memory"])
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_machine_runs_in_its_cgroup_or_not_at_all(
+    hypervisor: Any, plan: LaunchPlan, folder: Path, way: str, refused: bool
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU is a process")
+    saved = None
+    if way == "comes from memory":
+        _, saved = await _sealed_memory(hypervisor, plan, folder)
+    connection = hypervisor.connection
+    run = qemu_process.run_directory(connection.uri)
+    root = folder / "cgroup"
+    tree = FakeCgroupTree(root, {"memory", "pids"}, set(range(1, 2**17)))
+    cgroups = Cgroups(Place(root, is_root=True), "test", "", run, tree)
+    cgroups.prepare()
+    tree.refused = {"cgroup.procs": errno.EPERM} if refused else {}
+    machines = Machines(connection, "test", qemu_owner(), cgroups=cgroups)
+    threads = Threads("contract", 2)
+    memory = DomainMemory(connection, threads, hypervisor.sealing, cgroups=cgroups)
+    plan = plan.model_copy(update={"wall": ("cgroup",)})
+    begun = (
+        machines.start(plan, MARK)
+        if saved is None
+        else memory.load(plan, MARK, saved, str(folder / "scratch"))
+    )
+    own = root / "test" / plan.domain
+    if refused:
+        with pytest.raises(HypervisorError, match="cgroup"):
+            await begun
+        assert await machines.observe(plan.domain) in {
+            *(DomainState.OFF, DomainState.ABSENT)
+        }
+    else:
+        await begun
+        pid = int((run / f"{plan.domain}.pid").read_text())
+        assert tree.of(pid) == own
+        assert "memory.max" in tree.nodes[own].limits
+    await machines.destroy(plan.domain)
+    assert own not in tree.nodes
+    assert await machines.observe(plan.domain) is DomainState.ABSENT
 
 
 async def test_without_a_way_to_only_read_it_no_machine_maps_memory(

@@ -136,7 +136,7 @@ async def test_an_image_becomes_a_disk_once(store: Store, address: str) -> None:
     store.told.clear()
     assert await store.get(f"{address}/tiny:1") == first
     assert store.reasons == ["ResolvingImage", "CacheHit"]
-    assert Path(first.path).stat().st_mode & 0o777 == 0o444
+    assert Path(first.path).stat().st_mode & 0o777 == 0o400
     assert content(first, "/etc/hello") == "hello\n"
     check = subprocess.run(
         ["e2fsck", "-fn", first.path], capture_output=True, text=True, check=False

@@ -23,6 +23,7 @@ from vmdriver.lifecycle.engine.resource import (
     FROZEN,
     LAYER,
     LEASE,
+    MACHINE_USER,
     MAPPED,
     OVERLAY,
     PAUSED,
@@ -39,7 +40,7 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 
-LAUNCH = (OVERLAY, FILES, TAP, FIREWALL, MACHINE)
+LAUNCH = (MACHINE_USER, OVERLAY, FILES, TAP, FIREWALL, MACHINE)
 HELD_STILL = (CHECKPOINT_PART, FROZEN, PAUSED)
 NEEDS = {
     **{key: LAUNCH[:at] for at, key in enumerate(LAUNCH)},
@@ -56,7 +57,7 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
     ports, domain = process.inside.ports, plan.domain
     one: Any = process.core.resources.of(key)
     match key:
-        case "lease":
+        case "lease" | "machine-user":
             await one.acquire("s1", ledger)
         case "capture:image":
             await one.acquire(ledger, PART, 4096)
@@ -69,7 +70,7 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
             await one.acquire(ledger, domain, capture)
         case "capture:layer":
             disk = plan.disk("root").model_copy(update={"path": "layers/s1.new.qcow2"})
-            await one.acquire(ledger, disk, running=True)
+            await one.acquire(ledger, disk, plan.user, running=True)
         case "mapped-memory":
             await one.acquire(ledger, IMAGE, MAPPED_AT)
         case _:
@@ -114,12 +115,16 @@ class Stage:
             assert process.core.resources.can_be_undone(held)
             if self.key == LEASE:
                 process.core.addresses.adopt("s1", self.plan.network.lease)
+            if self.key == MACHINE_USER:
+                process.core.users.adopt("s1", int(held.data["uid"]))
             for _ in range(2):
                 await process.core.resources.release(
                     Given(held, "s1", ledger, self.record)
                 )
                 assert state(self.world) == before
         assert process.core.addresses.holder(self.plan.network.lease.index) is None
+        assert self.plan.user is not None
+        assert process.core.users.holder(self.plan.user.uid) is None
 
 
 async def stage(key: str) -> Stage:
@@ -233,6 +238,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
         "mac": "02:00:00:00:00:03",
         "tap": "vmd-3",
     },
+    MACHINE_USER: {"uid": "250002"},
     OVERLAY: {"path": "layers/s1.1.qcow2"},
     FILES: {"seed": "s1/seed.img"},
     TAP: {"tap": "vmd-3", "mark": "vmdriver:test/s1", "guest_ip": ""},
@@ -245,7 +251,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
     WRITTEN: {"domain": "vmd-test-s1"},
     LAYER: {"path": "layers/s1.2.qcow2"},
 }
-"""As 0.1.0 wrote them. No release renames a key or a field, since ledgers of any age are read."""
+"""As 0.1.0 wrote them, and releases after it what is newer. No release renames a key or a field, since ledgers of any age are read."""
 
 
 def test_keys_and_data_are_those_of_earlier_releases() -> None:

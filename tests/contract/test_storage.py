@@ -231,7 +231,7 @@ async def test_an_overlay_is_made_on_its_base_and_removed(
         backing=(str(base),),
     )
     for _ in range(2):
-        await disks.create_overlay(disk)
+        await disks.create_overlay(disk, None)
     assert path.read_bytes()[:4] == b"QFI\xfb"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     for _ in range(2):
@@ -252,16 +252,16 @@ async def test_a_layer_is_frozen_and_merged_into_the_one_below(
         disk = Disk(
             role="root", path=path, format="qcow2", read_only=False, backing=backing
         )
-        await disks.create_overlay(disk)
+        await disks.create_overlay(disk, None)
         pattern = f"write -P {number + 1} {number * 4096} 4096"
         subprocess.run(
             ["qemu-io", "-c", pattern, path], check=True, capture_output=True
         )
     assert sorted(await disks.layers()) == paths
-    assert await disks.freeze_layer(paths[0]) > 0
+    assert await disks.freeze_layer(paths[0], None) > 0
     assert stat.S_IMODE(os.stat(paths[0]).st_mode) == 0o400
     for _ in range(2):
-        await disks.merge_layer(disk)
+        await disks.merge_layer(disk, None)
     await disks.remove(paths[1])
     for number in range(2):
         check = f"read -P {number + 1} {number * 4096} 4096"

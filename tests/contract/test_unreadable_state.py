@@ -208,7 +208,8 @@ async def test_a_layer_says_what_it_stands_on(layout: Layout, threads: Threads) 
         await disks.create_overlay(
             Disk(
                 role="root", path=path, format="qcow2", read_only=False, backing=backing
-            )
+            ),
+            None,
         )
     a, b1, b2, other = paths
     assert await disks.own_layers("b") == {b1: (a,), b2: (b1, a)}

@@ -74,7 +74,7 @@ async def test_a_disk_whose_making_the_ledger_has_lost_is_kept(
             OVERLAY,
             Scope.PERSISTENT,
             {"path": disk.path},
-            lambda: disks.create_overlay(disk),
+            lambda: disks.create_overlay(disk, None),
         )
 
     await launch()
@@ -95,9 +95,9 @@ async def test_one_that_was_never_finished_is_made_anew(
     disks: DiskStore, layout: Layout, kept: int
 ) -> None:
     disk = layer(layout)
-    await disks.create_overlay(disk)
+    await disks.create_overlay(disk, None)
     os.truncate(disk.path, kept)
-    await disks.create_overlay(disk)
+    await disks.create_overlay(disk, None)
     io("write -P 7 0 512", disk.path)
     assert "verification failed" not in io("read -P 7 0 512", disk.path)
 
@@ -107,7 +107,7 @@ async def test_a_used_one_that_is_not_what_is_wanted_is_left_and_told(
     disks: DiskStore, layout: Layout, harm: str
 ) -> None:
     disk = layer(layout)
-    await disks.create_overlay(disk)
+    await disks.create_overlay(disk, None)
     io("write -P 7 0 1M", disk.path)
     with open(disk.path, "r+b") as file:
         if harm == "corrupt":
@@ -118,7 +118,7 @@ async def test_a_used_one_that_is_not_what_is_wanted_is_left_and_told(
     was = Path(disk.path).read_bytes()
     wanted = layer(layout, "other") if harm == "other base" else disk
     with pytest.raises(StorageError, match="left as it is") as raised:
-        await disks.create_overlay(wanted)
+        await disks.create_overlay(wanted, None)
     assert raised.value.reason == "LayerDamaged"
     assert Path(disk.path).read_bytes() == was
 
@@ -129,7 +129,7 @@ async def test_a_finished_layer_is_told_from_a_half_made_one(
     disk = layer(layout)
     below, other = disk.backing[0], str(layout.root / "other")
     assert not await disks.is_whole(disk.path, below)
-    await disks.create_overlay(disk)
+    await disks.create_overlay(disk, None)
     assert await disks.is_whole(disk.path, below)
     assert not await disks.is_whole(disk.path, other)
     link = layout.root / "link"

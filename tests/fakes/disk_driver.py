@@ -57,13 +57,14 @@ class DiskDriver(vmdriver.app.Driver):
         self, settings: Config, world: World, extensions: Sequence[Any] = ()
     ) -> None:
         self.world = world
+        world.knows_users = False
         with pytest.MonkeyPatch.context() as patch:
             loaded = list(extensions)
             patch.setattr(vmdriver.app, "load_extensions", lambda *_: loaded)
             super().__init__(settings)
         self.operations = Operations(self.manager)
 
-    def _accelerator(self, owner: Any) -> Any:
+    def _accelerator(self) -> Any:
         return FakeAccelerator()
 
     def ports(self) -> Any:

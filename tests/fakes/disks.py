@@ -9,14 +9,14 @@ from pathlib import Path
 from tests.fakes.world import World
 from vmdriver.errors import StorageError
 from vmdriver.lifecycle.ports.host import GuestReport
-from vmdriver.model.plan import Disk
+from vmdriver.model.plan import Disk, MachineUser
 
 
 class FakeDisks:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def create_overlay(self, disk: Disk) -> None:
+    async def create_overlay(self, disk: Disk, user: MachineUser | None) -> None:
         self._world.act(f"create overlay {disk.path}")
         below = {path for path in disk.backing if path.startswith("layers/")}
         assert below <= self._world.files, "a layer on one that is gone"
@@ -24,6 +24,8 @@ class FakeDisks:
             assert disk.path in self._world.files
             return  # as the real one: it is kept
         self._world.files.add(disk.path)
+        if user is not None:
+            self._world.file_users[disk.path] = user.uid
         self._world.backing[disk.path] = ()
         # What a layer stands on is written last.
         self._world.act(f"complete overlay {disk.path}")
@@ -54,7 +56,7 @@ class FakeDisks:
         if self._world.backing.get(disk.path) != own:
             raise StorageError("the layer stands on something else")
 
-    async def merge_layer(self, disk: Disk) -> None:
+    async def merge_layer(self, disk: Disk, user: MachineUser | None) -> None:
         world, layer, below = self._world, disk.path, disk.backing[0]
         world.act(f"merge {layer}")
         assert layer not in world.root_layers.values(), "merged under a running machine"
@@ -68,10 +70,15 @@ class FakeDisks:
     async def free_bytes(self, path: str) -> int:
         return self._world.free_bytes
 
-    async def freeze_layer(self, path: str) -> int:
+    async def freeze_layer(self, path: str, user: MachineUser | None) -> int:
         self._world.act(f"freeze layer {path}")
         assert path not in self._world.root_layers.values()
         return 4096
+
+    async def share_layer(self, path: str, user: MachineUser | None) -> None:
+        self._world.act(f"share layer {path}")
+        assert path not in self._world.root_layers.values()
+        self._world.file_users.pop(path, None)
 
     async def flush_status(self, path: str) -> None:
         return
@@ -79,6 +86,7 @@ class FakeDisks:
     async def remove(self, path: str) -> None:
         self._world.act(f"remove {path}")
         self._world.files.discard(path)
+        self._world.file_users.pop(path, None)
 
     async def report(self, path: str) -> GuestReport:
         return self.report_now(path)

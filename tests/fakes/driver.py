@@ -15,6 +15,7 @@ from tests.fakes.images import FakeImages
 from tests.fakes.inside import Inside, is_at_work
 from tests.fakes.journal import FakeJournal
 from tests.fakes.launch_files import FakeLaunchFiles
+from tests.fakes.machine_users import FakeMachineUsers
 from tests.fakes.memory import FakeMemory
 from tests.fakes.memory_store import FakeMemoryStore
 from tests.fakes.network import FakeNetwork
@@ -30,10 +31,12 @@ from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
+from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import Failure, SandboxRecord
@@ -43,6 +46,7 @@ from vmdriver.wiring import Core, Installed
 
 RETRY_S = 0.05
 """Until what is unowned is given back for the second time."""
+UIDS = MachineUids(250000, 250999)
 FINAL = {
     Intent.RUNNING: {Phase.RUNNING, Phase.FAILED},
     Intent.STOPPED: {Phase.STOPPED},
@@ -79,6 +83,7 @@ class FakeDriver:
         paths: Paths | None = None,
         templates_directory: str = "templates",
         warm_directory: str = "warm",
+        uids: MachineUids = UIDS,
     ) -> None:
         """`adapters`: real ones in place of fakes, by the name of their port."""
         self.world = world
@@ -103,6 +108,7 @@ class FakeDriver:
             self.guest,
             self.memory_store,
             self.network_guard,
+            FakeMachineUsers(world),
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)
@@ -114,6 +120,7 @@ class FakeDriver:
             paths=paths or FakePaths(),
             files=self._files,
             addresses=AddressPool(instance, settings.address_pool),
+            users=UserPool(uids),
             installed=Installed(
                 participants(extensions), extension_configs or {}, may_configure
             ),

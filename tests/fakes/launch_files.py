@@ -20,15 +20,20 @@ class FakeLaunchFiles:
         secrets: Mapping[str, bytes],
     ) -> None:
         self._world.act("write resume files")
+        self._world.let_in(plan)
         self._world.files.add(plan.disk("seed").path)
         self._world.reports[plan.disk("status").path] = GuestReport("started")
 
     async def write_for_template(self, plan: LaunchPlan) -> None:
         self._world.act("write barrier files")
+        self._world.let_in(plan)
         self._world.reports[plan.disk("status").path] = GuestReport("waiting")
 
     async def remove_abandoned(self, parent: str, keep: set[str]) -> None:
-        return
+        users = self._world.file_users
+        for path in [path for path in users if path.startswith(f"{parent}/")]:
+            if path.removeprefix(f"{parent}/").partition("/")[0] not in keep:
+                del users[path]
 
     async def take_over(
         self,
@@ -38,6 +43,7 @@ class FakeLaunchFiles:
         secrets: Mapping[str, bytes],
     ) -> None:
         self._world.act("take over files")
+        self._world.let_in(plan)
         self._world.files.add(plan.disk("seed").path)
         self._world.reports.pop(waiting.disk("status").path, None)
         self._world.reports[plan.disk("status").path] = GuestReport()
@@ -49,6 +55,7 @@ class FakeLaunchFiles:
         secrets: Mapping[str, bytes],
     ) -> None:
         self._world.act("write launch files")
+        self._world.let_in(plan)
         self._world.files.add(plan.disk("seed").path)
         self._world.seeds[plan.sandbox_id] = (environment, secrets)
         self._world.reports[plan.disk("status").path] = GuestReport()

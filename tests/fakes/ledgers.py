@@ -25,6 +25,7 @@ def held_objects(world: World) -> set[str]:
                 "firewall": {f"firewall {data.get('tap')}"},
                 "launch-files": {f"file {data.get('seed')}"},
                 "overlay": {f"file {data.get('path')}"},
+                "machine-user": {f"user {data.get('uid')}"},
                 "capture:layer": {f"file {data.get('path')}"},
             }.get(entry.key, set())
     return claimed

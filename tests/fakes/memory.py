@@ -103,6 +103,7 @@ class FakeMemory:
         below = [world.written.get(layer, 0) for layer in (root.path, *root.backing)]
         assert max(below) <= tick, "a disk that is newer than the memory"
         world.open_as_qemu(plan)
+        world.run_as(plan)
         world.marks[plan.domain] = mark
         if self.refuses:
             world.domains[plan.domain] = DomainState.OFF

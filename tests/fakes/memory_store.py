@@ -13,6 +13,7 @@ from vmdriver.errors import Exhausted, NotFound, Refused
 from vmdriver.lifecycle.ports.host import no_crash_point
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
 from vmdriver.model.checkpoint import FileIdentity, MemoryManifest, Part
+from vmdriver.model.plan import MachineUser
 
 
 class FakeMemoryStore:
@@ -81,7 +82,13 @@ class FakeMemoryStore:
         )
         return SavedMachine(b"state", "<domain/>", f"{directory}/memory")
 
-    async def grant(self, directory: str, *, granted: bool) -> None:
+    async def lend(self, directory: str, user: MachineUser | None) -> None:
+        return
+
+    async def take_back(self, directory: str) -> None:
+        return
+
+    async def share(self, directory: str, user: MachineUser | None) -> None:
         return
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:

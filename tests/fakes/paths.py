@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
+from vmdriver.model.plan import MachineUser
 
 _made = itertools.count()
 
@@ -34,5 +35,5 @@ class FakePaths:
             )
         )
 
-    def new_layer(self, sandbox_id: str) -> str:
+    def new_layer(self, sandbox_id: str, user: MachineUser | None) -> str:
         return f"layers/{sandbox_id}.{next(_made)}.qcow2"

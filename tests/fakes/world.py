@@ -70,6 +70,14 @@ class World:
     """Directories that QEMU's user cannot pass."""
     written: dict[str, int] = field(default_factory=dict)
     """Layer -> the tick that the guest wrote to it last."""
+    knows_users: bool = True
+    """False: a real adapter says whose files are."""
+    claimed_users: set[int] = field(default_factory=set)
+    """Numbers that have a folder of their own on disk."""
+    file_users: dict[str, int] = field(default_factory=dict)
+    """File -> the number that it belongs to, or in whose folder it lies."""
+    machine_users: dict[str, int] = field(default_factory=dict)
+    """Domain -> the number that its QEMU runs as."""
     damaged: set[str] = field(default_factory=set)
     images_in_use: set[str] = field(default_factory=set)
     supervisors_in_use: set[str] = field(default_factory=set)
@@ -94,7 +102,39 @@ class World:
             | {f"namespace {name}" for name in self.namespaces}
             | {f"firewall {name}" for name in self.tables}
             | {f"file {name}" for name in self.files}
+            | {f"user {number}" for number in self.claimed_users}
         )
+
+    def running_users(self) -> set[int]:
+        """Numbers that a process runs as."""
+        return {
+            number
+            for domain, number in self.machine_users.items()
+            if self.domains.get(domain, DomainState.OFF) is not DomainState.OFF
+            and domain not in self.ended
+        }
+
+    def run_as(self, plan: LaunchPlan) -> None:
+        """The plan's QEMU begins. No two run as one user, and each finds what is its own."""
+        assert plan.user is not None, "a machine without a user of its own"
+        uid = plan.user.uid
+        assert uid not in self.running_users(), "two machines run as one user"
+        self.machine_users[plan.domain] = uid
+        if not self.knows_users:
+            return
+        assert uid in self.claimed_users, "a user that is not its own"
+        root = plan.disk("root")
+        for path in (root.path, plan.disk("seed").path):
+            assert self.file_users.get(path, uid) == uid, f"{path} is another's"
+        assert self.file_users[root.path] == uid, "it cannot write to its disk"
+
+    def let_in(self, plan: LaunchPlan) -> None:
+        """The machine's files are its user's."""
+        assert plan.user is not None
+        root = plan.disk("root").path
+        if root in self.files:
+            self.file_users[root] = plan.user.uid
+        self.file_users[plan.disk("seed").path] = plan.user.uid
 
     def qemu_ends(self, domain: str) -> None:
         """It is killed. libvirt learns of it when it looks a second time, or asks it something."""

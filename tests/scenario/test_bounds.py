@@ -19,7 +19,7 @@ from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Deleted, Notice
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Intent, Phase
-from vmdriver.model.plan import Disk
+from vmdriver.model.plan import Disk, MachineUser
 
 GRACE_S = 0.3
 STOP_S = GRACE_S + 4
@@ -137,7 +137,7 @@ async def test_nobody_waits_for_a_merge(wish: str) -> None:
     disks, merging = driver.inside.ports.disks, asyncio.Event()
     real = disks.merge_layer
 
-    async def stuck(_disk: Disk) -> None:
+    async def stuck(_disk: Disk, _user: MachineUser | None) -> None:
         merging.set()
         await asyncio.get_running_loop().create_future()
 

@@ -49,7 +49,7 @@ async def test_what_passes_is_waited_for(call: str) -> None:
     await driver.close()
 
 
-@pytest.mark.parametrize("step", ["read", "identify", "damage", "saved", "grant"])
+@pytest.mark.parametrize("step", ["read", "identify", "damage", "saved", "lend"])
 async def test_a_checkpoint_that_cannot_be_read_for_a_while_is_not_damaged(
     step: str,
 ) -> None:

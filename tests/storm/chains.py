@@ -74,7 +74,7 @@ def _stands_on(layer: str, below: str) -> str:
 
 def check_layers(state: Path, tally: Tally) -> None:
     """No layer is damaged. Nothing runs. Clusters that are lost to nobody are no damage."""
-    for layer in sorted((state / "layers").glob("*.qcow2")):
+    for layer in sorted((state / "layers").rglob("*.qcow2")):
         command = ["qemu-img", "check", "-U", "-q", str(layer)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode not in {0, 3}:

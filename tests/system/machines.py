@@ -203,7 +203,7 @@ class Driver:
 
     def layers(self) -> set[str]:
         """Disk layers that there are, of sandboxes and of templates."""
-        return {path.name for path in (self.host.state / "layers").iterdir()}
+        return {path.name for path in (self.host.state / "layers").rglob("*.qcow2")}
 
     def wait_for_template(self, timeout_s: float = 90) -> None:
         """Until there is one for sandboxes as `create` asks for them."""

@@ -26,7 +26,7 @@ def test_what_is_written_to_a_layer_that_libvirt_does_not_know_is_kept(
     in_background(lambda: driver.snapshot(sandbox, "lost"))
     driver.process.wait(60)
     layers = driver.host.state / "layers"
-    (note,) = layers.glob(f"*.{how_far}")
+    (note,) = layers.rglob(f"*.{how_far}")
     note.unlink()
     driver.command = list(SERVE)
     driver.start()

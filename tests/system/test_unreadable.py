@@ -40,4 +40,4 @@ def test_the_machine_goes_on_until_the_file_is_repaired_or_the_sandbox_deleted(
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert leftovers(INSTANCE, driver.host.state) == []
-    assert list((driver.host.state / "layers").glob(f"{sandbox}.*")) == []
+    assert list((driver.host.state / "layers").rglob(f"{sandbox}.*")) == []

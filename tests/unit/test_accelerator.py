@@ -181,7 +181,7 @@ async def test_kvm_is_asked_again_when_what_the_verdict_is_about_changes(
     if change == "device":
         monkeypatch.setattr(facts, "device_identity", lambda _path: "10:99 0660 0:0")
     elif change == "rights":
-        place.device.chmod(0o660)
+        place.device.chmod(0o666)
     elif change == "kernel":
         monkeypatch.setattr(facts, "kernel_build", lambda: "99.9 #1")
     elif change == "QEMU":

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.test_plan_rendering import plan
 from vmdriver.errors import Exhausted, HypervisorError, NotFound, Refused, TimedOut
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import guest_channel
@@ -24,6 +25,7 @@ from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured
+from vmdriver.model.checkpoint import FileIdentity
 from vmdriver.storage.checkpoints import Checkpoints
 
 # --- the stream
@@ -259,6 +261,39 @@ async def test_a_write_to_a_file_changes_its_identity(
     assert await store.identify((str(path),)) == before
     poke(path, 0)
     assert await store.identify((str(path),)) != before
+
+
+async def test_who_may_read_a_file_of_ours_is_no_part_of_its_identity(
+    store: Checkpoints, tmp_path: Path
+) -> None:
+    """Machines are let in when they come to stand on it. Of one that a machine may write, it says that it was."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"x")
+    path.chmod(0o400)
+    before = await store.identify((str(path),))
+    path.chmod(0o440)
+    assert await store.identify((str(path),)) == before
+    path.chmod(0o660)
+    written = await store.identify((str(path),))
+    assert written != before
+    path.chmod(0o666)
+    assert await store.identify((str(path),)) != written
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_files_that_changed_hands_since_an_earlier_driver_are_what_they_were(
+    earlier: bool,
+) -> None:
+    made = plan()
+    if earlier:
+        made = made.model_copy(update={"user": None})
+    was = FileIdentity(path="/l", size=1, inode=2, modified_ns=3, changed_ns=4)
+    now = {"handed over": {"changed_ns": 0}, "written": {"modified_ns": 5}}
+    for what, changes in now.items():
+        found = restore_check.file_differences(
+            (was,), (was.model_copy(update=changes),), made
+        )
+        assert bool(found) == (what == "written" or not earlier), what
 
 
 # --- tokens

@@ -30,6 +30,7 @@ from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import LaunchPlan, NetworkPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network import ruleset
@@ -94,7 +95,8 @@ def plan(
     draft.on_behalf_of("example")
     draft.add_drop_in("50-trust", "#!/bin/sh\ntrue\n")
     draft.set_environment("HTTPS_PROXY", "http://proxy.example:3128")
-    return planner.resolve(wanted, own, facts, draft)
+    user = MachineUids(250000, 259999).user(250002)
+    return planner.with_user(planner.resolve(wanted, own, facts, draft), user)
 
 
 def test_the_plan(golden: Golden) -> None:
@@ -116,6 +118,17 @@ def test_the_domain_xml(name: str, host: Host, golden: Golden) -> None:
     )
     golden(f"domain-{name}.xml", text)
     assert read_mark(text) == "vmdriver/test/s1"
+
+
+def test_what_the_kernel_limits_itself_is_not_asked_of_libvirt() -> None:
+    part = plan(resources=Resources(cpu_millis=1500))
+    assert "<cputune>" in render(part, TCG, "m")
+    walled = part.model_copy(update={"wall": ("cgroup",)})
+    text = render(walled, TCG, "m")
+    assert "<cputune>" not in text
+    saved = render(part, TCG, "m")
+    again = for_restore(saved, walled, "m", "/memory", ReadOnlyMapping())
+    assert "<cputune>" not in again
 
 
 def test_a_machine_that_comes_back_is_limited_as_its_plan_says() -> None:
@@ -164,7 +177,8 @@ def test_the_probes_domain_xml(golden: Golden) -> None:
     golden(
         "domain-probe.xml",
         render_probe(
-            "test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM
+            *("test-probe", ("/kernel", "/initramfs"), "/status", "/console", KVM),
+            Ownership(250001, 250000),
         ),
     )
 

@@ -14,12 +14,13 @@ from vmdriver.app import Driver, open_driver
 from vmdriver.cli.show import print_json
 from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
-from vmdriver.config.views import image_policy, qemu_owner
+from vmdriver.config.views import image_policy, machine_uids, qemu_owner
 from vmdriver.errors import CommandError, ConfigError, DriverError
-from vmdriver.host import access, facts, process
+from vmdriver.host import access, facts, process, users
 from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor import kvm_outcome
-from vmdriver.hypervisor.accelerator import KVM_DEVICE
+from vmdriver.hypervisor.kvm_access import KVM_DEVICE
+from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.trust import policy_in_force
@@ -74,6 +75,12 @@ def _permissions(config: Config) -> Iterator[Finding]:
         return
     text = f"{config.driver.qemu_user} ({owner.uid}:{owner.gid})"
     yield Finding("QEMU user", "ok", text)
+    uids = machine_uids(config)
+    if taken := users.others_between(uids.first, uids.last):
+        advice = "set machine_uids to numbers that nobody has on this host"
+        yield Finding("machine users", "fail", f"{uids}: {taken}", advice)
+    else:
+        yield Finding("machine users", "ok", f"{uids}, one for each machine")
     if not Path("/dev/net/tun").exists():
         yield Finding("tun device", "fail", "/dev/net/tun is missing", "modprobe tun")
 
@@ -214,6 +221,17 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
     yield await _sealed(driver)
+    yield _cgroups(driver)
+
+
+def _cgroups(driver: Driver) -> Finding:
+    """Whether the kernel limits machines, in a line."""
+    check, place = "cgroups", driver.cgroups.place
+    if place.folder is None:
+        text = f"the kernel does not limit machines: {place.why}"
+        return Finding(check, "warn", text, "docs/security.md says what it takes")
+    text = f"machines are limited by the kernel, in {place.folder}"
+    return Finding(check, "ok", text)
 
 
 async def _sealed(driver: Driver) -> Finding:
@@ -261,8 +279,9 @@ def _failed(check: str, error: DriverError | OSError) -> Finding:
 
 async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | None]:
     """Whether QEMU gets to its files; where it does, a driver that may use libvirt if `alone`."""
-    check, owner = "state directory", qemu_owner(config)
-    closed = await closed_folder(Layout(config.driver.state_dir), owner)
+    check, probe = "state directory", machine_uids(config).probe
+    stranger = Ownership(probe.uid, probe.gid)
+    closed = await closed_folder(Layout(config.driver.state_dir), stranger)
     text = "QEMU reaches it"
     if closed:
         text = f"{closed} is closed to QEMU, which comes in through a mount of its own"

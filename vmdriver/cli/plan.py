@@ -28,11 +28,13 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
         checks.check(spec, settings)
         endpoint = guest_endpoint(settings.endpoint)
         addresses = AddressPool(settings.instance, settings.address_pool)
+        uids = driver.users.uids
+        user = uids.user(uids.numbers[0])
         facts = planner.HostFacts(
             accelerator="tcg" if loaded.config.driver.accelerator == "tcg" else "kvm",
             boot=driver.paths.boot(),
             base_disk="(made from the image at create)",
-            layers=(driver.paths.new_layer(spec.id),),
+            layers=(driver.paths.new_layer(spec.id, user),),
             image_digest="(resolved at create)",
             image_config=ImageConfig(),
             supervisor_disk="(made from supervisor_path)",
@@ -44,7 +46,9 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             else await driver.network.resolve(endpoint.host),
             has_token=token is not None,
         )
-        return planner.resolve(spec, settings, facts, PlanDraft())
+        return planner.with_user(
+            planner.resolve(spec, settings, facts, PlanDraft()), user
+        )
     finally:
         driver.release_threads()
 

@@ -37,8 +37,12 @@ class DriverSettings(Frozen):
         "embed",
         description='"embed" (libvirt in this process) or a URI such as qemu:///system',
     )
-    qemu_user: str = Field("libvirt-qemu", description="host user that QEMU runs as")
-    qemu_group: str = Field("kvm", description="host group that QEMU runs with")
+    qemu_user: str = Field(
+        "libvirt-qemu",
+        description="libvirt's own user, as which it asks QEMU what it can do; no machine runs "
+        "as it",
+    )
+    qemu_group: str = Field("kvm", description="that user's group")
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="auto: KVM once a probe guest has booted on it, else TCG"
     )

@@ -54,6 +54,14 @@ class IsolationSettings(Frozen):
         "driver_config.max_net_mbit_s may ask for less",
     )
 
+    machine_cgroup: str = Field(
+        "auto",
+        pattern=r"^(auto|off|/.*)$",
+        description="cgroup v2 folder that is left to the driver, below which each machine gets "
+        "the kernel's limits; auto: the driver's own, where systemd leaves it to it (Delegate=yes) "
+        "or there is no systemd; off: none",
+    )
+
     @field_validator("machine_uids")
     @classmethod
     def _machine_uids(cls, value: str) -> str:
@@ -63,9 +71,9 @@ class IsolationSettings(Frozen):
         if found is None:
             raise ValueError('is two numbers, such as "250000-259999"')
         first, last = int(found[1]), int(found[2])
-        if not _LEAST_NUMBER <= first < last <= _MOST_NUMBER:
+        if not _LEAST_NUMBER <= first <= last - 2 or last > _MOST_NUMBER:
             raise ValueError(
                 f"{value} is no range of user ids: it begins at {_LEAST_NUMBER} or above, "
-                f"ends at {_MOST_NUMBER} or below, and has two numbers or more"
+                f"ends at {_MOST_NUMBER} or below, and has three numbers or more"
             )
         return f"{first}-{last}"

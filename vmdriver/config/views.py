@@ -7,15 +7,19 @@ import hashlib
 import os
 from pathlib import Path
 
+from vmdriver.config.driver import DEFAULT_STATE_DIR
 from vmdriver.config.gateway import GatewaySettings
 from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 from vmdriver.host import facts
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
+from vmdriver.model.machine_uids import MachineUids
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.service.server import MAX_PATH
 
+_FIRST_UID, _UIDS = 250_000, 10_000
+_UNUSED_UIDS = range(1_879_048_192, 2_147_352_576)
 _CORES = {field.name for field in dataclasses.fields(Settings)}
 
 
@@ -89,8 +93,25 @@ def admin_socket(config: Config) -> Path:
     return Path("/run/vmdriver") / f"admin-{digest}" / "admin.sock"
 
 
+def machine_uids(config: Config) -> MachineUids:
+    """The host users that machines run as. Another state directory than the default one has
+    numbers of its own, where systemd's list of ids (UIDS-GIDS.md) knows nobody.
+    """
+    first, _, last = config.isolation.machine_uids.partition("-")
+    if last:
+        return MachineUids(int(first), int(last))
+    if config.driver.state_dir == DEFAULT_STATE_DIR:
+        return MachineUids(_FIRST_UID, _FIRST_UID + _UIDS - 1)
+    digest = hashlib.sha256(os.fsencode(config.driver.state_dir)).digest()
+    slot = int.from_bytes(digest[:8]) % (len(_UNUSED_UIDS) // _UIDS)
+    begin = _UNUSED_UIDS[slot * _UIDS]
+    return MachineUids(begin, begin + _UIDS - 1)
+
+
 def qemu_owner(config: Config) -> Ownership:
-    """The user that QEMU runs as. ConfigError if the host has none of that name."""
+    """libvirt's own user, as which machines of earlier drivers run. ConfigError if the host has
+    none of that name.
+    """
     ids = facts.user_ids(config.driver.qemu_user)
     group = facts.group_id(config.driver.qemu_group)
     if ids is None or group is None:

@@ -18,7 +18,8 @@ from typing import Literal
 
 from vmdriver.errors import DriverError
 from vmdriver.host import access, facts
-from vmdriver.hypervisor import kvm_outcome
+from vmdriver.hypervisor import kvm_access, kvm_outcome
+from vmdriver.hypervisor.kvm_access import KVM_DEVICE
 from vmdriver.hypervisor.kvm_outcome import Circumstances, Outcome, undecided
 from vmdriver.hypervisor.kvm_trial import Trial
 from vmdriver.hypervisor.machines import Machines
@@ -26,7 +27,6 @@ from vmdriver.lifecycle.ports.paths import BootChoice
 from vmdriver.model.plan import Accelerator
 
 _log = logging.getLogger(__name__)
-KVM_DEVICE = "/dev/kvm"
 _AGAIN_S = 600.0
 """After a try that decided nothing, the next launch has KVM asked again, in the background."""
 
@@ -107,6 +107,8 @@ class AcceleratorProbe:
         return facts.device_identity(KVM_DEVICE), digest
 
     async def _find_out(self) -> _Answer:
+        with contextlib.suppress(DriverError):  # whoever asks KVM says what is wrong
+            kvm_access.let_in(self.trial.owner.gid, KVM_DEVICE)
         seen = self._look()
         with contextlib.suppress(DriverError, OSError):
             await self.trial.clear()
@@ -147,8 +149,8 @@ class AcceleratorProbe:
         owner = self.trial.owner
         if await access.denied([KVM_DEVICE], "use", owner.uid, owner.gid):
             return undecided(
-                f"{KVM_DEVICE} may not be used by the user that QEMU runs as; "
-                "chgrp it to QEMU's group, mode 0660"
+                f"{KVM_DEVICE} may not be used by the users that machines run as; "
+                f"give group {owner.gid} an entry in its access list, or chmod it 0666"
             )
         boot = self.boot()
         theirs = self.machines.passage.theirs

@@ -18,7 +18,7 @@ from vmdriver.hypervisor.ram_stream import MAIN_BLOCK
 from vmdriver.hypervisor.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage
-from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
 
 METADATA = "https://openshell.dev/vmdriver/1"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -36,6 +36,7 @@ class Host:
     """Versioned, such as pc-q35-7.2."""
     emulator: str
     owner: Ownership
+    """As whom a machine without a user of its own runs."""
 
 
 def _add(
@@ -112,11 +113,18 @@ def _console(devices: Xml.Element, path: str) -> None:
     _add(serial, "target", port="0")
 
 
-def _security(root: Xml.Element, owner: Ownership) -> None:
+def _security(root: Xml.Element, owner: Ownership | MachineUser) -> None:
     # relabel=no: our files belong to that user already, and libvirt must not touch
     # shared base disks.
     label = _add(root, "seclabel", type="static", model="dac", relabel="no")
     _add(label, "label", f"+{owner.uid}:+{owner.gid}")
+
+
+def _relabel(root: Xml.Element, plan: LaunchPlan) -> None:
+    if plan.user is not None:
+        for element in root.findall("seclabel"):
+            root.remove(element)
+        _security(root, plan.user)
 
 
 def _devices(root: Xml.Element, host: Host) -> Xml.Element:
@@ -140,7 +148,7 @@ def _text(root: Xml.Element) -> str:
 
 
 def _cpu_tune(root: Xml.Element, plan: LaunchPlan) -> None:
-    if plan.cpu_quota_millis is not None:
+    if plan.cpu_quota_millis is not None and "cgroup" not in plan.wall:
         tune = _add(root, "cputune")
         for name, value in throttle.cpu_quota(plan.cpu_quota_millis).items():
             _add(tune, name, str(value))
@@ -191,7 +199,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
     _add(channel, "source", mode="bind")
     _add(channel, "target", type="virtio", name=CHANNEL)
     _platform_devices(devices)
-    _security(root, host.owner)
+    _security(root, plan.user or host.owner)
     return _text(root)
 
 
@@ -239,6 +247,7 @@ def for_restore(
             element.set(attribute, value)
     for element in devices.findall("channel/source"):
         element.attrib.pop("path", None)
+    _relabel(root, plan)
     _map_memory(root, plan, passage.theirs(memory), mapping)
     return _text(root)
 
@@ -327,10 +336,15 @@ def read_root_alias(domain_xml: str) -> str:
 
 
 def render_probe(
-    name: str, boot: tuple[str, str], status_disk: str, console: str, host: Host
+    name: str,
+    boot: tuple[str, str],
+    status_disk: str,
+    console: str,
+    host: Host,
+    owner: Ownership,
 ) -> str:
     """The accelerator probe's guest: a kernel, our initramfs, and a disk to say "I am
-    here" on.
+    here" on. It runs as `owner`.
     """
     root = Xml.Element("domain", {"type": host.domain_type})
     _add(root, "name", name)
@@ -347,7 +361,7 @@ def render_probe(
     _disk(devices, Disk(role="status", path=status_disk, format="raw", read_only=False))
     _console(devices, console)
     _platform_devices(devices)
-    _security(root, host.owner)
+    _security(root, owner)
     return _text(root)
 
 

@@ -24,7 +24,7 @@ _DIRECTORIES = (
     *("run", "run/qemu", "run/qemu/dbus", "run/qemu/passt", "run/qemu/slirp"),
 )
 """That libvirt makes, or stumbles over (9.0), the outer ones first."""
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 
 
 def embed_uri(root: Path, short_links: Path = PLACE) -> str:
@@ -34,7 +34,7 @@ def embed_uri(root: Path, short_links: Path = PLACE) -> str:
     takes up to 80. A longer root (or one that a URI would have to escape) is reached through
     a short link, always the same one, since libvirt stores these paths.
     """
-    if len(os.fsencode(root)) <= _LONGEST_ROOT and _PLAIN_PATH.fullmatch(str(root)):
+    if len(os.fsencode(root)) <= _LONGEST_ROOT and PLAIN_PATH.fullmatch(str(root)):
         return f"qemu:///embed?root={root}"
     short_links.mkdir(mode=0o711, parents=True, exist_ok=True)
     for stale in short_links.iterdir():
@@ -48,10 +48,15 @@ def embed_uri(root: Path, short_links: Path = PLACE) -> str:
 
 
 def write_embedded_configuration(
-    root: Path, user: str, group: str, clearing: Clearing | None = None
+    root: Path,
+    user: str,
+    group: str,
+    clearing: Clearing | None = None,
+    *,
+    own_cgroups: bool = False,
 ) -> None:
     """qemu.conf for the embedded driver. There is no virtlogd, and we own our files:
-    libvirt must not chown them.
+    libvirt must not chown them. `own_cgroups`: we put machines into cgroups; libvirt does not.
     """
     directory = root / "etc"
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -64,6 +69,8 @@ def write_embedded_configuration(
         "remember_owner": "0",
         "auto_dump_bypass_cache": "0",
     }
+    if own_cgroups:
+        lines["cgroup_controllers"] = "[ ]"
     text = "".join(f"{key} = {value}\n" for key, value in lines.items())
     file, part = directory / "qemu.conf", directory / ".qemu.conf.part"
     # On a full disk, writing the same again would leave nothing.

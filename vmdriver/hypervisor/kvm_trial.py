@@ -88,7 +88,7 @@ class Guest:
         theirs = self.machines.passage.theirs
         files = (theirs(self.boot.kernel), theirs(self.boot.initramfs))
         places = (theirs(str(self._status)), theirs(str(self._console)))
-        text = render_probe(self.name, files, *places, host)
+        text = render_probe(self.name, files, *places, host, self.owner)
         try:
             await self.machines.start_xml(self.name, text)
         except HypervisorError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 from xml.etree import ElementTree as Xml
 
@@ -12,7 +13,8 @@ import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
 from vmdriver.host import facts
-from vmdriver.hypervisor import qemu_process, throttle
+from vmdriver.hypervisor import kvm_access, own_folders, qemu_process, throttle
+from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
 from vmdriver.lifecycle.ports.host import Found, Ownership
@@ -64,8 +66,10 @@ class Machines:
         owner: Ownership,
         passage: Passage = DIRECT,
         check: Check = unchecked,
+        cgroups: Cgroups = NO_CGROUPS,
     ) -> None:
         self.passage = passage
+        self._cgroups = cgroups
         self._check = check
         self._connection = connection
         self._instance = instance
@@ -137,27 +141,53 @@ class Machines:
         """
         await self._check(plan.disk("root"))
         kind: Literal["kvm", "qemu"] = "kvm" if plan.accelerator == "kvm" else "qemu"
+        if kind == "kvm" and plan.user is not None:
+            kvm_access.let_in(plan.user.gid)
         # Like the start itself it may be given up.
         host = await self._connection.lanes.attend(
             plan.domain, "wait for the hypervisor's capabilities", self.host(kind)
         )
         text = render(plan, host, mark, self.passage)
-        await self.start_xml(plan.domain, text, plan.network.namespace)
+        await self.start_xml(plan.domain, text, plan)
 
     async def start_xml(
-        self, name: str, text: str, namespace: str | None = None
+        self, name: str, text: str, plan: LaunchPlan | None = None
     ) -> None:
-        """Define and start a domain, which may be no sandbox (the accelerator probe), in that
-        network namespace.
-        """
+        """Define and start a domain. No `plan`: it is no sandbox (the accelerator probe)."""
+
+        def start(connection: Any) -> None:
+            begin = partial(self._begin, connection, text)
+            if plan is None:
+                begin()
+            else:
+                end = partial(end_at_once, connection, name)
+                self._cgroups.begin(plan, begin, end)
+            if connection.getType() != "TEST":
+                connection.lookupByName(name).resume()
+
         async with self._connection.place(name):
             await self._connection.call(
                 f"start {name}",
-                lambda connection: _define_and_start(connection, text),
+                start,
                 name,
                 deadline_s=START_DEADLINE_S,
-                namespace=namespace,
+                namespace=plan.network.namespace if plan is not None else None,
             )
+
+    def _begin(self, connection: Any, text: str) -> None:
+        """Paused: it does nothing before the wall around it is whole."""
+        machine = connection.defineXML(text)
+        if machine.isActive():
+            raise HypervisorError(f"domain {machine.name()} is running already")
+        try:
+            if connection.getType() == "TEST":
+                machine.create()
+                return
+            machine.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+        except libvirt.libvirtError:
+            _tolerate(lambda: _undefine(machine), libvirt.VIR_ERR_NO_DOMAIN)
+            raise
+        own_folders.take_over(self._connection.uri, machine)
 
     async def observe(self, domain: str) -> DomainState:
         def look(connection: Any) -> DomainState:
@@ -189,10 +219,19 @@ class Machines:
             others = self._connection.lanes.is_busy(domain)
             await self._end(domain, end)
             if not others:
+                await self._remove_cgroup(domain)
                 return
             if not await self._connection.lanes.quiet(domain, _QUIET_S):
                 raise TimedOut(f"domain {domain}: earlier calls on it have not ended")
         raise TimedOut(f"domain {domain}: there are always others who use it")
+
+    async def _remove_cgroup(self, domain: str) -> None:
+        await self._connection.lanes.run(
+            f"cgroup {domain}",
+            f"remove the cgroup of {domain}",
+            lambda: self._cgroups.remove(domain),
+            deadline_s=_DESTROY_S,
+        )
 
     async def _end(self, domain: str, end: Callable[[Any], None]) -> None:
         """libvirt sends SIGTERM, and SIGKILL after 10 s, in which it holds the domain's lock:
@@ -235,13 +274,12 @@ class Machines:
         )
 
     async def limit(self, plan: LaunchPlan) -> None:
-        await self._connection.call(
-            f"limit {plan.domain}",
-            lambda connection: throttle.apply(
-                connection.lookupByName(plan.domain), plan
-            ),
-            plan.domain,
-        )
+        def set_limits(connection: Any) -> None:
+            throttle.apply(connection.lookupByName(plan.domain), plan)
+            if "cgroup" in plan.wall:
+                self._cgroups.make(plan)
+
+        await self._connection.call(f"limit {plan.domain}", set_limits, plan.domain)
 
     async def marked(self) -> list[Found]:
         def search(connection: Any) -> list[Found]:
@@ -265,15 +303,11 @@ def _says_nothing(work: asyncio.Future[None]) -> bool:
     return isinstance(work.exception(), TimedOut | Unavailable)
 
 
-def _define_and_start(connection: Any, text: str) -> None:
-    machine = connection.defineXML(text)
-    if machine.isActive():
-        raise HypervisorError(f"domain {machine.name()} is running already")
-    try:
-        machine.create()
-    except libvirt.libvirtError:
-        _tolerate(lambda: _undefine(machine), libvirt.VIR_ERR_NO_DOMAIN)
-        raise
+def end_at_once(connection: Any, name: str) -> None:
+    """What was begun and is not to be. libvirtError."""
+    _tolerate(
+        lambda: connection.lookupByName(name).destroy(), libvirt.VIR_ERR_NO_DOMAIN
+    )
 
 
 def _undefine(machine: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
 from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
-from vmdriver.hypervisor import capture, domain_xml, root_disk
+from vmdriver.hypervisor import (
+    capture,
+    domain_xml,
+    kvm_access,
+    own_folders,
+    root_disk,
+)
+from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
-from vmdriver.hypervisor.machines import Check, unchecked
+from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
 from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
@@ -45,7 +53,9 @@ class DomainMemory:
         sealing: Sealing,
         passage: Passage = DIRECT,
         check: Check = unchecked,
+        cgroups: Cgroups = NO_CGROUPS,
     ) -> None:
+        self._cgroups = cgroups
         self._connection = connection
         self._check = check
         self._passage = passage
@@ -121,14 +131,21 @@ class DomainMemory:
             saved.domain_xml, plan, mark, saved.memory, mapping, self._passage
         )
         image = Path(scratch)
+        if plan.accelerator == "kvm" and plan.user is not None:
+            kvm_access.let_in(plan.user.gid)
 
         def restore(connection: Any) -> None:
             try:
                 write_save_image(image, text, saved.state)
                 _refuse_running(connection.defineXML(text))
-                connection.restoreFlags(
-                    str(image), None, libvirt.VIR_DOMAIN_SAVE_PAUSED
+                begin = partial(
+                    connection.restoreFlags,
+                    *(str(image), None, libvirt.VIR_DOMAIN_SAVE_PAUSED),
                 )
+                end = partial(end_at_once, connection, plan.domain)
+                self._cgroups.begin(plan, begin, end)
+                machine = connection.lookupByName(plan.domain)
+                own_folders.take_over(self._connection.uri, machine)
             except libvirt.libvirtError as error:
                 if is_checkpoints_fault(error):
                     raise LoadRefused(

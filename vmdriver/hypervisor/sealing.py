@@ -7,20 +7,25 @@ either, QEMU cannot open the file: nobody runs on memory that is not sealed.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmdriver.errors import CommandError, StorageError
 from vmdriver.host import process
+from vmdriver.hypervisor.embedded import PLAIN_PATH
+from vmdriver.model.passage import PLACE
 
 _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("read_only_memory.c")
 _NATIVE = 8_002_000
 """libvirt's number of QEMU 8.2, whose memory-backend-file has `rom` (its qapi/qom.json)."""
 _COMPILE_S = 60.0
+_TRY_S = 10.0
 _FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,relro,-z,now")
 
 
@@ -33,39 +38,63 @@ class ReadOnlyMapping:
 
 
 class Sealing:
-    """For one connection. The library is made in `directory`, which QEMU can pass, and stays."""
+    """For one connection. The library is made in `directory`, as QEMU names it, and stays."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, links: Path = PLACE) -> None:
         digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:12]
-        self.library = directory / f"read-only-memory-{digest}.so"
-        self.problem = ""
-        """Why there is no library."""
+        self._file = directory / f"read-only-memory-{digest}.so"
+        self.library = self._file
+        """What QEMU is told. LD_PRELOAD is a list: what has a space or colon in its name is reached
+        through a link.
+        """
+        if not PLAIN_PATH.fullmatch(str(self._file)):
+            name = hashlib.sha256(os.fsencode(self._file)).hexdigest()[:12]
+            self.library = links / f"{name}.so"
+        self.problem = "it was not tried"
+        """Why QEMU before 8.2 cannot map memory for reading only; "" where it can."""
 
     async def prepare(self) -> None:
-        """Make the library where it is missing; without a compiler there is none. StorageError."""
-        if self.library.exists():
-            return
-        part = self.library.with_suffix(".part")
+        """Make the library where it is missing, and try it. StorageError."""
         try:
-            self.library.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-            part.unlink(missing_ok=True)
-            command = ["gcc", *_FLAGS, "-o", str(part), str(_SOURCE)]
-            await process.run(command, deadline_s=_COMPILE_S)
-            part.chmod(0o755)
-            part.replace(self.library)
+            if not self._file.exists():
+                await self._compile()
+            await asyncio.to_thread(self._link)
+            preload = f"LD_PRELOAD={self.library}"
+            look = ["env", preload, "cat", "/proc/self/maps"]
+            shown = await process.run(look, deadline_s=_TRY_S)
+            loaded = self._file.name.encode() in shown.stdout
+            self.problem = "" if loaded else f"{self.library} is not loaded"
         except CommandError as error:
-            self.problem = error.message
-            _log.warning("QEMU before 8.2 cannot map sealed memory: %s", error.text())
+            self.problem = error.text()
         except OSError as error:
             raise StorageError(
-                f"{self.library.name} cannot be made: {error.strerror}",
+                f"{self._file.name} cannot be made: {error.strerror}",
                 detail=str(error),
                 resolution="free space in the state directory",
             ) from error
+        if self.problem:
+            _log.warning("QEMU before 8.2 cannot map sealed memory: %s", self.problem)
+
+    async def _compile(self) -> None:
+        part = self._file.with_suffix(".part")
+        self._file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        command = ["gcc", *_FLAGS, "-o", str(part), str(_SOURCE)]
+        await process.run(command, deadline_s=_COMPILE_S)
+        part.chmod(0o755)
+        part.replace(self._file)
+
+    def _link(self) -> None:
+        link = self.library
+        if link == self._file or (link.is_symlink() and link.readlink() == self._file):
+            return
+        link.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(self._file)
 
     def is_possible(self, version: int) -> bool:
         """With a QEMU of libvirt's number `version`."""
-        return version >= _NATIVE or self.library.exists()
+        return version >= _NATIVE or not self.problem
 
     def mapping(self, version: int, memory: str) -> ReadOnlyMapping:
         """For a QEMU of that version and that file."""

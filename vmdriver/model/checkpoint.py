@@ -40,6 +40,7 @@ class FileIdentity(Frozen):
     inode: int
     modified_ns: int
     changed_ns: int
+    """0 for a file that only root may write: its rights change with who stands on it."""
 
 
 class Versions(Frozen):

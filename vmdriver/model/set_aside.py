@@ -35,6 +35,8 @@ class Salvage:
     namespace: str = ""
     workspace: str = ""
     lease: Lease | None = None
+    uid: int | None = None
+    """Of its machine's user."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class SetAside:
 def salvage_of(record: SandboxRecord) -> Salvage:
     """Of a record that can be read."""
     spec = record.spec
-    return Salvage(spec.name, spec.namespace, spec.workspace, record.lease)
+    user = record.plan.user if record.plan else None
+    uid = user.uid if user else None
+    return Salvage(spec.name, spec.namespace, spec.workspace, record.lease, uid)
 
 
 def salvage(record: str, ledger: str) -> Salvage:
@@ -89,7 +93,7 @@ def salvage(record: str, ledger: str) -> Salvage:
     names = {
         key: next(_names(record, key), "") for key in ("name", "namespace", "workspace")
     }
-    return Salvage(**names, lease=_lease(record, ledger))
+    return Salvage(**names, lease=_lease(record, ledger), uid=_uid(record, ledger))
 
 
 def _values(text: str, key: str) -> Iterator[Any]:
@@ -115,17 +119,30 @@ def _names(record: str, key: str) -> Iterator[str]:
             yield value
 
 
-def _lease(record: str, ledger: str) -> Lease | None:
-    """The ledger's last word, else the record's."""
-    candidates = list(_values(record, "lease"))
+def _noted(ledger: str, key: str) -> Iterator[Any]:
+    """Everything that was ever noted of that key."""
     for text in ledger.split("\n"):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if isinstance(line, Mapping) and line.get("key") == "lease" and "data" in line:
-            candidates.append(line["data"])
+        if isinstance(line, Mapping) and line.get("key") == key and "data" in line:
+            yield line["data"]
+
+
+def _uid(record: str, ledger: str) -> int | None:
+    """The ledger's last word, else the record's."""
+    candidates = [*_values(record, "user"), *_noted(ledger, "machine-user")]
     for candidate in reversed(candidates):
+        text = str(candidate.get("uid")) if isinstance(candidate, Mapping) else ""
+        if re.fullmatch(r"[0-9]{4,10}", text):
+            return int(text)
+    return None
+
+
+def _lease(record: str, ledger: str) -> Lease | None:
+    """The ledger's last word, else the record's."""
+    for candidate in reversed([*_values(record, "lease"), *_noted(ledger, "lease")]):
         try:
             return Lease.model_validate(candidate, extra="ignore")
         except ValidationError:

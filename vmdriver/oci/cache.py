@@ -2,7 +2,7 @@
 
 Directory:
     blobs/sha256/<hex>           layers as they were fetched, stored once
-    disks/<key>-<nonce>.ext4     base disks, 0444; <key> = manifest digest and layout version
+    disks/<key>-<nonce>.ext4     base disks; <key> = manifest digest and layout version
     disks/<key>-<nonce>.json     an Entry, written last: without it a disk counts for nothing; its
                                  modification time is when the disk was asked for last
     trees/<key>/root             images that are needed as directories, such as the supervisor's

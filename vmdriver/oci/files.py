@@ -137,8 +137,10 @@ def read_small(path: Path, most: int = 4 * 2**20) -> bytes:
     return content
 
 
-def publish(part: Path, path: Path, mode: int = 0o444) -> None:
-    """Sync and rename into place: from now on the file counts as present."""
+def publish(part: Path, path: Path, mode: int = 0o400) -> None:
+    """Sync and rename into place: from now on the file counts as present. Ours alone: machines are
+    let in when they come to stand on it.
+    """
     part.chmod(mode)
     with part.open("rb") as file:
         os.fsync(file.fileno())

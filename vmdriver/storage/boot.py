@@ -4,9 +4,12 @@ launch uses.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmdriver.errors import Refused
 
@@ -24,11 +27,42 @@ class BootFiles:
     kernel_release: str
 
 
+_FILES = ("kernel", "initramfs")
+
+
+def _is_sound(path: Path, manifest: dict[str, Any]) -> bool:
+    said = manifest.get(f"{path.name}_sha256")
+    found = path.stat()
+    identity = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return said is None or said == _digest(path, identity)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(path: Path, _identity: tuple[int, ...]) -> str:
+    """Some 0.1 s of a core for a kernel, once for each state of the file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(boot_directory: Path, build: Path, changed: list[str]) -> Refused:
+    return Refused(
+        f"the guest's {' and '.join(changed)} is not what its manifest says",
+        detail=str(build),
+        reason="BootFilesDamaged",
+        resolution=f"remove {build}, then run images/build-boot-files {boot_directory}",
+    )
+
+
 def load(boot_directory: Path) -> BootFiles:
-    """The current build, or Refused with what to do."""
+    """The current build, or Refused with what to do: where there is none, and where a file is not
+    what its manifest says. Files that were looked at are read again when they have changed.
+    """
     try:
         directory = (boot_directory / "current").resolve(strict=True)
         manifest = json.loads((directory / "manifest.json").read_text())
+        changed = [name for name in _FILES if not _is_sound(directory / name, manifest)]
+        if changed:
+            raise _damaged(boot_directory, directory, changed)
         return BootFiles(
             kernel=directory / "kernel",
             initramfs=directory / "initramfs",

@@ -21,12 +21,17 @@ counts, its table's beginning); the first write adds two clusters of 64 KiB (mea
 """
 
 
+def all_layers(directory: Path) -> list[Path]:
+    """Those that machines of a user of their own have made lie in folders, named by the user."""
+    return [*directory.glob("*.qcow2"), *directory.glob("[0-9]*/*.qcow2")]
+
+
 def own_layers(directory: Path, sandbox_id: str) -> dict[str, tuple[str, ...]]:
     """Layers that were made for that sandbox (paths.new_layer names them), oldest first, each
     with the layers below it, nearest first. StorageError.
     """
     own = named_for(sandbox_id)
-    found = [path for path in directory.iterdir() if own.fullmatch(path.name)]
+    found = [path for path in all_layers(directory) if own.fullmatch(path.name)]
     chains = {str(path): layers_below(path, directory) for path in found}
     return dict(sorted(chains.items(), key=lambda item: len(item[1])))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
+from vmdriver.host import ownership
 from vmdriver.host.clearing import Clearing
 from vmdriver.host.plain_file import open_plain
 from vmdriver.host.threads import Threads
@@ -28,6 +29,7 @@ from vmdriver.model.checkpoint import (
     MemoryManifest,
     Part,
 )
+from vmdriver.model.plan import MachineUser
 from vmdriver.storage import files
 
 SEGMENT = 64 * 2**20
@@ -74,7 +76,7 @@ def segment_digest(path: Path, index: int) -> tuple[str, int]:
 
 
 class Checkpoints:
-    """All checkpoints. `owner`: the user that QEMU runs as; it maps the memory."""
+    """All checkpoints. `owner`: who maps the memory where a machine has no user of its own."""
 
     def __init__(
         self, threads: Threads, owner: Ownership, clearing: Clearing | None = None
@@ -105,15 +107,31 @@ class Checkpoints:
         files.write_new(memory, b"", 0o600, sync=False)
         return str(memory)
 
-    async def grant(self, directory: str, *, granted: bool) -> None:
-        ours = Ownership(os.geteuid(), os.getegid())
+    async def lend(self, directory: str, user: MachineUser | None) -> None:
+        owner = self._owner if user is None else user
+        await self._give(directory, Ownership(owner.uid, os.getegid()), 0o400)
+
+    async def take_back(self, directory: str) -> None:
+        await self._give(directory, Ownership(os.geteuid(), os.getegid()), 0o600)
+
+    async def _give(self, directory: str, owner: Ownership, mode: int) -> None:
         memory = Path(directory) / MEMORY
         try:
-            await self._threads.run(
-                files.give, memory, self._owner if granted else ours, 0o600
-            )
+            await self._threads.run(files.give, memory, owner, mode)
         except OSError as error:
             raise _unreadable(memory.parent, error) from error
+
+    async def share(self, directory: str, user: MachineUser | None) -> None:
+        path, gid = Path(directory), self._owner.gid if user is None else user.gid
+
+        def share() -> None:
+            ownership.share(path / MEMORY, gid)
+            ownership.open_to(path, gid)
+
+        try:
+            await self._threads.run(share)
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     async def end(self, directory: str) -> None:
         self._reserved.pop(directory, None)
@@ -333,10 +351,12 @@ def _identity(path: str) -> FileIdentity:
         ) from error
     except OSError as error:
         raise _unreadable(Path(path), error) from error
+    # Whoever is let in to read it changes the latter; and only we could set the former back.
+    ours = info.st_uid == os.geteuid() and not info.st_mode & 0o022
     return FileIdentity(
         path=path,
         size=info.st_size,
         inode=info.st_ino,
         modified_ns=info.st_mtime_ns,
-        changed_ns=info.st_ctime_ns,
+        changed_ns=0 if ours else info.st_ctime_ns,
     )

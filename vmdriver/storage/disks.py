@@ -13,22 +13,24 @@ from vmdriver.host import console_file, process
 from vmdriver.host.plain_file import open_plain
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
-from vmdriver.model.plan import Disk
+from vmdriver.model.plan import Disk, MachineUser
 from vmdriver.storage import chains, files, merging, qcow2
 from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.possession import Possession
 
 _log = logging.getLogger(__name__)
 _FREE_SPACE_KEPT = 256 * 1024 * 1024
 
 
 class DiskStore:
-    """Implements lifecycle.ports.host.Disks. `owner` is the user that QEMU runs as."""
+    """Implements lifecycle.ports.host.Disks. `owner`: of what has no machine's user."""
 
     def __init__(self, layout: Layout, threads: Threads, owner: Ownership) -> None:
         self._layout, self._threads, self._owner = layout, threads, owner
+        self._possession = Possession(layout, owner)
 
-    async def create_overlay(self, disk: Disk) -> None:
+    async def create_overlay(self, disk: Disk, user: MachineUser | None) -> None:
         """Make the root disk's qcow2 layer, empty, on its base, unless a machine may have
         written to it: whoever asks may have lost the note that it was made. StorageError when
         such a one is not what is wanted.
@@ -39,22 +41,23 @@ class DiskStore:
         below = Path(disk.backing[0])
         if not await self._threads.run(chains.may_be_made, path, below):
             _log.warning("layer %s is there and was used: it is kept", path.name)
-            await self._threads.run(files.give, path, self._owner, 0o600)
+            await self._threads.run(self._possession.give, path, user)
             return
-        self._check_free_space(path.parent)
-        await self._threads.run(self._make_layer, path, disk)
+        self._check_free_space(self._layout.layers)
+        await self._threads.run(self._make_layer, path, disk, user)
 
-    def _make_layer(self, path: Path, disk: Disk) -> None:
+    def _make_layer(self, path: Path, disk: Disk, user: MachineUser | None) -> None:
         with files.or_error(
             f"layer {path.name} cannot be made", "free space in the state directory"
         ):
             content = _blank(disk)
+            self._possession.open_folder(path.parent, user)
             files.write_new(path, b"", 0o600, sync=False)
             with os.fdopen(open_plain(path, os.O_RDWR), "r+b", buffering=0) as file:
                 file.truncate(content.size)
                 for offset, data in content.parts:
                     os.pwrite(file.fileno(), data, offset)
-            files.give(path, self._owner, 0o600)
+            self._possession.give(path, user)
 
     async def is_whole(self, layer: str, below: str) -> bool:
         return await self._threads.run(chains.is_whole, Path(layer), Path(below))
@@ -68,9 +71,7 @@ class DiskStore:
         await self._threads.run(sync)
 
     async def layers(self, sandbox_id: str = "") -> list[str]:
-        found = await self._threads.run(
-            lambda: list(self._layout.layers.glob("*.qcow2"))
-        )
+        found = await self._threads.run(chains.all_layers, self._layout.layers)
         mine = chains.named_for(sandbox_id) if sandbox_id else None
         return [
             str(path)
@@ -86,11 +87,11 @@ class DiskStore:
     async def check_layers(self, disk: Disk) -> None:
         await self._threads.run(chains.check, disk.path, disk.backing)
 
-    async def merge_layer(self, disk: Disk) -> None:
+    async def merge_layer(self, disk: Disk, user: MachineUser | None) -> None:
         await self.check_layers(disk)
         below = Path(disk.backing[0])
-        await self._threads.run(files.give, below, self._owner, 0o600)
-        box = merging.box(disk, self._owner)
+        await self._threads.run(self._possession.give, below, user)
+        box = merging.box(disk, self._owner if user is None else user)
         await process.run(merging.command(disk), deadline_s=600, box=box)
 
     async def free_bytes(self, path: str) -> int:
@@ -99,19 +100,27 @@ class DiskStore:
 
         return await self._threads.run(ask)
 
-    async def freeze_layer(self, path: str) -> int:
+    async def freeze_layer(self, path: str, user: MachineUser | None) -> int:
         """Take the right to write away, and make the content durable."""
 
         def freeze() -> int:
+            self._possession.freeze(Path(path), user)
             descriptor = open_plain(path)
             try:
-                os.fchmod(descriptor, 0o400)
                 os.fsync(descriptor)
                 return os.fstat(descriptor).st_blocks * 512
             finally:
                 os.close(descriptor)
 
         return await self._threads.run(freeze)
+
+    async def share_layer(self, path: str, user: MachineUser | None) -> None:
+        def share() -> None:
+            self._possession.share(Path(path), user)
+            files.sync_file(Path(path))
+
+        with files.or_error(f"layer {Path(path).name} cannot be shared"):
+            await self._threads.run(share)
 
     async def flush_status(self, path: str) -> None:
         await self._threads.run(files.sync_file, Path(path))

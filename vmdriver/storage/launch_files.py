@@ -14,18 +14,19 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.storage import files, seed
 from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.possession import Possession
 
 _STATUS_BYTES = 64 * 1024
 _NOT_WRITTEN = "launch files cannot be written"
 
 
 class LaunchFiles:
-    """Implements lifecycle.ports.host.LaunchFiles. `owner` is the user that QEMU runs as."""
+    """Implements lifecycle.ports.host.LaunchFiles. `owner`: of machines without their own user."""
 
     def __init__(self, layout: Layout, threads: Threads, owner: Ownership) -> None:
         self._layout = layout
         self._threads = threads
-        self._owner = owner
+        self._possession = Possession(layout, owner)
 
     async def write(
         self,
@@ -46,9 +47,9 @@ class LaunchFiles:
         data = seed.build(plan, environment, seed.Secrets(secrets))
         await self._threads.run(self._take_over, waiting, plan, data)
 
-    @staticmethod
-    def _take_over(waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
+    def _take_over(self, waiting: LaunchPlan, plan: LaunchPlan, data: bytes) -> None:
         with files.or_error(_NOT_WRITTEN):
+            self._possession.let_in(plan)
             known = Path(waiting.disk("seed").path)
             # Into the same file: QEMU has it open.
             with os.fdopen(open_plain(known, os.O_RDWR), "r+b") as file:
@@ -79,13 +80,14 @@ class LaunchFiles:
 
     def _write(self, plan: LaunchPlan, data: bytes) -> None:
         with files.or_error(_NOT_WRITTEN):
+            self._possession.let_in(plan)
             self._write_seed(plan, data, seed.disk_bytes(len(data)))
             for path, content in (
                 (Path(plan.disk("status").path), b"\0" * _STATUS_BYTES),
                 (Path(plan.console), b""),
             ):
                 files.write_new(path, content, 0o600, sync=False)
-                files.give(path, self._owner, 0o600)
+                self._possession.give(path, plan.user)
 
     async def write_for_resume(
         self,
@@ -97,12 +99,15 @@ class LaunchFiles:
 
         def write() -> None:
             with files.or_error(_NOT_WRITTEN):
+                self._possession.let_in(plan)
                 self._write_seed(plan, data, seed.disk_bytes(len(data)))
                 status = Path(plan.disk("status").path)
                 if read_report(str(status)).phase != "started":
                     record = b"phase=started\n".ljust(_STATUS_BYTES, b"\0")
                     files.write_new(status, record, sync=False)
-                    files.give(status, self._owner, 0o600)
+                for path in (status, Path(plan.console)):
+                    if path.exists():
+                        self._possession.give(path, plan.user)
 
         await self._threads.run(write)
 
@@ -110,7 +115,7 @@ class LaunchFiles:
         path = Path(plan.disk("seed").path)
         files.write_new(path, data, 0o600, sync=False)
         os.truncate(path, size)
-        files.give(path, self._owner, 0o400)
+        self._possession.give(path, plan.user, 0o400)
 
 
 def _is_taken(directory: Path) -> bool:

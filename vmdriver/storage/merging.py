@@ -11,7 +11,7 @@ from typing import Any
 
 from vmdriver.host.box import Box, Limits, User
 from vmdriver.lifecycle.ports.host import Ownership
-from vmdriver.model.plan import Disk
+from vmdriver.model.plan import Disk, MachineUser
 
 _CPU_S = 600
 
@@ -40,7 +40,7 @@ def command(disk: Disk) -> list[str]:
     return ["qemu-img", "commit", "-q", "-d", f"json:{image}"]
 
 
-def box(disk: Disk, user: Ownership) -> Box:
+def box(disk: Disk, user: Ownership | MachineUser) -> Box:
     """Where it runs: as the machine's own user, who has written these very layers, with them, what
     they stand on, and nothing else to open.
     """

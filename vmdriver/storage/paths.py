@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
+from vmdriver.model.plan import MachineUser
 from vmdriver.storage import boot
 from vmdriver.storage.layout import Layout
 
@@ -34,6 +35,6 @@ class FilePaths:
             scratch=str(files.scratch),
         )
 
-    def new_layer(self, sandbox_id: str) -> str:
-        name = f"{sandbox_id}.{secrets.token_hex(4)}.qcow2"
-        return str(self.layout.layers / name)
+    def new_layer(self, sandbox_id: str, user: MachineUser | None) -> str:
+        folder = self.layout.layers / str(user.uid if user else "")
+        return str(folder / f"{sandbox_id}.{secrets.token_hex(4)}.qcow2")

@@ -52,8 +52,8 @@ class RecordStore:
         made = part = self._layout.sandboxes / f"{_HALF_MADE}{record.id}"
         try:
             files.remove_tree(part)
-            part.mkdir(mode=0o711)
-            part.chmod(0o711)
+            part.mkdir(mode=0o700)
+            part.chmod(0o700)
             stored = stored_form(record)
             files.write_new(part / target.record.name, stored)
             spare.provide(part / target.record.name, len(stored))
@@ -118,8 +118,8 @@ class RecordStore:
             text = "%s was a link: what it leads to is left alone: %s"
             _log.warning(text, record.id, target.root.readlink())
             target.root.unlink()
-            target.root.mkdir(mode=0o711)
-            target.root.chmod(0o711)
+            target.root.mkdir(mode=0o700)
+            target.root.chmod(0o700)
         # The record first: from then on it is one that goes, whatever its ledger is like.
         self._clear_the_way(target.record)
         self._save(record)

@@ -147,7 +147,7 @@ class SupervisorDisks:
         return disk
 
     def _publish(self, part: Path, disk: Path) -> None:
-        files.give(part, Ownership(0, 0), 0o444)
+        files.give(part, Ownership(0, 0), 0o400)  # until a machine is let in
         files.sync_file(part)
         self._layout.clearing.make_way_for_file(disk)
         part.rename(disk)

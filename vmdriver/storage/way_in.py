@@ -46,9 +46,9 @@ def _folders(layout: Layout) -> list[_Folder]:
 
 
 async def open_way_in(layout: Layout, owner: Ownership, *, embedded: bool) -> Passage:
-    """What QEMU, run as `owner`, is to call our files. With the lock held, in the main thread,
-    before libvirt is used. `embedded`: QEMU will be our child; a daemon's QEMU sees no mounts
-    of ours.
+    """What QEMU, run as `owner` or whoever else may pass where that one may, is to call our files.
+    With the lock held, in the main thread, before libvirt is used. `embedded`: QEMU will be our
+    child; a daemon's QEMU sees no mounts of ours.
 
     ConfigError, with the folder that is in the way, where there is no way in.
     """

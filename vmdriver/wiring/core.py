@@ -27,6 +27,7 @@ from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, Layers, launch_parts
 from vmdriver.lifecycle.launch.supervisor import Supervisor
+from vmdriver.lifecycle.launch.users import UserLease, UserPool
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.memory.resources import memory_resources
 from vmdriver.lifecycle.ports.host import (
@@ -70,6 +71,7 @@ class Core:
         paths: Paths,
         files: Threads,
         addresses: AddressPool,
+        users: UserPool,
         installed: Installed,
         templates_directory: str,
         warm_directory: str,
@@ -82,13 +84,14 @@ class Core:
         """
         self._ports, self._settings, self._paths = ports, settings, paths
         self._journals, self._crash_point = journals, crash_point
-        self._files, self.addresses = files, addresses
+        self._files, self.addresses, self.users = files, addresses, users
         self.sandboxes = sandboxes = Sandboxes()
         self.broadcaster = Broadcaster(sandboxes.statuses, watch_limit)
         self.extensions = self._extensions(installed)
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
         self.parts = launch_parts(ports, self.layers)
         self.lease = AddressLease(addresses, ports.network)
+        self.user = UserLease(users, ports.machine_users)
         self.resources = self._resources()
         self.leftovers = Leftovers(ports, self.resources, addresses, retry_s)
         self.budget = MemoryBudget(
@@ -105,7 +108,8 @@ class Core:
         ports, undo = self._ports, self.extensions.undo
         kept = memory_resources(ports)
         extensions = [ExtensionEntries(prefix, undo) for prefix in PREFIXES]
-        return Resources([self.lease, *self.parts, *kept, *extensions])
+        leases = self.lease, self.user
+        return Resources([*leases, *self.parts, *kept, *extensions])
 
     def _workforce(self) -> Workforce:
         return Workforce(
@@ -113,6 +117,7 @@ class Core:
             settings=self._settings,
             paths=self._paths,
             addresses=self.addresses,
+            user=self.user,
             sandboxes=self.sandboxes,
             broadcaster=self.broadcaster,
             extensions=self.extensions,
@@ -147,6 +152,7 @@ class Core:
             accelerator=accelerator,
             paths=self._paths,
             lease=self.lease,
+            user=self.user,
             files=self._files,
             supervisor=Supervisor(settings, ports.images, ports.supervisor_disks),
             budget=self.budget,
@@ -159,6 +165,7 @@ class Core:
             settings=self._settings,
             paths=self._paths,
             lease=self.lease,
+            user=self.user,
             parts=self.parts,
             budget=self.budget,
             leftovers=self.leftovers,
@@ -182,6 +189,7 @@ class Core:
             settings=self._settings,
             paths=self._paths,
             lease=self.lease,
+            user=self.user,
             parts=self.parts,
             templates=self.templates,
             directory=directory,
@@ -200,6 +208,7 @@ class Core:
             ports=self._ports,
             paths=self._paths,
             addresses=self.addresses,
+            users=self.users,
             instance=self._settings.instance,
             resources=self.resources,
             journals=self._journals,
@@ -230,6 +239,7 @@ class Core:
             paths=self._paths,
             extensions=self.extensions,
             templates=self.templates,
+            users=self.users,
         )
         return Manager(
             sandboxes=sandboxes,

@@ -24,6 +24,7 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.network_hold import NetworkHold
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.launch.stop import Stop
+from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.memory.capture import Capture
 from vmdriver.lifecycle.memory.layers import LayerUpkeep
 from vmdriver.lifecycle.memory.resume import Resume
@@ -52,6 +53,7 @@ class Workforce:
         settings: Settings,
         paths: Paths,
         addresses: AddressPool,
+        user: UserLease,
         sandboxes: Sandboxes,
         broadcaster: Broadcaster,
         extensions: ExtensionRunner,
@@ -80,7 +82,18 @@ class Workforce:
             freeze_timeout_s=settings.freeze_timeout_s,
         )
         self.snapshots = self._snapshots()
-        forks = Forks(
+        forks = self._forks(templates, warm_pool, addresses, user)
+        self._actions, self._first, self._at_rest = self._doings(forks)
+
+    def _forks(
+        self,
+        templates: Templates,
+        warm_pool: WarmPool,
+        addresses: AddressPool,
+        user: UserLease,
+    ) -> Forks:
+        ports, settings = self._ports, self._settings
+        return Forks(
             templates=templates,
             warm_pool=warm_pool,
             hypervisor=ports.hypervisor,
@@ -90,11 +103,11 @@ class Workforce:
             memory_store=ports.memory_store,
             guest=ports.guest,
             addresses=addresses,
-            paths=paths,
+            user=user,
+            paths=self._paths,
             instance=settings.instance,
             restore_timeout_s=settings.restore_timeout_s,
         )
-        self._actions, self._first, self._at_rest = self._doings(forks)
 
     def hire(self, record: SandboxRecord, ledger: Ledger) -> Worker:
         """A worker for a sandbox, which does not run yet."""

@@ -17,6 +17,7 @@ from vmdriver.lifecycle.engine.broadcast import GONE_S, Broadcaster
 from vmdriver.lifecycle.engine.resource import LAYER
 from vmdriver.lifecycle.engine.worker import Hire
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
+from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.template import Templates
@@ -40,6 +41,7 @@ class Recovery:
     paths: Paths
     extensions: ExtensionRunner
     templates: Templates
+    users: UserPool
 
     async def read(self) -> None:
         """A worker for every sandbox, not started yet; on the shelf those that cannot be read."""
@@ -76,10 +78,21 @@ class Recovery:
             worker.sandbox.announce()
 
     async def sweep(self, instance: str) -> None:
-        """Remove what nobody claims, templates that cannot be used any more among it."""
-        sandboxes = self.sandboxes
+        """Remove what nobody claims, templates that cannot be used any more among it. The users of
+        what stays are nobody else's.
+        """
         all_there = self.ports.records.all_there()
-        all_known = all_there and not sandboxes.set_aside
+        all_known = all_there and not self.sandboxes.set_aside
+        await self._remove_unclaimed(instance, all_there, all_known)
+        found = await self.ports.machine_users.collect(
+            self.users.held(), all_known=all_known
+        )
+        self.users.avoid(found)
+
+    async def _remove_unclaimed(
+        self, instance: str, all_there: bool, all_known: bool
+    ) -> None:
+        sandboxes = self.sandboxes
         await self.templates.recover(collect=all_known)
         if not all_there:
             _log.error(

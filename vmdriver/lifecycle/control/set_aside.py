@@ -19,11 +19,13 @@ from vmdriver.lifecycle.engine.resource import (
     FILES,
     FIREWALL,
     LEASE,
+    MACHINE_USER,
     OVERLAY,
     Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.marked import entry, marked
+from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.ports.host import JournalOpener
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -44,6 +46,7 @@ class Shelf:
     ports: Ports
     paths: Paths
     addresses: AddressPool
+    users: UserPool
     instance: str
     journals: JournalOpener
     open: Callable[[str], Ledger]
@@ -61,7 +64,7 @@ class Shelf:
         return [self.paths.of(sandbox_id).console for sandbox_id in self.kept]
 
     def ledger(self, record: SandboxRecord) -> Ledger:
-        """A sandbox's ledger, and its lease is noted. StorageError."""
+        """A sandbox's ledger, and its address and user are noted. StorageError."""
         ledger = self.open(record.id)
         for held in ledger.held():
             if not self.resources.can_be_undone(held):
@@ -69,10 +72,25 @@ class Shelf:
                     f"sandboxes/{record.id}/ledger.jsonl does not say how to give back "
                     f"its {held.key}"
                 )
-        lease = ledger.get(LEASE)
+        lease, user = ledger.get(LEASE), ledger.get(MACHINE_USER)
         if lease is not None:
             self._adopt(record.id, lease)
+        if user is not None:
+            self._adopt_user(record.id, user)
         return ledger
+
+    def _adopt_user(self, sandbox_id: str, held: Held) -> None:
+        number = str(held.data["uid"])
+        if not number.isdecimal():
+            raise StorageError(
+                f"sandboxes/{sandbox_id}/ledger.jsonl holds no valid user id"
+            )
+        other = self.users.holder(int(number))
+        if other not in {None, sandbox_id}:
+            raise StorageError(
+                f"the user {number} that its ledger holds is that of sandbox {other}"
+            )
+        self.users.adopt(sandbox_id, int(number))
 
     def _adopt(self, sandbox_id: str, held: Held) -> None:
         try:
@@ -96,7 +114,10 @@ class Shelf:
         found = await self.ports.records.salvage(sandbox_id)
         if record is not None:
             lease = found.lease or record.lease
-            found = replace(salvage_of(record), lease=lease)
+            uid = found.uid or salvage_of(record).uid
+            found = replace(salvage_of(record), lease=lease, uid=uid)
+        if found.uid is not None and self.users.holder(found.uid) is None:
+            self.users.adopt(sandbox_id, found.uid)
         if found.lease is not None and self.addresses.holder(found.lease.index) is None:
             self.addresses.adopt(sandbox_id, found.lease)
         layers = layers_of(record) if record is not None else set()
@@ -159,6 +180,9 @@ class Shelf:
         if lease is not None:
             data = lease.model_dump()
             held.setdefault(LEASE, Held(LEASE, Scope.PERSISTENT, data, done=True))
+        if aside.salvage.uid is not None:
+            user = Held(MACHINE_USER, Scope.PERSISTENT, {"uid": str(aside.salvage.uid)})
+            held.setdefault(MACHINE_USER, replace(user, done=True))
         for path in list(await self._own_layers(aside.id))[-1:]:
             layer = {"path": path}
             held.setdefault(OVERLAY, Held(OVERLAY, Scope.PERSISTENT, layer, done=True))

@@ -18,6 +18,7 @@ from vmdriver.model.runs import Reason
 
 # Keys of ledgers. Earlier releases wrote them, so none is ever renamed.
 LEASE = "lease"
+MACHINE_USER = "machine-user"
 OVERLAY = "overlay"
 FILES = "launch-files"
 TAP = "tap"

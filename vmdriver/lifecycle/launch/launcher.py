@@ -24,12 +24,13 @@ from vmdriver.lifecycle.launch.resources import (
     take,
 )
 from vmdriver.lifecycle.launch.supervisor import Supervisor
+from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.ports.host import AcceleratorChoice, Network, Records
 from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress, Images
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.condition import Progress
-from vmdriver.model.plan import LaunchPlan, Lease
+from vmdriver.model.plan import LaunchPlan, Lease, MachineUser
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 
@@ -80,6 +81,7 @@ class Launcher:
     accelerator: AcceleratorChoice
     paths: Paths
     lease: AddressLease
+    user: UserLease
     files: Threads
     supervisor: Supervisor
     budget: MemoryBudget
@@ -89,18 +91,20 @@ class Launcher:
     async def plan(
         self, record: SandboxRecord, ledger: Ledger, tell: Tell
     ) -> LaunchPlan:
-        """Find out what is needed, ask the extensions, freeze. Holds the lease from
+        """Find out what is needed, ask the extensions, freeze. Holds address and user from
         here on. LaunchFailed.
         """
         try:
             disk = await self._image(record, tell)
             lease = await self.lease.acquire(record.id, ledger)
-            facts = await self._facts(record, disk, lease)
+            user = await self.user.acquire(record.id, ledger)
+            facts = await self._facts(record, disk, lease, user)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
         try:
             draft = await self.extensions.configure_launch(record, ledger)
             plan = planner.resolve(record.spec, self.settings, facts, draft)
+            plan = planner.with_user(plan, user)
             self.budget.claim(record, plan.memory_mib, draft.asker("memory_mib"))
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
@@ -132,14 +136,14 @@ class Launcher:
         return disk
 
     async def _facts(
-        self, record: SandboxRecord, disk: BaseDisk, lease: Lease
+        self, record: SandboxRecord, disk: BaseDisk, lease: Lease, user: MachineUser
     ) -> planner.HostFacts:
         endpoint = guest_endpoint(self.settings.endpoint)
         return planner.HostFacts(
             accelerator=await self.accelerator.chosen(),
             boot=self.paths.boot(),
             base_disk=disk.path,
-            layers=self._layers(record),
+            layers=self._layers(record, user),
             image_digest=disk.digest,
             image_config=disk.config,
             supervisor_disk=await self.supervisor.disk(),
@@ -152,10 +156,10 @@ class Launcher:
             has_token=await self.records.token(record.id) is not None,
         )
 
-    def _layers(self, record: SandboxRecord) -> tuple[str, ...]:
+    def _layers(self, record: SandboxRecord, user: MachineUser) -> tuple[str, ...]:
         if len(record.layers) > record.inherited_layers:
             return record.layers
-        return (*record.layers, self.paths.new_layer(record.id))
+        return (*record.layers, self.paths.new_layer(record.id, user))
 
     async def prepare(
         self, record: SandboxRecord, ledger: Ledger, plan: LaunchPlan

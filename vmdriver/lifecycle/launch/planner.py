@@ -29,14 +29,17 @@ from vmdriver.model.plan import (
     DropIn,
     LaunchPlan,
     Lease,
+    MachineUser,
     NetworkPlan,
 )
 from vmdriver.model.spec import Resources, SandboxSpec
+from vmdriver.model.wall import WallPart
 
 FEATURES = frozenset({"external-kernel-image", "guest-init-dropins", "tap-networking"})
 """Features that an extension may require. Upstream also knows pci-passthrough, which
 this driver does not do yet.
 """
+OWN_USER: WallPart = "uid"
 _TEMPLATE_SEED_BYTES = 512 * 1024
 """The disk has 1 MiB; tar's own blocks, TLS files and the token need some of it."""
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init"
@@ -98,6 +101,12 @@ def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
     within = None if plan.network.namespace is None else lease.tap
     network = plan.network.model_copy(update={"lease": lease, "namespace": within})
     return plan.model_copy(update={"network": network})
+
+
+def with_user(plan: LaunchPlan, user: MachineUser) -> LaunchPlan:
+    """The same machine as another host user."""
+    wall = tuple(dict.fromkeys((*plan.wall, OWN_USER)))
+    return plan.model_copy(update={"user": user, "wall": wall})
 
 
 def as_unowned(

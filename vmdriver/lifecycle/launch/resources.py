@@ -106,7 +106,9 @@ def root_layer(layers: Layers) -> Part:
         scope=Scope.PERSISTENT,
         blame=Reason.GUEST_PREPARE_FAILED,
         data=lambda source: {"path": source.plan.disk("root").path},
-        acquire=lambda source: layers.disks.create_overlay(source.plan.disk("root")),
+        acquire=lambda source: layers.disks.create_overlay(
+            source.plan.disk("root"), source.plan.user
+        ),
         release=release,
         may_hang=True,
     )

@@ -127,7 +127,8 @@ class LayerUpkeep:
                     format="qcow2",
                     read_only=False,
                     backing=planner.below(record.layers, record.base),
-                )
+                ),
+                record.plan.user if record.plan else None,
             )
             await finished(self._stand_below(sandbox, top, (*rest, below)))
 

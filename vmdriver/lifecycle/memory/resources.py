@@ -31,7 +31,7 @@ from vmdriver.lifecycle.ports.memory import (
 )
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
 
 T = TypeVar("T")
 _THAW_TIMEOUT_S = 10.0
@@ -127,13 +127,15 @@ class NewLayer:
     disks: Disks
     key, needs = LAYER, ("path",)
 
-    async def acquire(self, ledger: Ledger, disk: Disk, *, running: bool) -> None:
+    async def acquire(
+        self, ledger: Ledger, disk: Disk, user: MachineUser | None, *, running: bool
+    ) -> None:
         """Made durably: it may have to be stood on after a power cut. `running`: a machine is to
         switch to it.
         """
 
         async def create() -> None:
-            await self.disks.create_overlay(disk)
+            await self.disks.create_overlay(disk, user)
             await self.disks.sync_layer(disk.path)
 
         data = {"path": disk.path, "running": running}

@@ -51,9 +51,13 @@ def token_expiry(token: str) -> int | None:
         return None
 
 
-def _file_differences(
-    was: Sequence[FileIdentity], now: Sequence[FileIdentity]
+def file_differences(
+    was: Sequence[FileIdentity], now: Sequence[FileIdentity], plan: LaunchPlan
 ) -> list[str]:
+    """What of these files of the plan's machine is not as it was, in words."""
+    # An earlier driver's machine had no user of its own. Its files change hands at its next
+    # start, which is their last change.
+    handed_over = plan.user is None
     current = {identity.path: identity for identity in now}
     found = []
     for identity in was:
@@ -63,6 +67,8 @@ def _file_differences(
             found.append(f"{name} is gone")
             continue
         for key, text in _WHAT.items():
+            if key == "changed_ns" and handed_over:
+                continue
             if getattr(identity, key) != getattr(other, key):
                 found.append(f"{name} was changed after the capture ({text})")
                 break
@@ -103,7 +109,7 @@ def differences(
     # A sandbox may have been started anew since a snapshot; the snapshot's own plan counts.
     keys = _SAME if manifest.kind == "suspended" else ("image_digest",)
     found += _machine_differences(manifest.plan, plan, keys)
-    found += _file_differences(manifest.files, now.files)
+    found += file_differences(manifest.files, now.files, manifest.plan)
     if manifest.token_expires_at is not None and manifest.token_expires_at < now.time_s:
         found.append("the sandbox's token has expired meanwhile")
     return found

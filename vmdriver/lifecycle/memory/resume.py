@@ -139,11 +139,13 @@ class Resume:
         await sandbox.update(extensions=new_run(record, kind))
         with watch.step("hooks"):
             await self._ask_extensions(sandbox, kind)
+        user = await self.launcher.user.acquire(record.id, sandbox.ledger)
+        plan = planner.with_user(plan, user)
         source = await self._from_memory(sandbox, ref, plan, secrets)
         await sandbox.update(
             plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
         )
-        await store.grant(ref.directory, granted=True)
+        await store.lend(ref.directory, user)
         try:
             await self.launcher.take(
                 record,
@@ -154,7 +156,7 @@ class Resume:
                 ),
             )
         finally:
-            await store.grant(ref.directory, granted=False)
+            await store.take_back(ref.directory)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
             await sandbox.update(memory=used, secrets_digest=manifest.secrets_digest)

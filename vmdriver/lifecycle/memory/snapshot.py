@@ -39,7 +39,7 @@ from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model import wishes
 from vmdriver.model.checkpoint import MemoryRef, SeenAge, SnapshotEntry
 from vmdriver.model.phase import Action, Asked, Intent, MachineState, Phase
-from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
 from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 from vmdriver.model.runs import Reason
 from vmdriver.model.spec import SandboxSpec
@@ -141,7 +141,7 @@ class Snapshots:
         with watch.step("go on"):
             await capture.let_go_on(sandbox)  # before the files are written out
         still = sum(watch.steps.values())
-        disk_bytes = await ports.disks.freeze_layer(layers[-1])
+        disk_bytes = await ports.disks.freeze_layer(layers[-1], plan.user)
         ref: MemoryRef | None = None
         if streamed is not None:
             with watch.step("cut"):
@@ -184,14 +184,15 @@ class Snapshots:
         layer = await self._new_layer(sandbox, layers)
         # Read-only only then: a record that cannot be saved stays on a layer to write to.
         await stand_on(sandbox, (*layers, layer))
-        disk_bytes = await self.ports.disks.freeze_layer(layers[-1])
+        disk_bytes = await self.ports.disks.freeze_layer(layers[-1], _user(sandbox))
         return _entry(name, layers, disk_bytes)
 
     async def _new_layer(
         self, sandbox: Sandbox, on: tuple[str, ...], *, running: bool = False
     ) -> str:
         """`running`: a machine is to switch to it."""
-        path = self.paths.new_layer(sandbox.record.id)
+        user = _user(sandbox)
+        path = self.paths.new_layer(sandbox.record.id, user)
         disk = Disk(
             role="root",
             path=path,
@@ -199,7 +200,9 @@ class Snapshots:
             read_only=False,
             backing=planner.below((*on, path), sandbox.record.base),
         )
-        await NewLayer(self.ports.disks).acquire(sandbox.ledger, disk, running=running)
+        await NewLayer(self.ports.disks).acquire(
+            sandbox.ledger, disk, user, running=running
+        )
         return path
 
     async def allow_fork(self, sandbox: Sandbox, spec: SandboxSpec) -> None:
@@ -288,6 +291,11 @@ class Snapshots:
         unneeded = old - layers_of(sandbox.record)
         await self.layers.drop(sandbox.record.id, unneeded)
         sandbox.tell("Reverted", f"the sandbox returns to its snapshot {entry.name}")
+
+
+def _user(sandbox: Sandbox) -> MachineUser | None:
+    """As whom its machine runs, or ran."""
+    return sandbox.record.plan.user if sandbox.record.plan else None
 
 
 def _entry(

@@ -17,14 +17,20 @@ from pydantic import SecretStr
 
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, NetworkPlan
+from vmdriver.model.plan import (
+    Accelerator,
+    Disk,
+    LaunchPlan,
+    MachineUser,
+    NetworkPlan,
+)
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import Salvage
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """The host user that QEMU runs as."""
+    """A host user, and its group."""
 
     uid: int
     gid: int
@@ -155,9 +161,9 @@ class Network(Protocol):
 class Disks(Protocol):
     """A sandbox's files."""
 
-    async def create_overlay(self, disk: Disk) -> None:
-        """Make the root disk's layer; one that a machine may have written to is kept instead.
-        Exhausted, StorageError.
+    async def create_overlay(self, disk: Disk, user: MachineUser | None) -> None:
+        """Make the root disk's layer, that machine's to write to; one that a machine may have
+        written to is kept instead. Exhausted, StorageError.
         """
 
     async def is_whole(self, layer: str, below: str) -> bool:
@@ -181,16 +187,23 @@ class Disks(Protocol):
         next. StorageError: nothing may open them.
         """
 
-    async def merge_layer(self, disk: Disk) -> None:
-        """Write a root disk's topmost layer into the one below it. No machine uses them. May be
-        repeated.
+    async def merge_layer(self, disk: Disk, user: MachineUser | None) -> None:
+        """Write a root disk's topmost layer into the one below it, which is that machine's to write
+        to from then on. No machine uses them. May be repeated.
         """
 
     async def free_bytes(self, path: str) -> int:
         """Free space for the files beside that one, as QEMU's user may use it."""
 
-    async def freeze_layer(self, path: str) -> int:
-        """Nobody is to write to it any more; the bytes that it occupies."""
+    async def freeze_layer(self, path: str, user: MachineUser | None) -> int:
+        """Nobody is to write to it any more, and only that machine to read it; the bytes that it
+        occupies.
+        """
+
+    async def share_layer(self, path: str, user: MachineUser | None) -> None:
+        """Nobody is to write to it any more, and every machine to read it. `user`: of the one
+        that wrote it.
+        """
 
     async def flush_status(self, path: str) -> None:
         """Make the status disk's content durable."""
@@ -253,6 +266,30 @@ class LaunchFiles(Protocol):
 
     async def write_for_template(self, plan: LaunchPlan) -> None:
         """Write seed, status disk and console for a template."""
+
+
+class MachineUsers(Protocol):
+    """Host users, by number, one for each machine. A number is free when nothing of this host
+    belongs to it.
+    """
+
+    async def claim(self, number: int) -> bool:
+        """Have it belong to one machine, on disk. May be repeated while nothing belongs to it.
+        False: a process runs as it, or files of a former machine are left.
+        """
+
+    async def is_idle(self, number: int) -> bool:
+        """Whether no process runs as it."""
+
+    async def clear(self, number: int, owner: str) -> None:
+        """Have nothing belong to it any more, of that owner's files among it: what others need
+        stays, and is nobody's. Unavailable while a process runs as it. May be repeated.
+        """
+
+    async def collect(self, held: set[int], *, all_known: bool) -> set[int]:
+        """Give up claims that nothing belongs to but for those held; all the others that
+        something of this driver on disk still belongs to. Not `all_known`: any claim may be held.
+        """
 
 
 class SupervisorDisks(Protocol):

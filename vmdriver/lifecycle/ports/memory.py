@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vmdriver.model.checkpoint import FileIdentity, MemoryManifest, Part
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import LaunchPlan, MachineUser
 
 STATE_BYTES = 16 * 2**20
 """Room for everything of a checkpoint that is not the guest's RAM; QEMU writes under 1 MiB."""
@@ -124,9 +124,15 @@ class MemoryStore(Protocol):
     async def saved(self, directory: str) -> SavedMachine:
         """What to load."""
 
-    async def grant(self, directory: str, *, granted: bool) -> None:
-        """Let QEMU's user open a checkpoint's memory, or take that right back; what is open
-        stays open. Checkpoints that nobody is loading are ours alone.
+    async def lend(self, directory: str, user: MachineUser | None) -> None:
+        """Let a machine open a checkpoint's memory. Those that nobody is loading are ours alone."""
+
+    async def take_back(self, directory: str) -> None:
+        """What was lent is ours again; what is open stays open."""
+
+    async def share(self, directory: str, user: MachineUser | None) -> None:
+        """Let every machine open a checkpoint's memory, and none anything else in it. `user`: of
+        the machine that it was taken from.
         """
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from vmdriver.model.plan import MachineUser
+
 
 class Paths(Protocol):
     """What the launcher needs to know about files."""
@@ -15,8 +17,10 @@ class Paths(Protocol):
     def of(self, sandbox_id: str) -> SandboxPaths:
         """A sandbox's files."""
 
-    def new_layer(self, sandbox_id: str) -> str:
-        """A path for one more layer of its root disk; never the same one twice."""
+    def new_layer(self, sandbox_id: str, user: MachineUser | None) -> str:
+        """A path for one more layer of its root disk; never the same one twice. `user`: None for
+        one that others will stand on when it is made.
+        """
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from vmdriver.lifecycle.ports.host import (
     Disks,
     Hypervisor,
     LaunchFiles,
+    MachineUsers,
     Network,
     Records,
     SupervisorDisks,
@@ -33,3 +34,4 @@ class Ports:
     guest: Guest
     memory_store: MemoryStore
     network_guard: NetworkGuard
+    machine_users: MachineUsers

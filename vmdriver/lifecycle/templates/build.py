@@ -16,6 +16,7 @@ from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
+from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import CheckpointPart, image_bytes
@@ -46,12 +47,13 @@ class TemplateMaker:
         settings: Settings,
         paths: Paths,
         lease: AddressLease,
+        user: UserLease,
         parts: Sequence[Part],
         budget: MemoryBudget,
         leftovers: Leftovers,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._lease, self._parts = lease, parts
+        self._lease, self._user, self._parts = lease, user, parts
         self._budget, self._leftovers = budget, leftovers
         self.layers: set[str] = set()
         """Of templates that are being built."""
@@ -97,7 +99,8 @@ class TemplateMaker:
         """Build it. DriverError; cancellable; nothing is left over then, room and address
         that were set aside for it among it, but for what cannot be given back yet.
         """
-        layer = self._paths.new_layer(owner_of(key))
+        # Not in a folder of its machine's: others stand on it when that is gone.
+        layer = self._paths.new_layer(owner_of(key), None)
         building = self.layers
         building.add(layer)
         one = Unowned(
@@ -113,7 +116,8 @@ class TemplateMaker:
     ) -> MemoryManifest:
         ports, part, ledger = self._ports, f"{target}.part", one.ledger
         lease = await self._lease.acquire(one.owner, ledger)
-        plan = self._plan(one, plan, part, lease, layer)
+        user = await self._user.acquire(one.owner, ledger)
+        plan = planner.with_user(self._plan(one, plan, part, lease, layer), user)
         image = CheckpointPart(ports.memory_store)
         memory = await image.acquire(ledger, part, image_bytes(plan))
         write = partial(ports.launch_files.write_for_template, plan)
@@ -125,12 +129,12 @@ class TemplateMaker:
         await ports.memory.pause(plan.domain)
         captured = await ports.memory.capture(plan.domain, memory, plan.memory_mib)
         await ports.hypervisor.destroy(plan.domain)
-        await ports.disks.freeze_layer(layer)
+        await ports.disks.share_layer(layer, user)
         parts = await ports.memory_store.write_parts(part, captured)
         manifest = await describe(
             ports, "template", plan, captured, parts, workspace=workspace
         )
-        await ports.memory_store.grant(part, granted=True)
+        await ports.memory_store.share(part, user)
         try:
             await ports.memory_store.publish(part, target, manifest)
         except BaseException:

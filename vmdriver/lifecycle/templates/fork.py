@@ -16,6 +16,7 @@ from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.launch import Beginning
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
+from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import Hypervisor, LaunchFiles, Network
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
@@ -40,6 +41,7 @@ class Forks:
     memory_store: MemoryStore
     guest: Guest
     addresses: AddressPool
+    user: UserLease
     paths: Paths
     instance: str
     restore_timeout_s: float
@@ -114,7 +116,7 @@ class Forks:
         self, sandbox: Sandbox, plan: LaunchPlan, template: Template, waiting: Waiting
     ) -> Beginning:
         """Everything is there already, and gets another owner."""
-        plan = await self._take_lease(sandbox, plan, waiting)
+        plan = await self._take_leases(sandbox, plan, waiting)
         plan = on_template(plan, template, waiting.plan.disk("root").path)
 
         def source(
@@ -136,19 +138,22 @@ class Forks:
         await self.network.reassign_tap(plan.network.lease.tap, owner)
         await self.network.limit_rate(plan.network)
 
-    async def _take_lease(
+    async def _take_leases(
         self, sandbox: Sandbox, plan: LaunchPlan, waiting: Waiting
     ) -> LaunchPlan:
-        """The sandbox's address lease is the waiting machine's from now on."""
+        """The sandbox's address and user are the waiting machine's from now on."""
         lease, addresses = waiting.plan.network.lease, self.addresses
 
         async def exchange() -> None:
             await sandbox.ledger.remember(LEASE, lease.model_dump())
             addresses.free(waiting.owner)
             addresses.adopt(sandbox.record.id, lease)
+            name, ledger = sandbox.record.id, sandbox.ledger
+            await self.user.pass_on(waiting.owner, name, ledger)
 
         await finished(exchange())
-        plan = planner.with_lease(plan, lease)
+        assert waiting.plan.user is not None  # noqa: S101 - it was started by this driver
+        plan = planner.with_user(planner.with_lease(plan, lease), waiting.plan.user)
         return plan.model_copy(update={"domain": waiting.plan.domain})
 
     async def _start_fork(

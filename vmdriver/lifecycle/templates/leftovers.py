@@ -24,6 +24,7 @@ from vmdriver.lifecycle.engine.resource import (
     CHECKPOINT_PART,
     FIREWALL,
     LEASE,
+    MACHINE_USER,
     OVERLAY,
     Given,
     Resources,
@@ -175,8 +176,8 @@ class Leftovers:
         if held.key == FIREWALL and one.claimed and self._has_moved(one):
             # That sandbox loads its own under the same name at any moment.
             raise Unavailable("its table goes when the sandbox with its address does")
-        if held.key == LEASE and one.ledger.held(Scope.RUNTIME):
-            raise Unavailable("its address is leased while there may be anything at it")
+        if held.key in {LEASE, MACHINE_USER} and one.ledger.held(Scope.RUNTIME):
+            raise Unavailable("its address and user are leased while anything is left")
         await self._resources.release(Given(held, one.owner, one.ledger))
 
     def _has_moved(self, one: Unowned) -> bool:

@@ -1,8 +1,8 @@
 """Forks of templates that wait at the barrier, loaded and paused, for somebody to be.
 
 They are unowned: what they hold carries marks of no sandbox, so that the next driver's sweep
-removes what this one leaves. Whoever claims one takes its address, its disk layer and its
-machine over.
+removes what this one leaves. Whoever claims one takes its address, its user, its disk layer and
+its machine over.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
+from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory.resources import CheckpointPart
 from vmdriver.lifecycle.ports.paths import Paths
@@ -59,13 +60,14 @@ class WarmPool:
         settings: Settings,
         paths: Paths,
         lease: AddressLease,
+        user: UserLease,
         parts: Sequence[Part],
         templates: Templates,
         directory: str,
         leftovers: Leftovers,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._lease, self._parts = lease, parts
+        self._lease, self._user, self._parts = lease, user, parts
         self._templates, self._directory = templates, directory
         self._leftovers = leftovers
         self._waiting: list[Waiting] = []
@@ -177,9 +179,10 @@ class WarmPool:
         plan = planner.as_unowned(
             template.manifest.plan, instance, one.owner, directory
         )
-        layer = self._paths.new_layer(one.owner)
+        user = await self._user.acquire(one.owner, one.ledger)
+        layer = self._paths.new_layer(one.owner, user)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
-        plan = walled(plan, self._settings)
+        plan = planner.with_user(walled(plan, self._settings), user)
         await CheckpointPart(ports.memory_store).acquire(one.ledger, directory, 0)
         owner = mark(instance, one.owner)
 

@@ -33,7 +33,7 @@ from vmdriver.model.record import SandboxRecord, layers_of, utc_now
 _log = logging.getLogger(__name__)
 _FORMAT = 2
 """Raised when the guest's way to the barrier changes, or what its files must be like. 2: nobody but
-us may write to them.
+us may write to them, and machines' common group may read them.
 """
 _MOST = 16
 _FAILED_FOR_S = 600.0

@@ -1,0 +1,150 @@
+"""Which host user each machine runs as. In memory; ledgers, and a folder for each number, are what
+is on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from vmdriver.errors import Exhausted, Unavailable
+from vmdriver.host.retry import tried
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.resource import MACHINE_USER, Given
+from vmdriver.lifecycle.ports.host import MachineUsers
+from vmdriver.model.machine_uids import MachineUids
+from vmdriver.model.plan import MachineUser
+
+_log = logging.getLogger(__name__)
+
+
+class UserPool:
+    """Hands out numbers. One that was given back is not used again before the others."""
+
+    def __init__(self, uids: MachineUids) -> None:
+        self.uids = uids
+        self._held: dict[str, int] = {}
+        self._avoided: set[int] = set()
+        self._next = 0
+
+    def adopt(self, owner: str, number: int) -> None:
+        """Note one that a ledger holds."""
+        self._held[owner] = number
+        numbers = self.uids.numbers
+        if number in numbers:
+            self._next = max(self._next, numbers.index(number) + 1)
+
+    def avoid(self, numbers: set[int]) -> None:
+        """Never hand these out: something on disk belongs to them, and no ledger says whose."""
+        self._avoided |= numbers - self.held()
+
+    def held(self) -> set[int]:
+        """All numbers that somebody has."""
+        return set(self._held.values())
+
+    def holder(self, number: int) -> str | None:
+        """Whose that number is."""
+        return next((o for o, held in self._held.items() if held == number), None)
+
+    def number_of(self, owner: str) -> int | None:
+        """The number that somebody has."""
+        return self._held.get(owner)
+
+    def free(self, owner: str) -> None:
+        """Give a number back."""
+        self._held.pop(owner, None)
+
+    def take(self, owner: str, tried: set[int]) -> int:
+        """The number that it has, or one that nobody has and that was not tried. Exhausted.
+
+        >>> pool = UserPool(MachineUids(250000, 250004))
+        >>> pool.take("s1", set()), pool.take("s2", set()), pool.take("s1", set())
+        (250002, 250003, 250002)
+        """
+        present = self._held.get(owner)
+        if present is not None and present not in tried:
+            return present
+        numbers = self.uids.numbers
+        used = self.held() | self._avoided | tried
+        for step in range(len(numbers)):
+            number = numbers[(self._next + step) % len(numbers)]
+            if number not in used:
+                self.adopt(owner, number)
+                return number
+        raise Exhausted(
+            f"all {len(numbers)} user ids for machines ({self.uids}) are in use",
+            reason="MachineUidsExhausted",
+            resolution="delete sandboxes, or set machine_uids to a larger range",
+        )
+
+
+class _TakenError(Exception):
+    """Something of a former owner is left."""
+
+
+@dataclass(frozen=True)
+class UserLease:
+    """A host user of the machine's own; taken once and kept until delete, with every file."""
+
+    pool: UserPool
+    users: MachineUsers
+    key, needs = MACHINE_USER, ("uid",)
+
+    async def acquire(self, owner: str, ledger: Ledger) -> MachineUser:
+        """The one that it has, or a new one, for a machine that is not there yet. Exhausted,
+        HostError; Unavailable while something that was ended still runs as it.
+        """
+        held = ledger.get(MACHINE_USER)
+        if held is None or not held.done:
+            return self.pool.uids.user(await self._take(owner, ledger))
+        number = int(held.data["uid"])
+        if not await self.users.is_idle(number):
+            raise Unavailable(
+                f"a process that should have ended still runs as user {number}",
+                reason="MachineUserBusy",
+                resolution=f"look for it with ps -U {number}; start the sandbox again when "
+                "it is gone",
+            )
+        return self.pool.uids.user(number)
+
+    async def _take(self, owner: str, ledger: Ledger) -> int:
+        taken: set[int] = set()
+        while True:
+            number = self.pool.take(owner, taken)
+            data, claim = {"uid": str(number)}, partial(self._claim, number)
+            try:
+                await ledger.acquire(MACHINE_USER, Scope.PERSISTENT, data, claim)
+            except _TakenError:
+                taken.add(number)
+            except BaseException:
+                if ledger.get(MACHINE_USER) is None:  # not even noted
+                    self.pool.free(owner)
+                raise
+            else:
+                return number
+
+    async def _claim(self, number: int) -> None:
+        if not await self.users.claim(number):
+            raise _TakenError
+
+    async def pass_on(self, former: str, owner: str, ledger: Ledger) -> None:
+        """A former owner's number is this one's from now on, whose own goes: nothing belongs to
+        it yet. Not to be cancelled.
+        """
+        number, own = self.pool.number_of(former), self.pool.number_of(owner)
+        assert number is not None  # noqa: S101 - a machine has one
+        await ledger.remember(MACHINE_USER, {"uid": str(number)})
+        self.pool.free(former)
+        self.pool.adopt(owner, number)
+        if own is not None:
+            await tried(_log, self.users.clear(own, owner), f"user {own}")
+
+    async def release(self, given: Given) -> None:
+        number = int(given["uid"])
+        if self.pool.holder(number) not in {given.owner, None}:
+            return  # it was passed on
+        # An entry that was cut off may be of a number that was somebody's.
+        if given.held.done or await self.users.claim(number):
+            await self.users.clear(number, given.owner)
+        self.pool.free(given.owner)
