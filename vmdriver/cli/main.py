@@ -91,10 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, text in (
         ("serve", "run the driver on its socket"),
-        ("doctor", "check this host and say what to do about what is wrong"),
         ("ls", "list the sandboxes of the running driver"),
     ):
         _leaf(commands, common, name, text)
+    _add_doctor(commands, common)
     text = "show all that is known of one sandbox; works without a running driver"
     one = _leaf(commands, common, "inspect", text)
     one.add_argument("id", help="sandbox id")
@@ -122,6 +122,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_extension_commands(commands, common)
     _add_compose(commands)
     return parser
+
+
+def _add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
+    text = "check this host and say what to do about what is wrong"
+    one = _leaf(commands, common, "doctor", text)
+    one.add_argument(
+        "--attack",
+        nargs="?",
+        const="",
+        metavar="ID",
+        help="instead, try from that sandbox's machine, or from each that runs, what an escaped "
+        "QEMU could do, and flush its firewall: 1 if anything got further than it should",
+    )
 
 
 def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -216,8 +229,11 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
 
         return serve(loaded)
     if arguments.command == "doctor":
+        from vmdriver.cli.attack import attack
         from vmdriver.cli.doctor import doctor
 
+        if arguments.attack is not None:
+            return attack(loaded, arguments.attack, as_json=arguments.json)
         return doctor(loaded, as_json=arguments.json)
     if arguments.command == "plan":
         from vmdriver.cli.plan import plan
