@@ -25,6 +25,8 @@ from vmdriver.host.threads import Threads
 from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.accelerator import AcceleratorProbe
+from vmdriver.hypervisor.box_trial import DAEMON_SETTINGS, BoxTrial
+from vmdriver.hypervisor.boxes import Boxes
 from vmdriver.hypervisor.cgroup_place import Place, find_place
 from vmdriver.hypervisor.cgroups import Cgroups, device_of
 from vmdriver.hypervisor.connection import Connection
@@ -48,7 +50,7 @@ from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.users import UserPool
-from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.host import Ownership, WallSource
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.network.guard import NetworkGuard
@@ -94,11 +96,12 @@ class Driver:
         self._guardian = Guardian(self.charge)
         self._possession = Possession(self.layout, owner)
         self.disks = DiskStore(self.layout, self._files, owner)
-        check = self.disks.check_layers
         self.cgroups = self._cgroups(uri)
-        self.machines = Machines(
-            self.connection, instance, owner, passage, check, self.cgroups
-        )
+        self.users = UserPool(machine_uids(config))
+        self.box_trial = self._box_trial()
+        self.wall_sources: tuple[WallSource, ...] = (self.box_trial,)
+        self.sealing = Sealing(self.libvirt_root)
+        self.machines, self.memory = self._machines(owner)
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
             self.layout, self._files, numbers=self._numbers
@@ -114,17 +117,30 @@ class Driver:
             numbers=self._numbers,
         )
         self.records = RecordStore(self.layout, self._files)
-        self.sealing = Sealing(self.libvirt_root)
-        self.memory = DomainMemory(
-            self.connection, self._files, self.sealing, passage, check, self.cgroups
-        )
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
-        self.users = UserPool(machine_uids(config))
         self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator()
         self.core = self._core()
         self.broadcaster, self.manager = self.core.broadcaster, self.core.manager
+
+    def _box_trial(self) -> BoxTrial:
+        boxes = Boxes(self.layout.libvirt, self.passage)
+        name, probe = f"{self.config.driver.instance}-trial", self.users.uids.probe
+        daemon = None if self.embedded else DAEMON_SETTINGS
+        owner = Ownership(probe.uid, probe.gid)
+        return BoxTrial(boxes, self._files, name, owner, daemon)
+
+    def _machines(self, owner: Ownership) -> tuple[Machines, DomainMemory]:
+        connection, passage = self.connection, self.passage
+        instance, check = self.config.driver.instance, self.disks.check_layers
+        groups, boxes = self.cgroups, self.box_trial.boxes
+        machines = Machines(connection, instance, owner, passage, check, groups, boxes)
+        files, sealing, emulator = self._files, self.sealing, machines.emulator
+        memory = DomainMemory(
+            connection, files, sealing, passage, check, groups, emulator
+        )
+        return machines, memory
 
     def _core(self) -> Core:
         config, layout = self.config, self.layout
@@ -143,6 +159,7 @@ class Driver:
             accelerator=self.accelerator,
             paths=self.paths,
             files=self._files,
+            wall_sources=self.wall_sources,
             addresses=AddressPool(
                 config.driver.instance, config.network.address_pool, spread=True
             ),
@@ -217,6 +234,7 @@ class Driver:
             self.prepare_connection()
             await reserve.enough()
         await self.sealing.prepare()
+        await self._try_box()
         await self.network.prepare()
         self.network_guard.open()
         await self.images.open()
@@ -229,6 +247,11 @@ class Driver:
         self.accelerator.start()
         # libvirt asks QEMU what it can do at the first question; nobody should wait for that.
         self._warm_up = asyncio.create_task(self._know_the_hypervisor(), name="warm-up")
+
+    async def _try_box(self) -> None:
+        """What it lacks is told at the first start that is refused for it, too."""
+        for lack in (await self.box_trial.offer(None)).lacks:
+            _log.warning("machines cannot have %s: %s", lack.part, lack.why)
 
     async def _know_the_hypervisor(self) -> None:
         with contextlib.suppress(DriverError):

@@ -10,7 +10,7 @@ from vmdriver import __version__
 from vmdriver.app import Driver, open_driver
 from vmdriver.config import WITHOUT_MEANING, Config, Loaded
 from vmdriver.config.views import admin_socket, machine_uids
-from vmdriver.host import reaper
+from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
 from vmdriver.host.uid_claim import UidClaim
 from vmdriver.service import admin, servicer
@@ -41,6 +41,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     uids = machine_uids(config)
     claim = UidClaim(uids.first, uids.last)
     await claim.acquire()
+    out_of_memory.yield_to_launcher()
     reaper.install(asyncio.get_running_loop())
     driver = await open_driver(config)
     readiness = Readiness()

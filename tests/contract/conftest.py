@@ -15,6 +15,7 @@ from tests.fakes.serve import WORK
 from tests.fakes.world import World
 from vmdriver.host import facts
 from vmdriver.host.lanes import Lanes
+from vmdriver.hypervisor.boxes import Boxes
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
@@ -76,9 +77,9 @@ async def hypervisor(
         )  # a private file: test:///default is shared in the process
     else:
         connection = Connection(embed_uri(embedded_root), lanes)
-    machines = Machines(
-        connection, "test", qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
-    )
+    owner = qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
+    boxes = Boxes(embedded_root)
+    machines = Machines(connection, "test", owner, boxes=boxes)
     machines.name = request.param  # type: ignore[attr-defined]
     machines.connection = connection  # type: ignore[attr-defined]
     machines.sealing = Sealing(embedded_root)  # type: ignore[attr-defined]

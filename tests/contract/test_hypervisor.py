@@ -30,6 +30,7 @@ from vmdriver.errors import (
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import capture, monitor, qemu_process
+from vmdriver.hypervisor.box import BOX_PARTS
 from vmdriver.hypervisor.cgroup_place import Place
 from vmdriver.hypervisor.cgroups import Cgroups
 from vmdriver.hypervisor.guest_agent import GuestAgent
@@ -82,13 +83,17 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
             "kernel": str(boot / "kernel"),
             "initramfs": str(boot / "initramfs"),
             "memory_mib": 256,
+            "wall": BOX_PARTS,
         }
     )
 
 
 def machine_memory(hypervisor: Any) -> DomainMemory:
     return DomainMemory(
-        hypervisor.connection, Threads("contract", 2), hypervisor.sealing
+        hypervisor.connection,
+        Threads("contract", 2),
+        hypervisor.sealing,
+        emulator=hypervisor.emulator,
     )
 
 
@@ -429,7 +434,13 @@ async def test_a_machine_runs_in_its_cgroup_or_not_at_all(
     tree.refused = {"cgroup.procs": errno.EPERM} if refused else {}
     machines = Machines(connection, "test", qemu_owner(), cgroups=cgroups)
     threads = Threads("contract", 2)
-    memory = DomainMemory(connection, threads, hypervisor.sealing, cgroups=cgroups)
+    memory = DomainMemory(
+        connection,
+        threads,
+        hypervisor.sealing,
+        cgroups=cgroups,
+        emulator=machines.emulator,
+    )
     plan = plan.model_copy(update={"wall": ("cgroup",)})
     begun = (
         machines.start(plan, MARK)
@@ -462,7 +473,9 @@ async def test_without_a_way_to_only_read_it_no_machine_maps_memory(
         pytest.skip("this QEMU can be told")
     _, saved = await _sealed_memory(hypervisor, plan, folder)
     threads, sealing = Threads("contract", 2), Sealing(folder)
-    without = DomainMemory(hypervisor.connection, threads, sealing)
+    without = DomainMemory(
+        hypervisor.connection, threads, sealing, emulator=hypervisor.emulator
+    )
     assert not await without.seals()
     with pytest.raises(HypervisorError, match="Permission denied"):
         await without.load(plan, MARK, saved, str(folder / "scratch"))

@@ -24,6 +24,7 @@ from tests.fakes.paths import FakePaths
 from tests.fakes.records import FakeRecords
 from tests.fakes.settings import SETTINGS
 from tests.fakes.supervisor_disks import FakeSupervisorDisks
+from tests.fakes.wall_source import FakeWallSource
 from tests.fakes.world import World
 from vmdriver.extensions.loader import participants
 from vmdriver.host.threads import Threads
@@ -112,11 +113,13 @@ class FakeDriver:
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)
+        self.wall = FakeWallSource()
         self.core = Core(
             ports=ports,
             settings=settings,
             journals=lambda sandbox_id: FakeJournal(world, sandbox_id),
             accelerator=FakeAccelerator(),
+            wall_sources=(self.wall,),
             paths=paths or FakePaths(),
             files=self._files,
             addresses=AddressPool(instance, settings.address_pool),

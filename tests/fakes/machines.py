@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmdriver.errors import HypervisorError, Unavailable
+from vmdriver.hypervisor.box import Box
 from vmdriver.hypervisor.domain_xml import Host
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import Passage
@@ -32,6 +33,11 @@ class FakeMachines:
         return {"hypervisor": self.version, "libvirt": "9.0.0"}
 
     async def host(self, kind: Literal["kvm", "qemu"]) -> Host:
+        return await self.probe_host(kind, "", Box())
+
+    async def probe_host(
+        self, kind: Literal["kvm", "qemu"], name: str, box: Box
+    ) -> Host:
         return Host(kind, "x86_64", "pc-q35-7.2", "/usr/bin/qemu", OWNER)
 
     async def start_xml(self, name: str, text: str) -> None:

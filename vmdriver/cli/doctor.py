@@ -22,6 +22,7 @@ from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.kvm_access import KVM_DEVICE
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
+from vmdriver.model.wall import MEANING, joined
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.trust import policy_in_force
 from vmdriver.service.server import check_path
@@ -293,10 +294,26 @@ async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | Non
         return _failed(check, error), None
 
 
+async def _wall(driver: Driver) -> AsyncIterator[Finding]:
+    """A line for each part: what starts without it is the operator's word."""
+    strict = driver.config.isolation.isolation == "strict"
+    found = joined([await source.offer(None) for source in driver.wall_sources])
+    for part in found.parts:
+        yield Finding(f"wall: {part}", "ok", MEANING[part])
+    for lack in found.lacks:
+        text = "no machine starts" if strict else "machines start without it"
+        level, way_out = "fail" if strict else "warn", lack.resolution
+        yield Finding(f"wall: {lack.part}", level, f"{text}: {lack.why}", way_out)
+
+
 async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
     """What the outside worlds say themselves."""
     findings = []
-    checks = (("network", _network(driver)), ("libvirt", _libvirt(driver, alone=alone)))
+    checks = (
+        ("network", _network(driver)),
+        ("libvirt", _libvirt(driver, alone=alone)),
+        ("wall", _wall(driver)),
+    )
     try:
         for name, check in checks:
             try:

@@ -28,7 +28,7 @@ from vmdriver.model.ids import domain_name
 from vmdriver.model.set_aside import STATE_UNREADABLE
 from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout, SandboxFiles
-from vmdriver.storage.records import is_sandbox
+from vmdriver.storage.records import is_sandbox, read_record
 
 
 def print_json(value: Any) -> None:
@@ -78,6 +78,7 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
 
     found = list_sandboxes(loaded.config.gateway.bind_socket)
     if as_json:
+        found = [sandbox | {"wall": _wall(loaded, sandbox["id"])} for sandbox in found]
         print_json(found)
         return 0
     rows = [
@@ -95,6 +96,15 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
         if sandbox["reason"] == STATE_UNREADABLE:
             print(f"note: {sandbox['id']}: {indented(sandbox['message'])}")
     return 0
+
+
+def _wall(loaded: Loaded, sandbox_id: str) -> list[str] | None:
+    """Parts of the wall around its last machine; None where its record cannot be read."""
+    try:
+        plan = read_record(_files(loaded, sandbox_id).root).plan
+    except (DriverError, OSError):
+        return None
+    return list(plan.wall) if plan else []
 
 
 def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
@@ -169,6 +179,8 @@ def _print_record(sandbox_id: str, record: dict[str, Any]) -> None:
         f"intent     {record['intent']}    phase {record['phase']}    launches "
         f"{record['launches']}"
     )
+    if record["plan"]:
+        print(f"wall       {', '.join(record['plan']['wall']) or 'no part of it'}")
     if record["failure"]:
         print(
             f"failure    {record['failure']['reason']}: "

@@ -24,6 +24,8 @@ METADATA = "https://openshell.dev/vmdriver/1"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _DEVICE_NAMES = {"root": "vda", "seed": "vdb", "status": "vdc", "supervisor": "vdd"}
 _LABEL = re.compile(r"\+([0-9]+):\+([0-9]+)")
+MEMORY_MIB = 256
+"""Of the accelerator probe's guest."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,12 @@ def for_restore(
     memory: str,
     mapping: ReadOnlyMapping,
     passage: Passage = DIRECT,
+    emulator: str = "",
 ) -> str:
     """The machine that a checkpoint was taken of, as the plan's: the plan's name, disks, tap and
     console, its RAM mapped copy-on-write from the file `memory`, which QEMU may only read.
     Everything that its guest has seen (models, addresses on the buses, CPU) stays as it was.
+    `emulator`: "" for the one that it had.
     """
     Xml.register_namespace("vmdriver", METADATA)
     Xml.register_namespace("qemu", _QEMU)
@@ -234,6 +238,7 @@ def for_restore(
     devices = root.find("devices")
     if devices is None:
         raise ValueError("the saved domain has no devices")
+    _set_text(devices, "emulator", emulator or devices.findtext("emulator", ""))
     for element in devices.findall("disk"):
         _redirect_disk(element, plan.disk(element.findtext("serial", "")))  # type: ignore[arg-type]
         throttle.render(element, plan)
@@ -348,7 +353,7 @@ def render_probe(
     """
     root = Xml.Element("domain", {"type": host.domain_type})
     _add(root, "name", name)
-    _add(root, "memory", "256", unit="MiB")
+    _add(root, "memory", str(MEMORY_MIB), unit="MiB")
     _add(root, "vcpu", "1")
     _boot(
         root,

@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 
 from vmdriver.errors import HypervisorError
 from vmdriver.host.plain_file import read_start
-from vmdriver.hypervisor.domain_xml import Host, render_probe
+from vmdriver.hypervisor.box import Box
+from vmdriver.hypervisor.domain_xml import MEMORY_MIB, Host, render_probe
 from vmdriver.hypervisor.kvm_outcome import Outcome, undecided
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.paths import BootChoice
@@ -24,6 +25,7 @@ from vmdriver.model.phase import DomainState
 
 _QEMU_ENDED = ("closed the monitor", "exited while connecting to monitor")
 _STATUS_BYTES = 65536
+_FILE_BYTES = 2**24
 _LOOK_S = 0.1
 Type = Literal["kvm", "qemu"]
 
@@ -44,7 +46,7 @@ class Hypervisor(Protocol):
 
     passage: Passage
 
-    async def host(self, domain_type: Type) -> Host:
+    async def probe_host(self, kind: Type, name: str, box: Box) -> Host:
         """See Machines."""
 
     async def start_xml(self, name: str, text: str) -> None:
@@ -84,10 +86,11 @@ class Guest:
         for path, size in ((self._status, _STATUS_BYTES), (self._console, 0)):
             path.write_bytes(b"\0" * size)
             os.chown(path, self.owner.uid, self.owner.gid)
-        host = await self.machines.host(self.domain_type)
         theirs = self.machines.passage.theirs
         files = (theirs(self.boot.kernel), theirs(self.boot.initramfs))
         places = (theirs(str(self._status)), theirs(str(self._console)))
+        box = Box(files, places, self.domain_type == "kvm", MEMORY_MIB, _FILE_BYTES)
+        host = await self.machines.probe_host(self.domain_type, self.name, box)
         text = render_probe(self.name, files, *places, host, self.owner)
         try:
             await self.machines.start_xml(self.name, text)

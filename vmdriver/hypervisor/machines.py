@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 from xml.etree import ElementTree as Xml
@@ -14,6 +15,8 @@ import libvirt
 from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
 from vmdriver.host import facts
 from vmdriver.hypervisor import kvm_access, own_folders, qemu_process, throttle
+from vmdriver.hypervisor.box import Box, in_box
+from vmdriver.hypervisor.boxes import Boxes
 from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
@@ -30,6 +33,7 @@ _TERMINATE_S = 4.0
 """For QEMU to write out what it holds and end by itself."""
 _DESTROY_S = 12.0
 _QUIET_S = 5.0
+_BOX_S = 5.0
 _ROUNDS = 3
 _RUNNING = {
     libvirt.VIR_DOMAIN_RUNNING,
@@ -67,10 +71,12 @@ class Machines:
         passage: Passage = DIRECT,
         check: Check = unchecked,
         cgroups: Cgroups = NO_CGROUPS,
+        boxes: Boxes | None = None,
     ) -> None:
         self.passage = passage
         self._cgroups = cgroups
         self._check = check
+        self._boxes = boxes
         self._connection = connection
         self._instance = instance
         self._owner = owner
@@ -147,8 +153,36 @@ class Machines:
         host = await self._connection.lanes.attend(
             plan.domain, "wait for the hypervisor's capabilities", self.host(kind)
         )
+        host = replace(host, emulator=await self.emulator(plan))
         text = render(plan, host, mark, self.passage)
         await self.start_xml(plan.domain, text, plan)
+
+    async def emulator(self, plan: LaunchPlan, more: Sequence[str] = ()) -> str:
+        """The program that libvirt is to take for the plan's QEMU; the box that it is begun in is
+        ready. `more`: files that it reads besides those of its plan. StorageError.
+        """
+        kind: Literal["kvm", "qemu"] = "kvm" if plan.accelerator == "kvm" else "qemu"
+        plain, boxes = (await self.host(kind)).emulator, self._boxes
+        if boxes is None or not in_box(plan.wall):
+            return plain
+        return await self._in_lane(
+            plan.domain, lambda: boxes.make_for(plan, plain, more)
+        )
+
+    async def probe_host(
+        self, kind: Literal["kvm", "qemu"], name: str, box: Box
+    ) -> Host:
+        """What a guest of that name that is no sandbox is rendered for; its box is ready."""
+        host, boxes = await self.host(kind), self._boxes
+        if boxes is None or not in_box(boxes.parts):
+            return host
+        box = replace(box, parts=boxes.parts)
+        made = await self._in_lane(name, lambda: boxes.make(name, host.emulator, box))
+        return replace(host, emulator=made)
+
+    async def _in_lane(self, domain: str, make: Callable[[], str]) -> str:
+        what = f"make a box for {domain}"
+        return await self._connection.lanes.run(domain, what, make, deadline_s=_BOX_S)
 
     async def start_xml(
         self, name: str, text: str, plan: LaunchPlan | None = None
@@ -205,6 +239,8 @@ class Machines:
 
     async def destroy(self, domain: str) -> None:
         def end(connection: Any) -> None:
+            if self._boxes is not None:
+                self._boxes.remove(domain)
             machine = connection.lookupByName(domain)
             if machine.isActive():
                 _tolerate(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ class DomainMemory:
         passage: Passage = DIRECT,
         check: Check = unchecked,
         cgroups: Cgroups = NO_CGROUPS,
+        emulator: Callable[[LaunchPlan, Sequence[str]], Awaitable[str]] | None = None,
     ) -> None:
+        """`emulator`: see Machines.emulator; None: the one that a machine had when it was saved."""
+        self._emulator = emulator
         self._cgroups = cgroups
         self._connection = connection
         self._check = check
@@ -124,12 +128,7 @@ class DomainMemory:
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
     ) -> None:
         await self._check(plan.disk("root"))
-        mapping = self._sealing.mapping(
-            await self._qemu_version(), self._passage.theirs(saved.memory)
-        )
-        text = domain_xml.for_restore(
-            saved.domain_xml, plan, mark, saved.memory, mapping, self._passage
-        )
+        text = await self._described(plan, mark, saved)
         image = Path(scratch)
         if plan.accelerator == "kvm" and plan.user is not None:
             kvm_access.let_in(plan.user.gid)
@@ -169,6 +168,18 @@ class DomainMemory:
                 deadline_s=START_DEADLINE_S,
                 namespace=plan.network.namespace,
             )
+
+    async def _described(self, plan: LaunchPlan, mark: str, saved: SavedMachine) -> str:
+        """The domain to load; its box is ready."""
+        memory = saved.memory
+        mapping = self._sealing.mapping(
+            await self._qemu_version(), self._passage.theirs(memory)
+        )
+        reads = (memory, *mapping.files)
+        begin = await self._emulator(plan, reads) if self._emulator else ""
+        return domain_xml.for_restore(
+            saved.domain_xml, plan, mark, memory, mapping, self._passage, begin
+        )
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         theirs = self._passage.theirs(layer)

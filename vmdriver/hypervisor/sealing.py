@@ -35,6 +35,8 @@ class ReadOnlyMapping:
 
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    """What else it reads."""
 
 
 class Sealing:
@@ -104,4 +106,6 @@ class Sealing:
             "LD_PRELOAD": str(self.library),
             "VMDRIVER_READ_ONLY_MEMORY": memory,
         }
-        return ReadOnlyMapping(environment=preload)
+        # Without it QEMU is not allowed to open the memory, and says so.
+        files = (str(self.library),) if self.library.exists() else ()
+        return ReadOnlyMapping(environment=preload, files=files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -13,7 +14,7 @@ from vmdriver.errors import Unavailable
 _DEADLINE_S = 10.0
 
 
-def list_sandboxes(path: Path) -> list[dict[str, str]]:
+def list_sandboxes(path: Path) -> list[dict[str, Any]]:
     """Every sandbox of the driver on that socket, with its condition. Unavailable."""
     with grpc.insecure_channel(f"unix:{path}") as channel:
         stub = pb_grpc.ComputeDriverStub(channel)
@@ -34,7 +35,7 @@ def no_answer(path: Path, details: str) -> Unavailable:
     )
 
 
-def _row(sandbox: pb.DriverSandbox) -> dict[str, str]:
+def _row(sandbox: pb.DriverSandbox) -> dict[str, Any]:
     condition = sandbox.status.conditions[0]
     return {
         "id": sandbox.id,

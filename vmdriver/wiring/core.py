@@ -28,12 +28,14 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, Layers, launch_parts
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.launch.users import UserLease, UserPool
+from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.memory.resources import memory_resources
 from vmdriver.lifecycle.ports.host import (
     AcceleratorChoice,
     Guard,
     JournalOpener,
+    WallSource,
     no_crash_point,
 )
 from vmdriver.lifecycle.ports.paths import Paths
@@ -68,6 +70,7 @@ class Core:
         settings: Settings,
         journals: JournalOpener,
         accelerator: AcceleratorChoice,
+        wall_sources: Sequence[WallSource],
         paths: Paths,
         files: Threads,
         addresses: AddressPool,
@@ -92,6 +95,7 @@ class Core:
         self.parts = launch_parts(ports, self.layers)
         self.lease = AddressLease(addresses, ports.network)
         self.user = UserLease(users, ports.machine_users)
+        self.wall = Wall(wall_sources, settings.isolation)
         self.resources = self._resources()
         self.leftovers = Leftovers(ports, self.resources, addresses, retry_s)
         self.budget = MemoryBudget(
@@ -153,6 +157,7 @@ class Core:
             paths=self._paths,
             lease=self.lease,
             user=self.user,
+            wall=self.wall,
             files=self._files,
             supervisor=Supervisor(settings, ports.images, ports.supervisor_disks),
             budget=self.budget,
@@ -166,6 +171,7 @@ class Core:
             paths=self._paths,
             lease=self.lease,
             user=self.user,
+            wall=self.wall,
             parts=self.parts,
             budget=self.budget,
             leftovers=self.leftovers,
@@ -190,6 +196,7 @@ class Core:
             paths=self._paths,
             lease=self.lease,
             user=self.user,
+            wall=self.wall,
             parts=self.parts,
             templates=self.templates,
             directory=directory,

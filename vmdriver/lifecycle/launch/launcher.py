@@ -25,6 +25,7 @@ from vmdriver.lifecycle.launch.resources import (
 )
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.launch.users import UserLease
+from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.ports.host import AcceleratorChoice, Network, Records
 from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress, Images
 from vmdriver.lifecycle.ports.paths import Paths
@@ -82,6 +83,7 @@ class Launcher:
     paths: Paths
     lease: AddressLease
     user: UserLease
+    wall: Wall
     files: Threads
     supervisor: Supervisor
     budget: MemoryBudget
@@ -108,7 +110,10 @@ class Launcher:
             self.budget.claim(record, plan.memory_mib, draft.asker("memory_mib"))
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
-        return plan
+        try:
+            return await self.wall.around(plan)
+        except DriverError as error:
+            raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
 
     async def _image(self, record: SandboxRecord, tell: Tell) -> BaseDisk:
         if record.base:

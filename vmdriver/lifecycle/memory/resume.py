@@ -229,7 +229,7 @@ class Resume:
                 reason="MemoryShort",
                 resolution="stop or suspend other sandboxes",
             )
-        return manifest, plan
+        return manifest, await self.launcher.wall.around(plan)
 
     async def _check_loaded(self, sandbox: Sandbox) -> None:
         """A process before this one got past the point of no return."""

@@ -26,6 +26,7 @@ from vmdriver.model.plan import (
 )
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import Salvage
+from vmdriver.model.wall import Offer
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,13 @@ class AcceleratorChoice(Protocol):
 
     async def chosen(self) -> Accelerator:
         """Waits for the probe where one is under way."""
+
+
+class WallSource(Protocol):
+    """Makes parts of the wall around machines."""
+
+    async def offer(self, plan: LaunchPlan | None) -> Offer:
+        """What that plan's machine would get; None: any. Asked before each start; HostError."""
 
 
 class Network(Protocol):

@@ -86,6 +86,7 @@ class Settings:
     """0: snapshots stay until they are removed."""
     max_layers: int
     """Longest chain of a root disk's layers."""
+    isolation: Literal["strict", "available"]
     templates_enabled: bool
     templates_scope: Literal["host", "workspace"]
     warm_pool: int

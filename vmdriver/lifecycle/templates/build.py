@@ -17,6 +17,7 @@ from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.launch.users import UserLease
+from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory.manifest import describe
 from vmdriver.lifecycle.memory.resources import CheckpointPart, image_bytes
@@ -48,12 +49,14 @@ class TemplateMaker:
         paths: Paths,
         lease: AddressLease,
         user: UserLease,
+        wall: Wall,
         parts: Sequence[Part],
         budget: MemoryBudget,
         leftovers: Leftovers,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._lease, self._user, self._parts = lease, user, parts
+        self._lease, self._user, self._wall = lease, user, wall
+        self._parts = parts
         self._budget, self._leftovers = budget, leftovers
         self.layers: set[str] = set()
         """Of templates that are being built."""
@@ -118,6 +121,7 @@ class TemplateMaker:
         lease = await self._lease.acquire(one.owner, ledger)
         user = await self._user.acquire(one.owner, ledger)
         plan = planner.with_user(self._plan(one, plan, part, lease, layer), user)
+        plan = await self._wall.around(plan)
         image = CheckpointPart(ports.memory_store)
         memory = await image.acquire(ledger, part, image_bytes(plan))
         write = partial(ports.launch_files.write_for_template, plan)

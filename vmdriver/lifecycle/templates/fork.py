@@ -154,7 +154,8 @@ class Forks:
         await finished(exchange())
         assert waiting.plan.user is not None  # noqa: S101 - it was started by this driver
         plan = planner.with_user(planner.with_lease(plan, lease), waiting.plan.user)
-        return plan.model_copy(update={"domain": waiting.plan.domain})
+        begun = {"domain": waiting.plan.domain, "wall": waiting.plan.wall}
+        return plan.model_copy(update=begun)
 
     async def _start_fork(
         self, sandbox: Sandbox, plan: LaunchPlan, template: Template

@@ -20,6 +20,7 @@ from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
 from vmdriver.lifecycle.launch.users import UserLease
+from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory.resources import CheckpointPart
 from vmdriver.lifecycle.ports.paths import Paths
@@ -61,13 +62,15 @@ class WarmPool:
         paths: Paths,
         lease: AddressLease,
         user: UserLease,
+        wall: Wall,
         parts: Sequence[Part],
         templates: Templates,
         directory: str,
         leftovers: Leftovers,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
-        self._lease, self._user, self._parts = lease, user, parts
+        self._lease, self._user, self._wall = lease, user, wall
+        self._parts = parts
         self._templates, self._directory = templates, directory
         self._leftovers = leftovers
         self._waiting: list[Waiting] = []
@@ -183,6 +186,7 @@ class WarmPool:
         layer = self._paths.new_layer(one.owner, user)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
         plan = planner.with_user(walled(plan, self._settings), user)
+        plan = await self._wall.around(plan)
         await CheckpointPart(ports.memory_store).acquire(one.ledger, directory, 0)
         owner = mark(instance, one.owner)
 

@@ -1,0 +1,153 @@
+"""The box, made by the real bwrap, around a program that looks about and tries things."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_box import FILTER
+from vmdriver.host.threads import Threads
+from vmdriver.hypervisor.box import BOX_PARTS, Box
+from vmdriver.hypervisor.box_trial import BoxTrial
+from vmdriver.hypervisor.boxes import Boxes
+from vmdriver.lifecycle.ports.host import Ownership
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+
+NOBODY = Ownership(54321, 54320)
+EMULATOR = """#!/bin/sh
+echo "pid $$"
+for path in / /dev /tmp /proc /sys /etc /run /root "$BOX"; do echo "in $path:" $(ls -A "$path" 2>&1); done
+echo own >>"$BOX/writes, a file" && echo wrote
+(echo other >>"$BOX/reads") 2>&1
+(echo new >"/new") 2>&1
+(echo new >"/dev/new") 2>&1
+cat "$BOX/reads"
+id
+unshare --user true 2>&1
+kill -0 1 2>&1 && echo "may signal the first process"
+"""
+
+
+@pytest.fixture
+def boxes(folder: Path) -> Boxes:
+    return Boxes(folder)
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads("box", 1)
+    yield threads
+    threads.close()
+
+
+def looks_about(boxes: Boxes, *, nested: bool = False) -> str:
+    folder = boxes.root / "own folder, with 'quotes'\nand a line"
+    folder.mkdir(mode=0o711)
+    emulator, reads, writes = (folder / n for n in ("qemu", "reads", "writes, a file"))
+    emulator.write_text(EMULATOR)
+    emulator.chmod(0o755)
+    reads.write_text("what was there\n")
+    (folder / "secret of another").write_text("secret")
+    for path in (reads, writes):
+        path.touch()
+        os.chown(path, NOBODY.uid, NOBODY.gid)
+    if nested:
+        boxes.ground = replace(boxes.ground, no_nesting=False)
+    box = Box((str(emulator), str(reads)), (str(writes),), file_bytes=4096, threads=100)
+    program = boxes.make("m", str(emulator), replace(box, memory_mib=64))
+    user = (f"--reuid={NOBODY.uid}", f"--regid={NOBODY.gid}", "--clear-groups")
+    words = ("-name", "guest=m,debug-threads=on", "-sandbox", FILTER)
+    begun = subprocess.Popen(
+        ["setpriv", *user, program, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "BOX": str(folder)},
+    )
+    said = begun.communicate(timeout=30)[0]
+    assert begun.returncode is not None
+    assert f"pid {begun.pid}\n" in said, "whoever began it knows QEMU by its process id"
+    assert writes.read_text() == "own\n"
+    assert reads.read_text() == "what was there\n"
+    return said
+
+
+def test_it_sees_and_changes_its_own_files_and_nothing_else(boxes: Boxes) -> None:
+    said = looks_about(boxes)
+    lines = said.splitlines()
+    assert "in /dev: null urandom zero" in lines
+    assert "in /etc: ld.so.cache" in lines
+    for gone in ("/tmp", "/proc", "/sys", "/run", "/root"):
+        if not boxes.root.is_relative_to(gone):
+            line = next(x for x in lines if x.startswith(f"in {gone}:"))
+            assert line.endswith("No such file or directory"), line
+    assert "secret of another" not in said
+    assert "wrote" in lines
+    assert "what was there" in lines
+    assert said.count("Read-only file system") == 3
+    assert f"uid={NOBODY.uid} gid={NOBODY.gid} groups={NOBODY.gid}" in lines
+    assert "unshare failed: No space left on device" in said
+    assert "may signal" not in said
+
+
+def test_where_nesting_cannot_be_forbidden_the_rest_is_the_same(boxes: Boxes) -> None:
+    said = looks_about(boxes, nested=True)
+    assert "user-namespaces" not in said
+    assert said.count("Read-only file system") == 3
+
+
+async def test_a_host_that_can_gives_every_part(boxes: Boxes, threads: Threads) -> None:
+    trial = BoxTrial(boxes, threads, "test-trial", NOBODY)
+    offer = await trial.offer(None)
+    assert offer.lacks == ()
+    assert offer.parts == boxes.parts == BOX_PARTS
+    assert not list((boxes.root / "boxes").iterdir()), "nothing of the trial is left"
+
+
+async def test_without_bwrap_the_other_parts_are_given_and_it_is_tried_again(
+    boxes: Boxes, threads: Threads
+) -> None:
+    real, boxes.ground = boxes.ground, replace(boxes.ground, bwrap="/usr/bin/no-bwrap")
+    trial = BoxTrial(boxes, threads, "test-trial", NOBODY)
+    offer = await trial.offer(None)
+    assert [lack.part for lack in offer.lacks] == ["box"]
+    assert "bubblewrap" in offer.lacks[0].resolution
+    assert offer.parts == ("seccomp", "limits")
+    boxes.ground = real
+    assert (await trial.offer(None)).lacks == ()
+
+
+async def test_a_folder_that_nobody_may_execute_in_gives_none(
+    boxes: Boxes, threads: Threads
+) -> None:
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "noexec,mode=0711", "t", boxes.root], check=True
+    )
+    try:
+        offer = await BoxTrial(boxes, threads, "test-trial", NOBODY).offer(None)
+        assert offer.parts == ()
+        assert {lack.part for lack in offer.lacks} == set(BOX_PARTS)
+    finally:
+        subprocess.run(["umount", boxes.root], check=True)
+
+
+async def test_a_daemon_that_is_told_not_to_filter_lacks_that_part(
+    boxes: Boxes, threads: Threads, folder: Path
+) -> None:
+    settings = folder / "qemu.conf"
+    for text, lacks in (
+        ("#seccomp_sandbox = 0\n", []),
+        ("seccomp_sandbox = 1\n", []),
+        ("user = 'x'\n seccomp_sandbox=0\n", ["seccomp"]),
+    ):
+        settings.write_text(text)
+        offer = await BoxTrial(boxes, threads, "test-trial", NOBODY, settings).offer(
+            None
+        )
+        assert [lack.part for lack in offer.lacks] == lacks

@@ -1,0 +1,160 @@
+"""The box around a QEMU: what is rendered of it, and what `boxed-qemu` does before it is made."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_plan_rendering import plan
+from vmdriver.hypervisor.box import BOX_PARTS, Box, Ground, arguments, of_plan, rules
+from vmdriver.hypervisor.boxes import Boxes
+from vmdriver.model.passage import DIRECT, Passage
+from vmdriver.model.plan import LaunchPlan, MachineUser
+
+FILTER = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+GROUND = Ground("/usr/bin/bwrap", ("--symlink", "usr/bin", "/bin"))
+EMULATOR = """#!/bin/sh
+for word; do echo "word $word"; done
+echo "files $(ulimit -f)/$(ulimit -H -n) score $(cat /proc/self/oom_score_adj) $(grep NoNewPrivs /proc/self/status)"
+"""
+
+
+def walled(**changes: object) -> LaunchPlan:
+    return plan().model_copy(update={"wall": BOX_PARTS, **changes})
+
+
+def text(box: Box) -> str:
+    words = (
+        " ".join(arguments(box, GROUND))
+        .replace(" --", "\n--")
+        .replace("\n--dir", " --dir")
+    )
+    return f"{words}\n\n{rules(box)}"
+
+
+def test_the_box_of_a_machine_that_boots(golden: Callable[[str, str], None]) -> None:
+    golden("box-boot.txt", text(of_plan(walled(), DIRECT, 2**31)))
+
+
+def test_the_box_of_a_fork_on_kvm_with_a_user_of_its_own(
+    golden: Callable[[str, str], None],
+) -> None:
+    wanted = walled(accelerator="kvm", user=MachineUser(uid=250001, gid=250000))
+    way = Passage((("/state", "/run/vmd-qemu/state"),))
+    golden("box-fork.txt", text(of_plan(wanted, way, 2**31, ["/state/templates/m"])))
+
+
+def test_what_a_box_lacks_is_what_the_wall_lacks() -> None:
+    for part, line in (("limits", "-n "), ("seccomp", "filtered"), ("box", "unboxed")):
+        wanted = tuple(p for p in BOX_PARTS if p != part)
+        box = of_plan(walled(wall=wanted), DIRECT, 0)
+        assert (line in rules(box)) == (part == "box"), part
+    assert "unboxed" not in rules(of_plan(walled(), DIRECT, 0))
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Boxes:
+    ground = replace(GROUND, bwrap="/usr/bin/false")
+    return Boxes(tmp_path, ground=ground)
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> str:
+    path = tmp_path / "it's QEMU"
+    path.write_text(EMULATOR)
+    path.chmod(0o755)
+    return str(path)
+
+
+def begin(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program, *words], capture_output=True, text=True, check=False, timeout=20
+    )
+
+
+def named(name: str) -> tuple[str, ...]:
+    return ("-name", f"guest={name},debug-threads=on", "-sandbox", FILTER)
+
+
+def test_qemu_is_asked_what_it_can_do_as_if_nothing_stood_before_it(
+    boxes: Boxes, emulator: str
+) -> None:
+    program = boxes.make("m", emulator, Box())
+    done = begin(program, "-S", "-machine", "none,accel=kvm:tcg", "a b", "")
+    assert done.returncode == 0, done.stderr
+    words = [x for x in done.stdout.splitlines() if x.startswith("word ")]
+    assert words == [
+        *("word -S", "word -machine", "word none,accel=kvm:tcg", "word a b", "word ")
+    ]
+
+
+def test_a_machine_without_a_box_is_not_begun(boxes: Boxes, emulator: str) -> None:
+    program = boxes.make("m", emulator, Box())
+    boxes.remove("m")
+    for name in ("m", "other", "../m", ".m", "boxes/m"):
+        done = begin(program, *named(name))
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.startswith("boxed-qemu: ")
+    assert "there is no box for m" in begin(program, *named("m")).stderr
+
+
+def test_a_box_that_cannot_be_made_begins_nothing(boxes: Boxes, emulator: str) -> None:
+    """bwrap is /usr/bin/false here."""
+    done = begin(boxes.make("m", emulator, Box(memory_mib=64)), *named("m"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the box of m could not be made" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "filtered",
+    ["", "off", "on", FILTER.replace("spawn=deny", "spawn=allow"), f"off{FILTER[2:]}"],
+)
+def test_a_qemu_that_does_not_filter_its_system_calls_is_not_begun(
+    boxes: Boxes, emulator: str, filtered: str
+) -> None:
+    program = boxes.make("m", emulator, Box(parts=("seccomp",)))
+    words = ("-name", "guest=m", *(("-sandbox", filtered) if filtered else ()))
+    done = begin(program, *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "seccomp_sandbox" in done.stderr
+    assert begin(program, *named("m")).returncode == 0
+
+
+def test_limits_hold_without_a_box_too_and_a_lower_one_stays(
+    boxes: Boxes, emulator: str
+) -> None:
+    wanted = Box(memory_mib=64, file_bytes=2**20, parts=("limits", "seccomp"))
+    program = boxes.make("m", emulator, wanted)
+    done = begin(program, *named("m"))
+    assert done.returncode == 0, done.stderr
+    assert "files 2048/1024 score 600 NoNewPrivs:\t1" in done.stdout
+    lower = begin(
+        "/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", program, *named("m")
+    )
+    assert "files 2048/200 " in lower.stdout, lower.stderr
+
+
+def test_what_it_does_not_understand_is_no_reason_to_go_on(
+    boxes: Boxes, emulator: str
+) -> None:
+    program = boxes.make("m", emulator, Box(parts=()))
+    (boxes.root / "boxes" / "m.rules").write_text("unboxed\nnext-years-rule\n")
+    done = begin(program, *named("m"))
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_the_program_is_another_one_when_qemu_is(boxes: Boxes, emulator: str) -> None:
+    """libvirt asks a program what it can do once for each of its versions."""
+    program = Path(boxes.make("m", emulator, Box()))
+    first = program.stat()
+    boxes.make("m", emulator, Box())
+    assert program.stat().st_ino == first.st_ino
+    Path(emulator).write_text(EMULATOR + "\n# upgraded\n")
+    boxes.make("m", emulator, Box())
+    assert program.stat().st_ino != first.st_ino
+    assert not list(program.parent.rglob("*.part"))
