@@ -20,7 +20,7 @@ class FakeNetworkGuard:
         self._broken: dict[str, str] = {}
         self._told: Callable[[NetworkNews], None] = lambda _: None
 
-    async def keep(self, plan: NetworkPlan, mark: str) -> None:
+    async def keep(self, plan: NetworkPlan, mark: str, *, mend: bool = False) -> None:
         tap = plan.lease.tap
         self._kept[tap] = (plan, mark)
         try:

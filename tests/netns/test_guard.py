@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -42,8 +43,10 @@ async def soon(
 class Guarded:
     """A machine's network, kept."""
 
-    def __init__(self, guard: NetworkGuard, plan: NetworkPlan) -> None:
-        self.guard, self.plan = guard, plan
+    def __init__(
+        self, guard: NetworkGuard, plan: NetworkPlan, host: HostNetwork
+    ) -> None:
+        self.guard, self.plan, self.host = guard, plan, host
         self.tap = plan.lease.tap
         self.news: list[NetworkNews] = []
         guard.on_news(self.news.append)
@@ -51,6 +54,37 @@ class Guarded:
     def rules(self) -> str:
         shown = run("nft", "list", "table", "inet", table_name(self.tap), check=False)
         return shown.stdout
+
+    def inside(self, *command: str, check: bool = True) -> str:
+        within = self.plan.namespace
+        assert within is not None
+        return run(
+            "nsenter", f"--net=/run/netns/{within}", *command, check=check
+        ).stdout
+
+    def shape(self) -> list[str]:
+        """All of it, without what counts."""
+        shown = [run("ip", "addr", "show", "dev", self.tap, check=False).stdout]
+        looks = (
+            "ip addr",
+            "ip route show table all",
+            "ip rule",
+            "ip neigh",
+            "nft list ruleset",
+        )
+        shown += [
+            run(*f"{look} show dev {self.tap}".split(), check=False).stdout
+            for look in ("ip route", "ip neigh")
+        ]
+        shown += [self.inside(*look.split()) for look in looks]
+        shown.append(self.inside("sysctl", "-a", "-r", "^net.ipv4.(conf|ip_forward)"))
+        text = re.sub(
+            r" (valid_lft|preferred_lft) .*|@if\d+|ifindex \d+|^\d+: |if\d+",
+            "",
+            "".join(shown),
+            flags=re.M,
+        )
+        return sorted(text.splitlines())
 
     async def comes_back(self, rules: str, limit_s: float = IN_TIME_S) -> None:
         await soon(lambda: self.rules() == rules, "it is not restored", limit_s)
@@ -65,9 +99,124 @@ async def guarded(net: Net) -> AsyncIterator[Guarded]:
     plan = network_plan()
     await host.make_tap(plan, MARK)
     await guard.keep(plan, MARK)
-    yield Guarded(guard, plan)
+    yield Guarded(guard, plan, host)
     await guard.close()
     files.close()
+
+
+@pytest.fixture
+async def walled(net: Net) -> AsyncIterator[Guarded]:
+    """In a network namespace of its own."""
+    files = Threads("test", 2)
+    host = HostNetwork("test", Ownership(os.getuid(), os.getgid()), files, POOL)
+    guard = NetworkGuard(host, files)
+    guard.open()
+    plan = network_plan()
+    plan = plan.model_copy(update={"namespace": plan.lease.tap, "max_connections": 512})
+    await host.make_tap(plan, MARK)
+    await guard.keep(plan, MARK)
+    yield Guarded(guard, plan, host)
+    await guard.close()
+    await host.remove_tap(plan.lease.tap, MARK)
+    files.close()
+
+
+INSIDE = {
+    "every rule is emptied": "nft flush ruleset",
+    "a rule is put before others": "nft insert rule inet {table} forward accept",
+    "frames are let through": "nft flush table netdev {table}",
+    "a table is added": "nft add table inet more",
+    "what the host is reached at is forgotten": "nft flush set inet {table} host",
+    "the way out is down": "ip link set out down",
+    "the tap is down": "ip link set {tap} down",
+    "there is another address": "ip addr add 10.77.0.1/24 dev out",
+    "there is another way": "ip route add 198.51.100.0/24 dev {tap}",
+    "there is no way out": "ip route del default",
+    "another table of routes": "ip rule add from 10.0.0.0/8 table 77",
+    "the machine's own neighbour": "ip neigh change {guest} lladdr 02:00:00:00:00:99 dev {tap}",
+    "another link": "ip link add spare type veth peer name other",
+    "sources are not checked": "sysctl -qw net.ipv4.conf.{tap}.rp_filter=0",
+    "it does not forward": "sysctl -qw net.ipv4.ip_forward=0",
+}
+OUTSIDE = {
+    "every rule is emptied": "nft flush ruleset",
+    "the pair is removed": "ip link del {tap}",
+    "the pair is down": "ip link set {tap} down",
+    "there is no address": "ip addr flush dev {tap}",
+    "there is another address": "ip addr add 10.77.0.1/24 dev {tap}",
+    "its neighbour is gone": "ip neigh del {guest} dev {tap}",
+    "there is no way to it": "ip route del {guest}",
+    "sources are not checked": "sysctl -qw net.ipv4.conf.{tap}.rp_filter=0",
+}
+BOTH = [("inside", c) for c in INSIDE.values()] + [
+    ("host", c) for c in OUTSIDE.values()
+]
+
+
+@pytest.mark.parametrize(("where", "change"), BOTH)
+async def test_whatever_is_changed_around_a_machine_is_as_it_was_again(
+    walled: Guarded, where: str, change: str
+) -> None:
+    if "flush set" in change:
+        run("ip", "addr", "add", "203.0.113.1/24", "dev", "lo")
+        await walled.guard.keep(walled.plan, MARK)
+    before = walled.shape()
+    lease = walled.plan.lease
+    words = change.format(
+        tap=walled.tap, table=table_name(walled.tap), guest=lease.guest_ip
+    )
+    if where == "inside":
+        walled.inside(*words.split())
+    else:
+        run(*words.split())
+    await soon(lambda: walled.news, "nobody noticed")
+    await soon(
+        lambda: walled.shape() == before,
+        "it is not as it was: " + "\n".join(sorted(set(walled.shape()) ^ set(before))),
+    )
+    assert [news.restored for news in walled.news] == [True], walled.news
+    assert not walled.guard.why_broken(walled.tap)
+
+
+async def test_a_tap_that_is_removed_cannot_be_had_again_and_nothing_passes(
+    walled: Guarded,
+) -> None:
+    """QEMU has that very one open."""
+    walled.inside("ip", "link", "del", walled.tap)
+    await soon(lambda: walled.guard.why_broken(walled.tap), "nobody says so")
+    assert "is gone" in walled.guard.why_broken(walled.tap)
+    await soon(
+        lambda: "state DOWN" in run("ip", "link", "show", walled.tap).stdout,
+        "its way out is open",
+    )
+
+
+async def test_what_another_process_has_made_is_mended_where_it_was_changed(
+    walled: Guarded,
+) -> None:
+    before = walled.shape()
+    await walled.guard.leave(walled.tap)
+    run("nft", "flush ruleset")
+    run("ip", "addr", "flush", "dev", walled.tap)
+    walled.inside("ip", "addr", "add", "10.77.0.1/24", "dev", "out")
+    walled.inside("nft", "flush", "ruleset")
+    await walled.guard.keep(walled.plan, MARK, mend=True)
+    assert walled.shape() == before
+    assert walled.news == []
+
+
+async def test_a_machine_that_another_takes_over_is_kept_as_it_was(
+    walled: Guarded,
+) -> None:
+    await walled.host.reassign_tap(walled.tap, "vmdriver/test/s2")
+    await walled.guard.keep(walled.plan, "vmdriver/test/s2")
+    await asyncio.sleep(0.2)
+    assert walled.news == []
+    before = walled.shape()
+    walled.inside("nft", "flush", "ruleset")
+    await soon(lambda: walled.shape() == before, "it is not restored")
+    assert "vmdriver/test/s2" in "".join(before)
+    await walled.host.reassign_tap(walled.tap, MARK)
 
 
 CHANGES = {

@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 
 from vmdriver.errors import NetworkError
-from vmdriver.host.threads import Threads, finished
+from vmdriver.host import netns
+from vmdriver.host.threads import Threads, alone, finished
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.model.plan import NetworkPlan
-from vmdriver.network.host_network import HostNetwork
+from vmdriver.network import nft
+from vmdriver.network.host_network import HostNetwork, outside_sysctls
+from vmdriver.network.joint_load import JointLoader
 from vmdriver.network.kept import Kept, Watched
 from vmdriver.network.listener import Heard, Listener
+from vmdriver.network.mending import inside_sysctls
 from vmdriver.network.picture import Picture, Scene, differences, look, only
 from vmdriver.network.ruleset import table_name
 from vmdriver.network.table_prints import INET, Table
@@ -27,8 +38,6 @@ _log = logging.getLogger(__name__)
 _FEW = 8
 """So many are looked at one by one; of more, all that there is is read once."""
 _AGAIN_S = 0.5
-_LOADS = 4
-"""Programs that load at a time: a flush concerns every machine."""
 _EVERYTHING = Scene(tables=None, interfaces=None)
 
 
@@ -42,7 +51,7 @@ class NetworkGuard:
         self._kept: dict[str, Kept] = {}
         self._suspects: set[Watched] = set()
         self._woken = asyncio.Event()
-        self._at_once = asyncio.Semaphore(_LOADS)
+        self._joint = JointLoader(nft.load)
         self._told: Callable[[NetworkNews], None] = lambda _: None
         self._host: Listener | None = None
         self._checker: asyncio.Task[None] | None = None
@@ -68,25 +77,43 @@ class NetworkGuard:
 
     # --- ports.NetworkGuard
 
-    async def keep(self, plan: NetworkPlan, mark: str) -> None:
-        tap = plan.lease.tap
-        await self.leave(tap)
-        make = partial(self._load, plan, mark)
-        kept = self._kept[tap] = Kept(tap, self._watched(plan), make, self._tell)
+    async def keep(self, plan: NetworkPlan, mark: str, *, mend: bool = False) -> None:
+        tap, known = plan.lease.tap, self._kept.get(plan.lease.tap)
+        parts: Sequence[Watched] = ()
+        if known is not None and _same_places(known.parts, plan):
+            parts = known.parts
+            await finished(known.close())
+        else:
+            await self.leave(tap)
+            parts = await self._watched(plan)
+        kept = self._kept[tap] = Kept(
+            tap,
+            parts,
+            make=partial(self._make, plan, mark),
+            shut=partial(self._network.shut, plan),
+            tell=self._tell,
+        )
         try:
-            await kept.make()
+            await kept.make(parts, mend=mend)
         except NetworkError as error:
-            kept.restore(f"its rules could not be loaded ({error})", failures=1)
+            what = f"its rules could not be loaded ({error.text()})"
+            kept.begin(what, parts, mend=True, failures=1)
             raise
         except BaseException:
-            self._kept.pop(tap, None)  # whoever wants it kept asks once more
+            await finished(self.leave(tap))  # whoever wants it kept asks once more
             raise
 
     async def leave(self, tap: str) -> None:
         kept = self._kept.pop(tap, None)
         if kept is not None:
-            self._suspects.difference_update(kept.watched)
-            await finished(kept.close())
+            self._suspects.difference_update(kept.parts)
+            await finished(self._let_go(kept))
+
+    async def _let_go(self, kept: Kept) -> None:
+        await kept.close()
+        for part in kept.parts:
+            if part.listener is not self._host:
+                part.listener.close()
 
     def keeps(self, tap: str) -> bool:
         return tap in self._kept
@@ -103,31 +130,65 @@ class NetworkGuard:
 
     # --- what is kept
 
-    async def _load(self, plan: NetworkPlan, mark: str) -> None:
-        async with self._at_once:
-            await self._network.load_rules(plan, mark)
+    async def _make(
+        self, plan: NetworkPlan, mark: str, parts: Sequence[Watched], mend: bool
+    ) -> None:
+        places = {part.namespace for part in parts}
+        for rules in await self._network.rules(plan, mark):
+            if rules.namespace in places and rules.namespace is not None:
+                # In there nothing else has any business.
+                await nft.load(f"flush ruleset\n{rules.text}", rules.namespace)
+            elif rules.namespace in places:
+                await self._joint.load(rules.text)
+        if mend:  # afterwards: what was shut is opened behind its rules
+            await self._network.mend(plan, mark)
 
-    def _watched(self, plan: NetworkPlan) -> tuple[Watched, ...]:
-        """Where there is something of it."""
+    async def _watched(self, plan: NetworkPlan) -> tuple[Watched, ...]:
+        """Where there is something of it. NetworkError."""
         assert self._host is not None  # noqa: S101 - opened before anything is kept
-        tap = plan.lease.tap
-        tables = frozenset({Table(INET, table_name(tap))})
-        scene = Scene(tables=tables, interfaces=frozenset({tap}))
-        return (Watched(tap, scene, self._host, self._look_at_host),)
+        tap, within = plan.lease.tap, plan.namespace
+        scene = Scene(
+            tables=frozenset({Table(INET, table_name(tap))}),
+            interfaces=frozenset({tap}),
+            sysctls=frozenset(outside_sysctls(tap)),
+        )
+        outside = Watched(tap, None, scene, self._host, self._look_at_host)
+        if within is None:
+            return (outside,)
+        scene = Scene(None, None, frozenset(inside_sysctls(tap)))
+        try:
+            listener = await alone("listener", _listener_in, within)
+        except OSError as error:
+            raise NetworkError(f"network namespace {within}: {error}") from error
+        listener.start(self._heard_in(tap))
+        look_at = partial(self._look_inside, within)
+        return Watched(tap, within, scene, listener, look_at), outside
 
     async def _look_at_host(self, scene: Scene) -> tuple[Picture, frozenset[int]]:
-        try:
-            picture, names = await self._threads.run(look, scene)
-        except OSError as error:
-            raise NetworkError(f"netlink: {error.strerror or error}") from error
-        return picture, frozenset(names)
+        return await _looked(self._threads.run(look, scene))
+
+    @staticmethod
+    async def _look_inside(within: str, scene: Scene) -> tuple[Picture, frozenset[int]]:
+        return await _looked(alone("look", _look_in, within, scene))
 
     # --- what is heard
 
     def _heard(self, heard: Heard) -> None:
-        """Who may have been changed is looked at."""
-        everybody = (one for kept in self._kept.values() for one in kept.watched)
-        self._suspect(one for one in everybody if one.concerns(heard))
+        """On the host: who may have been changed is looked at."""
+        here = (p for p in self._parts() if p.listener is self._host)
+        self._suspect(part for part in here if part.concerns(heard))
+
+    def _heard_in(self, tap: str) -> Callable[[Heard], None]:
+        """All in there is that machine's."""
+
+        def heard(_: Heard) -> None:
+            kept = self._kept.get(tap)
+            self._suspect(kept.parts[:1] if kept is not None else ())
+
+        return heard
+
+    def _parts(self) -> Iterator[Watched]:
+        return (part for kept in self._kept.values() for part in kept.parts)
 
     async def _check_all(self) -> None:
         while True:
@@ -139,24 +200,52 @@ class NetworkGuard:
             except Exception:  # noqa: BLE001 - nothing is restored on a guess: it is looked again
                 _log.exception("machines' networks cannot be looked at")
                 await asyncio.sleep(_AGAIN_S)
-                self._suspect(suspects)
+                self._suspect(suspects.intersection(self._parts()))
 
     def _suspect(self, watched: Iterable[Watched]) -> None:
-        kept = {one for known in self._kept.values() for one in known.watched}
-        self._suspects |= kept.intersection(watched)
+        self._suspects.update(watched)
         if self._suspects:
             self._woken.set()
 
     async def _check(self, suspects: Sequence[Watched]) -> None:
         self.looks += bool(suspects)
         at_once: Picture | None = None
-        if len(suspects) > _FEW:
+        if sum(part.namespace is None for part in suspects) > _FEW:
             at_once, _ = await self._look_at_host(_EVERYTHING)
-        for one in suspects:
-            made = one.made
-            now = only(one.scene, at_once) if at_once is not None else await one.look()
-            if made is None or one.made is not made:
-                continue  # it was loaded anew meanwhile
-            words, kept = differences(made, now), self._kept.get(one.tap)
-            if words and kept is not None and one in kept.watched:
-                kept.restore(one.in_words(words))
+        for part in suspects:
+            made = part.made
+            if at_once is not None and part.namespace is None:
+                now = only(part.scene, at_once)
+                known = only(part.scene, made or {})
+            else:
+                now, known = await part.look(), made or {}
+            kept = self._kept.get(part.tap)
+            if made is None or part.made is not made or kept is None:
+                continue  # it is or was made anew meanwhile, or is nobody's any more
+            words = differences(known, now)
+            if words and part in kept.parts:
+                kept.restore(part, words)
+
+
+def _listener_in(within: str) -> Listener:
+    with netns.entered(within):
+        return Listener()
+
+
+def _look_in(within: str, scene: Scene) -> tuple[Picture, Mapping[int, str]]:
+    with netns.entered(within):
+        return look(scene)
+
+
+async def _looked(
+    work: Awaitable[tuple[Picture, Mapping[int, str]]],
+) -> tuple[Picture, frozenset[int]]:
+    try:
+        picture, names = await work
+    except OSError as error:
+        raise NetworkError(f"netlink: {error.strerror or error}") from error
+    return picture, frozenset(names)
+
+
+def _same_places(parts: Sequence[Watched], plan: NetworkPlan) -> bool:
+    return parts[0].namespace == plan.namespace

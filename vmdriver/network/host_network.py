@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from vmdriver.errors import CommandError, NetworkError, Unavailable
@@ -15,7 +16,7 @@ from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import Lease, NetworkPlan
-from vmdriver.network import namespace, nft, ruleset, surroundings
+from vmdriver.network import mending, namespace, nft, ruleset, surroundings
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
@@ -24,7 +25,7 @@ from vmdriver.network.netlink import (
     translated,
     write_sysctls,
 )
-from vmdriver.network.rules import rules_of
+from vmdriver.network.rules import Rules, rules_of
 from vmdriver.network.shaping import shape
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,19 @@ async def _check_free(netlink: Any, lease: Lease) -> None:
                 resolution="give each driver of this host an address_pool of its own, or stop "
                 "what has the address",
             )
+
+
+def outside_sysctls(link: str) -> Mapping[str, str]:
+    """What the kernel does with the host's end of a machine's network."""
+    return {
+        # Packets from this link may be sent on to 127.0.0.1; the firewall table lets
+        # only the ports of host_access in.
+        f"ipv4/conf/{link}/route_localnet": "1",
+        f"ipv4/conf/{link}/rp_filter": "1",
+        f"ipv4/conf/{link}/accept_redirects": "0",
+        f"ipv4/conf/{link}/send_redirects": "0",
+        f"ipv6/conf/{link}/disable_ipv6": "1",
+    }
 
 
 class HostNetwork:
@@ -102,16 +116,7 @@ class HostNetwork:
         await host.link("set", index=index, state="up")
 
     async def _configure(self, link: str) -> None:
-        values = {
-            # Packets from this link may be sent on to 127.0.0.1; the firewall table lets
-            # only the ports of host_access in.
-            f"ipv4/conf/{link}/route_localnet": "1",
-            f"ipv4/conf/{link}/rp_filter": "1",
-            f"ipv4/conf/{link}/accept_redirects": "0",
-            f"ipv4/conf/{link}/send_redirects": "0",
-            f"ipv6/conf/{link}/disable_ipv6": "1",
-        }
-        await self._threads.run(write_sysctls, values)
+        await self._threads.run(write_sysctls, outside_sysctls(link))
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
         with translated(f"tap {tap}"):
@@ -160,13 +165,34 @@ class HostNetwork:
 
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
         """Those inside first: from then on nothing leaves that may not."""
-        local = (
-            ()
-            if plan.namespace is None
-            else await surroundings.own_addresses(self._address_pool)
-        )
-        for rules in rules_of(plan, mark, local):
+        for rules in await self.rules(plan, mark):
             await nft.load(rules.text, rules.namespace)
+
+    async def rules(self, plan: NetworkPlan, mark: str) -> tuple[Rules, ...]:
+        """What is loaded for it, with the host's addresses of this moment. NetworkError."""
+        local: tuple[str, ...] = ()
+        if plan.namespace is not None:
+            local = await surroundings.own_addresses(self._address_pool)
+        return rules_of(plan, mark, local)
+
+    # --- what others have changed
+
+    async def mend(self, plan: NetworkPlan, mark: str) -> None:
+        """Have the links as they were made, the machine's end first. NetworkError, also where only
+        a new start has them again.
+        """
+        with translated(f"tap {plan.lease.tap}"):
+            async with netlink() as host:
+                if plan.namespace is not None:
+                    await mending.mend_inside(plan, mark, host)
+                await self._configure(plan.lease.tap)
+                await mending.mend_outside(plan, mark, host)
+
+    async def shut(self, plan: NetworkPlan) -> None:
+        """Have nothing come or go until it is mended. NetworkError."""
+        with translated(f"tap {plan.lease.tap}"):
+            async with netlink() as host:
+                await mending.shut(plan, host)
 
     async def remove_rules(self, tap: str) -> None:
         """Takes the tap's or the table's name."""

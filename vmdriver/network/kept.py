@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from vmdriver.errors import NetworkError
-from vmdriver.host.retry import backoff_s
+from vmdriver.host.retry import backoff_s, tried
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.network.listener import Heard, Listener
-from vmdriver.network.picture import Picture, Scene
+from vmdriver.network.picture import Picture, Scene, differences
 
 _log = logging.getLogger(__name__)
 _TRIES = 5
@@ -28,18 +28,24 @@ _FIRST_S, _MOST_S = 0.2, 5.0
 _WORDS = 4
 
 Look = Callable[[Scene], Awaitable[tuple[Picture, frozenset[int]]]]
+Make = Callable[[Sequence["Watched"], bool], Awaitable[None]]
+"""Have these parts of it made; whether their links are to be mended too. NetworkError."""
 
 
 @dataclass(eq=False)
 class Watched:
-    """Its part in one network namespace."""
+    """Its part in one network namespace. What is left of an earlier look is `known`."""
 
     tap: str
+    namespace: str | None
+    """None: the host's own."""
     scene: Scene
     listener: Listener
     look_at: Look
     made: Picture | None = None
-    """None: it is being loaded."""
+    """None: it is being made."""
+    known: Picture | None = None
+    """As `made`, also while it is made anew."""
     indexes: frozenset[int] = frozenset()
 
     def concerns(self, heard: Heard) -> bool:
@@ -81,43 +87,59 @@ class Watched:
 
 
 class Kept:
-    """`make` has it all made, and changes nothing where all is there: NetworkError."""
+    """`shut` has nothing come or go until it is made anew."""
 
     def __init__(
         self,
         tap: str,
-        watched: Sequence[Watched],
-        make: Callable[[], Awaitable[None]],
+        parts: Sequence[Watched],
+        *,
+        make: Make,
+        shut: Callable[[], Awaitable[None]],
         tell: Callable[[NetworkNews], None],
     ) -> None:
-        self.watched = watched
+        self.parts = parts
         self.broken = ""
         """Why its machine is not to run."""
-        self._tap, self._make, self._tell = tap, make, tell
+        self._tap, self._make, self._shut, self._tell = tap, make, shut, tell
         self._changed = asyncio.Event()
+        self._due: set[Watched] = set()
+        self._mend = False
         self._restored: deque[float] = deque(maxlen=_OFTEN)
         self._task: asyncio.Task[None] | None = None
 
-    async def make(self) -> None:
-        """Have it made, and know how it is then. NetworkError, also where somebody else changes
-        it at the same moment again and again.
+    async def make(self, parts: Sequence[Watched], *, mend: bool) -> None:
+        """Have them made, and know how they are then. NetworkError, also where somebody else
+        changes them at that moment again and again, or more than the rules is not as it was.
         """
-        for one in self.watched:
+        for one in parts:
             one.made = None
         for _ in range(_TRIES):
-            before = [one.changes() for one in self.watched]
-            await self._make()
-            pictures = [await one.look() for one in self.watched]
-            after = [one.changes() for one in self.watched]
+            before = [one.changes() for one in parts]
+            await self._make(parts, mend)
+            pictures = [await one.look() for one in parts]
+            after = [one.changes() for one in parts]
             if all(map(_only_ours, before, after)):
-                # Nothing is awaited since the last change was heard.
-                for one, picture in zip(self.watched, pictures, strict=True):
-                    one.made = picture
-                return
-        raise NetworkError("somebody else changes its tables at the same moment")
+                break
+        else:
+            raise NetworkError("somebody else changes its tables at the same moment")
+        # Nothing is awaited since the last change was heard.
+        for one, picture in zip(parts, pictures, strict=True):
+            if one.known is not None:
+                _check_links(one.known, picture)
+            one.made = one.known = picture
 
-    def restore(self, what: str, failures: int = 0) -> None:
-        """In the background; `what` is not as it was made."""
+    def restore(self, part: Watched, words: Sequence[str]) -> None:
+        """In the background: it is not as it was made."""
+        mend = any(not word.startswith("table ") for word in words)
+        self.begin(part.in_words(words), [part], mend=mend)
+
+    def begin(
+        self, what: str, parts: Sequence[Watched], *, mend: bool, failures: int = 0
+    ) -> None:
+        """The same; `failures`: so often it was tried already."""
+        self._due.update(parts)
+        self._mend |= mend
         self._changed.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(
@@ -143,10 +165,8 @@ class Kept:
                     break
                 why = f"{what}; it was restored, and changed again at once"
             failures += 1
-            if failures >= _FAILURES and not self.broken:
-                self.broken = why
-                self._tell(self._news(why, restored=False))
-            if self.broken:
+            if failures >= _FAILURES:
+                await self._break(why)
                 wait_s = backoff_s(
                     failures - _FAILURES, first_s=_FIRST_S, most_s=_MOST_S
                 )
@@ -155,17 +175,33 @@ class Kept:
             self.broken = ""
             self._tell(self._news(f"{what}; it is whole again", restored=True))
 
+    async def _break(self, why: str) -> None:
+        """Its traffic ends now, its machine when its worker comes to it."""
+        if not self.broken:
+            self.broken = why
+            self._tell(self._news(why, restored=False))
+        self._mend = True  # what is shut is opened by mending
+        self._due.update(self.parts)
+        await tried(_log, self._shut(), f"shut the network of {self._tap}")
+
     async def _tried(self, what: str) -> str:
-        """Make it anew. Why that failed, or ""."""
+        """Make anew what is due. Why that failed, or ""."""
+        due, self._due = [part for part in self.parts if part in self._due], set()
+        mend, self._mend = self._mend, False
         try:
-            await self.make()
-        except NetworkError as error:
-            return f"{what}, and it could not be restored: {error.text()}"
+            await self.make(due, mend=mend)
         except Exception as error:  # noqa: BLE001 - a bug must not leave a machine without its wall
-            _log.exception("the network of %s could not be restored", self._tap)
-            return f"{what}, and it could not be restored: {type(error).__name__}"
+            self._due.update(due)
+            self._mend |= mend
+            return f"{what}, and it could not be restored: {self._said(error)}"
         self._restored.append(time.monotonic())
         return ""
+
+    def _said(self, error: Exception) -> str:
+        if isinstance(error, NetworkError):
+            return error.text()
+        _log.error("network of %s: a bug", self._tap, exc_info=error)
+        return type(error).__name__
 
     async def _stays(self) -> bool:
         """Whether it is as it was restored, for long enough."""
@@ -185,3 +221,10 @@ class Kept:
 def _only_ours(before: tuple[int, int], after: tuple[int, int]) -> bool:
     """Whether nobody has changed it between these, but what we have loaded."""
     return after[0] - before[0] <= 1 and before[1] == after[1]
+
+
+def _check_links(known: Picture, now: Picture) -> None:
+    """NetworkError unless all but the rules, which may be others by now, is as it was."""
+    words = [w for w in differences(known, now) if not w.startswith("table ")]
+    if words:
+        raise NetworkError("; ".join(words[:_WORDS]))

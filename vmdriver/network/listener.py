@@ -22,10 +22,11 @@ from vmdriver.network.wire import (
 )
 
 _NFTABLES_GROUPS = (7,)
-_ROUTE_GROUPS = (1, 5, 7, 8, 24)
-"""Links, IPv4 addresses, routes, routing rules, and what devices are to do with IPv4."""
+_ROUTE_GROUPS = (1, 3, 5, 7, 8, 24)
+"""Links, neighbours, IPv4 addresses, routes, routing rules, what devices are to do with IPv4."""
 _NEW_GENERATION = 15
 _LINKS, _ADDRESSES, _ROUTES, _SETTINGS = {16, 17}, {20, 21}, {24, 25}, {80, 81}
+_NEIGHBOURS, _NEIGHBOUR_GONE, _PERMANENT = {28, 29}, 29, 0x80
 _ALL = struct.pack("=i", -1)
 """The index of what is of no single device."""
 _READ_BYTES = 1 << 17
@@ -158,6 +159,11 @@ class Listener:
             }
         elif kind in _ADDRESSES:
             heard.interfaces |= set(struct.unpack_from("=i", payload, 4))
+        elif kind in _NEIGHBOURS:
+            # Those that the kernel finds and forgets by itself are not ours.
+            index, state = struct.unpack_from("=iH", payload, 4)
+            if kind == _NEIGHBOUR_GONE or state & _PERMANENT:
+                heard.interfaces.add(index)
         elif kind in _ROUTES:
             for key, content in attributes(payload, 12):
                 if key == 4:

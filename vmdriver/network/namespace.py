@@ -33,16 +33,16 @@ from vmdriver.network.netlink import (
 )
 from vmdriver.network.shaping import shape
 
-_OUT = "out"
+OUT = "out"
 """The pair's end in the namespace."""
-_OUT_MAC, _HOST_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
+OUT_MAC, HOST_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 _LOOPBACK = 1
 _PERMANENT = 0x80
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST, _TAP_WITHOUT_HEADER = 0x400454CA, 0x400454CB, 0x1002
 """linux/if_tun.h: IFF_TAP | IFF_NO_PI."""
 _ONLINK = 4
-_INSIDE: Mapping[str, str] = {
+INSIDE: Mapping[str, str] = {
     "ipv4/ip_forward": "1",  # first: it sets others
     "ipv4/conf/all/accept_redirects": "0",
     "ipv4/conf/default/accept_redirects": "0",
@@ -61,7 +61,7 @@ def _begin(tap: str) -> tuple[int, socket.socket]:
     """A descriptor of a new namespace, with that tap in it; and a netlink socket there."""
     namespace = netns.make()
     try:
-        write_sysctls(_INSIDE)
+        write_sysctls(INSIDE)
         _make_tap(tap)
         return namespace, netlink_socket()
     except BaseException:
@@ -89,58 +89,78 @@ async def make(plan: NetworkPlan, mark: str, host: Any) -> None:
     name = plan.lease.tap
     namespace, connection = await alone("netns", _begin, name)
     try:
-        peer = {"ifname": _OUT, "address": _OUT_MAC, "net_ns_fd": namespace}
-        await host.link("add", ifname=name, kind="veth", address=_HOST_MAC, peer=peer)
-        index = (await host.link_lookup(ifname=name))[0]
-        await host.link("set", index=index, ifalias=mark)
+        await _pair(name, mark, namespace, host)
         async with AsyncIPRoute(use_socket=connection) as inside:
-            await _furnish(plan, mark, inside)
+            await furnish(plan, mark, inside)
         netns.give_name(namespace, name)
     finally:
         connection.close()
         os.close(namespace)
 
 
-async def _furnish(plan: NetworkPlan, mark: str, inside: Any) -> None:
+async def _pair(name: str, mark: str, namespace: int, host: Any) -> None:
+    peer = {"ifname": OUT, "address": OUT_MAC, "net_ns_fd": namespace}
+    await host.link("add", ifname=name, kind="veth", address=HOST_MAC, peer=peer)
+    index = (await host.link_lookup(ifname=name))[0]
+    await host.link("set", index=index, ifalias=mark)
+
+
+async def pair(plan: NetworkPlan, mark: str, host: Any) -> None:
+    """The way out of a namespace that has none any more, down and without addresses. NetlinkError,
+    OSError.
+    """
+    namespace = os.open(netns.path(plan.lease.tap), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        await _pair(plan.lease.tap, mark, namespace, host)
+    finally:
+        os.close(namespace)
+
+
+async def furnish(plan: NetworkPlan, mark: str, inside: Any) -> None:
+    """Have the links in there up, with addresses, routes and neighbours, whatever of that there is.
+    NetlinkError, NetworkError.
+    """
     lease = plan.lease
     await inside.link("set", index=_LOOPBACK, ifalias=mark)
     tap = (await inside.link_lookup(ifname=lease.tap))[0]
-    out = (await inside.link_lookup(ifname=_OUT))[0]
+    out = (await inside.link_lookup(ifname=OUT))[0]
     # Always the same address: a guest that comes back from memory knows it.
     await inside.link("set", index=tap, address=host_mac(lease.mac), state="up")
     await shape(inside, out, plan.mbit_s)
     await inside.link("set", index=out, state="up")
-    await inside.addr("add", index=tap, address=lease.host_ip, prefixlen=32)
-    await inside.route("add", dst=f"{lease.guest_ip}/32", oif=tap, scope="link")
+    await inside.addr("replace", index=tap, address=lease.host_ip, prefixlen=32)
+    await inside.route("replace", dst=f"{lease.guest_ip}/32", oif=tap, scope="link")
     await inside.route(
-        "add", dst="0.0.0.0/0", gateway=lease.uplink_ip, oif=out, flags=_ONLINK
+        "replace", dst="0.0.0.0/0", gateway=lease.uplink_ip, oif=out, flags=_ONLINK
     )
     for link, address, lladdr in (
         (tap, lease.guest_ip, lease.mac),
-        (out, lease.uplink_ip, _HOST_MAC),
+        (out, lease.uplink_ip, HOST_MAC),
     ):
         await inside.neigh(
-            "add", ifindex=link, dst=address, lladdr=lladdr, state=_PERMANENT
+            "replace", ifindex=link, dst=address, lladdr=lladdr, state=_PERMANENT
         )
 
 
 async def connect(plan: NetworkPlan, host: Any) -> None:
-    """Give the link on the host its address, and bring it up. NetlinkError."""
+    """Give the link on the host its address, and bring it up, whatever of that there is.
+    NetlinkError.
+    """
     lease = plan.lease
     index = (await host.link_lookup(ifname=lease.tap))[0]
-    await host.addr("add", index=index, address=lease.uplink_ip, prefixlen=32)
+    await host.addr("replace", index=index, address=lease.uplink_ip, prefixlen=32)
     await shape(host, index, plan.mbit_s)
     await host.link("set", index=index, state="up")
-    await host.route("add", dst=f"{lease.guest_ip}/32", oif=index, scope="link")
+    await host.route("replace", dst=f"{lease.guest_ip}/32", oif=index, scope="link")
     await host.neigh(
-        "add", ifindex=index, dst=lease.guest_ip, lladdr=_OUT_MAC, state=_PERMANENT
+        "replace", ifindex=index, dst=lease.guest_ip, lladdr=OUT_MAC, state=_PERMANENT
     )
 
 
 async def limit_rate(plan: NetworkPlan) -> None:
     """Bound what the machine sends. NetlinkError, OSError, NetworkError."""
     async with netlink_in(plan.lease.tap) as inside:
-        out = (await inside.link_lookup(ifname=_OUT))[0]
+        out = (await inside.link_lookup(ifname=OUT))[0]
         await shape(inside, out, plan.mbit_s)
 
 

@@ -63,7 +63,8 @@ class NetworkHold:
         if self.guard.keeps(network.lease.tap):
             return
         try:
-            await self.guard.keep(network, mark(self.instance, sandbox.record.id))
+            owner = mark(self.instance, sandbox.record.id)
+            await self.guard.keep(network, owner, mend=True)
         except DriverError as error:  # the guard tries again, and says when it gives up
             _log.warning("%s: %s", sandbox.record.id, error.text())
 

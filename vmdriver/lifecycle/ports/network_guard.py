@@ -28,9 +28,10 @@ class NetworkGuard(Protocol):
     asked to.
     """
 
-    async def keep(self, plan: NetworkPlan, mark: str) -> None:
+    async def keep(self, plan: NetworkPlan, mark: str, *, mend: bool = False) -> None:
         """Load the machine's rules, replacing older ones, and see to it from now on that they and
-        all else of its network stay so. NetworkError: then it is tried again until `leave`.
+        all else of its network stay so. `mend`: another process has made it, and somebody may
+        have changed it since. NetworkError: then it is tried again until `leave`.
         """
 
     async def leave(self, tap: str) -> None:
