@@ -122,8 +122,8 @@ async def test_a_table_is_loaded_replaced_found_and_removed(host: HostNetwork) -
 
 async def test_a_pool_in_use_is_refused(host: HostNetwork, net: Net) -> None:
     await host.prepare()
-    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "1\n"
     await host.make_tap(network_plan(), "vmdriver/test/s1")
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "1\n"
     await host.check_pool()  # our own taps' routes do not count
     run("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
     run("ip", "addr", "add", "10.0.130.1/24", "dev", "lan0")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import (
     Awaitable,
     Callable,
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 _FEW = 8
 """So many are looked at one by one; of more, all that there is is read once."""
 _AGAIN_S = 0.5
+_QUIET_S = 10.0
+"""So often it is told, at most, that something of the host's was restored."""
 _EVERYTHING = Scene(tables=None, interfaces=None)
 
 
@@ -51,6 +54,9 @@ class NetworkGuard:
         self._kept: dict[str, Kept] = {}
         self._suspects: set[Watched] = set()
         self._woken = asyncio.Event()
+        self._settings = False
+        """Those of the host may have been changed."""
+        self._told_at = -_QUIET_S
         self._joint = JointLoader(nft.load)
         self._told: Callable[[NetworkNews], None] = lambda _: None
         self._host: Listener | None = None
@@ -175,6 +181,9 @@ class NetworkGuard:
 
     def _heard(self, heard: Heard) -> None:
         """On the host: who may have been changed is looked at."""
+        if (heard.settings or heard.everything) and self._kept:
+            self._settings = True
+            self._woken.set()
         here = (p for p in self._parts() if p.listener is self._host)
         self._suspect(part for part in here if part.concerns(heard))
 
@@ -197,10 +206,23 @@ class NetworkGuard:
             suspects, self._suspects = self._suspects, set()
             try:
                 await self._check([s for s in suspects if s.made is not None])
+                await self._check_forwarding()
             except Exception:  # noqa: BLE001 - nothing is restored on a guess: it is looked again
                 _log.exception("machines' networks cannot be looked at")
                 await asyncio.sleep(_AGAIN_S)
                 self._suspect(suspects.intersection(self._parts()))
+
+    async def _check_forwarding(self) -> None:
+        """It concerns all of them. Without it nothing comes or goes: nobody is stopped for it."""
+        wanted, self._settings = self._settings and bool(self._kept), False
+        if not wanted or not await self._network.forward():
+            return
+        now = time.monotonic()
+        if now - self._told_at > _QUIET_S:
+            self._told_at = now
+            text = "this host did not forward IPv4 any more; that was restored"
+            for tap in self._kept:
+                self._tell(NetworkNews(tap, text, restored=True))
 
     def _suspect(self, watched: Iterable[Watched]) -> None:
         self._suspects.update(watched)

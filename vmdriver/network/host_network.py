@@ -12,11 +12,13 @@ from typing import Any
 
 from vmdriver.errors import CommandError, NetworkError, Unavailable
 from vmdriver.host import netns, process
+from vmdriver.host.retry import tried
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import Lease, NetworkPlan
 from vmdriver.network import mending, namespace, nft, ruleset, surroundings
+from vmdriver.network.forwarding import Forwarding
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
@@ -74,6 +76,7 @@ class HostNetwork:
         self._owner = owner
         self._threads = threads
         self._address_pool = ipaddress.IPv4Network(address_pool)
+        self._forwarding = Forwarding(threads)
 
     # --- taps
 
@@ -81,6 +84,7 @@ class HostNetwork:
         """In the host's own namespace it belongs to QEMU's user."""
         tap = plan.lease.tap
         await self.remove_tap(tap, mark)
+        await self._forwarding.need(tap)
         with translated(f"tap {tap}"):
             async with netlink() as host:
                 if await host.link_lookup(ifname=tap):
@@ -149,6 +153,7 @@ class HostNetwork:
                     with ignore_missing():
                         await host.link("del", index=link["index"])
             await namespace.remove(tap, mark)
+        await tried(_log, self._forwarding.left(tap), "IPv4 forwarding")
 
     async def reset_connections(self, guest_ip: str) -> None:
         address = str(ipaddress.IPv4Address(guest_ip))
@@ -259,9 +264,15 @@ class HostNetwork:
         return await nft.dropping_chains()
 
     async def prepare(self) -> None:
-        """Before anything else: refuse a pool that overlaps, and let the host forward."""
+        """Before anything else: refuse a pool that overlaps. That the host forwards is given back
+        where a driver turned it on, and the last machine has gone without one.
+        """
         await self.check_pool()
-        await self._threads.run(write_sysctls, {"ipv4/ip_forward": "1"})
+        await self._forwarding.give_back()
+
+    async def forward(self) -> bool:
+        """Have the host forward still. True: it did not any more. NetworkError."""
+        return await self._forwarding.again()
 
     async def resolve(self, host: str) -> str:
         try:
