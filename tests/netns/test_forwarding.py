@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.model.plan import NetworkPlan
-from vmdriver.network import forwarding
+from vmdriver.network.forwarding import Forwarding
 from vmdriver.network.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
 
@@ -29,20 +28,23 @@ def mark(plan: NetworkPlan) -> str:
 
 
 @pytest.fixture
-async def files(
-    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Threads]:
-    """On a host that does not forward, with notes of its own."""
-    monkeypatch.setattr(forwarding, "_NOTES", tmp_path / "notes")
+def notes(tmp_path: Path) -> Path:
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+async def files(net: Net) -> AsyncIterator[Threads]:
+    """On a host that does not forward."""
     SETTING.write_text("0")
     files = Threads("test", 2)
     yield files
     files.close()
 
 
-def driver(files: Threads, instance: str = "test") -> HostNetwork:
+def driver(files: Threads, notes: Path, instance: str = "test") -> HostNetwork:
     """One that begins."""
-    return HostNetwork(instance, Ownership(os.getuid(), os.getgid()), files, POOL)
+    owner = Ownership(os.getuid(), os.getgid())
+    return HostNetwork(instance, owner, files, POOL, notes)
 
 
 def forwards() -> bool:
@@ -54,8 +56,10 @@ def plans(count: int) -> list[NetworkPlan]:
     return [network_plan(f"s{number}", addresses) for number in range(count)]
 
 
-async def test_it_is_on_from_the_first_machine_to_the_last(files: Threads) -> None:
-    host, (one, two) = driver(files), plans(2)
+async def test_it_is_on_from_the_first_machine_to_the_last(
+    files: Threads, notes: Path
+) -> None:
+    host, (one, two) = driver(files, notes), plans(2)
     await host.prepare()
     assert not forwards(), "nobody needs it yet"
     await host.make_tap(one, mark(one))
@@ -68,18 +72,18 @@ async def test_it_is_on_from_the_first_machine_to_the_last(files: Threads) -> No
         assert not forwards()
 
 
-async def test_a_host_that_had_it_on_keeps_it_on(files: Threads) -> None:
+async def test_a_host_that_had_it_on_keeps_it_on(files: Threads, notes: Path) -> None:
     SETTING.write_text("1")
-    host, (one,) = driver(files), plans(1)
+    host, (one,) = driver(files, notes), plans(1)
     await host.make_tap(one, mark(one))
     await host.remove_tap(one.lease.tap, mark(one))
     assert forwards()
 
 
-async def test_the_next_driver_gives_it_back(files: Threads) -> None:
+async def test_the_next_driver_gives_it_back(files: Threads, notes: Path) -> None:
     (one,) = plans(1)
-    await driver(files).make_tap(one, mark(one))
-    following = driver(files)
+    await driver(files, notes).make_tap(one, mark(one))
+    following = driver(files, notes)
     await following.prepare()
     assert forwards(), "its machine is there"
     await following.remove_tap(one.lease.tap, mark(one))
@@ -87,24 +91,22 @@ async def test_the_next_driver_gives_it_back(files: Threads) -> None:
 
 
 async def test_one_that_was_killed_before_it_had_a_machine_has_it_given_back(
-    files: Threads, monkeypatch: pytest.MonkeyPatch
+    files: Threads, notes: Path
 ) -> None:
-    (one,) = plans(1)
-
-    async def killed(*_: object) -> None:
-        raise asyncio.CancelledError
-
-    host = driver(files)
-    monkeypatch.setattr(host, "_make_bare_tap", killed)
-    with pytest.raises(asyncio.CancelledError):
-        await host.make_tap(one, mark(one))
+    await Forwarding(files, notes).need("killed")
     assert forwards()
-    await driver(files).prepare()
+    await driver(files, notes).prepare()
     assert not forwards()
 
 
-async def test_machines_of_another_driver_need_it_as_well(files: Threads) -> None:
-    first, second, (one, two) = driver(files), driver(files, "other"), plans(2)
+async def test_machines_of_another_driver_need_it_as_well(
+    files: Threads, notes: Path
+) -> None:
+    first, second, (one, two) = (
+        driver(files, notes),
+        driver(files, notes, "other"),
+        plans(2),
+    )
     await first.make_tap(one, mark(one))
     await second.make_tap(two, "vmdriver/other/s2")
     await first.remove_tap(one.lease.tap, mark(one))
@@ -113,9 +115,11 @@ async def test_machines_of_another_driver_need_it_as_well(files: Threads) -> Non
     assert not forwards(), "whoever is the last"
 
 
-async def test_it_stays_on_for_others_who_route_by_now(files: Threads) -> None:
+async def test_it_stays_on_for_others_who_route_by_now(
+    files: Threads, notes: Path
+) -> None:
     """They found it on, and have not turned it on themselves."""
-    host, (one,) = driver(files), plans(1)
+    host, (one,) = driver(files, notes), plans(1)
     await host.make_tap(one, mark(one))
     run("nft", "-f", "-", input=STRICT)
     await host.remove_tap(one.lease.tap, mark(one))
@@ -124,17 +128,21 @@ async def test_it_stays_on_for_others_who_route_by_now(files: Threads) -> None:
     assert forwards(), "it is theirs from then on"
 
 
-async def test_a_firewall_that_was_there_before_is_no_reason(files: Threads) -> None:
+async def test_a_firewall_that_was_there_before_is_no_reason(
+    files: Threads, notes: Path
+) -> None:
     run("nft", "-f", "-", input=STRICT)
-    host, (one,) = driver(files), plans(1)
+    host, (one,) = driver(files, notes), plans(1)
     await host.make_tap(one, mark(one))
     assert forwards()
     await host.remove_tap(one.lease.tap, mark(one))
     assert not forwards()
 
 
-async def test_it_is_turned_on_again_while_there_are_machines(files: Threads) -> None:
-    host, (one,) = driver(files), plans(1)
+async def test_it_is_turned_on_again_while_there_are_machines(
+    files: Threads, notes: Path
+) -> None:
+    host, (one,) = driver(files, notes), plans(1)
     guard = NetworkGuard(host, files)
     guard.open()
     news: list[NetworkNews] = []

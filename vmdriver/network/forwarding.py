@@ -24,7 +24,7 @@ from vmdriver.host.threads import Threads
 from vmdriver.network.wire import NETFILTER, ROUTE, attributes, dump, open_socket
 
 _log = logging.getLogger(__name__)
-_NOTES = Path("/run/vmd-host")
+NOTES = Path("/run/vmd-host")
 _SETTING = Path("/proc/sys/net/ipv4/ip_forward")
 _NAMESPACE = Path("/proc/thread-self/ns/net")
 ON, OFF = "1", "0"
@@ -50,7 +50,7 @@ class Forwarding:
     """For one driver. Whoever calls waits for who called before."""
 
     threads: Threads
-    notes: Path = field(default_factory=lambda: _NOTES)
+    notes: Path = NOTES
     _users: set[str] = field(default_factory=set, init=False)
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import CommandError, NetworkError, Unavailable
@@ -18,7 +19,7 @@ from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import Lease, NetworkPlan
 from vmdriver.network import mending, namespace, nft, ruleset, surroundings
-from vmdriver.network.forwarding import Forwarding
+from vmdriver.network.forwarding import NOTES, Forwarding
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
@@ -70,13 +71,19 @@ class HostNetwork:
     """Taps and tables of one driver instance."""
 
     def __init__(
-        self, instance: str, owner: Ownership, threads: Threads, address_pool: str
+        self,
+        instance: str,
+        owner: Ownership,
+        threads: Threads,
+        address_pool: str,
+        notes: Path = NOTES,
     ) -> None:
+        """`notes`: where it is noted what of the whole host was changed."""
         self._instance = instance
         self._owner = owner
         self._threads = threads
         self._address_pool = ipaddress.IPv4Network(address_pool)
-        self._forwarding = Forwarding(threads)
+        self._forwarding = Forwarding(threads, notes)
 
     # --- taps
 
