@@ -15,7 +15,6 @@ from collections.abc import (
     Callable,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from functools import partial
@@ -28,20 +27,20 @@ from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import nft
 from vmdriver.network.host_network import HostNetwork, outside_sysctls
 from vmdriver.network.joint_load import JointLoader
+from vmdriver.network.joint_look import JointLook, Seen
 from vmdriver.network.kept import Kept, Watched
 from vmdriver.network.listener import Heard, Listener
 from vmdriver.network.mending import inside_sysctls
-from vmdriver.network.picture import Picture, Scene, differences, look, only
+from vmdriver.network.picture import Picture, Scene, differences, look
 from vmdriver.network.ruleset import table_name
 from vmdriver.network.table_prints import INET, Table
 
 _log = logging.getLogger(__name__)
-_FEW = 8
-"""So many are looked at one by one; of more, all that there is is read once."""
+_LOOKS = 4
+"""Into namespaces at a time: after events were lost, or a driver's start, all are looked at."""
 _AGAIN_S = 0.5
 _QUIET_S = 10.0
 """So often it is told, at most, that something of the host's was restored."""
-_EVERYTHING = Scene(tables=None, interfaces=None)
 
 
 class NetworkGuard:
@@ -54,9 +53,11 @@ class NetworkGuard:
         self._kept: dict[str, Kept] = {}
         self._suspects: set[Watched] = set()
         self._woken = asyncio.Event()
+        self._inside_at_once = asyncio.Semaphore(_LOOKS)
         self._settings = False
         """Those of the host may have been changed."""
         self._told_at = -_QUIET_S
+        self._joint_look = JointLook(self._look_once)
         self._joint = JointLoader(nft.load)
         self._told: Callable[[NetworkNews], None] = lambda _: None
         self._host: Listener | None = None
@@ -140,7 +141,8 @@ class NetworkGuard:
         self, plan: NetworkPlan, mark: str, parts: Sequence[Watched], mend: bool
     ) -> None:
         places = {part.namespace for part in parts}
-        for rules in await self._network.rules(plan, mark):
+        inside = plan.namespace in places
+        for rules in await self._network.rules(plan, mark, inside=inside):
             if rules.namespace in places and rules.namespace is not None:
                 # In there nothing else has any business.
                 await nft.load(f"flush ruleset\n{rules.text}", rules.namespace)
@@ -171,11 +173,18 @@ class NetworkGuard:
         return Watched(tap, within, scene, listener, look_at), outside
 
     async def _look_at_host(self, scene: Scene) -> tuple[Picture, frozenset[int]]:
+        picture, names = await self._joint_look.look(scene)
+        return picture, frozenset(names)
+
+    async def _look_once(self, scene: Scene) -> Seen:
         return await _looked(self._threads.run(look, scene))
 
-    @staticmethod
-    async def _look_inside(within: str, scene: Scene) -> tuple[Picture, frozenset[int]]:
-        return await _looked(alone("look", _look_in, within, scene))
+    async def _look_inside(
+        self, within: str, scene: Scene
+    ) -> tuple[Picture, frozenset[int]]:
+        async with self._inside_at_once:
+            picture, names = await _looked(alone("look", _look_in, within, scene))
+        return picture, frozenset(names)
 
     # --- what is heard
 
@@ -231,18 +240,11 @@ class NetworkGuard:
 
     async def _check(self, suspects: Sequence[Watched]) -> None:
         self.looks += bool(suspects)
-        at_once: Picture | None = None
-        if sum(part.namespace is None for part in suspects) > _FEW:
-            at_once, _ = await self._look_at_host(_EVERYTHING)
-        for part in suspects:
-            made = part.made
-            if at_once is not None and part.namespace is None:
-                now = only(part.scene, at_once)
-                known = only(part.scene, made or {})
-            else:
-                now, known = await part.look(), made or {}
+        made = [part.made for part in suspects]
+        pictures = await asyncio.gather(*(part.look() for part in suspects))
+        for part, known, now in zip(suspects, made, pictures, strict=True):
             kept = self._kept.get(part.tap)
-            if made is None or part.made is not made or kept is None:
+            if known is None or part.made is not known or kept is None:
                 continue  # it is or was made anew meanwhile, or is nobody's any more
             words = differences(known, now)
             if words and part in kept.parts:
@@ -254,19 +256,16 @@ def _listener_in(within: str) -> Listener:
         return Listener()
 
 
-def _look_in(within: str, scene: Scene) -> tuple[Picture, Mapping[int, str]]:
+def _look_in(within: str, scene: Scene) -> Seen:
     with netns.entered(within):
         return look(scene)
 
 
-async def _looked(
-    work: Awaitable[tuple[Picture, Mapping[int, str]]],
-) -> tuple[Picture, frozenset[int]]:
+async def _looked(work: Awaitable[Seen]) -> Seen:
     try:
-        picture, names = await work
+        return await work
     except OSError as error:
         raise NetworkError(f"netlink: {error.strerror or error}") from error
-    return picture, frozenset(names)
 
 
 def _same_places(parts: Sequence[Watched], plan: NetworkPlan) -> bool:

@@ -180,10 +180,14 @@ class HostNetwork:
         for rules in await self.rules(plan, mark):
             await nft.load(rules.text, rules.namespace)
 
-    async def rules(self, plan: NetworkPlan, mark: str) -> tuple[Rules, ...]:
-        """What is loaded for it, with the host's addresses of this moment. NetworkError."""
+    async def rules(
+        self, plan: NetworkPlan, mark: str, *, inside: bool = True
+    ) -> tuple[Rules, ...]:
+        """What is loaded for it, with the host's addresses of this moment in those `inside`.
+        NetworkError.
+        """
         local: tuple[str, ...] = ()
-        if plan.namespace is not None:
+        if plan.namespace is not None and inside:
             local = await surroundings.own_addresses(self._address_pool)
         return rules_of(plan, mark, local)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from vmdriver.errors import NetworkError
 from vmdriver.host.threads import finished
 
-_MOST = 64
+_MOST = 256
 
 
 @dataclass(eq=False)

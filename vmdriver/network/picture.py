@@ -71,14 +71,15 @@ def differences(made: Picture, now: Picture) -> list[str]:
 
 
 def only(scene: Scene, everything: Picture) -> Picture:
-    """What of a namespace's whole picture one scene without sysctls shows."""
-    tables, interfaces = scene.tables or (), scene.interfaces or ()
-    names = {table_words(table) for table in tables}
-    ends = tuple(f" {name}" for name in interfaces)
+    """What one scene shows, of a picture of all that there is."""
+    names = {table_words(table) for table in scene.tables or ()}
+    names |= {sysctl_words(name) for name in scene.sysctls}
+    ends = tuple(f" {name}" for name in scene.interfaces or ())
     return {
         what: seen
         for what, seen in everything.items()
-        if what in names or (not what.startswith("table ") and what.endswith(ends))
+        if what in names
+        or (what.endswith(ends) and not what.startswith(("table ", "sysctl ")))
     }
 
 
