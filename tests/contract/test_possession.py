@@ -23,6 +23,7 @@ from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.launch_files import LaunchFiles
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.machine_users import MachineUsers
 from vmdriver.storage.paths import FilePaths
 
 UIDS = MachineUids(250100, 250199)
@@ -155,6 +156,30 @@ async def test_a_frozen_layer_is_read_by_its_machine_and_by_those_that_stand_on_
     assert (was,) == await store.identify((frozen,)), "it is the file that it was"
     third = UIDS.user(250104)
     assert await usable(frozen, third) == "", "who knows the name, and no more"
+
+
+async def test_the_last_layer_of_a_machine_that_is_gone_takes_its_folder_along(
+    layout: Layout, threads: Threads
+) -> None:
+    disks = DiskStore(layout, threads, Ownership(EARLIER.uid, EARLIER.gid))
+    users = MachineUsers(layout, threads)
+    layers = []
+    for _ in range(2):
+        layers.append(FilePaths(layout).new_layer("s1", FIRST))
+        plan = await plan_of(layout, f"s{len(layers)}", FIRST)
+        base = plan.disk("root").backing[-1]
+        root = planner.on_layers(plan, (layers[-1],), base).disk("root")
+        await disks.create_overlay(root, FIRST)
+    folder = Path(layers[0]).parent
+    await disks.remove(layers[0])
+    await users.clear(FIRST.uid, "s1")
+    assert folder.is_dir()
+    await disks.remove(layers[1])
+    assert not folder.exists()
+    living = FilePaths(layout).new_layer("s3", SECOND)
+    await disks.create_overlay(root.model_copy(update={"path": living}), SECOND)
+    await disks.remove(living)
+    assert Path(living).parent.is_dir(), "its machine has it"
 
 
 async def test_a_template_is_read_by_every_machine_and_written_by_none(

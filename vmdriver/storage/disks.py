@@ -145,6 +145,7 @@ class DiskStore:
     def _remove(self, target: Path) -> None:
         try:
             target.unlink(missing_ok=True)
+            self._possession.leave_folder(target.parent)
         except OSError as error:
             why = f"it cannot be removed ({error.strerror})"
             if not self._layout.clearing.displace(target, why):

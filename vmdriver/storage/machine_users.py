@@ -44,7 +44,10 @@ class MachineUsers:
             if not _remove_empty(folder):
                 return False
             folder.mkdir(mode=0o700)
-            ownership.pass_through(folder, number)
+            try:
+                ownership.pass_through(folder, number)
+            except FileNotFoundError:
+                return False  # a former owner's last layer has just taken it along
             files.sync_directory(folder.parent)
         return True
 

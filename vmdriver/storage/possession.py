@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from vmdriver.host import ownership
+from vmdriver.host import access_list, ownership
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import LaunchPlan, MachineUser
 from vmdriver.storage import files
@@ -58,6 +58,17 @@ class Possession:
             return
         folder.mkdir(mode=0o700, exist_ok=True)
         ownership.pass_through(folder, user.uid)
+
+    def leave_folder(self, folder: Path) -> None:
+        """A layer was removed there: the last one of a machine whose user was given back before, as
+        others stood on it, leaves no folder.
+        """
+        if folder.parent == self._layout.layers and folder.is_dir():
+            with suppress(OSError):
+                if not access_list.is_there(
+                    folder
+                ):  # else a machine may pass, and has it
+                    folder.rmdir()
 
     def share_disks(self, gid: int) -> None:
         """Have base disks and supervisors be machines' to read, and nobody else's: earlier drivers
