@@ -53,9 +53,11 @@ from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.ports.host import Ownership, WallSource
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
+from vmdriver.model.wall import joined
 from vmdriver.network.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.oci.image_service import ImageService
+from vmdriver.storage import wall_found
 from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.journal import FileJournal
@@ -234,7 +236,7 @@ class Driver:
             self.prepare_connection()
             await reserve.enough()
         await self.sealing.prepare()
-        await self._try_box()
+        await self._try_wall()
         await self.network.prepare()
         self.network_guard.open()
         await self.images.open()
@@ -248,10 +250,13 @@ class Driver:
         # libvirt asks QEMU what it can do at the first question; nobody should wait for that.
         self._warm_up = asyncio.create_task(self._know_the_hypervisor(), name="warm-up")
 
-    async def _try_box(self) -> None:
-        """What it lacks is told at the first start that is refused for it, too."""
-        for lack in (await self.box_trial.offer(None)).lacks:
+    async def _try_wall(self) -> None:
+        """What is lacking is told again by each start that is refused for it."""
+        found = joined([await source.offer(None) for source in self.wall_sources])
+        for lack in found.lacks:
             _log.warning("machines cannot have %s: %s", lack.part, lack.why)
+        with contextlib.suppress(OSError):  # on a full disk
+            await self._files.run(wall_found.store, self.layout.wall, found)
 
     async def _know_the_hypervisor(self) -> None:
         with contextlib.suppress(DriverError):

@@ -125,3 +125,17 @@ def test_machines_are_ended_before_the_driver_and_outlive_it(driver: Driver) -> 
     assert Path(f"/proc/{pid}/root").exists()
     assert driver.machine_pid(sandbox) == pid
     driver.wait(sandbox, "Running")
+
+
+def test_commands_show_the_parts_and_change_nothing(driver: Driver) -> None:
+    sandbox = driver.create()
+    driver.wait(sandbox, "Running")
+    program = driver.host.state / "libvirt" / "boxed-qemu"
+    before = program.stat()
+    checks = {f["check"]: f["level"] for f in driver.cli("doctor")["findings"]}
+    listed = next(row for row in driver.cli("ls") if row["id"] == sandbox)
+    for part in ("box", "seccomp", "limits"):
+        assert checks[f"wall: {part}"] == "ok"
+        assert part in listed["wall"]
+    assert listed["wall"] == driver.inspect(sandbox)["record"]["plan"]["wall"]
+    assert program.stat() == before

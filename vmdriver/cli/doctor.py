@@ -22,11 +22,11 @@ from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.kvm_access import KVM_DEVICE
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
-from vmdriver.model.wall import MEANING, joined
+from vmdriver.model.wall import MEANING, Offer, joined
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.trust import policy_in_force
 from vmdriver.service.server import check_path
-from vmdriver.storage import boot
+from vmdriver.storage import boot, wall_found
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.needed import SUPERVISOR_WAY_OUT, missing_supervisor
 from vmdriver.storage.way_in import closed_folder
@@ -294,10 +294,15 @@ async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | Non
         return _failed(check, error), None
 
 
-async def _wall(driver: Driver) -> AsyncIterator[Finding]:
-    """A line for each part: what starts without it is the operator's word."""
+async def _wall(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
+    """A line for each part: what starts without it is the operator's word. Beside a running driver
+    nothing is tried, since its files would be written.
+    """
     strict = driver.config.isolation.isolation == "strict"
-    found = joined([await source.offer(None) for source in driver.wall_sources])
+    if alone:
+        found = joined([await source.offer(None) for source in driver.wall_sources])
+    else:
+        found = wall_found.load(driver.layout.wall) or Offer()
     for part in found.parts:
         yield Finding(f"wall: {part}", "ok", MEANING[part])
     for lack in found.lacks:
@@ -312,7 +317,7 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
     checks = (
         ("network", _network(driver)),
         ("libvirt", _libvirt(driver, alone=alone)),
-        ("wall", _wall(driver)),
+        ("wall", _wall(driver, alone=alone)),
     )
     try:
         for name, check in checks:
