@@ -80,3 +80,10 @@ def two_running(driver: Driver) -> tuple[str, str]:
     for sandbox in (first, second):
         driver.wait(sandbox, "Running")
     return first, second
+
+
+def addresses_of_the_host() -> list[str]:
+    """IPv4, of all its interfaces."""
+    command = ["ip", "-json", "-4", "address"]
+    links = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return [a["local"] for link in links for a in link["addr_info"]]

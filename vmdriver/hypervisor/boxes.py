@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmdriver.errors import StorageError
-from vmdriver.host import facts, process
+from vmdriver.host import console_file, facts, process
 from vmdriver.host.plain_file import read_start
 from vmdriver.hypervisor import box
 from vmdriver.hypervisor.box import Box, Ground
@@ -59,6 +59,8 @@ class Boxes:
         emulator. `more`: files that it reads besides those of its plan.
         """
         wanted = box.of_plan(plan, self.passage, disk_bytes(plan), more)
+        if "limits" in wanted.parts:
+            _begin_console(Path(plan.console), wanted.file_bytes)
         return self.make(plan.domain, emulator, wanted)
 
     def make(self, domain: str, emulator: str, wanted: Box) -> str:
@@ -101,6 +103,20 @@ class Boxes:
         """No machine of that name is begun any more. OSError."""
         for name in (f"{domain}.rules", domain):
             (self.root / _FOLDER / name).unlink(missing_ok=True)
+
+
+def _begin_console(path: Path, ceiling: int) -> None:
+    """However much its guest prints while no driver runs, it ends at the largest file's size."""
+    try:
+        console_file.begin_below(path, ceiling)
+    except FileNotFoundError:
+        return  # somebody has removed it: libvirt makes another one
+    except OSError as error:
+        raise StorageError(
+            f"the machine's console cannot be bounded: {error.strerror or error}",
+            detail=str(error),
+            resolution="free space in the state directory",
+        ) from error
 
 
 def disk_bytes(plan: LaunchPlan) -> int:
