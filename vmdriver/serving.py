@@ -17,6 +17,7 @@ from vmdriver.service import admin, servicer
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
 from vmdriver.service.servicer import Identity, Readiness
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.machine_users import has_claims
 from vmdriver.storage.needed import missing
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     lock = StateLock(layout.lock)
     await lock.acquire()
     uids = machine_uids(config)
-    claim = UidClaim(uids.first, uids.last)
+    claim = UidClaim(uids.first, uids.last, str(layout.root), has_claims)
     await claim.acquire()
     out_of_memory.yield_to_launcher()
     reaper.install(asyncio.get_running_loop())

@@ -16,6 +16,12 @@ from vmdriver.host import users
 from vmdriver.host.uid_claim import UidClaim
 from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.model.machine_uids import MachineUids
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.machine_users import has_claims
+
+
+def unused(_name: str) -> bool:
+    return False
 
 
 def test_the_first_numbers_are_no_machines() -> None:
@@ -86,26 +92,48 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 async def test_of_two_drivers_with_a_number_in_common_the_second_is_refused(
     tmp_path: Path,
 ) -> None:
-    first = UidClaim(1000, 1999, tmp_path / "claims")
+    place = tmp_path / "claims"
+    first = UidClaim(1000, 1999, "/first", unused, place)
     await first.acquire()
     for begin, end in ((1000, 1999), (1999, 2998), (1200, 1300), (1, 1000), (1, 9999)):
         with pytest.raises(ConfigError, match="machine_uids") as refused:
-            await UidClaim(begin, end, tmp_path / "claims").acquire(wait_s=0)
-        assert "1000-1999" in refused.value.message
+            await UidClaim(begin, end, "/second", unused, place).acquire(wait_s=0)
+        assert "the driver of /first has 1000-1999" in refused.value.message
         assert refused.value.resolution
-    beside = UidClaim(2000, 2999, tmp_path / "claims")
+    beside = UidClaim(2000, 2999, "/beside", unused, place)
     await beside.acquire(wait_s=0)
     first.release()
-    second = UidClaim(1500, 1999, tmp_path / "claims")
+    second = UidClaim(1500, 1999, "/second", unused, place)
     await second.acquire(wait_s=0)
-    names = {path.name for path in (tmp_path / "claims").iterdir()}
+    names = {path.name for path in place.iterdir()}
     assert names == {"1500-1999", "2000-2999"}
     beside.release()
     second.release()
 
 
+async def test_numbers_of_a_driver_that_rests_are_nobody_elses_while_it_has_sandboxes(
+    tmp_path: Path,
+) -> None:
+    place, resting = tmp_path / "claims", Layout(tmp_path / "resting")
+    resting.make()
+    (resting.layers / "1500").mkdir()
+    first = UidClaim(1000, 1999, str(resting.root), has_claims, place)
+    await first.acquire(wait_s=0)
+    first.release()
+    with pytest.raises(ConfigError, match="has machines or files of 1000-1999"):
+        await UidClaim(1900, 2999, "/other", has_claims, place).acquire(wait_s=0)
+    again = UidClaim(1000, 2999, str(resting.root), has_claims, place)
+    await again.acquire(wait_s=0)
+    again.release()
+    (resting.layers / "1500").rmdir()
+    other = UidClaim(1900, 2999, "/other", has_claims, place)
+    await other.acquire(wait_s=0)
+    other.release()
+
+
 async def test_a_predecessor_that_is_ending_is_waited_for(tmp_path: Path) -> None:
-    first, second = (UidClaim(1000, 1999, tmp_path / "claims") for _ in range(2))
+    place = tmp_path / "claims"
+    first, second = (UidClaim(1000, 1999, "/d", unused, place) for _ in range(2))
     await first.acquire()
     waiting = asyncio.create_task(second.acquire())
     await asyncio.sleep(0)
@@ -118,7 +146,7 @@ async def test_a_predecessor_that_is_ending_is_waited_for(tmp_path: Path) -> Non
 async def test_a_claim_that_cannot_be_noted_is_told(tmp_path: Path) -> None:
     (tmp_path / "claims").write_text("no folder")
     with pytest.raises(ConfigError, match="cannot be used"):
-        await UidClaim(1000, 1999, tmp_path / "claims").acquire(wait_s=0)
+        await UidClaim(1000, 1999, "/d", unused, tmp_path / "claims").acquire(wait_s=0)
 
 
 def test_numbers_of_this_hosts_users_are_found(tmp_path: Path) -> None:

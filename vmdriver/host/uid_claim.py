@@ -6,21 +6,35 @@ import asyncio
 import fcntl
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from vmdriver.errors import ConfigError
 
 PLACE = Path("/run/vmd-uids")
-"""A file for each range that a driver has: it holds a lock on it as long as it runs."""
+"""A file for each range that a driver has, with its name in it: it holds a lock on it as long as it
+runs.
+"""
 _WAIT_S = 5.0
 """A predecessor that is ending holds its own for a moment."""
 
 
 class UidClaim:
-    """The numbers from `first` to `last`, had until the process ends or `release`."""
+    """The numbers from `first` to `last`, had by the driver of that name (its state directory)
+    until the process ends or `release`. `in_use`: whether a driver of such a name that runs no
+    more has machines or files that such numbers belong to.
+    """
 
-    def __init__(self, first: int, last: int, place: Path = PLACE) -> None:
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        name: str,
+        in_use: Callable[[str], bool],
+        place: Path = PLACE,
+    ) -> None:
         self._first, self._last, self._place = first, last, place
+        self._name, self._in_use = name, in_use
         self._descriptor = -1
 
     async def acquire(self, wait_s: float = _WAIT_S) -> None:
@@ -30,9 +44,8 @@ class UidClaim:
         while other := self._try():
             if loop.time() > deadline:
                 raise ConfigError(
-                    f"machine_uids: another driver of this host has {other}, which "
-                    f"overlaps {self._first}-{self._last}",
-                    resolution="stop it, or set machine_uids to numbers that nobody has",
+                    f"machine_uids: {other}, which overlaps {self._first}-{self._last}",
+                    resolution="set machine_uids to numbers that nobody has",
                 )
             await asyncio.sleep(0.05)
 
@@ -43,7 +56,7 @@ class UidClaim:
             self._descriptor = -1
 
     def _try(self) -> str:
-        """Take it; which range is in the way, or ""."""
+        """Take it; who is in the way, or ""."""
         try:
             self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
             whole = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,15 +76,18 @@ class UidClaim:
         for path in self._place.iterdir():
             found = re.fullmatch(r"([0-9]+)-([0-9]+)", path.name)
             if found and int(found[1]) <= self._last and self._first <= int(found[2]):
-                descriptor = _locked(path)
+                descriptor, name = _locked(path), path.read_text(errors="replace")
                 if descriptor < 0:
-                    return path.name
-                path.unlink()  # of a driver that has ended
+                    return f"the driver of {name} has {path.name}"
                 os.close(descriptor)
+                if name and name != self._name and self._in_use(name):
+                    return f"{name} has machines or files of {path.name}"
+                path.unlink()
         return ""
 
     def _take(self) -> str:
         self._descriptor = _locked(self._place / f"{self._first}-{self._last}")
+        os.write(self._descriptor, self._name.encode())
         return ""
 
 

@@ -22,6 +22,11 @@ from vmdriver.storage.layout import Layout
 _LOOKS, _LOOK_S = 20, 0.05
 
 
+def has_claims(state_dir: str) -> bool:
+    """Whether numbers are had by sandboxes of that state directory. Of one that is gone: no."""
+    return any(Layout(Path(state_dir)).layers.glob("[0-9]*"))
+
+
 class MachineUsers:
     """Of one driver, which alone hands out numbers of its range on this host."""
 
