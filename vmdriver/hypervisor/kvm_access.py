@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmdriver.errors import Refused
 from vmdriver.host import access_list
+from vmdriver.model.wall import ISOLATION_UNAVAILABLE
 
 KVM_DEVICE = "/dev/kvm"
 
@@ -27,7 +28,7 @@ def let_in(gid: int, device: str | None = None) -> None:
         raise Refused(
             f"machines cannot be let use {device}: {error.strerror}",
             detail=f"an entry of its access list for group {gid} cannot be made",
-            reason="IsolationUnavailable",
+            reason=ISOLATION_UNAVAILABLE,
             resolution=f"mount devtmpfs with access lists, or chmod 0666 {device}; or set "
             "accelerator to tcg",
         ) from error
