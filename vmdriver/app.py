@@ -101,9 +101,10 @@ class Driver:
         self.cgroups = self._cgroups(uri)
         self.users = UserPool(machine_uids(config))
         self.box_trial = self._box_trial()
-        self.wall_sources: tuple[WallSource, ...] = (self.box_trial,)
         self.sealing = Sealing(self.libvirt_root)
         self.machines, self.memory = self._machines(owner)
+        sources = (self.box_trial, self.memory, self.cgroups)
+        self.wall_sources: tuple[WallSource, ...] = sources
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
             self.layout, self._files, numbers=self._numbers

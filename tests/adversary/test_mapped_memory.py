@@ -104,6 +104,7 @@ def test_no_fork_can_change_what_forks_are_made_from_nor_another_fork(
     first, second = two_running(driver)
     plan = driver.plan(first)
     assert plan["template"] == driver.plan(second)["template"] is not None
+    assert "sealed-memory" in plan["wall"]
     one, other = (driver.machine_pid(sandbox) for sandbox in (first, second))
     memory = max(sealed(driver, one, driver.host.state / "templates"), key=_size)
     (root,) = (disk for disk in plan["disks"] if disk["role"] == "root")

@@ -221,28 +221,18 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
         return
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
-    yield await _sealed(driver)
-    yield _cgroups(driver)
 
 
-def _cgroups(driver: Driver) -> Finding:
-    """Whether the kernel limits machines, in a line."""
-    check, place = "cgroups", driver.cgroups.place
-    if place.folder is None:
-        text = f"the kernel does not limit machines: {place.why}"
-        return Finding(check, "warn", text, "docs/security.md says what it takes")
-    text = f"machines are limited by the kernel, in {place.folder}"
-    return Finding(check, "ok", text)
-
-
-async def _sealed(driver: Driver) -> Finding:
-    check = "template memory"
-    await driver.sealing.prepare()
-    if await driver.memory.seals():
-        return Finding(check, "ok", "machines map it and cannot write to it")
-    text = f"cannot be sealed, so that every machine boots: {driver.sealing.problem}"
-    advice = "apt-get install gcc libc6-dev, or have QEMU 8.2 or newer"
-    return Finding(check, "warn", text, advice)
+def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Finding]:
+    """Parts that nothing is refused for, where they are not there, for these reasons."""
+    if "sealed-memory" not in found.parts:
+        text = f"with QEMU before 8.2 every machine boots: {unsealed}"
+        advice = "apt-get install gcc libc6-dev"
+        yield Finding("wall: sealed-memory", "warn", text, advice)
+    if "cgroup" not in found.parts:
+        text = f"the kernel does not limit machines: {unlimited}"
+        advice = "docs/security.md says what it takes"
+        yield Finding("wall: cgroup", "warn", text, advice)
 
 
 async def _examine(loaded: Loaded) -> list[Finding]:
@@ -300,6 +290,7 @@ async def _wall(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
     """
     strict = driver.config.isolation.isolation == "strict"
     if alone:
+        await driver.sealing.prepare()
         found = joined([await source.offer(None) for source in driver.wall_sources])
     else:
         found = wall_found.load(driver.layout.wall) or Offer()
@@ -309,6 +300,12 @@ async def _wall(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
         text = "no machine starts" if strict else "machines start without it"
         level, way_out = "fail" if strict else "warn", lack.resolution
         yield Finding(f"wall: {lack.part}", level, f"{text}: {lack.why}", way_out)
+    why = "the driver's log says why"
+    reasons = (
+        (driver.sealing.problem, driver.cgroups.place.why) if alone else (why, why)
+    )
+    for finding in _done_without(found, *reasons):
+        yield finding
 
 
 async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:

@@ -20,6 +20,7 @@ from vmdriver.errors import HypervisorError
 from vmdriver.hypervisor import cgroup_limits
 from vmdriver.hypervisor.cgroup_place import Place
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.wall import Offer
 
 _log = logging.getLogger(__name__)
 _OURS = "driver"
@@ -83,6 +84,10 @@ class Cgroups:
         """Those whose limits machines get; none where they have no cgroup."""
         return self._ready
 
+    async def offer(self, _plan: LaunchPlan | None) -> Offer:
+        """A ports.WallSource. Nothing is refused where there is no place: `doctor` says so."""
+        return Offer() if self.place.folder is None else Offer(("cgroup",))
+
     @property
     def _folder(self) -> Path | None:
         return self.place.folder and self.place.folder / self.instance
@@ -93,6 +98,7 @@ class Cgroups:
         """
         base, folder, tree = self.place.folder, self._folder, self.tree
         if base is None or folder is None:
+            _log.info("machines have no cgroups of their own: %s", self.place.why)
             return
         try:
             there = frozenset(tree.read(base / "cgroup.controllers").split())

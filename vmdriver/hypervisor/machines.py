@@ -342,7 +342,9 @@ def _says_nothing(work: asyncio.Future[None]) -> bool:
 def end_at_once(connection: Any, name: str) -> None:
     """What was begun and is not to be. libvirtError."""
     _tolerate(
-        lambda: connection.lookupByName(name).destroy(), libvirt.VIR_ERR_NO_DOMAIN
+        lambda: connection.lookupByName(name).destroy(),
+        libvirt.VIR_ERR_NO_DOMAIN,
+        libvirt.VIR_ERR_OPERATION_INVALID,  # it has ended by itself
     )
 
 

@@ -36,6 +36,7 @@ from vmdriver.hypervisor.sealing import Sealing
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.wall import Offer
 
 _log = logging.getLogger(__name__)
 _SAVE_HEADER = struct.Struct("<16s5I56x")
@@ -69,6 +70,13 @@ class DomainMemory:
 
     async def seals(self) -> bool:
         return self._sealing.is_possible(await self._qemu_version())
+
+    async def offer(self, plan: LaunchPlan | None) -> Offer:
+        """A ports.WallSource. Without it no machine is made from memory that others map. Of no plan
+        only what can be told without libvirt.
+        """
+        found = await self.seals() if plan else not self._sealing.problem
+        return Offer(("sealed-memory",) if found else ())
 
     async def _qemu_version(self) -> int:
         if self._version is None:
