@@ -21,7 +21,7 @@ from tests.unit.test_hostile_streams import BEGUN, ENDLESS, LIES, MAIN, writing
 from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host import process
 from vmdriver.hypervisor import ram_reader
-from vmdriver.hypervisor.confined_reader import ConfinedReader
+from vmdriver.hypervisor.confined_reader import ConfinedReader, trial
 from vmdriver.hypervisor.ram_stream import PAGE
 from vmdriver.lifecycle.ports.host import Ownership
 
@@ -270,6 +270,11 @@ def test_nothing_is_read_by_who_could_not_be_confined(tmp_path: Path) -> None:
     finally:
         os.close(source)
         os.close(hold)
+
+
+def test_doctor_is_told_whether_it_would_be_confined() -> None:
+    assert trial(USER) == ""
+    assert "without rights" in trial(Ownership(2**32 - 1, 2**32 - 1))
 
 
 @pytest.fixture(autouse=True)

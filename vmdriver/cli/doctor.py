@@ -19,6 +19,7 @@ from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import access, facts, process, users
 from vmdriver.host.lock import StateLock
 from vmdriver.hypervisor import kvm_outcome
+from vmdriver.hypervisor.confined_reader import trial
 from vmdriver.hypervisor.kvm_access import KVM_DEVICE
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
@@ -221,6 +222,7 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
         return
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
+    yield _streams(driver.config)
 
 
 def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Finding]:
@@ -233,6 +235,15 @@ def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Findi
         text = f"the kernel does not limit machines: {unlimited}"
         advice = "docs/security.md says what it takes"
         yield Finding("wall: cgroup", "warn", text, advice)
+
+
+def _streams(config: Config) -> Finding:
+    check, user = "memory streams", machine_uids(config).probe
+    if problem := trial(Ownership(user.uid, user.gid)):
+        text = f"cannot be read, so that no memory is kept: {problem}"
+        advice = "a kernel with seccomp, on x86_64 or aarch64"
+        return Finding(check, "fail", text, advice)
+    return Finding(check, "ok", "a process without rights reads them")
 
 
 async def _examine(loaded: Loaded) -> list[Finding]:

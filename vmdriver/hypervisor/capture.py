@@ -23,7 +23,7 @@ from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.plain_file import open_plain
 from vmdriver.hypervisor import domain_xml, monitor
-from vmdriver.hypervisor.confined_reader import ConfinedReader
+from vmdriver.hypervisor.confined_reader import STREAM_REFUSED, ConfinedReader
 from vmdriver.hypervisor.ram_stream import STATE_BYTES, Split
 from vmdriver.lifecycle.ports.memory import Captured, Streamed
 
@@ -125,7 +125,7 @@ def _most_bytes(memory_bytes: int) -> int:
 
 
 def _refused(problem: str) -> HypervisorError:
-    return HypervisorError(f"QEMU's memory stream {problem}", reason="StreamRefused")
+    return HypervisorError(f"QEMU's memory stream {problem}", reason=STREAM_REFUSED)
 
 
 def _not_whole(problem: str, error: HypervisorError) -> HypervisorError:

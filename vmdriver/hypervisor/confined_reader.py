@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vmdriver.errors import HypervisorError, StorageError, TimedOut
+from vmdriver.errors import DriverError, HypervisorError, StorageError, TimedOut
 from vmdriver.host import process
 from vmdriver.hypervisor.ram_reader import ANSWER, CUT, FILE_ERROR, REFUSED
-from vmdriver.hypervisor.ram_stream import STATE_BYTES, Split
+from vmdriver.hypervisor.ram_stream import PAGE, STATE_BYTES, Split
 from vmdriver.lifecycle.ports.host import Ownership
 
+STREAM_REFUSED = "StreamRefused"
+"""Reason of what is said of a stream that is none of such a machine."""
 _NOBODY = 65534
 _PACKAGES = str(Path(__file__).parents[2])
 _BEGIN = (
@@ -24,6 +26,7 @@ _BEGIN = (
     "from vmdriver.hypervisor.ram_reader import main; main()"
 )
 _LOOK_S = 0.5
+_TRIAL_S = 10.0
 _MOST_ANSWER = ANSWER.size + STATE_BYTES + 65536
 
 
@@ -78,7 +81,7 @@ class ConfinedReader:
                 resolution="free space in the state directory",
             )
         if kind == REFUSED:
-            raise HypervisorError(text, reason="StreamRefused")
+            raise HypervisorError(text, reason=STREAM_REFUSED)
         raise HypervisorError(
             f"nobody can read QEMU's memory stream without rights: {text}",
             reason="IsolationUnavailable",
@@ -106,3 +109,15 @@ class ConfinedReader:
                 break
             data += chunk
         return bytes(data)
+
+
+def trial(user: Ownership) -> str:
+    """Why no memory stream could be read here; "" if it could: a reader begins, and finds that
+    there is none. Blocking, some 30 ms.
+    """
+    source, memory = os.open(os.devnull, os.O_RDONLY), os.memfd_create("trial")
+    try:
+        ConfinedReader(source, memory, PAGE, user).found(_TRIAL_S, lambda: True)
+    except DriverError as error:
+        return "" if error.reason == STREAM_REFUSED else error.message
+    return "it has read what was not there"

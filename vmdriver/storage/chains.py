@@ -138,6 +138,6 @@ def may_be_made(path: Path, below: Path) -> bool:
         f"the disk layer {path.name} was written to and cannot be used; it is left as it is",
         detail=detail,
         reason="LayerDamaged",
-        resolution="look at it with qemu-img info and qemu-img check; return to a snapshot, "
-        "or delete the sandbox",
+        resolution="return to a snapshot, or delete the sandbox; its header may lead whoever looks "
+        "at it to other files",
     )
