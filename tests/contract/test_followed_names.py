@@ -30,6 +30,7 @@ async def _lay(folder: Path) -> tuple[Place, Disk]:
     """A disk of two layers that QEMU's user can write to, a third one that is to come, and a canary."""
     disks = DiskStore(Layout(folder), Threads("storage", 2), qemu_owner())
     base, canary = folder / "base", folder / "canary"
+    (folder / "layers").mkdir()  # asked for its free space
     base.write_bytes(bytes(8 * MIB))
     canary.write_bytes(SECRET)
     for path in (base, canary):
@@ -67,6 +68,10 @@ async def test_the_names_in_headers_are_not_followed(
         await memory.switch_layer(plan.domain, third.path)
         assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
         assert await memory.holds(third.path, place.disk.path)
+        assert await place.disks.freeze_layer(place.disk.path, None) > 0
+        with pytest.raises(StorageError, match="can still be written to") as raised:
+            await place.disks.freeze_layer(third.path, None)
+        assert raised.value.reason == "LayerHeld"
         await hypervisor.destroy(plan.domain)
     # A process opens libvirt's embedded driver some twenty times: the rest is one test with it.
     for what in ("external data", "on a file of the host", "a pipe"):

@@ -5,6 +5,8 @@ no process of ours follows it anywhere (row 3 of what stood open: `qemu-img comm
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import mmap
 import os
 import resource
 import socket
@@ -317,6 +319,27 @@ async def test_an_own_header_is_what_qemus_own_program_makes(tmp_path: Path) -> 
         check = ["qemu-img", "check", "-q", ours]
         subprocess.run(check, check=True)
         made.unlink()
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+async def test_a_layer_that_somebody_holds_on_to_is_not_one_for_others(
+    how: str, place: Place
+) -> None:
+    """A machine that was told to write elsewhere could go on changing what others stand on."""
+    path = place.disk.path
+    with open(path, "rb") as reader, mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ):
+        await place.disks.freeze_layer(path, None)
+    os.chmod(path, 0o600)
+    with contextlib.ExitStack() as held:
+        with open(path, "r+b") as writer:
+            if how == "mapped":
+                held.enter_context(mmap.mmap(writer.fileno(), 0))
+            else:
+                held.callback(os.close, os.dup(writer.fileno()))
+        with pytest.raises(StorageError, match="can still be written to") as raised:
+            await place.disks.freeze_layer(path, None)
+        assert raised.value.reason == "LayerHeld"
+    await place.disks.freeze_layer(path, None)
 
 
 async def test_a_merge_follows_no_name_out_of_a_header(place: Place) -> None:

@@ -8,9 +8,14 @@ path is looked at before it is opened, and whoever reads says how much.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
 import stat
 from pathlib import Path
+
+_SET_SIGNAL = 10
+"""F_SETSIG of linux/fcntl.h; SIGURG is ignored where nobody asks for it."""
 
 
 def open_plain(path: Path | str, flags: int = os.O_RDONLY) -> int:
@@ -40,3 +45,18 @@ def read_start(path: Path | str, most: int) -> bytes:
         return os.pread(descriptor, most, 0)
     finally:
         os.close(descriptor)
+
+
+def is_open_to_write(descriptor: int) -> bool:
+    """Whether anybody has that file, which is open for reading here, open for writing: also who
+    may not open it any more. The kernel gives a lease on reading (fcntl(2)) only where nobody has.
+    False where the file system knows no leases.
+    """
+    # Not SIGIO, which would end this process: of a lease that is broken meanwhile.
+    fcntl.fcntl(descriptor, _SET_SIGNAL, signal.SIGURG)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmdriver.errors import Exhausted, StorageError
 from vmdriver.host import console_file, process
-from vmdriver.host.plain_file import open_plain
+from vmdriver.host.plain_file import is_open_to_write, open_plain
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.model.plan import Disk, MachineUser
@@ -101,12 +101,20 @@ class DiskStore:
         return await self._threads.run(ask)
 
     async def freeze_layer(self, path: str, user: MachineUser | None) -> int:
-        """Take the right to write away, and make the content durable."""
+        """Take the right to write away, and make the content durable. StorageError also where a
+        machine has it open for writing still: others may come to stand on it.
+        """
 
         def freeze() -> int:
             self._possession.freeze(Path(path), user)
             descriptor = open_plain(path)
             try:
+                if is_open_to_write(descriptor):
+                    raise StorageError(
+                        f"layer {Path(path).name} can still be written to by a machine",
+                        reason="LayerHeld",
+                        resolution="stop the sandbox, and take a snapshot of its disk then",
+                    )
                 os.fsync(descriptor)
                 return os.fstat(descriptor).st_blocks * 512
             finally:

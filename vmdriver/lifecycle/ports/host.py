@@ -205,7 +205,7 @@ class Disks(Protocol):
 
     async def freeze_layer(self, path: str, user: MachineUser | None) -> int:
         """Nobody is to write to it any more, and only that machine to read it; the bytes that it
-        occupies.
+        occupies. StorageError where a machine can still write to it, as it has it open.
         """
 
     async def share_layer(self, path: str, user: MachineUser | None) -> None:
