@@ -18,7 +18,7 @@ from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import Disk, LaunchPlan
+from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
 from vmdriver.storage.disks import DiskStore
 from vmdriver.storage.layout import Layout
 
@@ -26,22 +26,24 @@ __all__ = ["plan", "tap"]
 MIB = 2**20
 
 
-async def _lay(folder: Path) -> tuple[Place, Disk]:
-    """A disk of two layers that QEMU's user can write to, a third one that is to come, and a canary."""
+async def _lay(folder: Path, user: MachineUser | None) -> tuple[Place, Disk]:
+    """A disk of two layers that the machine can write to, a third one that is to come, and a canary."""
     disks = DiskStore(Layout(folder), Threads("storage", 2), qemu_owner())
     base, canary = folder / "base", folder / "canary"
-    (folder / "layers").mkdir()  # asked for its free space
+    own = folder / "layers" / "own"
+    own.parent.mkdir()
+    own.mkdir(mode=0o755)
     base.write_bytes(bytes(8 * MIB))
     canary.write_bytes(SECRET)
     for path in (base, canary):
         path.chmod(0o666)
-    paths, made = [str(folder / f"{n}.qcow2") for n in range(3)], []
+    paths, made = [str(own / f"{n}.qcow2") for n in range(3)], []
     for number, path in enumerate(paths):
         backing = (*reversed(paths[:number]), str(base))
         disk = Disk(
             role="root", path=path, format="qcow2", read_only=False, backing=backing
         )
-        await disks.create_overlay(disk, None)
+        await disks.create_overlay(disk, user)
         made.append(disk)
     return Place(Layout(folder), disks, canary, made[0], made[1]), made[2]
 
@@ -57,7 +59,7 @@ async def test_the_names_in_headers_are_not_followed(
     """By nobody, in a start and a switch to another layer, even where nobody had looked before."""
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU opens layers")
-    place, third = await _lay(folder)
+    place, third = await _lay(folder, plan.user)
     was = {Path(d.path): Path(d.path).read_bytes() for d in (place.below, place.disk)}
     for disk in (place.below, place.disk, third):
         here = Place(place.layout, place.disks, place.canary, place.below, disk)
@@ -68,9 +70,9 @@ async def test_the_names_in_headers_are_not_followed(
         await memory.switch_layer(plan.domain, third.path)
         assert await hypervisor.observe(plan.domain) is DomainState.RUNNING
         assert await memory.holds(third.path, place.disk.path)
-        assert await place.disks.freeze_layer(place.disk.path, None) > 0
+        assert await place.disks.freeze_layer(place.disk.path, plan.user) > 0
         with pytest.raises(StorageError, match="can still be written to") as raised:
-            await place.disks.freeze_layer(third.path, None)
+            await place.disks.freeze_layer(third.path, plan.user)
         assert raised.value.reason == "LayerHeld"
         await hypervisor.destroy(plan.domain)
     # A process opens libvirt's embedded driver some twenty times: the rest is one test with it.

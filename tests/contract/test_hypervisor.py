@@ -37,7 +37,7 @@ from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import DomainMemory
 from vmdriver.hypervisor.sealing import Sealing
-from vmdriver.lifecycle.ports.host import Found
+from vmdriver.lifecycle.ports.host import Found, Ownership
 from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
@@ -62,7 +62,7 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
     tap = f"vmdt{os.getpid()}"
     lease = value.network.lease.model_copy(update={"tap": tap})
     network = value.network.model_copy(update={"lease": lease, "namespace": tap})
-    owner = qemu_owner()
+    owner = owner_of(value)
     disks = []
     for disk in value.disks:
         path = folder / f"{disk.role}.img"
@@ -86,6 +86,12 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
             "wall": BOX_PARTS,
         }
     )
+
+
+def owner_of(plan: LaunchPlan) -> Ownership:
+    """Whose the machine's own files are."""
+    assert plan.user is not None
+    return Ownership(plan.user.uid, plan.user.gid)
 
 
 def machine_memory(hypervisor: Any) -> DomainMemory:
@@ -330,7 +336,7 @@ async def test_memory_goes_to_a_file_and_back(
     await hypervisor.destroy(plan.domain)
     assert await memory.holds(root, str(other_file)), "who knows"
     assert not await memory.holds(str(folder / "absent"), root)
-    owner = qemu_owner()
+    owner = owner_of(plan)
     os.chown(path, owner.uid, owner.gid)
     saved = SavedMachine(captured.state, captured.domain_xml, str(path))
     other = plan.model_copy(update={"domain": "test-other"})
@@ -359,7 +365,7 @@ async def _sealed_memory(
     path.touch()
     captured = await memory.capture(plan.domain, str(path), plan.memory_mib)
     await hypervisor.destroy(plan.domain)
-    os.chown(path, 0, qemu_owner().gid)
+    os.chown(path, 0, owner_of(plan).gid)
     path.chmod(0o440)
     return path, SavedMachine(captured.state, captured.domain_xml, str(path))
 
@@ -390,7 +396,7 @@ async def test_a_machine_cannot_write_to_the_memory_that_it_maps(
     """And two machines that map the same file change nothing of each other's."""
     if hypervisor.name != "QEMU":
         pytest.skip("only QEMU has memory")
-    memory, owner = machine_memory(hypervisor), qemu_owner()
+    memory, owner = machine_memory(hypervisor), owner_of(plan)
     assert await memory.seals()
     path, saved = await _sealed_memory(hypervisor, plan, folder)
     before = path.read_bytes()
@@ -495,7 +501,7 @@ async def test_a_state_that_qemu_does_not_take_is_told_from_a_qemu_that_was_kill
     path.touch()
     captured = await memory.capture(plan.domain, str(path), plan.memory_mib)
     await hypervisor.destroy(plan.domain)
-    owner = qemu_owner()
+    owner = owner_of(plan)
     os.chown(path, owner.uid, owner.gid)
 
     async def load(state: bytes) -> None:
