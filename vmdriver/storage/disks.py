@@ -106,19 +106,9 @@ class DiskStore:
         """
 
         def freeze() -> int:
-            self._possession.freeze(Path(path), user)
-            descriptor = open_plain(path)
-            try:
-                if is_open_to_write(descriptor):
-                    raise StorageError(
-                        f"layer {Path(path).name} can still be written to by a machine",
-                        reason="LayerHeld",
-                        resolution="stop the sandbox, and take a snapshot of its disk then",
-                    )
-                os.fsync(descriptor)
-                return os.fstat(descriptor).st_blocks * 512
-            finally:
-                os.close(descriptor)
+            with files.or_error(f"layer {Path(path).name} cannot be frozen"):
+                self._possession.freeze(Path(path), user)
+                return _unwritten(Path(path))
 
         return await self._threads.run(freeze)
 
@@ -184,6 +174,22 @@ class DiskStore:
             lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True)
         )
         return path
+
+
+def _unwritten(layer: Path) -> int:
+    """Make it durable; the bytes that it occupies."""
+    descriptor = open_plain(layer)
+    try:
+        if is_open_to_write(descriptor):
+            raise StorageError(
+                f"layer {layer.name} can still be written to by a machine",
+                reason="LayerHeld",
+                resolution="stop the sandbox, and take a snapshot of its disk then",
+            )
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_blocks * 512
+    finally:
+        os.close(descriptor)
 
 
 def _blank(disk: Disk) -> qcow2.Blank:
