@@ -18,6 +18,7 @@ from vmdriver.config.views import image_policy, machine_uids, qemu_owner
 from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import access, facts, process, users
 from vmdriver.host.lock import StateLock
+from vmdriver.host.user_namespace import FIRST, UserNamespace
 from vmdriver.hypervisor import kvm_outcome
 from vmdriver.hypervisor.confined_reader import trial
 from vmdriver.hypervisor.kvm_access import KVM_DEVICE
@@ -333,10 +334,23 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
                 findings += [finding async for finding in check]
             except (DriverError, OSError) as error:
                 findings.append(_failed(name, error))
-        findings.append(await _qemu_version())
+        findings += [await _qemu_version(), await _image_users()]
     finally:
         driver.release_threads()
     return findings
+
+
+async def _image_users() -> Finding:
+    """Who the programs are that unpack images."""
+    check, numbers = "image users", UserNamespace()
+    try:
+        await numbers.root()
+    except DriverError as error:
+        return _failed(check, error)
+    finally:
+        numbers.close()
+    text = f"images are unpacked as users {FIRST} and above, which nobody else is"
+    return Finding(check, "ok", text)
 
 
 async def _qemu_version() -> Finding:

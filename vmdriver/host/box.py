@@ -43,7 +43,8 @@ class Limits:
     def words(self) -> list[str]:
         """As prlimit(1) takes them."""
         return [
-            *("prlimit", "--core=0", f"--cpu={self.cpu_s}"),
+            # The soft limit comes first: its signal says what it was, a kill does not.
+            *("prlimit", "--core=0", f"--cpu={self.cpu_s}:{self.cpu_s + 5}"),
             *(f"--as={self.address_space}", f"--fsize={self.file_size}"),
             *(f"--nproc={self.processes}", f"--nofile={self.open_files}", "--"),
         ]
