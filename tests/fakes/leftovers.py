@@ -12,13 +12,25 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def _namespaces(mark: str) -> list[str]:
+    found = []
+    for line in _output("ip", "netns", "list").splitlines():
+        name = line.split()[0]
+        looked = ["ip", "-n", name, "-o", "link", "show", "lo"]
+        shown = subprocess.run(looked, capture_output=True, text=True, check=False)
+        if mark in shown.stdout:
+            found.append(f"namespace {name}")
+    return found
+
+
 def leftovers(instance: str, state: Path) -> list[str]:
-    """Taps, tables, QEMU processes and sandbox directories of an instance."""
+    """Taps, namespaces, tables, QEMU processes and sandbox directories of an instance."""
     found = []
     prefix = domain_name(instance, "").rpartition("-")[0]
     for line in _output("ip", "-o", "link").splitlines():
         if f"vmdriver/{instance}/" in line:
             found.append("tap " + line.split(":")[1].strip())
+    found += _namespaces(f"vmdriver/{instance}/")
     for line in _output("nft", "list", "tables").splitlines():
         name = line.split()[-1]
         if name.startswith("vmdriver_") and f'"vmdriver/{instance}/' in _output(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -128,6 +129,31 @@ async def test_half_of_it_is_found_and_removed(host: HostNetwork, lost: str) -> 
     await host.remove_tap(tap, MARK)
 
 
+async def test_cut_off_at_any_moment_it_leaves_nothing_that_removing_does_not_take(
+    host: HostNetwork,
+) -> None:
+    plan = walled()
+    tap = plan.lease.tap
+    await host.make_tap(plan, MARK)
+    await host.remove_tap(tap, MARK)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    finished = False
+    for milliseconds in range(200):
+        making = asyncio.create_task(host.make_tap(plan, MARK))
+        await asyncio.wait({making}, timeout=milliseconds / 1000)
+        finished = making.done()
+        making.cancel()
+        await asyncio.wait({making})
+        await host.remove_tap(tap, MARK)
+        assert await host.marked() == []
+        assert tap not in run("ip", "link").stdout
+        assert not netns.path(tap).exists()
+        if finished:
+            break
+    assert finished
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 KILLED = """
 import asyncio, os, signal, sys
 from tests.netns.test_namespace import MARK, POOL, walled
@@ -183,6 +209,58 @@ def test_when_the_hosts_rules_are_flushed_nothing_gets_through_that_did_not_befo
     around.load(plan)
     assert around.dial(space, ALIAS, PORT) == plan.lease.guest_ip
     assert around.dial(space, PUBLIC, 80) == "203.0.113.1"
+
+
+def test_what_the_host_says_of_a_connection_reaches_the_guest(around: Around) -> None:
+    plan = walled(egress="open")
+    space = around.guest("g", plan)
+    around.load(plan)
+    name, seconds = around.refusal(space, "198.51.100.7", 80)
+    assert (name, seconds < 0.9) == ("ENETUNREACH", True), "it has no route there"
+    run("ip", "link", "set", "public", "mtu", "1300")
+    assert run(
+        *("ip", "netns", "exec", space, sys.executable, "-c", TOO_LARGE, PUBLIC)
+    ).stdout.split() == ["EMSGSIZE", "1300"]
+
+
+TOO_LARGE = """
+import errno, socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(0, 10, 2)
+s.connect((sys.argv[1], 9)); end = time.monotonic() + 5
+while time.monotonic() < end:
+    try:
+        s.send(bytes(1400)); time.sleep(0.05)
+    except OSError as e:
+        print(errno.errorcode[e.errno], s.getsockopt(0, 14)); break
+"""
+
+
+async def test_a_namespace_that_lost_its_name_is_found_by_its_machine(
+    host: HostNetwork,
+) -> None:
+    """As one whose driver had mounts of its own; `sleep` stands for QEMU."""
+    plan = walled()
+    tap = plan.lease.tap
+    await host.make_tap(plan, MARK)
+    inside = ["ip", "netns", "exec", tap, "sh", "-c", "echo; exec sleep infinity"]
+    with subprocess.Popen(inside, stdout=subprocess.PIPE) as machine:
+        assert machine.stdout is not None
+        machine.stdout.readline()
+        try:
+            run("umount", str(netns.path(tap)))
+            await host.find(plan, MARK)
+            await host.load_rules(plan, MARK)
+            assert (
+                "chain frames"
+                in run("ip", "netns", "exec", tap, "nft", "list", "ruleset").stdout
+            )
+            run("ip", "netns", "del", tap)
+            with pytest.raises(NetworkError, match="is gone"):
+                await host.find(plan, OTHER)
+        finally:
+            machine.kill()
+    await host.remove_tap(tap, MARK)
+    assert await host.marked() == [Found("firewall", f"vmdriver_{tap}", "s1")]
 
 
 def udp(plan: NetworkPlan, source: str, ethertypes: bytes) -> bytes:

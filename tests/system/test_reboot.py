@@ -39,12 +39,13 @@ def lose_the_machine(driver: Driver, sandbox_id: str, now: int) -> None:
 
 
 def restart_the_host(driver: Driver, sandbox_id: str, directory: Path) -> None:
-    """What a reboot takes of this sandbox, as far as one host can play it: tap, table, boot id."""
+    """What a reboot takes of this sandbox, as far as one host can play it: tap, namespace, table, boot id."""
     boot_id = directory / "boot_id"
     boot_id.write_text(f"{uuid.uuid4()}\n")
     plan = driver.plan(sandbox_id)
     tap = plan["network"]["lease"]["tap"]
     subprocess.run(["ip", "link", "del", tap], check=True)
+    subprocess.run(["ip", "netns", "del", tap], check=True)
     subprocess.run(["nft", "delete", "table", "inet", table_name(tap)], check=True)
     mount = f"mount --bind {boot_id} /proc/sys/kernel/random/boot_id"
     driver.command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]

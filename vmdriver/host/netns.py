@@ -5,6 +5,7 @@ namespaces(7), setns(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -33,16 +34,17 @@ def make() -> int:
 
 
 @contextmanager
-def entered(name: str | None) -> Iterator[None]:
-    """This thread is in that namespace meanwhile, and so is whatever thread or program it begins.
-    None: it stays where it is. OSError: there is none, or the way back failed.
+def entered(place: str | Path | None) -> Iterator[None]:
+    """This thread is in the namespace of that name, or file, meanwhile, and so is whatever thread
+    or program it begins. None: it stays where it is. OSError: there is none, or the way back
+    failed.
     """
-    if name is None:
+    if place is None:
         yield
         return
     own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _enter(path(name))
+        _enter(PLACE / place)
         try:
             yield
         finally:
@@ -57,6 +59,21 @@ def _enter(place: Path) -> None:
         _check(_libc.setns(there, _CLONE_NEWNET), str(place))
     finally:
         os.close(there)
+
+
+def of_processes() -> list[Path]:
+    """A file of each namespace that a process is in, without this thread's own."""
+    known, found = {Path(_OWN).stat().st_ino}, []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # it has ended
+            file = process / "ns" / "net"
+            number = file.stat().st_ino
+            if number not in known:
+                known.add(number)
+                found.append(file)
+    return found
 
 
 def give_name(namespace: int, name: str) -> None:

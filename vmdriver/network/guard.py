@@ -92,6 +92,7 @@ class NetworkGuard:
             await finished(known.close())
         else:
             await self.leave(tap)
+            await self._network.find(plan, mark)
             parts = await self._watched(plan)
         kept = self._kept[tap] = Kept(
             tap,

@@ -193,6 +193,13 @@ class HostNetwork:
 
     # --- what others have changed
 
+    async def find(self, plan: NetworkPlan, mark: str) -> None:
+        """Have the name of its namespace again, where it was lost while the machine runs.
+        NetworkError.
+        """
+        if plan.namespace is not None:
+            await namespace.find(plan.namespace, mark)
+
     async def mend(self, plan: NetworkPlan, mark: str) -> None:
         """Have the links as they were made, the machine's end first. NetworkError, also where only
         a new start has them again.

@@ -36,12 +36,9 @@ def inside_sysctls(tap: str) -> Mapping[str, str]:
     """The kernel's settings in a machine's namespace: those that links are made with, on the links
     that were made with them.
     """
-    found = dict(namespace.INSIDE)
-    for name, value in namespace.INSIDE.items():
-        for link in (tap, namespace.OUT):
-            if "/default/" in name:
-                found[name.replace("/default/", f"/{link}/")] = value
-    return found
+    late = {**namespace.INSIDE, **namespace.OUTWARDS}
+    of_tap = namespace.of_link(tap, namespace.INSIDE)
+    return {**late, **of_tap, **namespace.of_link(namespace.OUT, late)}
 
 
 async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
@@ -49,8 +46,7 @@ async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
     start has it again.
     """
     within = plan.lease.tap
-    if not netns.is_there(within):
-        raise NetworkError(f"its network namespace {within} has no name any more")
+    await namespace.find(within, mark)
     await alone("sysctls", _write_inside, within)
     async with netlink_in(within) as inside:
         names = {
@@ -69,7 +65,7 @@ async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
         lease, tap = plan.lease, names[within]
         (out,) = await inside.link_lookup(ifname=namespace.OUT)
         routes = {(tap, f"{lease.guest_ip}/32"), (out, f"{_ANYWHERE}/0")}
-        await _clear(inside, {tap, out, 1}, (tap, f"{lease.host_ip}/32"), routes)
+        await _clear(inside, {tap, out, 1}, {(tap, f"{lease.host_ip}/32")}, routes)
         await _clear_rules(inside)
         await namespace.furnish(plan, mark, inside)
 
@@ -88,16 +84,16 @@ def _write_inside(within: str) -> None:
 async def _clear(
     netlink: Any,
     links: Collection[int],
-    address: tuple[int, str],
+    own: Collection[tuple[int, str]],
     routes: Collection[tuple[int, str]],
 ) -> None:
-    """Addresses and routes of these links go, but for that address and those routes: what they are
+    """Addresses and routes of these links go, but for their own and those routes: what they are
     made with. Each with its link's index.
     """
     for found in [a async for a in await netlink.addr("dump", family=socket.AF_INET)]:
         index, ip = found["index"], attribute(found, "IFA_ADDRESS")
         length = found["prefixlen"]
-        if index in links and (index, f"{ip}/{length}") != address:
+        if index in links and (index, f"{ip}/{length}") not in own:
             await netlink.addr("del", index=index, address=ip, prefixlen=length)
     for found in [r async for r in await netlink.route("dump", family=socket.AF_INET)]:
         table = attribute(found, "RTA_TABLE") or found["table"]
@@ -138,7 +134,8 @@ async def mend_outside(plan: NetworkPlan, mark: str, host: Any) -> None:
     if plan.namespace is not None:
         index, guest = found[0], f"{lease.guest_ip}/32"
         await host.link("set", index=index, ifalias=mark, address=namespace.HOST_MAC)
-        own = (index, f"{lease.uplink_ip}/32")
+        addresses = namespace.outside_addresses(lease)
+        own = {(index, f"{address}/32") for address in addresses}
         await _clear(host, {index}, own, {(index, guest)})
         await namespace.connect(plan, host)
         return

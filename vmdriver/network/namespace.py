@@ -10,6 +10,8 @@ was making goes with it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fcntl
 import os
 import socket
@@ -18,11 +20,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from vmdriver.errors import NetworkError
 from vmdriver.host import netns
 from vmdriver.host.threads import alone
-from vmdriver.model.plan import NetworkPlan
+from vmdriver.model.plan import Lease, NetworkPlan
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
@@ -48,25 +51,60 @@ INSIDE: Mapping[str, str] = {
     "ipv4/conf/default/accept_redirects": "0",
     "ipv4/conf/all/send_redirects": "0",
     "ipv4/conf/default/send_redirects": "0",
-    "ipv4/conf/default/accept_source_route": "0",
+    "ipv4/conf/all/accept_source_route": "0",
+    "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "1",
+    "ipv4/conf/all/accept_local": "0",
+    "ipv4/conf/default/accept_local": "0",
+    "ipv4/conf/all/route_localnet": "0",
     "ipv4/conf/default/route_localnet": "0",
+    "ipv4/conf/all/proxy_arp": "0",
+    "ipv4/conf/default/proxy_arp": "0",
     "ipv4/conf/default/arp_ignore": "1",
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
 }
+"""Before there is any link: a new namespace has the host's values of these."""
+OUTWARDS: Mapping[str, str] = {
+    # What the host says to the guest comes from the gateway's address, which is in here too.
+    "ipv4/conf/default/rp_filter": "0",
+    "ipv4/conf/default/accept_local": "1",
+}
+"""Behind the tap, before the pair's end."""
 
 
-def _begin(tap: str) -> tuple[int, socket.socket]:
-    """A descriptor of a new namespace, with that tap in it; and a netlink socket there."""
-    namespace = netns.make()
-    try:
+def of_link(link: str, made_with: Mapping[str, str]) -> dict[str, str]:
+    """What a link has that is made with these."""
+    return {
+        name.replace("/default/", f"/{link}/"): value
+        for name, value in made_with.items()
+        if "/default/" in name
+    }
+
+
+class _Begun:
+    """A new namespace that has no name yet, and a netlink socket in it."""
+
+    def __init__(self) -> None:
+        self.namespace: int | None = None
+        self.netlink: socket.socket | None = None
+
+    def begin(self, tap: str) -> tuple[int, socket.socket]:
+        """Make it, with that tap in it, in a thread that does nothing else."""
+        self.namespace = netns.make()
         write_sysctls(INSIDE)
         _make_tap(tap)
-        return namespace, netlink_socket()
-    except BaseException:
-        os.close(namespace)
-        raise
+        write_sysctls(OUTWARDS)
+        write_sysctls(of_link(tap, INSIDE))  # it has followed the default
+        self.netlink = netlink_socket()
+        return self.namespace, self.netlink
+
+    def close(self) -> None:
+        """Without a name it goes now."""
+        if self.netlink is not None:
+            self.netlink.close()
+        if self.namespace is not None:
+            os.close(self.namespace)
 
 
 def _make_tap(name: str) -> None:
@@ -87,15 +125,15 @@ async def make(plan: NetworkPlan, mark: str, host: Any) -> None:
     `host`: netlink there. NetlinkError, OSError, NetworkError.
     """
     name = plan.lease.tap
-    namespace, connection = await alone("netns", _begin, name)
+    begun = _Begun()  # so that nothing of it is lost when this is cancelled
     try:
+        namespace, connection = await alone("netns", begun.begin, name)
         await _pair(name, mark, namespace, host)
         async with AsyncIPRoute(use_socket=connection) as inside:
             await furnish(plan, mark, inside)
         netns.give_name(namespace, name)
     finally:
-        connection.close()
-        os.close(namespace)
+        begun.close()
 
 
 async def _pair(name: str, mark: str, namespace: int, host: Any) -> None:
@@ -143,18 +181,32 @@ async def furnish(plan: NetworkPlan, mark: str, inside: Any) -> None:
 
 
 async def connect(plan: NetworkPlan, host: Any) -> None:
-    """Give the link on the host its address, and bring it up, whatever of that there is.
+    """Give the link on the host its addresses, and bring it up, whatever of that there is.
     NetlinkError.
     """
     lease = plan.lease
     index = (await host.link_lookup(ifname=lease.tap))[0]
-    await host.addr("replace", index=index, address=lease.uplink_ip, prefixlen=32)
+    for address in outside_addresses(lease):
+        await host.addr("replace", index=index, address=address, prefixlen=32)
     await shape(host, index, plan.mbit_s)
     await host.link("set", index=index, state="up")
-    await host.route("replace", dst=f"{lease.guest_ip}/32", oif=index, scope="link")
+    # What the host itself says (no route, too large) comes from an address that the guest takes
+    # for one: the other is its network's broadcast.
+    await host.route(
+        "replace",
+        dst=f"{lease.guest_ip}/32",
+        oif=index,
+        scope="link",
+        prefsrc=lease.host_ip,
+    )
     await host.neigh(
         "replace", ifindex=index, dst=lease.guest_ip, lladdr=OUT_MAC, state=_PERMANENT
     )
+
+
+def outside_addresses(lease: Lease) -> tuple[str, str]:
+    """Of the link on the host."""
+    return lease.uplink_ip, lease.host_ip
 
 
 async def limit_rate(plan: NetworkPlan) -> None:
@@ -174,6 +226,24 @@ async def _mark(inside: Any) -> str | None:
     (loopback,) = await inside.link("get", index=_LOOPBACK)
     found = attribute(loopback, "IFLA_IFALIAS")
     return None if found is None else str(found)
+
+
+async def find(name: str, mark: str) -> None:
+    """Where a machine's namespace has lost its name (somebody removed it, or an earlier driver had
+    mounts of its own), have it again: a process is in there. NetworkError: there is none.
+    """
+    if netns.is_there(name):
+        return
+    for file in await asyncio.to_thread(netns.of_processes):
+        with contextlib.suppress(OSError, NetlinkError):  # its process has ended
+            async with netlink_in(file) as inside:
+                if await _mark(inside) != mark:
+                    continue
+            with file.open("rb") as there:
+                netns.forget(name)
+                netns.give_name(there.fileno(), name)
+            return
+    raise NetworkError(f"the network namespace {name} of a machine is gone")
 
 
 async def reassign(name: str, mark: str) -> None:

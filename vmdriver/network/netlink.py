@@ -40,8 +40,10 @@ async def netlink() -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def netlink_in(namespace: str) -> AsyncIterator[Any]:
-    """Of the namespace of that name: a socket belongs to where it was made, whoever uses it."""
+async def netlink_in(namespace: str | Path) -> AsyncIterator[Any]:
+    """Of the namespace of that name, or file: a socket belongs to where it was made, whoever uses
+    it.
+    """
     made = await alone("netlink", _socket_in, namespace)
     try:
         async with AsyncIPRoute(use_socket=made) as connection:
@@ -50,7 +52,7 @@ async def netlink_in(namespace: str) -> AsyncIterator[Any]:
         made.close()
 
 
-def _socket_in(namespace: str) -> socket.socket:
+def _socket_in(namespace: str | Path) -> socket.socket:
     with netns.entered(namespace):
         return netlink_socket()
 
