@@ -22,7 +22,9 @@ from vmdriver.model.phase import DomainState
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.machine_users import MachineUsers
 
-NUMBER, OTHER = 250102, 250103
+NUMBER = 3_000_000_000 + 10 * os.getpid()
+"""Not those of a run beside this one: processes are looked for on the whole host."""
+OTHER, HELD, ASIDE = NUMBER + 1, NUMBER + 2, NUMBER + 3
 
 
 class Side(Protocol):
@@ -161,15 +163,15 @@ async def test_a_process_that_could_not_be_ended_keeps_its_number(side: Side) ->
 
 
 async def test_what_a_killed_driver_left_is_found(side: Side) -> None:
-    for number in (NUMBER, OTHER, 250104):
+    for number in (NUMBER, OTHER, HELD):
         assert await side.users.claim(number)
     side.leave_layer(NUMBER, "warm-1.00000001")
     side.leave_small_file(OTHER, "s1")
-    assert await side.users.collect({250104}, all_known=True) >= {NUMBER, OTHER}
+    assert await side.users.collect({HELD}, all_known=True) >= {NUMBER, OTHER}
     side.remove_layer("warm-1.00000001")
-    found = await side.users.collect({250104}, all_known=True)
+    found = await side.users.collect({HELD}, all_known=True)
     assert NUMBER not in found
-    assert 250104 not in found, "it is held"
+    assert HELD not in found, "it is held"
 
 
 async def test_a_claim_is_kept_while_a_sandbox_that_cannot_be_read_may_have_it(
@@ -192,9 +194,9 @@ async def test_a_number_is_found_wherever_it_has_a_right(tmp_path: Path) -> None
     aside = layout.root / "set-aside" / "s" / "deep"
     aside.mkdir(parents=True)
     (aside / "console.log").touch()
-    os.chown(aside / "console.log", 250105, -1)
+    os.chown(aside / "console.log", ASIDE, -1)
     found = await users.collect({OTHER}, all_known=True)
-    assert found >= {NUMBER, 250105}
+    assert found >= {NUMBER, ASIDE}
     await users.clear(NUMBER, "s1")
     assert access_list.users(layer) == {OTHER}, "the layer's own machine stays"
     assert NUMBER not in await users.collect({OTHER}, all_known=True)

@@ -182,6 +182,26 @@ async def test_the_last_layer_of_a_machine_that_is_gone_takes_its_folder_along(
     assert Path(living).parent.is_dir(), "its machine has it"
 
 
+async def test_a_frozen_layer_that_a_merge_writes_to_is_its_machines_again(
+    layout: Layout, threads: Threads
+) -> None:
+    """qemu-img runs as that machine, on a base and layers that it may only read otherwise."""
+    disks = DiskStore(layout, threads, Ownership(EARLIER.uid, EARLIER.gid))
+    files = LaunchFiles(layout, threads, Ownership(EARLIER.uid, EARLIER.gid))
+    plan = await launched(layout, threads, "s1", FIRST)
+    base, chain = plan.disk("root").backing[-1], (plan.disk("root").path,)
+    for _ in range(2):
+        await disks.freeze_layer(chain[-1], FIRST)
+        chain = (*chain, FilePaths(layout).new_layer("s1", FIRST))
+        plan = planner.on_layers(plan, chain, base)
+        await disks.create_overlay(plan.disk("root"), FIRST)
+    await files.write(plan, {}, {})
+    assert [await usable(path, FIRST) for path in chain] == ["r", "r", "rw"]
+    await disks.merge_layer(plan.disk("root"), FIRST)
+    assert [await usable(path, FIRST) for path in chain] == ["r", "rw", "rw"]
+    assert [await usable(path, SECOND) for path in chain] == ["", "", ""]
+
+
 async def test_a_template_is_read_by_every_machine_and_written_by_none(
     layout: Layout, threads: Threads
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,10 @@ import time
 from pyroute2 import AsyncIPRoute
 
 from tests.netns.conftest import Net, run
+from tests.netns.test_host_network import POOL, network_plan
+from vmdriver.host.threads import Threads
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.network.host_network import HostNetwork
 from vmdriver.network.shaping import shape
 
 RECEIVE = """
@@ -66,3 +71,30 @@ async def test_somebody_elses_queue_is_left_alone(net: Net) -> None:
         index = (await netlink.link_lookup(ifname="shaped"))[0]
         await shape(netlink, index, None)
     assert "pfifo" in run("tc", "qdisc", "show", "dev", "shaped").stdout
+
+
+async def test_a_machines_network_is_bounded_each_way_from_its_making_and_later(
+    net: Net,
+) -> None:
+    """What it sends inside its namespace, what it is sent on the host: out of its reach, both."""
+    files = Threads("test", 2)
+    host = HostNetwork("test", Ownership(0, 0), files, POOL)
+    plan = network_plan(mbit_s=8)
+    plan = plan.model_copy(update={"namespace": plan.lease.tap})
+    name = plan.lease.tap
+
+    def bounds() -> list[str]:
+        inside = run("tc", "-n", name, "qdisc", "show", "dev", "out").stdout
+        outside = run("tc", "qdisc", "show", "dev", name).stdout
+        found = (re.search(r"tbf.* rate (\S+)", text) for text in (inside, outside))
+        return [match[1] if match else "none" for match in found]
+
+    await host.make_tap(plan, "vmdriver/test/s1")
+    try:
+        assert bounds() == ["8Mbit", "8Mbit"]
+        for mbit_s, shown in ((80, "80Mbit"), (None, "none"), (3, "3Mbit")):
+            await host.limit_rate(plan.model_copy(update={"mbit_s": mbit_s}))
+            assert bounds() == [shown, shown]
+    finally:
+        await host.remove_tap(name, "vmdriver/test/s1")
+        files.close()

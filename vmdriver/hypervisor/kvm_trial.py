@@ -85,6 +85,7 @@ class Guest:
         await self.machines.destroy(self.name)
         for path, size in ((self._status, _STATUS_BYTES), (self._console, 0)):
             path.write_bytes(b"\0" * size)
+            path.chmod(0o600)
             os.chown(path, self.owner.uid, self.owner.gid)
         theirs = self.machines.passage.theirs
         files = (theirs(self.boot.kernel), theirs(self.boot.initramfs))
