@@ -54,6 +54,9 @@ def plan(folder: Path, hypervisor: Any, request: pytest.FixtureRequest) -> Launc
         for made in (world.taps, world.tables, world.namespaces):
             made[value.network.lease.tap] = MARK
         world.files |= {value.disk("root").path, value.disk("seed").path}
+        assert value.user is not None
+        world.claimed_users.add(value.user.uid)
+        world.file_users[value.disk("root").path] = value.user.uid
         return value
     if hypervisor.name != "QEMU":
         network = value.network.model_copy(update={"namespace": None})
