@@ -34,7 +34,7 @@ _DEADLINE_S = 60.0
 _RESTORED_S, _LOOK_S = 1.0, 0.02
 _MOST_PATHS = 20_000
 _OTHERS = ("/etc/shadow", "/root", "/run/docker.sock", "/dev/mem")
-_TOLD = ("boot-id", "etc/qemu.conf", "run/qemu/*.pid")
+_TOLD = ("boot-id", "etc/qemu.conf", "run/qemu/*.pid", "boxed-qemu", "boxes/*")
 _COUNTED = re.compile(r"packets \d+ bytes \d+")
 
 
@@ -95,7 +95,9 @@ def _identities(paths: list[Path]) -> frozenset[Identity]:
 
 
 def told(layout: Layout) -> list[Path]:
-    """Files that everybody may read: libvirt makes them so, and nothing is in them."""
+    """Files that everybody may read, and nobody write: libvirt's notes, and what a machine's user
+    makes its box of. Names are in them, and nothing else.
+    """
     found = (layout.libvirt.glob(pattern) for pattern in _TOLD)
     return [path for paths in found for path in paths]
 

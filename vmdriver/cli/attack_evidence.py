@@ -12,7 +12,8 @@ from vmdriver.host.target import Facts, Identity
 
 _DEVICES = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 232)}
 """null, zero, full, random, urandom, tty, ptmx, kvm: major, minor."""
-_HARMLESS = {"/etc/ld.so.cache"}
+_HARMLESS = {"/etc/ld.so.cache", "/user-namespaces"}
+"""The second is a number of the kernel's, which the box is closed with."""
 _SHOWN = 5
 _LIMITED = ("Max processes", "Max open files", "Max file size", "Max address space")
 _MOST = {"Max processes": 4096, "Max open files": 4096}
