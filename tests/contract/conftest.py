@@ -7,7 +7,9 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import libvirt
 import pytest
 
 from tests.fakes.hypervisor import FakeHypervisor
@@ -16,7 +18,7 @@ from tests.fakes.world import World
 from vmdriver.host import facts
 from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor.boxes import Boxes
-from vmdriver.hypervisor.connection import Connection
+from vmdriver.hypervisor.connection import Connection, start_event_loop
 from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.sealing import Sealing
@@ -41,6 +43,35 @@ def embedded_root() -> Iterator[Path]:
     write_embedded_configuration(root, "libvirt-qemu", "kvm")
     yield root
     shutil.rmtree(root)
+
+
+class Lasting(Connection):
+    """One that is not closed: libvirt registers the embedded driver at each open, and a process may do that some twenty
+    times (9.0: "Too many drivers, cannot register QEMU").
+    """
+
+    def __init__(self, uri: str, lanes: Lanes, opened: Any) -> None:
+        super().__init__(uri, lanes)
+        self._opened = opened
+
+    def _open(self) -> Any:
+        if self._connection is None:
+            self._connection = self._opened
+            if self._on_event is not None:
+                self._subscribe(self._connection)
+        return self._connection
+
+    def close(self) -> None:
+        self._connection = None
+
+
+@pytest.fixture(scope="session")
+def embedded(embedded_root: Path) -> Iterator[Any]:
+    """libvirt's own connection to its driver there."""
+    start_event_loop()
+    connection = libvirt.open(embed_uri(embedded_root))
+    yield connection
+    connection.close()
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +107,8 @@ async def hypervisor(
             f"test://{node}", lanes
         )  # a private file: test:///default is shared in the process
     else:
-        connection = Connection(embed_uri(embedded_root), lanes)
+        opened = request.getfixturevalue("embedded")
+        connection = Lasting(embed_uri(embedded_root), lanes, opened)
     owner = qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
     boxes = Boxes(embedded_root)
     machines = Machines(connection, "test", owner, boxes=boxes)
