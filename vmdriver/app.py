@@ -56,6 +56,8 @@ from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.wall import joined
 from vmdriver.network.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
+from vmdriver.network.moved_tap import Entrance
+from vmdriver.network.namespace_offer import NamespaceOffer
 from vmdriver.oci.image_service import ImageService
 from vmdriver.storage import wall_found
 from vmdriver.storage.checkpoints import Checkpoints
@@ -101,18 +103,19 @@ class Driver:
         self.cgroups = self._cgroups(uri)
         self.users = UserPool(machine_uids(config))
         self.box_trial = self._box_trial()
+        self.network = HostNetwork(
+            instance, owner, self._files, config.network.address_pool
+        )
+        self.network_guard = NetworkGuard(self.network, self._files)
         self.sealing = Sealing(self.libvirt_root)
         self.machines, self.memory = self._machines(owner)
-        sources = (self.box_trial, self.memory, self.cgroups)
+        apart = NamespaceOffer(not self.embedded, self.box_trial)
+        sources = (self.box_trial, apart, self.memory, self.cgroups)
         self.wall_sources: tuple[WallSource, ...] = sources
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
             self.layout, self._files, numbers=self._numbers
         )
-        self.network = HostNetwork(
-            instance, owner, self._files, config.network.address_pool
-        )
-        self.network_guard = NetworkGuard(self.network, self._files)
         self.images = ImageService(
             self.layout.images,
             self._files,
@@ -138,10 +141,13 @@ class Driver:
         connection, passage = self.connection, self.passage
         instance, check = self.config.driver.instance, self.disks.check_layers
         groups, boxes = self.cgroups, self.box_trial.boxes
-        machines = Machines(connection, instance, owner, passage, check, groups, boxes)
+        around = Entrance(self.network_guard).around
+        machines = Machines(
+            connection, instance, owner, passage, check, groups, boxes, around
+        )
         files, sealing, emulator = self._files, self.sealing, machines.emulator
         memory = DomainMemory(
-            connection, files, sealing, passage, check, groups, emulator
+            connection, files, sealing, passage, check, groups, emulator, around
         )
         return machines, memory
 

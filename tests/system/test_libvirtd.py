@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.waiting import until
+from tests.netns.conftest import run
 from tests.system.machines import Driver, Host
 from tests.system.stage import WITHOUT_TEMPLATES
 
@@ -62,6 +63,7 @@ def test_a_sandbox_on_a_libvirt_daemon(
     driver = new_driver(*WITHOUT_TEMPLATES, *options, host=fresh_host)
     sandbox = driver.create()
     driver.wait(sandbox, "Running")
+    its_network_is_its_own(driver, sandbox)
     driver.gateway.shell(sandbox, "echo kept > /sandbox/f")
     driver.restart()
     assert driver.condition(sandbox)[1] == "Running"
@@ -73,8 +75,33 @@ def test_a_sandbox_on_a_libvirt_daemon(
     driver.suspend(sandbox)
     driver.resume(sandbox)
     assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "kept\n"
+    its_network_is_its_own(driver, sandbox)
     a_daemon_that_does_not_react(driver, sandbox, libvirtd)
     assert driver.delete(sandbox)
+
+
+def its_network_is_its_own(driver: Driver, sandbox: str) -> None:
+    """Its tap was moved into its namespace; QEMU, which the daemon begins where it is, is in one
+    that has nothing.
+    """
+    plan = driver.plan(sandbox)
+    assert "namespace" in plan["wall"]
+    tap = plan["network"]["lease"]["tap"]
+    inside = ["nsenter", f"--net=/run/netns/{tap}"]
+    link = run(*inside, "ip", "-d", "link", "show", tap).stdout
+    assert "tun type tap" in link
+    assert "LOWER_UP" in link, "QEMU has it open"
+    assert "vmt" not in run("ip", "link").stdout
+    assert "policy drop" in run(*inside, "nft", "list", "ruleset").stdout
+    (machine,) = (
+        exe.parent
+        for exe in Path("/proc").glob("[0-9]*/exe")
+        if b"guest=" in (exe.parent / "cmdline").read_bytes()
+        and os.readlink(exe).rpartition("/")[2].startswith("qemu-system")
+    )
+    assert (machine / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    links = (machine / "net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in links] == ["lo"]
 
 
 def a_daemon_that_does_not_react(driver: Driver, sandbox: str, daemon: int) -> None:

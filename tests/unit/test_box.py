@@ -80,6 +80,15 @@ def named(name: str) -> tuple[str, ...]:
     return ("-name", f"guest={name},debug-threads=on", "-sandbox", FILTER)
 
 
+def test_a_qemu_that_a_daemon_begins_has_a_network_namespace_without_anything() -> None:
+    network = plan().network
+    for moved in (False, True):
+        other = network.model_copy(update={"moved": moved})
+        box = of_plan(walled(network=other), DIRECT, 0)
+        assert ("--unshare-net" in arguments(box, GROUND)) == moved
+        assert ("apart" in rules(box)) == moved
+
+
 def test_qemu_is_asked_what_it_can_do_as_if_nothing_stood_before_it(
     boxes: Boxes, emulator: str
 ) -> None:

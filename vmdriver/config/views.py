@@ -49,7 +49,8 @@ def settings_from(config: Config) -> Settings:
         "host_access": network.host_access
         if isinstance(network.host_access, str)
         else tuple(network.host_access),
-        "namespaces": config.driver.connection == "embed",
+        "namespaces": True,
+        "moved_taps": config.driver.connection != "embed",
         "dns": facts.name_servers() if network.dns == "auto" else tuple(network.dns),
     }
     return Settings(**same | translated)

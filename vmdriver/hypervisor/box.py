@@ -58,6 +58,8 @@ class Box:
     threads: int | None = None
     """None: its user is not its own, and others' threads would count."""
     parts: tuple[WallPart, ...] = BOX_PARTS
+    apart: bool = False
+    """In a network namespace without anything: it is not begun in its machine's."""
 
 
 def of_plan(
@@ -77,6 +79,7 @@ def of_plan(
         reads=tuple(map(passage.theirs, reads)),
         writes=tuple(map(passage.theirs, writes)),
         kvm=plan.accelerator == "kvm",
+        apart=plan.network.moved,
         memory_mib=plan.memory_mib,
         file_bytes=max(disk_bytes + disk_bytes // 4, memory) + _GIB,
         threads=None if plan.user is None else _THREADS + plan.vcpus,
@@ -88,6 +91,7 @@ def arguments(box: Box, ground: Ground) -> tuple[str, ...]:
     """bwrap's, but for libvirt's key, whose place is known only when libvirt begins QEMU."""
     return (
         *_NAMESPACES,
+        *(("--unshare-net",) if box.apart else ()),
         *("--ro-bind", "/usr", "/usr"),
         *ground.root,
         *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
@@ -136,4 +140,6 @@ def rules(box: Box) -> str:
         lines.append("filtered")
     if "box" not in box.parts:
         lines.append("unboxed")
+    elif box.apart:
+        lines.append("apart")
     return "".join(f"{line}\n" for line in lines)

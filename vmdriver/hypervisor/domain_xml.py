@@ -194,7 +194,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
         throttle.render(_disk(devices, disk), plan)
     interface = _add(devices, "interface", type="ethernet")
     _add(interface, "mac", address=plan.network.lease.mac)
-    _add(interface, "target", dev=plan.network.lease.tap, managed="no")
+    _add(interface, "target", dev=plan.network.opened_tap, managed="no")
     _add(interface, "model", type="virtio")
     _console(devices, plan.console)
     channel = _add(devices, "channel", type="unix")
@@ -244,7 +244,7 @@ def for_restore(
         throttle.render(element, plan)
     for path, attribute, value in (
         ("interface/mac", "address", plan.network.lease.mac),
-        ("interface/target", "dev", plan.network.lease.tap),
+        ("interface/target", "dev", plan.network.opened_tap),
         ("serial/source", "path", plan.console),
         ("console/source", "path", plan.console),
     ):

@@ -20,6 +20,7 @@ from vmdriver.hypervisor.boxes import Boxes
 from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
+from vmdriver.hypervisor.entrance import Entrance, straight
 from vmdriver.lifecycle.ports.host import Found, Ownership
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.ids import parse_mark
@@ -72,8 +73,10 @@ class Machines:
         check: Check = unchecked,
         cgroups: Cgroups = NO_CGROUPS,
         boxes: Boxes | None = None,
+        entrance: Entrance = straight,
     ) -> None:
         self.passage = passage
+        self._entrance = entrance
         self._cgroups = cgroups
         self._check = check
         self._boxes = boxes
@@ -155,7 +158,16 @@ class Machines:
         )
         host = replace(host, emulator=await self.emulator(plan))
         text = render(plan, host, mark, self.passage)
-        await self.start_xml(plan.domain, text, plan)
+        if not plan.network.moved:
+            await self.start_xml(plan.domain, text, plan)
+            return
+        async with self._entrance(plan.network, mark):
+            await self.start_xml(plan.domain, text, plan)
+        await self._connection.call(
+            f"let {plan.domain} run",
+            lambda connection: connection.lookupByName(plan.domain).resume(),
+            plan.domain,
+        )
 
     async def emulator(self, plan: LaunchPlan, more: Sequence[str] = ()) -> str:
         """The program that libvirt is to take for the plan's QEMU; the box that it is begun in is
@@ -187,7 +199,10 @@ class Machines:
     async def start_xml(
         self, name: str, text: str, plan: LaunchPlan | None = None
     ) -> None:
-        """Define and start a domain. No `plan`: it is no sandbox (the accelerator probe)."""
+        """Define and start a domain. No `plan`: it is no sandbox (the accelerator probe). One whose
+        tap is still to be moved is left paused.
+        """
+        moved = plan is not None and plan.network.moved
 
         def start(connection: Any) -> None:
             begin = partial(self._begin, connection, text)
@@ -196,7 +211,7 @@ class Machines:
             else:
                 end = partial(end_at_once, connection, name)
                 self._cgroups.begin(plan, begin, end)
-            if connection.getType() != "TEST":
+            if connection.getType() != "TEST" and not moved:
                 connection.lookupByName(name).resume()
 
         async with self._connection.place(name):

@@ -30,6 +30,7 @@ from vmdriver.hypervisor import (
 )
 from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
+from vmdriver.hypervisor.entrance import Entrance, straight
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
 from vmdriver.hypervisor.sealing import Sealing
@@ -57,6 +58,7 @@ class DomainMemory:
         check: Check = unchecked,
         cgroups: Cgroups = NO_CGROUPS,
         emulator: Callable[[LaunchPlan, Sequence[str]], Awaitable[str]] | None = None,
+        entrance: Entrance = straight,
     ) -> None:
         """`emulator`: see Machines.emulator; None: the one that a machine had when it was saved."""
         self._emulator = emulator
@@ -64,6 +66,7 @@ class DomainMemory:
         self._connection = connection
         self._check = check
         self._passage = passage
+        self._entrance = entrance
         self._sealing = sealing
         self._files = files
         self._version: int | None = None
@@ -168,7 +171,8 @@ class DomainMemory:
             finally:
                 image.unlink(missing_ok=True)
 
-        async with self._connection.place(plan.domain):
+        around = self._entrance(plan.network, mark)
+        async with around, self._connection.place(plan.domain):
             await self._connection.call(
                 f"load {plan.domain}",
                 restore,

@@ -40,6 +40,16 @@ class Lease(Frozen):
         return str(ipaddress.IPv4Address(self.host_ip) + 2)
 
 
+def outer_tap(tap: str) -> str:
+    """What a tap is called that is still to be moved into the namespace of that name: the host's
+    end of the way in has that name.
+
+    >>> outer_tap("vmd0123456789ab")
+    'vmt0123456789ab'
+    """
+    return f"vmt{tap[3:]}"
+
+
 class NetworkPlan(Frozen):
     """The sandbox's network: all of it or none."""
 
@@ -61,10 +71,19 @@ class NetworkPlan(Frozen):
     """Name of the network namespace that tap and QEMU are in. None: the host's own, as of a plan
     from before machines had one.
     """
+    moved: bool = False
+    """The tap is made outside and moved into the namespace once QEMU, which stays outside, has it
+    open: libvirt is a daemon, and begins QEMU where it is itself.
+    """
     max_connections: int | None = None
     """Most connections at a time. None: as many as the host can follow."""
     mbit_s: int | None = None
     """Most Mbit a second, each way. None: no limit."""
+
+    @property
+    def opened_tap(self) -> str:
+        """The tap's name when QEMU opens it."""
+        return outer_tap(self.lease.tap) if self.moved else self.lease.tap
 
     @property
     def host_address(self) -> str:

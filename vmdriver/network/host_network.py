@@ -17,7 +17,7 @@ from vmdriver.host.retry import tried
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
-from vmdriver.model.plan import Lease, NetworkPlan
+from vmdriver.model.plan import Lease, NetworkPlan, outer_tap
 from vmdriver.network import mending, namespace, nft, ruleset, surroundings
 from vmdriver.network.forwarding import NOTES, Forwarding
 from vmdriver.network.netlink import (
@@ -65,6 +65,19 @@ def outside_sysctls(link: str) -> Mapping[str, str]:
         f"ipv4/conf/{link}/send_redirects": "0",
         f"ipv6/conf/{link}/disable_ipv6": "1",
     }
+
+
+async def _remove_link(host: Any, name: str, mark: str) -> None:
+    async for link in await host.link("dump", ifname=name):
+        if attribute(link, "IFLA_IFNAME") != name:
+            continue
+        alias = attribute(link, "IFLA_IFALIAS")
+        if alias not in {mark, None}:
+            raise NetworkError(
+                f"interface {name} is marked {alias!r} and is left alone"
+            )
+        with ignore_missing():
+            await host.link("del", index=link["index"])
 
 
 class HostNetwork:
@@ -149,16 +162,8 @@ class HostNetwork:
     async def remove_tap(self, tap: str, mark: str) -> None:
         with translated(f"tap {tap}"):
             async with netlink() as host:
-                async for link in await host.link("dump", ifname=tap):
-                    if attribute(link, "IFLA_IFNAME") != tap:
-                        continue
-                    alias = attribute(link, "IFLA_IFALIAS")
-                    if alias not in {mark, None}:
-                        raise NetworkError(
-                            f"interface {tap} is marked {alias!r} and is left alone"
-                        )
-                    with ignore_missing():
-                        await host.link("del", index=link["index"])
+                for name in (outer_tap(tap), tap):
+                    await _remove_link(host, name, mark)
             await namespace.remove(tap, mark)
         await tried(_log, self._forwarding.left(tap), "IPv4 forwarding")
 
@@ -189,7 +194,9 @@ class HostNetwork:
         local: tuple[str, ...] = ()
         if plan.namespace is not None and inside:
             local = await surroundings.own_addresses(self._address_pool)
-        return rules_of(plan, mark, local)
+        with translated(f"tap {plan.lease.tap}"):
+            frames = not plan.moved or await namespace.has_tap(plan)
+        return rules_of(plan, mark, local, frames=frames)
 
     # --- what others have changed
 

@@ -89,13 +89,17 @@ class _Begun:
         self.namespace: int | None = None
         self.netlink: socket.socket | None = None
 
-    def begin(self, tap: str) -> tuple[int, socket.socket]:
-        """Make it, with that tap in it, in a thread that does nothing else."""
+    def begin(self, tap: str | None) -> tuple[int, socket.socket]:
+        """Make it, with that tap in it, in a thread that does nothing else. None: that is moved in
+        later.
+        """
         self.namespace = netns.make()
         write_sysctls(INSIDE)
-        _make_tap(tap)
+        if tap is not None:
+            _make_tap(tap)
         write_sysctls(OUTWARDS)
-        write_sysctls(of_link(tap, INSIDE))  # it has followed the default
+        if tap is not None:
+            write_sysctls(of_link(tap, INSIDE))  # it has followed the default
         self.netlink = netlink_socket()
         return self.namespace, self.netlink
 
@@ -127,7 +131,9 @@ async def make(plan: NetworkPlan, mark: str, host: Any) -> None:
     name = plan.lease.tap
     begun = _Begun()  # so that nothing of it is lost when this is cancelled
     try:
-        namespace, connection = await alone("netns", begun.begin, name)
+        namespace, connection = await alone(
+            "netns", begun.begin, None if plan.moved else name
+        )
         await _pair(name, mark, namespace, host)
         async with AsyncIPRoute(use_socket=connection) as inside:
             await furnish(plan, mark, inside)
@@ -160,24 +166,31 @@ async def furnish(plan: NetworkPlan, mark: str, inside: Any) -> None:
     """
     lease = plan.lease
     await inside.link("set", index=_LOOPBACK, ifalias=mark)
-    tap = (await inside.link_lookup(ifname=lease.tap))[0]
-    out = (await inside.link_lookup(ifname=OUT))[0]
-    # Always the same address: a guest that comes back from memory knows it.
-    await inside.link("set", index=tap, address=host_mac(lease.mac), state="up")
+    (out,) = await inside.link_lookup(ifname=OUT)
     await shape(inside, out, plan.mbit_s)
     await inside.link("set", index=out, state="up")
-    await inside.addr("replace", index=tap, address=lease.host_ip, prefixlen=32)
-    await inside.route("replace", dst=f"{lease.guest_ip}/32", oif=tap, scope="link")
-    await inside.route(
-        "replace", dst="0.0.0.0/0", gateway=lease.uplink_ip, oif=out, flags=_ONLINK
+    await _know(inside, out, lease.uplink_ip, HOST_MAC)
+    for tap in await inside.link_lookup(ifname=lease.tap):  # else it is moved in later
+        # Always the same address: a guest that comes back from memory knows it.
+        await inside.link("set", index=tap, address=host_mac(lease.mac), state="up")
+        await inside.addr("replace", index=tap, address=lease.host_ip, prefixlen=32)
+        guest = f"{lease.guest_ip}/32"
+        await inside.route("replace", dst=guest, oif=tap, scope="link")
+        way = {"dst": "0.0.0.0/0", "gateway": lease.uplink_ip, "flags": _ONLINK}
+        await inside.route("replace", oif=out, **way)
+        await _know(inside, tap, lease.guest_ip, lease.mac)
+
+
+async def _know(netlink: Any, link: int, address: str, mac: str) -> None:
+    await netlink.neigh(
+        "replace", ifindex=link, dst=address, lladdr=mac, state=_PERMANENT
     )
-    for link, address, lladdr in (
-        (tap, lease.guest_ip, lease.mac),
-        (out, lease.uplink_ip, HOST_MAC),
-    ):
-        await inside.neigh(
-            "replace", ifindex=link, dst=address, lladdr=lladdr, state=_PERMANENT
-        )
+
+
+async def has_tap(plan: NetworkPlan) -> bool:
+    """Whether the tap is in the namespace. NetlinkError, OSError."""
+    async with netlink_in(plan.lease.tap) as inside:
+        return bool(await inside.link_lookup(ifname=plan.lease.tap))
 
 
 async def connect(plan: NetworkPlan, host: Any) -> None:

@@ -23,15 +23,17 @@ class Rules:
     """What loads them: it replaces all of them at once, or changes nothing."""
 
 
-def rules_of(plan: NetworkPlan, mark: str, host: Sequence[str]) -> tuple[Rules, ...]:
+def rules_of(
+    plan: NetworkPlan, mark: str, host: Sequence[str], *, frames: bool = True
+) -> tuple[Rules, ...]:
     """All that a machine of this plan needs, in the order in which it is loaded. `host`: the host's
-    own addresses, as networks.
+    own addresses, as networks. Not `frames`: without those of a tap that is still to be moved in.
     """
     name = ruleset.table_name(plan.lease.tap)
     table = ("inet", name)
     if plan.namespace is None:
         return (Rules(None, (table,), ruleset.render(plan, mark)),)
-    inside = walled_rules.inside(plan, mark, host)
+    inside = walled_rules.inside(plan, mark, host, frames=frames)
     return (
         Rules(plan.namespace, (("netdev", name), table), inside),
         Rules(None, (table,), walled_rules.outside(plan, mark)),

@@ -138,9 +138,11 @@ def _forward(plan: NetworkPlan) -> list[str]:
     ]
 
 
-def inside(plan: NetworkPlan, mark: str, host: Sequence[str]) -> str:
+def inside(
+    plan: NetworkPlan, mark: str, host: Sequence[str], *, frames: bool = True
+) -> str:
     """For the machine's namespace: replace its tables in one transaction. `host`: the host's own
-    addresses, as networks.
+    addresses, as networks. `frames`: the tap is there, whose frames the first chain looks at.
     """
     tap = plan.lease.tap
     elements = [f"elements = {nft_set(tuple(host))}"] if host else []
@@ -162,7 +164,8 @@ def inside(plan: NetworkPlan, mark: str, host: Sequence[str]) -> str:
         *_forward(plan),
     ]
     table = replaced("inet", table_name(tap), mark, body)
-    return "\n".join([*_frames(plan, mark), *table, ""])
+    first = _frames(plan, mark) if frames else []
+    return "\n".join([*first, *table, ""])
 
 
 def _to_loopback(plan: NetworkPlan) -> list[str]:

@@ -49,7 +49,7 @@ def _of_itself(plan: LaunchPlan) -> Offer:
     parts: list[WallPart] = []
     if plan.user is not None:
         parts.append("uid")
-    if plan.network.namespace is not None:
+    if plan.network.namespace is not None and not plan.network.moved:
         parts.append("namespace")
     return Offer(tuple(parts))
 

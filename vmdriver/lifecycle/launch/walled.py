@@ -15,6 +15,7 @@ def walled(plan: LaunchPlan, settings: Settings) -> LaunchPlan:
     network = plan.network
     changes: dict[str, Any] = {
         "namespace": network.lease.tap if settings.namespaces else None,
+        "moved": settings.namespaces and settings.moved_taps,
         "max_connections": settings.max_connections,
     }
     if network.egress == "none" and not settings.dns_without_egress:

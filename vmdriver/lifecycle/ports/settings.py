@@ -60,6 +60,8 @@ class Settings:
     dns_without_egress: bool
     namespaces: bool
     """Whether machines are started in network namespaces of their own."""
+    moved_taps: bool
+    """Whether their taps are moved in once QEMU, which stays outside, has them open."""
     max_connections: int
     sandbox_uid: int
     sandbox_gid: int
