@@ -273,6 +273,12 @@ def plain_domain(state: Path, sandbox_id: str) -> tuple[Path, Path]:
     text = text.replace(str(source), str(files)).replace(domain, "bench-plain")
     text = re.sub(r"<uuid>[^<]*</uuid>", "", text)
     text = re.sub(r"target dev='vmd\w+'", "target dev='vmdbench'", text)
+    # Outside of every part of the wall but the user: QEMU itself, in this namespace.
+    text = re.sub(
+        r"<emulator>[^<]*</emulator>",
+        f"<emulator>{shutil.which('qemu-system-' + os.uname().machine)}</emulator>",
+        text,
+    )
     xml = state / "plain.xml"
     xml.write_text(text)
     configuration = state / "plain" / "etc"
@@ -457,13 +463,15 @@ def main() -> int:
         rows = [
             ("create -> running", f"{result['create_to_running_s']:.2f} s"),
             ("virsh start -> running", f"{result['virsh_start_to_running_s']:.2f} s"),
-            ("ratio (goal 1.15)", f"{result['ratio']:.3f}"),
+            ("ratio, with the whole wall (goal 1.25)", f"{result['ratio']:.3f}"),
             *(
                 (f"driver's own time in {n}", f"{v:.1f} ms (goal 60)")
                 for n, v in result["driver_ms"].items()
             ),
         ]
-        table("A machine, against plain libvirt with the same domain XML", rows)
+        table(
+            "A machine, against plain libvirt with the same domain XML, unboxed", rows
+        )
         bar(result)
     finally:
         gateway.close()

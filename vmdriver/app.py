@@ -109,9 +109,7 @@ class Driver:
         self.network_guard = NetworkGuard(self.network, self._files)
         self.sealing = Sealing(self.libvirt_root)
         self.machines, self.memory = self._machines(owner)
-        apart = NamespaceOffer(not self.embedded, self.box_trial)
-        sources = (self.box_trial, apart, self.memory, self.cgroups)
-        self.wall_sources: tuple[WallSource, ...] = sources
+        self.wall_sources = self._wall_sources()
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
             self.layout, self._files, numbers=self._numbers
@@ -129,6 +127,10 @@ class Driver:
         self.accelerator = self._accelerator()
         self.core = self._core()
         self.broadcaster, self.manager = self.core.broadcaster, self.core.manager
+
+    def _wall_sources(self) -> tuple[WallSource, ...]:
+        apart = NamespaceOffer(not self.embedded, self.box_trial)
+        return self.box_trial, apart, self.memory, self.cgroups
 
     def _box_trial(self) -> BoxTrial:
         boxes = Boxes(self.layout.libvirt, self.passage)

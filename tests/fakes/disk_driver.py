@@ -22,10 +22,11 @@ from tests.fakes.inside import is_at_work
 from tests.fakes.memory import FakeMemory
 from tests.fakes.network import FakeNetwork
 from tests.fakes.network_guard import FakeNetworkGuard
+from tests.fakes.wall_source import FakeWallSource
 from tests.fakes.world import World
 from vmdriver.config import Config, config_of
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.lifecycle.ports.host import no_crash_point
+from vmdriver.lifecycle.ports.host import WallSource, no_crash_point
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import SandboxRecord
 
@@ -66,6 +67,9 @@ class DiskDriver(vmdriver.app.Driver):
 
     def _accelerator(self) -> Any:
         return FakeAccelerator()
+
+    def _wall_sources(self) -> tuple[WallSource, ...]:
+        return (FakeWallSource(),)
 
     def ports(self) -> Any:
         world, instance = self.world, self.config.driver.instance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.fakes.world import World
-from vmdriver.errors import NetworkError
+from vmdriver.errors import DriverError, NetworkError
 from vmdriver.lifecycle.ports.host import Network
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.model.plan import NetworkPlan
@@ -22,10 +22,12 @@ class FakeNetworkGuard:
 
     async def keep(self, plan: NetworkPlan, mark: str, *, mend: bool = False) -> None:
         tap = plan.lease.tap
+        if mend and plan.namespace not in {None, *self._world.namespaces}:
+            raise NetworkError("its namespace is gone: only a new start makes one")
         self._kept[tap] = (plan, mark)
         try:
             await self._load(tap)
-        except NetworkError as error:
+        except DriverError as error:
             self._broken[tap] = error.text()
             raise
 
@@ -55,7 +57,7 @@ class FakeNetworkGuard:
         known = tap in self._broken
         try:
             await self._load(tap)
-        except NetworkError as error:
+        except DriverError as error:
             self._broken[tap] = error.text()
             if not known:
                 self._told(NetworkNews(tap, error.text(), restored=False))

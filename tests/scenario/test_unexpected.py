@@ -10,11 +10,12 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.limits import limit
 from tests.fakes.world import World
+from tests.scenario.stage import eventually
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.extension import LifecycleExtension
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.model.checkpoint import SeenAge
-from vmdriver.model.phase import Phase
+from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.record import SandboxRecord
 
 
@@ -150,20 +151,28 @@ async def test_the_upkeep_of_images_outlives_its_trouble(
 
 
 async def test_an_adoption_that_fails_is_done_again() -> None:
-    """A machine never goes on without its table because loading it failed once."""
+    """A machine never goes on without its table because loading it failed once: it stands still
+    until the guard, which tries again by itself, has loaded it.
+    """
     world = World()
     first = await running(world)
     await first.kill()
     world.tables.clear()
-    failures = iter([True] * 2)
-    world.fail = lambda call: call.startswith("load rules") and next(failures, False)
+    world.fail = lambda call: call.startswith("load rules")
     second = FakeDriver(world)
     await second.manager.recover()
-    async with asyncio.timeout(10):
-        while len(world.tables) < 2:
-            await asyncio.sleep(0.001)
-    assert next(failures, None) is None
+    plans = [second.plan(name) for name in ("s1", "s2")]
+
+    def all_are(state: DomainState) -> bool:
+        return all(world.domains[plan.domain] is state for plan in plans)
+
+    await eventually(lambda: all_are(DomainState.PAUSED), "they run on")
+    assert not world.tables
     world.fail = lambda _call: False
+    for plan in plans:
+        await second.network_guard.look(plan.network.lease.tap)
+    await eventually(lambda: all_are(DomainState.RUNNING), "they stand still")
+    assert world.tables.keys() == {plan.network.lease.tap for plan in plans}
     await second.settled()
     assert second.phase("s1") is Phase.RUNNING
     await second.close()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.lifecycle.engine.resource import FIREWALL, TAP
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.ports.host import Hypervisor
 from vmdriver.lifecycle.ports.memory import MachineMemory
@@ -42,10 +43,11 @@ class NetworkHold:
         DriverError where it can be neither.
         """
         record, plan = sandbox.record, sandbox.record.plan
-        held = sandbox.ledger.get(MACHINE)
+        held = [sandbox.ledger.get(key) for key in (TAP, FIREWALL, MACHINE)]
         if record.intent is Intent.DELETED or sandbox.going_down():
             return
-        if plan is None or held is None or not held.done:
+        # A machine that could not be ended may be left when its network was given back already.
+        if plan is None or not all(entry is not None and entry.done for entry in held):
             if record.network_broken:  # there is nothing any more that stands still
                 await sandbox.note(network_broken="", held_for_network=False)
             return
