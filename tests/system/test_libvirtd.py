@@ -96,7 +96,7 @@ def its_network_is_its_own(driver: Driver, sandbox: str) -> None:
     (machine,) = (
         exe.parent
         for exe in Path("/proc").glob("[0-9]*/exe")
-        if b"guest=" in (exe.parent / "cmdline").read_bytes()
+        if plan["domain"].encode() in (exe.parent / "cmdline").read_bytes()
         and os.readlink(exe).rpartition("/")[2].startswith("qemu-system")
     )
     assert (machine / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
