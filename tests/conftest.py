@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import Counter
@@ -18,6 +19,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 pytest_plugins = ["tests.system.stage"]
 """One driver of a worker serves all tiers with real machines: two would take each other's for leftovers."""
 GOLDEN = Path(__file__).parent / "golden"
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 SLOWEST = 20
 SYSTEM_TIMEOUT_S = 400
 """Many cycles of real machines, on a busy host."""
@@ -87,9 +89,29 @@ class Durations:
         write(f"all workers together: {whole}")
 
 
+def own_network_namespaces() -> None:
+    """From now on this worker, and whatever it begins, has a /run/netns of its own: namespaces are
+    named by tests and drivers, and the worker beside this one uses the same names.
+    """
+    libc, place = ctypes.CDLL(None, use_errno=True), Path("/run/netns")
+    place.mkdir(mode=0o755, parents=True, exist_ok=True)
+    steps = (
+        lambda: libc.unshare(CLONE_NEWNS),
+        lambda: libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
+        lambda: libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", 0, b"mode=755"),
+    )
+    for step in steps:
+        if step() != 0:
+            raise OSError(ctypes.get_errno(), "a /run/netns of the worker's own")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Where the reports of all workers come together."""
-    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+    """Where the reports of all workers come together, and what each has for itself."""
+    if hasattr(config, "workerinput"):
+        if os.geteuid() == 0:
+            own_network_namespaces()
+        return
+    if config.getoption("numprocesses", None):
         config.pluginmanager.register(Durations(), "durations of all workers")
 
 
