@@ -95,7 +95,7 @@ def own_network_namespaces() -> None:
     """
     libc, place = ctypes.CDLL(None, use_errno=True), Path("/run/netns")
     place.mkdir(mode=0o755, parents=True, exist_ok=True)
-    steps = (
+    steps: tuple[Callable[[], int], ...] = (
         lambda: libc.unshare(CLONE_NEWNS),
         lambda: libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
         lambda: libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", 0, b"mode=755"),
