@@ -23,7 +23,8 @@ from vmdriver.cli import attack
 from vmdriver.cli.attack_evidence import Evidence, Golden
 from vmdriver.host.target import facts, identity
 
-UID, GID = 251_007, 250_000
+UID = 270_000 + os.getpid() % 10_000  # a worker beside this one runs the same tests
+GID = 250_000
 STAND_IN = """
 import ctypes, mmap, os, signal, struct, sys
 own, shared, filtered = sys.argv[1:]
