@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.fakes.registry import push, registry
 from tests.fakes.settings import image_rules
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
 

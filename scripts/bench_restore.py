@@ -40,7 +40,7 @@ from tests.fakes.registry import push, registry  # noqa: E402
 from tests.fakes.serve import WORK  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver.hypervisor.domain_xml import for_restore  # noqa: E402
-from vmdriver.hypervisor.memory import write_save_image  # noqa: E402
+from vmdriver.hypervisor.memory.machine_memory import write_save_image  # noqa: E402
 from vmdriver.model.plan import LaunchPlan  # noqa: E402
 from vmdriver.service import admin_client  # noqa: E402
 

@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from vmdriver.host.threads import Threads  # noqa: E402
-from vmdriver.hypervisor.box import Box  # noqa: E402
-from vmdriver.hypervisor.boxes import Boxes  # noqa: E402
+from vmdriver.hypervisor.wall.box import Box  # noqa: E402
+from vmdriver.hypervisor.wall.boxes import Boxes  # noqa: E402
 from vmdriver.lifecycle.launch.addresses import AddressPool  # noqa: E402
 from vmdriver.lifecycle.ports.host import Ownership, Taken  # noqa: E402
 from vmdriver.model.plan import NetworkPlan  # noqa: E402
 from vmdriver.network.host_network import HostNetwork  # noqa: E402
+from vmdriver.storage.layers.machine_users import MachineUsers  # noqa: E402
 from vmdriver.storage.layout import Layout  # noqa: E402
-from vmdriver.storage.machine_users import MachineUsers  # noqa: E402
 
 UID, GID = 2_147_000_001, 2_147_000_000
 POOL, MARK = "10.199.0.0/24", "vmdriver/bench/wall"

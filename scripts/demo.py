@@ -27,7 +27,7 @@ from tests.fakes.registry import push, registry  # noqa: E402
 from tests.fakes.serve import WORK  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
-from vmdriver.hypervisor import kvm_outcome  # noqa: E402
+from vmdriver.hypervisor.kvm import outcome as kvm_outcome  # noqa: E402
 from vmdriver.service import admin_client  # noqa: E402
 
 BEGUN = time.monotonic()

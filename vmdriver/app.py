@@ -19,16 +19,11 @@ from vmdriver.config.views import (
 from vmdriver.errors import DriverError
 from vmdriver.extensions.loader import load_extensions, participants
 from vmdriver.host import facts
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.hypervisor import qemu_process
-from vmdriver.hypervisor.accelerator import AcceleratorProbe
-from vmdriver.hypervisor.box_trial import DAEMON_SETTINGS, BoxTrial
-from vmdriver.hypervisor.boxes import Boxes
-from vmdriver.hypervisor.cgroup_place import Place, find_place
-from vmdriver.hypervisor.cgroups import Cgroups, device_of
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
     embed_uri,
@@ -37,16 +32,21 @@ from vmdriver.hypervisor.embedded import (
     write_embedded_configuration,
 )
 from vmdriver.hypervisor.guest_agent import GuestAgent
-from vmdriver.hypervisor.kvm_trial import Trial
+from vmdriver.hypervisor.kvm.accelerator import AcceleratorProbe
+from vmdriver.hypervisor.kvm.trial import Trial
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.hypervisor.memory import DomainMemory
+from vmdriver.hypervisor.memory.machine_memory import DomainMemory
 from vmdriver.hypervisor.reserve import Reserve
 from vmdriver.hypervisor.run_state import (
     forget_earlier_boot,
     forget_ended_machines,
     forget_unstarted_machines,
 )
-from vmdriver.hypervisor.sealing import Sealing
+from vmdriver.hypervisor.wall.box_trial import DAEMON_SETTINGS, BoxTrial
+from vmdriver.hypervisor.wall.boxes import Boxes
+from vmdriver.hypervisor.wall.cgroup_place import Place, find_place
+from vmdriver.hypervisor.wall.cgroups import Cgroups, device_of
+from vmdriver.hypervisor.wall.sealing import Sealing
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.users import UserPool
@@ -54,23 +54,23 @@ from vmdriver.lifecycle.ports.host import Ownership, WallSource
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.wall import joined
-from vmdriver.network.guard import NetworkGuard
+from vmdriver.network.guard.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.network.moved_tap import Entrance
 from vmdriver.network.namespace_offer import NamespaceOffer
 from vmdriver.oci.image_service import ImageService
-from vmdriver.storage import wall_found
 from vmdriver.storage.checkpoints import Checkpoints
-from vmdriver.storage.disks import DiskStore
-from vmdriver.storage.journal import FileJournal
-from vmdriver.storage.launch_files import LaunchFiles
+from vmdriver.storage.layers.disks import DiskStore
+from vmdriver.storage.layers.machine_users import MachineUsers
+from vmdriver.storage.layers.possession import Possession
+from vmdriver.storage.layers.uid_check import check_uids
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.machine_users import MachineUsers
 from vmdriver.storage.paths import FilePaths
-from vmdriver.storage.possession import Possession
-from vmdriver.storage.records import RecordStore
-from vmdriver.storage.supervisors import SupervisorDisks
-from vmdriver.storage.uid_check import check_uids
+from vmdriver.storage.programs.supervisors import SupervisorDisks
+from vmdriver.storage.sandboxes import wall_found
+from vmdriver.storage.sandboxes.journal import FileJournal
+from vmdriver.storage.sandboxes.launch_files import LaunchFiles
+from vmdriver.storage.sandboxes.records import RecordStore
 from vmdriver.storage.way_in import open_way_in
 from vmdriver.wiring import Core, Installed
 

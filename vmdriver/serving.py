@@ -12,13 +12,13 @@ from vmdriver.config import WITHOUT_MEANING, Config, Loaded
 from vmdriver.config.views import admin_socket, machine_uids
 from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
-from vmdriver.host.uid_claim import UidClaim
+from vmdriver.host.users.uid_claim import UidClaim
 from vmdriver.service import admin, servicer
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
 from vmdriver.service.servicer import Identity, Readiness
+from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.machine_users import has_claims
-from vmdriver.storage.needed import missing
+from vmdriver.storage.programs.needed import missing
 
 _log = logging.getLogger(__name__)
 _BACKGROUND_END_S = 2.0

@@ -17,11 +17,11 @@ from tests.fakes.serve import WORK
 from tests.fakes.world import World
 from vmdriver.host import facts
 from vmdriver.host.lanes import Lanes
-from vmdriver.hypervisor.boxes import Boxes
 from vmdriver.hypervisor.connection import Connection, start_event_loop
 from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.hypervisor.sealing import Sealing
+from vmdriver.hypervisor.wall.boxes import Boxes
+from vmdriver.hypervisor.wall.sealing import Sealing
 from vmdriver.lifecycle.ports.host import Ownership
 
 TEST_NODE = """<node><cpu><mhz>1000</mhz><model>i686</model><active>2</active><nodes>1</nodes><sockets>1</sockets>

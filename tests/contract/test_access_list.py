@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vmdriver.errors import Refused
-from vmdriver.host import access, access_list
-from vmdriver.hypervisor import kvm_access
+from vmdriver.host.users import access, access_list
+from vmdriver.hypervisor.kvm import access as kvm_access
 
 USER, GROUP = 250102, 250100
 

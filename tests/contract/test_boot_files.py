@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.serve import WORK
 from vmdriver.errors import Refused
-from vmdriver.storage import boot
+from vmdriver.storage.programs import boot
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 from tests.fakes.composed import until
 from vmdriver.errors import CommandError, Killed
 from vmdriver.host import process
-from vmdriver.host.box import Box, Limits, User
-from vmdriver.host.user_namespace import FIRST, UserNamespace
+from vmdriver.host.confined.box import Box, Limits, User
+from vmdriver.host.confined.user_namespace import FIRST, UserNamespace
 
 MACHINE = User(250_007, 250_000)
 DEADLINE_S = 30.0
@@ -176,8 +176,8 @@ async def test_nothing_of_it_outlives_a_cancelled_call(tmp_path: Path) -> None:
 DRIVER = """
 import asyncio, sys
 from vmdriver.host import process
-from vmdriver.host.box import Box, User
-from vmdriver.host.user_namespace import UserNamespace
+from vmdriver.host.confined.box import Box, User
+from vmdriver.host.confined.user_namespace import UserNamespace
 async def main():
     user = await UserNamespace().root() if sys.argv[2] == "image" else User(250007, 250000)
     words = ["sh", "-c", f"setsid sleep {sys.argv[1]} & sleep {sys.argv[1]}"]

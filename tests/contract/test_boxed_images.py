@@ -20,15 +20,15 @@ from tests.fakes.registry import PASSWORD, USER
 from tests.fakes.settings import image_rules
 from vmdriver.errors import ConfigError, ImageError
 from vmdriver.host import process
-from vmdriver.host.box import Box, User
-from vmdriver.host.user_namespace import FIRST, UserNamespace, give
+from vmdriver.host.confined.box import Box, User
+from vmdriver.host.confined.user_namespace import FIRST, UserNamespace, give
 from vmdriver.oci import files, trust
 from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.fetched import FetchedLayout
 from vmdriver.oci.manifest import Layer, Manifest
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.storage.program_bundle import bundle_of
+from vmdriver.storage.programs.program_bundle import bundle_of
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from tests.unit.test_checkpoints import RAM, stream
 from tests.unit.test_hostile_streams import BEGUN, ENDLESS, LIES, MAIN, writing
 from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host import process
-from vmdriver.hypervisor import ram_reader
-from vmdriver.hypervisor.confined_reader import ConfinedReader, trial
-from vmdriver.hypervisor.ram_stream import PAGE
+from vmdriver.hypervisor.memory import ram_reader
+from vmdriver.hypervisor.memory.confined_reader import ConfinedReader, trial
+from vmdriver.hypervisor.memory.ram_stream import PAGE
 from vmdriver.lifecycle.ports.host import Ownership
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_who_is_confined_can_do_nothing_but_read_and_write(
     canary.chmod(0o666)
     text = f"""
 import mmap, os, socket, sys
-from vmdriver.host.confine import confine
+from vmdriver.host.confined.confine import confine
 path, inside = sys.argv[1], os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
 confine({USER.uid}, {USER.gid}, file_bytes=4096, memory_bytes=128 * 2**20, cpu_s=5)
 assert os.pwrite(inside, b"mine", 0) == 4

@@ -16,9 +16,9 @@ from tests.fakes.settings import image_rules
 from tests.fakes.world import World
 from vmdriver.cli import doctor
 from vmdriver.errors import ConfigError, Refused
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.hypervisor.embedded import (
     make_way,
     remove_torn_definitions,
@@ -33,15 +33,15 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.images import CacheLimits
 from vmdriver.oci.image_service import ImageService
 from vmdriver.service import server
-from vmdriver.storage import boot
 from vmdriver.storage.checkpoints import Checkpoints
-from vmdriver.storage.disks import DiskStore
-from vmdriver.storage.launch_files import LaunchFiles
+from vmdriver.storage.layers.disks import DiskStore
+from vmdriver.storage.layers.machine_users import MachineUsers
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.machine_users import MachineUsers
 from vmdriver.storage.paths import FilePaths
-from vmdriver.storage.records import RecordStore
-from vmdriver.storage.supervisors import SupervisorDisks
+from vmdriver.storage.programs import boot
+from vmdriver.storage.programs.supervisors import SupervisorDisks
+from vmdriver.storage.sandboxes.launch_files import LaunchFiles
+from vmdriver.storage.sandboxes.records import RecordStore
 from vmdriver.storage.way_in import came_in
 
 

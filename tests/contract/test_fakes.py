@@ -35,10 +35,10 @@ from vmdriver.model.plan import Disk
 from vmdriver.model.record import SandboxRecord, utc_now
 from vmdriver.model.set_aside import salvage
 from vmdriver.storage.checkpoints import Checkpoints
-from vmdriver.storage.disks import DiskStore
-from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.records import RecordStore
+from vmdriver.storage.sandboxes.journal import FileJournal
+from vmdriver.storage.sandboxes.records import RecordStore
 
 CAPTURED = Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
 

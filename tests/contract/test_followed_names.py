@@ -15,11 +15,11 @@ from tests.contract.test_hypervisor import MARK, machine_memory, plan, tap
 from vmdriver.errors import StorageError
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.hypervisor.memory import DomainMemory
+from vmdriver.hypervisor.memory.machine_memory import DomainMemory
 from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
-from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout
 
 __all__ = ["plan", "tap"]

@@ -17,13 +17,13 @@ import pytest
 from tests.contract.canary import SECRET, watched
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import Threads
-from vmdriver.hypervisor import capture
+from vmdriver.hypervisor.memory import capture
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.lifecycle.ports.memory import Streamed
 from vmdriver.model.checkpoint import MEMORY, Part
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage.checkpoints import Checkpoints
-from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout
 
 TIB = 2**40

@@ -19,8 +19,8 @@ import pytest
 from tests.fakes.oci_layout import PLAIN, Layout, directory, entry, layer, link
 from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refused
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci import manifest
 from vmdriver.oci.cache import Cache

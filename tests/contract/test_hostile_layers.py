@@ -24,8 +24,8 @@ from vmdriver.errors import StorageError
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import Disk
-from vmdriver.storage import chains, merging, qcow2
-from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.layers import chains, merging, qcow2
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout
 
 MIB = 2**20

@@ -29,14 +29,15 @@ from vmdriver.errors import (
 )
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
-from vmdriver.hypervisor import capture, monitor, qemu_process
-from vmdriver.hypervisor.box import BOX_PARTS
-from vmdriver.hypervisor.cgroup_place import Place
-from vmdriver.hypervisor.cgroups import Cgroups
+from vmdriver.hypervisor import monitor, qemu_process
 from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.machines import Machines
-from vmdriver.hypervisor.memory import DomainMemory
-from vmdriver.hypervisor.sealing import Sealing
+from vmdriver.hypervisor.memory import capture
+from vmdriver.hypervisor.memory.machine_memory import DomainMemory
+from vmdriver.hypervisor.wall.box import BOX_PARTS
+from vmdriver.hypervisor.wall.cgroup_place import Place
+from vmdriver.hypervisor.wall.cgroups import Cgroups
+from vmdriver.hypervisor.wall.sealing import Sealing
 from vmdriver.lifecycle.ports.host import Found, Ownership
 from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.model.phase import DomainState

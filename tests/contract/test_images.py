@@ -22,9 +22,9 @@ from tests.fakes.registry import push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.errors import Exhausted, HostError, InvalidRequest, NotFound, Refused
 from vmdriver.host import process
-from vmdriver.host.box import Box
+from vmdriver.host.confined.box import Box
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import BaseDisk, CacheLimits, ImageProgress
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import ImageService
@@ -379,7 +379,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.fakes.settings import image_rules
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.oci.image_service import ImageService
 
 async def main():

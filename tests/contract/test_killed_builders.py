@@ -14,8 +14,8 @@ from tests.fakes.oci_layout import Layout, directory, entry, layer
 from tests.fakes.settings import image_rules
 from vmdriver.errors import ImageError
 from vmdriver.host import process
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.oci.image_service import ImageService
 
 SCRIPT = """#!/bin/sh

@@ -17,8 +17,8 @@ import pytest
 from vmdriver.errors import StorageError, Unavailable
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope, replay
-from vmdriver.storage import journal as journal_module
-from vmdriver.storage.journal import FileJournal, read_lines
+from vmdriver.storage.sandboxes import journal as journal_module
+from vmdriver.storage.sandboxes.journal import FileJournal, read_lines
 
 WIDE = {"text": "x" * 900}
 

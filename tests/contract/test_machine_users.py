@@ -15,12 +15,12 @@ import pytest
 from tests.fakes.machine_users import FakeMachineUsers
 from tests.fakes.world import World
 from vmdriver.errors import Unavailable
-from vmdriver.host import access_list, ownership
 from vmdriver.host.threads import Threads
+from vmdriver.host.users import access_list, ownership
 from vmdriver.lifecycle.ports.host import MachineUsers as Port
 from vmdriver.model.phase import DomainState
+from vmdriver.storage.layers.machine_users import MachineUsers
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.machine_users import MachineUsers
 
 NUMBER = 3_000_000_000 + 10 * os.getpid()
 """Not those of a run beside this one: processes are looked for on the whole host."""

@@ -12,19 +12,19 @@ import pytest
 
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
-from vmdriver.host import access
 from vmdriver.host.threads import Threads
+from vmdriver.host.users import access
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.checkpoint import MEMORY
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import LaunchPlan, MachineUser
 from vmdriver.storage.checkpoints import Checkpoints
-from vmdriver.storage.disks import DiskStore
-from vmdriver.storage.launch_files import LaunchFiles
+from vmdriver.storage.layers.disks import DiskStore
+from vmdriver.storage.layers.machine_users import MachineUsers
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.machine_users import MachineUsers
 from vmdriver.storage.paths import FilePaths
+from vmdriver.storage.sandboxes.launch_files import LaunchFiles
 
 UIDS = MachineUids(250100, 250199)
 FIRST, SECOND = UIDS.user(250102), UIDS.user(250103)

@@ -12,9 +12,9 @@ import pytest
 
 from tests.unit.test_box import FILTER
 from vmdriver.host.threads import Threads
-from vmdriver.hypervisor.box import BOX_PARTS, Box
-from vmdriver.hypervisor.box_trial import BoxTrial
-from vmdriver.hypervisor.boxes import Boxes
+from vmdriver.hypervisor.wall.box import BOX_PARTS, Box
+from vmdriver.hypervisor.wall.box_trial import BoxTrial
+from vmdriver.hypervisor.wall.boxes import Boxes
 from vmdriver.lifecycle.ports.host import Ownership
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")

@@ -14,8 +14,8 @@ from tests.fakes.oci_layout import Layout, entry, layer
 from tests.fakes.registry import PASSWORD, USER, push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import BaseDisk
 from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy

@@ -15,19 +15,19 @@ from pydantic import SecretStr
 
 from tests.fakes.driver import spec
 from vmdriver.errors import AlreadyExists, InvalidRequest, Refused, StorageError
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.phase import Phase
 from vmdriver.model.plan import Disk
 from vmdriver.model.record import SandboxRecord, utc_now
 from vmdriver.storage import files
-from vmdriver.storage.disks import DiskStore
-from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.records import RecordStore
-from vmdriver.storage.supervisors import SupervisorDisks
+from vmdriver.storage.programs.supervisors import SupervisorDisks
+from vmdriver.storage.sandboxes.journal import FileJournal
+from vmdriver.storage.sandboxes.records import RecordStore
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 
 from tests.contract.test_storage import compile_program, on_disk
 from vmdriver.errors import Refused
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
-from vmdriver.storage import supervisors
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.program_bundle import Bundle
-from vmdriver.storage.supervisors import SupervisorDisks
+from vmdriver.storage.programs import supervisors
+from vmdriver.storage.programs.program_bundle import Bundle
+from vmdriver.storage.programs.supervisors import SupervisorDisks
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from vmdriver.errors import ConfigError
 from vmdriver.model.machine_uids import MachineUids
+from vmdriver.storage.layers.uid_check import check_uids
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.uid_check import check_uids
 
 UIDS = MachineUids(1_900_000_000, 1_900_000_099)
 

@@ -25,10 +25,10 @@ from vmdriver.model.phase import Intent
 from vmdriver.model.plan import Disk, Lease
 from vmdriver.model.record import SandboxRecord, utc_now
 from vmdriver.model.set_aside import STATE_UNREADABLE, WAY_OUT
-from vmdriver.storage.disks import DiskStore
-from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout, SandboxFiles
-from vmdriver.storage.records import RecordStore
+from vmdriver.storage.sandboxes.journal import FileJournal
+from vmdriver.storage.sandboxes.records import RecordStore
 
 LEASE = Lease(
     index=3, host_ip="10.0.128.13", guest_ip="10.0.128.14", mac="02:00", tap="vmd1"

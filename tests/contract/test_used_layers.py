@@ -17,9 +17,9 @@ from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import Disk
-from vmdriver.storage.disks import DiskStore
-from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.sandboxes.journal import FileJournal
 
 MIB = 2**20
 

@@ -19,7 +19,7 @@ CHILD = """
 import asyncio, json, sys
 from pathlib import Path
 from vmdriver.errors import ConfigError
-from vmdriver.host import access
+from vmdriver.host.users import access
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.storage import way_in
 from vmdriver.storage.layout import Layout

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmdriver.hypervisor.cgroups import Tree
+from vmdriver.hypervisor.wall.cgroups import Tree
 
 _FILES = {
     "memory": {

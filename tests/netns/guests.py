@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.netns.conftest import Net, run
 from tests.netns.test_host_network import network_plan
-from vmdriver.host import netns
+from vmdriver.host.confined import netns
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.host_network import HostNetwork
 

@@ -17,7 +17,7 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.forwarding import Forwarding
-from vmdriver.network.guard import NetworkGuard
+from vmdriver.network.guard.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
 
 SETTING = Path("/proc/sys/net/ipv4/ip_forward")

@@ -19,9 +19,9 @@ from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.model.plan import NetworkPlan
-from vmdriver.network.guard import NetworkGuard
+from vmdriver.network.guard.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
-from vmdriver.network.ruleset import table_name
+from vmdriver.network.rules.shared_rules import table_name
 
 MARK = "vmdriver/test/s1"
 IN_TIME_S = 3.0

@@ -16,7 +16,7 @@ from tests.netns.test_host_network import POOL, network_plan
 from vmdriver.errors import HypervisorError
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
-from vmdriver.network.guard import NetworkGuard
+from vmdriver.network.guard.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.network.moved_tap import Entrance
 

@@ -19,7 +19,7 @@ from tests.netns.conftest import Net, run
 from tests.netns.guests import Around
 from tests.netns.test_host_network import ALIAS, POOL, network_plan
 from vmdriver.errors import NetworkError
-from vmdriver.host import netns
+from vmdriver.host.confined import netns
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Found, Ownership
@@ -157,7 +157,7 @@ async def test_cut_off_at_any_moment_it_leaves_nothing_that_removing_does_not_ta
 KILLED = """
 import asyncio, os, signal, sys
 from tests.netns.test_namespace import MARK, POOL, walled
-from vmdriver.host import netns
+from vmdriver.host.confined import netns
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.network.host_network import HostNetwork

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.model.phase import Phase
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.supervisors import SupervisorDisks
+from vmdriver.storage.programs.supervisors import SupervisorDisks
 
 
 async def test_several_first_creates_at_once_all_come_up(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import libvirt_qemu
 
 from vmdriver.cli.main import main
-from vmdriver.hypervisor.memory import DomainMemory
+from vmdriver.hypervisor.memory.machine_memory import DomainMemory
 
 HOW_FAR = sys.argv.pop(1)
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes import serve
 from tests.system.machines import Driver
-from vmdriver.network.ruleset import table_name
+from vmdriver.network.rules.shared_rules import table_name
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-import vmdriver.hypervisor.accelerator as module
+import vmdriver.hypervisor.kvm.accelerator as module
 from tests.fakes.machines import OWNER, FakeMachines
 from vmdriver.errors import Refused
 from vmdriver.host import facts
-from vmdriver.hypervisor import kvm_outcome
-from vmdriver.hypervisor.accelerator import AcceleratorProbe
-from vmdriver.hypervisor.kvm_trial import Trial
+from vmdriver.hypervisor.kvm import outcome as kvm_outcome
+from vmdriver.hypervisor.kvm.accelerator import AcceleratorProbe
+from vmdriver.hypervisor.kvm.trial import Trial
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.paths import BootChoice
 

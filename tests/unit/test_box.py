@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_plan_rendering import plan
-from vmdriver.hypervisor.box import BOX_PARTS, Box, Ground, arguments, of_plan, rules
-from vmdriver.hypervisor.boxes import Boxes
+from vmdriver.hypervisor.wall.box import (
+    BOX_PARTS,
+    Box,
+    Ground,
+    arguments,
+    of_plan,
+    rules,
+)
+from vmdriver.hypervisor.wall.boxes import Boxes
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan, MachineUser
 

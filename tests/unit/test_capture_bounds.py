@@ -12,7 +12,8 @@ import pytest
 from tests.unit.test_checkpoints import RAM, stream
 from vmdriver.errors import HypervisorError, TimedOut
 from vmdriver.host.lanes import Pulse
-from vmdriver.hypervisor import capture, root_disk
+from vmdriver.hypervisor import root_disk
+from vmdriver.hypervisor.memory import capture
 
 XML = f"""<domain><memory unit='KiB'>{RAM // 1024}</memory>
 <seclabel type='static' model='dac' relabel='no'><label>+1879100001:+1879100000</label></seclabel></domain>"""

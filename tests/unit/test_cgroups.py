@@ -11,9 +11,9 @@ import pytest
 from tests.fakes.cgroup_tree import FakeCgroupTree
 from tests.unit.test_plan_rendering import plan as example_plan
 from vmdriver.errors import HypervisorError
-from vmdriver.hypervisor import cgroup_limits
-from vmdriver.hypervisor.cgroup_place import Place, find
-from vmdriver.hypervisor.cgroups import Cgroups
+from vmdriver.hypervisor.wall import cgroup_limits
+from vmdriver.hypervisor.wall.cgroup_place import Place, find
+from vmdriver.hypervisor.wall.cgroups import Cgroups
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.spec import Resources
 

@@ -20,7 +20,7 @@ from tests.unit.test_plan_rendering import plan
 from vmdriver.errors import Exhausted, HypervisorError, NotFound, Refused, TimedOut
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import guest_channel
-from vmdriver.hypervisor.ram_stream import MAIN_BLOCK, PAGE, split
+from vmdriver.hypervisor.memory.ram_stream import MAIN_BLOCK, PAGE, split
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.ports.host import Ownership

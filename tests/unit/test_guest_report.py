@@ -14,7 +14,7 @@ from vmdriver.lifecycle.launch import endings
 from vmdriver.model.condition import status_of
 from vmdriver.model.phase import DomainState, Phase, machine_state
 from vmdriver.model.record import SandboxRecord, utc_now
-from vmdriver.storage.guest_report import parse_report, read_report
+from vmdriver.storage.sandboxes.guest_report import parse_report, read_report
 
 LINES = st.lists(
     st.one_of(

@@ -14,8 +14,8 @@ import pytest
 
 from tests.unit.test_checkpoints import RAM, stream
 from vmdriver.errors import HypervisorError
-from vmdriver.hypervisor import ram_stream
-from vmdriver.hypervisor.ram_stream import PAGE
+from vmdriver.hypervisor.memory import ram_stream
+from vmdriver.hypervisor.memory.ram_stream import PAGE
 from vmdriver.lifecycle.ports.memory import STATE_BYTES
 
 _MUCH = 4 * STATE_BYTES

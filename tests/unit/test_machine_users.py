@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from vmdriver.config import config_of
 from vmdriver.config.views import machine_uids
 from vmdriver.errors import ConfigError, Exhausted
-from vmdriver.host import users
-from vmdriver.host.uid_claim import UidClaim
+from vmdriver.host.users import ids as users
+from vmdriver.host.users.uid_claim import UidClaim
 from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.model.machine_uids import MachineUids
+from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.machine_users import has_claims
 
 
 def unused(_name: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.test_plan_rendering import plan
 from vmdriver.hypervisor.domain_xml import Host, for_restore, read_root_layer, render
-from vmdriver.hypervisor.sealing import ReadOnlyMapping
+from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage
 

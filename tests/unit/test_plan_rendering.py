@@ -25,7 +25,7 @@ from vmdriver.hypervisor.domain_xml import (
     render,
     render_probe,
 )
-from vmdriver.hypervisor.sealing import ReadOnlyMapping, Sealing
+from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping, Sealing
 from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken
@@ -33,9 +33,9 @@ from vmdriver.model.image import ImageConfig
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import LaunchPlan, NetworkPlan
 from vmdriver.model.spec import Resources
-from vmdriver.network import ruleset
-from vmdriver.network.rules import rules_of
-from vmdriver.storage import seed
+from vmdriver.network.rules import shared_rules as ruleset
+from vmdriver.network.rules.machine_rules import rules_of
+from vmdriver.storage.sandboxes import seed
 
 Golden = Callable[[str, str], None]
 TCG = Host(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdriver.hypervisor.sealing import Sealing
+from vmdriver.hypervisor.wall.sealing import Sealing
 
 OPEN = """
 import os, sys

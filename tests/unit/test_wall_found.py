@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmdriver.model.wall import Lack, Offer
-from vmdriver.storage import wall_found
+from vmdriver.storage.sandboxes import wall_found
 
 
 def test_what_was_found_is_read_as_it_was_stored(tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ from vmdriver.cli.show import print_json
 from vmdriver.config import Config, Loaded
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.host import intruder, process
-from vmdriver.host.box import interpreter
+from vmdriver.host.confined.box import interpreter
 from vmdriver.host.lock import StateLock
 from vmdriver.host.target import Facts, Identity, facts, identity, surroundings
 from vmdriver.hypervisor.qemu_process import run_directory
 from vmdriver.hypervisor.run_state import is_machine
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.records import is_sandbox, read_record
+from vmdriver.storage.sandboxes.records import is_sandbox, read_record
 
 _OUT_OF_MEMORY = 500
 _DEADLINE_S = 60.0

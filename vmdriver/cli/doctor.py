@@ -16,21 +16,24 @@ from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
 from vmdriver.config.views import image_policy, machine_uids, qemu_owner
 from vmdriver.errors import CommandError, ConfigError, DriverError
-from vmdriver.host import access, facts, process, users
+from vmdriver.host import facts, process
+from vmdriver.host.confined.user_namespace import FIRST, UserNamespace
 from vmdriver.host.lock import StateLock
-from vmdriver.host.user_namespace import FIRST, UserNamespace
-from vmdriver.hypervisor import kvm_outcome
-from vmdriver.hypervisor.confined_reader import trial
-from vmdriver.hypervisor.kvm_access import KVM_DEVICE
+from vmdriver.host.users import access
+from vmdriver.host.users import ids as users
+from vmdriver.hypervisor.kvm import outcome as kvm_outcome
+from vmdriver.hypervisor.kvm.access import KVM_DEVICE
+from vmdriver.hypervisor.memory.confined_reader import trial
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
 from vmdriver.model.wall import MEANING, Offer, joined
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.trust import policy_in_force
 from vmdriver.service.server import check_path
-from vmdriver.storage import boot, wall_found
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.needed import SUPERVISOR_WAY_OUT, missing_supervisor
+from vmdriver.storage.programs import boot
+from vmdriver.storage.programs.needed import SUPERVISOR_WAY_OUT, missing_supervisor
+from vmdriver.storage.sandboxes import wall_found
 from vmdriver.storage.way_in import closed_folder
 
 _TOOLS = {

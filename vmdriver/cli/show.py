@@ -26,9 +26,9 @@ from vmdriver.lifecycle.launch.marked import remove
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.ids import domain_name
 from vmdriver.model.set_aside import STATE_UNREADABLE
-from vmdriver.storage.guest_report import read_report
 from vmdriver.storage.layout import Layout, SandboxFiles
-from vmdriver.storage.records import is_sandbox, read_record
+from vmdriver.storage.sandboxes.guest_report import read_report
+from vmdriver.storage.sandboxes.records import is_sandbox, read_record
 
 
 def print_json(value: Any) -> None:

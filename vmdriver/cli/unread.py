@@ -12,9 +12,9 @@ from vmdriver.errors import StorageError
 from vmdriver.lifecycle.engine.ledger import Held, replay
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import STATE_UNREADABLE, WAY_OUT, Salvage, salvage_of
-from vmdriver.storage.journal import read_lines
 from vmdriver.storage.layout import Layout, SandboxFiles
-from vmdriver.storage.records import is_sandbox, read_record, salvaged
+from vmdriver.storage.sandboxes.journal import read_lines
+from vmdriver.storage.sandboxes.records import is_sandbox, read_record, salvaged
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from vmdriver.lifecycle.extending.subject import Activation, Subject, view_of
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.model.spec import Frozen, Resources
 from vmdriver.storage import files
-from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.sandboxes.journal import FileJournal
 
 _log = logging.getLogger(__name__)
 _RECORD = "record.json"

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from vmdriver.errors import CommandError, Killed
 from vmdriver.host import strays
-from vmdriver.host.box import Box
+from vmdriver.host.confined.box import Box
 
 _log = logging.getLogger(__name__)
 ENVIRONMENT = {

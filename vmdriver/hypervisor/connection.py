@@ -22,7 +22,7 @@ from vmdriver.errors import (
     TimedOut,
     Unavailable,
 )
-from vmdriver.host import netns
+from vmdriver.host.confined import netns
 from vmdriver.host.lanes import Lanes, Pulse
 from vmdriver.hypervisor.glib import begin_worker
 

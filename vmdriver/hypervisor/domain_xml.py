@@ -14,8 +14,8 @@ from xml.etree import ElementTree as Xml
 
 from vmdriver.hypervisor import throttle
 from vmdriver.hypervisor.guest_channel import CHANNEL
-from vmdriver.hypervisor.ram_stream import MAIN_BLOCK
-from vmdriver.hypervisor.sealing import ReadOnlyMapping
+from vmdriver.hypervisor.memory.ram_stream import MAIN_BLOCK
+from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import Disk, LaunchPlan, MachineUser

@@ -14,13 +14,16 @@ import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
 from vmdriver.host import facts
-from vmdriver.hypervisor import kvm_access, own_folders, qemu_process, throttle
-from vmdriver.hypervisor.box import Box, in_box
-from vmdriver.hypervisor.boxes import Boxes
-from vmdriver.hypervisor.cgroups import NO_CGROUPS, Cgroups
+from vmdriver.hypervisor import qemu_process, throttle
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
+from vmdriver.hypervisor.domain_state import domain_state
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
-from vmdriver.hypervisor.entrance import Entrance, straight
+from vmdriver.hypervisor.kvm import access as kvm_access
+from vmdriver.hypervisor.wall import own_folders
+from vmdriver.hypervisor.wall.box import Box, in_box
+from vmdriver.hypervisor.wall.boxes import Boxes
+from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
+from vmdriver.hypervisor.wall.entrance import Entrance, straight
 from vmdriver.lifecycle.ports.host import Found, Ownership
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.ids import parse_mark
@@ -36,17 +39,6 @@ _DESTROY_S = 12.0
 _QUIET_S = 5.0
 _BOX_S = 5.0
 _ROUNDS = 3
-_RUNNING = {
-    libvirt.VIR_DOMAIN_RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED,
-    libvirt.VIR_DOMAIN_SHUTDOWN,
-}
-_PAUSED_BY_ITSELF = {
-    libvirt.VIR_DOMAIN_PAUSED_IOERROR: DomainState.STALLED,
-    libvirt.VIR_DOMAIN_PAUSED_CRASHED: DomainState.CRASHED,
-    libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: DomainState.RUNNING,
-}
-"""By libvirt's reason. Of the others we are the cause, or an operator is."""
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -246,7 +238,7 @@ class Machines:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return DomainState.ABSENT
                 raise
-            return _domain_state(state, reason)
+            return domain_state(state, reason)
 
         return await self._connection.call(
             f"look at {domain}", look, domain, urgent=True
@@ -382,18 +374,6 @@ def _tolerate(call: Callable[[], object], *codes: int) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() not in codes:
             raise
-
-
-def _domain_state(state: int, reason: int) -> DomainState:
-    if state in _RUNNING:
-        return DomainState.RUNNING
-    if state == libvirt.VIR_DOMAIN_PAUSED and reason in _PAUSED_BY_ITSELF:
-        return _PAUSED_BY_ITSELF[reason]
-    if state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}:
-        return DomainState.PAUSED
-    return (
-        DomainState.CRASHED if state == libvirt.VIR_DOMAIN_CRASHED else DomainState.OFF
-    )
 
 
 def _version(number: int) -> str:

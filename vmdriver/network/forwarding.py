@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vmdriver.errors import NetworkError
 from vmdriver.host.threads import Threads
-from vmdriver.network.wire import NETFILTER, ROUTE, attributes, dump, open_socket
+from vmdriver.network.guard.wire import NETFILTER, ROUTE, attributes, dump, open_socket
 
 _log = logging.getLogger(__name__)
 NOTES = Path("/run/vmd-host")

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import CommandError, NetworkError, Unavailable
-from vmdriver.host import netns, process
+from vmdriver.host import process
+from vmdriver.host.confined import netns
 from vmdriver.host.retry import tried
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import Lease, NetworkPlan, outer_tap
-from vmdriver.network import mending, namespace, nft, ruleset, surroundings
+from vmdriver.network import namespace
 from vmdriver.network.forwarding import NOTES, Forwarding
+from vmdriver.network.guard import mending, surroundings
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
@@ -28,7 +30,9 @@ from vmdriver.network.netlink import (
     translated,
     write_sysctls,
 )
-from vmdriver.network.rules import Rules, rules_of
+from vmdriver.network.rules import nft
+from vmdriver.network.rules import shared_rules as ruleset
+from vmdriver.network.rules.machine_rules import Rules, rules_of
 from vmdriver.network.shaping import shape
 
 _log = logging.getLogger(__name__)

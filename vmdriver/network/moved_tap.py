@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from vmdriver.errors import NetworkError
-from vmdriver.host import netns
+from vmdriver.host.confined import netns
 from vmdriver.host.threads import alone
 from vmdriver.lifecycle.ports.network_guard import NetworkGuard
 from vmdriver.model.plan import NetworkPlan

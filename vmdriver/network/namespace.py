@@ -23,7 +23,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vmdriver.errors import NetworkError
-from vmdriver.host import netns
+from vmdriver.host.confined import netns
 from vmdriver.host.threads import alone
 from vmdriver.model.plan import Lease, NetworkPlan
 from vmdriver.network.netlink import (

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmdriver.host.box import Box, Limits, User
-from vmdriver.host.user_namespace import UserNamespace
+from vmdriver.host.confined.box import Box, Limits, User
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.oci.policy import ImagePolicy
 
 _MIB = 2**20

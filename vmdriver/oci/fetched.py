@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from vmdriver.errors import ImageError
-from vmdriver.host.user_namespace import give
+from vmdriver.host.confined.user_namespace import give
 from vmdriver.oci import files, manifest
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.manifest import Manifest

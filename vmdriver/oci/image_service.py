@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmdriver.errors import HostError, NotFound
+from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import UserNamespace
 from vmdriver.lifecycle.ports.images import (
     BaseDisk,
     CachedFile,

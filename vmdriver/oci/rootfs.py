@@ -13,9 +13,9 @@ from typing import Any
 
 from vmdriver.errors import CommandError, Exhausted, ImageError, Killed, Refused
 from vmdriver.host import process
-from vmdriver.host.box import Box, interpreter
+from vmdriver.host.confined.box import Box, interpreter
+from vmdriver.host.confined.user_namespace import give
 from vmdriver.host.threads import Threads
-from vmdriver.host.user_namespace import give
 from vmdriver.oci import files, scan
 from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.cache import Cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vmdriver.errors import CommandError, ImageError
 from vmdriver.host import facts, process
-from vmdriver.host.box import Box
+from vmdriver.host.confined.box import Box
 from vmdriver.host.retry import retried
 from vmdriver.host.threads import Threads
 from vmdriver.oci import refusals, trust

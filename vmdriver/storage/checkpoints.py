@@ -15,10 +15,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
-from vmdriver.host import ownership
 from vmdriver.host.clearing import Clearing
 from vmdriver.host.plain_file import open_plain
 from vmdriver.host.threads import Threads
+from vmdriver.host.users import ownership
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
 from vmdriver.model.checkpoint import (

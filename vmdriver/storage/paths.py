@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.model.plan import MachineUser
-from vmdriver.storage import boot
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.programs import boot
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdriver.errors import ConfigError, DriverError
-from vmdriver.host import access, mounts
+from vmdriver.host import mounts
+from vmdriver.host.users import access
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import PLACE, Passage
 from vmdriver.storage import files

@@ -15,7 +15,7 @@ from vmdriver.lifecycle.extending.notes import hold_of, holds_of
 from vmdriver.lifecycle.extending.runner import Runner
 from vmdriver.lifecycle.extending.subject import Subject
 from vmdriver.model.spec import Resources
-from vmdriver.storage.journal import FileJournal
+from vmdriver.storage.sandboxes.journal import FileJournal
 
 
 class Killed(BaseException):

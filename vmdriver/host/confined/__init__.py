@@ -1,0 +1,1 @@
+"""Programs and readers without rights: box, filter of system calls, namespaces."""

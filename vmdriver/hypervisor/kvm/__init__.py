@@ -1,0 +1,1 @@
+"""Whether machines run on KVM here: who may, and what came of trying."""

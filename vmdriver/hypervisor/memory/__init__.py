@@ -1,0 +1,1 @@
+"""A machine's memory to a file and back."""

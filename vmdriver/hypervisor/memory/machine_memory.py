@@ -1,0 +1,224 @@
+"""Implements lifecycle.ports.memory.MachineMemory: a machine's RAM to a file and back.
+
+Saving is in capture.py. Loading is libvirt's ordinary restore of a save image that holds only
+the devices' state: the RAM is mapped from its file, so that it takes as long for 4 GiB as
+for 256 MiB.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
+from vmdriver.host import open_files
+from vmdriver.host.lanes import Pulse
+from vmdriver.host.threads import Threads
+from vmdriver.hypervisor import domain_xml, root_disk
+from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
+from vmdriver.hypervisor.kvm import access as kvm_access
+from vmdriver.hypervisor.load_errors import is_checkpoints_fault
+from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
+from vmdriver.hypervisor.memory import capture
+from vmdriver.hypervisor.wall import own_folders
+from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
+from vmdriver.hypervisor.wall.entrance import Entrance, straight
+from vmdriver.hypervisor.wall.sealing import Sealing
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
+from vmdriver.model.passage import DIRECT, Passage
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.wall import Offer
+
+_log = logging.getLogger(__name__)
+_SAVE_HEADER = struct.Struct("<16s5I56x")
+"""libvirt's save image: magic, version, length of XML, was running, compression, offset of a
+cookie, 14 unused words (libvirt 9.0, src/qemu/qemu_saveimage.h).
+"""
+
+
+class DomainMemory:
+    """Memory of the domains on one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        files: Threads,
+        sealing: Sealing,
+        passage: Passage = DIRECT,
+        check: Check = unchecked,
+        cgroups: Cgroups = NO_CGROUPS,
+        emulator: Callable[[LaunchPlan, Sequence[str]], Awaitable[str]] | None = None,
+        entrance: Entrance = straight,
+    ) -> None:
+        """`emulator`: see Machines.emulator; None: the one that a machine had when it was saved."""
+        self._emulator = emulator
+        self._cgroups = cgroups
+        self._connection = connection
+        self._check = check
+        self._passage = passage
+        self._entrance = entrance
+        self._sealing = sealing
+        self._files = files
+        self._version: int | None = None
+
+    async def seals(self) -> bool:
+        return self._sealing.is_possible(await self._qemu_version())
+
+    async def offer(self, plan: LaunchPlan | None) -> Offer:
+        """A ports.WallSource. Without it no machine is made from memory that others map. Of no plan
+        only what can be told without libvirt.
+        """
+        found = await self.seals() if plan else not self._sealing.problem
+        return Offer(("sealed-memory",) if found else ())
+
+    async def _qemu_version(self) -> int:
+        if self._version is None:
+            self._version = await self._connection.call(
+                "version", lambda c: int(c.getVersion()), deadline_s=START_DEADLINE_S
+            )
+        return self._version
+
+    async def pause(self, domain: str) -> None:
+        def suspend(connection: Any) -> None:
+            machine = connection.lookupByName(domain)
+            if machine.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
+                machine.suspend()
+
+        await self._connection.call(f"pause {domain}", suspend, domain)
+
+    async def go_on(self, domain: str) -> None:
+        def resume(connection: Any) -> None:
+            machine = connection.lookupByName(domain)
+            if machine.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                capture.give_up(machine)
+                machine.resume()
+
+        try:
+            await self._connection.call(f"resume {domain}", resume, domain)
+        except NotFound:
+            return
+
+    async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
+        pulse = Pulse()
+        return await self._connection.call(
+            f"capture {domain}",
+            lambda c: capture.to_memory(
+                c.lookupByName(domain), memory, memory_mib * 2**20, pulse
+            ),
+            domain,
+            pulse=pulse,
+            deadline_s=capture.DEADLINE_S,
+        )
+
+    async def stream(self, domain: str, target: str) -> Streamed:
+        pulse = Pulse()
+        return await self._connection.call(
+            f"write out {domain}",
+            lambda c: capture.to_stream(c.lookupByName(domain), target, pulse),
+            domain,
+            pulse=pulse,
+            deadline_s=capture.DEADLINE_S,
+        )
+
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        return await self._files.run(
+            capture.split, streamed, memory, memory_mib * 2**20
+        )
+
+    async def load(
+        self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
+    ) -> None:
+        await self._check(plan.disk("root"))
+        text = await self._described(plan, mark, saved)
+        image = Path(scratch)
+        if plan.accelerator == "kvm" and plan.user is not None:
+            kvm_access.let_in(plan.user.gid)
+
+        def restore(connection: Any) -> None:
+            try:
+                write_save_image(image, text, saved.state)
+                _refuse_running(connection.defineXML(text))
+                begin = partial(
+                    connection.restoreFlags,
+                    *(str(image), None, libvirt.VIR_DOMAIN_SAVE_PAUSED),
+                )
+                end = partial(end_at_once, connection, plan.domain)
+                self._cgroups.begin(plan, begin, end)
+                machine = connection.lookupByName(plan.domain)
+                own_folders.take_over(self._connection.uri, machine)
+            except libvirt.libvirtError as error:
+                if is_checkpoints_fault(error):
+                    raise LoadRefused(
+                        f"load {plan.domain}: {error.get_error_message()}"
+                    ) from error
+                raise
+            except OSError as error:
+                raise StorageError(
+                    f"the machine's state cannot be written: {error.strerror or error}",
+                    detail=str(error),
+                    resolution="free space in the state directory",
+                ) from error
+            finally:
+                image.unlink(missing_ok=True)
+
+        around = self._entrance(plan.network, mark)
+        async with around, self._connection.place(plan.domain):
+            await self._connection.call(
+                f"load {plan.domain}",
+                restore,
+                plan.domain,
+                deadline_s=START_DEADLINE_S,
+                namespace=plan.network.namespace,
+            )
+
+    async def _described(self, plan: LaunchPlan, mark: str, saved: SavedMachine) -> str:
+        """The domain to load; its box is ready."""
+        memory = saved.memory
+        mapping = self._sealing.mapping(
+            await self._qemu_version(), self._passage.theirs(memory)
+        )
+        reads = (memory, *mapping.files)
+        begin = await self._emulator(plan, reads) if self._emulator else ""
+        return domain_xml.for_restore(
+            saved.domain_xml, plan, mark, memory, mapping, self._passage, begin
+        )
+
+    async def switch_layer(self, domain: str, layer: str) -> None:
+        theirs = self._passage.theirs(layer)
+        await self._connection.call(
+            f"switch layer of {domain}",
+            lambda c: root_disk.switch(c.lookupByName(domain), theirs),
+            domain,
+        )
+
+    async def holds(self, layer: str, below: str) -> bool:
+        """The kernel is asked, since a machine that hangs answers nobody; libvirt is not, since it
+        may not know yet what QEMU does.
+        """
+        found = await self._files.run(open_files.open_elsewhere, (layer, below))
+        # Where neither is seen, it has ended, who knows when, or we may not look at it.
+        return layer in found or (below not in found and Path(layer).exists())
+
+
+def _refuse_running(machine: Any) -> None:
+    if machine.isActive():
+        raise HypervisorError(f"domain {machine.name()} is running already")
+
+
+def write_save_image(path: Path, text: str, state: bytes) -> None:
+    """A new file, as libvirt's own `save` makes it: header, domain XML, then QEMU's state."""
+    xml = text.encode() + b"\0"
+    header = _SAVE_HEADER.pack(b"LibvirtQemudSave", 2, len(xml), 0, 0, 0)
+    path.unlink(missing_ok=True)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+    )
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(header + xml + state)

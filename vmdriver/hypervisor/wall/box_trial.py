@@ -1,0 +1,116 @@
+"""Finds out whether QEMU can be begun in a box on this host: by doing it, as QEMU's user."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vmdriver.errors import CommandError, DriverError
+from vmdriver.host import facts, process
+from vmdriver.host.threads import Threads
+from vmdriver.hypervisor.wall.box import BOX_PARTS, Box
+from vmdriver.hypervisor.wall.boxes import Boxes
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.wall import Lack, Offer, WallPart
+
+DAEMON_SETTINGS = Path("/etc/libvirt/qemu.conf")
+_DEADLINE_S = 20.0
+_FILTER = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+"""As libvirt 9.0 renders seccomp_sandbox = 1: all that QEMU has."""
+_NO_BOX = (
+    "apt-get install bubblewrap; users must be allowed to make user namespaces "
+    "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)"
+)
+_NO_PROGRAM = (
+    "have QEMU's user execute programs in the state directory (mount it without noexec)"
+)
+_UNFILTERED = re.compile(r"^\s*seccomp_sandbox\s*=\s*0", re.MULTILINE)
+
+
+@dataclass(eq=False)
+class BoxTrial:
+    """Implements lifecycle.ports.host.WallSource for the box and what is set with it. `name`: of a
+    domain that is never defined, `owner`: whom it would run as. `daemon_settings`: of a libvirt
+    that is not ours. While a part is lacking, every question tries again.
+    """
+
+    boxes: Boxes
+    files: Threads
+    name: str
+    owner: Ownership
+    daemon_settings: Path | None = None
+    _offer: Offer | None = field(default=None, init=False)
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+
+    async def offer(self, _plan: LaunchPlan | None) -> Offer:
+        """The same for every plan."""
+        async with self._one_at_a_time:
+            if self._offer is None or self._offer.lacks:
+                self._offer = await self._find_out()
+            return self._offer
+
+    async def _find_out(self) -> Offer:
+        wanted, lacks = list(BOX_PARTS), []
+        if self._unfiltered():
+            why = f"{self.daemon_settings} has seccomp_sandbox = 0"
+            way_out = "remove that line and restart libvirtd"
+            wanted.remove("seccomp")
+            lacks.append(Lack("seccomp", why, way_out))
+        try:
+            await self._boxed(tuple(wanted))
+        except (DriverError, OSError) as error:
+            wanted.remove("box")
+            lacks.append(Lack("box", f"a trial failed: {error}", _NO_BOX))
+            try:
+                await self._begin(tuple(wanted))
+            except (DriverError, OSError) as worse:
+                why = f"a trial failed: {worse}"
+                lacks += [Lack(part, why, _NO_PROGRAM) for part in wanted]
+                wanted = []
+        self.boxes.parts = tuple(wanted)
+        return Offer(self.boxes.parts, tuple(lacks))
+
+    def _unfiltered(self) -> bool:
+        """Whether libvirt has QEMU run without a filter; left to itself it does not."""
+        try:
+            text = self.daemon_settings.read_text() if self.daemon_settings else ""
+        except OSError:
+            return False
+        return _UNFILTERED.search(text) is not None
+
+    async def _boxed(self, parts: tuple[WallPart, ...]) -> None:
+        try:
+            await self._begin(parts)
+        except CommandError:
+            if not self.boxes.ground.no_nesting:
+                raise
+            # Where /proc/sys cannot be written, as in containers. QEMU's own filter then stands
+            # alone before another user namespace.
+            self.boxes.ground = replace(self.boxes.ground, no_nesting=False)
+            try:
+                await self._begin(parts)
+            except CommandError:
+                self.boxes.ground = replace(self.boxes.ground, no_nesting=True)
+                raise
+
+    async def _begin(self, parts: tuple[WallPart, ...]) -> None:
+        """QEMU, as libvirt begins it, for as long as it takes to say its version."""
+        owner, name = self.owner, self.name
+        emulator = f"/usr/bin/qemu-system-{facts.machine_architecture()}"
+        wanted = Box(memory_mib=1024, file_bytes=2**30, parts=parts)
+        program = await self.files.run(self.boxes.make, name, emulator, wanted)
+        words = ("-name", f"guest={name},debug-threads=on", "-sandbox", _FILTER)
+        try:
+            await process.run(
+                [
+                    *("setpriv", f"--reuid={owner.uid}", f"--regid={owner.gid}"),
+                    *("--clear-groups", program, *words, "-version"),
+                ],
+                deadline_s=_DEADLINE_S,
+                tries=2,
+            )
+        finally:
+            await self.files.run(self.boxes.remove, name)

@@ -1,0 +1,1 @@
+"""Machines' networks stay as they were made: told by the kernel, compared, made again."""

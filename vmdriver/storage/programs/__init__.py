@@ -1,0 +1,1 @@
+"""What runs in every guest: supervisor, its loader, kernel and initramfs."""

@@ -1,0 +1,1 @@
+"""What is kept of each sandbox: record, ledger, files of a launch."""
