@@ -153,6 +153,8 @@ async def test_a_frozen_layer_is_read_by_its_machine_and_by_those_that_stand_on_
     await LaunchFiles(layout, threads, owner).write(second, {}, {})
     assert [await usable(frozen, u) for u in (FIRST, SECOND)] == ["r", "r"]
     assert await usable(frozen, STRANGER) == ""
+    await disks.freeze_layer(frozen, FIRST)  # by its next snapshot, as it is below
+    assert [await usable(frozen, u) for u in (FIRST, SECOND)] == ["r", "r"]
     assert (was,) == await store.identify((frozen,)), "it is the file that it was"
     third = UIDS.user(250104)
     assert await usable(frozen, third) == "", "who knows the name, and no more"

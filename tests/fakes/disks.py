@@ -59,6 +59,7 @@ class FakeDisks:
     async def merge_layer(self, disk: Disk, user: MachineUser | None) -> None:
         world, layer, below = self._world, disk.path, disk.backing[0]
         world.act(f"merge {layer}")
+        world.frozen_layers.discard(below)
         assert layer not in world.root_layers.values(), "merged under a running machine"
         standing = {f for f in world.files if below in world.backing.get(f, ())}
         # What is below another layer shows through it.
@@ -73,6 +74,7 @@ class FakeDisks:
     async def freeze_layer(self, path: str, user: MachineUser | None) -> int:
         self._world.act(f"freeze layer {path}")
         assert path not in self._world.root_layers.values()
+        self._world.frozen_layers.add(path)
         return 4096
 
     async def share_layer(self, path: str, user: MachineUser | None) -> None:

@@ -62,6 +62,8 @@ class World:
     """Layer -> the layers below it, nearest first, as its header says."""
     root_layers: dict[str, str] = field(default_factory=dict)
     """Domain -> the layer that QEMU writes to."""
+    frozen_layers: set[str] = field(default_factory=set)
+    """Nobody writes to them any more, and nobody holds one of them to write to."""
     known_layers: dict[str, str] = field(default_factory=dict)
     """Domain -> the layer that libvirt believes it writes to; what QEMU does may be newer."""
     ended: set[str] = field(default_factory=set)

@@ -23,6 +23,8 @@ async def check_chain(driver: FakeDriver) -> None:
     world, domain = driver.world, worker.sandbox.record.plan.domain
     driver.memory.tick(domain)
     await found.create_snapshot(worker, "next", disk_only=False)
+    (entry,) = (e for e in worker.sandbox.record.snapshots if e.name == "next")
+    assert set(entry.layers) <= world.frozen_layers, "others may stand on all of them"
     driver.memory.tick(domain)
     await found.suspend(worker)
     await found.resume(worker)

@@ -28,7 +28,9 @@ def ask(machine: Any, command: str, **arguments: Any) -> Any:
 
 
 def half_a_switch(machine: Any, layer: str) -> None:
-    """What libvirt 9.0 says to QEMU, with the names that it would give."""
+    """What libvirt 9.0 says to QEMU, with the names that it would give, but for `auto-read-only`: without it QEMU holds
+    the file open to write also when another layer is on top.
+    """
     names = [node["node-name"] for node in ask(machine, "query-named-block-nodes")]
     numbers = [m[1] for n in names if (m := re.fullmatch(r"libvirt-(\d+)-format", n))]
     name = f"libvirt-{max(map(int, numbers)) + 1}"

@@ -15,6 +15,7 @@ import libvirt
 from vmdriver.errors import HypervisorError
 from vmdriver.hypervisor import domain_xml, monitor
 
+_AS_LIBVIRT_HAS_IT = {"discard": "unmap", "auto-read-only": True}
 _FLAGS = (
     libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
@@ -81,14 +82,32 @@ def _snapshot(layer: str) -> str:
 
 def _switch_by_hand(machine: Any, top: Top, layer: str) -> None:
     """As libvirt does it, with names that it does not use (at most 31 bytes)."""
+    _have_let_go(machine, top)
     node = f"vm-{hashlib.sha256(layer.encode()).hexdigest()[:20]}"
-    discard = {"discard": "unmap", "auto-read-only": True}
-    file = {"driver": "file", "node-name": f"{node}-file", "filename": layer, **discard}
-    monitor.ask(machine, "blockdev-add", **file)
+    file = {"driver": "file", "node-name": f"{node}-file", "filename": layer}
+    monitor.ask(machine, "blockdev-add", **file, **_AS_LIBVIRT_HAS_IT)
     disk = {"driver": "qcow2", "node-name": node, "file": file["node-name"]}
     options = {"discard": "unmap", "detect-zeroes": "unmap", "backing": None}
     monitor.ask(machine, "blockdev-add", **disk, **options)
     monitor.ask(machine, "blockdev-snapshot", node=top.node, overlay=node)
+
+
+def _have_let_go(machine: Any, top: Top) -> None:
+    """Have QEMU open that file anew for reading only, in the same step in which nobody writes to it
+    any more, however it was opened: else it can be written to for as long as the machine runs,
+    which is no layer for others.
+    """
+    nodes = monitor.ask(machine, "query-named-block-nodes", flat=True)
+    with monitor.reading("query-named-block-nodes"):
+        files = [
+            {"driver": "file", "node-name": node["node-name"], "filename": top.file}
+            for node in nodes
+            if node["drv"] == "file" and plain_name(node["file"]) == top.file
+        ]
+    for file in files:
+        # By a QEMU older than 6.1 it is refused; then the layer is, if it is held.
+        options = [file | _AS_LIBVIRT_HAS_IT]
+        monitor.tried(machine, "blockdev-reopen", options=options)
 
 
 def _used(devices: Any) -> set[str]:

@@ -51,7 +51,9 @@ def own(path: Path, uid: int, mode: int = 0o600) -> None:
 def freeze(path: Path) -> None:
     """Have nobody write to a file, and its owner read it."""
     with _open(path) as descriptor:
-        os.fchmod(descriptor, 0o400)
+        # With an access list, the group's bits are what it gives at most.
+        if os.fstat(descriptor).st_mode & 0o622 != 0o400:
+            os.fchmod(descriptor, 0o400)
 
 
 def take(path: Path, readers: set[int]) -> None:

@@ -141,7 +141,7 @@ class Snapshots:
         with watch.step("go on"):
             await capture.let_go_on(sandbox)  # before the files are written out
         still = sum(watch.steps.values())
-        disk_bytes = await ports.disks.freeze_layer(layers[-1], plan.user)
+        disk_bytes = await self._freeze_layers(sandbox, layers)
         ref: MemoryRef | None = None
         if streamed is not None:
             with watch.step("cut"):
@@ -162,6 +162,16 @@ class Snapshots:
             "SnapshotReleased", f"{name}: the workload stood still for {still:.3f} s"
         )
         return _entry(name, layers, disk_bytes, ref)
+
+    async def _freeze_layers(self, sandbox: Sandbox, layers: tuple[str, ...]) -> int:
+        """Nobody writes to them from now on; the bytes of the last one. Those below as well, down
+        to another sandbox's: what put a layer on one of them was cut off before it was frozen,
+        or found that a machine holds it. StorageError.
+        """
+        disk_bytes = 0
+        for layer in layers[sandbox.record.inherited_layers :]:
+            disk_bytes = await self.ports.disks.freeze_layer(layer, _user(sandbox))
+        return disk_bytes
 
     async def _switch_layer(self, sandbox: Sandbox, domain: str, layer: str) -> None:
         try:
@@ -184,7 +194,7 @@ class Snapshots:
         layer = await self._new_layer(sandbox, layers)
         # Read-only only then: a record that cannot be saved stays on a layer to write to.
         await stand_on(sandbox, (*layers, layer))
-        disk_bytes = await self.ports.disks.freeze_layer(layers[-1], _user(sandbox))
+        disk_bytes = await self._freeze_layers(sandbox, layers)
         return _entry(name, layers, disk_bytes)
 
     async def _new_layer(
