@@ -162,11 +162,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 def running() -> list[Path]:
     """Processes of that user."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/status"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            text = path.read_text()
+            text = (process / "status").read_text()
             if f"Uid:\t{UID}" in text and "State:\tZ" not in text:
-                found.append(path)
+                found.append(process)
     return found
 
 

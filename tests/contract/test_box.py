@@ -155,10 +155,10 @@ async def test_a_kill_in_the_box_is_told_from_a_fault_of_the_program(
 def of_the_mark(mark: str) -> list[int]:
     """Processes with those words on their command line."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if mark.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            if mark.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
     return [pid for pid in found if pid != os.getpid()]
 
 

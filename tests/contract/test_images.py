@@ -426,11 +426,11 @@ def layers_in(blobs: Path) -> set[str]:
 
 def end_strays(text: str) -> None:
     """Programs that a killed process of this test had started (each is a session of its own)."""
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
+    for found in Path("/proc").glob("[0-9]*"):
         try:
-            if text.encode() in status.read_bytes():
-                os.kill(int(status.parent.name), signal.SIGKILL)
-        except (OSError, ProcessLookupError):
+            if text.encode() in (found / "cmdline").read_bytes():
+                os.kill(int(found.name), signal.SIGKILL)
+        except OSError:
             continue
 
 

@@ -61,13 +61,14 @@ def build() -> None:
 def processes_of(base: Path) -> list[str]:
     """Whatever still runs with something below `base` on its command line."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            text = (process / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
-        if str(base) in words and int(path.parent.name) != os.getpid():
-            found.append(f"process {path.parent.name}: {words[:120]}")
+        words = text.decode(errors="replace")
+        if str(base) in words and int(process.name) != os.getpid():
+            found.append(f"process {process.name}: {words[:120]}")
     return found
 
 

@@ -27,6 +27,7 @@ from vmdriver._proto import admin_pb2_grpc as admin_grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.cli.main import main
+from vmdriver.model.ids import domain_name
 
 INSTANCE = "vmdriver-test" + os.environ.get("PYTEST_XDIST_WORKER", "")
 """Tests that run side by side must not take each other's machines for leftovers."""
@@ -252,6 +253,19 @@ class Driver:
 
     def machine_pid(self, sandbox_id: str) -> int:
         return int(self.inspect(sandbox_id)["machine"]["pid"])
+
+
+def qemus_of(driver: Driver, sandbox_id: str) -> list[int]:
+    """Processes of its machine. One of the others may end while it is looked at."""
+    domain = domain_name(driver.host.instance, sandbox_id).encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            program, *arguments = (process / "cmdline").read_bytes().split(b"\0")
+            named = any(a.startswith(b"guest=" + domain + b",") for a in arguments)
+            if b"qemu-system" in program and named:
+                found.append(int(process.name))
+    return found
 
 
 def _told(events: Iterable[Any]) -> list[str]:

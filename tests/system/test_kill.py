@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from tests.fakes.serve import BIN
 from tests.fakes.waiting import until
-from tests.system.machines import Driver, in_background
+from tests.system.machines import Driver, in_background, qemus_of
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.model.ids import domain_name
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /sandbox/counter; sleep 0.1; done"
 
@@ -194,16 +191,3 @@ def test_a_qemu_that_is_killed_during_its_launch_is_tried_once_more(
     driver.wait(sandbox, "Running")
     assert qemus_of(driver, sandbox) != found
     assert driver.log.read_text().count("LaunchCutOff") == 1
-
-
-def qemus_of(driver: Driver, sandbox_id: str) -> list[int]:
-    """Processes of its machine."""
-    domain = domain_name(driver.host.instance, sandbox_id).encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            program, *arguments = path.read_bytes().split(b"\0")
-            named = any(a.startswith(b"guest=" + domain + b",") for a in arguments)
-            if b"qemu-system" in program and named:
-                found.append(int(path.parent.name))
-    return found

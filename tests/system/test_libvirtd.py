@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.waiting import until
 from tests.netns.conftest import run
-from tests.system.machines import Driver, Host
+from tests.system.machines import Driver, Host, qemus_of
 from tests.system.stage import WITHOUT_TEMPLATES
 
 
@@ -93,12 +93,9 @@ def its_network_is_its_own(driver: Driver, sandbox: str) -> None:
     assert "LOWER_UP" in link, "QEMU has it open"
     assert "vmt" not in run("ip", "link").stdout
     assert "policy drop" in run(*inside, "nft", "list", "ruleset").stdout
-    (machine,) = (
-        exe.parent
-        for exe in Path("/proc").glob("[0-9]*/exe")
-        if plan["domain"].encode() in (exe.parent / "cmdline").read_bytes()
-        and os.readlink(exe).rpartition("/")[2].startswith("qemu-system")
-    )
+    (pid,) = qemus_of(driver, sandbox)
+    machine = Path("/proc", str(pid))
+    assert os.readlink(machine / "exe").rpartition("/")[2].startswith("qemu-system")
     assert (machine / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
     links = (machine / "net/dev").read_text().splitlines()[2:]
     assert [line.split(":")[0].strip() for line in links] == ["lo"]

@@ -19,9 +19,10 @@ from tests.system.machines import Driver
 def commands(*words: str) -> list[str]:
     """Command lines that hold all of these."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+            text = line.decode(errors="replace")
             if all(word in text for word in words):
                 found.append(text)
     return found
