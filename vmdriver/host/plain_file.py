@@ -20,13 +20,15 @@ _SET_SIGNAL = 10
 
 def open_plain(path: Path | str, flags: int = os.O_RDONLY) -> int:
     """A descriptor of the plain file at that path. OSError for a link, a pipe, a device, a folder:
-    none of them is followed, opened or waited for.
+    none of them is followed, opened or waited for. BlockingIOError where its owner has a lease on it
+    (fcntl(2)), with which he could have us wait for 45 s, every time.
     """
     found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _check_kind(found)
         # Of what was looked at, whatever has its name now.
-        return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC)
+        more = os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(f"/proc/self/fd/{found}", flags | more)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

@@ -25,16 +25,18 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def _make(path: Path, uid: int, gid: int, mode: int) -> bool:
-    """Have it be that user's and group's, with that mode and no access list. False: it was."""
+    """Have it be that user's and group's, with that mode and no access list. False: it was. Its owner
+    goes first: as long as it is his, he can have the rest be as he likes again.
+    """
     with _open(path) as descriptor:
         info = os.fstat(descriptor)
         present = info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)
         # Where there is an access list, the group's bits say what it gives at most.
         if present == (uid, gid, mode) and not access_list.is_there(path):
             return False
+        os.fchown(descriptor, uid, gid)
         access_list.drop(path)
         os.fchmod(descriptor, mode)
-        os.fchown(descriptor, uid, gid)
         return True
 
 
