@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.waiting import until
+from vmdriver.host import users
+from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.run_state import (
     forget_earlier_boot,
     forget_ended_machines,
     forget_unstarted_machines,
-    is_machine,
 )
 
 
@@ -26,14 +29,17 @@ def states(tmp_path: Path) -> Path:
     return directory
 
 
-def status(root: Path, name: str, pid: int, directory: Path | None = None) -> Path:
+def status(
+    root: Path, name: str, pid: int, directory: Path | None = None, uid: int = 0
+) -> Path:
     """As libvirt writes it; the directory that is the run's alone."""
     directory = directory or root / "lib" / "qemu" / f"domain-1-{name}"
     directory.mkdir(parents=True, exist_ok=True)
     (root / "run" / "qemu" / f"{name}.pid").write_text(str(pid))
     (root / "run" / "qemu" / f"{name}.xml").write_text(
         f"<!-- written by libvirt -->\n<domstatus state='paused' pid='{pid}'>"
-        f"<libDir path='{directory}'/><domain type='qemu'/></domstatus>"
+        f"<libDir path='{directory}'/><domain type='qemu'><seclabel type='static' model='dac' relabel='no'>"
+        f"<label>+{uid}:+250000</label></seclabel></domain></domstatus>"
     )
     return directory
 
@@ -85,9 +91,11 @@ def test_only_a_machines_own_process_keeps_its_state(
         status(tmp_path, "reused-by-another-machine", other)
         status(tmp_path, "gone", int(Path("/proc/sys/kernel/pid_max").read_text()) + 1)
         forget_ended_machines(tmp_path)
-        assert is_machine(alive, "alive")
-        assert not is_machine(stranger, "alive")
-        assert not is_machine(other, "alive"), "another's name begins like that"
+        assert qemu_process.is_machine(alive, "alive", None)
+        assert not qemu_process.is_machine(stranger, "alive", None)
+        assert not qemu_process.is_machine(other, "alive", None), (
+            "another's name begins like that"
+        )
     assert names(states) == ["alive.pid", "alive.xml"]
     assert names(tmp_path / "lib" / "qemu") == ["domain-1-alive"]
 
@@ -102,6 +110,61 @@ def test_a_machine_that_has_just_ended_is_no_machine(
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     forget_ended_machines(tmp_path)
     os.waitpid(child, 0)
+    assert names(states) == []
+
+
+FORGED = """
+import ctypes, os, sys, threading, time
+how, uid = sys.argv[1], int(sys.argv[2])
+os.setgroups([]), os.setresgid(uid, uid, uid), os.setresuid(uid, uid, uid)
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print("begun", flush=True)
+if how == "without its first thread":
+    exit = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
+    ctypes.CDLL(None).syscall(exit, 0)
+time.sleep(1000)
+"""
+"""A QEMU that was taken over: its command line does not name the machine any more, or it has none."""
+OWN = 250002
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="runs as another user")
+@pytest.mark.parametrize("how", ["under another name", "without its first thread"])
+def test_a_machine_cannot_deny_its_process(
+    how: str, tmp_path: Path, states: Path
+) -> None:
+    """It runs as the user that is its own alone: it is not forgotten, and it can be ended."""
+    command = [sys.executable, "-c", FORGED, how, str(OWN), "guest=other,x"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"begun\n"
+        if how == "without its first thread":
+            until(lambda: state_of(running.pid) == "Z")
+        status(tmp_path, "taken-over", running.pid, uid=OWN)
+        status(tmp_path, "other", running.pid, uid=OWN + 1)
+        assert users.processes_of(OWN) == [running.pid]
+        forget_ended_machines(tmp_path)
+        assert names(states) == ["taken-over.pid", "taken-over.xml"]
+        assert qemu_process.kill(states, "taken-over")
+        assert running.wait(10) == -signal.SIGKILL
+        assert users.processes_of(OWN) == []
+        assert not qemu_process.kill(states, "taken-over")
+    forget_ended_machines(tmp_path)
+    assert names(states) == []
+
+
+def state_of(pid: int) -> str:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text.rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="runs as another user")
+def test_a_user_that_others_have_too_says_nothing(tmp_path: Path, states: Path) -> None:
+    """Machines of earlier drivers all ran as one, and libvirt's note of the process may be an old one."""
+    with process("-name", "guest=another,x") as stranger:
+        status(tmp_path, "earlier", stranger)
+        assert not qemu_process.kill(states, "earlier")
+        forget_ended_machines(tmp_path)
     assert names(states) == []
 
 

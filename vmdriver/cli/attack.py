@@ -23,8 +23,7 @@ from vmdriver.host import intruder, process
 from vmdriver.host.confined.box import interpreter
 from vmdriver.host.lock import StateLock
 from vmdriver.host.target import Facts, Identity, facts, identity, surroundings
-from vmdriver.hypervisor.qemu_process import run_directory
-from vmdriver.hypervisor.run_state import is_machine
+from vmdriver.hypervisor.qemu_process import pid_of, run_directory
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.sandboxes.records import is_sandbox, read_record
@@ -60,10 +59,10 @@ def machines(config: Config, wanted: str) -> list[Machine]:
             continue
         try:
             plan = read_record(folder).plan
-            pid = int((places / f"{plan.domain}.pid").read_text()) if plan else 0
-        except (DriverError, OSError, ValueError):
+        except (DriverError, OSError):
             continue
-        if plan is not None and is_machine(pid, plan.domain):
+        pid = pid_of(places, plan.domain) if plan is not None else None
+        if plan is not None and pid is not None:
             found.append(Machine(folder.name, plan, pid))
     if not found:
         name = f"sandbox {wanted}" if wanted else "any sandbox"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import contextlib
 import json
 import sys
 import time
@@ -21,7 +20,7 @@ from vmdriver.errors import ConfigError, DriverError, NotFound
 from vmdriver.host import console_file
 from vmdriver.host.lock import StateLock
 from vmdriver.host.visible import visible, visible_lines
-from vmdriver.hypervisor.run_state import is_machine
+from vmdriver.hypervisor import qemu_process
 from vmdriver.lifecycle.launch.marked import remove
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.ids import domain_name
@@ -119,11 +118,10 @@ def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
 def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:
     """Process of the machine, as the embedded libvirt noted it; needs no connection."""
     machines = Layout(loaded.config.driver.state_dir).libvirt / "run" / "qemu"
-    with contextlib.suppress(OSError, ValueError):
-        pid = int((machines / f"{domain}.pid").read_text())
-        if is_machine(pid, domain):  # the number may be another program's by now
-            return {"domain": domain, "running": True, "pid": pid}
-    return {"domain": domain, "running": False}
+    pid = qemu_process.pid_of(machines, domain)
+    if pid is None:
+        return {"domain": domain, "running": False}
+    return {"domain": domain, "running": True, "pid": pid}
 
 
 def _inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:

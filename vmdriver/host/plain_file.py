@@ -20,8 +20,8 @@ _SET_SIGNAL = 10
 
 def open_plain(path: Path | str, flags: int = os.O_RDONLY) -> int:
     """A descriptor of the plain file at that path. OSError for a link, a pipe, a device, a folder:
-    none of them is followed, opened or waited for. BlockingIOError where its owner has a lease on it
-    (fcntl(2)), with which he could have us wait for 45 s, every time.
+    none of them is followed, opened or waited for. BlockingIOError where its owner has a lease on
+    it (fcntl(2)), with which he could have us wait for 45 s, every time.
     """
     found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

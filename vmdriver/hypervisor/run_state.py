@@ -9,12 +9,13 @@ restart of the host, or a long time without a driver, some other program.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree as Xml
+
+from vmdriver.hypervisor import qemu_process
+from vmdriver.hypervisor.qemu_process import is_machine
 
 _log = logging.getLogger(__name__)
 _BOOT_ID = "boot-id"
@@ -23,10 +24,11 @@ _BOOT_ID_FORM = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 @dataclass(frozen=True)
 class _Status:
-    """One machine as libvirt noted it. `pid` 0: QEMU was never begun."""
+    """One machine as libvirt noted it. `pid` 0: QEMU was never begun. `user`: see own_user."""
 
     path: Path
     pid: int
+    user: int | None
     directories: tuple[Path, ...]
 
     def remove(self) -> None:
@@ -39,12 +41,12 @@ class _Status:
 
 def _read(path: Path, root: Path) -> _Status | None:
     """None: torn, so that libvirt passes over it, or no machine's."""
-    try:
-        status = Xml.parse(path).getroot()  # noqa: S314 - written by libvirt for root alone
-        pid = int(status.get("pid", ""))
-    except (Xml.ParseError, OSError, ValueError):
+    status = qemu_process.read_status(path)
+    if status is None:
         return None
-    if status.tag != "domstatus":
+    try:
+        pid = int(status.get("pid", ""))
+    except ValueError:
         return None
     own, directories = root.resolve() / "lib" / "qemu", []
     for element in ("libDir", "channelTargetDir"):
@@ -52,7 +54,8 @@ def _read(path: Path, root: Path) -> _Status | None:
         directory = Path(found.get("path", "") if found is not None else "")
         if directory.resolve().is_relative_to(own) and directory.resolve() != own:
             directories.append(directory)
-    return _Status(path, pid, tuple(directories))
+    user = qemu_process.own_user(status)
+    return _Status(path, pid, user, tuple(directories))
 
 
 def _statuses(root: Path) -> list[_Status]:
@@ -93,7 +96,10 @@ def forget_ended_machines(root: Path) -> None:
     """
     for status in _statuses(root):
         name = status.path.stem
-        if status.pid != 0 and not is_machine(status.pid, name):
+        if status.pid == 0:
+            continue
+        # In doubt it runs: libvirt then decides.
+        if not is_machine(status.pid, name, status.user, in_doubt=True):
             _log.warning("%s has ended; removing its run-time state", name)
             status.remove()
 
@@ -111,15 +117,3 @@ def forget_unstarted_machines(root: Path) -> None:
             name = status.path.stem
             _log.warning("%s was never begun; removing its run-time state", name)
             status.remove()
-
-
-def is_machine(pid: int, name: str) -> bool:
-    """Whether that process is the QEMU of that domain. In doubt it is: libvirt then decides."""
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
-    guest = b"guest=" + os.fsencode(name)
-    return any(a == guest or a.startswith(guest + b",") for a in arguments)

@@ -14,19 +14,45 @@ _GONE = "ZX"
 
 def processes_of(uid: int, proc: Path = Path("/proc")) -> list[int]:
     """Ids of the processes that run as that user. Blocking, some milliseconds."""
-    found = []
     with os.scandir(proc) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                runs = entry.name.isdecimal() and entry.stat().st_uid == uid
-                if runs and _state(Path(entry.path)) not in _GONE:
-                    found.append(int(entry.name))
-    return found
+        numbers = [int(entry.name) for entry in entries if entry.name.isdecimal()]
+    return [number for number in numbers if runs_as(number, uid, proc)]
 
 
-def _state(process: Path) -> str:
+def runs_as(pid: int, uid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether that process runs as that user: the kernel's word, which it cannot change."""
+    process = proc / str(pid)
+    try:
+        return process.stat().st_uid == uid and _runs(process)
+    except OSError:
+        return False  # it has ended meanwhile
+
+
+def _runs(process: Path) -> bool:
+    """Its first thread may have ended before others, which go on: it looks like a process that
+    waits for its parent then.
+    """
+    states = [process, *(process / "task").glob("[0-9]*")]
+    return any(_state(thread) not in _GONE for thread in states)
+
+
+def _state(thread: Path) -> str:
+    """ "X" where it has ended meanwhile."""
+    try:
+        text = (thread / "stat").read_text(errors="replace")
+    except OSError:
+        return "X"
     # "PID (name) STATE …": a name may have anything in it, brackets too.
-    return (process / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return text.rpartition(")")[2].split()[0]
+
+
+def is_named(uid: int) -> bool:
+    """Whether it is an account's of this host."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def others_between(first: int, last: int, etc: Path = Path("/etc")) -> str:

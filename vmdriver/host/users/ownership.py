@@ -25,8 +25,8 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def _make(path: Path, uid: int, gid: int, mode: int) -> bool:
-    """Have it be that user's and group's, with that mode and no access list. False: it was. Its owner
-    goes first: as long as it is his, he can have the rest be as he likes again.
+    """Have it be that user's and group's, with that mode and no access list. False: it was. The
+    owner goes first: as long as it is his, he can have the rest be as he likes again.
     """
     with _open(path) as descriptor:
         info = os.fstat(descriptor)
