@@ -19,7 +19,7 @@ from vmdriver.errors import DriverError, StorageError
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
 from vmdriver.model.plan import MachineUser
-from vmdriver.storage.disks import DiskStore
+from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layout import Layout
 
 USER = MachineUser(uid=250002, gid=250000)

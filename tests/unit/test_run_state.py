@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.waiting import until
-from vmdriver.host import users
+from vmdriver.host.users import ids as users
 from vmdriver.hypervisor import qemu_process
 from vmdriver.hypervisor.run_state import (
     forget_earlier_boot,

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
-from vmdriver.host import users
+from vmdriver.host.users import ids as users
 
 _log = logging.getLogger(__name__)
 _SYSTEM_RUN = Path("/run/libvirt/qemu")
