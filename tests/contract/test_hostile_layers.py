@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import mmap
 import os
 import resource
@@ -351,3 +352,15 @@ async def test_a_merge_follows_no_name_out_of_a_header(place: Place) -> None:
         read = ["qemu-io", "-c", f"read -P {pattern} {mib}M 1M", place.below.path]
         done = subprocess.run(read, check=True, capture_output=True, text=True)
         assert "verification failed" not in done.stdout
+
+
+async def test_a_merge_heeds_no_lock_on_what_others_read_too(place: Place) -> None:
+    """Every machine may read the base: one that was taken over could keep others' layers from being merged."""
+    with open(place.disk.backing[-1], "rb") as file:
+        for byte in range(200, 204):  # QEMU: nobody may read, write, resize or grow it
+            wanted = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, wanted)
+        await place.disks.merge_layer(place.disk, None)
+    read = ["qemu-io", "-c", "read -P 2 1M 1M", place.below.path]
+    done = subprocess.run(read, check=True, capture_output=True, text=True)
+    assert "verification failed" not in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,63 @@ def test_where_nesting_cannot_be_forbidden_the_rest_is_the_same(boxes: Boxes) ->
     said = looks_about(boxes, nested=True)
     assert "user-namespaces" not in said
     assert said.count("Read-only file system") == 3
+
+
+READER = """#!/bin/sh
+while [ "$1" != -blockdev ]; do shift; done
+for word; do
+    case $word in {*) qemu-io -r -c "read 0 512" "json:$word" 2>&1 || echo "not read: $word" ;; esac
+done
+"""
+HOLD = """
+import fcntl, os, struct, sys
+for path in sys.argv[1:]:
+    file = os.open(path, os.O_RDONLY)
+    for byte in range(200, 204):  # QEMU: nobody may read, write, resize or grow it
+        wanted = struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, byte, 1, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, wanted)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nobody_locks_a_disk_that_machines_share_against_another(boxes: Boxes) -> None:
+    """A QEMU that was taken over may read base disks: that is enough for a lock which no other QEMU would start against."""
+    folder = boxes.root / "disks"
+    folder.mkdir(mode=0o711)
+    emulator, shared, own = (folder / n for n in ("qemu", "a base.ext4", "own.img"))
+    emulator.write_text(READER)
+    emulator.chmod(0o755)
+    for path in (shared, own):
+        path.write_bytes(b"0" * 4096)
+    shared.chmod(0o444)
+    os.chown(own, NOBODY.uid, NOBODY.gid)
+    box = Box((str(emulator), str(shared)), (str(own),), file_bytes=2**20, threads=100)
+    program = boxes.make("m", str(emulator), replace(box, memory_mib=64))
+    user = ("setpriv", f"--reuid={NOBODY.uid}", f"--regid={NOBODY.gid}")
+    words = ["-name", "guest=m,debug-threads=on", "-sandbox", FILTER]
+    for path in (shared, own):
+        more = '"node-name":"n","auto-read-only":true,"discard":"unmap"'
+        words += ["-blockdev", f'{{"driver":"file","filename":"{path}",{more}}}']
+    hold = [sys.executable, "-c", HOLD, str(shared), str(own)]
+    with subprocess.Popen(
+        hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        done = subprocess.run(
+            [*user, "--clear-groups", program, *words],
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/bin:/bin"},
+            timeout=30,
+            check=False,
+        )
+        holder.communicate()
+    assert "read 512/512 bytes" in done.stdout
+    refused = [line for line in done.stdout.splitlines() if "not read" in line]
+    assert ['"locking"' in line for line in refused] == [False], done.stdout
+    assert str(own) in refused[0], "what a machine writes is locked as before"
 
 
 async def test_a_host_that_can_gives_every_part(boxes: Boxes, threads: Threads) -> None:

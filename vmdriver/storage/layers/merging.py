@@ -14,22 +14,30 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import Disk, MachineUser
 
 _CPU_S = 600
+_WRITTEN = 2
+"""The layer that is merged, which is emptied, and the one below."""
 
 
 def chain(files: Sequence[str]) -> dict[str, Any]:
     """A root disk as QEMU's own options name it: each layer, topmost first, and the raw disk at
     the end, every one with its format and with what is below. So QEMU guesses no format, and
-    follows no name out of a file.
+    follows no name out of a file. Only the two that are written are locked: others read the rest,
+    and whoever reads a file can lock it against all others.
     """
     *layers, base = files
-    found: Mapping[str, Any] = {"driver": "raw", "file": _file(base)}
-    for path in reversed(layers):
-        found = {"driver": "qcow2", "file": _file(path), "backing": found}
+    found: Mapping[str, Any] = {"driver": "raw", "file": _shared(base)}
+    for place, path in reversed([*enumerate(layers)]):
+        file = _file(path) if place < _WRITTEN else _shared(path)
+        found = {"driver": "qcow2", "file": file, "backing": found}
     return dict(found)
 
 
 def _file(path: str) -> Mapping[str, str]:
     return {"driver": "file", "filename": path}
+
+
+def _shared(path: str) -> Mapping[str, str]:
+    return {**_file(path), "locking": "off"}
 
 
 def command(disk: Disk) -> list[str]:
