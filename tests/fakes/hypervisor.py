@@ -78,6 +78,9 @@ class FakeHypervisor:
             raise NotFound(f"there is no {plan.domain}")
         self._world.limits[plan.domain] = (plan.disk_iops, plan.disk_mib_s)
 
+    async def bound_logs(self) -> None:
+        return None
+
     async def destroy(self, domain: str) -> None:
         self._world.act(f"destroy {domain}")
         self._world.hanging.give_up(domain)

@@ -14,7 +14,7 @@ import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
 from vmdriver.host import facts
-from vmdriver.hypervisor import qemu_process, throttle
+from vmdriver.hypervisor import logs, qemu_process, throttle
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
 from vmdriver.hypervisor.domain_state import domain_state
 from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
@@ -38,6 +38,7 @@ _TERMINATE_S = 4.0
 _DESTROY_S = 12.0
 _QUIET_S = 5.0
 _BOX_S = 5.0
+_LOGS_S = 15.0
 _ROUNDS = 3
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -323,6 +324,12 @@ class Machines:
                 self._cgroups.make(plan)
 
         await self._connection.call(f"limit {plan.domain}", set_limits, plan.domain)
+
+    async def bound_logs(self) -> None:
+        uri, what = self._connection.uri, "bound QEMUs' logs"
+        await self._connection.lanes.run(
+            "logs", what, lambda: logs.bound(uri), deadline_s=_LOGS_S
+        )
 
     async def marked(self) -> list[Found]:
         def search(connection: Any) -> list[Found]:

@@ -264,6 +264,7 @@ class Core:
             housekeeping=Housekeeping(
                 sandboxes.workers.values,
                 shelf.consoles,
+                ports.hypervisor,
                 ports.disks,
                 ports.records,
                 settings,

@@ -15,7 +15,7 @@ from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.snapshot import Snapshots
-from vmdriver.lifecycle.ports.host import Disks, Records
+from vmdriver.lifecycle.ports.host import Disks, Hypervisor, Records
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.phase import MachineState
 
@@ -36,6 +36,7 @@ class Housekeeping:
 
     workers: Callable[[], Iterable[Worker]]
     unread: Callable[[], Iterable[str]]
+    hypervisor: Hypervisor
     disks: Disks
     records: Records
     settings: Settings
@@ -57,6 +58,7 @@ class Housekeeping:
         while True:
             await asyncio.sleep(_CONSOLE_INTERVAL_S)
             await tried(_log, self._bound_consoles())
+            await tried(_log, self.hypervisor.bound_logs(), "machines' logs")
             if rounds % _RETENTION_EVERY == 0:
                 await tried(_log, self.remove_expired())
                 await tried(_log, self.records.forget_deleted(GONE_S))

@@ -99,6 +99,9 @@ class Hypervisor(Protocol):
     async def limit(self, plan: LaunchPlan) -> None:
         """Have a machine that is there already limited as the plan says."""
 
+    async def bound_logs(self) -> None:
+        """Keep what it writes of machines' own words in bounds."""
+
     def on_change(self, hint: Callable[[str], None]) -> None:
         """Call `hint` with a domain's name, in the loop's thread, when it may have
         changed.
