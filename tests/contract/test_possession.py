@@ -184,6 +184,30 @@ async def test_the_last_layer_of_a_machine_that_is_gone_takes_its_folder_along(
     assert Path(living).parent.is_dir(), "its machine has it"
 
 
+async def test_a_fork_that_goes_takes_the_folder_of_a_machine_that_went_before_it_along(
+    layout: Layout, threads: Threads
+) -> None:
+    disks = DiskStore(layout, threads, Ownership(EARLIER.uid, EARLIER.gid))
+    users = MachineUsers(layout, threads)
+    assert await users.claim(FIRST.uid)
+    assert await users.claim(SECOND.uid)
+    plan = await launched(layout, threads, "s1", FIRST)
+    below = plan.disk("root").path
+    await disks.freeze_layer(below, FIRST)
+    fork = await plan_of(layout, "s2", SECOND)
+    top, base = fork.disk("root").path, fork.disk("root").backing[-1]
+    fork = planner.on_layers(fork, (below, top), base)
+    await disks.create_overlay(fork.disk("root"), SECOND)
+    owner = Ownership(EARLIER.uid, EARLIER.gid)
+    await LaunchFiles(layout, threads, owner).write(fork, {}, {})
+    await users.clear(FIRST.uid, "s1")
+    assert Path(below).exists(), "the fork stands on it"
+    for path in (top, below):  # as its delete: what it held, then its user
+        await disks.remove(path)
+    await users.clear(SECOND.uid, "s2")
+    assert list(layout.layers.iterdir()) == []
+
+
 async def test_a_frozen_layer_that_a_merge_writes_to_is_its_machines_again(
     layout: Layout, threads: Threads
 ) -> None:

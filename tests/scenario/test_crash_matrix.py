@@ -186,6 +186,40 @@ async def test_a_release_that_fails_at_first_is_tried_again(call: str) -> None:
     await driver.close()
 
 
+@pytest.mark.parametrize("ending", ["stop", "delete", "crash"])
+async def test_a_machine_that_cannot_be_ended_keeps_what_is_around_it(
+    ending: str,
+) -> None:
+    """It does not run on without its rules, its user is nobody else's, its files are there."""
+    world = World()
+    driver = FakeDriver(world)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    before = world.objects()
+    domain = driver.plan().domain
+    world.fail = lambda made: made == f"destroy {domain}"
+    if ending == "crash":
+        world.end_machine(domain, None)
+        driver.hypervisor.hint(domain)
+        asked = None
+    else:
+        end = driver.manager.stop if ending == "stop" else driver.manager.delete
+        asked = asyncio.create_task(end("s1", ""))  # type: ignore[arg-type]
+    await driver.troubled()
+    assert "destroy" in driver.trouble()
+    assert world.objects() == before
+    world.fail = lambda _made: False
+    driver.hint()
+    if asked is not None:
+        await asked
+    await driver.settled()
+    assert not world.domains
+    assert not world.tables
+    assert not world.namespaces
+    await driver.close()
+
+
 @pytest.mark.parametrize("ending", ["stop", "delete"])
 async def test_a_launch_cancelled_at_any_step_leaves_nothing(ending: str) -> None:
     total = await count_crash_points(("create",))

@@ -177,3 +177,51 @@ async def test_when_all_are_in_use_a_create_says_so() -> None:
     await driver.settled()
     assert driver.phase("s3") is Phase.RUNNING
     await driver.close()
+
+
+async def test_a_number_that_was_kept_for_a_fork_can_be_had_when_that_has_gone() -> (
+    None
+):
+    """Also in the process that found it so when it began."""
+    driver = await running()
+    found, worker = operations(driver)
+    await found.create_snapshot(worker, "a", disk_only=True)
+    await driver.manager.create(spec("s2", driver_config=FROM_A), None)
+    await driver.settled()
+    await driver.manager.delete("s1", "")
+    await driver.close()
+    few = FakeDriver(driver.world, uids=MachineUids(250000, 250003))
+    await few.manager.recover()
+    await few.manager.delete("s2", "")
+    for name in ("s3", "s4"):
+        await few.manager.create(spec(name), None)
+    await few.settled()
+    assert {few.phase(name) for name in ("s3", "s4")} == {Phase.RUNNING}
+    assert {uid(few, "s3"), uid(few, "s4")} == {250002, 250003}
+    await few.close()
+
+
+async def test_a_template_of_another_range_is_built_anew() -> None:
+    """Machines of this one could not read its files."""
+    driver = await with_template()
+    (before,) = driver.manager.templates.listed()
+    await driver.close()
+    moved = FakeDriver(
+        driver.world, settings=TEMPLATES, uids=MachineUids(300000, 300999)
+    )
+    await moved.manager.recover()
+    assert moved.manager.templates.listed() == []
+    await moved.manager.create(spec("second"), None)
+    await moved.settled()
+    await eventually(moved.manager.templates.listed, "none was built")
+    (after,) = moved.manager.templates.listed()
+    user = after.manifest.plan.user
+    assert user is not None
+    assert user.gid == 300000
+    assert before.layer not in driver.world.files or before.layer in set(
+        moved.record("first").layers
+    )
+    await moved.manager.create(spec("third"), None)
+    await moved.settled()
+    assert moved.plan("third").template == after.key
+    await moved.close()

@@ -20,7 +20,7 @@ from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
 
 
-def unused(_name: str) -> bool:
+def unused(_name: str, _first: int, _last: int) -> bool:
     return False
 
 
@@ -127,6 +127,28 @@ async def test_numbers_of_a_driver_that_rests_are_nobody_elses_while_it_has_sand
     again.release()
     (resting.layers / "1500").rmdir()
     other = UidClaim(1900, 2999, "/other", has_claims, place)
+    await other.acquire(wait_s=0)
+    other.release()
+
+
+async def test_numbers_of_a_range_that_was_moved_or_shrunk_stay_its_drivers_while_they_are_had(
+    tmp_path: Path,
+) -> None:
+    place, moved = tmp_path / "claims", Layout(tmp_path / "moved")
+    moved.make()
+    (moved.layers / "1500").mkdir()
+    before = UidClaim(1000, 1999, str(moved.root), has_claims, place)
+    await before.acquire(wait_s=0)
+    before.release()
+    for begin, end in ((1000, 1099), (5000, 5999)):
+        claim = UidClaim(begin, end, str(moved.root), has_claims, place)
+        await claim.acquire(wait_s=0)
+        with pytest.raises(ConfigError, match="has machines or files of 1000-1999"):
+            await UidClaim(1400, 1600, "/other", has_claims, place).acquire(wait_s=0)
+        claim.release()
+    (moved.layers / "1500").rmdir()
+    (moved.layers / "5002").mkdir()
+    other = UidClaim(1400, 1600, "/other", has_claims, place)
     await other.acquire(wait_s=0)
     other.release()
 

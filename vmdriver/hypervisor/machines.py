@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -248,7 +249,8 @@ class Machines:
     async def destroy(self, domain: str) -> None:
         def end(connection: Any) -> None:
             if self._boxes is not None:
-                self._boxes.remove(domain)
+                with suppress(OSError):  # told below: it keeps nobody's machine running
+                    self._boxes.remove(domain)
             machine = connection.lookupByName(domain)
             if machine.isActive():
                 _tolerate(
@@ -263,17 +265,22 @@ class Machines:
             others = self._connection.lanes.is_busy(domain)
             await self._end(domain, end)
             if not others:
-                await self._remove_cgroup(domain)
+                await self._remove_rest(domain)
                 return
             if not await self._connection.lanes.quiet(domain, _QUIET_S):
                 raise TimedOut(f"domain {domain}: earlier calls on it have not ended")
         raise TimedOut(f"domain {domain}: there are always others who use it")
 
-    async def _remove_cgroup(self, domain: str) -> None:
+    async def _remove_rest(self, domain: str) -> None:
+        def remove() -> None:
+            self._cgroups.remove(domain)
+            if self._boxes is not None:
+                self._boxes.remove_or_tell(domain)
+
         await self._connection.lanes.run(
-            f"cgroup {domain}",
-            f"remove the cgroup of {domain}",
-            lambda: self._cgroups.remove(domain),
+            f"rest of {domain}",
+            f"remove what is left of {domain}",
+            remove,
             deadline_s=_DESTROY_S,
         )
 

@@ -22,7 +22,7 @@ _WAIT_S = 5.0
 class UidClaim:
     """The numbers from `first` to `last`, had by the driver of that name (its state directory)
     until the process ends or `release`. `in_use`: whether a driver of such a name that runs no
-    more has machines or files that such numbers belong to.
+    more has machines or files that numbers from the second to the third belong to.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class UidClaim:
         first: int,
         last: int,
         name: str,
-        in_use: Callable[[str], bool],
+        in_use: Callable[[str, int, int], bool],
         place: Path = PLACE,
     ) -> None:
         self._first, self._last, self._place = first, last, place
@@ -80,10 +80,16 @@ class UidClaim:
                 if descriptor < 0:
                     return f"the driver of {name} has {path.name}"
                 os.close(descriptor)
-                if name and name != self._name and self._in_use(name):
-                    return f"{name} has machines or files of {path.name}"
+                if name and self._in_use(name, int(found[1]), int(found[2])):
+                    if name != self._name:
+                        return f"{name} has machines or files of {path.name}"
+                    if not self._contains(int(found[1]), int(found[2])):
+                        continue  # its range was another: what has those numbers keeps them
                 path.unlink()
         return ""
+
+    def _contains(self, first: int, last: int) -> bool:
+        return self._first <= first and last <= self._last
 
     def _take(self) -> str:
         self._descriptor = _locked(self._place / f"{self._first}-{self._last}")

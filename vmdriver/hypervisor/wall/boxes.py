@@ -104,6 +104,16 @@ class Boxes:
         for name in (f"{domain}.rules", domain):
             (self.root / _FOLDER / name).unlink(missing_ok=True)
 
+    def remove_or_tell(self, domain: str) -> None:
+        """The same for one that has ended."""
+        try:
+            self.remove(domain)
+        except OSError as error:
+            raise StorageError(
+                f"the box of {domain} cannot be removed: {error.strerror or error}",
+                detail=str(error),
+            ) from error
+
 
 def _begin_console(path: Path, ceiling: int) -> None:
     """However much its guest prints while no driver runs, it ends at the largest file's size."""

@@ -6,9 +6,9 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from vmdriver.errors import CleanupError, DriverError, StorageError
+from vmdriver.errors import CleanupError, DriverError, StorageError, Unavailable
 from vmdriver.host.retry import backoff_s
-from vmdriver.lifecycle.engine.ledger import Held, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Scope
 from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.resource import Given, Resources
 from vmdriver.lifecycle.engine.sandbox import DOWN, Sandbox
@@ -73,7 +73,21 @@ class GivingBack:
     def _of(
         self, sandbox: Sandbox, reason: Reason
     ) -> Callable[[Held], Awaitable[None]]:
-        return lambda held: self.one(sandbox, held, reason)
+        """A machine that cannot be ended keeps what is around it: it must not run on without."""
+
+        runs_on = False
+
+        async def undo(held: Held) -> None:
+            nonlocal runs_on
+            if runs_on and held.key != MACHINE and not self._is_owed(held.key):
+                raise Unavailable("its machine could not be ended, and holds it")
+            if held.key == MACHINE:
+                runs_on = True
+            await self.one(sandbox, held, reason)
+            if held.key == MACHINE:
+                runs_on = False
+
+        return undo
 
     def _check(
         self, sandbox: Sandbox, scope: Scope | None, errors: list[Exception]

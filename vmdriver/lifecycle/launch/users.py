@@ -36,8 +36,8 @@ class UserPool:
             self._next = max(self._next, numbers.index(number) + 1)
 
     def avoid(self, numbers: set[int]) -> None:
-        """Never hand these out: something on disk belongs to them, and no ledger says whose."""
-        self._avoided |= numbers - self.held()
+        """Hand out none of these: something on disk belongs to them, and no ledger says whose."""
+        self._avoided = numbers - self.held()
 
     def held(self) -> set[int]:
         """All numbers that somebody has."""
@@ -111,7 +111,7 @@ class UserLease:
     async def _take(self, owner: str, ledger: Ledger) -> int:
         taken: set[int] = set()
         while True:
-            number = self.pool.take(owner, taken)
+            number = await self._next(owner, taken)
             data, claim = {"uid": str(number)}, partial(self._claim, number)
             try:
                 await ledger.acquire(MACHINE_USER, Scope.PERSISTENT, data, claim)
@@ -123,6 +123,15 @@ class UserLease:
                 raise
             else:
                 return number
+
+    async def _next(self, owner: str, taken: set[int]) -> int:
+        try:
+            return self.pool.take(owner, taken)
+        except Exhausted:
+            # What belonged to nobody who is known may be gone by now.
+            left = await self.users.collect(self.pool.held(), all_known=False)
+            self.pool.avoid(left)
+            return self.pool.take(owner, taken)
 
     async def _claim(self, number: int) -> None:
         if not await self.users.claim(number):

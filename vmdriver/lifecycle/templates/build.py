@@ -61,6 +61,11 @@ class TemplateMaker:
         self.layers: set[str] = set()
         """Of templates that are being built."""
 
+    @property
+    def group(self) -> int:
+        """Whose members may read what it leaves."""
+        return self._user.pool.uids.shared_gid
+
     def _plan(
         self, one: Unowned, plan: LaunchPlan, part: str, lease: Lease, layer: str
     ) -> LaunchPlan:

@@ -153,6 +153,9 @@ class Templates:
             raise NotFound("it is of another hypervisor")
         if manifest.boot_digest != self._paths.boot().digest:
             raise NotFound("it is of other boot files")
+        user = manifest.plan.user
+        if user is None or user.gid != self._maker.group:
+            raise NotFound("machines of this range of users cannot read it")
         return await self._checked(key, directory, manifest)
 
     async def _checked(

@@ -23,9 +23,16 @@ from vmdriver.storage.layout import Layout
 _LOOKS, _LOOK_S = 20, 0.05
 
 
-def has_claims(state_dir: str) -> bool:
-    """Whether numbers are had by sandboxes of that state directory. Of one that is gone: no."""
-    return any(Layout(Path(state_dir)).layers.glob("[0-9]*"))
+def has_claims(state_dir: str, first: int, last: int) -> bool:
+    """Whether numbers from the one to the other are had by sandboxes of that state directory. Of
+    one that is gone: no.
+    """
+    folders = Layout(Path(state_dir)).layers.glob("[0-9]*")
+    return any(
+        first <= int(folder.name) <= last
+        for folder in folders
+        if folder.name.isdecimal()
+    )
 
 
 class MachineUsers:
@@ -39,10 +46,8 @@ class MachineUsers:
 
     def _claim(self, number: int) -> bool:
         folder = self._layout.layers / str(number)
-        if users.processes_of(number):
-            return False
         with files.or_error(f"user {number} cannot be claimed"):
-            if not _remove_empty(folder):
+            if users.processes_of(number) or not _remove_empty(folder):
                 return False
             folder.mkdir(mode=0o700)
             try:
@@ -55,7 +60,7 @@ class MachineUsers:
     async def is_idle(self, number: int) -> bool:
         """What was killed may take a moment to end."""
         for _ in range(_LOOKS):
-            if not await self._threads.run(users.processes_of, number):
+            if not await self._threads.run(_processes_of, number):
                 return True
             await asyncio.sleep(_LOOK_S)
         return False
@@ -65,7 +70,7 @@ class MachineUsers:
         await self._threads.run(self._clear, number, owner)
 
     def _clear(self, number: int, owner: str) -> None:
-        if running := users.processes_of(number):
+        if running := _processes_of(number):
             raise Unavailable(
                 f"process {running[0]} runs as user {number}",
                 reason="MachineUserBusy",
@@ -73,9 +78,14 @@ class MachineUsers:
         layout = self._layout
         homes = (layout.sandboxes / owner, layout.warm / owner)
         with files.or_error(f"user {number} cannot be given back"):
+            passed = [f for f in _folders(layout) if _passes(number, f)]
             for top in (layout.layers, layout.templates, *homes):
                 for path in _below(top):
                     ownership.disown(path, number)
+            for folder in passed:
+                # Of others it stood on layers: where it was the last to, their folders go too.
+                if folder.is_dir() and not access_list.is_there(folder):
+                    _remove_empty(folder)
             _remove_empty(layout.layers / str(number))
 
     async def collect(self, held: set[int], *, all_known: bool) -> set[int]:
@@ -84,9 +94,7 @@ class MachineUsers:
     def _collect(self, held: set[int], all_known: bool) -> set[int]:
         """What is found in passing, and cannot be looked at, is no reason not to start."""
         layout, found = self._layout, set[int]()
-        for folder in layout.layers.glob("[0-9]*"):
-            if not folder.name.isdecimal():
-                continue
+        for folder in _folders(layout):
             number = int(folder.name)
             with contextlib.suppress(OSError):
                 if all_known and number not in held and _remove_empty(folder):
@@ -98,6 +106,24 @@ class MachineUsers:
                 with contextlib.suppress(OSError):
                     found |= {path.lstat().st_uid, *access_list.users(path)}
         return found - held
+
+
+def _folders(layout: Layout) -> list[Path]:
+    """Those that claim a number."""
+    return [f for f in layout.layers.glob("[0-9]*") if f.name.isdecimal()]
+
+
+def _passes(number: int, folder: Path) -> bool:
+    with contextlib.suppress(
+        FileNotFoundError
+    ):  # its last layer has just taken it along
+        return number in access_list.users(folder)
+    return False
+
+
+def _processes_of(number: int) -> list[int]:
+    with files.or_error(f"processes of user {number} cannot be looked for"):
+        return users.processes_of(number)
 
 
 def _remove_empty(folder: Path) -> bool:
