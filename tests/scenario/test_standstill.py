@@ -68,6 +68,26 @@ async def test_a_full_disk_is_shown_and_the_machine_goes_on_when_there_is_space(
     await driver.close()
 
 
+async def test_little_space_is_tried_for_as_well_but_rarely() -> None:
+    """It may be all that there will be."""
+    driver, domain = await started()
+    fill_the_disk(driver, domain)
+    driver.world.free_bytes = 2**20 - 1
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
+    await asyncio.sleep(0.2)
+    assert f"go on {domain}" not in driver.world.calls, "nothing could be written"
+    driver.world.free_bytes = 8 * 2**20
+    await eventually(lambda: driver.shown()[0] == "Ready=True", "goes on")
+    fill_the_disk(driver, domain)
+    driver.world.free_bytes = 8 * 2**20
+    await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
+    await asyncio.sleep(0.3)
+    assert driver.world.calls.count(f"go on {domain}") == 1, "that was not for long"
+    driver.world.free_bytes = 2**30
+    await eventually(lambda: driver.shown()[0] == "Ready=True", "goes on")
+    await driver.close()
+
+
 async def test_a_disk_that_only_seems_to_have_space_is_tried_more_and_more_rarely() -> (
     None
 ):

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -309,8 +310,7 @@ def test_the_host_restarts_while_a_sandbox_is_suspended(driver: Driver) -> None:
 def test_a_disk_that_fills_up_in_the_middle_leaves_the_sandbox_running(
     new_driver: Callable[..., Driver], shared: Driver
 ) -> None:
-    state = Path(f"/tmp/vmdriver-test-small-{os.getpid()}")
-    state.mkdir()
+    state = Path(tempfile.mkdtemp(prefix="vmdriver-test-small-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3g", "none", state], check=True)
     try:
         lend_images(shared.host.state, new_state(state))

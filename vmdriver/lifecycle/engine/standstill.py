@@ -19,7 +19,11 @@ from vmdriver.model.record import utc_now
 LOOK_S = 2.0
 """How often it is looked whether the machine can go on."""
 _ENOUGH_BYTES = 16 * 2**20
-"""Free space worth a try: what a guest flushes at once is often some MiB."""
+"""Free space worth trying for often: what a guest flushes at once is often some MiB."""
+_LEAST_BYTES = 2**20
+"""Less is not worth a try. In between it is tried rarely: the write may be a small one, and space
+that was made once may be all that there will be.
+"""
 _SETTLE_S = 0.3
 """After which a machine that met the full disk again has stopped again."""
 _LONGEST_PAUSE_S = 30.0
@@ -67,9 +71,10 @@ class Waker:
         since = now - self._tried_at
         if since > _WELL_S:
             self._tries = 0
-        if since < min(LOOK_S * 2**self._tries / 2, _LONGEST_PAUSE_S) and self._tries:
-            return False
-        if await self._disks.free_bytes(plan.disk("root").path) < _ENOUGH_BYTES:
+        free = await self._disks.free_bytes(plan.disk("root").path)
+        often = min(LOOK_S * 2.0 ** (self._tries - 1), _LONGEST_PAUSE_S)
+        pause_s = often if free >= _ENOUGH_BYTES else _LONGEST_PAUSE_S
+        if free < _LEAST_BYTES or (self._tries and since < pause_s):
             return False
         self._tries, self._tried_at = self._tries + 1, now
         return True
