@@ -196,3 +196,18 @@ async def test_it_ends_with_a_driver_that_is_killed(user: str) -> None:
     driver.send_signal(signal.SIGKILL)
     await driver.wait()
     await until(lambda: not of_the_mark(mark))
+
+
+@pytest.mark.parametrize("way", ["", ">&2"])
+async def test_a_program_that_never_stops_talking_is_ended(
+    way: str, work: Path
+) -> None:
+    """Its words are in the driver's memory."""
+    begun = f"echo $$ >{work}/begun; exec yes {'a' * 100} {way}"
+    with pytest.raises(CommandError, match="said more than"):
+        await process.run(
+            ["sh", "-c", begun],
+            deadline_s=DEADLINE_S,
+            box=Box(MACHINE, write=(work,)),
+        )
+    assert (work / "begun").exists()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.contract.test_hostile_images import Bench, look, names
-from tests.fakes.oci_layout import directory, entry, layer, link
+from tests.fakes.oci_layout import Layout, directory, entry, layer, link
 from tests.fakes.registry import PASSWORD, USER
 from tests.fakes.settings import image_rules
 from vmdriver.errors import ConfigError, ImageError
@@ -141,7 +141,7 @@ Asking = Callable[[ImageBoxes, Path], Any]
 
 
 async def fetching(boxes: ImageBoxes, mine: Path) -> Box:
-    return await boxes.fetching([(trust.AUTH, b"{}")], mine)
+    return await boxes.fetching([(trust.AUTH, b"{}")], mine, 2**20)
 
 
 async def copying(boxes: ImageBoxes, mine: Path) -> Box:
@@ -194,8 +194,9 @@ async def test_a_supervisor_that_root_alone_can_read_is_looked_into(
 # --- what is believed of what they leave
 
 
-def wanted(digest: str) -> Manifest:
-    return Manifest("sha256:" + "0" * 64, digest, (Layer(digest, 1, ""),))
+def wanted(*digests: str) -> Manifest:
+    layers = tuple(Layer(digest, 1, "") for digest in digests)
+    return Manifest("sha256:" + "0" * 64, digests[0], layers)
 
 
 @pytest.fixture
@@ -225,16 +226,56 @@ def test_what_is_no_plain_file_never_becomes_the_caches(
     secret.write_text("root's")
     secret.chmod(0o600)
     layout = FetchedLayout(tmp_path / "layout", cache)
-    layout.make(wanted("sha256:" + "a" * 64), theirs=True)
+    digests = ["sha256:" + letter * 64 for letter in "abcde"]
+    layout.make(wanted(*digests), theirs=True)
     blobs = tmp_path / "layout" / "blobs" / "sha256"
     (blobs / ("b" * 64)).symlink_to(secret)
     os.mkfifo(blobs / ("c" * 64))
     os.link(secret, blobs / ("d" * 64))
     (blobs / "..evil").write_text("no digest")
     (blobs / ("e" * 64)).write_text("a layer")
+    (blobs / ("f" * 64)).write_text("a layer of another image")
     layout.keep()
     assert [path.name for path in cache.all_blobs()] == ["e" * 64]
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("where", ["blobs", "blobs/sha256"])
+def test_a_folder_that_leads_elsewhere_leads_root_nowhere(
+    where: str, cache: Cache, tmp_path: Path
+) -> None:
+    digest = "b" * 64
+    host = tmp_path / "host"
+    (host / "sha256").mkdir(parents=True)
+    for place in (host, host / "sha256"):
+        (place / digest).write_text('{"config": {}, "layers": []}')
+        (place / digest).chmod(0o600)
+    layout = FetchedLayout(tmp_path / "layout", cache)
+    layout.make(wanted(f"sha256:{digest}"), theirs=True)
+    index = {"manifests": [{"digest": f"sha256:{digest}"}]}
+    (layout.path / "index.json").write_text(json.dumps(index))
+    (layout.path / where).rename(layout.path / "aside")
+    (layout.path / where).symlink_to(host)
+    layout.keep()
+    with pytest.raises(ImageError, match="not fetched as it should be"):
+        layout.layers(None, "the-image")
+    assert not cache.all_blobs()
+    for place in (host, host / "sha256"):
+        assert stat.S_IMODE((place / digest).stat().st_mode) == 0o600
+
+
+def test_a_layout_with_other_layers_than_were_asked_for_is_not_used(
+    cache: Cache, tmp_path: Path
+) -> None:
+    layout = FetchedLayout(tmp_path / "layout", cache)
+    layout.make(wanted("sha256:" + "a" * 64), theirs=True)
+    other = Layout(tmp_path / "other")
+    other.image("it", [layer(entry("a", "1"))])
+    for path in other.path.rglob("*"):
+        if path.is_file():
+            (layout.path / path.relative_to(other.path)).write_bytes(path.read_bytes())
+    with pytest.raises(ImageError, match="was changed while"):
+        layout.layers(wanted("sha256:" + "a" * 64), "the-image")
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "huge", "elsewhere", "absent"])
@@ -254,7 +295,7 @@ def test_an_index_that_leads_elsewhere_is_an_error_at_once(
     elif kind == "elsewhere":
         index.write_text(json.dumps({"manifests": [{"digest": "sha256:../../x"}]}))
     with pytest.raises(ImageError, match="the-image"):
-        layout.layers("the-image")
+        layout.layers(None, "the-image")
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "second name", "folder"])
@@ -312,7 +353,7 @@ async def test_a_program_cannot_change_what_is_roots(
     cache.blob(digest).write_text("layer")
     layout = FetchedLayout(tmp_path / "layout", cache)
     layout.make(wanted(digest), theirs=True)
-    box = await ImageBoxes(image_rules(), numbers).fetching([], layout.path)
+    box = await ImageBoxes(image_rules(), numbers).fetching([], layout.path, 2**20)
     blob = layout.path / "blobs" / "sha256" / ("a" * 64)
     tries = f"echo evil >{blob}; chmod 666 {blob}; chown 0 {blob}; rm {blob}"
     await lists(box, f"({tries}) 2>/dev/null")

@@ -22,7 +22,7 @@ from vmdriver.errors import DriverError, Exhausted, HostError, ImageError, Refus
 from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk
-from vmdriver.oci import manifest
+from vmdriver.oci import manifest, scan
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
@@ -233,6 +233,94 @@ async def test_a_header_that_fills_the_memory_is_refused(bench: Bench) -> None:
     assert "header" in text
 
 
+def header(name: str, size: bytes, content: bytes = b"") -> bytes:
+    """Of a plain file, with what its field for the size holds, and the content behind it."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}".encode() + b"\0 "
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+def record(name: str, value: str) -> bytes:
+    """A PAX header with one record."""
+    text = f" {name}={value}\n"
+    size = len(text)
+    while len(str(size)) + len(text) != size:
+        size = len(str(size)) + len(text)
+    packed = f"{size}{text}".encode()
+    block = bytearray(header("pax", f"{len(packed):011o}\0".encode(), packed))
+    block[156:157] = b"x"
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block[:512]):06o}".encode() + b"\0 "
+    return bytes(block)
+
+
+_HIDING = [
+    header("first", b"\0" + f"{1024:010o}\0".encode(), bytes(1024)),
+    header("first", f"{1024:010o}\0\1".encode(), bytes(1024)),
+    header("first", b"+0000000000\0"),
+    header("first", b"0o000000000\0"),
+    header("first", b"\xff" * 12),
+    header("first", b"\x80" + bytes(3) + b"\x80" + bytes(7)),
+    header("first", f"{3:011o}\0".encode(), b"abc") + bytes(512),
+    record("size", " 1024") + header("first", f"{0:011o}\0".encode(), bytes(1024)),
+    record("size", "1_024") + header("first", f"{0:011o}\0".encode(), bytes(1024)),
+    record("size", "1024") + header("first", f"{0:011o}\0".encode(), bytes(1024)),
+]
+"""Archives that begin so go on for some readers, and end for others."""
+
+
+@pytest.mark.parametrize("number", range(len(_HIDING)))
+async def test_no_file_is_hidden_from_the_count(number: int, tmp_path: Path) -> None:
+    policy = image_rules(allowed_directories=(tmp_path,), max_files=100)
+    bench = Bench(tmp_path, policy)
+    await bench.store.open()
+    files = b"".join(header(f"h/{n}", b"00000000000\0") for n in range(150))
+    text = await bench.refused(gzip.compress(_HIDING[number] + files + bytes(1024)))
+    bench.threads.close()
+    assert "layer 1 of 1" in text
+
+
+async def test_folders_that_are_only_named_on_the_way_are_counted(
+    bench: Bench,
+) -> None:
+    deep = layer(*(entry(f"{n}/" + "d/" * 200 + "f") for n in range(200)))
+    assert "more than 20000 files" in await bench.refused(deep)
+
+
+async def test_headers_without_a_file_are_not_read_without_end(bench: Bench) -> None:
+    flood = record("comment", "x") * 100_000
+    text = await bench.refused(gzip.compress(flood + header("a", b"00000000000\0")))
+    assert "layer 1 of 1" in text
+    assert "header" in text
+
+
+async def test_what_is_there_counts_whatever_the_scan_saw(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = bench.root / "blind.py"
+    blind.write_text('print(\'{"content": 0, "files": 0, "devices": []}\')')
+    monkeypatch.setattr(scan, "__file__", str(blind))
+    assert "than its layers say" in await bench.refused(
+        layer(*(entry(f"d{n // 500}/{n}") for n in range(20_001)))
+    )
+
+
+async def test_a_pipe_in_a_local_layout_holds_nobody_up(bench: Bench) -> None:
+    bench.layout.image("it", [layer(entry("a", "1"))], in_index_of=("s390x",))
+    for path in (bench.layout.path / "blobs" / "sha256").iterdir():
+        content = path.read_bytes()
+        if content.startswith(b"{") and b'"layers": [' in content:
+            path.unlink()
+            os.mkfifo(path)
+    async with asyncio.timeout(60):
+        with pytest.raises(ImageError, match="does not hold the image"):
+            await bench.store.prepare(
+                f"oci:{bench.layout.path}:it", "s1", lambda _progress: None
+            )
+
+
 async def test_more_content_than_allowed_is_refused(bench: Bench) -> None:
     zeros = layer(entry("zeros", bytes(40 * 2**20)))
     more = layer(entry("more", bytes(40 * 2**20)))
@@ -310,17 +398,25 @@ async def test_a_full_disk_ends_the_unpacking(
         '{"manifests": 3}',
         '{"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}}]}',
         "[" * 100_000,
+        '{"manifests": [{"platform": "linux"}]}',
+        '{"manifests": [{"platform": {"os": "\\ud800\\u001b[2J\\n", "architecture": []}}]}',
+        '{"mediaType": [], "config": {"digest": "%s"}, "layers": 3}',
+        (
+            '{"config": {"digest": "%s"}, "layers": [{"digest": "%s", "size": 1, "mediaType": '
+            '"application/vnd.oci.image.layer.v1.tar+gzip", "urls": ["http://inside/"]}]}'
+        ),
     ],
 )
 def test_whatever_a_registry_sends_the_answer_is_an_error_that_names_the_image(
     document: str,
 ) -> None:
     raw = document.replace("%s", "sha256:" + "0" * 64).encode()
-    with pytest.raises((ImageError, Refused), match="the-image"):
+    with pytest.raises((ImageError, Refused), match="the-image") as caught:
         found = manifest.read(raw, "the-image")
         if manifest.is_index(found):
             manifest.choose(found, "amd64", "the-image")
         manifest.parse(found, raw, "the-image")
+    assert str(caught.value).encode().decode().isprintable()
 
 
 @pytest.mark.parametrize(
@@ -331,6 +427,9 @@ def test_whatever_a_registry_sends_the_answer_is_an_error_that_names_the_image(
         {"User": 7},
         {"Entrypoint": "sh"},
         {"WorkingDir": []},
+        {"Env": ["A=\ud800"]},
+        {"User": "\udfff"},
+        {"Cmd": ["\ud800"]},
     ],
 )
 async def test_a_configuration_of_the_wrong_shape_is_refused(

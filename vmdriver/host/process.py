@@ -34,6 +34,8 @@ ENVIRONMENT = {
     "HOME": "/root",
 }
 _KEPT_OUTPUT = 4000
+_MOST_OUTPUT = 64 * 2**20
+"""Bytes that any program may say: what it works on may have taken it over."""
 _AGAIN_S = 0.3
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that a program gets from others; the rest tell of its own faults and limits."""
@@ -195,8 +197,8 @@ async def run(
 ) -> Completed:
     """Run a command to its end; in a box, if one is given.
 
-    Raises CommandError when it is missing, ends with another status than 0, or takes
-    longer than `deadline_s`. When cancelled or late, its whole process group is killed
+    Raises CommandError when it is missing, ends with another status than 0, says more than 64 MiB,
+    or takes longer than `deadline_s`. When cancelled or late, its whole process group is killed
     and reaped before this returns, and a box with all that is in it. `tries`: so often within the
     deadline, where it does no harm to begin it again: somebody else may have killed it. `keep`:
     open files that it gets under the same numbers.
@@ -273,6 +275,49 @@ async def _begun(
             raise _cannot_run(words, error) from error
 
 
+class _TalkativeError(Exception):
+    """A program said more than anybody wants to hear."""
+
+
+async def _communicate(
+    process: asyncio.subprocess.Process, stdin: bytes
+) -> tuple[bytes, bytes]:
+    """What it says on both ways, up to its end. _TalkativeError."""
+
+    async def say() -> None:
+        if process.stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(stdin)
+            await process.stdin.drain()
+        process.stdin.close()
+
+    async def hear(stream: asyncio.StreamReader | None) -> bytes:
+        found, size = bytearray(), 0
+        while stream is not None and (more := await stream.read(2**16)):
+            size += len(more)
+            if size <= _MOST_OUTPUT:
+                found += more
+            elif found:  # what is under way still has to be taken
+                found.clear()
+                await _end_group(process)
+        if size > _MOST_OUTPUT:
+            raise _TalkativeError
+        return bytes(found)
+
+    ways = [hear(process.stdout), hear(process.stderr)]
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    saying = asyncio.ensure_future(say())
+    try:
+        stdout, stderr = await asyncio.gather(*tasks)
+        await process.wait()
+        return stdout, stderr
+    finally:
+        for task in (*tasks, saying):
+            task.cancel()
+        await asyncio.wait((*tasks, saying))
+
+
 async def _run(
     command: _Command,
     left_s: float,
@@ -286,12 +331,16 @@ async def _run(
     begun = time.monotonic()
     try:
         async with asyncio.timeout(left_s):
-            stdout, stderr = await process.communicate(stdin)
+            stdout, stderr = await _communicate(process, stdin)
     except TimeoutError as error:
         await _end_group(process)
         raise CommandError(
             f"{arguments[0]} took longer than {deadline_s:g} s", detail=shown
         ) from error
+    except _TalkativeError as error:
+        await _end_group(process)
+        text = f"{arguments[0]} said more than {_MOST_OUTPUT} bytes"
+        raise CommandError(text, detail=shown) from error
     except asyncio.CancelledError:
         await _end_group(process)
         raise

@@ -54,10 +54,11 @@ class ImageBoxes:
         self._policy, self._numbers = policy, numbers
 
     async def fetching(
-        self, given: Sequence[tuple[Path, bytes]], layout: Path | None
+        self, given: Sequence[tuple[Path, bytes]], layout: Path | None, largest: int
     ) -> Box:
         """For skopeo at a registry: the host's network, how names are resolved there, whose
-        certificates are trusted; its configuration as copies; the layout that it fills.
+        certificates are trusted; its configuration as copies; the layout that it fills, with files
+        of `largest` bytes at most.
         """
         return Box(
             await self._numbers.root(),
@@ -68,7 +69,7 @@ class ImageBoxes:
             ),
             given=tuple(given),
             network=True,
-            limits=self._limits(_MEMORY),
+            limits=self._limits(_MEMORY, min(largest, self._policy.max_content)),
         )
 
     def copying(

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmdriver.errors import ImageError
 from vmdriver.host.confined.user_namespace import give
 from vmdriver.oci import files, manifest
 from vmdriver.oci.cache import Cache
-from vmdriver.oci.manifest import Manifest
+from vmdriver.oci.manifest import Layer, Manifest
 
-_HEX = re.compile(r"[0-9a-f]{64}")
 _PREFIX = len("sha256:")
 
 
@@ -27,9 +26,11 @@ class FetchedLayout:
     def __init__(self, path: Path, cache: Cache) -> None:
         self.path, self._cache = path, cache
         self._blobs = path / "blobs" / "sha256"
+        self._wanted: list[str] = []
 
     def make(self, wanted: Manifest, theirs: bool) -> None:
         """With the layers that are known. `theirs`: the image users' to write, else root's."""
+        self._wanted = [layer.digest[_PREFIX:] for layer in wanted.layers]
         self._blobs.mkdir(parents=True)
         folders = (self.path, self._blobs.parent, self._blobs)
         for folder in folders:
@@ -46,13 +47,27 @@ class FetchedLayout:
         """Put whole layers into the cache, too. skopeo gives a blob its name when it is whole and
         is what its digest says; umoci looks again. What is no plain file is left here.
         """
-        for path in self._blobs.iterdir():
-            place = self._cache.blob(path.name)
-            if not _HEX.fullmatch(path.name) or place.exists():
-                continue
-            with contextlib.suppress(OSError):
-                files.take_over(path, 0o444)
-                os.link(path, place, follow_symlinks=False)
+        with contextlib.suppress(OSError), self._folder() as folder:
+            for name in self._wanted:
+                place = self._cache.blob(name)
+                if place.exists():
+                    continue
+                with contextlib.suppress(OSError):
+                    files.take_over(folder / name, 0o444, into=place)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Where the blobs are. OSError where there is a link on the way: it would lead root to
+        what is not the layout's.
+        """
+        opened = [_folder(str(self.path), None)]
+        try:
+            for name in ("blobs", "sha256"):
+                opened.append(_folder(name, opened[-1]))
+            yield Path(f"/proc/self/fd/{opened[-1]}")
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
 
     def under_way(self) -> int:
         """Bytes of layers that are not whole yet."""
@@ -62,21 +77,32 @@ class FetchedLayout:
                 found += path.lstat().st_size
         return found
 
-    def layers(self, name: str) -> list[Path]:
+    def layers(self, wanted: Manifest | None, name: str) -> list[Path]:
         """As they are in the layout: skopeo may have written the manifest anew. ImageError for
-        image `name` where it is not as it should be.
+        image `name` where it is not as it should be, or has other layers than `wanted` has.
         """
         for file in (self.path / "index.json", self.path / "oci-layout"):
             with contextlib.suppress(OSError):
                 files.take_over(file, 0o444)
         try:
             index = manifest.read(files.read_small(self.path / "index.json"), name)
-            raw = files.read_small(
-                self._blobs / manifest.last_of(index, name)[_PREFIX:]
-            )
+            digest = manifest.last_of(index, name)[_PREFIX:]
+            with self._folder() as folder:
+                raw = files.read_small(folder / digest)
         except OSError as error:
             raise ImageError(
                 f"image {name} was not fetched as it should be: {error}"
             ) from error
-        found = manifest.parse(manifest.read(raw, name), raw, name)
-        return [self._blobs / layer.digest[_PREFIX:] for layer in found.layers]
+        found = [layer.digest for layer in _layers(raw, name)]
+        if wanted and found != [layer.digest for layer in wanted.layers]:
+            raise ImageError(f"image {name} was changed while it was fetched")
+        return [self._blobs / digest[_PREFIX:] for digest in found]
+
+
+def _layers(raw: bytes, name: str) -> tuple[Layer, ...]:
+    return manifest.parse(manifest.read(raw, name), raw, name).layers
+
+
+def _folder(name: str, below: int | None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=below)

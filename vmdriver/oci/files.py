@@ -14,7 +14,8 @@ from pathlib import Path
 from vmdriver.host.plain_file import open_plain, read_start
 
 _NODES = {stat.S_IFBLK, stat.S_IFCHR, stat.S_IFSOCK}
-_BLOCK = 4096
+BLOCK = 4096
+"""Of a file system: whatever has content takes that much at least."""
 _DEEP = 200
 _CHUNK = 1024 * 1024
 
@@ -78,7 +79,7 @@ def tidy(tree: Path, devices: Collection[bytes] = ()) -> Tree:
                 os.unlink(path)  # noqa: PTH108 - names are bytes here: they need not be UTF-8
                 continue
             files += 1
-            content += max(_BLOCK, -(-found.st_size // _BLOCK) * _BLOCK)
+            content += max(BLOCK, -(-found.st_size // BLOCK) * BLOCK)
     return Tree(content, files)
 
 
@@ -115,9 +116,12 @@ def stored_bytes(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def take_over(path: Path, mode: int, *, links: bool = False) -> None:
+def take_over(
+    path: Path, mode: int, *, links: bool = False, into: Path | None = None
+) -> None:
     """What a program in a box made becomes root's. OSError where it is anything but a plain file
-    that has this one name, or with `links`, any number of them: that would lead elsewhere.
+    that has this one name, or with `links`, any number of them: that would lead elsewhere. `into`:
+    a further name that it gets, whatever has the first one by then.
     """
     descriptor = open_plain(path)
     try:
@@ -125,6 +129,9 @@ def take_over(path: Path, mode: int, *, links: bool = False) -> None:
             raise OSError(errno.EMLINK, "it has another name, too", str(path))
         os.fchown(descriptor, 0, 0)
         os.fchmod(descriptor, mode)
+        if into is not None:
+            # Without a descriptor os.link asks link(2), which does not follow this.
+            os.link(f"/proc/self/fd/{descriptor}", into, src_dir_fd=descriptor)
     finally:
         os.close(descriptor)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmdriver.errors import DriverError, ImageError, Refused
+from vmdriver.host.visible import visible
 from vmdriver.model.image import ImageConfig
 from vmdriver.oci.reference import FIELD
 
@@ -27,6 +28,7 @@ _LAYERS = {
 }
 _MOST_LAYERS = 500
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def read(raw: bytes, name: str) -> dict[str, Any]:
 
 def is_index(document: dict[str, Any]) -> bool:
     """Whether it names an image for each of several platforms."""
-    return document.get("mediaType") in _INDEXES or "manifests" in document
+    return _media_type(document) in _INDEXES or "manifests" in document
 
 
 def choose(index: dict[str, Any], architecture: str, name: str) -> str:
@@ -78,6 +80,8 @@ def choose(index: dict[str, Any], architecture: str, name: str) -> str:
     offered = set()
     for entry in _objects(index.get("manifests"), name, "manifests"):
         platform = entry.get("platform") or {}
+        if not isinstance(platform, dict):
+            raise _bad(name, "a platform in its index is no object")
         found = (platform.get("os", "linux"), platform.get("architecture", "unknown"))
         if found == ("linux", architecture):
             return _digest(entry, name)
@@ -114,6 +118,12 @@ def parse(document: dict[str, Any], raw: bytes, name: str) -> Manifest:
                 f"{FIELD}: layer {number} of {name} is of type {layer.media_type[:100]!r}",
                 reason="ImageFormat",
                 resolution="layers must be tar archives, plain or gzip; push the image so",
+            )
+        if entry.get("urls"):
+            raise Refused(
+                f"{FIELD}: layer {number} of {name} is to be fetched from elsewhere",
+                reason="ImageFormat",
+                resolution="layers must be in the image's own registry; push the image so",
             )
         layers.append(layer)
     if len(layers) > _MOST_LAYERS:
@@ -154,7 +164,7 @@ def _environment(value: Any, name: str) -> dict[str, str]:
 def wrong_architecture(name: str, offered: str, wanted: str) -> DriverError:
     """Refused."""
     return Refused(
-        f"{FIELD}: {name} is for {offered[:200]}, this host is {wanted}",
+        f"{FIELD}: {name} is for {visible(offered[:200])}, this host is {wanted}",
         reason="ImageArchitecture",
         resolution=f"push an image for linux/{wanted}",
     )
@@ -169,7 +179,7 @@ def _objects(value: Any, name: str, field: str) -> list[dict[str, Any]]:
 def _texts(value: Any, name: str, field: str) -> list[str]:
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+    if not isinstance(value, list) or not all(_is_text(v) for v in value):
         raise _bad(name, f"its config's {field} is no list of texts")
     return value
 
@@ -177,9 +187,14 @@ def _texts(value: Any, name: str, field: str) -> list[str]:
 def _text(value: Any, name: str, field: str) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str):
+    if not _is_text(value):
         raise _bad(name, f"its config's {field} is no text")
-    return value[:1024]
+    return str(value)[:1024]
+
+
+def _is_text(value: Any) -> bool:
+    """JSON can say halves of characters, which no record and no message can hold."""
+    return isinstance(value, str) and not _HALF.search(value)
 
 
 def _digest(entry: dict[str, Any], name: str) -> str:

@@ -21,7 +21,7 @@ from vmdriver.oci.fetched import FetchedLayout
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.resolve import Resolved
 from vmdriver.oci.rootfs import RootFs
-from vmdriver.oci.skopeo import Skopeo
+from vmdriver.oci.skopeo import SLACK, Skopeo
 
 _log = logging.getLogger(__name__)
 _ROOM_FACTOR = 6
@@ -135,27 +135,55 @@ class Pipeline:
         place.mkdir()
         boxed = bool(found.source.registry)
         await self._threads.run(fetched.make, found.manifest, boxed)
-        telling = asyncio.create_task(self._tell_bytes(found.manifest, fetched, tell))
         try:
-            await self._skopeo.copy(found.source, fetched.path)
+            await self._fetch(found, fetched, tell)
         finally:
-            telling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await telling
             await self._threads.run(fetched.keep)
         tell(ImageProgress("ExportingRootfs", "unpacking the layers"))
-        layers = await self._threads.run(fetched.layers, found.reference[:200])
+        # The stores of container engines may hand layers out in another form.
+        same = boxed or found.source.directory is not None
+        wanted = found.manifest if same else None
+        layers = await self._threads.run(fetched.layers, wanted, found.reference[:200])
         return await self._rootfs.unpack(fetched.path, layers, place / "tree")
 
-    async def _tell_bytes(
-        self, wanted: Manifest, fetched: FetchedLayout, tell: ProgressSink
+    async def _fetch(
+        self, found: Resolved, fetched: FetchedLayout, tell: ProgressSink
     ) -> None:
-        """PullingLayer, again and again; layers that are whole are kept at once."""
+        """Until all is there, or what watches it has something against it."""
+        copying = asyncio.ensure_future(
+            self._skopeo.copy(found.source, fetched.path, found.manifest)
+        )
+        watching = [
+            asyncio.ensure_future(self._tell_bytes(found, fetched, tell)),
+            asyncio.ensure_future(self._rootfs.watch_space()),
+        ]
+        tasks: set[asyncio.Future[None]] = {copying, *watching}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: task is copying):
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _tell_bytes(
+        self, found: Resolved, fetched: FetchedLayout, tell: ProgressSink
+    ) -> None:
+        """PullingLayer, again and again; layers that are whole are kept at once. ImageError when
+        more comes than was said.
+        """
+        wanted = found.manifest
         total, count = wanted.transfer_bytes, len(wanted.layers)
         while True:
             await self._threads.run(fetched.keep)
             there = [layer for layer in wanted.layers if self._is_there(layer.digest)]
             under_way = await self._threads.run(fetched.under_way)
+            if found.source.registry and under_way > total + SLACK:
+                raise ImageError(
+                    f"image {found.reference[:200]} is not fetched: its registry sends more "
+                    f"than the {total} bytes that its manifest says"
+                )
             done = min(total, sum(layer.size for layer in there) + under_way)
             number = min(len(there) + 1, count)
             text = f"layer {number} of {count}, {done / 2**20:.1f} of {total / 2**20:.1f} MiB"

@@ -104,10 +104,10 @@ def check_allowed(parsed: Reference, policy: ImagePolicy) -> None:
 
 def _local_layout(reference: str, policy: ImagePolicy) -> Source:
     text, _, tag = reference.removeprefix("oci:").partition(":")
-    path = Path(text)
+    path, is_absolute = Path(text).resolve(), Path(text).is_absolute()
     allowed = [directory.resolve() for directory in policy.allowed_directories]
-    if not path.is_absolute() or not any(
-        path.resolve().is_relative_to(directory) for directory in allowed
+    if not is_absolute or not any(
+        path.is_relative_to(directory) for directory in allowed
     ):
         raise InvalidRequest(
             FIELD,
@@ -120,5 +120,4 @@ def _local_layout(reference: str, policy: ImagePolicy) -> Source:
         raise NotFound(
             f"{FIELD}: {text[:200]!r} is not an OCI layout", reason="ImageNotFound"
         )
-    path = path.resolve()
     return Source(f"oci:{path}" + (f":{tag}" if tag else ""), directory=path)

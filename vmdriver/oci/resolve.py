@@ -10,7 +10,7 @@ from pathlib import Path
 from vmdriver.errors import DriverError, ImageError, NotFound
 from vmdriver.host import facts
 from vmdriver.host.threads import Threads
-from vmdriver.oci import manifest
+from vmdriver.oci import files, manifest
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.policy import ImagePolicy, Source, sources
 from vmdriver.oci.reference import FIELD
@@ -97,8 +97,13 @@ class Resolver:
         directory = source.name.removeprefix("oci:").partition(":")[0]
         path = Path(directory) / "blobs" / "sha256" / digest.removeprefix("sha256:")
         try:
-            return await self._threads.run(path.read_bytes)
+            return await self._threads.run(_read, path)
         except OSError as error:
             raise ImageError(
                 f"{directory} does not hold the image {digest}: {error.strerror}"
             ) from error
+
+
+def _read(path: Path) -> bytes:
+    """Whoever makes such layouts may write there what he likes; what counts is the digest."""
+    return files.read_small(path.resolve())

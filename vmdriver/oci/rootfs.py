@@ -63,7 +63,7 @@ class RootFs:
         await self._threads.run(_make_place, place)
         unpacking = asyncio.ensure_future(self._unpack(layout, target))
         scanning = asyncio.ensure_future(self._scan(layout, layers))
-        watching = asyncio.ensure_future(self._watch_space())
+        watching = asyncio.ensure_future(self.watch_space())
         tasks = {unpacking, scanning, watching}
         try:
             await self._first_error(unpacking, scanning, watching)
@@ -77,7 +77,18 @@ class RootFs:
             raise ImageError(
                 f"the image cannot be turned into a disk: {error}", detail=str(target)
             ) from error
+        self._check(found)
         return target, found
+
+    def _check(self, found: files.Tree) -> None:
+        """Whatever the scan saw. Refused."""
+        most = self._policy.max_content + 2 * found.files * files.BLOCK
+        if found.files > self._policy.max_files or found.content > most:
+            raise Refused(
+                f"{FIELD}: the image is not fit: it has more files, or more content, than its "
+                "layers say",
+                reason="ImageUnfit",
+            )
 
     @staticmethod
     async def _first_error(
@@ -125,7 +136,8 @@ class RootFs:
             )
         return frozenset(os.fsencode(path) for path in found["devices"])
 
-    async def _watch_space(self) -> None:
+    async def watch_space(self) -> None:
+        """For as long as something uses it up. Exhausted."""
         while True:
             self.check_room(0)
             await asyncio.sleep(_LOOK_S)

@@ -11,9 +11,12 @@ from vmdriver.host.retry import retried
 from vmdriver.host.threads import Threads
 from vmdriver.oci import refusals, trust
 from vmdriver.oci.boxes import ImageBoxes
+from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.policy import ImagePolicy, Source
 
 _ASK_DEADLINE_S = 120.0
+SLACK = 16 * 2**20
+"""Bytes that may come beyond what a manifest says: it and the configuration are files, too."""
 Given = list[tuple[Path, bytes]]
 IMAGE = "image"
 """Tag of the image in a layout that was fetched."""
@@ -47,9 +50,9 @@ class Skopeo:
         box = await self._box(source, given, None)
         return await self._run(command, source, _ASK_DEADLINE_S, box)
 
-    async def copy(self, source: Source, layout: Path) -> None:
+    async def copy(self, source: Source, layout: Path, wanted: Manifest) -> None:
         """Fetch into an OCI layout, several layers at a time. What is in its `blobs` is not
-        fetched again.
+        fetched again. Of a registry, no file becomes larger than what is `wanted`.
         """
         given = await self._threads.run(trust.given, self._policy, source.registry)
         command = [
@@ -60,12 +63,15 @@ class Skopeo:
             source.name,
             f"oci:{layout}:{IMAGE}",
         ]
-        box = await self._box(source, given, layout)
+        largest = max((layer.size for layer in wanted.layers), default=0) + SLACK
+        box = await self._box(source, given, layout, largest)
         await self._run(command, source, self._policy.fetch_deadline_s, box)
 
-    async def _box(self, source: Source, given: Given, layout: Path | None) -> Box:
+    async def _box(
+        self, source: Source, given: Given, layout: Path | None, largest: int = SLACK
+    ) -> Box:
         if source.registry:
-            return await self._boxes.fetching(given, layout)
+            return await self._boxes.fetching(given, layout, largest)
         if source.directory is not None:
             return self._boxes.copying(given, source.directory, layout)
         return self._boxes.from_store(given, source.name.partition(":")[0], layout)
