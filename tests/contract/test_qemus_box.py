@@ -160,6 +160,55 @@ def test_nobody_locks_a_disk_that_machines_share_against_another(boxes: Boxes) -
     assert str(own) in refused[0], "what a machine writes is locked as before"
 
 
+ASKER = """
+import ctypes, errno, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def said(result):
+    return "yes" if result >= 0 else errno.errorcode[ctypes.get_errno()]
+for family in range(1, 46):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+        print("socket", family, said(libc.socket(family, kind, 0)))
+print("high", said(libc.socket(ctypes.c_uint(40), 1, 0)))
+print("uring", said(libc.syscall(425, 1, ctypes.create_string_buffer(120))))
+print("x32", said(libc.syscall(0x40000000 + 41, 40, 1, 0)))
+print("file", said(libc.open(b"/dev/null", 0)))
+"""
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+def test_a_qemu_has_no_socket_that_leads_past_its_network_namespace(
+    boxes: Boxes, folder: Path, *, boxed: bool
+) -> None:
+    """Nor the kernel's other way to one, which no filter of system calls sees into."""
+    emulator = folder / "asks"
+    emulator.write_text(f"#!/bin/sh\nexec /usr/bin/python3 -Ic '{ASKER}'\n")
+    emulator.chmod(0o755)
+    parts = BOX_PARTS if boxed else ("seccomp", "limits")
+    box = Box((str(emulator),), memory_mib=64, file_bytes=2**20, parts=parts)
+    program = boxes.make("m", str(emulator), box)
+    user = ("setpriv", f"--reuid={NOBODY.uid}", f"--regid={NOBODY.gid}")
+    words = ["-name", "guest=m,debug-threads=on", "-sandbox", FILTER]
+    done = subprocess.run(
+        [*user, "--clear-groups", program, *words],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    sockets = {(int(w[1]), w[2]) for w in found if w[0] == "socket"}
+    assert {family for family, answer in sockets if answer == "yes"} <= {1, 2, 10, 16}
+    assert (1, "yes") in sockets
+    assert (2, "yes") in sockets
+    assert {answer for family, answer in sockets if family == 40} == {"EAFNOSUPPORT"}
+    assert ["high", "EAFNOSUPPORT"] in found
+    assert ["uring", "ENOSYS"] in found
+    assert ["x32", "EPERM"] in found or os.uname().machine != "x86_64"
+    assert ["file", "yes"] in found
+
+
 async def test_a_host_that_can_gives_every_part(boxes: Boxes, threads: Threads) -> None:
     trial = BoxTrial(boxes, threads, "test-trial", NOBODY)
     offer = await trial.offer(None)
