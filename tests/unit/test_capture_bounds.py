@@ -143,6 +143,34 @@ def test_an_answer_of_qemus_that_makes_no_sense_is_an_error_like_any(
         capture.monitor.ask(object(), "query-migrate")
 
 
+@pytest.mark.parametrize(
+    ("command", "objects"), [("query-migrate", 10**5), ("query-block", 10**7)]
+)
+def test_an_answer_of_qemus_that_would_take_all_memory_is_not_read(
+    command: str, objects: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10 MB of it are three million dictionaries, and nothing else is done in this process while they are made."""
+    said = '{"return": [' + "{}," * (objects // 3) + "{}]}"
+    monkeypatch.setattr(
+        capture.monitor.libvirt_qemu, "qemuMonitorCommand", lambda *_: said
+    )
+    with pytest.raises(HypervisorError, match="is too long"):
+        capture.monitor.ask(object(), command)
+
+
+def test_a_qemu_that_says_it_has_thousands_of_images_is_not_asked_to_close_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = {"node-name": "n", "file": "/x", "drv": "qcow2"}
+    answers = {"query-block": [], "query-named-block-nodes": [node] * 50_000}
+    machine = Machine(monkeypatch)
+    monkeypatch.setattr(
+        capture.monitor, "ask", lambda _, command, **__: answers[command]
+    )
+    with pytest.raises(HypervisorError, match="too many images"):
+        root_disk.switch(machine, "/layer")
+
+
 @pytest.mark.parametrize("answer", [[], 7, {"ram": 7}, {"status": []}, None])
 def test_an_answer_of_another_shape_is_an_error_like_any(
     answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,12 +13,19 @@ import libvirt_qemu
 from vmdriver.errors import HypervisorError
 
 _log = logging.getLogger(__name__)
+_MOST_CHARACTERS = 2**16
+_LONG = {"query-block": 2**22, "query-named-block-nodes": 2**22}
+"""Of a disk of 200 layers, some 400 KB. libvirt takes up to 10 MiB of an answer, which can be three
+million objects: all of this process would stand still while they are made.
+"""
 
 
 def ask(machine: Any, command: str, **arguments: Any) -> Any:
     """The answer. HypervisorError with QEMU's words; libvirt's errors as they are."""
     text = json.dumps({"execute": command, "arguments": arguments})
     said = libvirt_qemu.qemuMonitorCommand(machine, text, 0)
+    if len(said) > _LONG.get(command, _MOST_CHARACTERS):
+        raise HypervisorError(f"QEMU's answer to {command} is too long")
     with reading(command):
         answer = json.loads(said)
     if isinstance(answer, dict) and "return" in answer:

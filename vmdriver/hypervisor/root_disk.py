@@ -22,6 +22,8 @@ _FLAGS = (
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
 )
+_MOST_NODES = 1000
+"""A disk has 200 layers at most, of two nodes each."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _have_let_go(machine: Any, top: Top) -> None:
     any more, however it was opened: else it can be written to for as long as the machine runs,
     which is no layer for others.
     """
-    nodes = monitor.ask(machine, "query-named-block-nodes", flat=True)
+    nodes = _nodes(machine)
     with monitor.reading("query-named-block-nodes"):
         files = [
             {"driver": "file", "node-name": node["node-name"], "filename": top.file}
@@ -108,6 +110,15 @@ def _have_let_go(machine: Any, top: Top) -> None:
         # By a QEMU older than 6.1 it is refused; then the layer is, if it is held.
         options = [file | _AS_LIBVIRT_HAS_IT]
         monitor.tried(machine, "blockdev-reopen", options=options)
+
+
+def _nodes(machine: Any) -> Any:
+    """All images that QEMU says it has open; each may be asked to be closed."""
+    nodes = monitor.ask(machine, "query-named-block-nodes", flat=True)
+    with monitor.reading("query-named-block-nodes"):
+        if len(nodes) > _MOST_NODES:
+            raise HypervisorError("QEMU says that it has too many images open")
+    return nodes
 
 
 def _used(devices: Any) -> set[str]:
@@ -127,11 +138,7 @@ def _drop_strays(machine: Any, devices: Any) -> None:
     used again.
     """
     used = _used(devices)
-    nodes = [
-        node
-        for node in monitor.ask(machine, "query-named-block-nodes", flat=True)
-        if plain_name(node["file"]) not in used
-    ]
+    nodes = [node for node in _nodes(machine) if plain_name(node["file"]) not in used]
     for node in sorted(nodes, key=lambda node: node["drv"] == "file"):
         # QEMU refuses for what is in use in a way that we did not see.
         monitor.tried(machine, "blockdev-del", **{"node-name": node["node-name"]})
