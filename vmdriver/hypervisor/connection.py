@@ -25,6 +25,7 @@ from vmdriver.errors import (
 from vmdriver.host.confined import netns
 from vmdriver.host.lanes import Lanes, Pulse
 from vmdriver.hypervisor.glib import begin_worker
+from vmdriver.hypervisor.hints import Hints
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -131,14 +132,13 @@ class Connection:
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._connection: Any = None
         self._opening = threading.Lock()
-        self._on_event: Callable[[str], None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._hints: Hints | None = None
 
     def on_domain_event(self, call: Callable[[str], None]) -> None:
         """Have domain names handed to `call` in this loop's thread. Before the first
         use.
         """
-        self._on_event, self._loop = call, asyncio.get_running_loop()
+        self._hints = Hints(asyncio.get_running_loop(), call)
 
     def _open(self) -> Any:
         with self._opening:
@@ -150,26 +150,21 @@ class Connection:
             # No keepalive: that closes a connection under calls that wait on it, which ended this
             # process in libvirt's client when a stopped daemon went on (measured, 9.0). Calls have
             # deadlines of their own, and a daemon that is gone closes its socket.
-            if self._on_event is not None:
-                self._subscribe(connection)
+            if self._hints is not None:
+                self._subscribe(connection, self._hints)
             self._connection = connection
             return connection
 
-    def _subscribe(self, connection: Any) -> None:
+    def _subscribe(self, connection: Any, hints: Hints) -> None:
         def hand_over(_connection: Any, domain: Any, *_rest: Any) -> None:
             # In libvirt's thread: do nothing here but hand the name over.
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._deliver, domain.name())
+            hints.add(domain.name())
 
         for kind in (
             libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
             libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON,
         ):
             connection.domainEventRegisterAny(None, kind, hand_over, None)
-
-    def _deliver(self, name: str) -> None:
-        if self._on_event is not None:
-            self._on_event(name)
 
     async def call(
         self,
