@@ -54,7 +54,7 @@ class FakeHypervisor:
         world.starts[plan.domain] = world.starts.get(plan.domain, 0) + 1
         unowned = "/template-" in mark
         world.reports[plan.disk("status").path] = GuestReport(
-            "waiting" if unowned else "started"
+            "waiting" if unowned else "started", stamps={"init": 0.001}
         )
 
     async def observe(self, domain: str) -> DomainState:

@@ -98,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "show all that is known of one sandbox; works without a running driver"
     one = _leaf(commands, common, "inspect", text)
     one.add_argument("id", help="sandbox id")
+    one.add_argument(
+        "--timing",
+        action="store_true",
+        help="instead, where the time of its last start went, step by step",
+    )
     one = _leaf(commands, common, "console", "print a sandbox's console")
     one.add_argument("id", help="sandbox id")
     one.add_argument(
@@ -254,7 +259,9 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
     commands: dict[str, Any] = {
         "config": lambda: show.config(loaded, as_json=arguments.json),
         "ls": lambda: show.ls(loaded, as_json=arguments.json),
-        "inspect": lambda: show.inspect(loaded, arguments.id, as_json=arguments.json),
+        "inspect": lambda: (show.timing if arguments.timing else show.inspect)(
+            loaded, arguments.id, as_json=arguments.json
+        ),
         "console": lambda: show.console(
             loaded,
             arguments.id,

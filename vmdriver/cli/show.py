@@ -15,6 +15,7 @@ from typing import Any
 from vmdriver.app import Driver, open_driver
 from vmdriver.cli.terminal import indented, write_raw
 from vmdriver.cli.unread import as_document, print_unreadable, read_state
+from vmdriver.cli.waterfall import shown
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError, DriverError, NotFound
 from vmdriver.host import console_file
@@ -166,6 +167,21 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
         )
     print("console (its end)")
     print("\n".join(f"  {line}" for line in found["console_tail"].splitlines()[-12:]))
+    return 0
+
+
+def timing(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
+    """Where the time of its last start went. NotFound before the first one that came up."""
+    found = read_record(_files(loaded, sandbox_id).root).last_start
+    if found is None:
+        raise NotFound(
+            f"no start of sandbox {sandbox_id} was timed",
+            resolution="see what it waits for: vmdriver inspect, without --timing",
+        )
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print(shown(found))
     return 0
 
 

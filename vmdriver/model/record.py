@@ -16,6 +16,7 @@ from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.spec import Frozen, SandboxSpec
+from vmdriver.model.timing import StartTiming
 
 SCHEMA = 1
 """Raised when an older release must not touch a record: it sets the sandbox aside."""
@@ -122,6 +123,8 @@ class SandboxRecord(Frozen):
     """What the user should know of the running machine, such as that its memory was lost."""
     last_restore: Mapping[str, float] = Field(default_factory=dict)
     """Seconds of each step of the last return from memory."""
+    last_start: StartTiming | None = None
+    """How long the steps of the last start that came up took."""
     reverting: str = ""
     """Name of the snapshot that the sandbox is being returned to."""
     cold: bool = False

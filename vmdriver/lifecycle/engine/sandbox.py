@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from vmdriver.lifecycle.engine.broadcast import (
 )
 from vmdriver.lifecycle.engine.jobs import Jobs
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
+from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.engine.underway import Underway
 from vmdriver.lifecycle.ports.host import Records
 from vmdriver.model.condition import (
@@ -86,6 +88,9 @@ class Sandbox:
         """When that is tried again (monotonic seconds)."""
         self.clean_ups = 0
         """How often it has been tried."""
+        self.stopwatch = Stopwatch()
+        """Of the start that is under way, or was last."""
+        self._wished_at = time.monotonic() if record.phase is Phase.NEW else None
         self._records = records
         self._broadcaster = broadcaster
         self._abandon = abandon
@@ -137,6 +142,7 @@ class Sandbox:
         await finished(self._decided(decision, regardless=regardless))
 
     async def _decided(self, decision: Decision, *, regardless: bool) -> None:
+        asked_at = time.monotonic()
         async with self._saving:
             record = self.record.model_copy(update=dict(decision(self.record)))
             if record == self.record and not self.unsaved:
@@ -156,6 +162,8 @@ class Sandbox:
             else:
                 self.unsaved = False
             self.untidy |= not _named(self.record) <= _named(record)
+            if record.intent is Intent.RUNNING is not self.record.intent:
+                self._wished_at = asked_at
             self.record = record
         self._publish()
 
@@ -175,6 +183,13 @@ class Sandbox:
         elif before is not None:
             self.tell("GoesOn", "the machine does not stand still any more")
             await self.update(changed_at=utc_now())
+
+    def begin_start(self) -> Stopwatch:
+        """A start begins, whose steps are timed: from the wish for it, the first time."""
+        wished_at, self._wished_at = self._wished_at, None
+        self.stopwatch = Stopwatch(wished_at)
+        self.stopwatch.passed("accepted")
+        return self.stopwatch
 
     def _publish(self) -> None:
         status = status_of(self.record, self.still)

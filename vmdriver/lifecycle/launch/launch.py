@@ -12,6 +12,7 @@ from typing import Protocol
 from vmdriver.errors import DriverError, HostError, HypervisorError
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.giving_back import GivingBack
+from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.observer import Observer, Seen
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
@@ -29,10 +30,13 @@ from vmdriver.lifecycle.ports.images import Images
 from vmdriver.model.condition import Progress
 from vmdriver.model.phase import SAID, Intent, MachineState, Phase
 from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.record import utc_now
 from vmdriver.model.runs import Reason, RestoreKind
+from vmdriver.model.timing import StartTiming, with_guest
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.03
+_GUEST_STARTS = "guest starts"
 
 
 def _qemu_ended(failed: LaunchFailed) -> bool:
@@ -130,12 +134,14 @@ class Launch:
         if record.intent is not Intent.RUNNING:
             return
         deliberate = record.phase in {Phase.NEW, Phase.STOPPED}
+        watch = sandbox.begin_start()
         await sandbox.update(
             phase=Phase.LAUNCHING,
             launch_retries=0 if deliberate else record.launch_retries,
         )
         reason = Reason(sandbox.record.unwind_reason or Reason.STOPPED)
-        await self.giving_back.run(sandbox, reason)
+        with watch.step("clean up"):
+            await self.giving_back.run(sandbox, reason)
         if kind is not None:
             await self._ask_to_restore(sandbox, kind)
         try:
@@ -145,22 +151,24 @@ class Launch:
             self.images.release(record.id)
 
     async def _launch_planned(self, sandbox: Sandbox, kind: RestoreKind | None) -> None:
-        launcher = self.launcher
-        plan = await launcher.plan(sandbox.record, sandbox.ledger, sandbox.tell)
+        launcher, timed = self.launcher, sandbox.stopwatch.step
+        plan = await launcher.plan(sandbox.record, sandbox.ledger, sandbox.tell, timed)
         try:
             secrets = await launcher.secrets(sandbox.record)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
         async with self.beginnings.begin(sandbox, plan) as beginning:
             kind = beginning.kind or kind
-            await self._note(sandbox, beginning.plan, secrets_digest(secrets), kind)
+            with timed("plan stored"):
+                await self._note(sandbox, beginning.plan, secrets_digest(secrets), kind)
             if beginning.kind is not None:
                 await self._ask_to_restore(sandbox, beginning.kind)
-            environment = await launcher.prepare(
-                sandbox.record, sandbox.ledger, beginning.plan
-            )
+            with timed("extensions prepare"):
+                environment = await launcher.prepare(
+                    sandbox.record, sandbox.ledger, beginning.plan
+                )
             source = beginning.source(environment, secrets)
-            await launcher.take(sandbox.record, sandbox.ledger, source)
+            await launcher.take(sandbox.record, sandbox.ledger, source, timed)
         sandbox.tell(
             "Started",
             "the machine is started",
@@ -225,14 +233,29 @@ class Launch:
         """The guest has said that its supervisor is started."""
         sandbox.adopted = True
         await self.beginnings.started(sandbox)
+        stamps = dict(seen.report.stamps)
         await sandbox.update(
             phase=Phase.RUNNING,
             failure=None,
             launch_retries=0,
-            boot_seconds=dict(seen.report.stamps),
+            boot_seconds=stamps,
+            last_start=self._timing(sandbox, stamps),
         )
         sandbox.tell(
             "Running",
             "the supervisor has been started",
             Progress("starting_sandbox", "Sandbox ready"),
         )
+
+    @staticmethod
+    def _timing(sandbox: Sandbox, stamps: Mapping[str, float]) -> StartTiming | None:
+        """None: it was begun by a process before this one."""
+        watch = sandbox.stopwatch
+        watch.since(MACHINE, _GUEST_STARTS)
+        steps, returned = watch.timed(), sandbox.record.extensions.returned
+        if not any(step.name == _GUEST_STARTS for step in steps):
+            return None
+        kind = returned or "booted"
+        if kind != RestoreKind.TEMPLATE:
+            steps = with_guest(steps, stamps, _GUEST_STARTS)
+        return StartTiming(kind=kind, at=utc_now(), steps=steps)

@@ -7,12 +7,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Ledger
+from vmdriver.lifecycle.engine.stopwatch import Timed
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.environment import guest_endpoint
@@ -91,27 +91,33 @@ class Launcher:
     """Of a machine, in the order in which it comes to them."""
 
     async def plan(
-        self, record: SandboxRecord, ledger: Ledger, tell: Tell
+        self, record: SandboxRecord, ledger: Ledger, tell: Tell, timed: Timed
     ) -> LaunchPlan:
         """Find out what is needed, ask the extensions, freeze. Holds address and user from
-        here on. LaunchFailed.
+        here on. `timed` is entered for each step. LaunchFailed.
         """
         try:
-            disk = await self._image(record, tell)
-            lease = await self.lease.acquire(record.id, ledger)
-            user = await self.user.acquire(record.id, ledger)
-            facts = await self._facts(record, disk, lease, user)
+            with timed("image"):
+                disk = await self._image(record, tell)
+            with timed("address"):
+                lease = await self.lease.acquire(record.id, ledger)
+            with timed("user"):
+                user = await self.user.acquire(record.id, ledger)
+            with timed("host facts"):
+                facts = await self._facts(record, disk, lease, user)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
         try:
-            draft = await self.extensions.configure_launch(record, ledger)
+            with timed("extensions configure"):
+                draft = await self.extensions.configure_launch(record, ledger)
             plan = planner.resolve(record.spec, self.settings, facts, draft)
             plan = planner.with_user(plan, user)
             self.budget.claim(record, plan.memory_mib, draft.asker("memory_mib"))
         except DriverError as error:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
         try:
-            return await self.wall.around(plan)
+            with timed("wall"):
+                return await self.wall.around(plan)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
 
@@ -183,9 +189,7 @@ class Launcher:
         record: SandboxRecord,
         ledger: Ledger,
         source: MachineSource,
-        timed: Callable[[str], AbstractContextManager[None]] = lambda _key: (
-            nullcontext()
-        ),
+        timed: Timed,
     ) -> None:
         """Acquire everything that its machine holds, in order; `timed` is entered for each, with
         its key. LaunchFailed.

@@ -10,9 +10,7 @@ machine first.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +21,7 @@ from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import FROZEN, LAYER, PAUSED
 from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.held_still import HeldStill
 from vmdriver.lifecycle.memory.layers import stand_on
@@ -45,27 +44,6 @@ from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 
 _log = logging.getLogger(__name__)
-
-
-class Stopwatch:
-    """Seconds of named steps, in order."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Count what happens inside as that step."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.steps[name] = self.steps.get(name, 0.0) + time.monotonic() - begun
-
-    def text(self) -> str:
-        """Total and steps, on one line."""
-        parts = ", ".join(f"{n} {s * 1e3:.0f} ms" for n, s in self.steps.items())
-        return f"{sum(self.steps.values()):.2f} s ({parts})"
 
 
 @dataclass(frozen=True, kw_only=True)

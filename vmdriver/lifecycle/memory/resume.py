@@ -22,6 +22,7 @@ from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.subject import new_run
 from vmdriver.lifecycle.launch import planner
@@ -31,7 +32,6 @@ from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.launch.throttles import throttled
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory import restore_check
-from vmdriver.lifecycle.memory.capture import Stopwatch
 from vmdriver.lifecycle.memory.resources import MappedMemory
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
 from vmdriver.lifecycle.ports.paths import Paths
@@ -42,8 +42,9 @@ from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import RESTORE_FAILED, Failure
+from vmdriver.model.record import RESTORE_FAILED, Failure, utc_now
 from vmdriver.model.runs import Reason, RestoreKind
+from vmdriver.model.timing import StartTiming
 
 _log = logging.getLogger(__name__)
 _THERE = {DomainState.RUNNING, DomainState.PAUSED, DomainState.STALLED}
@@ -85,7 +86,7 @@ class Resume:
         if sandbox.record.phase is not Phase.RESUMING:
             self._tries(sandbox).begin()
             await sandbox.update(phase=Phase.RESUMING, failure=None)
-        ref, watch = sandbox.record.memory, Stopwatch()
+        ref, watch = sandbox.record.memory, sandbox.begin_start()
         try:
             if ref is None:
                 raise NotRestorable("there is no checkpoint", reason="MemoryMissing")
@@ -278,7 +279,8 @@ class Resume:
             memory=None,
             mapped=directory,
             failure=None,
-            last_restore=dict(watch.steps),
+            last_restore=watch.steps,
+            last_start=StartTiming(kind=kind, at=utc_now(), steps=watch.timed()),
         )
         await self.restored(sandbox, kind)
 

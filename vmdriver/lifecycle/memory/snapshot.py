@@ -24,12 +24,13 @@ from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.subject import view_of
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
-from vmdriver.lifecycle.memory.capture import Capture, Stopwatch, refuse_devices
+from vmdriver.lifecycle.memory.capture import Capture, refuse_devices
 from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.resources import NewLayer, WrittenMemory
 from vmdriver.lifecycle.memory.snapshot_room import check_room

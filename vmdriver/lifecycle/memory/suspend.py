@@ -11,8 +11,9 @@ from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.observer import Observer, Seen
 from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
-from vmdriver.lifecycle.memory.capture import Capture, Stopwatch, refuse_devices
+from vmdriver.lifecycle.memory.capture import Capture, refuse_devices
 from vmdriver.lifecycle.memory.resources import WrittenMemory
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
 from vmdriver.lifecycle.ports.paths import Paths

@@ -167,8 +167,9 @@ class Forks:
         scratch = self.paths.of(plan.sandbox_id).scratch
         try:
             saved = await self.memory_store.saved(template.directory)
-            await self.memory.load(plan, owner, saved, scratch)
-            await self._adopt_guest(plan)
+            with sandbox.stopwatch.step("load"):
+                await self.memory.load(plan, owner, saved, scratch)
+            await self._adopt_guest(sandbox, plan)
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)
 
@@ -177,13 +178,16 @@ class Forks:
         try:
             await self.hypervisor.reassign(plan.domain, owner)
             await self.hypervisor.limit(plan)
-            await self._adopt_guest(plan)
+            await self._adopt_guest(sandbox, plan)
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)
 
-    async def _adopt_guest(self, plan: LaunchPlan) -> None:
-        await self.memory.go_on(plan.domain)
-        await self.guest.adopt(plan.domain, self.restore_timeout_s)
+    async def _adopt_guest(self, sandbox: Sandbox, plan: LaunchPlan) -> None:
+        timed = sandbox.stopwatch.step
+        with timed("go on"):
+            await self.memory.go_on(plan.domain)
+        with timed("guest takes its files"):
+            await self.guest.adopt(plan.domain, self.restore_timeout_s)
 
     async def _boot_instead(
         self, sandbox: Sandbox, plan: LaunchPlan, error: DriverError

@@ -1,0 +1,53 @@
+"""The waterfall of a start, and where the guest's stamps are in it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from vmdriver.cli.waterfall import shown, waterfall
+from vmdriver.model.timing import StartTiming, TimedStep, with_guest
+
+
+def step(name: str, begun_ms: float, ended_ms: float) -> TimedStep:
+    return TimedStep(name=name, begun_ms=begun_ms, ended_ms=ended_ms)
+
+
+def test_a_step_is_where_it_began_and_as_long_as_it_took() -> None:
+    lines = waterfall([step("a", 0, 50), step("bc", 50, 100), step("d", 99, 99.1)], 56)
+    assert lines == [
+        "  a      50.0 ms " + "█" * 20,
+        "  bc     50.0 ms " + " " * 20 + "█" * 20,
+        "  d       0.1 ms " + " " * 39 + "·",
+    ]
+
+
+def test_nothing_took_any_time_and_nothing_was_timed() -> None:
+    assert waterfall([], 80) == []
+    assert waterfall([step("a", 0, 0)], 80) == ["  a      0.0 ms ·"]
+
+
+def test_a_narrow_terminal_still_shows_bars() -> None:
+    (line,) = waterfall([step("a name of some length", 0, 5)], 10)
+    assert line.endswith("█" * 20)
+
+
+def test_a_name_that_comes_from_a_guest_is_text() -> None:
+    (line,) = waterfall([step("guest: \x1b[2J", 0, 5)], 80)
+    assert "\x1b" not in line
+
+
+def test_the_guests_stamps_are_inside_the_step_in_which_it_starts() -> None:
+    steps = (step("machine", 0, 100), step("guest starts", 100, 900))
+    found = with_guest(steps, {"workload": 0.7, "init": 0.25}, "guest starts")
+    assert found[2:] == (
+        step("guest: init", 100, 350),
+        step("guest: workload", 350, 800),
+    )
+    assert with_guest(steps, {"init": 0.25}, "another") == steps
+
+
+def test_a_start_has_a_heading() -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    timing = StartTiming(kind="booted", at=at, steps=(step("a", 0, 1234.5),))
+    head = shown(timing).splitlines()[0]
+    assert head == "booted in 1234 ms, up at 2026-01-02 03:04:05 UTC"

@@ -1,0 +1,40 @@
+"""Steps of a start as bars below each other, each where it began and as long as it took."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from vmdriver.host.visible import visible
+from vmdriver.model.timing import StartTiming, TimedStep
+
+_NARROWEST, _WIDEST = 20, 100
+
+
+def waterfall(steps: Sequence[TimedStep], width: int) -> list[str]:
+    """A line each, of at most `width` characters where that leaves room for a bar: name,
+    milliseconds, bar. Steps shorter than a character have a dot.
+    """
+    if not steps:
+        return []
+    names = [visible(step.name) for step in steps]
+    widest = max(map(len, names))
+    total = max(step.ended_ms for step in steps) or 1.0
+    room = max(min(width - widest - 14, _WIDEST), _NARROWEST)
+    lines = []
+    for name, step in zip(names, steps, strict=True):
+        took = step.ended_ms - step.begun_ms
+        before = min(int(step.begun_ms / total * room), room - 1)
+        length = min(round(took / total * room), room - before)
+        bar = "█" * length or "·"
+        lines.append(f"  {name.ljust(widest)} {took:8.1f} ms {' ' * before}{bar}")
+    return lines
+
+
+def shown(timing: StartTiming) -> str:
+    """The whole start, for a terminal."""
+    total = max((step.ended_ms for step in timing.steps), default=0.0)
+    head = f"{timing.kind} in {total:.0f} ms, up at {timing.at:%Y-%m-%d %H:%M:%S} UTC"
+    return "\n".join(
+        [head, *waterfall(timing.steps, shutil.get_terminal_size().columns)]
+    )

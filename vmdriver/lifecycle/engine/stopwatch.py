@@ -1,0 +1,65 @@
+"""Times the steps of what is under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from vmdriver.model.timing import TimedStep
+
+Timed = Callable[[str], AbstractContextManager[None]]
+"""Entered for a step, with its name."""
+
+
+class Stopwatch:
+    """Counts from `since` (monotonic seconds), or from now. Steps may be inside each other."""
+
+    def __init__(self, since: float | None = None) -> None:
+        self._begun = time.monotonic() if since is None else since
+        self._spans: list[tuple[str, float, float]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Count what happens inside as that step."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spans.append((name, begun, time.monotonic()))
+
+    def passed(self, name: str) -> None:
+        """All of the time until now was that step."""
+        self._spans.append((name, self._begun, time.monotonic()))
+
+    def since(self, earlier: str, name: str) -> None:
+        """From the end of the last step called `earlier` until now it was the step `name`."""
+        ends = [end for step, _, end in self._spans if step == earlier]
+        if ends:
+            self._spans.append((name, ends[-1], time.monotonic()))
+
+    @property
+    def steps(self) -> dict[str, float]:
+        """Seconds of the named steps, in order of their ends; those of one name together."""
+        sums: dict[str, float] = {}
+        for name, begun, ended in self._spans:
+            sums[name] = sums.get(name, 0.0) + ended - begun
+        return sums
+
+    def timed(self) -> tuple[TimedStep, ...]:
+        """Each by itself, in the order in which they began."""
+
+        def ms(moment: float) -> float:
+            return round((moment - self._begun) * 1e3, 1)
+
+        spans = sorted(self._spans, key=lambda span: (span[1], -span[2]))
+        return tuple(
+            TimedStep(name=name, begun_ms=ms(begun), ended_ms=ms(ended))
+            for name, begun, ended in spans
+        )
+
+    def text(self) -> str:
+        """Total and steps, on one line."""
+        steps = self.steps
+        parts = ", ".join(f"{n} {s * 1e3:.0f} ms" for n, s in steps.items())
+        return f"{sum(steps.values()):.2f} s ({parts})"
