@@ -95,6 +95,25 @@ def _parser() -> argparse.ArgumentParser:
     ):
         _leaf(commands, common, name, text)
     _add_doctor(commands, common)
+    _add_looks(commands, common)
+    text = (
+        "print the launch plan of a request (JSON file, - for standard input); "
+        "does nothing"
+    )
+    one = _leaf(commands, common, "plan", text)
+    one.add_argument("request", help="a DriverSandbox message as JSON")
+    text = "remove host objects that carry our mark and belong to no sandbox"
+    one = _leaf(commands, common, "sweep", text)
+    one.add_argument("--dry-run", action="store_true", help="only list them")
+    _add_memory_commands(commands, common)
+    _add_image_commands(commands, common)
+    _add_extension_commands(commands, common)
+    _add_compose(commands)
+    return parser
+
+
+def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
+    """At one sandbox."""
     text = "show all that is known of one sandbox; works without a running driver"
     one = _leaf(commands, common, "inspect", text)
     one.add_argument("id", help="sandbox id")
@@ -113,20 +132,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the guest's own bytes: what they do to a terminal, they do",
     )
-    text = (
-        "print the launch plan of a request (JSON file, - for standard input); "
-        "does nothing"
-    )
-    one = _leaf(commands, common, "plan", text)
-    one.add_argument("request", help="a DriverSandbox message as JSON")
-    text = "remove host objects that carry our mark and belong to no sandbox"
-    one = _leaf(commands, common, "sweep", text)
-    one.add_argument("--dry-run", action="store_true", help="only list them")
-    _add_memory_commands(commands, common)
-    _add_image_commands(commands, common)
-    _add_extension_commands(commands, common)
-    _add_compose(commands)
-    return parser
 
 
 def _add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
