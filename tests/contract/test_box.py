@@ -211,3 +211,25 @@ async def test_a_program_that_never_stops_talking_is_ended(
             box=Box(MACHINE, write=(work,)),
         )
     assert (work / "begun").exists()
+
+
+REFUSED = """
+import asyncio
+from vmdriver.errors import HostError
+from vmdriver.host.confined.user_namespace import UserNamespace
+try:
+    asyncio.run(UserNamespace().root())
+except HostError as error:
+    print(error.reason, error.resolution)
+"""
+
+
+async def test_a_host_that_lets_nobody_make_user_namespaces_says_so_and_what_helps() -> (
+    None
+):
+    """With their number at 0, in a namespace whose root we are."""
+    shut = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    words = ["unshare", "--user", "--map-root-user", "--", "sh", "-c", shut, "sh"]
+    done = await process.run([*words, sys.executable, "-c", REFUSED], deadline_s=30)
+    assert done.stdout.startswith(b"IsolationUnavailable ")
+    assert b"max_user_namespaces" in done.stdout

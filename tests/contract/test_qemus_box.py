@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_box import FILTER
+from vmdriver.host import facts
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.wall.box import BOX_PARTS, Box
 from vmdriver.hypervisor.wall.box_trial import BoxTrial
@@ -240,6 +241,35 @@ async def test_a_folder_that_nobody_may_execute_in_gives_none(
         offer = await BoxTrial(boxes, threads, "test-trial", NOBODY).offer(None)
         assert offer.parts == ()
         assert {lack.part for lack in offer.lacks} == set(BOX_PARTS)
+        assert all("noexec" in lack.resolution for lack in offer.lacks), (
+            "no package is missing"
+        )
+    finally:
+        subprocess.run(["umount", boxes.root], check=True)
+
+
+async def test_a_host_without_qemu_is_told_to_install_it(
+    boxes: Boxes, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "machine_architecture", lambda: "pdp11")
+    offer = await BoxTrial(boxes, threads, "test-trial", NOBODY).offer(None)
+    assert {lack.part for lack in offer.lacks} == set(BOX_PARTS)
+    for lack in offer.lacks:
+        assert "install QEMU, /usr/bin/qemu-system-pdp11" in lack.resolution
+
+
+async def test_a_full_disk_is_no_missing_package(
+    boxes: Boxes, threads: Threads
+) -> None:
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "nr_inodes=1,mode=0711", "t", boxes.root],
+        check=True,
+    )
+    try:
+        offer = await BoxTrial(boxes, threads, "test-trial", NOBODY).offer(None)
+        assert {lack.part for lack in offer.lacks} == set(BOX_PARTS)
+        assert all("No space left" in lack.why for lack in offer.lacks)
+        assert all("space" in lack.resolution for lack in offer.lacks)
     finally:
         subprocess.run(["umount", boxes.root], check=True)
 

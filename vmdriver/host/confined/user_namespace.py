@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from vmdriver.errors import HostError
+from vmdriver.errors import CommandError, HostError
 from vmdriver.host import process
 from vmdriver.host.confined.box import ImageRoot
 
@@ -21,6 +22,7 @@ COUNT = 2**31 - 1
 _MAP = f"0 {FIRST} {COUNT}"
 _MOST = "/proc/sys/user/max_user_namespaces"
 _SHUT = f"echo there && read go && echo 0 >{_MOST} && echo shut && read end"
+_PROGRAM = "unshare"
 _DEADLINE_S = 20.0
 
 
@@ -51,10 +53,10 @@ async def _make() -> int:
     """A descriptor of a new one. A shell makes it and waits in it until we have written down who
     is who: only somebody outside of it may.
     """
-    words = ["unshare", "--user", "--keep-caps", "--", "sh", "-c", _SHUT]
+    words = [_PROGRAM, "--user", "--keep-caps", "--", "sh", "-c", _SHUT]
     async with process.conversation(words, deadline_s=_DEADLINE_S) as (pid, ask):
         try:
-            await ask("", "there")
+            await _begun(ask)
             for name in ("uid_map", "gid_map"):
                 Path(f"/proc/{pid}/{name}").write_text(_MAP)
             descriptor = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
@@ -68,6 +70,19 @@ async def _make() -> int:
         return descriptor
 
 
+async def _begun(ask: Callable[[str, str], Awaitable[None]]) -> None:
+    try:
+        await ask("", "there")
+    except CommandError as error:
+        if f"{_PROGRAM}: " not in error.message:
+            raise  # it was killed
+        raise _refused(
+            error.message,
+            "user.max_user_namespaces must not be 0, a container has to allow unshare(2), and "
+            "there is none in a chroot",
+        ) from error
+
+
 def give(*paths: Path) -> None:
     """Have files and folders belong to the namespace's root. No link is followed. OSError."""
     for path in paths:
@@ -79,10 +94,15 @@ def is_its(found: os.stat_result) -> bool:
     return found.st_uid >= FIRST
 
 
-def _refused(why: str) -> HostError:
+_NOT_OURS = (
+    f"the driver needs the users {FIRST} to {FIRST + COUNT - 1} of the host: run it in the host's "
+    "own user namespace, and with CAP_SETUID and CAP_SETGID"
+)
+
+
+def _refused(why: str, way_out: str = _NOT_OURS) -> HostError:
     return HostError(
         f"no user namespace can be made for what unpacks images: {why}",
         reason="IsolationUnavailable",
-        resolution=f"the driver needs the users {FIRST} to {FIRST + COUNT - 1} of the host: run it "
-        "in the host's own user namespace, and with CAP_SETUID and CAP_SETGID",
+        resolution=way_out,
     )

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmdriver.errors import CommandError, DriverError
+from vmdriver.errors import CommandError, DriverError, StorageError
 from vmdriver.host import facts, process
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.wall.box import BOX_PARTS, Box
@@ -62,14 +62,18 @@ class BoxTrial:
         try:
             await self._boxed(tuple(wanted))
         except (DriverError, OSError) as error:
-            wanted.remove("box")
-            lacks.append(Lack("box", f"a trial failed: {error}", _NO_BOX))
+            why, without = f"a trial failed: {error}", wanted.copy()
+            without.remove("box")
             try:
-                await self._begin(tuple(wanted))
+                await self._begin(tuple(without))
             except (DriverError, OSError) as worse:
-                why = f"a trial failed: {worse}"
-                lacks += [Lack(part, why, _NO_PROGRAM) for part in wanted]
-                wanted = []
+                # Not the box is in the way: QEMU begins without one as little.
+                way_out = _way_out(worse)
+                lacks += [Lack(part, why, way_out) for part in wanted]
+                without = []
+            else:
+                lacks.append(Lack("box", why, _NO_BOX))
+            wanted = without
         self.boxes.parts = tuple(wanted)
         return Offer(self.boxes.parts, tuple(lacks))
 
@@ -99,7 +103,7 @@ class BoxTrial:
     async def _begin(self, parts: tuple[WallPart, ...]) -> None:
         """QEMU, as libvirt begins it, for as long as it takes to say its version."""
         owner, name = self.owner, self.name
-        emulator = f"/usr/bin/qemu-system-{facts.machine_architecture()}"
+        emulator = _emulator()
         wanted = Box(memory_mib=1024, file_bytes=2**30, parts=parts)
         program = await self.files.run(self.boxes.make, name, emulator, wanted)
         words = ("-name", f"guest={name},debug-threads=on", "-sandbox", _FILTER)
@@ -114,3 +118,16 @@ class BoxTrial:
             )
         finally:
             await self.files.run(self.boxes.remove, name)
+
+
+def _emulator() -> str:
+    return f"/usr/bin/qemu-system-{facts.machine_architecture()}"
+
+
+def _way_out(error: DriverError | OSError) -> str:
+    """What helps where QEMU cannot be begun at all."""
+    if not Path(_emulator()).exists():
+        return f"install QEMU, {_emulator()} (scripts/prepare-host does)"
+    if isinstance(error, StorageError):
+        return error.resolution or "free space in the state directory"
+    return _NO_PROGRAM
