@@ -24,6 +24,7 @@ from vmdriver.host.guardian import Charge, Guardian
 from vmdriver.host.lanes import Lanes
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import qemu_process
+from vmdriver.hypervisor.abilities import Abilities, kind_of
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.embedded import (
     embed_uri,
@@ -36,6 +37,7 @@ from vmdriver.hypervisor.kvm.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.kvm.trial import Trial
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory.machine_memory import DomainMemory
+from vmdriver.hypervisor.questions.trial import QuestionsTrial
 from vmdriver.hypervisor.reserve import Reserve
 from vmdriver.hypervisor.run_state import (
     forget_earlier_boot,
@@ -108,7 +110,9 @@ class Driver:
         )
         self.network_guard = NetworkGuard(self.network, self._files)
         self.sealing = Sealing(self.libvirt_root)
-        self.machines, self.memory = self._machines(owner)
+        self.abilities = Abilities(self.connection, owner)
+        self.questions = self._questions()
+        self.machines, self.memory = self._machines()
         self.wall_sources = self._wall_sources()
         self.launch_files = LaunchFiles(self.layout, self._files, owner)
         self.supervisors = SupervisorDisks(
@@ -139,17 +143,43 @@ class Driver:
         owner = Ownership(probe.uid, probe.gid)
         return BoxTrial(boxes, self._files, name, owner, daemon)
 
-    def _machines(self, owner: Ownership) -> tuple[Machines, DomainMemory]:
+    def _questions(self) -> QuestionsTrial:
+        probe = self.users.uids.probe
+        return QuestionsTrial(
+            connection=self.connection,
+            abilities=self.abilities,
+            boxes=self.box_trial.boxes,
+            name=f"{self.config.driver.instance}-questions",
+            owner=Ownership(probe.uid, probe.gid),
+            results=self.layout.questions,
+        )
+
+    def _machines(self) -> tuple[Machines, DomainMemory]:
         connection, passage = self.connection, self.passage
         instance, check = self.config.driver.instance, self.disks.check_layers
         groups, boxes = self.cgroups, self.box_trial.boxes
         around = Entrance(self.network_guard).around
         machines = Machines(
-            connection, instance, owner, passage, check, groups, boxes, around
+            connection,
+            instance,
+            self.abilities,
+            passage,
+            check,
+            groups,
+            boxes,
+            around,
+            self.questions.spared,
         )
-        files, sealing, emulator = self._files, self.sealing, machines.emulator
         memory = DomainMemory(
-            connection, files, sealing, passage, check, groups, emulator, around
+            connection,
+            self._files,
+            self.sealing,
+            passage,
+            check,
+            groups,
+            machines.emulator,
+            around,
+            self.questions.spared,
         )
         return machines, memory
 
@@ -269,7 +299,11 @@ class Driver:
 
     async def _know_the_hypervisor(self) -> None:
         with contextlib.suppress(DriverError):
-            await self.machines.versions(await self.accelerator.chosen())
+            await self.questions.clear()
+        with contextlib.suppress(DriverError):
+            accelerator = await self.accelerator.chosen()
+            await self.machines.versions(accelerator)
+            await self.questions.spared(kind_of(accelerator))
 
     def prepare_connection(self) -> None:
         """Before the first call to libvirt, with the lock held."""
@@ -297,6 +331,7 @@ class Driver:
         if self._warm_up is not None:
             self._warm_up.cancel()
         await self.accelerator.close()
+        await self.questions.close()
         await self.manager.close()
         await self.network_guard.close()
         await self.images.close()

@@ -17,6 +17,7 @@ from tests.fakes.serve import WORK
 from tests.fakes.world import World
 from vmdriver.host import facts
 from vmdriver.host.lanes import Lanes
+from vmdriver.hypervisor.abilities import Abilities
 from vmdriver.hypervisor.connection import Connection, start_event_loop
 from vmdriver.hypervisor.embedded import embed_uri, write_embedded_configuration
 from vmdriver.hypervisor.machines import Machines
@@ -111,7 +112,7 @@ async def hypervisor(
         connection = Lasting(embed_uri(embedded_root), lanes, opened)
     owner = qemu_owner() if os.geteuid() == 0 else Ownership(0, 0)
     boxes = Boxes(embedded_root)
-    machines = Machines(connection, "test", owner, boxes=boxes)
+    machines = Machines(connection, "test", Abilities(connection, owner), boxes=boxes)
     machines.name = request.param  # type: ignore[attr-defined]
     machines.connection = connection  # type: ignore[attr-defined]
     machines.sealing = Sealing(embedded_root)  # type: ignore[attr-defined]

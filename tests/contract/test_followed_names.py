@@ -14,6 +14,7 @@ from tests.contract.test_hostile_layers import HOSTILE, Place
 from tests.contract.test_hypervisor import MARK, machine_memory, plan, tap
 from vmdriver.errors import StorageError
 from vmdriver.host.threads import Threads
+from vmdriver.hypervisor.abilities import Abilities
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory.machine_memory import DomainMemory
 from vmdriver.lifecycle.ports.memory import SavedMachine
@@ -86,7 +87,9 @@ async def _is_neither_started_nor_loaded(
     what: str, place: Place, hypervisor: Any, plan: LaunchPlan
 ) -> None:
     check, connection = place.disks.check_layers, hypervisor.connection
-    machines = Machines(connection, "test", qemu_owner(), check=check)
+    machines = Machines(
+        connection, "test", Abilities(connection, qemu_owner()), check=check
+    )
     threads = Threads("contract", 2)
     memory = DomainMemory(connection, threads, hypervisor.sealing, check=check)
     wanted = _on(plan, place.disk)

@@ -30,6 +30,7 @@ from vmdriver.errors import (
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import monitor, qemu_process
+from vmdriver.hypervisor.abilities import Abilities
 from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import capture
@@ -442,7 +443,8 @@ async def test_a_machine_runs_in_its_cgroup_or_not_at_all(
     cgroups = Cgroups(Place(root, is_root=True), "test", "", run, tree)
     cgroups.prepare()
     tree.refused = {"cgroup.procs": errno.EPERM} if refused else {}
-    machines = Machines(connection, "test", qemu_owner(), cgroups=cgroups)
+    abilities = Abilities(connection, qemu_owner())
+    machines = Machines(connection, "test", abilities, cgroups=cgroups)
     threads = Threads("contract", 2)
     memory = DomainMemory(
         connection,

@@ -15,6 +15,7 @@ from tests.unit.test_plan_rendering import plan
 from vmdriver.errors import TimedOut
 from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor import connection as connection_module
+from vmdriver.hypervisor.abilities import Abilities
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.lifecycle.ports.host import Ownership
@@ -24,20 +25,21 @@ from vmdriver.lifecycle.ports.host import Ownership
 def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """libvirt's test driver, which says what it can once this is set."""
     event = threading.Event()
-    real = Machines._ask_host
+    real = Abilities._ask_host
 
-    def slow(machines: Machines, connection: Any, kind: Any) -> Any:
+    def slow(abilities: Abilities, connection: Any, kind: Any) -> Any:
         event.wait(60)
-        return real(machines, connection, kind)
+        return real(abilities, connection, kind)
 
-    monkeypatch.setattr(Machines, "_ask_host", slow)
+    monkeypatch.setattr(Abilities, "_ask_host", slow)
     yield event
     event.set()
 
 
 def machines() -> Machines:
     libvirt = Connection("test:///default", Lanes("test"))
-    return Machines(libvirt, "test", Ownership(os.getuid(), os.getgid()))
+    owner = Ownership(os.getuid(), os.getgid())
+    return Machines(libvirt, "test", Abilities(libvirt, owner))
 
 
 async def test_a_start_that_waits_for_it_is_given_up(answered: threading.Event) -> None:

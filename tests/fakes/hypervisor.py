@@ -15,7 +15,7 @@ from vmdriver.lifecycle.ports.host import (
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import Accelerator, LaunchPlan
+from vmdriver.model.plan import Accelerator, LaunchPlan, Processor
 
 
 class FakeHypervisor:
@@ -67,6 +67,9 @@ class FakeHypervisor:
 
     async def versions(self, accelerator: Accelerator) -> Versions:
         return Versions(hypervisor="7.2", libvirt="9.0", machine="pc-q35-7.2")
+
+    async def processor(self, accelerator: Accelerator) -> Processor:
+        return self._world.processor
 
     async def reassign(self, domain: str, mark: str) -> None:
         self._world.act(f"mark {domain}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmdriver.errors import HypervisorError, Unavailable
-from vmdriver.hypervisor.domain_xml import Host
+from vmdriver.hypervisor.abilities import Host
 from vmdriver.hypervisor.wall.box import Box
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import Passage

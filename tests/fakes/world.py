@@ -13,11 +13,14 @@ from vmdriver.errors import HostError
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import LaunchPlan, Processor
 
 
 class Crash(BaseException):
     """The driver process is killed here. Not an Exception: nothing of the driver may handle it."""
+
+
+PROCESSOR = Processor(model="a processor", microcode="0x1", flags=("avx", "sse"))
 
 
 @dataclass
@@ -25,6 +28,8 @@ class World:
     """What is on the host, and on its disk."""
 
     domains: dict[str, DomainState] = field(default_factory=dict)
+    processor: Processor = PROCESSOR
+    """What new guests find."""
     marks: dict[str, str] = field(default_factory=dict)
     taps: dict[str, str] = field(default_factory=dict)
     namespaces: dict[str, str] = field(default_factory=dict)

@@ -7,7 +7,9 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from tests.unit.test_plan_rendering import plan
-from vmdriver.hypervisor.domain_xml import Host, for_restore, read_root_layer, render
+from vmdriver.hypervisor.abilities import Host
+from vmdriver.hypervisor.domain_reading import read_root_layer
+from vmdriver.hypervisor.domain_xml import for_restore, render
 from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import DIRECT, Passage

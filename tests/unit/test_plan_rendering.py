@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tests.fakes.driver import SETTINGS, spec
 from tests.fakes.paths import FakePaths
 from vmdriver.extension import PlanDraft
+from vmdriver.hypervisor.abilities import Host
+from vmdriver.hypervisor.domain_reading import read_mark
 from vmdriver.hypervisor.domain_xml import (
-    Host,
     for_restore,
-    read_mark,
     render,
     render_probe,
 )

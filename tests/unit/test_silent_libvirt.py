@@ -11,6 +11,7 @@ import pytest
 from vmdriver.errors import DriverError, TimedOut, Unavailable
 from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor import qemu_process
+from vmdriver.hypervisor.abilities import Abilities
 from vmdriver.hypervisor.connection import Connection
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.lifecycle.ports.host import Ownership
@@ -32,7 +33,7 @@ async def test_qemu_is_ended_also_where_libvirt_is_not_even_asked(
 
     monkeypatch.setattr(qemu_process, "kill", kill)
     connection = Silent("qemu:///system", Lanes("libvirt"))
-    machines = Machines(connection, "i", Ownership(1, 1))
+    machines = Machines(connection, "i", Abilities(connection, Ownership(1, 1)))
     with pytest.raises(DriverError, match="no answer"):
         await machines.destroy("i-box")
     assert killed == ["i-box"]

@@ -24,6 +24,7 @@ from vmdriver.host.users import ids as users
 from vmdriver.hypervisor.kvm import outcome as kvm_outcome
 from vmdriver.hypervisor.kvm.access import KVM_DEVICE
 from vmdriver.hypervisor.memory.confined_reader import trial
+from vmdriver.hypervisor.questions import verdict as verdicts
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
 from vmdriver.model.wall import MEANING, Offer, joined
@@ -216,6 +217,7 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
     check = "libvirt"
     if driver.embedded and not alone:
         yield Finding(check, "ok", "a driver is running on this state directory")
+        yield _questions(driver)
         return
     driver.prepare_connection()
     try:
@@ -226,7 +228,24 @@ async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
         return
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
+    yield _questions(driver)
     yield _streams(driver.config)
+
+
+def _questions(driver: Driver) -> Finding:
+    """What the last driver has found out."""
+    check, results = "machine starts", driver.layout.questions
+    found = verdicts.load(results)
+    if not found:
+        text = "whether libvirt need not ask for each feature of a CPU is tried by the driver"
+        return Finding(check, "ok", text)
+    for kind, verdict in sorted(found.items()):
+        if not verdict.spared:
+            text = f"libvirt asks QEMU for each feature of a CPU ({kind}): {verdict.reason}"
+            advice = f"once mended: remove {results} and restart the driver"
+            return Finding(check, "warn", text, advice)
+    text = "libvirt does not ask QEMU for each feature of a CPU"
+    return Finding(check, "ok", f"{text} ({', '.join(sorted(found))})")
 
 
 def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Finding]:

@@ -118,18 +118,34 @@ def file_identity(path: str) -> str:
 
 
 def processor() -> str:
-    """Digest of what this processor can do (proc(5), /proc/cpuinfo, its first entry), and of
-    whether the kernel's KVM nests.
+    """Digest of what this processor can do, and of whether the kernel's KVM nests."""
+    words = [*processor_entry().values(), *kvm_nests().values()]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def processor_entry(source: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """What of the first processor does not change from moment to moment (proc(5), /proc/cpuinfo),
+    as it stands there.
     """
-    words = []
-    with contextlib.suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-        pairs = (line.partition(":") for line in first.splitlines())
-        words += [value for key, _, value in pairs if key.strip() in _PROCESSOR]
+    text = ""
+    with contextlib.suppress(OSError), source.open() as file:
+        # Each further processor would cost the kernel a question to it.
+        for line in file:
+            if not line.strip():
+                break
+            text += line
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {key.strip(): value for key, _, value in pairs if key.strip() in _PROCESSOR}
+
+
+def kvm_nests() -> dict[str, str]:
+    """Whether guests get virtualisation of their own, by the kernel's module."""
+    found = {}
     for module in ("kvm_intel", "kvm_amd"):
         with contextlib.suppress(OSError):
-            words.append(Path(f"/sys/module/{module}/parameters/nested").read_text())
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+            path = Path(f"/sys/module/{module}/parameters/nested")
+            found[module] = path.read_text()
+    return found
 
 
 def name_servers() -> tuple[str, ...]:

@@ -1,44 +1,31 @@
 """A launch plan as libvirt domain XML. Pure; the golden tests pin it.
 
 Nothing in it stands in the way of saving and restoring memory: a versioned machine
-type, no 9p or virtiofs, no balloon, and under KVM a CPU model that libvirt expands and
-stores. Choices that were measured are in DECISIONS.md.
+type, no 9p or virtiofs, no balloon, and a CPU that libvirt records, or we do. Choices
+that were measured are in DECISIONS.md.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Literal
 from xml.etree import ElementTree as Xml
 
 from vmdriver.hypervisor import throttle
+from vmdriver.hypervisor.abilities import Host
+from vmdriver.hypervisor.domain_reading import METADATA, read_element
 from vmdriver.hypervisor.guest_channel import CHANNEL
 from vmdriver.hypervisor.memory.ram_stream import MAIN_BLOCK
 from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.model.checkpoint import is_expanded
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
 
-METADATA = "https://openshell.dev/vmdriver/1"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _DEVICE_NAMES = {"root": "vda", "seed": "vdb", "status": "vdc", "supervisor": "vdd"}
-_LABEL = re.compile(r"\+([0-9]+):\+([0-9]+)")
 MEMORY_MIB = 256
 """Of the accelerator probe's guest."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the XML needs to know about the hypervisor."""
-
-    domain_type: Literal["kvm", "qemu", "test"]
-    architecture: str
-    machine: str
-    """Versioned, such as pc-q35-7.2."""
-    emulator: str
-    owner: Ownership
-    """As whom a machine without a user of its own runs."""
+UNASKED = "cpu-unavailable-features"
+"""What libvirt is to believe that QEMU lacks (its src/qemu/qemu_capabilities.c)."""
 
 
 def _add(
@@ -67,11 +54,7 @@ def _common(root: Xml.Element, host: Host) -> None:
     # A new id at every restore tells a kernel with the driver that its random state is
     # not unique any more.
     _add(root, "genid")
-    # "maximum" cannot be expanded under TCG, but is the same for the same QEMU; under
-    # KVM host-model becomes a named
-    # model with features in the stored XML, so that a restore elsewhere is checked and
-    # not hoped for.
-    _add(root, "cpu", mode="host-model" if host.domain_type == "kvm" else "maximum")
+    _add(root, "cpu", mode=cpu_mode(host))
     _add(root, "clock", offset="utc")
     _add(root, "on_poweroff", "destroy")
     _add(root, "on_reboot", "destroy")
@@ -82,6 +65,26 @@ def _common(root: Xml.Element, host: Host) -> None:
         power = _add(root, "pm")
         _add(power, "suspend-to-mem", enabled="no")
         _add(power, "suspend-to-disk", enabled="no")
+
+
+def cpu_mode(host: Host) -> str:
+    """Of <cpu>. A restore elsewhere is checked and not hoped for. TCG's "maximum" cannot be
+    expanded, but is the same for the same QEMU. Under KVM host-model becomes a named model with
+    features in the stored XML, for which libvirt has to ask; where it does not, the plan says what
+    the guest has.
+    """
+    if host.domain_type != "kvm":
+        return "maximum"
+    return "host-passthrough" if host.unasked else "host-model"
+
+
+def _leave_unasked(root: Xml.Element) -> None:
+    """libvirt (9.0) asks QEMU some 400 times for the CPU of a machine that it has begun, unless it
+    believes that QEMU cannot say what it lacks.
+    """
+    Xml.register_namespace("qemu", _QEMU)
+    capabilities = Xml.SubElement(root, f"{{{_QEMU}}}capabilities")
+    Xml.SubElement(capabilities, f"{{{_QEMU}}}del", {"capability": UNASKED})
 
 
 def _disk(devices: Xml.Element, disk: Disk) -> Xml.Element:
@@ -202,6 +205,8 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
     _add(channel, "target", type="virtio", name=CHANNEL)
     _platform_devices(devices)
     _security(root, plan.user or host.owner)
+    if host.unasked:
+        _leave_unasked(root)
     return _text(root)
 
 
@@ -213,11 +218,14 @@ def for_restore(
     mapping: ReadOnlyMapping,
     passage: Passage = DIRECT,
     emulator: str = "",
+    *,
+    unasked: bool = False,
 ) -> str:
     """The machine that a checkpoint was taken of, as the plan's: the plan's name, disks, tap and
     console, its RAM mapped copy-on-write from the file `memory`, which QEMU may only read.
     Everything that its guest has seen (models, addresses on the buses, CPU) stays as it was.
-    `emulator`: "" for the one that it had.
+    `emulator`: "" for the one that it had. `unasked`: see Host; not where libvirt has recorded what
+    the CPU can do, and is to compare.
     """
     Xml.register_namespace("vmdriver", METADATA)
     Xml.register_namespace("qemu", _QEMU)
@@ -229,7 +237,8 @@ def for_restore(
     root.attrib.pop("id", None)
     _set_text(root, "name", plan.domain)
     _set_text(root, "uuid", plan.domain_uuid)
-    for tag in ("cputune", f"{{{_QEMU}}}commandline", "metadata"):
+    ours = ("commandline", "capabilities")
+    for tag in ("cputune", *(f"{{{_QEMU}}}{tag}" for tag in ours), "metadata"):
         for element in root.findall(tag):
             root.remove(element)
     metadata = _add(root, "metadata")
@@ -239,6 +248,15 @@ def for_restore(
     if devices is None:
         raise ValueError("the saved domain has no devices")
     _set_text(devices, "emulator", emulator or devices.findtext("emulator", ""))
+    _redirect_devices(devices, plan)
+    _relabel(root, plan)
+    _map_memory(root, plan, passage.theirs(memory), mapping)
+    if unasked and not is_expanded(read_element(saved, "cpu")):
+        _leave_unasked(root)
+    return _text(root)
+
+
+def _redirect_devices(devices: Xml.Element, plan: LaunchPlan) -> None:
     for element in devices.findall("disk"):
         _redirect_disk(element, plan.disk(element.findtext("serial", "")))  # type: ignore[arg-type]
         throttle.render(element, plan)
@@ -252,9 +270,6 @@ def for_restore(
             element.set(attribute, value)
     for element in devices.findall("channel/source"):
         element.attrib.pop("path", None)
-    _relabel(root, plan)
-    _map_memory(root, plan, passage.theirs(memory), mapping)
-    return _text(root)
 
 
 def _set_text(root: Xml.Element, tag: str, text: str) -> None:
@@ -291,55 +306,6 @@ def _map_memory(
         Xml.SubElement(command, f"{{{_QEMU}}}env", {"name": name, "value": value})
 
 
-def read_element(domain_xml: str, tag: str) -> str:
-    """An element of a domain's XML as text, or ""."""
-    element = Xml.fromstring(domain_xml).find(tag)  # noqa: S314 - libvirt's own output
-    return "" if element is None else Xml.tostring(element, encoding="unicode").strip()
-
-
-def _read(domain_xml: str, path: str, attribute: str) -> str:
-    """An attribute of the first element there, or ""."""
-    element = Xml.fromstring(domain_xml).find(path)  # noqa: S314 - libvirt's own output
-    return "" if element is None else element.get(attribute, "")
-
-
-def read_machine_type(domain_xml: str) -> str:
-    """Such as pc-q35-7.2, or ""."""
-    return _read(domain_xml, "os/type", "machine")
-
-
-def read_memory_bytes(domain_xml: str) -> int:
-    """The guest's memory. libvirt's own XML has it in KiB (virDomainGetXMLDesc)."""
-    element = Xml.fromstring(domain_xml).find("memory")  # noqa: S314 - libvirt's own output
-    return 0 if element is None else int(element.text or "0") * 1024
-
-
-def read_user(domain_xml: str) -> Ownership:
-    """The host's user and group that QEMU runs as; root's where it does not say."""
-    root = Xml.fromstring(domain_xml)  # noqa: S314 - libvirt's own output
-    label = root.findtext("seclabel[@model='dac']/label", "")
-    found = _LABEL.fullmatch(label)
-    return Ownership(int(found[1]), int(found[2])) if found else Ownership(0, 0)
-
-
-def read_channel(domain_xml: str) -> str:
-    """Path of the agent's socket of a running domain, or ""."""
-    target = f"devices/channel/target[@name='{CHANNEL}']"
-    return _read(domain_xml, f"{target}/../source", "path")
-
-
-def read_root_layer(domain_xml: str) -> str:
-    """The file that the root disk is written to, or "". It is libvirt's word: QEMU may be
-    further.
-    """
-    return _read(domain_xml, "devices/disk[serial='root']/source", "file")
-
-
-def read_root_alias(domain_xml: str) -> str:
-    """libvirt's name for the root disk's device in a running QEMU, or ""."""
-    return _read(domain_xml, "devices/disk[serial='root']/alias", "name")
-
-
 def render_probe(
     name: str,
     boot: tuple[str, str],
@@ -367,9 +333,26 @@ def render_probe(
     _console(devices, console)
     _platform_devices(devices)
     _security(root, owner)
+    if host.unasked:
+        _leave_unasked(root)
     return _text(root)
 
 
-def read_mark(domain_xml: str) -> str:
-    """The mark in a domain's XML, or ""."""
-    return _read(domain_xml, f"metadata/{{{METADATA}}}sandbox", "mark")
+def render_still(
+    name: str, uuid: str, host: Host, owner: Ownership, *, asked: bool
+) -> str:
+    """A machine with the CPU of those that begin unasked, and nothing to run: to be looked at while
+    it is paused.
+    """
+    root = Xml.Element("domain", {"type": host.domain_type})
+    for tag, text in (("name", name), ("uuid", uuid), ("vcpu", "1")):
+        _add(root, tag, text)
+    _add(root, "memory", "64", unit="MiB")
+    kind = _add(root, "os")
+    _add(kind, "type", "hvm", arch=host.architecture, machine=host.machine)
+    _common(root, host)
+    _platform_devices(_devices(root, host))
+    _security(root, owner)
+    if not asked:
+        _leave_unasked(root)
+    return _text(root)

@@ -7,7 +7,7 @@ import time
 from secrets import token_hex
 
 from vmdriver.errors import HypervisorError
-from vmdriver.hypervisor import domain_xml, guest_channel
+from vmdriver.hypervisor import domain_reading, guest_channel
 from vmdriver.hypervisor.connection import Connection
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class GuestAgent:
     ) -> dict[str, str]:
         path = await self._connection.call(
             f"channel of {domain}",
-            lambda c: domain_xml.read_channel(c.lookupByName(domain).XMLDesc()),
+            lambda c: domain_reading.read_channel(c.lookupByName(domain).XMLDesc()),
             domain,
         )
         if not path:

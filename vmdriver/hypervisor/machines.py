@@ -8,31 +8,31 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar
-from xml.etree import ElementTree as Xml
+from typing import Any
 
 import libvirt
 
 from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
-from vmdriver.host import facts
 from vmdriver.hypervisor import logs, qemu_process, throttle
+from vmdriver.hypervisor.abilities import Abilities, Host, Kind, kind_of
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
+from vmdriver.hypervisor.domain_reading import METADATA, read_mark
 from vmdriver.hypervisor.domain_state import domain_state
-from vmdriver.hypervisor.domain_xml import METADATA, Host, read_mark, render
+from vmdriver.hypervisor.domain_xml import render
 from vmdriver.hypervisor.kvm import access as kvm_access
+from vmdriver.hypervisor.questions.trial import Spared, nothing_spared
 from vmdriver.hypervisor.wall import own_folders
 from vmdriver.hypervisor.wall.box import Box, in_box
 from vmdriver.hypervisor.wall.boxes import Boxes
 from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.wall.entrance import Entrance, straight
-from vmdriver.lifecycle.ports.host import Found, Ownership
+from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.ids import parse_mark
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import Accelerator, Disk, LaunchPlan
+from vmdriver.model.plan import Accelerator, Disk, LaunchPlan, Processor
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _TERMINATE_S = 4.0
 """For QEMU to write out what it holds and end by itself."""
@@ -62,13 +62,16 @@ class Machines:
         self,
         connection: Connection,
         instance: str,
-        owner: Ownership,
+        abilities: Abilities,
         passage: Passage = DIRECT,
         check: Check = unchecked,
         cgroups: Cgroups = NO_CGROUPS,
         boxes: Boxes | None = None,
         entrance: Entrance = straight,
+        spared: Spared = nothing_spared,
     ) -> None:
+        self._abilities = abilities
+        self._spared = spared
         self.passage = passage
         self._entrance = entrance
         self._cgroups = cgroups
@@ -76,65 +79,26 @@ class Machines:
         self._boxes = boxes
         self._connection = connection
         self._instance = instance
-        self._owner = owner
-        self._hosts: dict[str, Host] = {}
-        self._releases: dict[str, str] | None = None
 
     def on_change(self, hint: Callable[[str], None]) -> None:
         self._connection.on_domain_event(hint)
 
     # --- the hypervisor's own facts
 
-    async def host(self, domain_type: Literal["kvm", "qemu"]) -> Host:
-        """What domains of that type are rendered for; asked of libvirt once."""
-        if domain_type not in self._hosts:
-            self._hosts[domain_type] = await self._learn(
-                "domain capabilities",
-                lambda connection: self._ask_host(connection, domain_type),
-            )
-        return self._hosts[domain_type]
-
-    def _ask_host(self, connection: Any, domain_type: Literal["kvm", "qemu"]) -> Host:
-        if connection.getType() == "TEST":
-            return Host("test", "i686", "pc", "/usr/bin/test-emulator", self._owner)
-        architecture = facts.machine_architecture()
-        alias = "q35" if architecture == "x86_64" else "virt"
-        text = connection.getDomainCapabilities(
-            None, architecture, alias, domain_type, 0
-        )
-        capabilities = Xml.fromstring(text)  # noqa: S314 - libvirt's own output
-        return Host(
-            domain_type=domain_type,
-            architecture=architecture,
-            machine=capabilities.findtext("machine") or alias,
-            emulator=capabilities.findtext("path")
-            or f"/usr/bin/qemu-system-{architecture}",
-            owner=self._owner,
-        )
+    async def host(self, kind: Kind) -> Host:
+        """What domains of that type are rendered for."""
+        host = await self._abilities.host(kind)
+        return replace(host, unasked=await self._spared(kind))
 
     async def releases(self) -> dict[str, str]:
-        """libvirt's and the hypervisor's version, for people and for cache keys."""
-
-        def ask(connection: Any) -> dict[str, str]:
-            return {
-                "libvirt": _version(connection.getLibVersion()),
-                "hypervisor": _version(connection.getVersion()),
-            }
-
-        return await self._learn("versions", ask)
-
-    async def _learn(self, what: str, ask: Callable[[Any], T]) -> T:
-        """libvirt may begin QEMU several times before it answers: half a minute on a busy host
-        (measured). Who does not wait that long is let go; libvirt keeps the answer.
-        """
-        call = self._connection.call(what, ask, deadline_s=START_DEADLINE_S)
-        return await asyncio.shield(asyncio.ensure_future(call))
+        """See Abilities."""
+        return await self._abilities.releases()
 
     async def versions(self, accelerator: Accelerator) -> Versions:
-        if self._releases is None:
-            self._releases = await self.releases()
-        host = await self.host("kvm" if accelerator == "kvm" else "qemu")
-        return Versions(machine=host.machine, **self._releases)
+        return await self._abilities.versions(accelerator)
+
+    async def processor(self, accelerator: Accelerator) -> Processor:
+        return await self._abilities.processor(accelerator)
 
     # --- ports.Hypervisor
 
@@ -143,7 +107,7 @@ class Machines:
         error: two machines, one disk.
         """
         await self._check(plan.disk("root"))
-        kind: Literal["kvm", "qemu"] = "kvm" if plan.accelerator == "kvm" else "qemu"
+        kind = kind_of(plan.accelerator)
         if kind == "kvm" and plan.user is not None:
             kvm_access.let_in(plan.user.gid)
         # Like the start itself it may be given up.
@@ -167,17 +131,15 @@ class Machines:
         """The program that libvirt is to take for the plan's QEMU; the box that it is begun in is
         ready. `more`: files that it reads besides those of its plan. StorageError.
         """
-        kind: Literal["kvm", "qemu"] = "kvm" if plan.accelerator == "kvm" else "qemu"
-        plain, boxes = (await self.host(kind)).emulator, self._boxes
+        host = await self._abilities.host(kind_of(plan.accelerator))
+        plain, boxes = host.emulator, self._boxes
         if boxes is None or not in_box(plan.wall):
             return plain
         return await self._in_lane(
             plan.domain, lambda: boxes.make_for(plan, plain, more)
         )
 
-    async def probe_host(
-        self, kind: Literal["kvm", "qemu"], name: str, box: Box
-    ) -> Host:
+    async def probe_host(self, kind: Kind, name: str, box: Box) -> Host:
         """What a guest of that name that is no sandbox is rendered for; its box is ready."""
         host, boxes = await self.host(kind), self._boxes
         if boxes is None or not in_box(boxes.parts):
@@ -388,7 +350,3 @@ def _tolerate(call: Callable[[], object], *codes: int) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() not in codes:
             raise
-
-
-def _version(number: int) -> str:
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -13,7 +13,7 @@ from typing import Any
 import libvirt
 
 from vmdriver.errors import HypervisorError
-from vmdriver.hypervisor import domain_xml, monitor
+from vmdriver.hypervisor import domain_reading, monitor
 
 _AS_LIBVIRT_HAS_IT = {"discard": "unmap", "auto-read-only": True}
 _FLAGS = (
@@ -43,10 +43,10 @@ def switch(machine: Any, layer: str) -> None:
     devices = monitor.ask(machine, "query-block")
     with monitor.reading("query-block"):
         _drop_strays(machine, devices)
-        top = find_top(devices, domain_xml.read_root_alias(text))
+        top = find_top(devices, domain_reading.read_root_alias(text))
     if top.file == layer:
         return
-    if top.file == domain_xml.read_root_layer(text):
+    if top.file == domain_reading.read_root_layer(text):
         machine.snapshotCreateXML(_snapshot(layer), _FLAGS)
     else:
         _switch_by_hand(machine, top, layer)

@@ -7,6 +7,7 @@ as libvirt had it) and, written last, `manifest.json`. Without a manifest it doe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -16,6 +17,14 @@ from vmdriver.model.spec import Frozen, SandboxSpec
 
 MEMORY, STATE, DOMAIN = "memory", "state", "domain.xml"
 CheckpointKind = Literal["suspended", "snapshot", "template"]
+_NAMED_CPU = re.compile(r"<cpu\b[^>]*\bmode=['\"]custom['\"]")
+
+
+def is_expanded(cpu: str) -> bool:
+    """Whether libvirt has written into a <cpu> element what the CPU can do: then it compares that
+    itself when it loads the machine.
+    """
+    return _NAMED_CPU.match(cpu) is not None
 
 
 class Part(Frozen):

@@ -139,6 +139,16 @@ class MachineUser(Frozen):
     """
 
 
+class Processor(Frozen):
+    """What a guest finds as its processor, as far as it may not change under kept memory."""
+
+    model: str
+    """For people, too: vendor, numbers and name; under TCG what QEMU's own is most like."""
+    microcode: str = ""
+    flags: tuple[str, ...] = ()
+    """What it can do, sorted."""
+
+
 class LaunchPlan(Frozen):
     """A resolved launch. Printed by `vmdriver plan`, stored in the record, input of the
     golden tests.
@@ -189,6 +199,8 @@ class LaunchPlan(Frozen):
     """None: the operator's `qemu_user`, as of a plan from before machines had one each."""
     wall: tuple[WallPart, ...] = ()
     """The parts of the wall around this machine that are in force."""
+    processor: Processor | None = None
+    """The guest's when the machine was first begun. None: of a plan from before that was noted."""
     template: str | None = None
     """Key of the template that the machine goes on from; None: it boots."""
 

@@ -52,6 +52,8 @@ class Layout:
     """Held by the one driver process that works on this directory."""
     accelerator = Named("accelerator.json")
     """Results of the accelerator probe."""
+    questions = Named("questions.json")
+    """Whether libvirt may begin machines without questions (hypervisor/questions)."""
     wall = Named("wall.json")
     """Parts of machines' walls that can be had here (wall_found.py)."""
     probe = Named("probe")
@@ -99,7 +101,7 @@ class Layout:
         info = self.root.stat()
         if info.st_uid == os.geteuid() and info.st_mode & 0o011 != 0o011:
             self.root.chmod(info.st_mode & 0o7777 | 0o011)
-        for path in (self.lock, self.accelerator, self.wall):
+        for path in (self.lock, self.accelerator, self.questions, self.wall):
             self.clearing.make_way_for_file(path)
         for path in (
             self.sandboxes,

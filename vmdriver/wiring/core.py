@@ -149,6 +149,7 @@ class Core:
         ports, settings = self._ports, self._settings
         return Launcher(
             images=ports.images,
+            hypervisor=ports.hypervisor,
             network=ports.network,
             records=ports.records,
             settings=settings,

@@ -19,6 +19,7 @@ from typing import Literal
 from vmdriver.errors import DriverError
 from vmdriver.host import facts
 from vmdriver.host.users import access
+from vmdriver.hypervisor.domain_xml import cpu_mode
 from vmdriver.hypervisor.kvm import access as kvm_access
 from vmdriver.hypervisor.kvm import outcome as kvm_outcome
 from vmdriver.hypervisor.kvm.access import KVM_DEVICE
@@ -170,11 +171,12 @@ class AcceleratorProbe:
 
     async def _circumstances(self, device: str, boot: BootChoice) -> Circumstances:
         versions = await self.machines.releases()
-        program = (await self.machines.host("kvm")).emulator
+        host = await self.machines.host("kvm")
         return Circumstances(
             device=device,
             kernel=facts.kernel_build(),
             processor=facts.processor(),
-            qemu=f"{versions['hypervisor']} {facts.file_identity(program)}",
+            qemu=f"{versions['hypervisor']} {facts.file_identity(host.emulator)}",
             boot_files=boot.digest,
+            cpu=cpu_mode(host),
         )

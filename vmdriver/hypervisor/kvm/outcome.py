@@ -30,6 +30,8 @@ class Circumstances(Frozen):
     """Version, and the program's size and time."""
     boot_files: str
     """Digest of the guest's kernel and initramfs."""
+    cpu: str = "host-model"
+    """How machines get the host's (domain_xml.cpu_mode)."""
 
 
 class Outcome(Frozen):

@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 
 from vmdriver.errors import HypervisorError
 from vmdriver.host.plain_file import read_start
-from vmdriver.hypervisor.domain_xml import MEMORY_MIB, Host, render_probe
+from vmdriver.hypervisor.abilities import Host
+from vmdriver.hypervisor.domain_xml import MEMORY_MIB, render_probe
 from vmdriver.hypervisor.kvm.outcome import Outcome, undecided
 from vmdriver.hypervisor.wall.box import Box
 from vmdriver.lifecycle.ports.host import Ownership

@@ -22,7 +22,7 @@ import libvirt_qemu
 from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.plain_file import open_plain
-from vmdriver.hypervisor import domain_xml, monitor
+from vmdriver.hypervisor import domain_reading, monitor
 from vmdriver.hypervisor.memory.confined_reader import STREAM_REFUSED, ConfinedReader
 from vmdriver.hypervisor.memory.ram_stream import STATE_BYTES, Split
 from vmdriver.lifecycle.ports.memory import Captured, Streamed
@@ -73,7 +73,7 @@ def to_memory(machine: Any, memory: str, memory_bytes: int, pulse: Pulse) -> Cap
 def to_stream(machine: Any, path: str, pulse: Pulse) -> Streamed:
     """Write it to a new file, as it comes. See ports.MachineMemory.stream."""
     text = _describe(machine)
-    memory_bytes = domain_xml.read_memory_bytes(text)
+    memory_bytes = domain_reading.read_memory_bytes(text)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     target = os.open(path, flags, 0o600)
     watched = os.dup(target)
@@ -141,7 +141,7 @@ def _reader(source: int, memory: str, memory_bytes: int, domain: str) -> Confine
     except OSError as error:
         os.close(source)
         raise _not_written(error) from error
-    user = domain_xml.read_user(domain)
+    user = domain_reading.read_user(domain)
     return ConfinedReader(source, target, memory_bytes, user)
 
 
@@ -173,8 +173,8 @@ def _captured(text: str, found: Split) -> Captured:
         state=found.state,
         domain_xml=text,
         stored_bytes=found.stored_bytes,
-        machine=domain_xml.read_machine_type(text),
-        cpu=domain_xml.read_element(text, "cpu"),
+        machine=domain_reading.read_machine_type(text),
+        cpu=domain_reading.read_element(text, "cpu"),
     )
 
 

@@ -22,11 +22,13 @@ from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import domain_xml, root_disk
+from vmdriver.hypervisor.abilities import kind_of
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.kvm import access as kvm_access
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
 from vmdriver.hypervisor.memory import capture
+from vmdriver.hypervisor.questions.trial import Spared, nothing_spared
 from vmdriver.hypervisor.wall import own_folders
 from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.wall.entrance import Entrance, straight
@@ -56,6 +58,7 @@ class DomainMemory:
         cgroups: Cgroups = NO_CGROUPS,
         emulator: Callable[[LaunchPlan, Sequence[str]], Awaitable[str]] | None = None,
         entrance: Entrance = straight,
+        spared: Spared = nothing_spared,
     ) -> None:
         """`emulator`: see Machines.emulator; None: the one that a machine had when it was saved."""
         self._emulator = emulator
@@ -64,6 +67,7 @@ class DomainMemory:
         self._check = check
         self._passage = passage
         self._entrance = entrance
+        self._spared = spared
         self._sealing = sealing
         self._files = files
         self._version: int | None = None
@@ -185,9 +189,21 @@ class DomainMemory:
             await self._qemu_version(), self._passage.theirs(memory)
         )
         reads = (memory, *mapping.files)
+        unasked = await self._connection.lanes.attend(
+            plan.domain,
+            "wait for what libvirt may leave out",
+            self._spared(kind_of(plan.accelerator)),
+        )
         begin = await self._emulator(plan, reads) if self._emulator else ""
         return domain_xml.for_restore(
-            saved.domain_xml, plan, mark, memory, mapping, self._passage, begin
+            saved.domain_xml,
+            plan,
+            mark,
+            memory,
+            mapping,
+            self._passage,
+            begin,
+            unasked=unasked,
         )
 
     async def switch_layer(self, domain: str, layer: str) -> None:

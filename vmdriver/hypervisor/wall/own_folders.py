@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import HypervisorError
-from vmdriver.hypervisor.domain_xml import read_channel
+from vmdriver.hypervisor.domain_reading import read_channel
 
 _SYSTEM_LIBRARY = Path("/var/lib/libvirt/qemu")
 

@@ -26,7 +26,12 @@ from vmdriver.lifecycle.launch.resources import (
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.launch.wall import Wall
-from vmdriver.lifecycle.ports.host import AcceleratorChoice, Network, Records
+from vmdriver.lifecycle.ports.host import (
+    AcceleratorChoice,
+    Hypervisor,
+    Network,
+    Records,
+)
 from vmdriver.lifecycle.ports.images import BaseDisk, ImageProgress, Images
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
@@ -75,6 +80,7 @@ class Launcher:
     """For all sandboxes; holds no state of its own."""
 
     images: Images
+    hypervisor: Hypervisor
     network: Network
     records: Records
     settings: Settings
@@ -150,8 +156,10 @@ class Launcher:
         self, record: SandboxRecord, disk: BaseDisk, lease: Lease, user: MachineUser
     ) -> planner.HostFacts:
         endpoint = guest_endpoint(self.settings.endpoint)
+        accelerator = await self.accelerator.chosen()
         return planner.HostFacts(
-            accelerator=await self.accelerator.chosen(),
+            accelerator=accelerator,
+            processor=await self.hypervisor.processor(accelerator),
             boot=self.paths.boot(),
             base_disk=disk.path,
             layers=self._layers(record, user),

@@ -31,6 +31,7 @@ from vmdriver.model.plan import (
     Lease,
     MachineUser,
     NetworkPlan,
+    Processor,
 )
 from vmdriver.model.spec import Resources, SandboxSpec
 from vmdriver.model.wall import WallPart
@@ -67,6 +68,8 @@ class HostFacts:
     gateway_address: str | None
     """IPv4 address of a gateway elsewhere; None when it is on this host's loopback."""
     has_token: bool
+    processor: Processor | None = None
+    """The new guest's."""
 
 
 def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | None]:
@@ -227,6 +230,14 @@ def check_machine(draft: PlanDraft, settings: Settings) -> None:
             )
 
 
+def _hosts(settings: Settings, facts: HostFacts) -> tuple[tuple[str, str], ...]:
+    endpoint = guest_endpoint(settings.endpoint)
+    found = [(settings.host_alias, name) for name in HOST_ALIASES]
+    if facts.gateway_address and facts.gateway_address != endpoint.host:
+        found.append((facts.gateway_address, endpoint.host))
+    return tuple(found)
+
+
 def resolve(
     spec: SandboxSpec, settings: Settings, facts: HostFacts, draft: PlanDraft
 ) -> LaunchPlan:
@@ -234,10 +245,6 @@ def resolve(
     check_machine(draft, settings)
     vcpus, memory_mib, quota = size_of(spec.resources, settings)
     kernel = draft.value("kernel", facts.boot.kernel)
-    endpoint = guest_endpoint(settings.endpoint)
-    hosts = [(settings.host_alias, name) for name in HOST_ALIASES]
-    if facts.gateway_address and facts.gateway_address != endpoint.host:
-        hosts.append((facts.gateway_address, endpoint.host))
     added = draft.collected("env")
     plan = LaunchPlan(
         sandbox_id=spec.id,
@@ -271,9 +278,10 @@ def resolve(
         },
         required_features=_check_features(draft),
         hostname=hostname(spec.name, spec.id),
-        hosts=tuple(hosts),
+        hosts=_hosts(settings, facts),
         sandbox_uid=settings.sandbox_uid,
         sandbox_gid=settings.sandbox_gid,
         pids_max=settings.pids_max,
+        processor=facts.processor,
     )
     return walled(throttled(plan, spec, settings), settings)

@@ -13,8 +13,9 @@ from vmdriver.model.checkpoint import (
     MemoryManifest,
     MemoryRef,
     Versions,
+    is_expanded,
 )
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import LaunchPlan, Processor
 
 _WHAT = {
     "size": "its size",
@@ -23,6 +24,7 @@ _WHAT = {
     "changed_ns": "its content or rights",
 }
 
+_MOST_WORDS = 8
 _SAME = ("vcpus", "memory_mib", "accelerator", "boot_digest", "image_digest")
 
 
@@ -31,6 +33,7 @@ class HostNow:
     """What is true at the moment of a restore."""
 
     versions: Versions
+    processor: Processor
     files: tuple[FileIdentity, ...]
     time_s: float
     """Seconds since 1970."""
@@ -113,6 +116,35 @@ def differences(
     if manifest.token_expires_at is not None and manifest.token_expires_at < now.time_s:
         found.append("the sandbox's token has expired meanwhile")
     return found
+
+
+def processor_differences(manifest: MemoryManifest, now: Processor) -> list[str]:
+    """In what the guest would find another processor, in words. libvirt compares where it has
+    recorded what the guest's can do; of memory of an earlier driver nobody else has.
+    """
+    was = manifest.plan.processor
+    if was is None or is_expanded(manifest.cpu):
+        return []
+    found = []
+    if was.model != now.model:
+        found.append(f"the processor was {was.model} and is {now.model}")
+    if was.microcode != now.microcode:
+        old, new = was.microcode or "none", now.microcode or "none"
+        found.append(f"the processor's microcode was {old} and is {new}")
+    before, after = set(was.flags), set(now.flags)
+    for words, flags in (
+        ("lacks", before - after),
+        ("has besides", after - before),
+    ):
+        if flags:
+            found.append(f"the processor {words} {_some(sorted(flags))}")
+    return found
+
+
+def _some(words: Sequence[str]) -> str:
+    more = len(words) - _MOST_WORDS
+    text = ", ".join(words[:_MOST_WORDS])
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def shortage(manifest: MemoryManifest, now: HostNow) -> str:

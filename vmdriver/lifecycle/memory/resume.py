@@ -50,6 +50,10 @@ _log = logging.getLogger(__name__)
 _THERE = {DomainState.RUNNING, DomainState.PAUSED, DomainState.STALLED}
 _NO_REFUSAL = {"ExtensionTimedOut", "ExtensionFailed"}
 """What is said of an extension that has not said no."""
+_ANOTHER_PROCESSOR = (
+    "resume it on the processor, microcode and KVM settings that it was begun on; "
+    "with resume --cold it boots from its disk"
+)
 _KINDS = {
     "suspended": RestoreKind.RESUMED,
     "snapshot": RestoreKind.SNAPSHOT,
@@ -216,13 +220,19 @@ class Resume:
         plan = walled(plan, self.settings)
         now = restore_check.HostNow(
             versions=await ports.hypervisor.versions(plan.accelerator),
+            processor=await ports.hypervisor.processor(plan.accelerator),
             files=files,
             time_s=time.time(),
             available_memory_bytes=facts.available_memory_bytes(),
         )
         found = restore_check.differences(manifest, digest, ref, old, now)
-        if found:
-            raise NotRestorable("; ".join(found), reason="ImageMismatch")
+        other = restore_check.processor_differences(manifest, now.processor)
+        if found or other:
+            raise NotRestorable(
+                "; ".join((*found, *other)),
+                reason="ImageMismatch" if found else "ProcessorMismatch",
+                resolution=_ANOTHER_PROCESSOR if other else "",
+            )
         short = restore_check.shortage(manifest, now)
         if short:
             raise Exhausted(

@@ -23,6 +23,7 @@ from vmdriver.model.plan import (
     LaunchPlan,
     MachineUser,
     NetworkPlan,
+    Processor,
 )
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import Salvage
@@ -92,6 +93,9 @@ class Hypervisor(Protocol):
 
     async def versions(self, accelerator: Accelerator) -> Versions:
         """What new machines are made by."""
+
+    async def processor(self, accelerator: Accelerator) -> Processor:
+        """What the guest of a new machine finds as its processor."""
 
     async def reassign(self, domain: str, mark: str) -> None:
         """Give a domain another mark: it belongs to somebody else from now on."""

@@ -21,6 +21,7 @@ from secrets import token_hex
 from vmdriver.errors import DriverError, NotFound
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -73,6 +74,10 @@ def template_key(plan: LaunchPlan, versions: Versions, workspace: str) -> str:
         "versions": versions.model_dump(),
         "workspace": workspace,
     }
+    if plan.accelerator == "kvm" and plan.processor is not None:
+        inputs["processor"] = (
+            plan.processor.model_dump()
+        )  # TCG's goes with QEMU's version
     text = json.dumps(inputs, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -151,6 +156,9 @@ class Templates:
         versions = await self._ports.hypervisor.versions(manifest.plan.accelerator)
         if template_key(manifest.plan, versions, manifest.workspace) != key:
             raise NotFound("it is of another hypervisor")
+        now = await self._ports.hypervisor.processor(manifest.plan.accelerator)
+        if restore_check.processor_differences(manifest, now):
+            raise NotFound("it is of another processor")
         if manifest.boot_digest != self._paths.boot().digest:
             raise NotFound("it is of other boot files")
         user = manifest.plan.user

@@ -1,0 +1,1 @@
+"""What libvirt asks QEMU about a CPU, and what is known without it."""
