@@ -34,8 +34,6 @@ from vmdriver.lifecycle.ports.host import Ownership
 _log = logging.getLogger(__name__)
 _WAIT_S = 20.0
 """A start waits so long for the verdict; then it is one with questions."""
-_AGAIN_S = 600.0
-"""After a try that decided nothing."""
 _BOX_S = 5.0
 _MEMORY_MIB = 256
 _FILE_BYTES = 2**24
@@ -62,6 +60,8 @@ class QuestionsTrial:
     name: str
     owner: Ownership
     results: Path
+    again_s: float = 600.0
+    """After a try that decided nothing."""
     _tasks: dict[Kind, asyncio.Task[Verdict | None]] = field(
         default_factory=dict, init=False
     )
@@ -85,7 +85,7 @@ class QuestionsTrial:
             return False
         if not task.cancelled() and task.exception() is None and task.result():
             return False
-        return asyncio.get_running_loop().time() > self._at[kind] + _AGAIN_S
+        return asyncio.get_running_loop().time() > self._at[kind] + self.again_s
 
     async def close(self) -> None:
         """Give up what is under way."""

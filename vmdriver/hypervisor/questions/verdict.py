@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vmdriver.model.spec import Frozen
 
 _SCHEMA = 1
-_OWN = {"seclabel", "{http://libvirt.org/schemas/domain/qemu/1.0}capabilities"}
+_OWN = {"seclabel", "genid", "{http://libvirt.org/schemas/domain/qemu/1.0}capabilities"}
 """Elements that differ from one begin to the next, or by what was asked for."""
 
 
