@@ -273,6 +273,8 @@ def plain_domain(state: Path, sandbox_id: str) -> tuple[Path, Path]:
     text = text.replace(str(source), str(files)).replace(domain, "bench-plain")
     text = re.sub(r"<uuid>[^<]*</uuid>", "", text)
     text = re.sub(r"target dev='vmd\w+'", "target dev='vmdbench'", text)
+    # What libvirt is told to leave out is ours, too.
+    text = re.sub(r"(?s)<qemu:capabilities>.*?</qemu:capabilities>", "", text)
     # Outside of every part of the wall but the user: QEMU itself, in this namespace.
     text = re.sub(
         r"<emulator>[^<]*</emulator>",

@@ -1,0 +1,137 @@
+"""What libvirt's questions about a CPU cost a machine's start and its restore. Started by scripts/bench.
+
+Two drivers take turns: one whose libvirt need not ask, and one whose does. What is counted is the call of libvirt's that
+has the machine, of which nothing else is different; medians of 5 rounds or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
+
+from bench import Process, request, table, wait_reason  # noqa: E402
+
+from tests.fakes.gateway import Gateway  # noqa: E402
+from tests.fakes.registry import push, registry  # noqa: E402
+from tests.fakes.serve import WORK  # noqa: E402
+from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
+from vmdriver.hypervisor.questions import verdict  # noqa: E402
+from vmdriver.storage.layout import Layout  # noqa: E402
+
+GOAL = 0.4
+OPTIONS = ("--templates-enabled", "false", "--on-stop", "suspend")
+
+
+def calls_s(driver: Process, what: str) -> list[float]:
+    """Seconds of every call of that name, of sandboxes' machines, in the driver's own debug log."""
+    found = re.findall(rf"outside: {what} \S+ took ([\d.]+) s", driver.log.read_text())
+    return [float(text) for text in found]
+
+
+@contextlib.contextmanager
+def driver_that(
+    asks: bool, gateway: Gateway, address: str, instance: str
+) -> Iterator[Process]:
+    """A driver whose libvirt asks, or does not, on a state directory of its own."""
+    state = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
+    state.chmod(0o755)
+    (state / "boot").symlink_to(WORK / "boot")
+    results = Layout(state).questions
+    more = ("--instance", instance, *OPTIONS)
+    try:
+        with Process(state, gateway, address, *more):
+            deadline = time.monotonic() + 60
+            while "qemu" not in verdict.load(results):
+                if time.monotonic() > deadline:
+                    raise RuntimeError("the driver did not try it")
+                time.sleep(0.05)
+        found = verdict.load(results)["qemu"]
+        if not found.spared:
+            sys.exit(f"bench_starts: libvirt has to ask here: {found.reason}")
+        if asks:
+            told = {"spared": False, "reason": "the bench says so"}
+            verdict.store(results, "qemu", found.model_copy(update=told))
+        with Process(state, gateway, address, *more) as driver:
+            yield driver
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def round_of(driver: Process, number: int, image: str) -> None:
+    """One start and one restore."""
+    sandbox, stub = request(number, image), driver.stub
+    stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox))
+    wait_reason(stub, sandbox.id, "Running")
+    stub.StopSandbox(pb.StopSandboxRequest(sandbox_id=sandbox.id))
+    stub.StartSandbox(pb.StartSandboxRequest(sandbox_id=sandbox.id))
+    wait_reason(stub, sandbox.id, "Running")
+    stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=sandbox.id))
+
+
+def measure(rounds: int) -> dict[str, float]:
+    gateway, figures = Gateway(), {}
+    folder = Path(tempfile.mkdtemp())
+    try:
+        with (
+            registry(folder / "registry") as address,
+            contextlib.ExitStack() as stack,
+        ):
+            push(WORK / "demo-image", "demo", f"{address}/demo:1")
+            drivers = [
+                stack.enter_context(driver_that(asks, gateway, address, name))
+                for asks, name in ((False, "vmdriver-bench"), (True, "vmdriver-asks"))
+            ]
+            for number in range(rounds + 1):
+                for place, driver in enumerate(drivers):
+                    round_of(driver, 2 * number + place, f"{address}/demo:1")
+            for what in ("start", "load"):
+                pair = [statistics.median(calls_s(d, what)[1:]) for d in drivers]
+                figures[f"{what}_ms"], figures[f"{what}_asked_ms"] = (
+                    pair[0] * 1e3,
+                    pair[1] * 1e3,
+                )
+                figures[f"{what}_ratio"] = pair[0] / pair[1]
+    finally:
+        gateway.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = max(5, parser.parse_args().rounds)
+    if os.geteuid() != 0:
+        sys.exit("bench_starts: must run as root")
+    figures = measure(rounds)
+    table(
+        f"libvirt's part without questions, and with them (goal {GOAL})",
+        [
+            (
+                name,
+                f"{figures[f'{key}_ms']:.0f} ms, {figures[f'{key}_asked_ms']:.0f} ms: "
+                f"{figures[f'{key}_ratio']:.2f}",
+            )
+            for key, name in (("start", "a machine begun"), ("load", "restored"))
+        ],
+    )
+    print(json.dumps({"starts": figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
