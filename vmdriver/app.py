@@ -299,8 +299,6 @@ class Driver:
 
     async def _know_the_hypervisor(self) -> None:
         with contextlib.suppress(DriverError):
-            await self.questions.clear()
-        with contextlib.suppress(DriverError):
             accelerator = await self.accelerator.chosen()
             await self.machines.versions(accelerator)
             await self.questions.spared(kind_of(accelerator))

@@ -94,8 +94,8 @@ class QuestionsTrial:
                 task.cancel()
                 await asyncio.wait({task})
 
-    async def clear(self) -> None:
-        """End what a killed driver's trial has left. DriverError."""
+    async def _clear(self) -> None:
+        """End what a killed driver's trial has left."""
 
         def end(connection: Any) -> None:
             _end(connection, self.name)
@@ -108,6 +108,7 @@ class QuestionsTrial:
             host = await self.abilities.host(kind)
             if host.domain_type == "test":
                 return Verdict(spared=False, reason="it has no CPU", about="")
+            await self._clear()
             about = await self._about(host)
             kept = verdicts.load(self.results).get(kind)
             if kept is None or kept.about != about:
