@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from tests.fakes.waiting import until
 from tests.system.machines import Driver
 from tests.system.workloads import running, suspending
+from vmdriver.hypervisor.questions import verdict
+from vmdriver.storage.layout import Layout
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /tmp/counter; sleep 0.1; done"
 
@@ -84,3 +87,34 @@ def test_snapshots_are_returned_to_and_forked(driver: Driver) -> None:
 
 def fork_of(driver: Driver, sandbox: str, name: str) -> str:
     return running(driver, {"from_snapshot": f"{sandbox}/{name}"})
+
+
+def test_memory_comes_back_whether_libvirt_asks_about_the_cpu_or_not(
+    driver: Driver,
+) -> None:
+    """Suspended in one way, resumed in the other, both ways; another driver takes the machine up in between."""
+    results = Layout(driver.host.state).questions
+    until(lambda: verdict.load(results), "the driver has tried it")
+    found = verdict.load(results)["qemu"]
+    assert found.spared, found.reason
+    sandbox = suspending(driver, command=["/bin/sh", "-c", COUNTER])
+    shell = driver.gateway.shell
+    shell(sandbox, "echo kept > /dev/shm/note")
+    try:
+        for spared in (False, True):
+            driver.stop(sandbox)
+            driver.kill()
+            verdict.store(results, "qemu", found.model_copy(update={"spared": spared}))
+            driver.start()
+            driver.start_sandbox(sandbox)
+            driver.wait(sandbox, "Running")
+            domain = driver.record(sandbox)["plan"]["domain"]
+            definition = driver.host.state / f"libvirt/run/qemu/{domain}.xml"
+            told = "<qemu:del capability='cpu-unavailable-features'/>"
+            assert (told in definition.read_text()) is spared
+            driver.restart()
+            assert shell(sandbox, "cat /dev/shm/note") == "kept\n"
+    finally:
+        verdict.store(results, "qemu", found)
+    assert len(driver.gateway.session(sandbox).hellos) == 1
+    assert driver.delete(sandbox)
