@@ -58,8 +58,8 @@ class Lasting(Connection):
     def _open(self) -> Any:
         if self._connection is None:
             self._connection = self._opened
-            if self._on_event is not None:
-                self._subscribe(self._connection)
+            if self._hints is not None:
+                self._subscribe(self._connection, self._hints)
         return self._connection
 
     def close(self) -> None:
