@@ -159,7 +159,8 @@ async def test_whatever_is_changed_around_a_machine_is_as_it_was_again(
 ) -> None:
     if "flush set" in change:
         run("ip", "addr", "add", "203.0.113.1/24", "dev", "lo")
-        await walled.guard.keep(walled.plan, MARK)
+        await soon(lambda: "203.0.113." in "".join(walled.shape()), "it is not known")
+        await asyncio.sleep(0.3)
     before = walled.shape()
     lease = walled.plan.lease
     words = change.format(

@@ -282,6 +282,11 @@ class HostNetwork:
         networks = await surroundings.connected_networks()
         return tuple(sorted({str(network) for network in networks}))
 
+    async def lasting_addresses(self) -> tuple[str, ...]:
+        """What the host is reached at, whatever machines come and go. NetworkError."""
+        pool = self._address_pool
+        return await surroundings.own_addresses(pool, of_machines=False)
+
     async def check_pool(self) -> None:
         """Refuse an address pool that overlaps what is in use. ConfigError."""
         await surroundings.check_pool(self._address_pool)

@@ -15,6 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vmdriver.errors import NetworkError
 
 _ROOT = 0xFFFFFFFF
+_INGRESS = 0xFFFFFFF1
 _HANDLE = 0x10000
 _LEAST_BURST = 64 * 1024
 """Bytes: what an interface hands on at once."""
@@ -51,6 +52,18 @@ async def shape(netlink: Any, index: int, mbit_s: int | None) -> None:
             reason="RateLimitUnavailable",
             resolution="load the module sch_tbf, or set no max_net_mbit_s",
         ) from error
+
+
+async def clear_queues(netlink: Any, index: int) -> None:
+    """Take what others have queued packets by from that interface, and what they do to packets
+    there; ours stays. NetlinkError.
+    """
+    found = [queue async for queue in await netlink.tc("dump", index=index)]
+    for queue in found:
+        ours = queue.get_attr("TCA_KIND") == "tbf" and queue["handle"] == _HANDLE
+        at_top = queue["parent"] >= _INGRESS  # the rest goes with those
+        if queue["index"] == index and queue["handle"] and at_top and not ours:
+            await netlink.tc("del", index=index, parent=queue["parent"])
 
 
 async def _unbound(netlink: Any, index: int) -> None:

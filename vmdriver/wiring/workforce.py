@@ -98,6 +98,7 @@ class Workforce:
             warm_pool=warm_pool,
             hypervisor=ports.hypervisor,
             network=ports.network,
+            guard=ports.network_guard,
             launch_files=ports.launch_files,
             memory=ports.memory,
             memory_store=ports.memory_store,

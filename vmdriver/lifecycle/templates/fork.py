@@ -20,6 +20,7 @@ from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import Hypervisor, LaunchFiles, Network
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
+from vmdriver.lifecycle.ports.network_guard import NetworkGuard
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.templates.pool import Waiting, WarmPool
 from vmdriver.lifecycle.templates.template import Template, Templates, on_template
@@ -36,6 +37,7 @@ class Forks:
     warm_pool: WarmPool
     hypervisor: Hypervisor
     network: Network
+    guard: NetworkGuard
     launch_files: LaunchFiles
     memory: MachineMemory
     memory_store: MemoryStore
@@ -135,6 +137,8 @@ class Forks:
         return Beginning(plan, source, RestoreKind.TEMPLATE)
 
     async def _take_tap(self, plan: LaunchPlan, owner: str) -> None:
+        # What it was is not to be had again; with its rules the guard keeps what it is then.
+        await self.guard.leave(plan.network.lease.tap)
         await self.network.reassign_tap(plan.network.lease.tap, owner)
         await self.network.limit_rate(plan.network)
 

@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 _LOOKS = 4
 """Into namespaces at a time: after events were lost, or a driver's start, all are looked at."""
 _AGAIN_S = 0.5
+_UNSEEN = 2
+"""So often at most it is not known what there is: then it is made anew."""
 _QUIET_S = 10.0
 """So often it is told, at most, that something of the host's was restored."""
 
@@ -54,7 +56,11 @@ class NetworkGuard:
         self._suspects: set[Watched] = set()
         self._woken = asyncio.Event()
         self._inside_at_once = asyncio.Semaphore(_LOOKS)
-        self._settings = False
+        self._loads_at_once = asyncio.Semaphore(_LOOKS)
+        self._addresses: tuple[str, ...] | None = None
+        """Of the host, as machines' rules have them; those in `_stale` have earlier ones."""
+        self._stale: set[str] = set()
+        self._readdressed = self._settings = False
         """Those of the host may have been changed."""
         self._told_at = -_QUIET_S
         self._joint_look = JointLook(self._look_once)
@@ -93,6 +99,8 @@ class NetworkGuard:
         else:
             await self.leave(tap)
             await self._network.find(plan, mark)
+            if self._addresses is None:
+                self._addresses = await self._network.lasting_addresses()
             parts = await self._watched(plan)
         kept = self._kept[tap] = Kept(
             tap,
@@ -141,12 +149,15 @@ class NetworkGuard:
     async def _make(
         self, plan: NetworkPlan, mark: str, parts: Sequence[Watched], mend: bool
     ) -> None:
+        if mend:  # its namespace may have lost its name
+            await self._network.find(plan, mark)
         places = {part.namespace for part in parts}
         inside = plan.namespace in places
         for rules in await self._network.rules(plan, mark, inside=inside):
             if rules.namespace in places and rules.namespace is not None:
                 # In there nothing else has any business.
-                await nft.load(f"flush ruleset\n{rules.text}", rules.namespace)
+                async with self._loads_at_once:
+                    await nft.load(f"flush ruleset\n{rules.text}", rules.namespace)
             elif rules.namespace in places:
                 await self._joint.load(rules.text)
         if mend:  # afterwards: what was shut is opened behind its rules
@@ -194,6 +205,9 @@ class NetworkGuard:
         if (heard.settings or heard.everything) and self._kept:
             self._settings = True
             self._woken.set()
+        if (heard.addresses or heard.everything) and self._kept:
+            self._readdressed = True
+            self._woken.set()
         here = (p for p in self._parts() if p.listener is self._host)
         self._suspect(part for part in here if part.concerns(heard))
 
@@ -217,9 +231,12 @@ class NetworkGuard:
             try:
                 await self._check([s for s in suspects if s.made is not None])
                 await self._check_forwarding()
+                await self._check_addresses()
             except Exception:  # noqa: BLE001 - nothing is restored on a guess: it is looked again
                 _log.exception("machines' networks cannot be looked at")
                 await asyncio.sleep(_AGAIN_S)
+                self._readdressed = True
+                self._woken.set()
                 self._suspect(suspects.intersection(self._parts()))
 
     async def _check_forwarding(self) -> None:
@@ -234,6 +251,26 @@ class NetworkGuard:
             for tap in self._kept:
                 self._tell(NetworkNews(tap, text, restored=True))
 
+    async def _check_addresses(self) -> None:
+        """What the host is reached at by now is denied inside too."""
+        wanted, self._readdressed = self._readdressed, False
+        if not wanted:
+            return
+        now = await self._network.lasting_addresses()
+        if now != self._addresses:
+            self._addresses = now
+            self._stale.update(self._kept)
+            self._renew()
+
+    def _renew(self) -> None:
+        for tap in list(self._stale):
+            kept = self._kept.get(tap)
+            inside = [p for p in kept.parts if p.namespace] if kept is not None else []
+            if kept is None or not inside or kept.renew(inside):
+                self._stale.discard(tap)
+        if self._stale:
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._renew)
+
     def _suspect(self, watched: Iterable[Watched]) -> None:
         self._suspects.update(watched)
         if self._suspects:
@@ -242,14 +279,37 @@ class NetworkGuard:
     async def _check(self, suspects: Sequence[Watched]) -> None:
         self.looks += bool(suspects)
         made = [part.made for part in suspects]
-        pictures = await asyncio.gather(*(part.look() for part in suspects))
+        looks = (part.look() for part in suspects)
+        pictures = await asyncio.gather(*looks, return_exceptions=True)
         for part, known, now in zip(suspects, made, pictures, strict=True):
             kept = self._kept.get(part.tap)
             if known is None or part.made is not known or kept is None:
                 continue  # it is or was made anew meanwhile, or is nobody's any more
-            words = differences(known, now)
-            if words and part in kept.parts:
+            if part not in kept.parts:
+                continue
+            words = (
+                self._not_seen(part, now)
+                if isinstance(now, BaseException)
+                else differences(known, now)
+            )
+            if words:
                 kept.restore(part, words)
+
+    def _not_seen(self, part: Watched, error: BaseException) -> list[str]:
+        """One that cannot be looked at holds up nobody else. What of it is to be restored."""
+        if not isinstance(error, NetworkError):
+            _log.error("network of %s: a bug", part.tap, exc_info=error)
+        part.unseen += 1
+        if part.unseen >= _UNSEEN:
+            text = error.text() if isinstance(error, NetworkError) else "a bug"
+            return [f"it cannot be looked at: {text}"]
+        loop = asyncio.get_running_loop()
+        loop.call_later(_AGAIN_S, self._suspect_still, part)
+        return []
+
+    def _suspect_still(self, part: Watched) -> None:
+        if part in self._parts():
+            self._suspect([part])
 
 
 def _listener_in(within: str) -> Listener:

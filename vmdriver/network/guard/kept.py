@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -25,6 +26,8 @@ _STAYS_S, _STAYS_LONG_S = 1.0, 10.0
 _OFTEN, _WINDOW_S = 5, 60.0
 """Restored so often within that time, it has to stay so for long."""
 _FIRST_S, _MOST_S = 0.2, 5.0
+_SOON_S, _LONG_S = 1.0, 4.0
+"""What is not restored by then is shut meanwhile; what is not so long after that, is broken."""
 _WORDS = 4
 
 Look = Callable[[Scene], Awaitable[tuple[Picture, frozenset[int]]]]
@@ -47,6 +50,8 @@ class Watched:
     known: Picture | None = None
     """As `made`, also while it is made anew."""
     indexes: frozenset[int] = frozenset()
+    unseen: int = 0
+    """How often in succession it could not be looked at."""
 
     def concerns(self, heard: Heard) -> bool:
         """Whether that may be about this."""
@@ -63,6 +68,7 @@ class Watched:
     async def look(self) -> Picture:
         """What there is now. NetworkError."""
         picture, self.indexes = await self.look_at(self.scene)
+        self.unseen = 0
         return picture
 
     def changes(self) -> tuple[int, int]:
@@ -102,9 +108,11 @@ class Kept:
         self.broken = ""
         """Why its machine is not to run."""
         self._tap, self._make, self._shut, self._tell = tap, make, shut, tell
+        self._alone = asyncio.Lock()
         self._changed = asyncio.Event()
         self._due: set[Watched] = set()
         self._mend = False
+        self._what = ""
         self._restored: deque[float] = deque(maxlen=_OFTEN)
         self._task: asyncio.Task[None] | None = None
 
@@ -112,6 +120,10 @@ class Kept:
         """Have them made, and know how they are then. NetworkError, also where somebody else
         changes them at that moment again and again, or more than the rules is not as it was.
         """
+        async with self._alone:
+            await self._make_alone(parts, mend)
+
+    async def _make_alone(self, parts: Sequence[Watched], mend: bool) -> None:
         for one in parts:
             one.made = None
         for _ in range(_TRIES):
@@ -140,11 +152,38 @@ class Kept:
         """The same; `failures`: so often it was tried already."""
         self._due.update(parts)
         self._mend |= mend
+        self._what = what
         self._changed.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(
                 self._restore(what, failures), name=f"network of {self._tap}"
             )
+
+    def renew(self, parts: Sequence[Watched]) -> bool:
+        """In the background, and without a word: what their rules are made of has changed. False:
+        it is being restored, and is to be asked for later.
+        """
+        if self._task is not None and not self._task.done():
+            return False
+        name = f"rules of {self._tap}"
+        self._task = asyncio.create_task(self._renew(parts), name=name)
+        return True
+
+    async def _renew(self, parts: Sequence[Watched]) -> None:
+        why = await self._tried_anew(parts)
+        if why:
+            await self._restore(why, 1)
+        elif self._due:
+            await self._restore(self._what, 0)
+
+    async def _tried_anew(self, parts: Sequence[Watched]) -> str:
+        try:
+            await self.make(parts, mend=False)
+        except Exception as error:  # noqa: BLE001 - as in `_tried`
+            self._due.update(parts)
+            self._mend = True
+            return f"its rules could not be loaded ({self._said(error)})"
+        return ""
 
     async def close(self) -> None:
         """Nothing goes on after this."""
@@ -189,13 +228,31 @@ class Kept:
         due, self._due = [part for part in self.parts if part in self._due], set()
         mend, self._mend = self._mend, False
         try:
-            await self.make(due, mend=mend)
+            await self._made_soon(what, due, mend)
         except Exception as error:  # noqa: BLE001 - a bug must not leave a machine without its wall
             self._due.update(due)
             self._mend |= mend
             return f"{what}, and it could not be restored: {self._said(error)}"
         self._restored.append(time.monotonic())
         return ""
+
+    async def _made_soon(self, what: str, parts: Sequence[Watched], mend: bool) -> None:
+        """Have them made. NetworkError. What helps with it may hang: nothing comes or goes then."""
+        making = asyncio.create_task(self.make(parts, mend=mend))
+        try:
+            await asyncio.wait({making}, timeout=_SOON_S)
+            if not making.done():
+                await tried(_log, self._shut(), f"shut the network of {self._tap}")
+                await asyncio.wait({making}, timeout=_LONG_S)
+                if not making.done():
+                    await self._break(f"{what}, and it takes long to restore it")
+                with contextlib.suppress(NetworkError):  # it may be that we shut it
+                    await making
+                making = asyncio.create_task(self.make(self.parts, mend=True))
+            await making
+        finally:
+            making.cancel()
+            await asyncio.wait({making})
 
     def _said(self, error: Exception) -> str:
         if isinstance(error, NetworkError):

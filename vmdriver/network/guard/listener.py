@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from collections import Counter
@@ -22,10 +23,15 @@ from vmdriver.network.guard.wire import (
 )
 
 _NFTABLES_GROUPS = (7,)
-_ROUTE_GROUPS = (1, 3, 5, 7, 8, 24)
-"""Links, neighbours, IPv4 addresses, routes, routing rules, what devices are to do with IPv4."""
+_ROUTE_GROUPS = (1, 3, 4, 5, 7, 8, 24)
+"""Links, neighbours, queues, IPv4 addresses, routes, routing rules, what devices are to do with
+IPv4.
+"""
 _NEW_GENERATION = 15
 _LINKS, _ADDRESSES, _ROUTES, _SETTINGS = {16, 17}, {20, 21}, {24, 25}, {80, 81}
+_LOCAL_TABLE = 255
+_QUEUES = {36, 37, 44, 45}
+"""And what is done to packets in them."""
 _NEIGHBOURS, _NEIGHBOUR_GONE, _PERMANENT = {28, 29}, 29, 0x80
 _ALL = struct.pack("=i", -1)
 """The index of what is of no single device."""
@@ -45,6 +51,8 @@ class Heard:
     """By index, and by name where that was said."""
     settings: bool = False
     """Forwarding, or routing rules."""
+    addresses: bool = False
+    """What is reached at this namespace itself."""
     everything: bool = False
     """Something was said that could not be kept: it may have been anything."""
 
@@ -68,6 +76,7 @@ class Listener:
             raise
         self._told: Callable[[Heard], None] = lambda _: None
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self.lost = 0
         """How often something could not be kept."""
 
@@ -94,8 +103,10 @@ class Listener:
         self._listen()
 
     def hear(self) -> None:
-        """Read what has been said up to now, and tell it."""
+        """Read what has been said up to now, and tell it. Nothing, once it is closed."""
         heard = Heard()
+        if self._closed:
+            return
         self._hear(self._tables, heard, self._of_tables)
         self._hear(self._links, heard, self._of_links)
         if heard != Heard():
@@ -103,6 +114,7 @@ class Listener:
 
     def close(self) -> None:
         """Hear nothing any more."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         with contextlib.suppress(RuntimeError):  # no loop: nothing was begun
@@ -123,8 +135,10 @@ class Listener:
                 data = source.recv(_READ_BYTES)
             except BlockingIOError:
                 return
-            except OSError:  # ENOBUFS: they came faster than they were read
-                self.lost += 1
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost += 1  # they came faster than they were read
                 heard.everything = True
                 self._pending.clear()
                 continue
@@ -157,7 +171,8 @@ class Listener:
                 for key, text in attributes(payload, 16)
                 if key == 3
             }
-        elif kind in _ADDRESSES:
+        elif kind in _ADDRESSES | _QUEUES:
+            heard.addresses |= kind in _ADDRESSES
             heard.interfaces |= set(struct.unpack_from("=i", payload, 4))
         elif kind in _NEIGHBOURS:
             # Those that the kernel finds and forgets by itself are not ours.
@@ -165,6 +180,7 @@ class Listener:
             if kind == _NEIGHBOUR_GONE or state & _PERMANENT:
                 heard.interfaces.add(index)
         elif kind in _ROUTES:
+            heard.addresses |= payload[4] == _LOCAL_TABLE
             for key, content in attributes(payload, 12):
                 if key == 4:
                     heard.interfaces |= set(struct.unpack("=i", content))

@@ -25,11 +25,14 @@ from vmdriver.network.netlink import (
     netlink_in,
     write_sysctls,
 )
+from vmdriver.network.shaping import clear_queues
 
 _MAIN, _LOCAL_TABLE = 254, 255
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - a destination
-_OWN_RANKS = {0, 32766, 32767}
-"""Of the routing rules that every namespace begins with."""
+_LOOPBACK, _MTU, _NO_ARP, _PERMANENT = 1, 1500, 0x80, 0x80
+_OWN_RULES = {0: 255, 32766: 254, 32767: 253}
+"""Ranks and tables of the routing rules that every namespace begins with."""
+_BY_KERNEL = 2
 
 
 def inside_sysctls(tap: str) -> Mapping[str, str]:
@@ -49,25 +52,90 @@ async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
     await namespace.find(within, mark)
     await alone("sysctls", _write_inside, within)
     async with netlink_in(within) as inside:
-        names = {
-            attribute(link, "IFLA_IFNAME"): link["index"]
-            async for link in await inside.link("dump")
-        }
-        if within not in names:
-            raise NetworkError(f"its tap {within} is gone")
-        if namespace.OUT not in names:
-            await namespace.pair(plan, mark, host)
-            await alone("sysctls", _write_inside, within)
-        for name, index in names.items():
-            if name not in {"lo", within, namespace.OUT}:
-                with ignore_missing():
-                    await inside.link("del", index=index)
-        lease, tap = plan.lease, names[within]
+        tap = await _mend_tap(within, inside)
+        await _mend_pair(plan, mark, inside, host)
+        await inside.link("set", index=_LOOPBACK, state="down")
+        await alone("sysctls", _write_inside, within)
+        lease = plan.lease
         (out,) = await inside.link_lookup(ifname=namespace.OUT)
+        links, own = {tap, out, _LOOPBACK}, {(tap, f"{lease.host_ip}/32")}
         routes = {(tap, f"{lease.guest_ip}/32"), (out, f"{_ANYWHERE}/0")}
-        await _clear(inside, {tap, out, 1}, {(tap, f"{lease.host_ip}/32")}, routes)
+        await _clear(inside, links, own, routes)
+        known = {(tap, lease.guest_ip), (out, lease.uplink_ip)}
+        await _clear_neighbours(inside, links, known)
         await _clear_rules(inside)
+        for index in (tap, out):
+            await clear_queues(inside, index)
         await namespace.furnish(plan, mark, inside)
+
+
+async def _mend_tap(name: str, inside: Any) -> int:
+    """Its index. QEMU has that very one open, whatever it is called by now."""
+    taps = [
+        link
+        async for link in await inside.link("dump")
+        if _kind(link) == "tun" or attribute(link, "IFLA_IFNAME") == name
+    ]
+    if len(taps) != 1:
+        raise NetworkError(f"its tap {name} is gone")
+    (tap,) = taps
+    index: int = tap["index"]
+    if attribute(tap, "IFLA_IFNAME") != name:
+        await inside.link("set", index=index, state="down")
+        await inside.link("set", index=index, ifname=name)
+    if attribute(tap, "IFLA_MASTER"):
+        await inside.link("set", index=index, master=0)
+    await inside.link("set", index=index, mtu=_MTU, flags=0, change=_NO_ARP)
+    return index
+
+
+async def _mend_pair(plan: NetworkPlan, mark: str, inside: Any, host: Any) -> None:
+    """One of which anything is not as it was made is made anew, wherever its ends are. No other
+    link is in there.
+    """
+    name, out = plan.lease.tap, namespace.OUT
+    within = [link async for link in await inside.link("dump")]
+    ends = [link for link in within if attribute(link, "IFLA_IFNAME") == out]
+    outside = [
+        link
+        async for link in await host.link("dump")
+        if attribute(link, "IFLA_IFALIAS") == mark and _kind(link) == "veth"
+    ]
+    named = [link for link in outside if attribute(link, "IFLA_IFNAME") == name]
+    whole = bool(
+        ends
+        and named
+        and attribute(ends[0], "IFLA_LINK") == named[0]["index"]
+        and _as_made(ends[0], namespace.OUT_MAC)
+        and _as_made(named[0], namespace.HOST_MAC)
+    )
+    stay = {"lo", name, out} if whole else {"lo", name}
+    for link in within:
+        if attribute(link, "IFLA_IFNAME") not in stay:
+            with ignore_missing():
+                await inside.link("del", index=link["index"])
+    if whole:
+        return
+    for link in outside:
+        with ignore_missing():  # mostly gone with its other end
+            await host.link("del", index=link["index"])
+    await namespace.pair(plan, mark, host)
+
+
+def _kind(link: Any) -> str:
+    info = attribute(link, "IFLA_LINKINFO")
+    return str(info.get_attr("IFLA_INFO_KIND")) if info is not None else ""
+
+
+def _as_made(link: Any, address: str) -> bool:
+    xdp = attribute(link, "IFLA_XDP")
+    return (
+        attribute(link, "IFLA_ADDRESS") == address
+        and attribute(link, "IFLA_MTU") == _MTU
+        and not attribute(link, "IFLA_MASTER")
+        and not link["flags"] & _NO_ARP
+        and not (xdp is not None and xdp.get_attr("IFLA_XDP_ATTACHED"))
+    )
 
 
 def _write_inside(within: str) -> None:
@@ -99,19 +167,36 @@ async def _clear(
         table = attribute(found, "RTA_TABLE") or found["table"]
         index = attribute(found, "RTA_OIF")
         to = f"{attribute(found, 'RTA_DST') or _ANYWHERE}/{found['dst_len']}"
-        made = table == _MAIN and (index, to) in routes
-        if index in links and table != _LOCAL_TABLE and not made:
+        made = (index, to) in (own if table == _LOCAL_TABLE else routes)
+        if index in links and not (made and table in {_MAIN, _LOCAL_TABLE}):
+            where = {"table": table, "oif": index, "type": found["type"]}
             with _ignore_gone():  # with its address
-                await netlink.route(
-                    "del", dst=to, table=table, oif=index, scope=found["scope"]
-                )
+                await netlink.route("del", dst=to, scope=found["scope"], **where)
+
+
+async def _clear_neighbours(
+    netlink: Any, links: Collection[int], own: Collection[tuple[int, str]]
+) -> None:
+    """The same of what somebody has said of neighbours."""
+    found = [n async for n in await netlink.neigh("dump", family=socket.AF_INET)]
+    for one in found:
+        index, address = one["ifindex"], attribute(one, "NDA_DST")
+        said = one["state"] & _PERMANENT and index in links
+        if said and (index, address) not in own:
+            await netlink.neigh("del", ifindex=index, dst=address)
 
 
 async def _clear_rules(netlink: Any) -> None:
+    missing = dict(_OWN_RULES)
     for rule in [r async for r in await netlink.rule("dump", family=socket.AF_INET)]:
         rank = attribute(rule, "FRA_PRIORITY") or 0
-        if rank not in _OWN_RANKS:
+        if rank in missing:
+            del missing[rank]
+        else:
             await netlink.rule("del", priority=rank, family=socket.AF_INET)
+    for rank, table in missing.items():
+        made = {"table": table, "protocol": _BY_KERNEL, "action": "to_tbl"}
+        await netlink.rule("add", priority=rank, family=socket.AF_INET, **made)
 
 
 @contextmanager
@@ -137,6 +222,8 @@ async def mend_outside(plan: NetworkPlan, mark: str, host: Any) -> None:
         addresses = namespace.outside_addresses(lease)
         own = {(index, f"{address}/32") for address in addresses}
         await _clear(host, {index}, own, {(index, guest)})
+        await _clear_neighbours(host, {index}, {(index, lease.guest_ip)})
+        await clear_queues(host, index)
         await namespace.connect(plan, host)
         return
     await host.link("set", index=found[0], ifalias=mark, address=host_mac(lease.mac))
@@ -150,6 +237,13 @@ async def mend_outside(plan: NetworkPlan, mark: str, host: Any) -> None:
 
 
 async def shut(plan: NetworkPlan, host: Any) -> None:
-    """Nothing comes or goes through the host's end until it is mended. NetlinkError."""
+    """Nothing comes or goes until it is mended, wherever the host's end is by now. NetlinkError,
+    OSError, NetworkError.
+    """
     for index in await host.link_lookup(ifname=plan.lease.tap):
         await host.link("set", index=index, state="down")
+    if plan.namespace is None:
+        return
+    async with netlink_in(plan.namespace) as inside:
+        for index in await inside.link_lookup(ifname=namespace.OUT):
+            await inside.link("set", index=index, state="down")

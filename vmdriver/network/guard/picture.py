@@ -17,9 +17,11 @@ from vmdriver.network.guard.table_prints import Prints, Table
 from vmdriver.network.guard.wire import NETFILTER, ROUTE, attributes, dump, open_socket
 
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR, _GET_RULE = 18, 22, 26, 30, 34
+_GET_QUEUE = 38
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBi")
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_QUEUE = struct.Struct("=BxxxiIII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _UP_OR_NO_ARP = 0x1 | 0x80
 _PERMANENT = 0x80
@@ -53,7 +55,7 @@ def look(scene: Scene) -> tuple[Picture, Mapping[int, str]]:
     if scene.interfaces is None or scene.interfaces:
         with contextlib.closing(open_socket(ROUTE)) as asked:
             names = _links(asked, scene.interfaces, found)
-            for part in (_addresses, _routes, _neighbours):
+            for part in (_addresses, _routes, _neighbours, _queues):
                 found |= dict(part(asked, names))
             if scene.interfaces is None:
                 found |= dict(_rules(asked))
@@ -97,8 +99,8 @@ def _dumped(asked: socket.socket, kind: int, family: int) -> list[bytes]:
     """A list that was changed while it was read is read again."""
     for _ in range(10):
         with contextlib.suppress(BlockingIOError):
-            return dump(asked, kind, struct.pack("=B15x", family))
-    return dump(asked, kind, struct.pack("=B15x", family))
+            return dump(asked, kind, struct.pack("=B19x", family))
+    return dump(asked, kind, struct.pack("=B19x", family))
 
 
 def _links(
@@ -154,6 +156,18 @@ def _neighbours(
             address = ipaddress.IPv4Address(known[1])
             rest = struct.pack("=B", flags) + known.get(2, b"")
             yield f"neighbour {address} of {names[index]}", rest
+
+
+def _queues(
+    asked: socket.socket, names: Mapping[int, str]
+) -> Iterator[tuple[str, bytes]]:
+    """Those that somebody chose: what the kernel begins with has no number."""
+    for data in _dumped(asked, _GET_QUEUE, socket.AF_UNSPEC):
+        _, index, handle, parent, _ = _QUEUE.unpack_from(data)
+        known = dict(attributes(data, _QUEUE.size))
+        if index in names and handle:
+            rest = struct.pack("=I", handle) + known[1] + known.get(2, b"")
+            yield f"queue {parent:x} of {names[index]}", rest
 
 
 def _rules(asked: socket.socket) -> Iterator[tuple[str, bytes]]:
