@@ -18,6 +18,7 @@ import pytest
 from tests.contract.canary import SECRET, watched
 from tests.unit.test_checkpoints import RAM, stream
 from tests.unit.test_hostile_streams import BEGUN, ENDLESS, LIES, MAIN, writing
+from tests.unit.test_stream_passes import Pass, stream_of
 from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host import process
 from vmdriver.hypervisor.memory import ram_reader
@@ -70,6 +71,18 @@ def test_it_gives_what_the_stream_holds(tmp_path: Path) -> None:
     for number in range(64):
         page = data[number * PAGE : (number + 1) * PAGE]
         assert page == pages.get(number, bytes(PAGE))
+
+
+def test_of_passes_the_last_one_holds(tmp_path: Path) -> None:
+    """Zeros over what was written before: the process may still write, and needs no more for it."""
+    once: Pass = {(b"pc.ram", n): 1 for n in range(64)}
+    memory = tmp_path / "memory"
+    passes: list[Pass] = [once, {**once, (b"pc.ram", 5): 2}, {(b"pc.ram", 9): 0}]
+    with writing(stream_of(passes)) as source:
+        found = begin(source, memory).found(10, always)
+    assert found.stored_bytes == 63 * PAGE
+    content = memory.read_bytes()
+    assert [content[n * PAGE] for n in (4, 5, 9, 10)] == [1, 2, 0, 1]
 
 
 def test_it_has_no_rights_and_no_file_but_three(tmp_path: Path) -> None:

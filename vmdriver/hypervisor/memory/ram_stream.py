@@ -1,16 +1,19 @@
 """QEMU's migration stream, cut in two: the guest's memory as a sparse file, and the rest.
 
-QEMU writes a stopped machine as one stream: headers, every page of every RAM block with a
-record header of its own, then the devices. Here the pages of the main block go to their own
-offsets of a file, which another QEMU can map copy-on-write; what is left (some 300 KiB) is
-again a stream that any QEMU with default capabilities accepts. Zero pages become holes.
+QEMU writes a machine as one stream: headers, every page of every RAM block with a record header
+of its own, then the devices. Of one that runs meanwhile, pages that have changed come again, in
+further passes, as zero pages where they have become zero: the last one holds. Here the pages of
+the main block go to their own offsets of a file, which another QEMU can map copy-on-write; what is
+left (some 300 KiB) is again a stream that any QEMU with default capabilities accepts. Pages that
+were zero from the beginning become holes.
 
 Format (QEMU 3 to 10, "ram" section of the precopy stream; QEMU source migration/ram.c,
 migration/savevm.c; measured with 7.2 and 10.0): all numbers are big-endian.
 
 Whoever has taken the QEMU over writes what it likes. So no length and no address is believed:
-blocks are named once, and have sizes; a page is one of a block that was named, and inside it; a
-page may come a few times, not for ever; what is held of the stream is bounded. It runs in a
+blocks are named once, and have sizes; a page is one of a block that was named, and inside it; it
+comes once in a pass; passes are so many at most, and all their pages as well; what is held of the
+stream is bounded. It runs in a
 process of its own (`ram_reader`) and imports next to nothing, so that this one begins at once.
 """
 
@@ -42,7 +45,13 @@ _MOST_OTHER = 64 * 2**20
 _MOST_SECTIONS = 2**17
 """With their ends. QEMU begins one every 50 ms at most."""
 _MOST_TIMES = 4
-"""How often a page comes at most: of a machine that stands still once."""
+"""The pages of all passes, in memories. Of a machine that stands still each page comes once; of one
+that runs, whoever has it written ends that sooner (capture.py).
+"""
+_MOST_PASSES = 1024
+"""QEMU goes through the memory upwards, and begins anew at its end: a page that is not above the
+one before it begins a pass (find_dirty_block in its migration/ram.c).
+"""
 
 
 def _refuse(problem: str) -> HypervisorError:
@@ -119,6 +128,8 @@ class _Memory:
         pages = -(-size // PAGE)
         self._stored = bytearray(pages)
         self._left = _MOST_TIMES * pages
+        self._above = 0  # the next page of the same pass is at this address or above it
+        self._passes = 1
 
     @property
     def stored_bytes(self) -> int:
@@ -131,6 +142,11 @@ class _Memory:
             raise _refuse(f"has a page at {start:#x}, where there is no memory")
         if self._left < 0:
             raise _refuse("has the same pages again and again")
+        if start < self._above:
+            self._passes += 1
+            if self._passes > _MOST_PASSES:
+                raise _refuse("goes through the memory again and again")
+        self._above = start + count * PAGE
         return range(start // PAGE, start // PAGE + count)
 
     def write(self, views: list[memoryview] | list[bytes], start: int) -> None:
