@@ -81,10 +81,15 @@ _log = logging.getLogger(__name__)
 
 class Driver:
     """Everything of one driver process, wired. `passage`: see open_driver; without one, libvirt
-    must not be used.
+    must not be used. `taken`: why machines get no new numbers.
     """
 
-    def __init__(self, config: Config, passage: Passage = DIRECT) -> None:
+    def __init__(
+        self,
+        config: Config,
+        passage: Passage = DIRECT,
+        taken: ConfigError | None = None,
+    ) -> None:
         self.config = config
         self.passage = passage
         self.settings = settings_from(config)
@@ -103,7 +108,7 @@ class Driver:
         self._possession = Possession(self.layout, owner)
         self.disks = DiskStore(self.layout, self._files, owner)
         self.cgroups = self._cgroups(uri)
-        self.users = UserPool(machine_uids(config))
+        self.users = UserPool(machine_uids(config), taken)
         self.box_trial = self._box_trial()
         self.network = HostNetwork(
             instance, owner, self._files, config.network.address_pool
@@ -342,11 +347,13 @@ async def open_driver(config: Config) -> Driver:
     thread, before anything else works there. ConfigError where there is no way.
     """
     layout, uids = Layout(config.driver.state_dir), machine_uids(config)
-    await asyncio.to_thread(check_uids, layout, uids)
+    taken = await asyncio.to_thread(check_uids, layout, uids)
+    if taken is not None:
+        _log.error("no sandbox gets a machine of its own any more: %s", taken.text())
     embedded = config.driver.connection == "embed"
     # Every machine's user is as much of a stranger to the folders above ours as this one.
     probe = Ownership(uids.probe.uid, uids.probe.gid)
     passage = await open_way_in(layout, probe, embedded=embedded)
     for ours, theirs in passage.ways:
         _log.info("QEMU comes to %s through %s, its own mount", ours, theirs)
-    return Driver(config, passage)
+    return Driver(config, passage, taken)

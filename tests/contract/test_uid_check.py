@@ -51,6 +51,20 @@ def test_numbers_of_somebody_on_this_host_are_refused(layout: Layout) -> None:
     assert "machine_uids" in refused.value.resolution
 
 
+def test_a_host_whose_new_user_got_numbers_of_sandboxes_keeps_its_driver(
+    layout: Layout,
+) -> None:
+    (layout.layers / "7").mkdir()
+    taken = check_uids(layout, MachineUids(0, 99))
+    assert taken is not None
+    assert "user root is 0" in taken.message
+    assert "such as" in taken.resolution
+    assert check_uids(layout, UIDS) is None
+    (layout.layers / "7").rmdir()
+    with pytest.raises(ConfigError, match="user root is 0"):
+        check_uids(layout, MachineUids(0, 99))
+
+
 def test_a_file_system_without_access_lists_is_refused(without_lists: Layout) -> None:
     with pytest.raises(ConfigError, match="has no access lists") as refused:
         check_uids(without_lists, UIDS)

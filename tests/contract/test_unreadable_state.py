@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.fakes.driver import spec
 from vmdriver.cli import show
 from vmdriver.cli.doctor import unreadable
+from vmdriver.cli.main import main
 from vmdriver.cli.unread import unread
 from vmdriver.config import Loaded, load
 from vmdriver.errors import StorageError
@@ -219,3 +221,28 @@ async def test_a_layer_says_what_it_stands_on(layout: Layout, threads: Threads) 
     Path(b1).write_bytes(b"QFI\xfb")
     with pytest.raises(StorageError):
         await disks.own_layers("b")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("command", ["inspect", "console"])
+def test_who_may_not_look_is_told_so_and_not_that_a_sandbox_is_unknown_or_damaged(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o711)
+        layout = Layout(Path(place) / "state")
+        layout.make()
+        layout.sandbox("s1").root.mkdir(mode=0o700)
+        words = ["--state-dir", str(layout.root)]
+        assert main([command, "nosuch", *words]) == 2
+        assert "nosuch is not known" in capsys.readouterr().err
+        os.seteuid(65534)
+        try:
+            for sandbox in ("s1", "nosuch"):
+                assert main([command, sandbox, *words]) == 2
+                told = capsys.readouterr()
+                assert "you may not look into" in told.err
+                assert "run this command as" in told.err
+                assert told.out == ""
+        finally:
+            os.seteuid(0)

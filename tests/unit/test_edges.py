@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from vmdriver import errors
 from vmdriver.host import process
 from vmdriver.host.log import parse_level, set_up
+from vmdriver.host.packages import way_to
 from vmdriver.host.threads import Threads, finished
 from vmdriver.oci.reference import parse
 from vmdriver.service import server
@@ -165,6 +167,30 @@ async def test_a_command_that_takes_too_long_is_ended_with_its_children() -> Non
         [sys.executable, "-c", "import os; print(sorted(os.environ))"], deadline_s=10
     )
     assert "PYTEST" not in done.stdout.decode(), "the environment is a clean one"
+
+
+async def test_what_a_program_that_is_not_there_is_in_is_said_by_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(process.ENVIRONMENT, "PATH", "/nowhere")
+    for program, package in (("nft", "nftables"), ("/usr/sbin/mke2fs", "e2fsprogs")):
+        assert way_to(program) == f"apt-get install {package}"
+    with pytest.raises(errors.CommandError) as caught:
+        await process.run(["nft", "list"], deadline_s=5)
+    assert caught.value.resolution == "apt-get install nftables"
+    assert way_to("qemu-system-x86_64") == "apt-get install qemu-system-x86"
+
+
+async def test_a_driver_without_files_to_open_does_not_ask_for_a_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def none_left(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
+    with pytest.raises(errors.CommandError, match="Too many open files") as caught:
+        await process.run(["nft", "list"], deadline_s=5)
+    assert "LimitNOFILE" in caught.value.resolution
 
 
 async def test_a_command_may_be_tried_again_when_somebody_has_killed_it(

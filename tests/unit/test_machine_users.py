@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vmdriver.config import config_of
 from vmdriver.config.views import machine_uids
-from vmdriver.errors import ConfigError, Exhausted
+from vmdriver.errors import ConfigError, Exhausted, Refused
 from vmdriver.host.users import ids as users
 from vmdriver.host.users.uid_claim import UidClaim
 from vmdriver.lifecycle.launch.users import UserPool
@@ -179,6 +179,34 @@ def test_numbers_of_this_hosts_users_are_found(tmp_path: Path) -> None:
     assert found == f"ann has 231072-296607 in {tmp_path / 'subuid'}"
     assert users.others_between(296608, 296999, tmp_path) == ""
     assert users.others_between(231000, 231072, tmp_path)
+
+
+def test_whoever_is_refused_numbers_is_named_others_that_nobody_has(
+    tmp_path: Path,
+) -> None:
+    """Debian's useradd gives each ordinary user 65536 more."""
+    lines = [f"u{n}:{100000 + n * 65536}:65536\n" for n in range(3)]
+    (tmp_path / "subuid").write_text("".join(lines))
+    assert users.others_between(250000, 259999, tmp_path)
+    assert '"1879048192-1879058191"' in users.way_out(10000, tmp_path)
+    (tmp_path / "subgid").write_text("nspawn:1879000000:60000\nnext:1879060500:1\n")
+    found = '"1879060501-1879070500"'
+    assert found in users.way_out(10000, tmp_path)
+    assert '"1879060000-1879060499"' in users.way_out(500, tmp_path)
+    assert users.others_between(1879060501, 1879070500, tmp_path) == ""
+    (tmp_path / "subgid").write_text("all:1000:4000000000\n")
+    assert "such as" not in users.way_out(10000, tmp_path)
+
+
+def test_numbers_that_somebody_else_has_by_now_are_kept_but_not_given() -> None:
+    taken = ConfigError("machine_uids 250000-250004: ann has 231072-296607")
+    pool = UserPool(MachineUids(250000, 250004), taken)
+    pool.adopt("s1", 250002)
+    assert pool.take("s1", set()) == 250002
+    with pytest.raises(Refused, match="ann has 231072") as refused:
+        pool.take("s2", set())
+    assert refused.value.reason == "MachineUidsTaken"
+    assert pool.held() == {250002}
 
 
 def process(proc: Path, pid: int, stat: str, uid: int) -> None:

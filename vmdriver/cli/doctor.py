@@ -19,6 +19,7 @@ from vmdriver.errors import CommandError, ConfigError, DriverError
 from vmdriver.host import facts, process
 from vmdriver.host.confined.user_namespace import FIRST, UserNamespace
 from vmdriver.host.lock import StateLock
+from vmdriver.host.packages import way_to
 from vmdriver.host.users import access
 from vmdriver.host.users import ids as users
 from vmdriver.hypervisor.kvm import outcome as kvm_outcome
@@ -37,16 +38,16 @@ from vmdriver.storage.programs.needed import SUPERVISOR_WAY_OUT, missing_supervi
 from vmdriver.storage.sandboxes import wall_found
 from vmdriver.storage.way_in import closed_folder
 
-_TOOLS = {
-    "bwrap": "bubblewrap",
-    "qemu-img": "qemu-utils",
-    "mke2fs": "e2fsprogs",
-    "nft": "nftables",
-    "skopeo": "skopeo",
-    "umoci": "umoci",
-    "readelf": "binutils",
-    "patchelf": "patchelf",
-}
+_TOOLS = (
+    "bwrap",
+    "qemu-img",
+    "mke2fs",
+    "nft",
+    "skopeo",
+    "umoci",
+    "readelf",
+    "patchelf",
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,12 @@ class Finding:
 
 
 def _tools() -> Iterator[Finding]:
-    for tool, package in _TOOLS.items():
+    for tool in _TOOLS:
         path = shutil.which(tool, path=process.ENVIRONMENT["PATH"])
         if path:
             yield Finding(f"tool {tool}", "ok", path)
         else:
-            advice = f"apt-get install {package}"
-            yield Finding(f"tool {tool}", "fail", "is missing", advice)
+            yield Finding(f"tool {tool}", "fail", "is missing", way_to(tool))
 
 
 def _permissions(config: Config) -> Iterator[Finding]:
@@ -84,7 +84,7 @@ def _permissions(config: Config) -> Iterator[Finding]:
     yield Finding("QEMU user", "ok", text)
     uids = machine_uids(config)
     if taken := users.others_between(uids.first, uids.last):
-        advice = "set machine_uids to numbers that nobody has on this host"
+        advice = users.way_out(uids.last - uids.first + 1)
         yield Finding("machine users", "fail", f"{uids}: {taken}", advice)
     else:
         yield Finding("machine users", "ok", f"{uids}, one for each machine")
@@ -252,8 +252,7 @@ def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Findi
     """Parts that nothing is refused for, where they are not there, for these reasons."""
     if "sealed-memory" not in found.parts:
         text = f"with QEMU before 8.2 every machine boots: {unsealed}"
-        advice = "apt-get install gcc libc6-dev"
-        yield Finding("wall: sealed-memory", "warn", text, advice)
+        yield Finding("wall: sealed-memory", "warn", text, way_to("gcc"))
     if "cgroup" not in found.parts:
         text = f"the kernel does not limit machines: {unlimited}"
         advice = "docs/security.md says what it takes"
@@ -380,7 +379,7 @@ async def _qemu_version() -> Finding:
     try:
         done = await process.run([program, "--version"], deadline_s=10)
     except CommandError as error:
-        return Finding("QEMU", "fail", error.message, f"apt-get install {program}")
+        return Finding("QEMU", "fail", error.message, way_to(program))
     return Finding("QEMU", "ok", done.stdout.decode().splitlines()[0])
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vmdriver.app import Driver, open_driver
@@ -17,7 +19,7 @@ from vmdriver.cli.terminal import indented, write_raw
 from vmdriver.cli.unread import as_document, print_unreadable, read_state
 from vmdriver.cli.waterfall import shown
 from vmdriver.config import Loaded
-from vmdriver.errors import ConfigError, DriverError, NotFound
+from vmdriver.errors import ConfigError, DriverError, NotFound, Refused
 from vmdriver.host import console_file
 from vmdriver.host.lock import StateLock
 from vmdriver.host.visible import visible, visible_lines
@@ -108,12 +110,28 @@ def _wall(loaded: Loaded, sandbox_id: str) -> list[str] | None:
 
 
 def _files(loaded: Loaded, sandbox_id: str) -> SandboxFiles:
-    files = Layout(loaded.config.driver.state_dir).sandbox(sandbox_id)
+    layout = Layout(loaded.config.driver.state_dir)
+    files = layout.sandbox(sandbox_id)
+    _check_rights(layout.sandboxes)
     if not is_sandbox(files.root):
         raise NotFound(
             f"sandbox {sandbox_id} is not known in {loaded.config.driver.state_dir}"
         )
     return files
+
+
+def _check_rights(sandboxes: Path) -> None:
+    """Refused for whoever may not look: neither what is there nor what is not would be true."""
+    try:
+        os.scandir(sandboxes).close()
+    except PermissionError as error:
+        raise Refused(
+            f"you may not look into {sandboxes}: {error.strerror}",
+            reason="PermissionDenied",
+            resolution="run this command as the driver's user (root)",
+        ) from error
+    except OSError:
+        return
 
 
 def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:

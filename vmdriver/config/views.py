@@ -12,6 +12,7 @@ from vmdriver.config.gateway import GatewaySettings
 from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 from vmdriver.host import facts
+from vmdriver.host.users import ids
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
 from vmdriver.model.machine_uids import MachineUids
@@ -19,7 +20,6 @@ from vmdriver.oci.policy import ImagePolicy
 from vmdriver.service.server import MAX_PATH
 
 _FIRST_UID, _UIDS = 250_000, 10_000
-_UNUSED_UIDS = range(1_879_048_192, 2_147_352_576)
 _CORES = {field.name for field in dataclasses.fields(Settings)}
 
 
@@ -96,7 +96,7 @@ def admin_socket(config: Config) -> Path:
 
 def machine_uids(config: Config) -> MachineUids:
     """The host users that machines run as. Another state directory than the default one has
-    numbers of its own, where systemd's list of ids (UIDS-GIDS.md) knows nobody.
+    numbers of its own among those that nobody is known to use.
     """
     first, _, last = config.isolation.machine_uids.partition("-")
     if last:
@@ -104,8 +104,8 @@ def machine_uids(config: Config) -> MachineUids:
     if config.driver.state_dir == DEFAULT_STATE_DIR:
         return MachineUids(_FIRST_UID, _FIRST_UID + _UIDS - 1)
     digest = hashlib.sha256(os.fsencode(config.driver.state_dir)).digest()
-    slot = int.from_bytes(digest[:8]) % (len(_UNUSED_UIDS) // _UIDS)
-    begin = _UNUSED_UIDS[slot * _UIDS]
+    slot = int.from_bytes(digest[:8]) % (len(ids.UNUSED) // _UIDS)
+    begin = ids.UNUSED[slot * _UIDS]
     return MachineUids(begin, begin + _UIDS - 1)
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from vmdriver.errors import CommandError, Killed
 from vmdriver.host import strays
 from vmdriver.host.confined.box import Box
+from vmdriver.host.packages import way_to
 
 _log = logging.getLogger(__name__)
 ENVIRONMENT = {
@@ -73,6 +74,13 @@ async def _end_group(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
+_ways_out = {
+    errno.EMFILE: "raise how many files the driver may have open (LimitNOFILE= of its unit)",
+    errno.ENFILE: "raise how many files may be open on this host (fs.file-max)",
+    errno.EAGAIN: "raise how many processes the driver may have (TasksMax= of its unit)",
+    errno.ENOMEM: "free memory on this host",
+    errno.EACCES: "have it be executable",
+}
 _marks: dict[str, str] = {}
 
 
@@ -141,7 +149,7 @@ def _cannot_run(arguments: Sequence[str], error: OSError) -> CommandError:
     return CommandError(
         f"{arguments[0]} cannot be run: {error.strerror}",
         detail=shlex.join(arguments),
-        resolution=f"install the program {arguments[0]}",
+        resolution=_ways_out.get(error.errno or 0) or way_to(_program(arguments)),
     )
 
 

@@ -6,8 +6,13 @@ import contextlib
 import grp
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 
+UNUSED = range(1_879_048_192, 2_147_352_576)
+"""Ids where systemd's list of them (UIDS-GIDS.md) knows nobody, and useradd gives nobody any: it
+begins with the lowest that are free (SUB_UID_MIN in login.defs(5)).
+"""
 _GONE = "ZX"
 """States of a process that runs no more and waits for its parent (proc(5))."""
 
@@ -59,21 +64,37 @@ def others_between(first: int, last: int, etc: Path = Path("/etc")) -> str:
     """Who of this host has an id between these two, in words, or "": users, groups, and users'
     ranges for their own namespaces (subuid(5)).
     """
+    for begin, end, who in _others(etc):
+        if begin <= last and first <= end:
+            return who
+    return ""
+
+
+def way_out(count: int, etc: Path = Path("/etc")) -> str:
+    """What to set machine_uids to: so many, the lowest that nobody has or gets."""
+    first = UNUSED.start
+    advice = "set machine_uids to numbers that nobody has on this host"
+    for begin, end, _ in sorted(_others(etc)):
+        if begin < first + count and first <= end:
+            first = end + 1
+    if first + count > UNUSED.stop:
+        return advice
+    return f'{advice}, such as "{first}-{first + count - 1}"'
+
+
+def _others(etc: Path) -> Iterator[tuple[int, int, str]]:
+    """First and last id that somebody has, and who in words."""
     for user in pwd.getpwall():
-        if first <= user.pw_uid <= last:
-            return f"user {user.pw_name} is {user.pw_uid}"
+        yield user.pw_uid, user.pw_uid, f"user {user.pw_name} is {user.pw_uid}"
     for group in grp.getgrall():
-        if first <= group.gr_gid <= last:
-            return f"group {group.gr_name} is {group.gr_gid}"
+        yield group.gr_gid, group.gr_gid, f"group {group.gr_name} is {group.gr_gid}"
     for name in ("subuid", "subgid"):
         for line in _lines(etc / name):
             who, _, numbers = line.partition(":")
             begin, _, count = numbers.partition(":")
             with contextlib.suppress(ValueError):
                 end = int(begin) + int(count) - 1
-                if int(begin) <= last and first <= end:
-                    return f"{who} has {begin}-{end} in {etc / name}"
-    return ""
+                yield int(begin), end, f"{who} has {begin}-{end} in {etc / name}"
 
 
 def _lines(path: Path) -> list[str]:

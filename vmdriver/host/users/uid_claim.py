@@ -45,7 +45,7 @@ class UidClaim:
             if loop.time() > deadline:
                 raise ConfigError(
                     f"machine_uids: {other}, which overlaps {self._first}-{self._last}",
-                    resolution="set machine_uids to numbers that nobody has",
+                    resolution="set machine_uids to other numbers",
                 )
             await asyncio.sleep(0.05)
 

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
-from vmdriver.errors import Exhausted, Unavailable
+from vmdriver.errors import DriverError, Exhausted, Refused, Unavailable
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import MACHINE_USER, Given
@@ -22,8 +22,9 @@ _log = logging.getLogger(__name__)
 class UserPool:
     """Hands out numbers. One that was given back is not used again before the others."""
 
-    def __init__(self, uids: MachineUids) -> None:
-        self.uids = uids
+    def __init__(self, uids: MachineUids, taken: DriverError | None = None) -> None:
+        """`taken`: somebody on this host has some of them too, so that nobody new gets any."""
+        self.uids, self._taken = uids, taken
         self._held: dict[str, int] = {}
         self._avoided: set[int] = set()
         self._next = 0
@@ -56,7 +57,8 @@ class UserPool:
         self._held.pop(owner, None)
 
     def take(self, owner: str, tried: set[int]) -> int:
-        """The number that it has, or one that nobody has and that was not tried. Exhausted.
+        """The number that it has, or one that nobody has and that was not tried. Exhausted;
+        Refused where somebody else on this host has some.
 
         >>> pool = UserPool(MachineUids(250000, 250004))
         >>> pool.take("s1", set()), pool.take("s2", set()), pool.take("s1", set())
@@ -65,6 +67,12 @@ class UserPool:
         present = self._held.get(owner)
         if present is not None and present not in tried:
             return present
+        if self._taken is not None:
+            raise Refused(
+                self._taken.message,
+                reason="MachineUidsTaken",
+                resolution=f"{self._taken.resolution}, and restart the driver",
+            )
         numbers = self.uids.numbers
         used = self.held() | self._avoided | tried
         for step in range(len(numbers)):

@@ -12,20 +12,27 @@ from vmdriver.errors import ConfigError
 from vmdriver.host.users import access_list
 from vmdriver.host.users import ids as users
 from vmdriver.model.machine_uids import MachineUids
+from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def check_uids(layout: Layout, uids: MachineUids) -> None:
+def check_uids(layout: Layout, uids: MachineUids) -> ConfigError | None:
     """ConfigError where one of the numbers is somebody's on this host, where files cannot belong
     to it, or where there are no access lists. Blocking.
+
+    Returned is the first of these where sandboxes have some of the numbers already, so that
+    somebody has got his since: their machines are not to be without a driver. No more are given.
     """
+    taken = None
     if found := users.others_between(uids.first, uids.last):
-        raise ConfigError(
+        taken = ConfigError(
             f"machine_uids {uids}: {found}",
-            resolution="set machine_uids to numbers that nobody has on this host",
+            resolution=users.way_out(uids.last - uids.first + 1),
         )
+        if not has_claims(str(layout.root), uids.first, uids.last):
+            raise taken
     with _trial_file(layout.layers) as path:
         try:
             for number in (uids.first, uids.last):
@@ -40,12 +47,13 @@ def check_uids(layout: Layout, uids: MachineUids) -> None:
             access_list.allow(path, "r", uid=uids.last)
         except OSError as error:
             if error.errno in _FULL:
-                return
+                return taken
             raise ConfigError(
                 f"state_dir: its file system has no access lists: {error.strerror}",
                 resolution="mount it with them (mount -o remount,acl), or choose a state_dir "
                 "on ext4, xfs, btrfs or tmpfs",
             ) from error
+    return taken
 
 
 @contextlib.contextmanager
