@@ -16,7 +16,7 @@ from vmdriver.config.views import (
     qemu_owner,
     settings_from,
 )
-from vmdriver.errors import DriverError
+from vmdriver.errors import ConfigError, DriverError
 from vmdriver.extensions.loader import load_extensions, participants
 from vmdriver.host import facts
 from vmdriver.host.confined.user_namespace import UserNamespace
@@ -81,14 +81,11 @@ _log = logging.getLogger(__name__)
 
 class Driver:
     """Everything of one driver process, wired. `passage`: see open_driver; without one, libvirt
-    must not be used. `taken`: why machines get no new numbers.
+    must not be used. `why`: machines get no new numbers, for that.
     """
 
     def __init__(
-        self,
-        config: Config,
-        passage: Passage = DIRECT,
-        taken: ConfigError | None = None,
+        self, config: Config, passage: Passage = DIRECT, why: ConfigError | None = None
     ) -> None:
         self.config = config
         self.passage = passage
@@ -108,7 +105,7 @@ class Driver:
         self._possession = Possession(self.layout, owner)
         self.disks = DiskStore(self.layout, self._files, owner)
         self.cgroups = self._cgroups(uri)
-        self.users = UserPool(machine_uids(config), taken)
+        self.users = UserPool(machine_uids(config), why)
         self.box_trial = self._box_trial()
         self.network = HostNetwork(
             instance, owner, self._files, config.network.address_pool
