@@ -4,6 +4,9 @@ service/interceptor.py maps the classes.
 
 from __future__ import annotations
 
+import errno
+from pathlib import PurePath
+
 
 class DriverError(Exception):
     """An expected failure.
@@ -145,3 +148,44 @@ class ConfigError(DriverError):
     """The configuration is wrong; nothing was started."""
 
     reason = "ConfigurationInvalid"
+
+
+_WAYS_OUT = {
+    errno.ENOSPC: ("DiskFull", "free some space on the disk of state_dir"),
+    errno.EDQUOT: ("DiskFull", "free some space, or raise the quota of state_dir"),
+    errno.EROFS: (
+        "DiskReadOnly",
+        "mount it so that it can be written; a disk that fails is often mounted read-only",
+    ),
+    errno.EIO: ("DiskFailed", "look at the kernel's log: the disk does not answer"),
+    errno.EMFILE: (
+        "TooManyFiles",
+        "raise how many files the driver may have open (LimitNOFILE= of its unit)",
+    ),
+    errno.ENFILE: (
+        "TooManyFiles",
+        "raise how many files may be open on this host (fs.file-max)",
+    ),
+    errno.EACCES: ("NotPermitted", "let the driver's user use it"),
+    errno.EPERM: ("NotPermitted", "let the driver's user use it"),
+    errno.ENOMEM: ("MemoryShort", "free memory on this host"),
+}
+
+
+def unexpected(error: BaseException) -> DriverError:
+    """What nobody has made an error of ours, for whoever waits. What the host refused is said;
+    of a bug nothing but its kind, since its text may hold anything.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return HostError(f"internal error: {type(error).__name__}")
+    reason, way_out = _WAYS_OUT.get(error.errno, (None, "look at the driver's log"))
+    named = isinstance(error.filename, str | bytes | PurePath) and error.filename
+    where = f"{_last(error.filename)}: " if named else ""
+    text = f"{where}{error.strerror or type(error).__name__}"
+    return HostError(text, detail=str(error), reason=reason, resolution=way_out)
+
+
+def _last(path: str | bytes | PurePath) -> str:
+    """A path's last name: a message names no path of the host."""
+    text = path.decode(errors="replace") if isinstance(path, bytes) else str(path)
+    return PurePath(text).name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 
 import pytest
 
@@ -45,6 +46,62 @@ async def test_a_job_that_fails_unexpectedly_is_answered_at_once() -> None:
         await found.create_snapshot(worker, "b", disk_only=True)
     assert [entry.name for entry in worker.sandbox.record.snapshots] == ["b"]
     assert not driver.world.frozen
+    await driver.close()
+
+
+async def test_what_the_host_refuses_a_snapshot_is_said_with_the_way_out() -> None:
+    driver = await running()
+    found = Operations(driver.manager)
+    worker = found.find("s1")
+
+    async def refused(*_: object, **__: object) -> str:
+        text = "Read-only file system"
+        raise OSError(errno.EROFS, text, "/srv/state/sandboxes/s1/capture.part")
+
+    driver.inside.ports.memory_store.begin = refused  # type: ignore[method-assign]
+    async with asyncio.timeout(2):
+        with pytest.raises(HostError, match=r"^capture\.part: Read-only") as caught:
+            await found.create_snapshot(worker, "a", disk_only=False)
+    assert caught.value.reason == "DiskReadOnly"
+    assert "mount it" in caught.value.resolution
+    assert not worker.sandbox.record.snapshots
+    await driver.settled()
+    assert driver.phase("s1") is Phase.RUNNING
+    await driver.close()
+
+
+async def test_what_the_host_refuses_a_launch_is_the_sandboxs_failure() -> None:
+    driver = await running()
+
+    async def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", "/srv/state/status.img")
+
+    driver.inside.ports.launch_files.write = refused  # type: ignore[method-assign]
+    await driver.manager.create(spec("s3"), None)
+    await driver.settled()
+    failure = driver.record("s3").failure
+    assert failure is not None
+    assert "status.img: Too many open files" in failure.message
+    assert "LimitNOFILE" in failure.message
+    await driver.close()
+
+
+async def test_what_the_host_refuses_a_delete_is_told_and_tried_again() -> None:
+    driver = await running()
+    world, records = driver.world, driver.inside.ports.records
+    remove = records.remove
+
+    async def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/srv/state/deleted/s1")
+
+    records.remove = refused  # type: ignore[method-assign]
+    deleting = asyncio.create_task(driver.manager.delete("s1", ""))
+    await driver.troubled()
+    assert "No space left on device: free some space" in driver.trouble("s1")
+    records.remove = remove  # type: ignore[method-assign]
+    driver.hint()
+    assert await deleting
+    assert "s1" not in world.records
     await driver.close()
 
 

@@ -155,6 +155,23 @@ def test_the_sockets_directory_must_be_ours(tmp_path: Path) -> None:
     assert shared.stat().st_mode & 0o777 == 0o755, "left as it was"
 
 
+def test_what_the_host_refuses_is_said_and_what_a_bug_says_is_not() -> None:
+    refused = OSError(errno.ENOSPC, "No space left on device", "/srv/x/deleted/s1")
+    code, text = status_of(refused)
+    assert code is grpc.StatusCode.INTERNAL
+    assert text.startswith("s1: No space left on device: free some space")
+    assert "/srv" not in text
+    assert errors.unexpected(refused).reason == "DiskFull"
+    for bug in (KeyError("secret"), TimeoutError(), OSError("secret")):
+        found = errors.unexpected(bug)
+        assert found.text() == f"internal error: {type(bug).__name__}"
+        assert "incident" in status_of(bug)[1]
+    unnamed = errors.unexpected(OSError(errno.EMFILE, "Too many open files"))
+    assert unnamed.message == "Too many open files"
+    numbered = OSError(errno.EBADF, "Bad file descriptor", 7)
+    assert errors.unexpected(numbered).message == "Bad file descriptor"
+
+
 async def test_a_command_that_takes_too_long_is_ended_with_its_children() -> None:
     with pytest.raises(errors.CommandError, match="longer than"):
         await process.run(["sh", "-c", "sleep 60 & echo $! >&2; wait"], deadline_s=0.3)

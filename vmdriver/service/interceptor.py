@@ -36,6 +36,9 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
         for kind, code in STATUS:
             if isinstance(error, kind):
                 return code, visible(error.text(), "\n")[:_LONGEST_TEXT]
+    if isinstance(error, OSError) and error.errno is not None:
+        _log.error("the host refused something", exc_info=error)
+        return status_of(errors.unexpected(error))
     incident = uuid.uuid4().hex[:12]
     _log.error("incident %s", incident, exc_info=error)
     return (

@@ -6,7 +6,13 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from vmdriver.errors import CleanupError, DriverError, StorageError, Unavailable
+from vmdriver.errors import (
+    CleanupError,
+    DriverError,
+    StorageError,
+    Unavailable,
+    unexpected,
+)
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Scope
 from vmdriver.lifecycle.engine.observer import Seen
@@ -96,7 +102,7 @@ class GivingBack:
             sandbox.owed, sandbox.clean_ups = "", 0
             return
         texts = "; ".join(
-            e.text() if isinstance(e, DriverError) else repr(e) for e in errors
+            (e if isinstance(e, DriverError) else unexpected(e)).text() for e in errors
         )
         if all(self._is_owed(held.key) for held in sandbox.ledger.held(scope)):
             sandbox.clean_ups += 1

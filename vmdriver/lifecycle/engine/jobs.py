@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from vmdriver.errors import DriverError, HostError
+from vmdriver.errors import DriverError, unexpected
 from vmdriver.model.phase import MachineState
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Jobs:
             _answer(future, error)
         except Exception as error:  # noqa: BLE001 - whoever asked gets an answer, and the loop goes on
             _log.exception("%s: a job failed", self._owner)
-            _answer(future, HostError(f"internal error: {type(error).__name__}"))
+            _answer(future, unexpected(error))
         except BaseException:
             _answer(future, self._cut_off())
             raise

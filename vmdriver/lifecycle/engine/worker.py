@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from vmdriver.errors import DriverError, HostError, NotFound, Refused, Unavailable
+from vmdriver.errors import DriverError, NotFound, Refused, Unavailable, unexpected
 from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
@@ -132,7 +132,7 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - the loop outlives its bugs
                 failures, sandbox.untidy = failures + 1, True
                 _log.exception("%s: the worker failed", sandbox.record.id)
-                self._note_trouble(HostError(f"internal error: {type(error).__name__}"))
+                self._note_trouble(unexpected(error))
                 await self._sleep(backoff_s(failures))
                 continue
             if rested and self._nothing_to_watch() and not sandbox.woken.is_set():

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmdriver.errors import DriverError, HostError, HypervisorError
+from vmdriver.errors import DriverError, HypervisorError, unexpected
 from vmdriver.host import facts
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import MACHINE
@@ -119,7 +119,7 @@ class Launch:
             raise  # of our own files or an undo: tried again
         except Exception as error:  # noqa: BLE001 - a bug must not become an endless retry
             _log.exception("%s: the launch failed", sandbox.record.id)
-            cause = HostError(f"internal error: {type(error).__name__}")
+            cause = unexpected(error)
             failure = endings.provisioning_failed(cause)
             blame = Reason.LAUNCHER_SPAWN_FAILED
         else:
