@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +27,9 @@ except OSError as e:
 
 @pytest.fixture
 def around() -> Iterator[Net]:
-    """Servers around this host, in namespaces of their own."""
+    """Servers around this host, in namespaces of their own. One test at a time: it is one host."""
+    lock = (Path(tempfile.gettempdir()) / "vmdriver-test-around.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     net = Net(f"vmds{os.getpid()}")
     try:
         for name, here, there in (
@@ -39,6 +44,7 @@ def around() -> Iterator[Net]:
         yield net
     finally:
         net.close()
+        lock.close()
 
 
 def reaches(driver: Driver, sandbox: str, address: str, port: int) -> str | None:

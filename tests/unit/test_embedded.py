@@ -15,7 +15,8 @@ def test_a_long_libvirt_root_is_reached_through_a_short_link(tmp_path: Path) -> 
         == "qemu:///embed?root=/var/lib/vmdriver/libvirt"
     )
     (tmp_path / "links").mkdir()
-    (tmp_path / "links" / "stale").symlink_to(tmp_path / "gone")
+    unseen = tmp_path / "links" / "unseen"
+    unseen.symlink_to(tmp_path / "mounted elsewhere")
     for root in (tmp_path / ("x" * 80), tmp_path / "a b"):
         root.mkdir()
         link = Path(embed_uri(root, tmp_path / "links").partition("root=")[2])
@@ -23,6 +24,7 @@ def test_a_long_libvirt_root_is_reached_through_a_short_link(tmp_path: Path) -> 
         assert embed_uri(root, tmp_path / "links").endswith(str(link)), (
             "the same each time"
         )
+    assert unseen.is_symlink(), "a driver's whose mounts are its own"
 
 
 def test_a_half_written_domain_definition_is_removed_and_whole_ones_stay(

@@ -32,14 +32,12 @@ def embed_uri(root: Path, short_links: Path = PLACE) -> str:
 
     libvirt makes Unix sockets below it, whose paths may have 107 bytes, of which its own part
     takes up to 80. A longer root (or one that a URI would have to escape) is reached through
-    a short link, always the same one, since libvirt stores these paths.
+    a short link, always the same one, since libvirt stores these paths. Links of others stay until
+    the host restarts: one that leads nowhere may lead to a mount that we do not see.
     """
     if len(os.fsencode(root)) <= _LONGEST_ROOT and PLAIN_PATH.fullmatch(str(root)):
         return f"qemu:///embed?root={root}"
     short_links.mkdir(mode=0o711, parents=True, exist_ok=True)
-    for stale in short_links.iterdir():
-        if stale.is_symlink() and not stale.exists():
-            stale.unlink(missing_ok=True)  # its state directory is gone
     link = short_links / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     if not (link.is_symlink() and link.readlink() == root):
         link.unlink(missing_ok=True)
