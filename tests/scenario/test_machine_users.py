@@ -4,6 +4,7 @@ former owner is left.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 from tests.fakes.driver import FakeDriver, spec
@@ -17,8 +18,11 @@ from tests.scenario.stage import (
     with_template,
 )
 from vmdriver.lifecycle.engine.resource import MACHINE_USER
+from vmdriver.lifecycle.ports.memory import Captured
+from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.phase import DomainState, Phase
+from vmdriver.model.spec import Resources
 
 FROM_A = {"from_snapshot": "name-s1/a"}
 
@@ -225,3 +229,69 @@ async def test_a_template_of_another_range_is_built_anew() -> None:
     await moved.settled()
     assert moved.plan("third").template == after.key
     await moved.close()
+
+
+FEW = MachineUids(250000, 250004)
+"""Numbers for three machines."""
+
+
+LARGER = {"resources": Resources(cpu_millis=3000)}
+"""No machine that waits is of that shape."""
+
+
+async def few(settings: Settings) -> FakeDriver:
+    driver = FakeDriver(World(), settings=settings, uids=FEW)
+    await driver.manager.recover()
+    return driver
+
+
+async def both_get_one(driver: FakeDriver) -> None:
+    """Of two sandboxes more, and a third one does not."""
+    for name in ("second", "third"):
+        await driver.manager.create(spec(name, **LARGER), None)
+        await eventually(
+            lambda name=name: driver.phase(name) is Phase.RUNNING, "it does not run"
+        )
+    assert len(driver.world.claimed_users) == 3
+    await driver.manager.create(spec("fourth"), None)
+    await eventually(lambda: driver.record("fourth").failure, "it runs")
+    failure = driver.record("fourth").failure
+    assert failure is not None
+    assert "MachineUidsExhausted" in failure.message
+
+
+async def test_machines_that_wait_give_way_to_sandboxes_and_leave_the_last_number() -> (
+    None
+):
+    driver = await few(dataclasses.replace(TEMPLATES, warm_pool=2))
+    await driver.manager.create(spec("first"), None)
+    await driver.settled()
+    await eventually(driver.manager.templates.listed, "no template was built")
+    await waiting(driver, 1)
+    (one,) = driver.inside.waiting()
+    assert one.plan.user is not None
+    held = {uid(driver, "first"), one.plan.user.uid}
+    assert driver.world.claimed_users == held
+    await both_get_one(driver)
+    assert one.plan.domain not in driver.world.domains
+    assert not driver.inside.waiting()
+    await driver.close()
+
+
+async def test_a_template_that_is_being_built_gives_way_to_sandboxes() -> None:
+    driver = await few(TEMPLATES)
+    capture, begun = driver.memory.capture, asyncio.Event()
+
+    async def hangs(*_: object) -> Captured:
+        begun.set()
+        return await asyncio.Future[Captured]()
+
+    driver.memory.capture = hangs  # type: ignore[assignment,method-assign]
+    await driver.manager.create(spec("first"), None)
+    await driver.settled()
+    await asyncio.wait_for(begun.wait(), 5)
+    assert len(driver.world.claimed_users) == 2
+    await both_get_one(driver)
+    assert not driver.manager.templates.listed()
+    driver.memory.capture = capture  # type: ignore[method-assign]
+    await driver.close()

@@ -5,8 +5,11 @@ is on disk.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from vmdriver.errors import DriverError, Exhausted, Refused, Unavailable
 from vmdriver.host.retry import tried
@@ -28,6 +31,20 @@ class UserPool:
         self._held: dict[str, int] = {}
         self._avoided: set[int] = set()
         self._next = 0
+        self._ways: list[Callable[[], Awaitable[bool]]] = []
+
+    def tell(self, short: Callable[[], Awaitable[bool]]) -> None:
+        """From now on call `short` when a sandbox finds no number: True if one was given back."""
+        self._ways.append(short)
+
+    async def make_way(self) -> bool:
+        """Have machines of no sandbox give back a number. False: none of them has any."""
+        for short in reversed(
+            self._ways
+        ):  # a machine that waits is made sooner than its template
+            if await short():
+                return True
+        return False
 
     def adopt(self, owner: str, number: int) -> None:
         """Note one that a ledger holds."""
@@ -56,9 +73,9 @@ class UserPool:
         """Give a number back."""
         self._held.pop(owner, None)
 
-    def take(self, owner: str, tried: set[int]) -> int:
-        """The number that it has, or one that nobody has and that was not tried. Exhausted;
-        Refused where somebody else on this host has some.
+    def take(self, owner: str, tried: set[int], *, modest: bool = False) -> int:
+        """The number that it has, or one that nobody has and that was not tried, but for the last
+        if `modest`. Exhausted; Refused where somebody else on this host has some.
 
         >>> pool = UserPool(MachineUids(250000, 250004))
         >>> pool.take("s1", set()), pool.take("s2", set()), pool.take("s1", set())
@@ -75,11 +92,12 @@ class UserPool:
             )
         numbers = self.uids.numbers
         used = self.held() | self._avoided | tried
-        for step in range(len(numbers)):
-            number = numbers[(self._next + step) % len(numbers)]
-            if number not in used:
-                self.adopt(owner, number)
-                return number
+        turns = (self._next + step for step in range(len(numbers)))
+        free = (numbers[turn % len(numbers)] for turn in turns)
+        found = list(islice((n for n in free if n not in used), 1 + modest))
+        if len(found) > modest:
+            self.adopt(owner, found[0])
+            return found[0]
         raise Exhausted(
             f"all {len(numbers)} user ids for machines ({self.uids}) are in use",
             reason="MachineUidsExhausted",
@@ -99,13 +117,16 @@ class UserLease:
     users: MachineUsers
     key, needs = MACHINE_USER, ("uid",)
 
-    async def acquire(self, owner: str, ledger: Ledger) -> MachineUser:
+    async def acquire(
+        self, owner: str, ledger: Ledger, *, modest: bool = False
+    ) -> MachineUser:
         """The one that it has, or a new one, for a machine that is not there yet. Exhausted,
-        HostError; Unavailable while something that was ended still runs as it.
+        HostError; Unavailable while something that was ended still runs as it. `modest`: for a
+        machine of no sandbox, which leaves one free and has nobody give way; others do.
         """
         held = ledger.get(MACHINE_USER)
         if held is None or not held.done:
-            return self.pool.uids.user(await self._take(owner, ledger))
+            return self.pool.uids.user(await self._take(owner, ledger, modest))
         number = int(held.data["uid"])
         if not await self.users.is_idle(number):
             raise Unavailable(
@@ -116,10 +137,10 @@ class UserLease:
             )
         return self.pool.uids.user(number)
 
-    async def _take(self, owner: str, ledger: Ledger) -> int:
+    async def _take(self, owner: str, ledger: Ledger, modest: bool) -> int:
         taken: set[int] = set()
         while True:
-            number = await self._next(owner, taken)
+            number = await self._next(owner, taken, modest)
             data, claim = {"uid": str(number)}, partial(self._claim, number)
             try:
                 await ledger.acquire(MACHINE_USER, Scope.PERSISTENT, data, claim)
@@ -132,14 +153,18 @@ class UserLease:
             else:
                 return number
 
-    async def _next(self, owner: str, taken: set[int]) -> int:
-        try:
-            return self.pool.take(owner, taken)
-        except Exhausted:
-            # What belonged to nobody who is known may be gone by now.
-            left = await self.users.collect(self.pool.held(), all_known=False)
-            self.pool.avoid(left)
-            return self.pool.take(owner, taken)
+    async def _next(self, owner: str, taken: set[int], modest: bool) -> int:
+        with suppress(Exhausted):
+            return self.pool.take(owner, taken, modest=modest)
+        # What belonged to nobody who is known may be gone by now.
+        left = await self.users.collect(self.pool.held(), all_known=False)
+        self.pool.avoid(left)
+        while True:
+            try:
+                return self.pool.take(owner, taken, modest=modest)
+            except Exhausted:
+                if modest or not await self.pool.make_way():
+                    raise
 
     async def _claim(self, number: int) -> None:
         if not await self.users.claim(number):

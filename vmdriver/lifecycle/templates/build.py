@@ -7,7 +7,7 @@ next driver's sweep removes what a killed one had made.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from vmdriver.errors import TimedOut
@@ -60,6 +60,10 @@ class TemplateMaker:
         self._budget, self._leftovers = budget, leftovers
         self.layers: set[str] = set()
         """Of templates that are being built."""
+
+    def tell(self, short: Callable[[], Awaitable[bool]]) -> None:
+        """From now on call `short` when a sandbox needs what a build holds."""
+        self._user.pool.tell(short)
 
     @property
     def group(self) -> int:
@@ -124,7 +128,7 @@ class TemplateMaker:
     ) -> MemoryManifest:
         ports, part, ledger = self._ports, f"{target}.part", one.ledger
         lease = await self._lease.acquire(one.owner, ledger)
-        user = await self._user.acquire(one.owner, ledger)
+        user = await self._user.acquire(one.owner, ledger, modest=True)
         plan = planner.with_user(self._plan(one, plan, part, lease, layer), user)
         plan = await self._wall.around(plan)
         image = CheckpointPart(ports.memory_store)

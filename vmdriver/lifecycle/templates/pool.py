@@ -78,6 +78,7 @@ class WarmPool:
         self._closed = False
         self._filler: asyncio.Task[None] | None = None
         templates.tell(ready=self.refill, gone=self.drop)
+        user.pool.tell(self.make_way)
 
     async def recover(self) -> None:
         """Remove what a driver before this one left, and begin to fill."""
@@ -131,6 +132,13 @@ class WarmPool:
         while (one := self.claim(template)) is not None:
             await self.discard(one)
 
+    async def make_way(self) -> bool:
+        """End one, for a sandbox that needs what it holds. False: none waits."""
+        if not self._waiting:
+            return False
+        await self.discard(self._waiting.pop())
+        return True
+
     async def _fill(self) -> None:
         keep = {one.owner for one in self._waiting + self._claimed}
         await self._ports.launch_files.remove_abandoned(self._directory, keep)
@@ -182,7 +190,7 @@ class WarmPool:
         plan = planner.as_unowned(
             template.manifest.plan, instance, one.owner, directory
         )
-        user = await self._user.acquire(one.owner, one.ledger)
+        user = await self._user.acquire(one.owner, one.ledger, modest=True)
         layer = self._paths.new_layer(one.owner, user)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
         plan = planner.with_user(walled(plan, self._settings), user)

@@ -112,6 +112,7 @@ class Templates:
         """Layers that sandboxes need whose record cannot be read."""
         self._ready: list[Callable[[], None]] = []
         self._gone: list[Callable[[Template], Awaitable[None]]] = []
+        maker.tell(self.make_way)
 
     def tell(
         self,
@@ -312,10 +313,25 @@ class Templates:
         if left or loop.time() < self._failed.get(key, 0.0):
             return
         self._wanted[key] = (plan, workspace)
-        if self._builder is None or self._builder.done():
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._wanted and (self._builder is None or self._builder.done()):
             self._builder = asyncio.create_task(
                 self._build_all(), name="template builds"
             )
+
+    async def make_way(self) -> bool:
+        """End the build that is under way, for a sandbox that needs what it holds; it is tried
+        again later. False: there is none.
+        """
+        builder = self._builder
+        if builder is None or builder.done():
+            return False
+        builder.cancel()
+        await asyncio.wait({builder})
+        self._begin()
+        return True
 
     async def _build_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -323,6 +339,9 @@ class Templates:
             key, (plan, workspace) = next(iter(self._wanted.items()))
             try:
                 await self._build(key, plan, workspace)
+            except asyncio.CancelledError:
+                self._failed[key] = loop.time() + _FAILED_FOR_S
+                raise
             except DriverError as error:
                 self._failed[key] = loop.time() + _FAILED_FOR_S
                 _log.warning("template %s could not be built: %s", key, error.text())
