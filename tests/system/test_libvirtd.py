@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,10 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.adversary.test_box import EXPECTED, everything, hard_limit, status
+from tests.adversary.test_mapped_memory import sealed
+from tests.adversary.test_users import as_user, files_of, user_of
 from tests.fakes.waiting import until
 from tests.netns.conftest import run
 from tests.system.machines import Driver, Host, qemus_of
 from tests.system.stage import WITHOUT_TEMPLATES
+from tests.system.test_throttles import bounds
+
+LIBRARY = ".*/read-only-memory-[0-9a-f]+.so"
 
 
 @pytest.fixture
@@ -60,10 +67,12 @@ def test_a_sandbox_on_a_libvirt_daemon(
     libvirtd: int, new_driver: Callable[..., Driver], fresh_host: Host
 ) -> None:
     options = ["--connection", "qemu:///system", "--stop-grace-s", "3"]
+    options += ["--max-disk-iops", "5000", "--max-net-mbit-s", "100"]
     driver = new_driver(*WITHOUT_TEMPLATES, *options, host=fresh_host)
     sandbox = driver.create()
     driver.wait(sandbox, "Running")
     its_network_is_its_own(driver, sandbox)
+    the_rest_of_its_wall_is_there(driver, sandbox)
     driver.gateway.shell(sandbox, "echo kept > /sandbox/f")
     driver.restart()
     assert driver.condition(sandbox)[1] == "Running"
@@ -76,6 +85,8 @@ def test_a_sandbox_on_a_libvirt_daemon(
     driver.resume(sandbox)
     assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "kept\n"
     its_network_is_its_own(driver, sandbox)
+    the_rest_of_its_wall_is_there(driver, sandbox)
+    sealed(driver, pid_of(driver, sandbox), driver.directory(sandbox))
     a_daemon_that_does_not_react(driver, sandbox, libvirtd)
     assert driver.delete(sandbox)
 
@@ -93,12 +104,45 @@ def its_network_is_its_own(driver: Driver, sandbox: str) -> None:
     assert "LOWER_UP" in link, "QEMU has it open"
     assert "vmt" not in run("ip", "link").stdout
     assert "policy drop" in run(*inside, "nft", "list", "ruleset").stdout
-    (pid,) = qemus_of(driver, sandbox)
-    machine = Path("/proc", str(pid))
+    machine = Path("/proc", str(pid_of(driver, sandbox)))
     assert os.readlink(machine / "exe").rpartition("/")[2].startswith("qemu-system")
     assert (machine / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
     links = (machine / "net/dev").read_text().splitlines()[2:]
     assert [line.split(":")[0].strip() for line in links] == ["lo"]
+
+
+def pid_of(driver: Driver, sandbox: str) -> int:
+    """Of its QEMU."""
+    (pid,) = qemus_of(driver, sandbox)
+    return pid
+
+
+def the_rest_of_its_wall_is_there(driver: Driver, sandbox: str) -> None:
+    """Everything but a cgroup of ours: as with the embedded connection (tests/adversary)."""
+    plan, pid = driver.plan(sandbox), pid_of(driver, sandbox)
+    parts = {"uid", "namespace", "box", "seccomp", "limits", "sealed-memory"}
+    assert set(plan["wall"]) == parts
+    uid, gid = plan["user"]["uid"], plan["user"]["gid"]
+    assert user_of(pid) == (uid, gid)
+    can = {path.name: as_user(uid, gid, path) for path in files_of(driver, sandbox)}
+    layer = Path(next(d["path"] for d in plan["disks"] if d["role"] == "root")).name
+    assert [name for name in sorted(can) if "w" in can[name]] == sorted(
+        (layer, "console.log", "status.img")
+    )
+    own = [re.escape(d["path"]) for d in plan["disks"]]
+    own += [re.escape(path) for d in plan["disks"] for path in d["backing"]]
+    memory = [re.escape(f"{driver.directory(sandbox)}/") + "[^/]*memory[^/]*"]
+    allowed = re.compile("|".join(EXPECTED + own + memory + [LIBRARY]))
+    seen = everything(pid, "/usr", str(driver.host.state / "layers" / str(uid)))
+    assert [path for path in seen if not allowed.fullmatch(path)] == []
+    found = status(pid)
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+    assert hard_limit(pid, "Max open files") == "1024"
+    assert int(hard_limit(pid, "Max address space")) < 2**35
+    asked = ("blkdeviotune", plan["domain"], "vda", "--live")
+    told = run("virsh", "--connect", "qemu:///system", *asked).stdout
+    assert re.search(r"^total_iops_sec *: 5000$", told, re.MULTILINE), told
+    assert bounds(plan["network"]["lease"]["tap"]) == ["100Mbit"] * 2
 
 
 def a_daemon_that_does_not_react(driver: Driver, sandbox: str, daemon: int) -> None:
