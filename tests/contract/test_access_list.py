@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 from vmdriver.errors import Refused
 from vmdriver.host.users import access, access_list
 from vmdriver.hypervisor.kvm import access as kvm_access
+from vmdriver.hypervisor.wall import own_folders
 
 USER, GROUP = 250102, 250100
 
@@ -106,3 +108,48 @@ def test_kvm_that_machines_cannot_be_let_use_refuses_the_start(file: Path) -> No
     with pytest.raises(Refused, match="cannot be let use") as refused:
         kvm_access.let_in(GROUP, str(file.with_name("none")))
     assert refused.value.reason == "IsolationUnavailable"
+
+
+OF_A_MACHINE = f"""<domain>
+  <seclabel type="static" model="dac"><label>+{USER}:+{GROUP}</label></seclabel>
+</domain>"""
+
+
+async def test_machines_come_to_their_folder_where_a_daemon_keeps_those_above_to_itself(
+    file: Path,
+) -> None:
+    """Debian 13's package has /var/lib/libvirt/qemu 0750; libvirt's key for a machine is below."""
+    folder, key = file.parent / "qemu", file.parent / "qemu" / "domain-1-m" / "key"
+    key.parent.mkdir(parents=True)
+    key.touch()
+    folder.chmod(0o750)
+    os.chown(folder, 64055, 64055)
+    assert await can(key, USER, GROUP) == ""
+    for _ in range(2):
+        own_folders.let_through("qemu:///system", OF_A_MACHINE, folder)
+    assert [await can(key, USER, GROUP), await can(key, USER)] == ["r", ""]
+    assert await access.denied([str(folder)], "read", USER, GROUP), (
+        "they do not list it"
+    )
+    folder.chmod(0o750)  # as an upgrade of the package does
+    own_folders.let_through("qemu:///system", OF_A_MACHINE, folder)
+    assert await can(key, USER, GROUP) == "r"
+
+
+def test_a_folder_that_is_open_or_the_machines_own_stays_as_it_is(file: Path) -> None:
+    folder = file.parent
+    own_folders.let_through("qemu:///system", OF_A_MACHINE, folder)
+    folder.chmod(0o700)
+    os.chown(folder, USER, GROUP)
+    own_folders.let_through("qemu:///system", OF_A_MACHINE, folder)
+    assert not access_list.is_there(folder)
+
+
+def test_a_folder_that_machines_cannot_be_let_into_refuses_the_start(
+    file: Path,
+) -> None:
+    gone = file.with_name("none")
+    with pytest.raises(Refused, match="cannot be let into") as refused:
+        own_folders.let_through("qemu:///system", OF_A_MACHINE, gone)
+    assert refused.value.reason == "IsolationUnavailable"
+    own_folders.let_through("test:///default", OF_A_MACHINE)

@@ -181,6 +181,7 @@ class Machines:
 
     def _begin(self, connection: Any, text: str) -> None:
         """Paused: it does nothing before the wall around it is whole."""
+        own_folders.let_through(self._connection.uri, text)
         machine = connection.defineXML(text)
         if machine.isActive():
             raise HypervisorError(f"domain {machine.name()} is running already")

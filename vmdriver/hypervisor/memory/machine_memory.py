@@ -147,6 +147,7 @@ class DomainMemory:
 
         def restore(connection: Any) -> None:
             try:
+                own_folders.let_through(self._connection.uri, text)
                 write_save_image(image, text, saved.state)
                 _refuse_running(connection.defineXML(text))
                 begin = partial(

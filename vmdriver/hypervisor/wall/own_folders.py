@@ -12,8 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vmdriver.errors import HypervisorError
-from vmdriver.hypervisor.domain_reading import read_channel
+from vmdriver.errors import HypervisorError, Refused
+from vmdriver.host.users import access_list
+from vmdriver.hypervisor.domain_reading import read_channel, read_user
+from vmdriver.model.wall import ISOLATION_UNAVAILABLE
 
 _SYSTEM_LIBRARY = Path("/var/lib/libvirt/qemu")
 
@@ -22,6 +24,29 @@ def library(uri: str) -> Path:
     """Where libvirt keeps the folders of a connection's machines."""
     _, found, root = uri.partition("root=")
     return Path(root) / "lib" / "qemu" if found else _SYSTEM_LIBRARY
+
+
+def let_through(uri: str, domain_xml: str, folder: Path | None = None) -> None:
+    """Have a machine that is to be begun come to its folders, where its QEMU reads libvirt's key.
+    A daemon may keep those above for its own user (Debian 13: 0750); ours are open. Refused, with
+    the reason, where that cannot be.
+    """
+    if folder is None:
+        if "root=" in uri or uri.startswith("test:"):
+            return
+        folder = library(uri)
+    owner = read_user(domain_xml)
+    try:
+        info = folder.stat()
+        if info.st_uid != owner.uid and not info.st_mode & 0o001:
+            access_list.allow(folder, "x", gid=owner.gid)
+    except OSError as error:
+        raise Refused(
+            f"machines cannot be let into {folder}: {error.strerror}",
+            detail=f"an entry of its access list for group {owner.gid} cannot be made",
+            reason=ISOLATION_UNAVAILABLE,
+            resolution=f"chmod o+x {folder}",
+        ) from error
 
 
 def take_over(uri: str, machine: Any) -> None:
