@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.adversary.inside import everything_below
 from tests.adversary.test_box import EXPECTED, everything, hard_limit, status
 from tests.adversary.test_mapped_memory import sealed
-from tests.adversary.test_users import as_user, files_of, user_of
+from tests.adversary.test_users import as_user, user_of
 from tests.fakes.waiting import until
 from tests.netns.conftest import run
 from tests.system.machines import Driver, Host, qemus_of
@@ -124,7 +125,11 @@ def the_rest_of_its_wall_is_there(driver: Driver, sandbox: str) -> None:
     assert set(plan["wall"]) == parts
     uid, gid = plan["user"]["uid"], plan["user"]["gid"]
     assert user_of(pid) == (uid, gid)
-    can = {path.name: as_user(uid, gid, path) for path in files_of(driver, sandbox)}
+    layers = driver.host.state / "layers" / str(uid)
+    files = [
+        p for p in everything_below(driver.directory(sandbox), layers) if p.is_file()
+    ]
+    can = {path.name: as_user(uid, gid, path) for path in files}
     layer = Path(next(d["path"] for d in plan["disks"] if d["role"] == "root")).name
     assert [name for name in sorted(can) if "w" in can[name]] == sorted(
         (layer, "console.log", "status.img")
@@ -133,7 +138,7 @@ def the_rest_of_its_wall_is_there(driver: Driver, sandbox: str) -> None:
     own += [re.escape(path) for d in plan["disks"] for path in d["backing"]]
     memory = [re.escape(f"{driver.directory(sandbox)}/") + "[^/]*memory[^/]*"]
     allowed = re.compile("|".join(EXPECTED + own + memory + [LIBRARY]))
-    seen = everything(pid, "/usr", str(driver.host.state / "layers" / str(uid)))
+    seen = everything(pid, "/usr", str(layers))
     assert [path for path in seen if not allowed.fullmatch(path)] == []
     found = status(pid)
     assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
