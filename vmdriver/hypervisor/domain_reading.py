@@ -62,6 +62,6 @@ def read_root_alias(domain_xml: str) -> str:
     return _read(domain_xml, "devices/disk[serial='root']/alias", "name")
 
 
-def read_mark(domain_xml: str) -> str:
-    """The mark in a domain's XML, or ""."""
-    return _read(domain_xml, f"metadata/{{{METADATA}}}sandbox", "mark")
+def read_mark(metadata: str) -> str:
+    """The mark in our element of a domain's metadata, or ""."""
+    return _read(metadata, ".", "mark")

@@ -16,10 +16,11 @@ from vmdriver.errors import HypervisorError, NotFound, TimedOut, Unavailable
 from vmdriver.hypervisor import logs, qemu_process, throttle
 from vmdriver.hypervisor.abilities import Abilities, Host, Kind, kind_of
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection, translated
-from vmdriver.hypervisor.domain_reading import METADATA, read_mark
+from vmdriver.hypervisor.domain_reading import METADATA
 from vmdriver.hypervisor.domain_state import domain_state
 from vmdriver.hypervisor.domain_xml import render
 from vmdriver.hypervisor.kvm import access as kvm_access
+from vmdriver.hypervisor.marks import mark_of
 from vmdriver.hypervisor.questions.trial import Spared, nothing_spared
 from vmdriver.hypervisor.wall import own_folders
 from vmdriver.hypervisor.wall.box import Box, in_box
@@ -308,7 +309,7 @@ class Machines:
                 if not machine.name().startswith(self._instance):
                     continue
                 with translated("read a domain"):
-                    sandbox = parse_mark(read_mark(machine.XMLDesc()), self._instance)
+                    sandbox = parse_mark(mark_of(machine), self._instance)
                 if sandbox is not None:
                     found.append(Found("domain", machine.name(), sandbox))
             return found
