@@ -48,6 +48,7 @@ from vmdriver.hypervisor.wall.box_trial import DAEMON_SETTINGS, BoxTrial
 from vmdriver.hypervisor.wall.boxes import Boxes
 from vmdriver.hypervisor.wall.cgroup_place import Place, find_place
 from vmdriver.hypervisor.wall.cgroups import Cgroups, device_of
+from vmdriver.hypervisor.wall.monitor_filter import MonitorFilter
 from vmdriver.hypervisor.wall.sealing import Sealing
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
@@ -112,6 +113,7 @@ class Driver:
         )
         self.network_guard = NetworkGuard(self.network, self._files)
         self.sealing = Sealing(self.libvirt_root)
+        self.monitor_filter = MonitorFilter(self.libvirt_root)
         self.abilities = Abilities(self.connection, owner)
         self.questions = self._questions()
         self.machines, self.memory = self._machines()
@@ -274,7 +276,7 @@ class Driver:
         if self.embedded:
             reserve.give_back()
             await self._files.run(self.cgroups.prepare)
-            self.prepare_connection()
+            await self.prepare_connection()
             await reserve.enough()
         await self.sealing.prepare()
         await self._try_wall()
@@ -305,7 +307,7 @@ class Driver:
             await self.machines.versions(accelerator)
             await self.questions.spared(kind_of(accelerator))
 
-    def prepare_connection(self) -> None:
+    async def prepare_connection(self) -> None:
         """Before the first call to libvirt, with the lock held."""
         if self.embedded:
             make_way(self.layout.libvirt, self.layout.clearing)
@@ -320,6 +322,7 @@ class Driver:
             forget_earlier_boot(self.libvirt_root, facts.boot_id())
             forget_ended_machines(self.libvirt_root)
             forget_unstarted_machines(self.libvirt_root)
+            await self.monitor_filter.prepare()
 
     def release_threads(self) -> None:
         """Give the threads back."""

@@ -7,10 +7,11 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmdriver.app import Driver, open_driver
+from vmdriver.cli.finding import Finding
+from vmdriver.cli.hypervisor_findings import libvirt_findings
 from vmdriver.cli.show import print_json
 from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
@@ -24,8 +25,6 @@ from vmdriver.host.users import access
 from vmdriver.host.users import ids as users
 from vmdriver.hypervisor.kvm import outcome as kvm_outcome
 from vmdriver.hypervisor.kvm.access import KVM_DEVICE
-from vmdriver.hypervisor.memory.confined_reader import trial
-from vmdriver.hypervisor.questions import verdict as verdicts
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
 from vmdriver.model.wall import MEANING, Offer, joined
@@ -48,16 +47,6 @@ _TOOLS = (
     "readelf",
     "patchelf",
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check. level: ok, warn or fail; `advice` says what to do."""
-
-    check: str
-    level: str
-    message: str
-    advice: str = ""
 
 
 def _tools() -> Iterator[Finding]:
@@ -213,41 +202,6 @@ async def _network(driver: Driver) -> AsyncIterator[Finding]:
         )
 
 
-async def _libvirt(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
-    check = "libvirt"
-    if driver.embedded and not alone:
-        yield Finding(check, "ok", "a driver is running on this state directory")
-        yield _questions(driver)
-        return
-    driver.prepare_connection()
-    try:
-        versions = await driver.machines.releases()
-    except DriverError as error:
-        advice = "install libvirt-daemon-driver-qemu"
-        yield Finding(check, "fail", error.text(), advice)
-        return
-    text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
-    yield Finding(check, "ok", text)
-    yield _questions(driver)
-    yield _streams(driver.config)
-
-
-def _questions(driver: Driver) -> Finding:
-    """What the last driver has found out."""
-    check, results = "machine starts", driver.layout.questions
-    found = verdicts.load(results)
-    if not found:
-        text = "whether libvirt need not ask for each feature of a CPU is tried by the driver"
-        return Finding(check, "ok", text)
-    for kind, verdict in sorted(found.items()):
-        if not verdict.spared:
-            text = f"libvirt asks QEMU for each feature of a CPU ({kind}): {verdict.reason}"
-            advice = f"once mended: remove {results} and restart the driver"
-            return Finding(check, "warn", text, advice)
-    text = "libvirt does not ask QEMU for each feature of a CPU"
-    return Finding(check, "ok", f"{text} ({', '.join(sorted(found))})")
-
-
 def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Finding]:
     """Parts that nothing is refused for, where they are not there, for these reasons."""
     if "sealed-memory" not in found.parts:
@@ -257,15 +211,6 @@ def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Findi
         text = f"the kernel does not limit machines: {unlimited}"
         advice = "docs/security.md says what it takes"
         yield Finding("wall: cgroup", "warn", text, advice)
-
-
-def _streams(config: Config) -> Finding:
-    check, user = "memory streams", machine_uids(config).probe
-    if problem := trial(Ownership(user.uid, user.gid)):
-        text = f"cannot be read, so that no memory is kept: {problem}"
-        advice = "a kernel with seccomp, on x86_64 or aarch64"
-        return Finding(check, "fail", text, advice)
-    return Finding(check, "ok", "a process without rights reads them")
 
 
 async def _examine(loaded: Loaded) -> list[Finding]:
@@ -346,7 +291,7 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
     findings = []
     checks = (
         ("network", _network(driver)),
-        ("libvirt", _libvirt(driver, alone=alone)),
+        ("libvirt", libvirt_findings(driver, alone=alone)),
         ("wall", _wall(driver, alone=alone)),
     )
     try:

@@ -293,7 +293,7 @@ async def _sweep(
             )
             found = await driver.network.marked()
         else:
-            driver.prepare_connection()
+            await driver.prepare_connection()
             found = [*await driver.machines.marked(), *await driver.network.marked()]
         orphans = [item for item in found if item.sandbox_id not in known]
         if not driver.records.all_there():

@@ -18,15 +18,14 @@ from pathlib import Path
 from vmdriver.errors import CommandError, StorageError
 from vmdriver.host import process
 from vmdriver.hypervisor.embedded import PLAIN_PATH
+from vmdriver.hypervisor.wall import libraries
 from vmdriver.model.passage import PLACE
 
 _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("read_only_memory.c")
 _NATIVE = 8_002_000
 """libvirt's number of QEMU 8.2, whose memory-backend-file has `rom` (its qapi/qom.json)."""
-_COMPILE_S = 60.0
 _TRY_S = 10.0
-_FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,relro,-z,now")
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Sealing:
     """For one connection. The library is made in `directory`, as QEMU names it, and stays."""
 
     def __init__(self, directory: Path, links: Path = PLACE) -> None:
-        digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:12]
-        self._file = directory / f"read-only-memory-{digest}.so"
+        self._file = libraries.place_of(_SOURCE, directory)
         self.library = self._file
         """What QEMU is told. LD_PRELOAD is a list: what has a space or colon in its name is reached
         through a link.
@@ -59,7 +57,7 @@ class Sealing:
         """Make the library where it is missing, and try it. StorageError."""
         try:
             if not self._file.exists():
-                await self._compile()
+                await libraries.make(_SOURCE, self._file)
             await asyncio.to_thread(self._link)
             preload = f"LD_PRELOAD={self.library}"
             look = ["env", preload, "cat", "/proc/self/maps"]
@@ -76,15 +74,6 @@ class Sealing:
             ) from error
         if self.problem:
             _log.warning("QEMU before 8.2 cannot map sealed memory: %s", self.problem)
-
-    async def _compile(self) -> None:
-        part = self._file.with_suffix(".part")
-        self._file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)
-        command = ["gcc", *_FLAGS, "-o", str(part), str(_SOURCE)]
-        await process.run(command, deadline_s=_COMPILE_S)
-        part.chmod(0o755)
-        part.replace(self._file)
 
     def _link(self) -> None:
         link = self.library

@@ -1,0 +1,69 @@
+"""What `vmdriver doctor` says of libvirt and QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from vmdriver.app import Driver
+from vmdriver.cli.finding import Finding
+from vmdriver.config import Config
+from vmdriver.config.views import machine_uids
+from vmdriver.errors import DriverError
+from vmdriver.hypervisor.memory.confined_reader import trial
+from vmdriver.hypervisor.questions import verdict as verdicts
+from vmdriver.lifecycle.ports.host import Ownership
+
+
+async def libvirt_findings(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
+    """What it and QEMU are, and what is known of how they behave here."""
+    check = "libvirt"
+    if driver.embedded and not alone:
+        yield Finding(check, "ok", "a driver is running on this state directory")
+        yield _questions(driver)
+        return
+    await driver.prepare_connection()
+    try:
+        versions = await driver.machines.releases()
+    except DriverError as error:
+        advice = "install libvirt-daemon-driver-qemu"
+        yield Finding(check, "fail", error.text(), advice)
+        return
+    text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
+    yield Finding(check, "ok", text)
+    yield _questions(driver)
+    yield _streams(driver.config)
+    if driver.embedded:
+        yield _monitors(driver.monitor_filter.problem)
+
+
+def _questions(driver: Driver) -> Finding:
+    """What the last driver has found out."""
+    check, results = "machine starts", driver.layout.questions
+    found = verdicts.load(results)
+    if not found:
+        text = "whether libvirt need not ask for each feature of a CPU is tried by the driver"
+        return Finding(check, "ok", text)
+    for kind, verdict in sorted(found.items()):
+        if not verdict.spared:
+            text = f"libvirt asks QEMU for each feature of a CPU ({kind}): {verdict.reason}"
+            advice = f"once mended: remove {results} and restart the driver"
+            return Finding(check, "warn", text, advice)
+    text = "libvirt does not ask QEMU for each feature of a CPU"
+    return Finding(check, "ok", f"{text} ({', '.join(sorted(found))})")
+
+
+def _streams(config: Config) -> Finding:
+    check, user = "memory streams", machine_uids(config).probe
+    if problem := trial(Ownership(user.uid, user.gid)):
+        text = f"cannot be read, so that no memory is kept: {problem}"
+        advice = "a kernel with seccomp, on x86_64 or aarch64"
+        return Finding(check, "fail", text, advice)
+    return Finding(check, "ok", "a process without rights reads them")
+
+
+def _monitors(problem: str) -> Finding:
+    check = "monitors"
+    if problem:
+        text = f"a QEMU that was taken over can end the driver: {problem}"
+        return Finding(check, "warn", text, "apt-get install gcc libc6-dev")
+    return Finding(check, "ok", "what QEMUs say is filtered before libvirt reads it")
