@@ -112,6 +112,12 @@ class NetworkError(HostError):
     reason = "NetworkFailed"
 
 
+class NotOursError(NetworkError):
+    """What bears the name of something of ours is marked as somebody else's, and left alone."""
+
+    reason = "NotOurs"
+
+
 class StorageError(HostError):
     """A disk or a file of ours could not be made, read or removed."""
 

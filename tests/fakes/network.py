@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tests.fakes.world import World
-from vmdriver.errors import NetworkError
+from vmdriver.errors import NotOursError
 from vmdriver.lifecycle.ports.host import (
     Found,
     Taken,
 )
-from vmdriver.model.ids import parse_mark
+from vmdriver.model.ids import is_anothers, parse_mark
 from vmdriver.model.plan import NetworkPlan
 
 
@@ -38,16 +38,16 @@ class FakeNetwork:
         assert plan.lease.tap in self._world.taps
         self._world.limits[plan.lease.tap] = (plan.mbit_s,)
 
-    async def remove_tap(self, tap: str, mark: str) -> None:
+    async def remove_tap(self, tap: str, mark: str, *, made: bool = False) -> None:
         self._world.act(f"remove tap {tap}")
-        if self._world.taps.get(tap, mark) != mark:
-            raise NetworkError(f"interface {tap} is somebody else's, and is left alone")
+        if is_anothers(self._world.taps.get(tap), mark, made=made):
+            raise NotOursError(f"interface {tap} is somebody else's, and is left alone")
         self._world.taps.pop(tap, None)
         self._world.limits.pop(tap, None)
         if tap in self._world.namespaces:
             self._world.act(f"remove namespace {tap}")
-            if self._world.namespaces[tap] != mark:
-                raise NetworkError(f"namespace {tap} is somebody else's")
+            if is_anothers(self._world.namespaces[tap], mark, made=made):
+                raise NotOursError(f"namespace {tap} is somebody else's")
             del self._world.namespaces[tap]
 
     async def reset_connections(self, guest_ip: str) -> None:

@@ -20,7 +20,9 @@ class FakeNetworkGuard:
         self._broken: dict[str, str] = {}
         self._told: Callable[[NetworkNews], None] = lambda _: None
 
-    async def keep(self, plan: NetworkPlan, mark: str, *, mend: bool = False) -> None:
+    async def keep(
+        self, plan: NetworkPlan, mark: str, *, mend: bool = False, broken: str = ""
+    ) -> None:
         tap = plan.lease.tap
         if mend and plan.namespace not in {None, *self._world.namespaces}:
             raise NetworkError("its namespace is gone: only a new start makes one")

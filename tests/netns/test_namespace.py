@@ -18,7 +18,7 @@ import pytest
 from tests.netns.conftest import Net, run
 from tests.netns.guests import Around
 from tests.netns.test_host_network import ALIAS, POOL, network_plan
-from vmdriver.errors import NetworkError
+from vmdriver.errors import NetworkError, NotOursError
 from vmdriver.host.confined import netns
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.launch.addresses import AddressPool
@@ -127,6 +127,60 @@ async def test_half_of_it_is_found_and_removed(host: HostNetwork, lost: str) -> 
     assert not netns.path(tap).exists()
     await host.make_tap(plan, MARK)
     await host.remove_tap(tap, MARK)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["ip link set {tap} alias nothing"],
+        ["ip link set {tap} down name other"],
+        ["ip link set {tap} alias nothing", "ip link set {tap} down name other"],
+        ["ip -n {tap} link set lo alias nothing"],
+        ["ip -n {tap} link set {tap} name other", "ip -n {tap} link set out name more"],
+        [
+            "ip -n {tap} link set lo alias nothing",
+            "ip link set {tap} alias nothing",
+            "ip -n {tap} link set {tap} name other",
+        ],
+    ],
+)
+async def test_whatever_it_is_called_by_now_what_we_made_is_removed(
+    host: HostNetwork, changes: list[str]
+) -> None:
+    plan = walled()
+    tap = plan.lease.tap
+    await host.make_tap(plan, MARK)
+    for words in changes:
+        run(*words.format(tap=tap).split())
+    with netns.path(tap).open() as held:  # such as by a process that has not ended
+        await host.remove_tap(tap, MARK, made=True)
+        inside = run(
+            "nsenter", f"--net=/proc/{os.getpid()}/fd/{held.fileno()}", "ip", "link"
+        )
+    assert inside.stdout.count("link/") == 1, "nothing but its loopback"
+    left = run("ip", "link").stdout
+    assert tap not in left
+    assert "other" not in left
+    assert not netns.path(tap).exists()
+    assert await host.marked() == []
+
+
+async def test_what_another_sandbox_is_marked_with_is_never_removed(
+    host: HostNetwork,
+) -> None:
+    plan = walled()
+    tap = plan.lease.tap
+    await host.make_tap(plan, OTHER)
+    with pytest.raises(NotOursError, match="left alone"):
+        await host.remove_tap(tap, MARK, made=True)
+    both = {Found("tap", tap, "s2"), Found("namespace", tap, "s2")}
+    assert set(await host.marked()) == both
+    await host.remove_tap(tap, OTHER)
+    run("ip", "link", "add", tap, "type", "veth", "peer", "name", "other")
+    run("ip", "link", "set", tap, "alias", OTHER)
+    with pytest.raises(NotOursError, match=f"interface {tap} is marked"):
+        await host.remove_tap(tap, MARK, made=True)
+    assert tap in run("ip", "link").stdout
 
 
 async def test_cut_off_at_any_moment_it_leaves_nothing_that_removing_does_not_take(

@@ -245,3 +245,20 @@ async def test_a_network_that_breaks_while_nobody_owns_the_machine_ends_the_clai
     assert fork.plan.domain not in driver.world.domains
     driver.world.beyond_repair.clear()
     await driver.close()
+
+
+@pytest.mark.parametrize("where", ["taps", "namespaces"])
+@pytest.mark.parametrize("others", ["nothing", "vmdriver/another/s9"])
+async def test_a_delete_ends_whatever_its_network_is_marked_with_by_now(
+    where: str, others: str
+) -> None:
+    """What was ours under that name goes; what another sandbox is marked with stays."""
+    driver = await running()
+    tap, marks = driver.plan().network.lease.tap, getattr(driver.world, where)
+    assert tap in marks
+    marks[tap] = others
+    async with asyncio.timeout(5):
+        assert await driver.manager.delete("s1", "")
+    assert marks == ({tap: others} if "another" in others else {})
+    assert not driver.world.records
+    await driver.close()

@@ -85,6 +85,15 @@ def mark(instance: str, sandbox_id: str) -> str:
     return f"vmdriver/{instance}/{sandbox_id}"
 
 
+def is_anothers(text: str | None, mark: str, *, made: bool) -> bool:
+    """Whether what bears that text in place of a mark is not the one's whose mark is this. `made`:
+    it was made by us under its name; then only another sandbox's mark says otherwise.
+    """
+    if text is None or text == mark:
+        return False
+    return not made or text.startswith("vmdriver/")
+
+
 def parse_mark(text: str, instance: str) -> str | None:
     """The sandbox id in a mark of this instance, else None.
 

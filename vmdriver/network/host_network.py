@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmdriver.errors import CommandError, NetworkError, Unavailable
+from vmdriver.errors import CommandError, NetworkError, NotOursError, Unavailable
 from vmdriver.host import process
 from vmdriver.host.confined import netns
 from vmdriver.host.retry import tried
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
-from vmdriver.model.ids import parse_mark
+from vmdriver.model.ids import is_anothers, parse_mark
 from vmdriver.model.plan import Lease, NetworkPlan, outer_tap
 from vmdriver.network import namespace
 from vmdriver.network.forwarding import NOTES, Forwarding
@@ -71,17 +71,20 @@ def outside_sysctls(link: str) -> Mapping[str, str]:
     }
 
 
-async def _remove_link(host: Any, name: str, mark: str) -> None:
-    async for link in await host.link("dump", ifname=name):
-        if attribute(link, "IFLA_IFNAME") != name:
+async def _remove_links(host: Any, tap: str, mark: str, *, made: bool) -> None:
+    """Those that bear the mark, whatever their name is by now, and the names. NotOursError."""
+    foreign = ""
+    for link in [one async for one in await host.link("dump")]:
+        name, alias = (attribute(link, f"IFLA_IF{what}") for what in ("NAME", "ALIAS"))
+        if alias != mark and name not in {tap, outer_tap(tap)}:
             continue
-        alias = attribute(link, "IFLA_IFALIAS")
-        if alias not in {mark, None}:
-            raise NetworkError(
-                f"interface {name} is marked {alias!r} and is left alone"
-            )
+        if is_anothers(alias, mark, made=made):
+            foreign = f"interface {name} is marked {alias!r} and is left alone"
+            continue
         with ignore_missing():
             await host.link("del", index=link["index"])
+    if foreign:
+        raise NotOursError(foreign)
 
 
 class HostNetwork:
@@ -163,13 +166,16 @@ class HostNetwork:
             if plan.namespace is not None:
                 await namespace.limit_rate(plan)
 
-    async def remove_tap(self, tap: str, mark: str) -> None:
-        with translated(f"tap {tap}"):
-            async with netlink() as host:
-                for name in (outer_tap(tap), tap):
-                    await _remove_link(host, name, mark)
-            await namespace.remove(tap, mark)
-        await tried(_log, self._forwarding.left(tap), "IPv4 forwarding")
+    async def remove_tap(self, tap: str, mark: str, *, made: bool = False) -> None:
+        try:
+            with translated(f"tap {tap}"):
+                try:
+                    await namespace.remove(tap, mark, made=made)
+                finally:
+                    async with netlink() as host:
+                        await _remove_links(host, tap, mark, made=made)
+        finally:
+            await tried(_log, self._forwarding.left(tap), "IPv4 forwarding")
 
     async def reset_connections(self, guest_ip: str) -> None:
         address = str(ipaddress.IPv4Address(guest_ip))

@@ -22,14 +22,16 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vmdriver.errors import NetworkError
+from vmdriver.errors import NetworkError, NotOursError
 from vmdriver.host.confined import netns
 from vmdriver.host.threads import alone
+from vmdriver.model.ids import is_anothers
 from vmdriver.model.plan import Lease, NetworkPlan
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
     ignore_missing,
+    kind,
     netlink_in,
     netlink_socket,
     write_sysctls,
@@ -265,18 +267,20 @@ async def reassign(name: str, mark: str) -> None:
         await inside.link("set", index=_LOOPBACK, ifalias=mark)
 
 
-async def remove(name: str, mark: str) -> None:
-    """Remove the namespace of that name, if it is there and carries that mark, and its tap, whoever
-    is in it still. NetlinkError, OSError, NetworkError.
+async def remove(name: str, mark: str, *, made: bool) -> None:
+    """Remove the namespace of that name, if it is there and carries that mark, and all links in it
+    under whatever names: the host's end goes with the way out. `made`: as `is_anothers` has it.
+    NetlinkError, OSError, NotOursError.
     """
     if netns.is_there(name):
         async with netlink_in(name) as inside:
             found = await _mark(inside)
-            if found not in {mark, None}:
-                raise NetworkError(
+            if is_anothers(found, mark, made=made):
+                raise NotOursError(
                     f"network namespace {name} is marked {found!r} and is left alone"
                 )
-            for index in await inside.link_lookup(ifname=name):
-                with ignore_missing():
-                    await inside.link("del", index=index)
+            for link in [one async for one in await inside.link("dump")]:
+                if link["index"] != _LOOPBACK and kind(link) in {"tun", "veth"}:
+                    with ignore_missing():
+                        await inside.link("del", index=link["index"])
     netns.forget(name)

@@ -70,6 +70,12 @@ def attribute(message: Any, name: str) -> Any:
     return message.get_attr(name)
 
 
+def kind(link: Any) -> str:
+    """A link's, such as veth; "" for one of the kernel's own."""
+    info = attribute(link, "IFLA_LINKINFO")
+    return str(info.get_attr("IFLA_INFO_KIND")) if info is not None else ""
+
+
 @contextmanager
 def ignore_missing() -> Iterator[None]:
     """For removing a link that may be gone."""

@@ -66,7 +66,8 @@ class NetworkHold:
             return
         try:
             owner = mark(self.instance, sandbox.record.id)
-            await self.guard.keep(network, owner, mend=True)
+            broken = sandbox.record.network_broken
+            await self.guard.keep(network, owner, mend=True, broken=broken)
         except DriverError as error:  # the guard tries again, and says when it gives up
             _log.warning("%s: %s", sandbox.record.id, error.text())
 

@@ -7,10 +7,12 @@ in place.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from vmdriver.errors import NotOursError
 from vmdriver.lifecycle.engine.ledger import MACHINE, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
     FILES,
@@ -28,6 +30,7 @@ from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.record import layers_of
 from vmdriver.model.runs import Reason
 
+_log = logging.getLogger(__name__)
 Effects = Mapping[str, Callable[[], Awaitable[None]]]
 """By key."""
 
@@ -145,7 +148,11 @@ def tap(network: Network) -> Part:
         }
 
     async def release(given: Given) -> None:
-        await network.remove_tap(given["tap"], given["mark"])
+        """What is marked as somebody else's is nothing to give back: ours is gone."""
+        try:
+            await network.remove_tap(given["tap"], given["mark"], made=given.held.done)
+        except NotOursError as error:
+            _log.warning("%s: %s", given.owner, error.text())
         if given["guest_ip"]:  # unknown where the record could not be read
             await network.reset_connections(given["guest_ip"])
 

@@ -142,8 +142,11 @@ class Network(Protocol):
         where the kernel cannot.
         """
 
-    async def remove_tap(self, tap: str, mark: str) -> None:
-        """Remove it and its namespace, as far as they are there and carry that mark."""
+    async def remove_tap(self, tap: str, mark: str, *, made: bool = False) -> None:
+        """Remove it and its namespace, as far as they are there and carry that mark. `made`: they
+        were made under these names, and go unless they carry another sandbox's mark. NotOursError
+        for what is left alone.
+        """
 
     async def reset_connections(self, guest_ip: str) -> None:
         """Have this host's own TCP connections with a guest that is gone end at once."""

@@ -90,7 +90,9 @@ class NetworkGuard:
 
     # --- ports.NetworkGuard
 
-    async def keep(self, plan: NetworkPlan, mark: str, *, mend: bool = False) -> None:
+    async def keep(
+        self, plan: NetworkPlan, mark: str, *, mend: bool = False, broken: str = ""
+    ) -> None:
         tap, known = plan.lease.tap, self._kept.get(plan.lease.tap)
         parts: Sequence[Watched] = ()
         if known is not None and _same_places(known.parts, plan):
@@ -113,6 +115,7 @@ class NetworkGuard:
             await kept.make(parts, mend=mend)
         except NetworkError as error:
             what = f"its rules could not be loaded ({error.text()})"
+            kept.broken = broken
             kept.begin(what, parts, mend=True, failures=1)
             raise
         except BaseException:

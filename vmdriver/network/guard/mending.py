@@ -22,6 +22,7 @@ from vmdriver.network.netlink import (
     attribute,
     host_mac,
     ignore_missing,
+    kind,
     netlink_in,
     write_sysctls,
 )
@@ -64,7 +65,9 @@ async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
         known = {(tap, lease.guest_ip), (out, lease.uplink_ip)}
         await _clear_neighbours(inside, links, known)
         await _clear_rules(inside)
-        for index in (tap, out):
+        # A mark is on the loopback, and on a tap that was made outside.
+        for index, alias in ((tap, mark if plan.moved else ""), (out, "")):
+            await inside.link("set", index=index, ifalias=alias)
             await clear_queues(inside, index)
         await namespace.furnish(plan, mark, inside)
 
@@ -74,7 +77,7 @@ async def _mend_tap(name: str, inside: Any) -> int:
     taps = [
         link
         async for link in await inside.link("dump")
-        if _kind(link) == "tun" or attribute(link, "IFLA_IFNAME") == name
+        if kind(link) == "tun" or attribute(link, "IFLA_IFNAME") == name
     ]
     if len(taps) != 1:
         raise NetworkError(f"its tap {name} is gone")
@@ -99,7 +102,7 @@ async def _mend_pair(plan: NetworkPlan, mark: str, inside: Any, host: Any) -> No
     outside = [
         link
         async for link in await host.link("dump")
-        if attribute(link, "IFLA_IFALIAS") == mark and _kind(link) == "veth"
+        if attribute(link, "IFLA_IFALIAS") == mark and kind(link) == "veth"
     ]
     named = [link for link in outside if attribute(link, "IFLA_IFNAME") == name]
     whole = bool(
@@ -120,11 +123,6 @@ async def _mend_pair(plan: NetworkPlan, mark: str, inside: Any, host: Any) -> No
         with ignore_missing():  # mostly gone with its other end
             await host.link("del", index=link["index"])
     await namespace.pair(plan, mark, host)
-
-
-def _kind(link: Any) -> str:
-    info = attribute(link, "IFLA_LINKINFO")
-    return str(info.get_attr("IFLA_INFO_KIND")) if info is not None else ""
 
 
 def _as_made(link: Any, address: str) -> bool:

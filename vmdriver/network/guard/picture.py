@@ -25,8 +25,8 @@ _QUEUE = struct.Struct("=BxxxiIII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _UP_OR_NO_ARP = 0x1 | 0x80
 _PERMANENT = 0x80
-_OWN_LOOK = {1, 4, 10, 43}
-"""Of a link: its address, MTU, master, XDP program."""
+_OWN_LOOK = {1, 4, 10, 20, 43}
+"""Of a link: its address, MTU, master, alias (its mark), XDP program."""
 _PROTOCOLS = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 Picture = Mapping[str, bytes]
@@ -161,11 +161,13 @@ def _neighbours(
 def _queues(
     asked: socket.socket, names: Mapping[int, str]
 ) -> Iterator[tuple[str, bytes]]:
-    """Those that somebody chose: what the kernel begins with has no number."""
+    """Those that somebody chose: what the kernel begins with has no number. One that keeps nothing
+    changes nothing; libvirt gives it to the link of that name at each start.
+    """
     for data in _dumped(asked, _GET_QUEUE, socket.AF_UNSPEC):
         _, index, handle, parent, _ = _QUEUE.unpack_from(data)
         known = dict(attributes(data, _QUEUE.size))
-        if index in names and handle:
+        if index in names and handle and known[1] != b"noqueue\0":
             rest = struct.pack("=I", handle) + known[1] + known.get(2, b"")
             yield f"queue {parent:x} of {names[index]}", rest
 
