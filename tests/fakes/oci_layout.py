@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 from vmdriver.host import facts
 
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
+ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 Fill = Callable[[tarfile.TarFile], None]
 
 
@@ -57,6 +60,13 @@ def layer(*fills: Fill, zipped: bool = True) -> bytes:
     return gzip.compress(buffer.getvalue(), 1) if zipped else buffer.getvalue()
 
 
+def zstd(plain: bytes, *options: str) -> bytes:
+    """Compressed by zstd(1)."""
+    return subprocess.run(
+        ["zstd", "-qc", *options], input=plain, capture_output=True, check=True
+    ).stdout
+
+
 class Layout:
     """An OCI layout that is written by hand."""
 
@@ -80,25 +90,33 @@ class Layout:
         architecture: str = "",
         config: dict[str, Any] | None = None,
         in_index_of: tuple[str, ...] = (),
+        diffs: list[str] | None = None,
     ) -> str:
-        """Add one; its manifest's digest. `in_index_of`: architectures of an index that names it
+        """Add one; its manifest's digest. `diffs`: what it says that its layers are when they are
+        plain, instead of what is so. `in_index_of`: architectures of an index that names it
         for ours, and something else for these.
         """
-        described, diffs = [], []
+        described, plains = [], []
         for content in layers:
-            described.append({"mediaType": media_type, **self.blob(content)})
+            kind = ZSTD if content[:4] == _ZSTD_MAGIC else media_type
+            described.append({"mediaType": kind, **self.blob(content)})
             plain = content
             if content[:2] == b"\x1f\x8b":
                 try:
                     plain = gzip.decompress(content)
                 except (OSError, EOFError):
                     plain = b""
-            diffs.append(f"sha256:{hashlib.sha256(plain).hexdigest()}")
+            elif content[:4] == _ZSTD_MAGIC:
+                unpacked = subprocess.run(
+                    ["zstd", "-dcq"], input=content, capture_output=True, check=False
+                )
+                plain = unpacked.stdout
+            plains.append(f"sha256:{hashlib.sha256(plain).hexdigest()}")
         found = {
             "architecture": architecture or facts.oci_architecture(),
             "os": "linux",
             "config": config or {},
-            "rootfs": {"type": "layers", "diff_ids": diffs},
+            "rootfs": {"type": "layers", "diff_ids": diffs or plains},
         }
         kind = "application/vnd.oci.image.manifest.v1+json"
         manifest = {

@@ -14,7 +14,9 @@ from vmdriver.oci.policy import ImagePolicy
 _MIB = 2**20
 _MEMORY = 4 * 2**30
 _SCAN_MEMORY = 512 * _MIB
-"""Headers are read into memory, and may say that they are as large as they like."""
+"""Headers are read into memory, and may say that they are as large as they like. zstd takes no more
+than 128 MiB for what it looks back to.
+"""
 _RESOLVER = (
     "resolv.conf",
     "hosts",
@@ -100,6 +102,11 @@ class ImageBoxes:
             given=tuple(given),
             limits=self._limits(_MEMORY),
         )
+
+    async def decompressing(self, layer: Path, place: Path, most: int) -> Box:
+        """For zstd: one layer, and the folder that is to have it as an archive of `most` bytes."""
+        root = await self._numbers.root()
+        return Box(root, (layer,), (place,), limits=self._limits(_SCAN_MEMORY, most))
 
     async def unpacking(self, layout: Path, target: Path) -> Box:
         """For umoci: the layout, and the folder that is to have the tree."""

@@ -97,6 +97,7 @@ class Cache:
         """
         for path in (self.root, self.blobs, self.disks, self.trees):
             self._clearing.make_directory(path)
+        files.spread(self.root)
         self._clearing.make_directory(self.blobs / "sha256", 0o700)
         unfinished = [*self.root.glob(".work-*"), *self.disks.glob(".*")]
         for path in [*unfinished, self.root / "layout"]:

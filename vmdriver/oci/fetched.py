@@ -7,17 +7,42 @@ be read there, not changed. Layers that are new become the cache's as soon as th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmdriver.errors import ImageError
 from vmdriver.host.confined.user_namespace import give
 from vmdriver.oci import files, manifest
 from vmdriver.oci.cache import Cache
-from vmdriver.oci.manifest import Layer, Manifest
+from vmdriver.oci.manifest import PLAIN, ZSTD, Manifest
 
 _PREFIX = len("sha256:")
+IMAGE = "image"
+"""Tag of the image in a layout that was fetched."""
+_MOST_CONFIG = 64 * 2**20
+"""Bytes that a program may say to us, which read it before."""
+
+
+@dataclass(frozen=True)
+class LayerFile:
+    """One layer of a layout."""
+
+    path: Path
+    packed: int
+    """Bytes that were fetched for it."""
+    media_type: str
+    diff: str
+    """Digest that it has when it is plain, as the image's configuration says."""
+
+    @property
+    def zstd(self) -> bool:
+        """Whether it is compressed so."""
+        return self.media_type == ZSTD
 
 
 class FetchedLayout:
@@ -27,6 +52,8 @@ class FetchedLayout:
         self.path, self._cache = path, cache
         self._blobs = path / "blobs" / "sha256"
         self._wanted: list[str] = []
+        self._manifest: dict[str, Any] = {}
+        """The layout's."""
 
     def make(self, wanted: Manifest, theirs: bool) -> None:
         """With the layers that are known. `theirs`: the image users' to write, else root's."""
@@ -77,7 +104,7 @@ class FetchedLayout:
                 found += path.lstat().st_size
         return found
 
-    def layers(self, wanted: Manifest | None, name: str) -> list[Path]:
+    def layers(self, wanted: Manifest | None, name: str) -> list[LayerFile]:
         """As they are in the layout: skopeo may have written the manifest anew. ImageError for
         image `name` where it is not as it should be, or has other layers than `wanted` has.
         """
@@ -89,18 +116,59 @@ class FetchedLayout:
             digest = manifest.last_of(index, name)[_PREFIX:]
             with self._folder() as folder:
                 raw = files.read_small(folder / digest)
+                found = manifest.parse(manifest.read(raw, name), raw, name)
+                config = folder / found.config_digest[_PREFIX:]
+                described = files.read_small(config, _MOST_CONFIG)
         except OSError as error:
             raise ImageError(
                 f"image {name} was not fetched as it should be: {error}"
             ) from error
-        found = [layer.digest for layer in _layers(raw, name)]
-        if wanted and found != [layer.digest for layer in wanted.layers]:
+        digests = [layer.digest for layer in found.layers]
+        if wanted and digests != [layer.digest for layer in wanted.layers]:
             raise ImageError(f"image {name} was changed while it was fetched")
-        return [self._blobs / digest[_PREFIX:] for digest in found]
+        diffs = manifest.diffs(described, len(digests), name)
+        self._manifest = manifest.read(raw, name)
+        return [
+            LayerFile(
+                self._blobs / layer.digest[_PREFIX:], layer.size, layer.media_type, diff
+            )
+            for layer, diff in zip(found.layers, diffs, strict=True)
+        ]
 
+    def put(self, layer: LayerFile, part: Path) -> LayerFile:
+        """A layer as a plain archive, which a program left in `part`. OSError."""
+        name = layer.diff[_PREFIX:]
+        with self._folder() as folder, contextlib.suppress(FileExistsError):
+            # What is there instead is not what its name says: umoci finds that out.
+            files.take_over(part, 0o444, into=folder / name)
+        part.unlink()
+        return dataclasses.replace(layer, path=self._blobs / name, media_type=PLAIN)
 
-def _layers(raw: bytes, name: str) -> tuple[Layer, ...]:
-    return manifest.parse(manifest.read(raw, name), raw, name).layers
+    def describe(self, layers: Sequence[LayerFile]) -> None:
+        """From now on these are the image's layers."""
+        described = [
+            {
+                **old,
+                "mediaType": layer.media_type,
+                "digest": f"sha256:{layer.path.name}",
+            }
+            | {"size": layer.path.lstat().st_size}
+            for old, layer in zip(self._manifest["layers"], layers, strict=True)
+        ]
+        raw = json.dumps({**self._manifest, "layers": described}).encode()
+        digest = manifest.digest_of(raw)
+        kind = self._manifest.get("mediaType", manifest.IMAGE)
+        tag = {"org.opencontainers.image.ref.name": IMAGE}
+        entry = {
+            "mediaType": kind,
+            "digest": digest,
+            "size": len(raw),
+            "annotations": tag,
+        }
+        index = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+        with self._folder() as folder:
+            files.replace(folder / digest[_PREFIX:], raw)
+        files.replace(self.path / "index.json", index)
 
 
 def _folder(name: str, below: int | None) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,27 @@ _NODES = {stat.S_IFBLK, stat.S_IFCHR, stat.S_IFSOCK}
 BLOCK = 4096
 """Of a file system: whatever has content takes that much at least."""
 _DEEP = 200
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
+"""ioctl_iflags(2), on 64-bit machines."""
+_TOP = 0x20000
+"""FS_TOPDIR_FL"""
 _CHUNK = 1024 * 1024
+
+
+def spread(folder: Path) -> None:
+    """Have each new folder in this one begin in another part of the disk, where the file system
+    can: ext4 does not give out an inode again for minutes after its file went, and asks each such
+    inode at each new file. A tree that is made where one has just been removed took three times
+    as long.
+    """
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            raw = fcntl.ioctl(opened, _GET_FLAGS, struct.pack("@L", 0))
+            flags = struct.pack("@L", struct.unpack("@L", raw)[0] | _TOP)
+            fcntl.ioctl(opened, _SET_FLAGS, flags)
+    finally:
+        os.close(opened)
 
 
 def remove_tree(path: Path) -> None:
@@ -142,6 +165,19 @@ def read_small(path: Path, most: int = 4 * 2**20) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
     return content
+
+
+def replace(path: Path, content: bytes) -> None:
+    """A file of root's in a folder that a program in a box has left, whatever has its name there.
+    Not durable.
+    """
+    part = path.with_name(f".{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(part, flags, 0o444)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
+        file.write(content)
+    part.chmod(0o444)
+    part.replace(path)
 
 
 def publish(part: Path, path: Path, mode: int = 0o400) -> None:

@@ -20,8 +20,12 @@ _INDEXES = {
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 }
+IMAGE = "application/vnd.oci.image.manifest.v1+json"
+PLAIN = "application/vnd.oci.image.layer.v1.tar"
+ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 _LAYERS = {
-    "application/vnd.oci.image.layer.v1.tar",
+    PLAIN,
+    ZSTD,
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
@@ -117,7 +121,7 @@ def parse(document: dict[str, Any], raw: bytes, name: str) -> Manifest:
             raise Refused(
                 f"{FIELD}: layer {number} of {name} is of type {layer.media_type[:100]!r}",
                 reason="ImageFormat",
-                resolution="layers must be tar archives, plain or gzip; push the image so",
+                resolution="layers must be tar archives, plain, gzip or zstd; push the image so",
             )
         if entry.get("urls"):
             raise Refused(
@@ -147,6 +151,15 @@ def parse_config(raw: bytes, name: str, architecture: str) -> ImageConfig:
         entrypoint=tuple(_texts(inner.get("Entrypoint"), name, "Entrypoint")),
         command=tuple(_texts(inner.get("Cmd"), name, "Cmd")),
     )
+
+
+def diffs(raw: bytes, count: int, name: str) -> list[str]:
+    """Digests of an image's `count` layers as plain archives, of its configuration. ImageError."""
+    root = read(raw, name).get("rootfs")
+    found = root.get("diff_ids") if isinstance(root, dict) else None
+    if not isinstance(found, list) or len(found) != count:
+        raise _bad(name, "its config does not name its layers")
+    return [_digest({"digest": diff}, name) for diff in found]
 
 
 def _environment(value: Any, name: str) -> dict[str, str]:

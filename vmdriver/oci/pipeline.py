@@ -144,7 +144,9 @@ class Pipeline:
         same = boxed or found.source.directory is not None
         wanted = found.manifest if same else None
         layers = await self._threads.run(fetched.layers, wanted, found.reference[:200])
-        return await self._rootfs.unpack(fetched.path, layers, place / "tree")
+        made = await self._rootfs.unpack(fetched, layers, place / "tree")
+        await self._threads.run(files.remove_tree, fetched.path)
+        return made
 
     async def _fetch(
         self, found: Resolved, fetched: FetchedLayout, tell: ProgressSink

@@ -5,34 +5,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vmdriver.errors import CommandError, Exhausted, ImageError, Killed, Refused
-from vmdriver.host import process
-from vmdriver.host.confined.box import Box, interpreter
+from vmdriver.errors import Exhausted, ImageError, Refused
+from vmdriver.host.confined.box import interpreter
 from vmdriver.host.confined.user_namespace import give
 from vmdriver.host.threads import Threads
 from vmdriver.oci import files, scan
 from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.cache import Cache
+from vmdriver.oci.fetched import IMAGE, FetchedLayout, LayerFile
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.reference import FIELD
-from vmdriver.oci.skopeo import IMAGE
+from vmdriver.oci.tools import Tools
+from vmdriver.oci.zstd import Unzstd
 
 _LOOK_S = 0.25
 _MIB = 2**20
 _JOURNAL_MIB = 16
 _SPARE_MIB = 64
 _BYTES_PER_INODE = 16384
-_log = logging.getLogger(__name__)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _make_place(place: Path) -> None:
@@ -49,11 +44,13 @@ class RootFs:
     ) -> None:
         self._cache, self._policy, self._threads = cache, policy, threads
         self._boxes = boxes
+        self._tools = Tools(policy.build_deadline_s, threads)
+        self._unzstd = Unzstd(policy, threads, boxes, self._tools)
 
     # --- unpack
 
     async def unpack(
-        self, layout: Path, layers: Sequence[Path], place: Path
+        self, fetched: FetchedLayout, layers: list[LayerFile], place: Path
     ) -> tuple[Path, files.Tree]:
         """The layers, which are in the layout, on top of each other, as a tree below the new
         folder `place`; and what is in it. Refused for an image that is not fit, naming the layer;
@@ -61,11 +58,17 @@ class RootFs:
         """
         target = place / "root"
         await self._threads.run(_make_place, place)
-        unpacking = asyncio.ensure_future(self._unpack(layout, target))
-        scanning = asyncio.ensure_future(self._scan(layout, layers))
         watching = asyncio.ensure_future(self.watch_space())
-        tasks = {unpacking, scanning, watching}
+        tasks: set[asyncio.Future[Any]] = {watching}
         try:
+            plain = asyncio.ensure_future(
+                self._unzstd.plain(fetched, layers, place.with_name("plain"))
+            )
+            tasks.add(plain)
+            await self._first_error(plain, plain, watching)
+            unpacking = asyncio.ensure_future(self._unpack(fetched.path, target))
+            scanning = asyncio.ensure_future(self._scan(fetched.path, plain.result()))
+            tasks |= {unpacking, scanning}
             await self._first_error(unpacking, scanning, watching)
         finally:
             for task in tasks:
@@ -92,8 +95,8 @@ class RootFs:
 
     @staticmethod
     async def _first_error(
-        unpacking: asyncio.Future[None],
-        scanning: asyncio.Future[frozenset[bytes]],
+        unpacking: asyncio.Future[Any],
+        scanning: asyncio.Future[Any],
         watching: asyncio.Future[None],
     ) -> None:
         """Both have to go well. What the scan says is better than what the unpacking says."""
@@ -117,14 +120,19 @@ class RootFs:
         image = f"{layout}:{IMAGE}"
         command = ["umoci", "raw", "unpack", "--image", image, str(target)]
         box = await self._boxes.unpacking(layout, target.parent)
-        await self._tool(command, box, lambda: files.remove_tree(target))
+        await self._tools.run(command, box, lambda: files.remove_tree(target))
 
-    async def _scan(self, layout: Path, layers: Sequence[Path]) -> frozenset[bytes]:
+    async def _scan(
+        self, layout: Path, layers: Sequence[LayerFile]
+    ) -> frozenset[bytes]:
         """Paths of device nodes."""
         limits = [str(self._policy.max_content), str(self._policy.max_files)]
         program, needed = interpreter(Path(scan.__file__))
-        command = [*program, *limits, *(str(path) for path in layers)]
-        done = await self._tool(command, await self._boxes.scanning(layout, needed))
+        each = [f"{layer.packed}:{layer.path}" for layer in layers]
+        command = [*program, *limits, *each]
+        done = await self._tools.run(
+            command, await self._boxes.scanning(layout, needed)
+        )
         found = json.loads(done.stdout)
         if "problem" in found:
             raise Refused(
@@ -184,41 +192,6 @@ class RootFs:
             *("-E", extended, "-d", str(tree), str(disk), f"{size_mib}M"),
         ]
         box = await self._boxes.making_disk(tree, place)
-        await self._tool(command, box, lambda: disk.unlink(missing_ok=True))
+        await self._tools.run(command, box, lambda: disk.unlink(missing_ok=True))
         await self._threads.run(files.take_over, disk, 0o600)
         return disk
-
-    async def _tool(
-        self, command: list[str], box: Box, clear: Callable[[], None] = _nothing
-    ) -> process.Completed:
-        """One that is killed is begun once more, `clear` having removed what it had made: that
-        says nothing about the image.
-        """
-        try:
-            return await self._once(command, box)
-        except Killed as error:
-            _log.warning("%s: it is tried once more", error)
-        try:
-            await self._threads.run(clear)
-            return await self._once(command, box)
-        except Killed as error:
-            raise ImageError(
-                f"the image cannot be turned into a disk: {error} twice",
-                detail=error.detail,
-                reason=Killed.reason,
-                resolution="this says nothing about the image: look in the host's log for who "
-                "ended the program (out of memory?), then create the sandbox again",
-            ) from error
-
-    async def _once(self, command: list[str], box: Box) -> process.Completed:
-        deadline_s = self._policy.build_deadline_s
-        try:
-            return await process.run(command, deadline_s=deadline_s, box=box)
-        except Killed:
-            raise
-        except CommandError as error:
-            raise ImageError(
-                f"the image cannot be turned into a disk: {error}",
-                detail=error.detail,
-                resolution="the image may be damaged; push it again",
-            ) from error

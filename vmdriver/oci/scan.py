@@ -1,7 +1,7 @@
 """Reads layers as archives without writing anything, and says what is wrong with them: a program
 of its own, so that an image can neither fill the driver's memory nor hold it up.
 
-usage: python scan.py MAX_CONTENT_BYTES MAX_FILES LAYER...
+usage: python scan.py MAX_CONTENT_BYTES MAX_FILES PACKED_BYTES:LAYER...
 Prints one JSON object: {"content": bytes, "files": n, "devices": [path in the image, …]}, or
 {"layer": n, "problem": text}. Nothing but the standard library is there.
 
@@ -308,9 +308,9 @@ def _sparse(block: bytes, content: Content) -> int:
     return _number(block[483:495])
 
 
-def scan(path: Path, totals: Totals) -> None:
-    """One layer. Unfit."""
-    before, packed = totals.content, path.stat().st_size
+def scan(path: Path, packed: int, totals: Totals) -> None:
+    """One layer, for which `packed` bytes were fetched. Unfit."""
+    before, packed = totals.content, min(packed, path.stat().st_size)
     with path.open("rb") as file:
         content = Content(file)
         for entry in entries(content):
@@ -329,9 +329,10 @@ def _say(**words: object) -> None:
 def main(arguments: list[str]) -> None:
     """See above."""
     totals = Totals(int(arguments[0]), int(arguments[1]))
-    for number, path in enumerate(arguments[2:], 1):
+    for number, layer in enumerate(arguments[2:], 1):
+        packed, _, path = layer.partition(":")
         try:
-            scan(Path(path), totals)
+            scan(Path(path), int(packed), totals)
         except Unfit as problem:
             _say(layer=number, problem=str(problem))
             return

@@ -11,6 +11,7 @@ from vmdriver.host.retry import retried
 from vmdriver.host.threads import Threads
 from vmdriver.oci import refusals, trust
 from vmdriver.oci.boxes import ImageBoxes
+from vmdriver.oci.fetched import IMAGE
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.policy import ImagePolicy, Source
 
@@ -18,8 +19,6 @@ _ASK_DEADLINE_S = 120.0
 SLACK = 16 * 2**20
 """Bytes that may come beyond what a manifest says: it and the configuration are files, too."""
 Given = list[tuple[Path, bytes]]
-IMAGE = "image"
-"""Tag of the image in a layout that was fetched."""
 
 
 class Skopeo:
