@@ -40,10 +40,15 @@ class Stopwatch:
 
     @property
     def steps(self) -> dict[str, float]:
-        """Seconds of the named steps, in order of their ends; those of one name together."""
-        sums: dict[str, float] = {}
-        for name, begun, ended in self._spans:
-            sums[name] = sums.get(name, 0.0) + ended - begun
+        """Seconds of the named steps, in order of their ends; those of one name together, and what
+        they have in common once.
+        """
+        sums = {name: 0.0 for name, _, _ in self._spans}
+        until: dict[str, float] = {}
+        for name, begun, ended in sorted(self._spans, key=lambda span: span[1]):
+            counted = max(begun, until.get(name, begun))
+            sums[name] += max(0.0, ended - counted)
+            until[name] = max(ended, counted)
         return sums
 
     def timed(self) -> tuple[TimedStep, ...]:
