@@ -31,48 +31,9 @@ from vmdriver.model.checkpoint import (
 )
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage import files
+from vmdriver.storage.digests import SEGMENT, segment_digest
 
-SEGMENT = 64 * 2**20
-BLOCK = 64 * 1024
 _MANIFEST = "manifest.json"
-_ZEROS = b"\0" * BLOCK
-
-
-def _data_blocks(descriptor: int, start: int, end: int) -> list[int]:
-    """Offsets of the blocks in [start, end) that may hold something, by the file system's
-    account of holes.
-    """
-    found: list[int] = []
-    at = start
-    while at < end:
-        try:
-            data = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            break
-        if data >= end:
-            break
-        hole = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
-        first = max(data - data % BLOCK, at)
-        found += range(first, hole, BLOCK)
-        at = -(-hole // BLOCK) * BLOCK
-    return found
-
-
-def segment_digest(path: Path, index: int) -> tuple[str, int]:
-    """sha256 of one segment, and how many bytes of it are not zero (in whole blocks)."""
-    digest, stored = hashlib.sha256(), 0
-    descriptor = open_plain(path)
-    try:
-        start = index * SEGMENT
-        for offset in _data_blocks(descriptor, start, start + SEGMENT):
-            block = os.pread(descriptor, BLOCK, offset)
-            if block.strip(b"\0") if len(block) < BLOCK else block != _ZEROS:
-                digest.update(offset.to_bytes(8, "big"))
-                digest.update(block)
-                stored += len(block)
-    finally:
-        os.close(descriptor)
-    return digest.hexdigest(), stored
 
 
 class Checkpoints:
