@@ -41,6 +41,7 @@ from tests.fakes.serve import WORK  # noqa: E402
 from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver.hypervisor.domain_xml import for_restore  # noqa: E402
 from vmdriver.hypervisor.memory.machine_memory import write_save_image  # noqa: E402
+from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping  # noqa: E402
 from vmdriver.model.plan import LaunchPlan  # noqa: E402
 from vmdriver.service import admin_client  # noqa: E402
 
@@ -169,16 +170,20 @@ class Plain:
         console.chmod(0o666)
         memory.chmod(0o666)
         lease = plan.network.lease.model_copy(update={"tap": "vmdbench"})
-        network = plan.network.model_copy(update={"lease": lease})
+        network = plan.network.model_copy(update={"lease": lease, "namespace": None})
         changes = {
+            "user": None,
+            "wall": (),
             "domain": "bench-plain",
             "domain_uuid": str(uuid.uuid4()),
             "disks": tuple(disks),
             "network": network,
         }
         plan = plan.model_copy(update={**changes, "console": str(console)})
+        saved = (suspended / "domain.xml").read_text()
+        emulator = shutil.which("qemu-system-x86_64") or ""
         text = for_restore(
-            (suspended / "domain.xml").read_text(), plan, "bench", str(memory)
+            *(saved, plan, "bench", str(memory), ReadOnlyMapping()), emulator=emulator
         )
         write_save_image(self.image, text, (suspended / "state").read_bytes())
         self.domain = self.libvirt.connection.defineXML(text)

@@ -60,6 +60,8 @@ class FakeMemory:
         await self._world.hanging.passed(f"go on {domain}", domain)
         self._world.monitor(domain)
         if self._world.domains.get(domain) is DomainState.PAUSED:
+            made_from = self._world.made_from.get(domain)
+            assert made_from not in self._world.damaged, "it runs from damaged memory"
             self._world.domains[domain] = DomainState.RUNNING
         stalled = self._world.domains.get(domain) is DomainState.STALLED
         if stalled and self._world.free_bytes > 0:
@@ -99,6 +101,7 @@ class FakeMemory:
         assert world.domains.get(plan.domain) in {None, DomainState.OFF}, "two machines"
         world.check_network(plan)
         root = plan.disk("root")
+        world.made_from[plan.domain] = saved.memory.rpartition("/")[0]
         tick = world.memories[saved.memory.rpartition("/")[0]]
         below = [world.written.get(layer, 0) for layer in (root.path, *root.backing)]
         assert max(below) <= tick, "a disk that is newer than the memory"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tests.fakes.world import World
 from vmdriver.errors import Exhausted, NotFound, Refused
 from vmdriver.lifecycle.ports.host import no_crash_point
-from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, damaged
 from vmdriver.model.checkpoint import FileIdentity, MemoryManifest, Part
 from vmdriver.model.plan import MachineUser
 
@@ -73,10 +73,13 @@ class FakeMemoryStore:
         return {identity["path"] for identity in found["files"]}
 
     async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
+        await self._crash_point("checkpoint:digest")
         return ["memory has changed"] if directory in self._world.damaged else []
 
-    async def saved(self, directory: str) -> SavedMachine:
+    async def saved(self, directory: str, parts: tuple[Part, ...] = ()) -> SavedMachine:
         await self._crash_point("checkpoint:read")
+        if parts and f"{directory}/state" in self._world.damaged:
+            raise damaged("state has changed")
         assert directory in self._world.checkpoints, (
             "loaded from a checkpoint that is gone"
         )

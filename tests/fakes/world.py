@@ -60,6 +60,8 @@ class World:
     """Directory -> what is in it: "" while it is made, then the manifest's JSON."""
     memories: dict[str, int] = field(default_factory=dict)
     """Directory -> the guest's tick when it was captured."""
+    made_from: dict[str, str] = field(default_factory=dict)
+    """Domain -> the directory whose memory it maps."""
     ticks: dict[str, int] = field(default_factory=dict)
     """Domain -> a count that grows whenever its workload runs: no tick may be lived twice."""
     lived: list[tuple[str, int]] = field(default_factory=list)

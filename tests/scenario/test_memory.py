@@ -63,17 +63,27 @@ async def test_two_resumes_at_once_are_one() -> None:
 
 
 @pytest.mark.parametrize("policy", ["cold-boot", "fail"])
-async def test_a_damaged_checkpoint_is_not_loaded(policy: str) -> None:
+@pytest.mark.parametrize("part", ["memory", "state"])
+async def test_a_damaged_checkpoint_runs_no_instruction(policy: str, part: str) -> None:
+    """Of its memory a machine is made meanwhile, and ended; of what says how, none is."""
     driver = await running(
         settings=dataclasses.replace(SETTINGS, on_restore_failure=policy)
     )
     await driver.manager.stop("s1", "")
     world = driver.world
-    world.damaged.add("s1/suspended")
+    domain = driver.plan().domain
+    world.damaged.add("s1/suspended" if part == "memory" else "s1/suspended/state")
+    begun = len(world.calls)
     await driver.manager.start("s1", "")
     await driver.settled()
     record = driver.record()
-    assert not any(call.startswith("load test-") for call in world.calls), "not a byte"
+    calls = world.calls[begun:]
+    assert f"go on {domain}" not in calls, "not one instruction"
+    loaded = f"load {domain}" in calls
+    assert loaded == (part == "memory"), "not a byte of the state"
+    if loaded:
+        after = calls[calls.index(f"load {domain}") :]
+        assert f"destroy {domain}" in after, "it was ended"
     if policy == "fail":
         assert record.phase is Phase.FAILED
         assert record.failure.reason == "RestoreFailed"
@@ -86,7 +96,7 @@ async def test_a_damaged_checkpoint_is_not_loaded(policy: str) -> None:
         assert record.phase is Phase.RUNNING
         message = driver.manager.statuses()[0].conditions[0].message
         assert "could not be restored" in message
-        assert "memory has changed" in message
+        assert f"{part} has changed" in message
         assert "s1/not-restored" in world.checkpoints
         world.damaged.clear()
         await driver.manager.stop("s1", "")

@@ -9,18 +9,24 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from vmdriver.errors import Exhausted, NotFound, Refused, StorageError
+from vmdriver.errors import (
+    Exhausted,
+    NotFound,
+    Refused,
+    StorageError,
+)
 from vmdriver.host.clearing import Clearing
-from vmdriver.host.plain_file import open_plain
+from vmdriver.host.plain_file import open_plain, read_start
 from vmdriver.host.threads import Threads
 from vmdriver.host.users import ownership
 from vmdriver.lifecycle.ports.host import Ownership
-from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, damaged
 from vmdriver.model.checkpoint import (
     DOMAIN,
     MEMORY,
@@ -31,9 +37,13 @@ from vmdriver.model.checkpoint import (
 )
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage import files
-from vmdriver.storage.digests import SEGMENT, segment_digest
+from vmdriver.storage.digests import SEGMENT, digests_of, segment_digest
 
 _MANIFEST = "manifest.json"
+_AT_ONCE = max(2, min(4, os.cpu_count() or 2))
+"""Segments that are digested at a time: as many as there are cores, and not so many that nothing
+else of this driver's files gets a thread meanwhile.
+"""
 
 
 class Checkpoints:
@@ -46,6 +56,7 @@ class Checkpoints:
         self._threads = threads
         self._owner = owner
         self._reserved: dict[str, int] = {}
+        self._digesting = asyncio.Semaphore(_AT_ONCE)
 
     async def begin(self, directory: str, needed_bytes: int) -> str:
         path = Path(directory)
@@ -69,16 +80,19 @@ class Checkpoints:
         return str(memory)
 
     async def lend(self, directory: str, user: MachineUser | None) -> None:
-        owner = self._owner if user is None else user
-        await self._give(directory, Ownership(owner.uid, os.getegid()), 0o400)
+        # Not as its own: an owner can make it his to write to, while it is digested.
+        reader = self._owner.uid if user is None else user.uid
+        await self._change(directory, lambda memory: ownership.take(memory, {reader}))
 
     async def take_back(self, directory: str) -> None:
-        await self._give(directory, Ownership(os.geteuid(), os.getegid()), 0o600)
+        await self._change(
+            directory, lambda memory: ownership.own(memory, os.geteuid())
+        )
 
-    async def _give(self, directory: str, owner: Ownership, mode: int) -> None:
+    async def _change(self, directory: str, change: Callable[[Path], None]) -> None:
         memory = Path(directory) / MEMORY
         try:
-            await self._threads.run(files.give, memory, owner, mode)
+            await self._threads.run(change, memory)
         except OSError as error:
             raise _unreadable(memory.parent, error) from error
 
@@ -117,15 +131,17 @@ class Checkpoints:
     async def _part(self, path: Path) -> Part:
         size = path.stat().st_size
         segments = range(-(-size // SEGMENT))
-        found = await asyncio.gather(
-            *(self._threads.run(segment_digest, path, index) for index in segments)
-        )
+        found = await asyncio.gather(*(self._segment(path, n) for n in segments))
         return Part(
             name=path.name,
             size=size,
             stored=sum(stored for _, stored in found),
             digests=tuple(digest for digest, _ in found),
         )
+
+    async def _segment(self, path: Path, index: int) -> tuple[str, int]:
+        async with self._digesting:
+            return await self._threads.run(segment_digest, path, index)
 
     async def publish(
         self, directory: str, target: str, manifest: MemoryManifest
@@ -202,18 +218,8 @@ class Checkpoints:
                 return f"{part.name} has changed (between {index * 64} and {index * 64 + 64} MiB)"
         return ""
 
-    async def saved(self, directory: str) -> SavedMachine:
-        path = Path(directory)
-        try:
-            state = await self._threads.run((path / STATE).read_bytes)
-            text = await self._threads.run((path / DOMAIN).read_text)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        except UnicodeDecodeError as error:
-            raise StorageError(
-                f"checkpoint {path.name} cannot be read", detail=str(error)
-            ) from error
-        return SavedMachine(state, text, str(path / MEMORY))
+    async def saved(self, directory: str, parts: tuple[Part, ...] = ()) -> SavedMachine:
+        return await self._threads.run(_saved, Path(directory), parts)
 
     async def identify(self, paths: tuple[str, ...]) -> tuple[FileIdentity, ...]:
         return await self._threads.run(lambda: tuple(_identity(path) for path in paths))
@@ -270,6 +276,39 @@ class Checkpoints:
     async def listed(self, parent: str) -> list[str]:
         path = Path(parent)
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+
+
+def _saved(path: Path, parts: tuple[Part, ...]) -> SavedMachine:
+    was = {part.name: part for part in parts}
+    if parts and not was.keys() >= {MEMORY, STATE, DOMAIN}:
+        raise damaged("its manifest does not describe all of it")
+    if parts and not (path / MEMORY).exists():
+        raise damaged(f"{MEMORY} is gone")
+    state, domain = (_small(path / name, was.get(name)) for name in (STATE, DOMAIN))
+    try:
+        return SavedMachine(state, domain.decode(), str(path / MEMORY))
+    except UnicodeDecodeError as error:
+        raise StorageError(
+            f"checkpoint {path.name} cannot be read", detail=str(error)
+        ) from error
+
+
+def _small(path: Path, was: Part | None) -> bytes:
+    """All of a small part, which is as it was if it is said how that was."""
+    try:
+        size = path.lstat().st_size
+        if was is not None and (path.is_symlink() or size != was.size):
+            raise damaged(f"{path.name} has another size than it had")
+        data = read_start(path, size)
+    except FileNotFoundError as error:
+        if was is None:
+            raise _unreadable(path.parent, error) from error
+        raise damaged(f"{path.name} is gone") from error
+    except OSError as error:
+        raise _unreadable(path.parent, error) from error
+    if was is not None and digests_of(data) != was.digests:
+        raise damaged(f"{path.name} has changed")
+    return data
 
 
 def _needs(path: Path) -> set[str]:

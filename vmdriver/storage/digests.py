@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -22,8 +23,10 @@ def _data_blocks(descriptor: int, start: int, end: int) -> list[int]:
     while at < end:
         try:
             data = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # only a hole is left
         if data >= end:
             break
         hole = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
@@ -48,3 +51,17 @@ def segment_digest(path: Path, index: int) -> tuple[str, int]:
     finally:
         os.close(descriptor)
     return digest.hexdigest(), stored
+
+
+def digests_of(data: bytes) -> tuple[str, ...]:
+    """What `segment_digest` would say of the segments of a file with that content."""
+    found = []
+    for start in range(0, len(data), SEGMENT):
+        digest = hashlib.sha256()
+        for offset in range(start, min(start + SEGMENT, len(data)), BLOCK):
+            block = data[offset : offset + BLOCK]
+            if block.strip(b"\0"):
+                digest.update(offset.to_bytes(8, "big"))
+                digest.update(block)
+        found.append(digest.hexdigest())
+    return tuple(found)

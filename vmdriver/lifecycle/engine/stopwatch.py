@@ -64,7 +64,11 @@ class Stopwatch:
         )
 
     def text(self) -> str:
-        """Total and steps, on one line."""
+        """From the first step's begin to the last one's end, and the steps, on one line."""
         steps = self.steps
         parts = ", ".join(f"{n} {s * 1e3:.0f} ms" for n, s in steps.items())
-        return f"{sum(steps.values()):.2f} s ({parts})"
+        whole = 0.0
+        if self._spans:
+            begun = min(begun for _, begun, _ in self._spans)
+            whole = max(ended for _, _, ended in self._spans) - begun
+        return f"{whole:.2f} s ({parts})"

@@ -32,8 +32,10 @@ from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.launch.throttles import throttled
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory import restore_check
+from vmdriver.lifecycle.memory.memory_check import MemoryCheck
 from vmdriver.lifecycle.memory.resources import MappedMemory
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
+from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -128,40 +130,34 @@ class Resume:
         await sandbox.update(phase=Phase.FAILED, failure=failure)
 
     async def _load(self, sandbox: Sandbox, ref: MemoryRef, watch: Stopwatch) -> None:
-        """Check, then have the machine paused, and mark the checkpoint as used."""
+        """Have the machine paused, of a checkpoint that is whole, and mark that as used."""
         record, store = sandbox.record, self.ports.memory_store
         await self.giving_back.run(sandbox, Reason.STOPPED)  # of a try that was cut off
         with watch.step("check"):
             manifest, plan = await self._checked(sandbox, ref)
             secrets = await self.launcher.secrets(record)
-            problems = await store.damage(ref.directory, manifest.parts)
-        if problems:
-            raise NotRestorable(
-                f"the checkpoint is damaged: {'; '.join(problems)}",
-                reason="ImageDamaged",
+            saved = await store.saved(ref.directory, manifest.parts)
+        await store.take_back(
+            ref.directory
+        )  # of an earlier driver's try: it is ours alone
+        check = MemoryCheck(store, ref.directory, manifest.parts)
+        async with check.under_way(watch.step):
+            kind = _KINDS[ref.kind]
+            await sandbox.update(extensions=new_run(record, kind))
+            with watch.step("hooks"):
+                await self._ask_extensions(sandbox, kind)
+            user = await self.launcher.user.acquire(record.id, sandbox.ledger)
+            plan = planner.with_user(plan, user)
+            load = partial(self._loaded, sandbox, plan, saved, check)
+            source = self._from_memory(sandbox, plan, secrets, load)
+            await sandbox.update(
+                plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
             )
-        kind = _KINDS[ref.kind]
-        await sandbox.update(extensions=new_run(record, kind))
-        with watch.step("hooks"):
-            await self._ask_extensions(sandbox, kind)
-        user = await self.launcher.user.acquire(record.id, sandbox.ledger)
-        plan = planner.with_user(plan, user)
-        source = await self._from_memory(sandbox, ref, plan, secrets)
-        await sandbox.update(
-            plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
-        )
-        await store.lend(ref.directory, user)
-        try:
-            await self.launcher.take(
-                record,
-                sandbox.ledger,
-                source,
-                lambda key: watch.step(
-                    "load" if key == MACHINE else "network and files"
-                ),
-            )
-        finally:
-            await store.take_back(ref.directory)
+            await store.lend(ref.directory, user)
+            try:
+                await self.launcher.take(record, sandbox.ledger, source, watch.step)
+            finally:
+                await store.take_back(ref.directory)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
             await sandbox.update(memory=used, secrets_digest=manifest.secrets_digest)
@@ -174,31 +170,44 @@ class Resume:
                 raise
             raise final(error) from error
 
-    async def _from_memory(
+    def _from_memory(
         self,
         sandbox: Sandbox,
-        ref: MemoryRef,
         plan: LaunchPlan,
         secrets: Mapping[str, bytes],
+        load: Callable[[], Awaitable[None]],
     ) -> MachineSource:
         """From kept memory to a machine that is loaded and paused, on the disk that is there.
         What its guest said last stays on the status disk.
         """
         ports, environment = self.ports, plan.environment
-        tries = self._tries(sandbox)
         owner = mark(self.settings.instance, sandbox.record.id)
-        saved = await ports.memory_store.saved(ref.directory)
-        scratch = self.paths.of(sandbox.record.id).scratch
-
-        async def load() -> None:
-            try:
-                await ports.memory.load(plan, owner, saved, scratch)
-            except DriverError as error:
-                raise tries.not_loaded(error) from error
-
         write = partial(ports.launch_files.write_for_resume, plan, environment, secrets)
         instead: Effects = {OVERLAY: is_there, FILES: write, MACHINE: load}
         return MachineSource(plan, owner, instead=instead)
+
+    async def _loaded(
+        self,
+        sandbox: Sandbox,
+        plan: LaunchPlan,
+        saved: SavedMachine,
+        check: MemoryCheck,
+    ) -> None:
+        """The machine is there, paused, and what it is made of is whole: one of damaged memory is
+        never held as done, and ended as all that is not.
+        """
+        owner = mark(self.settings.instance, sandbox.record.id)
+        scratch, timed = (
+            self.paths.of(sandbox.record.id).scratch,
+            sandbox.stopwatch.step,
+        )
+        try:
+            with timed("load"):
+                await self.ports.memory.load(plan, owner, saved, scratch)
+        except DriverError as error:
+            await check.explain(error)
+            raise self._tries(sandbox).not_loaded(error) from error
+        await check.passed()
 
     async def _checked(
         self, sandbox: Sandbox, ref: MemoryRef

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from vmdriver.errors import NotRestorable
 from vmdriver.model.checkpoint import FileIdentity, MemoryManifest, Part
 from vmdriver.model.plan import LaunchPlan, MachineUser
 
@@ -42,6 +43,12 @@ class SavedMachine:
     state: bytes
     domain_xml: str
     memory: str
+
+
+def damaged(what: str) -> NotRestorable:
+    """To be raised for a checkpoint that is not as it was written."""
+    text = f"the checkpoint is damaged: {what}"
+    return NotRestorable(text, reason="ImageDamaged")
 
 
 class MachineMemory(Protocol):
@@ -121,11 +128,15 @@ class MemoryStore(Protocol):
     async def damage(self, directory: str, parts: tuple[Part, ...]) -> list[str]:
         """What of the parts is not as it was, in words."""
 
-    async def saved(self, directory: str) -> SavedMachine:
-        """What to load."""
+    async def saved(self, directory: str, parts: tuple[Part, ...] = ()) -> SavedMachine:
+        """What to load. With all of its manifest's `parts`, state and domain are the very bytes
+        that these describe. NotRestorable where there are no such.
+        """
 
     async def lend(self, directory: str, user: MachineUser | None) -> None:
-        """Let a machine open a checkpoint's memory. Those that nobody is loading are ours alone."""
+        """Let a machine open a checkpoint's memory to read it, which stays ours. Those that nobody
+        is loading are ours alone.
+        """
 
     async def take_back(self, directory: str) -> None:
         """What was lent is ours again; what is open stays open."""

@@ -1,0 +1,252 @@
+"""Kept memory that is compared while a machine is made of it: by whatever hand it is changed, at whatever moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from vmdriver.errors import LoadRefused, NotRestorable, StorageError, TimedOut
+from vmdriver.host.threads import Threads
+from vmdriver.lifecycle.memory.memory_check import MemoryCheck
+from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.lifecycle.ports.memory import Captured
+from vmdriver.model.checkpoint import Part
+from vmdriver.storage.checkpoints import Checkpoints
+from vmdriver.storage.digests import BLOCK, SEGMENT, digests_of, segment_digest
+
+MIB = 2**20
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads("test", 4)
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+def store(threads: Threads) -> Checkpoints:
+    return Checkpoints(threads, Ownership(os.getuid(), os.getgid()))
+
+
+@pytest.fixture
+async def parts(store: Checkpoints, tmp_path: Path) -> tuple[Part, ...]:
+    memory = Path(await store.begin(str(tmp_path / "i"), 1))
+    with memory.open("r+b") as file:
+        file.truncate(130 * MIB)
+        for at in (0, 70 * MIB + 5, 130 * MIB - 3):
+            file.seek(at)
+            file.write(b"abc")
+    captured = Captured(b"state", "<domain/>", 3, "pc-q35-7.2", "<cpu/>")
+    return await store.write_parts(str(tmp_path / "i"), captured)
+
+
+def timed(_name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def poke(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        old = file.read(1)
+        file.seek(at)
+        file.write(bytes([old[0] ^ 1]))
+
+
+def put_back(path: Path) -> None:
+    """It holds what it held, in another file."""
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.rename(path)
+
+
+async def test_what_is_whole_passes_lent_and_taken_back_or_not(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...]
+) -> None:
+    directory = str(tmp_path / "i")
+    await store.take_back(directory)
+    check = MemoryCheck(store, directory, parts)
+    async with check.under_way(timed):
+        await store.lend(directory, None)
+        await check.passed()
+        await store.take_back(directory)
+        await check.passed()
+
+
+BEFORE = {
+    "a bit at the beginning": lambda p: poke(p, 1),
+    "a bit in what was a hole": lambda p: poke(p, 40 * MIB),
+    "the last byte": lambda p: poke(p, 130 * MIB - 1),
+    "cut": lambda p: os.truncate(p, 129 * MIB),
+    "grown": lambda p: os.truncate(p, 131 * MIB),
+    "a link": lambda p: (p.rename(f"{p}.s"), p.symlink_to(f"{p}.s")),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("change", BEFORE)
+async def test_what_was_changed_before_does_not_pass(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...], change: str
+) -> None:
+    BEFORE[change](tmp_path / "i" / "memory")
+    check = MemoryCheck(store, str(tmp_path / "i"), parts)
+    with pytest.raises(NotRestorable, match="damaged: memory") as caught:
+        async with check.under_way(timed):
+            await check.passed()
+    assert caught.value.reason == "ImageDamaged"
+
+
+MEANWHILE: dict[str, Callable[[Path], object]] = {
+    "written to where it was digested already": lambda p: poke(p, 1),
+    "replaced by one with the same content": put_back,
+    "gone": Path.unlink,
+    "cut": lambda p: os.truncate(p, 129 * MIB),
+}
+
+
+@pytest.mark.parametrize("change", MEANWHILE)
+async def test_what_is_changed_after_its_digest_and_before_it_is_mapped_does_not_pass(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...], change: str
+) -> None:
+    check, digested = MemoryCheck(store, str(tmp_path / "i"), parts), []
+    real = store.damage
+
+    async def found(directory: str, parts: tuple[Part, ...]) -> list[str]:
+        digested.extend([await real(directory, parts)])
+        MEANWHILE[change](tmp_path / "i" / "memory")
+        return digested[0]
+
+    store.damage = found  # type: ignore[method-assign]
+    with pytest.raises(NotRestorable, match="damaged: memory"):
+        async with check.under_way(timed):
+            await check.passed()
+    assert digested == [[]], "its digests were right"
+
+
+async def test_whoever_gave_up_a_load_does_not_wait_for_the_digests(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...]
+) -> None:
+    check, never = MemoryCheck(store, str(tmp_path / "i"), parts), asyncio.Event()
+
+    async def hangs(_directory: str, _parts: tuple[Part, ...]) -> list[str]:
+        await never.wait()
+        return []
+
+    store.damage = hangs  # type: ignore[method-assign]
+    async with asyncio.timeout(5), check.under_way(timed):
+        await check.explain(TimedOut("given up"))
+    assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+
+
+async def test_a_refused_load_is_explained_by_damage_and_else_is_not(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...]
+) -> None:
+    check = MemoryCheck(store, str(tmp_path / "i"), parts)
+    async with check.under_way(timed):
+        await check.explain(LoadRefused("VQ 0 is inconsistent"))
+    poke(tmp_path / "i" / "memory", 1)
+    check = MemoryCheck(store, str(tmp_path / "i"), parts)
+    async with check.under_way(timed):
+        with pytest.raises(NotRestorable, match="memory has changed"):
+            await check.explain(LoadRefused("VQ 0 is inconsistent"))
+
+
+SMALL: dict[str, tuple[Callable[[Path], object], str]] = {
+    "the state": (lambda d: poke(d / "state", 2), "state has changed"),
+    "the domain": (lambda d: poke(d / "domain.xml", 2), "domain.xml has changed"),
+    "a grown state": (lambda d: os.truncate(d / "state", 6), "state has another size"),
+    "no state": (lambda d: (d / "state").unlink(), "state is gone"),
+    "no memory": (lambda d: (d / "memory").unlink(), "memory is gone"),
+    "a link": (
+        lambda d: ((d / "state").rename(d / "s"), (d / "state").symlink_to(d / "s")),
+        "state has another size",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", SMALL)
+async def test_what_says_how_a_machine_is_made_is_what_was_written(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...], change: str
+) -> None:
+    directory = tmp_path / "i"
+    found = await store.saved(str(directory), parts)
+    assert (found.state, found.domain_xml) == (b"state", "<domain/>")
+    do, told = SMALL[change]
+    do(directory)
+    with pytest.raises(NotRestorable, match=told) as caught:
+        await store.saved(str(directory), parts)
+    assert caught.value.reason == "ImageDamaged"
+
+
+async def test_a_manifest_that_leaves_a_part_out_vouches_for_none(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...]
+) -> None:
+    for left_out in parts:
+        rest = tuple(part for part in parts if part is not left_out)
+        with pytest.raises(NotRestorable, match="not describe all"):
+            await store.saved(str(tmp_path / "i"), rest)
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 7, SEGMENT, SEGMENT + 5]
+)
+def test_bytes_have_the_digests_of_a_file_with_them(tmp_path: Path, size: int) -> None:
+    data = bytearray(size)
+    data[size // 3 : size // 3 + 3] = b"abc"[: min(3, size)]
+    data[-1:] = b"z"[: min(1, size)]
+    (tmp_path / "f").write_bytes(data)
+    count = -(-len(data) // SEGMENT)
+    of_file = tuple(segment_digest(tmp_path / "f", n)[0] for n in range(count))
+    assert digests_of(bytes(data)) == of_file
+
+
+async def test_a_disk_that_fails_is_no_damage(
+    store: Checkpoints,
+    tmp_path: Path,
+    parts: tuple[Part, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither where it is read nor where it is asked for its holes."""
+
+    def fails(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    for call in ("pread", "lseek"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fails)
+            check = MemoryCheck(store, str(tmp_path / "i"), parts)
+            async with check.under_way(timed):
+                with pytest.raises(StorageError, match="cannot be read"):
+                    await check.passed()
+
+
+async def test_a_large_memory_leaves_threads_for_others(
+    threads: Threads, store: Checkpoints, tmp_path: Path
+) -> None:
+    """Of a large one's segments no more are under way than there are cores."""
+    memory = Path(await store.begin(str(tmp_path / "big"), 1))
+    os.truncate(memory, 64 * SEGMENT)
+    under_way, most = 0, 0
+    real = threads.run
+
+    async def counted(*arguments: object) -> object:
+        nonlocal under_way, most
+        if arguments[0] is not segment_digest:
+            return await real(*arguments)  # type: ignore[arg-type]
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await real(*arguments)  # type: ignore[arg-type]
+        finally:
+            under_way -= 1
+
+    threads.run = counted  # type: ignore[method-assign,assignment]
+    captured = Captured(b"state", "<domain/>", 3, "pc-q35-7.2", "<cpu/>")
+    found = await store.write_parts(str(tmp_path / "big"), captured)
+    assert len(found[0].digests) == 64
+    assert 2 <= most <= 4
