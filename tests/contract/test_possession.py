@@ -258,8 +258,33 @@ async def test_memory_is_lent_to_its_machine_for_reading_and_taken_back(
     assert await usable(memory, FIRST) == ""
     await store.lend(str(directory), FIRST)
     assert [await usable(memory, u) for u in (FIRST, SECOND)] == ["r", ""]
+    assert memory.stat().st_uid == os.geteuid(), "else he could make it his to write to"
     await store.take_back(str(directory))
     assert await usable(memory, FIRST) == ""
+
+
+async def test_lending_a_memory_changes_nothing_of_what_it_is_known_by(
+    layout: Layout, threads: Threads
+) -> None:
+    """It is compared before, while and after it is lent, also where an earlier driver had given it
+    away.
+    """
+    store = Checkpoints(threads, Ownership(EARLIER.uid, EARLIER.gid))
+    await launched(layout, threads, "s1", FIRST)
+    directory = str(layout.sandbox("s1").suspended)
+    memory = await store.begin(directory, 0)
+    os.chown(memory, FIRST.uid, FIRST.gid)
+    os.chmod(memory, 0o600)
+    found = []
+    await store.take_back(directory)
+    found += await store.identify((memory,))
+    await store.lend(directory, FIRST)
+    found += await store.identify((memory,))
+    await store.lend(directory, None)
+    await store.take_back(directory)
+    found += await store.identify((memory,))
+    assert found == [found[0]] * 3
+    assert [await usable(memory, u) for u in (FIRST, EARLIER)] == ["", ""]
 
 
 async def test_what_an_earlier_driver_made_is_its_machines_from_the_next_start_on(
