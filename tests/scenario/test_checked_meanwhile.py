@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
 from tests.scenario.stage import eventually, running, ticked
 from vmdriver.errors import StorageError
-from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.lifecycle.engine.ledger import MACHINE, replay
 from vmdriver.model.phase import DomainState, Phase
 
 
@@ -62,8 +63,7 @@ async def test_a_machine_is_loaded_meanwhile_and_goes_on_afterwards() -> None:
     await driver.manager.recover()
     await driver.manager.start("s1", "")
     await loaded(driver, domain)
-    held = driver.core.sandboxes.workers["s1"].sandbox.ledger.get(MACHINE)
-    assert held is not None
+    held = replay([json.loads(line) for line in world.journals["s1"]])[MACHINE]
     assert not held.done, "one that is not yet known to be whole is not held as done"
     go.set()
     await driver.settled()
