@@ -42,7 +42,7 @@ from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
 from vmdriver.hypervisor.domain_xml import for_restore  # noqa: E402
 from vmdriver.hypervisor.memory.machine_memory import write_save_image  # noqa: E402
 from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping  # noqa: E402
-from vmdriver.model.plan import LaunchPlan  # noqa: E402
+from vmdriver.model.plan import LaunchPlan, MachineUser  # noqa: E402
 from vmdriver.service import admin_client  # noqa: E402
 
 SHAPES = "256:64,1024:64,4096:64,4096:1024"
@@ -172,7 +172,9 @@ class Plain:
         lease = plan.network.lease.model_copy(update={"tap": "vmdbench"})
         network = plan.network.model_copy(update={"lease": lease, "namespace": None})
         changes = {
-            "user": None,
+            "user": MachineUser(
+                uid=65533, gid=65533
+            ),  # not the sandbox's: it is busy then
             "wall": (),
             "domain": "bench-plain",
             "domain_uuid": str(uuid.uuid4()),

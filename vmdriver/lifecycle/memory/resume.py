@@ -137,9 +137,8 @@ class Resume:
             manifest, plan = await self._checked(sandbox, ref)
             secrets = await self.launcher.secrets(record)
             saved = await store.saved(ref.directory, manifest.parts)
-        await store.take_back(
-            ref.directory
-        )  # of an earlier driver's try: it is ours alone
+        # An earlier driver that was killed may have left it to its machine's user.
+        await store.take_back(ref.directory)
         check = MemoryCheck(store, ref.directory, manifest.parts)
         async with check.under_way(watch.step):
             kind = _KINDS[ref.kind]
@@ -197,12 +196,9 @@ class Resume:
         never held as done, and ended as all that is not.
         """
         owner = mark(self.settings.instance, sandbox.record.id)
-        scratch, timed = (
-            self.paths.of(sandbox.record.id).scratch,
-            sandbox.stopwatch.step,
-        )
+        scratch = self.paths.of(sandbox.record.id).scratch
         try:
-            with timed("load"):
+            with sandbox.stopwatch.step("load"):
                 await self.ports.memory.load(plan, owner, saved, scratch)
         except DriverError as error:
             await check.explain(error)
