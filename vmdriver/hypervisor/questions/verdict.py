@@ -83,5 +83,7 @@ def store(path: Path, kind: str, verdict: Verdict) -> None:
     """Keep it beside those of other types. OSError."""
     kept = _Kept(verdicts={**load(path), kind: verdict})
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch(0o600)  # the driver's alone
     part.write_text(kept.model_dump_json(indent=1) + "\n")
     part.replace(path)

@@ -19,14 +19,14 @@ def place_of(source: Path, directory: Path) -> Path:
     return directory / f"{source.stem.replace('_', '-')}-{digest}.so"
 
 
-async def make(source: Path, file: Path) -> None:
+async def make(source: Path, file: Path, mode: int) -> None:
     """Compile `source` to `file`, which is whole or not there. CommandError, OSError."""
     part = file.with_suffix(".part")
     file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
     command = ["gcc", *_FLAGS, "-o", str(part), str(source)]
     await process.run(command, deadline_s=_COMPILE_S)
-    part.chmod(0o755)
+    part.chmod(mode)
     await asyncio.to_thread(_write_out, part)
     part.replace(file)
 

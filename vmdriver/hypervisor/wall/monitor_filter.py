@@ -42,7 +42,7 @@ class MonitorFilter:
         """
         try:
             if not self._file.exists():
-                await libraries.make(self._source, self._file)
+                await libraries.make(self._source, self._file, 0o600)
             self.problem = await self._try()
             if not self.problem:
                 self.problem = await asyncio.to_thread(self._load)

@@ -57,7 +57,7 @@ class Sealing:
         """Make the library where it is missing, and try it. StorageError."""
         try:
             if not self._file.exists():
-                await libraries.make(_SOURCE, self._file)
+                await libraries.make(_SOURCE, self._file, 0o755)  # every machine's
             await asyncio.to_thread(self._link)
             preload = f"LD_PRELOAD={self.library}"
             look = ["env", preload, "cat", "/proc/self/maps"]
