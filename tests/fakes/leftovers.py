@@ -12,13 +12,16 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def _if_there(*command: str) -> str:
+    """ "" where it is gone by now: others on this host come and go."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def _namespaces(mark: str) -> list[str]:
     found = []
     for line in _output("ip", "netns", "list").splitlines():
         name = line.split()[0]
-        looked = ["ip", "-n", name, "-o", "link", "show", "lo"]
-        shown = subprocess.run(looked, capture_output=True, text=True, check=False)
-        if mark in shown.stdout:
+        if mark in _if_there("ip", "-n", name, "-o", "link", "show", "lo"):
             found.append(f"namespace {name}")
     return found
 
@@ -33,7 +36,7 @@ def leftovers(instance: str, state: Path) -> list[str]:
     found += _namespaces(f"vmdriver/{instance}/")
     for line in _output("nft", "list", "tables").splitlines():
         name = line.split()[-1]
-        if name.startswith("vmdriver_") and f'"vmdriver/{instance}/' in _output(
+        if name.startswith("vmdriver_") and f'"vmdriver/{instance}/' in _if_there(
             "nft", "list", "table", "inet", name
         ):
             found.append("table " + name)

@@ -21,6 +21,8 @@ INSIDE = {
     "something is local": "ip route add local 203.0.113.9 dev lo",
     "its loopback has an address": "ip addr add 10.77.0.9/24 dev lo",
     "its loopback is up": "ip link set lo up",
+    "the tap has a mark": "ip link set {tap} alias nothing",
+    "the way out has a mark": "ip link set out alias nothing",
     "no table of routes is asked": "ip rule del pref 32766",
 }
 OUTSIDE = {
@@ -28,6 +30,7 @@ OUTSIDE = {
     "the pair is somewhere else": "ip link set {tap} netns {other}",
     "the pair has another MTU": "ip link set {tap} mtu 900",
     "the pair has another MAC": "ip link set {tap} address 02:00:00:00:00:77",
+    "the pair has another mark": "ip link set {tap} alias nothing",
     "neighbours are not asked for": "ip link set {tap} arp off",
     "there is another way": "ip route add 203.0.113.9 dev {tap}",
 }

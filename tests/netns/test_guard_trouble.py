@@ -12,9 +12,11 @@ import pytest
 from tests.netns.conftest import Net, run
 from tests.netns.test_guard import MARK, Guarded, soon, walled
 from tests.netns.test_host_network import POOL, network_plan
+from vmdriver.errors import NetworkError
 from vmdriver.host import process
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.network.guard.listener import Listener
+from vmdriver.network.rules import nft
 
 __all__ = ["walled"]
 OTHER = "vmdriver/test/s2"
@@ -121,3 +123,33 @@ async def test_who_asks_a_listener_that_was_closed_hears_nothing(net: Net) -> No
     listener.start(lambda _: None)
     listener.close()
     listener.hear()
+
+
+async def test_what_was_broken_for_the_driver_before_is_so_until_it_is_whole(
+    walled: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that stands still runs while its rules are being loaded."""
+    await walled.guard.leave(walled.tap)
+
+    async def refused(*_: object) -> None:
+        raise NetworkError("nft: no")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(nft, "load", refused)
+        with pytest.raises(NetworkError):
+            await walled.guard.keep(walled.plan, MARK, mend=True, broken="emptied")
+        assert walled.guard.why_broken(walled.tap) == "emptied"
+    await soon(lambda: not walled.guard.why_broken(walled.tap), "it stays broken", 10)
+    assert walled.news[-1].restored
+
+
+async def test_a_link_that_is_told_to_keep_nothing_is_as_it_was(
+    walled: Guarded,
+) -> None:
+    """As libvirt does with the link of a tap's name, at each start."""
+    looks = walled.guard.looks
+    run("tc", "qdisc", "add", "dev", walled.tap, "root", "handle", "0:", "noqueue")
+    await soon(lambda: walled.guard.looks > looks, "nobody looked")
+    run("ip", "link", "set", walled.tap, "mtu", "900")
+    await soon(lambda: walled.news, "nobody noticed")
+    assert "queue" not in walled.news[0].message

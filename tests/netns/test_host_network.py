@@ -94,6 +94,21 @@ async def test_an_interface_of_somebody_else_is_left_alone(host: HostNetwork) ->
     assert plan.lease.tap in run("ip", "link").stdout
 
 
+@pytest.mark.parametrize(
+    "change", ["ip link set {tap} alias nothing", "ip link set {tap} down name other"]
+)
+async def test_a_tap_of_ours_is_removed_under_another_mark_or_name(
+    host: HostNetwork, change: str
+) -> None:
+    plan = network_plan()
+    await host.make_tap(plan, "vmdriver/test/s1")
+    run(*change.format(tap=plan.lease.tap).split())
+    await host.remove_tap(plan.lease.tap, "vmdriver/test/s1", made=True)
+    left = run("ip", "link").stdout
+    assert plan.lease.tap not in left
+    assert "other" not in left
+
+
 async def test_an_address_that_another_driver_has_given_away_is_not_used_twice(
     host: HostNetwork,
 ) -> None:

@@ -9,6 +9,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
+import pytest
+
 from tests.fakes.waiting import until
 from tests.system.machines import Driver
 
@@ -80,3 +83,12 @@ def test_a_machine_whose_network_does_not_stay_whole_stands_still_and_obeys(
     driver.start_sandbox(sandbox)
     driver.gateway.wait_hello(sandbox, 2)
     is_whole(driver, sandbox)
+    with broken(driver, sandbox):
+        driver.restart()
+        driver.wait(sandbox, "DependenciesNotReady", 20)
+        until(lambda: stands_still(driver, sandbox), "it runs on", 20)
+    is_whole(driver, sandbox)
+    with broken(driver, sandbox):
+        with pytest.raises(grpc.RpcError, match="stands still"):
+            driver.suspend(sandbox)
+        driver.delete(sandbox)
