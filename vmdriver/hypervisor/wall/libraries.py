@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from pathlib import Path
@@ -27,7 +26,8 @@ async def make(source: Path, file: Path, mode: int) -> None:
     command = ["gcc", *_FLAGS, "-o", str(part), str(source)]
     await process.run(command, deadline_s=_COMPILE_S)
     part.chmod(mode)
-    await asyncio.to_thread(_write_out, part)
+    # Not in another thread: those that began earlier do not see the mounts of this one.
+    _write_out(part)
     part.replace(file)
 
 

@@ -4,7 +4,6 @@ event that has no data. A library of ours (monitor_filter.c) stands between the 
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import logging
 import sys
@@ -45,7 +44,7 @@ class MonitorFilter:
                 await libraries.make(self._source, self._file, 0o600)
             self.problem = await self._try()
             if not self.problem:
-                self.problem = await asyncio.to_thread(self._load)
+                self.problem = self._load()
         except CommandError as error:
             self.problem = error.text()
         except (OSError, AttributeError) as error:
