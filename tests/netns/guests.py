@@ -101,10 +101,12 @@ class Around:
     def load(self, plan: NetworkPlan, owner: str = "vmdriver/test/s1") -> None:
         asyncio.run(self.host.load_rules(plan, owner))
 
-    def guest(self, name: str, plan: NetworkPlan) -> str:
+    def guest(
+        self, name: str, plan: NetworkPlan, owner: str = "vmdriver/test/s1"
+    ) -> str:
         if not self.walled:
             return in_the_host(self.net, name, plan)
-        asyncio.run(self.host.make_tap(plan, "vmdriver/test/s1"))
+        asyncio.run(self.host.make_tap(plan, owner))
         self.net.spaces.append(plan.lease.tap)
         return in_its_namespace(self.net, name, plan)
 

@@ -209,6 +209,7 @@ async def test_what_another_process_has_made_is_mended_where_it_was_changed(
 async def test_a_machine_that_another_takes_over_is_kept_as_it_was(
     walled: Guarded,
 ) -> None:
+    await walled.guard.leave(walled.tap)  # whose it is is part of what is kept
     await walled.host.reassign_tap(walled.tap, "vmdriver/test/s2")
     await walled.guard.keep(walled.plan, "vmdriver/test/s2")
     await asyncio.sleep(0.2)
@@ -217,6 +218,7 @@ async def test_a_machine_that_another_takes_over_is_kept_as_it_was(
     walled.inside("nft", "flush", "ruleset")
     await soon(lambda: walled.shape() == before, "it is not restored")
     assert "vmdriver/test/s2" in "".join(before)
+    await walled.guard.leave(walled.tap)
     await walled.host.reassign_tap(walled.tap, MARK)
 
 

@@ -428,7 +428,7 @@ def test_a_machine_cannot_fill_what_follows_connections(
     other = walled(
         egress="open", max_connections=most, addresses=addresses, sandbox_id="s2"
     )
-    space, second = around.guest("g", plan), around.guest("g2", other)
+    space, second = around.guest("g", plan), around.guest("g2", other, OTHER)
     around.load(plan)
     around.load(other, OTHER)
     before = int(Path(COUNT).read_text())

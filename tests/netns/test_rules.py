@@ -137,7 +137,7 @@ def test_what_is_refused_is_refused_at_once(around: Around) -> None:
     addresses = AddressPool("test", "10.0.128.0/17")
     plan = around.plan("s1", addresses, gateway_port=PORT)
     other = around.plan("s2", addresses, gateway_port=PORT)
-    around.guest("g2", other)
+    around.guest("g2", other, "vmdriver/test/s2")
     around.load(
         other, "vmdriver/test/s2"
     )  # its table comes first in the kernel's order
@@ -232,7 +232,8 @@ def test_sandboxes_cannot_reach_each_other(around: Around) -> None:
         around.plan(n, addresses, gateway_port=PORT, egress="open")
         for n in ("s1", "s2")
     )
-    one, two = around.guest("g1", first), around.guest("g2", second)
+    one = around.guest("g1", first)
+    two = around.guest("g2", second, "vmdriver/test/s2")
     for plan, owner in ((first, "vmdriver/test/s1"), (second, "vmdriver/test/s2")):
         around.load(plan, owner)
     around.serve("0.0.0.0", 80, two)
