@@ -35,6 +35,7 @@ PRIVATE = (
     "192.168.0.0/16",
     "198.18.0.0/15",
 )
+LOOPBACK = "127.0.0.1"
 REFUSE = (
     "chain refuse {",
     "meta l4proto tcp reject with tcp reset",
@@ -61,14 +62,15 @@ def host_services(plan: NetworkPlan) -> str | None:
     return f"tcp dport {{ {ports} }}" if ports else None
 
 
-def _to_host_chain(plan: NetworkPlan) -> list[str]:
+def to_host_chain(plan: NetworkPlan, asked: str, leads_to: str) -> list[str]:
+    """The services of the host, asked for by the guest at the one address, at the other."""
     services, tap = host_services(plan), plan.lease.tap
     if services is None:
         return []
     return [
         "chain to_host {",
         "type nat hook prerouting priority dstnat; policy accept;",
-        f'iifname "{tap}" ip daddr {plan.host_address} {services} dnat ip to 127.0.0.1',
+        f'iifname "{tap}" ip daddr {asked} {services} dnat ip to {leads_to}',
         "}",
     ]
 
@@ -85,14 +87,17 @@ def _not_host_chain(plan: NetworkPlan) -> list[str]:
     ]
 
 
-def _input_chain(plan: NetworkPlan) -> list[str]:
+def input_chain(plan: NetworkPlan, asked: str) -> list[str]:
+    """Of the host the guest reaches what `to_host_chain` lets in, where it was asked for at that
+    address, and the gateway.
+    """
     tap, services = plan.lease.tap, host_services(plan)
     reachable = []
     if services is not None:
         # Only what to_host let in: 127.0.0.1 itself, asked for by the guest, is not.
         reachable.append(
             f'iifname "{tap}" ip daddr 127.0.0.1 ct status dnat '
-            f"ct original ip daddr {plan.host_address} {services} accept"
+            f"ct original ip daddr {asked} {services} accept"
         )
     if plan.gateway_address is not None:
         reachable.append(
@@ -171,7 +176,8 @@ def _raw_chain(plan: NetworkPlan) -> list[str]:
     ]
 
 
-def _postrouting_chain(plan: NetworkPlan) -> list[str]:
+def postrouting_chain(plan: NetworkPlan) -> list[str]:
+    """What leaves does so under the host's address."""
     return [
         "chain postrouting {",
         "type nat hook postrouting priority srcnat; policy accept;",
@@ -196,18 +202,19 @@ def replaced(family: str, name: str, mark: str, body: list[str]) -> list[str]:
 
 def render(plan: NetworkPlan, mark: str) -> str:
     """Replace the table."""
-    chains = (
-        _raw_chain,
-        _to_host_chain,
-        _not_host_chain,
-        _input_chain,
-        _output_chain,
-        _forward_chain,
-        _postrouting_chain,
-    )
-    body = [line for chain in chains for line in chain(plan)]
+    asked = plan.host_address
+    body = [
+        *REFUSE,
+        *_raw_chain(plan),
+        *to_host_chain(plan, asked, LOOPBACK),
+        *_not_host_chain(plan),
+        *input_chain(plan, asked),
+        *_output_chain(plan),
+        *_forward_chain(plan),
+        *postrouting_chain(plan),
+    ]
     name = table_name(plan.lease.tap)
-    return "\n".join([*replaced("inet", name, mark, [*REFUSE, *body]), ""])
+    return "\n".join([*replaced("inet", name, mark, body), ""])
 
 
 def render_removal(tap: str) -> str:

@@ -29,12 +29,16 @@ from collections.abc import Sequence
 
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.rules.shared_rules import (
+    LOOPBACK,
     REFUSE,
     denied_destinations,
     host_services,
+    input_chain,
     nft_set,
+    postrouting_chain,
     replaced,
     table_name,
+    to_host_chain,
 )
 
 _BRIEF = (
@@ -70,21 +74,6 @@ def _brief(tap: str = "") -> list[str]:
         "chain brief {",
         "type filter hook prerouting priority mangle; policy accept;",
         f'{where}meta l4proto tcp ct timeout set "ended"',
-        "}",
-    ]
-
-
-def _to_uplink(plan: NetworkPlan) -> list[str]:
-    services, lease = host_services(plan), plan.lease
-    if services is None:
-        return []
-    return [
-        "chain to_host {",
-        "type nat hook prerouting priority dstnat; policy accept;",
-        (
-            f'iifname "{lease.tap}" ip daddr {plan.host_address} {services} '
-            f"dnat ip to {lease.uplink_ip}"
-        ),
         "}",
     ]
 
@@ -152,7 +141,7 @@ def inside(
         *REFUSE,
         *_connect(plan),
         *_brief(),
-        *_to_uplink(plan),
+        *to_host_chain(plan, plan.host_address, plan.lease.uplink_ip),
         "chain input {",
         "type filter hook input priority filter; policy drop;",
         f'iifname "{tap}" goto refuse',
@@ -166,21 +155,6 @@ def inside(
     table = replaced("inet", table_name(tap), mark, body)
     first = _frames(plan, mark) if frames else []
     return "\n".join([*first, *table, ""])
-
-
-def _to_loopback(plan: NetworkPlan) -> list[str]:
-    services, lease = host_services(plan), plan.lease
-    if services is None:
-        return []
-    return [
-        "chain to_host {",
-        "type nat hook prerouting priority dstnat; policy accept;",
-        (
-            f'iifname "{lease.tap}" ip daddr {lease.uplink_ip} {services} '
-            "dnat ip to 127.0.0.1"
-        ),
-        "}",
-    ]
 
 
 def _count(plan: NetworkPlan) -> list[str]:
@@ -197,30 +171,6 @@ def _count(plan: NetworkPlan) -> list[str]:
     ]
 
 
-def _input(plan: NetworkPlan) -> list[str]:
-    services, lease = host_services(plan), plan.lease
-    reachable = []
-    if services is not None:
-        # Only what to_host let in: 127.0.0.1 itself, asked for by the guest, is not.
-        reachable.append(
-            f'iifname "{lease.tap}" ip daddr 127.0.0.1 ct status dnat '
-            f"ct original ip daddr {lease.uplink_ip} {services} accept"
-        )
-    if plan.gateway_address is not None:
-        reachable.append(
-            f'iifname "{lease.tap}" ip daddr {plan.gateway_address} '
-            f"tcp dport {plan.gateway_port} accept"
-        )
-    return [
-        "chain input {",
-        "type filter hook input priority filter; policy accept;",
-        f'iifname "{lease.tap}" ct state established,related accept',
-        *reachable,
-        f'iifname "{lease.tap}" goto refuse',
-        "}",
-    ]
-
-
 def outside(plan: NetworkPlan, mark: str) -> str:
     """For the host's namespace: replace the machine's table in one transaction."""
     lease = plan.lease
@@ -228,12 +178,9 @@ def outside(plan: NetworkPlan, mark: str) -> str:
         *_BRIEF,
         *REFUSE,
         *_brief(lease.tap),
-        *_to_loopback(plan),
+        *to_host_chain(plan, lease.uplink_ip, LOOPBACK),
         *_count(plan),
-        *_input(plan),
-        "chain postrouting {",
-        "type nat hook postrouting priority srcnat; policy accept;",
-        f'ip saddr {lease.guest_ip} oifname != "{lease.tap}" masquerade',
-        "}",
+        *input_chain(plan, lease.uplink_ip),
+        *postrouting_chain(plan),
     ]
     return "\n".join([*replaced("inet", table_name(lease.tap), mark, body), ""])
