@@ -84,6 +84,15 @@ def test_the_images_own_user_is_taken_and_nothing_is_written(
     assert not (root / "etc/group").exists()
 
 
+@pytest.mark.parametrize("uid", ["0", "000"])
+def test_an_image_whose_workload_would_be_root_does_not_start(
+    uid: str, program: Path, root: Path
+) -> None:
+    (root / "etc").mkdir()
+    (root / "etc/passwd").write_text(f"sandbox:x:{uid}:1000::/sandbox:/bin/sh\n")
+    assert "the user sandbox" in furnish(program, root, fails=True).stderr
+
+
 def test_a_line_is_added_to_what_ends_without_one(program: Path, root: Path) -> None:
     (root / "etc").mkdir()
     (root / "etc/passwd").write_bytes(
