@@ -194,6 +194,56 @@ def test_probes_of_our_libvirt_end_and_no_others_and_no_machine(tmp_path: Path) 
         process.wait()
 
 
+IN_ITS_OWN_MOUNT = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+folder, name, command = sys.argv[1], sys.argv[2], sys.argv[3:]
+assert libc.unshare(0x00020000) == 0, "CLONE_NEWNS"
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0, "MS_REC | MS_PRIVATE"
+assert libc.mount(folder.encode(), name.encode(), None, 0x1000, None) == 0, "MS_BIND"
+os.execv(sys.executable, ["qemu-system-x86_64", *command])
+"""
+
+
+def test_a_probe_is_known_by_its_folder_where_two_drivers_mounts_have_one_name(
+    tmp_path: Path,
+) -> None:
+    """As below closed folders, where each driver has a mount of its own with the same name."""
+    name = tmp_path / "way"
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder / "libvirt").mkdir(parents=True)
+    name.mkdir()
+    monitor = f"unix:{name}/libvirt/lib/qemu/qmp-AbCdEf/qmp.monitor,server=on"
+    words = ["-c", "import time; time.sleep(600)", "-machine", "none", "-qmp", monitor]
+
+    def begin(folder: str) -> subprocess.Popen[bytes]:
+        mount = [sys.executable, "-c", IN_ITS_OWN_MOUNT]
+        return subprocess.Popen([*mount, str(tmp_path / folder), str(name), *words])
+
+    mine, foreign = begin("ours"), begin("theirs")
+    shows = ("qemu-system-x86_64", "qmp-AbCdEf", str(tmp_path))
+    until(
+        lambda: (
+            len(processes(*shows)) == 2
+            and all(
+                Path(f"/proc/{p.pid}/root{name}/libvirt").exists()
+                for p in (mine, foreign)
+            )
+        ),
+        "not begun",
+    )
+    roots = (str(tmp_path / "ours" / "libvirt"), f"{name}/libvirt")
+    charge = Charge(tmp_path / "ours", tmp_path / "driver.lock", roots)
+    try:
+        charge.end_probes()
+        assert mine.wait(10) == -signal.SIGKILL
+        assert foreign.poll() is None, "another driver's probe was ended"
+    finally:
+        for process in (mine, foreign):
+            process.kill()
+            process.wait()
+
+
 def test_a_late_guardian_does_not_harm_the_next_driver(
     drivers: Drivers, tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ environment: the state directory, and a token of the one driver process that ran
 is a QEMU that libvirt, inside a driver's process, asks what it can do; libvirt daemonises it and
 gives it an environment of its own, but its monitor's socket lies below libvirt's root, which is
 one state directory's (libvirt 9.0: `-machine none,… -qmp unix:ROOT/lib/qemu/qmp-…/qmp.monitor`).
-Machines are neither.
+That name is as the probe sees it: two drivers below closed folders each have their own mount of
+one name, so what is found there is compared, not the name alone. Machines are neither.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _LOOK_AGAIN_S = 0.02
 class Process:
     """What the kernel says of one, at one moment."""
 
+    pid: int
     arguments: tuple[bytes, ...]
     environment: frozenset[bytes]
 
@@ -59,8 +61,27 @@ def is_probe(process: Process, roots: Sequence[str]) -> bool:
         option == b"-machine" and value.split(b",")[0] == b"none"
         for option, value in itertools.pairwise(words)
     )
-    places = [f"unix:{root}/lib/qemu/qmp-".encode() for root in roots]
-    return bare and any(word.startswith(p) for word in words for p in places)
+    return bare and any(
+        word.startswith(f"unix:{root}/lib/qemu/qmp-".encode())
+        and _is_ours(process.pid, root, roots)
+        for word in words
+        for root in roots
+    )
+
+
+def _is_ours(pid: int, root: str, roots: Sequence[str]) -> bool:
+    """Whether the folder that a process calls `root` is one that we call so, or otherwise."""
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{pid}/ns/mnt").samefile("/proc/self/ns/mnt"):
+            return True  # also where it is deleted
+    return any(_same_folder(f"/proc/{pid}/root{root}", name) for name in roots)
+
+
+def _same_folder(one: str, other: str) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
 
 
 def end(is_stray: Callable[[Process], bool], deadline_s: float = 5.0) -> int:
@@ -113,4 +134,4 @@ def _read(pid: int) -> Process | None:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return None
-    return Process(tuple(words), frozenset(variables))
+    return Process(pid, tuple(words), frozenset(variables))
