@@ -11,16 +11,14 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 from io import BytesIO
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tests.fakes.registry import push, registry
+from tests.fakes.serve import WORK
 from tests.fakes.settings import image_rules
 from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
@@ -28,7 +26,6 @@ from vmdriver.oci import files
 from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
 
-WORK = Path(__file__).resolve().parents[1] / ".work"
 MIB = 2**20
 
 

@@ -22,26 +22,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 
-import grpc  # noqa: E402
-import libvirt  # noqa: E402
+import grpc
+import libvirt
 
-from tests.fakes import serve  # noqa: E402
-from tests.fakes.driver import SETTINGS, spec  # noqa: E402
-from tests.fakes.gateway import Gateway  # noqa: E402
-from tests.fakes.registry import push, registry  # noqa: E402
-from tests.fakes.serve import WORK  # noqa: E402
-from tests.fakes.service import served  # noqa: E402
-from tests.fakes.world import World  # noqa: E402
-from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
-from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
-from vmdriver.hypervisor.connection import start_event_loop  # noqa: E402
-from vmdriver.hypervisor.embedded import embed_uri  # noqa: E402
-from vmdriver.model.phase import Intent, Phase  # noqa: E402
-from vmdriver.model.record import SandboxRecord, utc_now  # noqa: E402
+from tests.fakes import serve
+from tests.fakes.driver import SETTINGS, spec
+from tests.fakes.gateway import Gateway
+from tests.fakes.registry import push, registry
+from tests.fakes.serve import WORK
+from tests.fakes.service import served
+from tests.fakes.world import World
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.hypervisor.connection import start_event_loop
+from vmdriver.hypervisor.embedded import embed_uri
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.record import SandboxRecord, utc_now
 
 INSTANCE = "vmdriver-bench"
 

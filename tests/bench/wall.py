@@ -1,6 +1,6 @@
 """What each part of the wall around a machine adds to its start, by itself. Started by scripts/bench.
 
-What it adds in all is scripts/bench.py's ratio. Here each part is made and taken away, in turn with what there would be
+What it adds in all is scripts/bench driver's ratio. Here each part is made and taken away, in turn with what there would be
 without it; medians of 5 rounds or more, in milliseconds.
 """
 
@@ -18,18 +18,15 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from vmdriver.host.threads import Threads  # noqa: E402
-from vmdriver.hypervisor.wall.box import Box  # noqa: E402
-from vmdriver.hypervisor.wall.boxes import Boxes  # noqa: E402
-from vmdriver.lifecycle.launch.addresses import AddressPool  # noqa: E402
-from vmdriver.lifecycle.ports.host import Ownership, Taken  # noqa: E402
-from vmdriver.model.plan import NetworkPlan  # noqa: E402
-from vmdriver.network.host_network import HostNetwork  # noqa: E402
-from vmdriver.storage.layers.machine_users import MachineUsers  # noqa: E402
-from vmdriver.storage.layout import Layout  # noqa: E402
+from vmdriver.host.threads import Threads
+from vmdriver.hypervisor.wall.box import Box
+from vmdriver.hypervisor.wall.boxes import Boxes
+from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.ports.host import Ownership, Taken
+from vmdriver.model.plan import NetworkPlan
+from vmdriver.network.host_network import HostNetwork
+from vmdriver.storage.layers.machine_users import MachineUsers
+from vmdriver.storage.layout import Layout
 
 UID, GID = 2_147_000_001, 2_147_000_000
 POOL, MARK = "10.199.0.0/24", "vmdriver/bench/wall"
@@ -128,7 +125,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = max(5, parser.parse_args().rounds)
     if os.geteuid() != 0:
-        sys.exit("bench_wall: must run as root")
+        sys.exit("bench wall: must run as root")
     figures = asyncio.run(measure(rounds))
     print("\nParts of the wall, by themselves (ms)")
     width = max(map(len, figures))

@@ -1,6 +1,6 @@
 """Measures a resume, StartSandbox -> thawed, against a cold boot and against libvirt's own restore of the same machine, which take turns in one run; and shows where its time goes.
 
-`scripts/bench_resume.py --shapes 256:64,1024:64,4096:64,4096:1024`
+`scripts/bench resume --shapes 256:64,1024:64,4096:64,4096:1024`
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from bench import Process, table  # noqa: E402
-from bench_restore import Plain, Sandbox, request_of  # noqa: E402
-
-from tests.fakes.gateway import Gateway  # noqa: E402
-from tests.fakes.registry import push, registry  # noqa: E402
-from tests.fakes.serve import WORK  # noqa: E402
+from tests.bench.driver import Process, table
+from tests.bench.restore import Plain, Sandbox, request_of
+from tests.fakes.gateway import Gateway
+from tests.fakes.registry import push, registry
+from tests.fakes.serve import WORK
 
 SHAPES = "256:64,1024:64,4096:64,4096:1024"
 GOALS = {"256:64": 0.10, "1024:64": 0.12, "4096:64": 0.12, "4096:1024": 0.18}

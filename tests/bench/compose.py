@@ -22,20 +22,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts"))
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
-import grpc  # noqa: E402
-from bench import median, stopped_records, table  # noqa: E402
+import grpc
 
-from tests.fakes.composed import config  # noqa: E402
-from tests.fakes.driver import SETTINGS  # noqa: E402
-from tests.fakes.service import sandbox, served  # noqa: E402
-from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
-from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
-from vmdriver.compose.app import Composition  # noqa: E402
+from tests.bench.driver import median, stopped_records, table
+from tests.fakes.composed import config
+from tests.fakes.driver import SETTINGS
+from tests.fakes.service import sandbox, served
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.compose.app import Composition
 from vmdriver.extension import CallPoint, Extension
 
 SANDBOXES, EVENTS, NO_OPS = 1000, 3000, 10
@@ -224,7 +221,7 @@ def main() -> int:
         asyncio.run(composed(arguments.as_composed, arguments.extensions))
         return 0
     directory = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
-    program = [sys.executable, __file__]
+    program = [sys.executable, "-m", "tests.bench.compose"]
     running = [subprocess.Popen([*program, "--as-base", str(directory)])]
     for count in (0, NO_OPS):
         running.append(

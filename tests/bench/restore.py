@@ -19,13 +19,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts"))
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 
-import libvirt_qemu  # noqa: E402
-from bench import (
+import libvirt_qemu
+from google.protobuf import struct_pb2
+
+from tests.bench.driver import (
     INSTANCE,
     PlainLibvirt,
     Process,
@@ -33,17 +32,15 @@ from bench import (
     table,
     wait_reason,
 )
-from google.protobuf import struct_pb2  # noqa: E402
-
-from tests.fakes.gateway import Gateway  # noqa: E402
-from tests.fakes.registry import push, registry  # noqa: E402
-from tests.fakes.serve import WORK  # noqa: E402
-from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
-from vmdriver.hypervisor.domain_xml import for_restore  # noqa: E402
-from vmdriver.hypervisor.memory.machine_memory import write_save_image  # noqa: E402
-from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping  # noqa: E402
-from vmdriver.model.plan import LaunchPlan, MachineUser  # noqa: E402
-from vmdriver.service import admin_client  # noqa: E402
+from tests.fakes.gateway import Gateway
+from tests.fakes.registry import push, registry
+from tests.fakes.serve import WORK
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.hypervisor.domain_xml import for_restore
+from vmdriver.hypervisor.memory.machine_memory import write_save_image
+from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping
+from vmdriver.model.plan import LaunchPlan, MachineUser
+from vmdriver.service import admin_client
 
 SHAPES = "256:64,1024:64,4096:64,4096:1024"
 TOUCH = "import os,time; m=bytearray(os.urandom(1<<20))*{mib}; open('/tmp/touched','w'); time.sleep(1e9)"

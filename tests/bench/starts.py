@@ -19,18 +19,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
 
-from bench import Process, request, table, wait_reason  # noqa: E402
-
-from tests.fakes.gateway import Gateway  # noqa: E402
-from tests.fakes.registry import push, registry  # noqa: E402
-from tests.fakes.serve import WORK  # noqa: E402
-from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
-from vmdriver.hypervisor.questions import verdict  # noqa: E402
-from vmdriver.storage.layout import Layout  # noqa: E402
+from tests.bench.driver import Process, request, table, wait_reason
+from tests.fakes.gateway import Gateway
+from tests.fakes.registry import push, registry
+from tests.fakes.serve import WORK
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.hypervisor.questions import verdict
+from vmdriver.storage.layout import Layout
 
 GOAL = 0.4
 OPTIONS = ("--templates-enabled", "false", "--on-stop", "suspend")
@@ -61,7 +58,7 @@ def driver_that(
                 time.sleep(0.05)
         found = verdict.load(results)["qemu"]
         if not found.spared:
-            sys.exit(f"bench_starts: libvirt has to ask here: {found.reason}")
+            sys.exit(f"bench starts: libvirt has to ask here: {found.reason}")
         if asks:
             told = {"spared": False, "reason": "the bench says so"}
             verdict.store(results, "qemu", found.model_copy(update=told))
@@ -116,7 +113,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = max(5, parser.parse_args().rounds)
     if os.geteuid() != 0:
-        sys.exit("bench_starts: must run as root")
+        sys.exit("bench starts: must run as root")
     figures = measure(rounds)
     table(
         f"libvirt's part without questions, and with them (goal {GOAL})",
