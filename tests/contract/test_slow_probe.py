@@ -1,4 +1,4 @@
-"""libvirt that has to ask QEMU first what it can do, on a busy host."""
+"""libvirt that has to ask QEMU first what it can do, on a busy host, or where that QEMU is killed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import libvirt
 import pytest
 
 from tests.unit.test_plan_rendering import plan
-from vmdriver.errors import TimedOut
+from vmdriver.errors import HypervisorError, TimedOut
 from vmdriver.host.lanes import Lanes
 from vmdriver.hypervisor import connection as connection_module
 from vmdriver.hypervisor.abilities import Abilities
@@ -37,9 +38,9 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def machines() -> Machines:
-    libvirt = Connection("test:///default", Lanes("test"))
+    connection = Connection("test:///default", Lanes("test"))
     owner = Ownership(os.getuid(), os.getgid())
-    return Machines(libvirt, "test", Abilities(libvirt, owner))
+    return Machines(connection, "test", Abilities(connection, owner))
 
 
 async def test_a_start_that_waits_for_it_is_given_up(answered: threading.Event) -> None:
@@ -76,3 +77,24 @@ async def test_it_may_take_longer_than_what_takes_milliseconds(
     assert connection_module.START_DEADLINE_S >= 60
     asyncio.get_running_loop().call_later(0.6, answered.set)
     assert (await machines().versions("tcg")).machine == "pc"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_question_whose_qemu_was_killed_is_asked_once_more(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel ends one where memory is short; a sandbox failed of it."""
+    real, left = Abilities._ask_host, [libvirt.libvirtError("killed")] * times
+
+    def killed(abilities: Abilities, connection: Any, kind: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(abilities, connection, kind)
+
+    monkeypatch.setattr(Abilities, "_ask_host", killed)
+    if times == 1:
+        assert (await machines().host("qemu")).architecture == "i686"
+        return
+    with pytest.raises(HypervisorError, match="domain capabilities"):
+        await machines().host("qemu")
+    assert not left

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from xml.etree import ElementTree as Xml
 
+from vmdriver.errors import HypervisorError
 from vmdriver.host import facts
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.questions import processor
@@ -15,6 +17,7 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.plan import Accelerator, Processor
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Kind = Literal["kvm", "qemu"]
 """A domain's type."""
@@ -106,10 +109,21 @@ class Abilities:
 
     async def _learn(self, what: str, ask: Callable[[Any], T]) -> T:
         """libvirt may begin QEMU several times before it answers: half a minute on a busy host
-        (measured). Who does not wait that long is let go; libvirt keeps the answer.
+        (measured). Who does not wait that long is let go; libvirt keeps the answer. It keeps no
+        failure, such as that of a QEMU that somebody killed: it is asked once more.
         """
-        call = self._connection.call(what, ask, deadline_s=START_DEADLINE_S)
-        return await asyncio.shield(asyncio.ensure_future(call))
+
+        async def learn() -> T:
+            try:
+                return await call()
+            except HypervisorError as error:
+                _log.warning("%s: it is asked once more", error)
+                return await call()
+
+        def call() -> Awaitable[T]:
+            return self._connection.call(what, ask, deadline_s=START_DEADLINE_S)
+
+        return await asyncio.shield(asyncio.ensure_future(learn()))
 
 
 def _version(number: int) -> str:
