@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import pytest
 from pydantic import TypeAdapter
-from pydantic.fields import FieldInfo
 
 from vmdriver.cli import show
 from vmdriver.config import SETTINGS, load
@@ -167,24 +166,6 @@ def test_a_launchers_number_that_no_process_can_have_is_refused(tmp_path: Path) 
     for number in ("0", "-1", str(2**31), "99999999999"):
         with pytest.raises(ConfigError, match="expected_peer_pid"):
             loaded(tmp_path, f"expected_peer_pid = {number}")
-
-
-def _row(name: str, field: FieldInfo) -> str:
-    default: Any = field.default
-    if field.default_factory is not None:
-        default = "the host's CPUs" if "vcpus" in name else "the host's memory"
-    elif default is None or default in ("", [], {}):
-        default = "–"
-    else:
-        default = f"`{default}`"
-    return f"| `{name}` | {default} | {field.description} |"
-
-
-def test_the_readmes_table_is_the_model() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    table = readme.partition("| setting | default | meaning |\n|---|---|---|\n")[2]
-    rows = [_row(name, field) for name, field in SETTINGS.items()]
-    assert table.partition("\n\n")[0].splitlines() == rows
 
 
 def test_what_the_core_is_given_is_what_it_says_it_wants(tmp_path: Path) -> None:

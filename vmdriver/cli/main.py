@@ -96,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         _leaf(commands, common, name, text)
     _add_doctor(commands, common)
     _add_looks(commands, common)
+    text = "say what a reason means, and what to do about it; all without one"
+    one = commands.add_parser("explain", help=text, description=text)
+    one.add_argument("reason", nargs="?", default="", metavar="REASON")
+    one.add_argument("--json", action="store_true", help="print JSON for machines")
     text = (
         "print the launch plan of a request (JSON file, - for standard input); "
         "does nothing"
@@ -318,6 +322,11 @@ def _main(argv: Sequence[str] | None) -> int:
         from vmdriver.cli.compose import config
 
         return _reported(lambda: config(arguments.config, as_json=arguments.json))
+    if arguments.command == "explain":
+        from vmdriver.cli.explain import explain
+
+        reason, as_json = arguments.reason, arguments.json
+        return _reported(lambda: explain(reason, as_json=as_json))
     if arguments.command == "extensions" and arguments.action == "new":
         return _reported(lambda: _new_extension(arguments.name, arguments.parent))
     return _reported(lambda: _dispatch(arguments, _load(arguments)))

@@ -1,0 +1,92 @@
+"""Pages whose facts are the code's. Started by scripts/generate-docs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from vmdriver.config import SETTINGS
+from vmdriver.model.reasons import sections
+
+_NONE = "\N{EN DASH}"
+ROOT = Path(__file__).resolve().parent.parent
+_BY = "<!-- Written by scripts/generate-docs: change {source}, not this page. -->\n\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def reasons() -> str:
+    """Every reason, by section."""
+    lines = [
+        "# Reasons",
+        "",
+        "Conditions, events and errors carry a reason: one word that stays the same while messages "
+        "get better. `vmdriver explain REASON` prints what is here.",
+    ]
+    for title, entries in sections().items():
+        lines += ["", f"## {title}", "", "| reason | means | what to do |"]
+        lines.append("|---|---|---|")
+        for entry in entries:
+            cells = (f"`{entry.reason}`", entry.means, entry.what_to_do or _NONE)
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return _BY.format(source="vmdriver/model/reasons.toml") + "\n".join(lines) + "\n"
+
+
+def _setting(name: str, field: FieldInfo) -> str:
+    default: Any = field.default
+    if field.default_factory is not None:
+        default = "the host's CPUs" if "vcpus" in name else "the host's memory"
+    elif default is None or default in ("", [], {}):
+        default = _NONE
+    else:
+        default = f"`{default}`"
+    return f"| `{name}` | {default} | {_cell(field.description or '')} |"
+
+
+def configuration() -> str:
+    """Every setting, in the order of the model."""
+    lines = [
+        "# Configuration",
+        "",
+        "From a TOML file (`--config`, `VMDRIVER_CONFIG`, default `/etc/vmdriver/config.toml`), the "
+        "environment (`VMDRIVER_<SETTING>`; the upstream VM driver's `OPENSHELL_…` names are read "
+        "too) and flags (`--setting-name`), in rising precedence. `vmdriver config` prints the "
+        "effective values with their sources; an unknown or wrong one is refused with its name.",
+        "",
+        "| setting | default | meaning |",
+        "|---|---|---|",
+        *(_setting(name, field) for name, field in SETTINGS.items()),
+    ]
+    return _BY.format(source="the models in vmdriver/config") + "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reasons.md": reasons,
+    "docs/configuration.md": configuration,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """1: with --check, a page is not what it would be."""
+    stale = []
+    for name, render in PAGES.items():
+        page, text = ROOT / name, render()
+        if not page.exists() or page.read_text() != text:
+            stale.append(name)
+            if arguments != ["--check"]:
+                page.write_text(text)
+    if arguments != ["--check"]:
+        return 0
+    for name in stale:
+        print(f"{name} is stale: run scripts/generate-docs", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
