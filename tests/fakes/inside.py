@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
+from vmdriver.lifecycle.engine.broadcast import Subscription
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
@@ -42,6 +43,10 @@ class Inside:
     def perform(self, sandbox_id: str, job: Job) -> Awaitable[None]:
         """Have its loop do this between two turns."""
         return self._core.sandboxes.workers[sandbox_id].perform(job)
+
+    def subscriptions(self) -> set[Subscription]:
+        """Of everybody who watches."""
+        return self._core.broadcaster._subscriptions
 
     def leases(self) -> list[str]:
         """Who has an address."""

@@ -15,7 +15,7 @@ from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.host.visible import visible
 from vmdriver.lifecycle.control.checks import check_numbers
-from vmdriver.lifecycle.engine.broadcast import Changed, Deleted, Notice
+from vmdriver.lifecycle.engine.broadcast import Deleted, Happened
 from vmdriver.model.condition import Condition, PlatformEvent, SandboxStatus
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.quantity import parse_resources
@@ -189,18 +189,35 @@ def encode_event(event: PlatformEvent) -> pb.DriverPlatformEvent:
     )
 
 
-def encode_notice(notice: Notice) -> pb.WatchSandboxesEvent:
-    """A broadcaster notice as a watch event."""
-    if isinstance(notice, Changed):
-        return pb.WatchSandboxesEvent(
-            sandbox=pb.WatchSandboxesSandboxEvent(sandbox=encode_status(notice.status))
-        )
+def encode_answer(status: SandboxStatus) -> bytes:
+    """What GetSandbox answers."""
+    return _bytes(pb.GetSandboxResponse(sandbox=encode_status(status)))
+
+
+def encode_entry(status: SandboxStatus) -> bytes:
+    """A list of this one alone. Lists one after the other are one list of all: that is how
+    protobuf's repeated fields are read.
+    """
+    return _bytes(pb.ListSandboxesResponse(sandboxes=[encode_status(status)]))
+
+
+def encode_seen(status: SandboxStatus) -> bytes:
+    """What watchers are told of a sandbox as it is now."""
+    event = pb.WatchSandboxesEvent()
+    event.sandbox.sandbox.CopyFrom(encode_status(status))
+    return _bytes(event)
+
+
+def encode_notice(notice: Deleted | Happened) -> bytes:
+    """What else watchers are told."""
+    event = pb.WatchSandboxesEvent()
     if isinstance(notice, Deleted):
-        return pb.WatchSandboxesEvent(
-            deleted=pb.WatchSandboxesDeletedEvent(sandbox_id=notice.sandbox_id)
-        )
-    return pb.WatchSandboxesEvent(
-        platform_event=pb.WatchSandboxesPlatformEvent(
-            sandbox_id=notice.sandbox_id, event=encode_event(notice.event)
-        )
-    )
+        event.deleted.sandbox_id = notice.sandbox_id
+    else:
+        event.platform_event.sandbox_id = notice.sandbox_id
+        event.platform_event.event.CopyFrom(encode_event(notice.event))
+    return _bytes(event)
+
+
+def _bytes(message: Any) -> bytes:
+    return bytes(message.SerializeToString())

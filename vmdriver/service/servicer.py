@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf import message_factory
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.errors import InvalidRequest, Refused, Unavailable
 from vmdriver.lifecycle.control.manager import Manager
-from vmdriver.lifecycle.engine.broadcast import Broadcaster
+from vmdriver.lifecycle.engine.broadcast import (
+    Broadcaster,
+    Changed,
+    Notice,
+)
 from vmdriver.service import codec
+from vmdriver.service.kept import Kept
 
 SUPPORTED_GATEWAYS = "v0.0.69 to v0.0.116"
 _READY_WAIT_S = 30.0
@@ -48,6 +54,8 @@ class Readiness:
 
     async def manager(self) -> Manager:
         """The manager, once it has recovered. Unavailable if that takes too long."""
+        if self._manager.done():  # every call but the first few: no timer, no shield
+            return self._manager.result()
         try:
             async with asyncio.timeout(_READY_WAIT_S):
                 return await asyncio.shield(self._manager)
@@ -64,11 +72,33 @@ def trace_of(context: Any) -> dict[str, str]:
 
 def register(service: ComputeDriver, server: Any) -> None:
     """Serve it."""
-    pb_grpc.add_ComputeDriverServicer_to_server(service, server)
+    described = pb.DESCRIPTOR.services_by_name["ComputeDriver"]
+    handlers = {
+        m.name: _handler(m, getattr(service, m.name)) for m in described.methods
+    }
+    generic = grpc.method_handlers_generic_handler(described.full_name, handlers)
+    server.add_generic_rpc_handlers((generic,))
+
+
+def _handler(method: Any, behavior: Any) -> Any:
+    """As the generated code makes it, but for answers that are bytes already."""
+    make = (
+        grpc.unary_stream_rpc_method_handler
+        if method.server_streaming
+        else grpc.unary_unary_rpc_method_handler
+    )
+    request = message_factory.GetMessageClass(method.input_type)
+    return make(behavior, request.FromString, _as_bytes)
+
+
+def _as_bytes(answer: Any) -> bytes:
+    return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
 
 
 class ComputeDriver(pb_grpc.ComputeDriverServicer):
-    """The service. Errors are raised; the interceptor turns them into status codes."""
+    """The service. Errors are raised; the interceptor turns them into status codes. What many ask
+    for again and again, or watch, is encoded once for all of them.
+    """
 
     def __init__(
         self, identity: Identity, readiness: Readiness, broadcaster: Broadcaster
@@ -76,6 +106,10 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         self._identity = identity
         self._readiness = readiness
         self._broadcaster = broadcaster
+        self._got = Kept(codec.encode_answer)
+        self._listed = Kept(codec.encode_entry)
+        self._seen = Kept(codec.encode_seen)
+        self._told = Kept(codec.encode_notice)
 
     async def GetCapabilities(
         self, request: pb.GetCapabilitiesRequest, context: Any
@@ -125,22 +159,18 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         await manager.create(spec, token, trace_of(context))
         return pb.CreateSandboxResponse()
 
-    async def GetSandbox(
-        self, request: pb.GetSandboxRequest, context: Any
-    ) -> pb.GetSandboxResponse:
+    async def GetSandbox(self, request: pb.GetSandboxRequest, context: Any) -> bytes:
         """By id, or else by name."""
         manager = await self._readiness.manager()
         found = manager.snapshot(request.sandbox_id, request.sandbox_name)
-        return pb.GetSandboxResponse(sandbox=codec.encode_status(found))
+        return self._got.of(found)
 
     async def ListSandboxes(
         self, request: pb.ListSandboxesRequest, context: Any
-    ) -> pb.ListSandboxesResponse:
+    ) -> bytes:
         """All, sorted by name."""
         manager = await self._readiness.manager()
-        return pb.ListSandboxesResponse(
-            sandboxes=[codec.encode_status(s) for s in manager.statuses()]
-        )
+        return b"".join(map(self._listed.of, manager.statuses()))
 
     async def StopSandbox(
         self, request: pb.StopSandboxRequest, context: Any
@@ -171,7 +201,7 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
 
     async def WatchSandboxes(
         self, request: pb.WatchSandboxesRequest, context: Any
-    ) -> AsyncIterator[pb.WatchSandboxesEvent]:
+    ) -> AsyncIterator[bytes]:
         """First everything, then every change. ABORTED for a watcher that fell behind:
         it reconnects.
         """
@@ -179,7 +209,7 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
         subscription = self._broadcaster.subscribe()
         try:
             while (notice := await subscription.next()) is not None:
-                yield codec.encode_notice(notice)
+                yield self._encoded(notice)
         finally:
             self._broadcaster.unsubscribe(subscription)
         if subscription.fell_behind:
@@ -187,6 +217,12 @@ class ComputeDriver(pb_grpc.ComputeDriverServicer):
                 grpc.StatusCode.ABORTED,
                 "this watcher fell behind; watch again for the full list",
             )
+
+    def _encoded(self, notice: Notice) -> bytes:
+        # Each watcher's list is of notices of its own, about the same statuses.
+        if isinstance(notice, Changed):
+            return self._seen.of(notice.status)
+        return self._told.of(notice)
 
     async def EnsureWorkspace(
         self, request: pb.EnsureWorkspaceRequest, context: Any

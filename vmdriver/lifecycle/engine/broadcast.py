@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ class Subscription:
     """
 
     def __init__(self, first: Iterable[Notice], limit: int) -> None:
-        self._backlog = list(first)
+        self._backlog = deque(first)
         self._queue: asyncio.Queue[Notice] = asyncio.Queue(limit)
         self.fell_behind = False
         self._wake = asyncio.Event()
@@ -72,7 +72,7 @@ class Subscription:
     async def next(self) -> Notice | None:
         """The next notice; None at the end (closed) or when the watcher fell behind."""
         if self._backlog:
-            return self._backlog.pop(0)
+            return self._backlog.popleft()
         while self._queue.empty():
             if self.fell_behind or self.closed:
                 return None

@@ -1,0 +1,235 @@
+"""Many watchers at once: what they see, and what those who do not read cost the others."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.fakes.service import Served, sandbox, served
+from tests.scenario.stage import eventually
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.lifecycle.engine.broadcast import Happened
+from vmdriver.service import codec
+
+END = "TheEnd"
+"""Reason of the event that a reader stops at."""
+
+
+def watch(stub: Any) -> Any:
+    return stub.WatchSandboxes(pb.WatchSandboxesRequest())
+
+
+async def read_to_end(stream: Any) -> list[Any]:
+    """Every event up to END, which is not among them."""
+    found: list[Any] = []
+    async for event in stream:
+        if event.platform_event.event.reason == END:
+            stream.cancel()
+            return found
+        found.append(event)
+    raise AssertionError("the stream ended first")
+
+
+def picture(events: list[Any]) -> dict[str, bytes]:
+    """What somebody who has seen these believes is there."""
+    found: dict[str, bytes] = {}
+    for event in events:
+        kind = event.WhichOneof("payload")
+        if kind == "sandbox":
+            found[event.sandbox.sandbox.id] = event.sandbox.sandbox.SerializeToString()
+        elif kind == "deleted":
+            found.pop(event.deleted.sandbox_id, None)
+    return found
+
+
+@asynccontextmanager
+async def another_client(s: Served) -> AsyncIterator[Any]:
+    """A stub on a connection of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"unix:{s.socket}", options) as channel:
+        yield pb_grpc.ComputeDriverStub(channel)
+
+
+async def watched(s: Served, readers: int) -> list[asyncio.Task[list[Any]]]:
+    """So many that read to the end, and whose list has been made."""
+    before = subscribers(s)
+    tasks = [asyncio.create_task(read_to_end(watch(s.stub))) for _ in range(readers)]
+    await eventually(lambda: subscribers(s) == before + readers, "they do not watch")
+    return tasks
+
+
+def subscribers(s: Served) -> int:
+    return len(s.driver.inside.subscriptions())
+
+
+def notices() -> int:
+    """Platform events that anything in this process still holds."""
+    return sum(isinstance(found, Happened) for found in gc.get_objects())
+
+
+async def test_fifty_watchers_see_every_event_in_order_and_a_late_one_the_same_end(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as s:
+        readers = await watched(s, 50)
+        names = [f"s{number}" for number in range(12)]
+        creates = [
+            s.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox(name)))
+            for name in names
+        ]
+        for call in creates[:6]:
+            await call
+        (late,) = await watched(s, 1)
+        for call in creates[6:]:
+            await call
+        await s.driver.settled()
+        for name in names[:4]:
+            await s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=name))
+        listed = await s.stub.ListSandboxes(pb.ListSandboxesRequest())
+        s.driver.tell(names[-1], END, "")
+        seen, *others = await asyncio.gather(*readers)
+        late_seen = await late
+    assert all(other == seen for other in others)
+    there = {found.id: found.SerializeToString() for found in listed.sandboxes}
+    assert set(there) == set(names[4:])
+    assert picture(seen) == picture(late_seen) == there
+    assert _joins(late_seen, seen), "a gap, or an event of before its list"
+
+
+def _joins(late: list[Any], whole: list[Any]) -> bool:
+    """Whether `late` is a list of what was there at some moment, and then all that followed."""
+    for moment in range(len(whole) + 1):
+        rest = whole[moment:]
+        head = late[: len(late) - len(rest)]
+        if len(head) + len(rest) == len(late) and late[len(head) :] == rest:
+            all_there = all(e.WhichOneof("payload") == "sandbox" for e in head)
+            if all_there and picture(head) == picture(whole[:moment]):
+                return True
+    return False
+
+
+class Counted:
+    """An encoder of the codec's, counted."""
+
+    def __init__(self, encode: Callable[[Any], bytes]) -> None:
+        self._encode, self.times = encode, 0
+
+    def __call__(self, value: Any) -> bytes:
+        self.times += 1
+        return self._encode(value)
+
+
+@pytest.fixture
+def encoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Counted]]:
+    names = ("encode_answer", "encode_entry", "encode_seen", "encode_notice")
+    found = {name: Counted(getattr(codec, name)) for name in names}
+    for name, counted in found.items():
+        monkeypatch.setattr(codec, name, counted)
+    return found  # type: ignore[return-value]
+
+
+async def test_what_everybody_is_told_is_encoded_once(
+    tmp_path: Path, encoders: dict[str, Counted]
+) -> None:
+    async with served(tmp_path) as s:
+        for number in range(3):
+            await s.create(f"s{number}")
+        readers = await watched(s, 50)
+        assert encoders["encode_seen"].times <= 3
+        for number in range(20):
+            s.driver.tell("s1", "Noise", str(number))
+        s.driver.tell("s1", END, "")
+        await asyncio.gather(*readers)
+        assert encoders["encode_seen"].times == 3
+        assert encoders["encode_notice"].times == 21
+        for _ in range(10):
+            await s.stub.ListSandboxes(pb.ListSandboxesRequest())
+            await s.stub.GetSandbox(pb.GetSandboxRequest(sandbox_id="s1"))
+        assert encoders["encode_entry"].times == 3
+        assert encoders["encode_answer"].times == 1
+        # What has changed is another status: it is not shown as it was.
+        await s.stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
+        found = await s.stub.GetSandbox(pb.GetSandboxRequest(sandbox_id="s1"))
+        assert found.sandbox.status.conditions[0].reason == "Stopped"
+        assert encoders["encode_answer"].times == 2
+
+
+async def test_a_watcher_that_never_reads_costs_its_queue_and_keeps_nobody_waiting(
+    tmp_path: Path,
+) -> None:
+    limit, burst = 64, 32
+    async with served(tmp_path, watch_limit=limit) as s, another_client(s) as other:
+        await s.create()
+        before, deaf = notices(), watch(other)
+        await deaf.read()
+        (deaf_queue,) = s.driver.inside.subscriptions()
+        reader = watch(s.stub)
+        await reader.read()
+
+        async def told(numbers: range) -> None:
+            for number in numbers:
+                for index in range(burst):
+                    s.driver.tell("s1", "Noise", "x" * 8000 + f" {number} {index}")
+                for index in range(burst):
+                    event = (await asyncio.wait_for(reader.read(), 10)).platform_event
+                    assert event.event.message.endswith(f" {number} {index}")
+
+        rounds = 0
+        while not deaf_queue.fell_behind:  # HTTP/2's window takes MiBs first
+            assert rounds < 1000, "it was sent more than it read"
+            await told(range(rounds, rounds + 1))
+            rounds += 1
+        await told(range(rounds, rounds + 20))
+        gc.collect()
+        assert notices() - before <= limit + burst
+        # It has lost its place, and is told so after what it was sent.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while True:
+                await asyncio.wait_for(deaf.read(), 10)
+        assert caught.value.code() is grpc.StatusCode.ABORTED
+        reader.cancel()
+        await eventually(lambda: subscribers(s) == 0, "a watcher is left over")
+        gc.collect()
+        assert notices() <= before + 1
+
+
+async def test_five_hundred_watchers_are_served(tmp_path: Path) -> None:
+    async with served(tmp_path) as s:
+        await s.create()
+        readers = await watched(s, 500)
+        for number in range(5):
+            s.driver.tell("s1", "Noise", str(number))
+        s.driver.tell("s1", END, "")
+        seen, *others = await asyncio.gather(*readers)
+        assert [e.platform_event.event.message for e in seen[1:]] == list("01234")
+        assert all(other == seen for other in others)
+        await eventually(lambda: subscribers(s) == 0, "a watcher is left over")
+
+
+async def test_watchers_that_go_in_the_middle_take_nothing_from_the_others(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as s:
+        await s.create()
+        staying = await watched(s, 3)
+        going = [watch(s.stub) for _ in range(30)]
+        for number, stream in enumerate(going):
+            if number % 3:
+                await stream.read()
+            s.driver.tell("s1", "Noise", str(number))
+            if number % 2:
+                await asyncio.sleep(0)
+            stream.cancel()
+        s.driver.tell("s1", END, "")
+        for seen in await asyncio.gather(*staying):
+            told = [e.platform_event.event.message for e in seen[1:]]
+            assert told == [str(number) for number in range(30)]
+        await eventually(lambda: subscribers(s) == 0, "a watcher is left over")
