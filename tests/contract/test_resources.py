@@ -75,7 +75,7 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
             await one.acquire(ledger, IMAGE, MAPPED_AT)
         case _:
             assert isinstance(one, Part), f"say here how {key} is acquired"
-            await take(ledger, one, MachineSource(plan, mark("test", "s1")))
+            await take(ledger, [one], MachineSource(plan, mark("test", "s1")))
 
 
 def state(world: World) -> Mapping[str, Any]:

@@ -256,7 +256,7 @@ async def test_a_launch_cancelled_at_any_step_leaves_nothing(ending: str) -> Non
 class JournalsAfterTheEffect(Ledger):
     """A mutant: acts first and writes the intent afterwards."""
 
-    async def acquire(self, key, scope, data, effect, *, may_hang=False):  # type: ignore[no-untyped-def]
+    async def acquire(self, key, scope, data, effect, **_: bool):  # type: ignore[no-untyped-def]
         present = self._held.get(key)
         if present is not None and present.done:
             return None
@@ -265,6 +265,10 @@ class JournalsAfterTheEffect(Ledger):
         await self._put(Held(key, scope, dict(data)))
         await self._change({"op": "done", "key": key}, done=True)
         return result
+
+    async def acquire_together(self, wanted, **_: bool):  # type: ignore[no-untyped-def]
+        for one in wanted:
+            await self.acquire(one.key, one.held.scope, one.held.data, one.effect)
 
 
 class StrikesBeforeTheRelease(Ledger):

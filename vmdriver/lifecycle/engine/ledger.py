@@ -1,22 +1,25 @@
 """What we hold for one sandbox, and how to give it back.
 
 Every acquisition is three things in this order: the intent is written and synced, the
-effect happens, the outcome is written. Every release is two: the effects are undone, then
-their entries are struck out. So whatever is on the host is in the ledger, at every moment,
-also after SIGKILL; and undoing what never happened is part of every release's contract.
+effect happens, the outcome is written. Several may be acquired together: their intents are
+one write, their effects go on side by side, their outcomes are one write. Every release is
+two: the effects are undone, then their entries are struck out. So whatever is on the host is
+in the ledger, at every moment, also after SIGKILL; and undoing what never happened is part of
+every release's contract.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from vmdriver.errors import StorageError, Unavailable
+from vmdriver.errors import DriverError, StorageError, Unavailable
+from vmdriver.host.side_by_side import most_urgent, side_by_side
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.ports.host import Guard, Journal, no_crash_point
 
@@ -61,6 +64,21 @@ class Held:
 
 
 Undo = Callable[[Held], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One thing that is acquired together with others."""
+
+    held: Held
+    """Its entry, before it is there."""
+    effect: Callable[[], Awaitable[None]]
+    may_hang: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its entry's."""
+        return self.held.key
 
 
 def replay(lines: list[Line]) -> dict[str, Held]:
@@ -136,6 +154,8 @@ class Ledger:
         lines = journal.read()
         self._held = replay(lines)
         self._lines = len(lines)
+        self._later: list[Line] = []
+        """Outcomes that are written with whatever is written next."""
         self._writing = asyncio.Lock()
         """Held for single writes only, never while an effect or an undo runs: these may write
         themselves.
@@ -159,6 +179,7 @@ class Ledger:
         effect: Callable[[], Awaitable[T]],
         *,
         may_hang: bool = False,
+        note_later: bool = False,
     ) -> T | None:
         """Journal, act, journal. What is held and done is not done again (returns
         None). Unavailable while another task acquires it or gives it back.
@@ -166,9 +187,10 @@ class Ledger:
         When cancelled during the effect it is finished first, so that the entry tells
         the truth. When the effect fails the entry stays, not done: whoever undoes must
         look. One that `may_hang` is cancelled a moment after that, which is a failure like others.
+        `note_later`: the outcome is written with what is written next; a process after this one
+        may find the entry not done although all of it is there.
         """
-        present = self._held.get(key)
-        if present is not None and present.done and key not in self._busy:
+        if self._has(key):
             return None
         with self._alone_at(key):
             await self._crash_point(f"{key}:before-intent")
@@ -177,9 +199,49 @@ class Ledger:
             patience_s = _PATIENCE_S if may_hang else None
             result = await finished(effect(), patience_s)
             await self._crash_point(f"{key}:after-effect")
-            await finished(self._change({"op": "done", "key": key}, done=True))
+            await finished(self._note([key], later=note_later))
             await self._crash_point(f"{key}:after-outcome")
         return result
+
+    async def acquire_together(
+        self, wanted: Sequence[Wanted], *, note_later: bool = False
+    ) -> None:
+        """The same for several, of which none stands on another; they are undone in the reverse of
+        this order. What one effect raises is raised when all have ended; what came to its end is
+        done nevertheless.
+        """
+        missing = [one for one in wanted if not self._has(one.key)]
+        with ExitStack() as busy:
+            for one in missing:
+                busy.enter_context(self._alone_at(one.key))
+                await self._crash_point(f"{one.key}:before-intent")
+            if not missing:
+                return
+            await finished(self._put(*(one.held for one in missing)))
+            for one in missing:
+                await self._crash_point(f"{one.key}:after-intent")
+            ended, errors = await side_by_side(
+                {one.key: self._have(one) for one in missing}
+            )
+            keys = [one.key for one in missing if one.key in ended]
+            try:
+                await finished(self._note(keys, later=note_later))
+            except DriverError:
+                if not errors:  # else these say more, and all of it is undone
+                    raise
+            if errors:
+                raise most_urgent(errors)
+            for key in keys:
+                await self._crash_point(f"{key}:after-outcome")
+
+    async def _have(self, one: Wanted) -> None:
+        await finished(one.effect(), _PATIENCE_S if one.may_hang else None)
+        await self._crash_point(f"{one.key}:after-effect")
+
+    def _has(self, key: str) -> bool:
+        """It is there, and nobody is at it."""
+        present = self._held.get(key)
+        return present is not None and present.done and key not in self._busy
 
     async def remember(self, key: str, data: Mapping[str, Any]) -> None:
         """Replace an entry's data: what its undo will be given. What has been given back
@@ -241,13 +303,26 @@ class Ledger:
     # --- writes: on disk first, then in memory, and nothing of this ledger in between
 
     async def _append(self, *lines: Line) -> None:
+        lines = (*self._later, *lines)
         await self._journal.append(*lines)
+        self._later = []
         self._lines += len(lines)
 
-    async def _put(self, entry: Held) -> None:
+    async def _put(self, *entries: Held) -> None:
         async with self._writing:
-            await self._append(*entry.lines())
-            self._held[entry.key] = entry
+            await self._append(*(line for entry in entries for line in entry.lines()))
+            self._held |= {entry.key: entry for entry in entries}
+
+    async def _note(self, keys: Sequence[str], *, later: bool) -> None:
+        """They are there."""
+        async with self._writing:
+            held = [key for key in keys if key in self._held]
+            lines = [{"op": "done", "key": key} for key in held]
+            if later:
+                self._later += lines
+            elif lines:
+                await self._append(*lines)
+            self._held |= {key: replace(self._held[key], done=True) for key in held}
 
     async def _change(self, line: Line, *, last: bool = False, **changes: Any) -> None:
         key = line["key"]
@@ -268,7 +343,7 @@ class Ledger:
             else:
                 # Not by growing: a full disk does not keep a sandbox that is to go.
                 await self._journal.rewrite([])
-                self._lines = 0
+                self._lines, self._later = 0, []
             self._held = rest
             await self._compact()
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.threads import Threads
@@ -73,6 +75,17 @@ class LaunchFailed(Exception):
         super().__init__(cause.message)
         self.cause = cause
         self.blame = blame
+
+
+@contextmanager
+def _taking(sandbox_id: str, timed: Timed, part: Part) -> Iterator[None]:
+    try:
+        with timed(part.key):
+            yield
+    except DriverError as error:
+        text = "%s: step %s failed: %s [%s]"
+        _log.warning(text, sandbox_id, part.key, error, error.detail)
+        raise LaunchFailed(error, part.blame) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,17 +212,13 @@ class Launcher:
         source: MachineSource,
         timed: Timed,
     ) -> None:
-        """Acquire everything that its machine holds, in order; `timed` is entered for each, with
-        its key. LaunchFailed.
+        """Acquire everything that its machine holds; `timed` is entered for each part, with its
+        key. LaunchFailed.
         """
-        for part in self.parts:
-            try:
-                with timed(part.key):
-                    await take(ledger, part, source)
-            except DriverError as error:
-                text = "%s: step %s failed: %s [%s]"
-                _log.warning(text, record.id, part.key, error, error.detail)
-                raise LaunchFailed(error, part.blame) from error
+        try:
+            await take(ledger, self.parts, source, partial(_taking, record.id, timed))
+        except DriverError as error:  # none of a part's: the ledger cannot be written
+            raise LaunchFailed(error, Reason.LAUNCHER_SPAWN_FAILED) from error
 
     async def secrets(self, record: SandboxRecord) -> dict[str, bytes]:
         """Token and TLS files for the guest, by path below /opt/openshell. Refused when a

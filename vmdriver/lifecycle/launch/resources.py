@@ -8,12 +8,14 @@ in place.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 
 from vmdriver.errors import NotOursError
-from vmdriver.lifecycle.engine.ledger import MACHINE, Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope, Wanted
 from vmdriver.lifecycle.engine.resource import (
     FILES,
     FIREWALL,
@@ -70,13 +72,46 @@ class Part:
     """A program does it, which may be ended at any time: all or nothing is done, or what is half
     done is replaced the next time.
     """
+    alone: bool = False
+    """It stands on all that come before it, and all that come after it stand on it."""
 
 
-async def take(ledger: Ledger, part: Part, source: MachineSource) -> None:
-    """Acquire it as its source has it, through the ledger."""
+Around = Callable[[Part], AbstractContextManager[None]]
+"""Entered while a part is had."""
+
+
+async def take(
+    ledger: Ledger,
+    parts: Sequence[Part],
+    source: MachineSource,
+    around: Around = lambda _: nullcontext(),
+) -> None:
+    """Acquire them as their source has them, through the ledger, in order; those that do not stand
+    on each other side by side. When one cannot be had, those beside it come to their end first.
+    """
+    groups = [list(group) for _, group in groupby(enumerate(parts), _place)]
+    for group in groups:
+        wanted = [_wanted(part, source, around) for _, part in group]
+        # What is begun behind it notes it first.
+        later = group is not groups[-1]
+        await ledger.acquire_together(wanted, note_later=later)
+
+
+def _place(numbered: tuple[int, Part]) -> int:
+    """The same number for parts that are had side by side."""
+    number, part = numbered
+    return number if part.alone else -1
+
+
+def _wanted(part: Part, source: MachineSource, around: Around) -> Wanted:
     effect = source.instead.get(part.key, partial(part.acquire, source))
-    data, may_hang = part.data(source), part.may_hang
-    await ledger.acquire(part.key, part.scope, data, effect, may_hang=may_hang)
+
+    async def have() -> None:
+        with around(part):
+            await effect()
+
+    held = Held(part.key, part.scope, dict(part.data(source)))
+    return Wanted(held, have, part.may_hang)
 
 
 @dataclass(frozen=True)
@@ -181,6 +216,7 @@ def firewall(network: Network, guard: NetworkGuard) -> Part:
         acquire=lambda source: guard.keep(source.plan.network, source.mark),
         release=release,
         may_hang=True,
+        alone=True,
     )
 
 
@@ -192,6 +228,7 @@ def machine(hypervisor: Hypervisor) -> Part:
         data=lambda source: {"domain": source.plan.domain},
         acquire=lambda source: hypervisor.start(source.plan, source.mark),
         release=lambda given: hypervisor.destroy(given["domain"]),
+        alone=True,
     )
 
 
@@ -220,8 +257,10 @@ class AddressLease:
         async def adopt() -> None:
             self.addresses.adopt(owner, lease)
 
+        data = lease.model_dump()
         try:
-            await ledger.acquire(LEASE, Scope.PERSISTENT, lease.model_dump(), adopt)
+            # The entry alone says it all, done or not.
+            await ledger.acquire(LEASE, Scope.PERSISTENT, data, adopt, note_later=True)
         except BaseException:
             if ledger.get(LEASE) is None:  # not even noted: nobody would give it back
                 self.addresses.free(owner)

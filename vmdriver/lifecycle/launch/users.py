@@ -143,7 +143,11 @@ class UserLease:
             number = await self._next(owner, taken, modest)
             data, claim = {"uid": str(number)}, partial(self._claim, number)
             try:
-                await ledger.acquire(MACHINE_USER, Scope.PERSISTENT, data, claim)
+                # Written at the latest with what its first file is noted with: before that it
+                # is claimed once more.
+                await ledger.acquire(
+                    MACHINE_USER, Scope.PERSISTENT, data, claim, note_later=True
+                )
             except _TakenError:
                 taken.add(number)
             except BaseException:

@@ -136,8 +136,7 @@ class TemplateMaker:
         write = partial(ports.launch_files.write_for_template, plan)
         owner = mark(self._settings.instance, one.owner)
         source = MachineSource(plan, owner, instead={FILES: write})
-        for thing in self._parts:
-            await take(ledger, thing, source)
+        await take(ledger, self._parts, source)
         await self._wait(plan)
         await ports.memory.pause(plan.domain)
         captured = await ports.memory.capture(plan.domain, memory, plan.memory_mib)

@@ -205,8 +205,7 @@ class WarmPool:
 
         write = partial(ports.launch_files.write_for_template, plan)
         source = MachineSource(plan, owner, instead={FILES: write, MACHINE: load})
-        for part in self._parts:
-            await take(one.ledger, part, source)
+        await take(one.ledger, self._parts, source)
         return plan
 
     async def discard(self, one: Waiting, *, keep_layer: bool = False) -> None:

@@ -89,9 +89,8 @@ class Possession:
         small = [plan.disk("seed").path, plan.disk("status").path, plan.console]
         for folder in {Path(path).parent for path in (*small, root.path)}:
             self.open_folder(folder, user)
-        top = Path(root.path)
-        if top.exists():  # else it is made in a moment
-            ownership.own(top, user.uid)
+        with suppress(FileNotFoundError):  # it is made at this moment, or in one
+            ownership.own(Path(root.path), user.uid)
         for path in map(Path, root.backing[:-1]):
             self._let_read(path, user)
         for shared in (root.backing[-1], plan.disk("supervisor").path):

@@ -1,0 +1,222 @@
+"""What a new sandbox from a template, and one from the warm pool, wait for: step by step, and eight at once.
+
+Started by scripts/bench. Three drivers take turns: one without templates, one with, one with machines that wait. Medians of
+5 rounds or more; the steps are those that each driver has noted of its own starts. With --count one fork of each kind is
+watched by strace besides: how often something is made durable, and which programs are begun for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
+
+from bench import Process, median, table, wait_reason  # noqa: E402
+from bench_restore import Sandbox, request_of, wait_template  # noqa: E402
+
+from tests.fakes.gateway import Gateway  # noqa: E402
+from tests.fakes.registry import push, registry  # noqa: E402
+from tests.fakes.serve import WORK  # noqa: E402
+from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
+
+AT_ONCE = 8
+MIB = 512
+KINDS = {
+    "cold": ("--templates-enabled", "false"),
+    "fork": ("--templates-enabled", "true"),
+    "claim": ("--templates-enabled", "true", "--warm-pool", "1"),
+}
+GUEST = ("guest takes its files", "guest starts")
+"""Steps in which the guest works, not we."""
+
+
+@contextlib.contextmanager
+def drivers(
+    folder: Path, gateway: Gateway, address: str, kinds: list[str]
+) -> Iterator[dict[str, Process]]:
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for number, (kind, options) in enumerate(KINDS.items()):
+            if kind not in kinds:
+                continue
+            state = folder / kind
+            state.mkdir(mode=0o755)
+            (state / "boot").symlink_to(WORK / "boot")
+            own = ("--instance", f"vmdriver-{kind}")
+            pool = ("--address-pool", f"10.{120 + number}.0.0/17")
+            process = Process(state, gateway, address, *own, *pool, *options)
+            found[kind] = stack.enter_context(process)
+        yield found
+
+
+class Watched:
+    """Counts what a driver has made durable and which programs it has begun."""
+
+    def __init__(self, driver: Process, folder: Path) -> None:
+        self._log = folder / "strace.txt"
+        calls = "trace=fsync,fdatasync,execve"
+        pid, output = str(driver.process.pid), str(self._log)
+        self._strace = subprocess.Popen(
+            ["strace", "-f", "-qq", "-e", calls, "-o", output, "-p", pid],
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(1.0)
+
+    def counts(self) -> dict[str, int]:
+        self._strace.send_signal(signal.SIGINT)
+        self._strace.wait(10)
+        found: Counter[str] = Counter()
+        for line in self._log.read_text().splitlines():
+            if re.search(r"\bf(data)?sync\(", line):
+                found["made durable"] += 1
+            elif match := re.search(r'execve\("([^"]+)".* = 0$', line):
+                found[f"program {Path(match[1]).name}"] += 1
+        return dict(found)
+
+
+def ready(driver: Process, kind: str) -> None:
+    if kind != "cold":
+        wait_template(driver, 1 if kind == "claim" else 0)
+        time.sleep(0.5)
+
+
+def steps_of(sandbox: Sandbox) -> dict[str, float]:
+    """Milliseconds of each step of its start, and of the whole."""
+    record = sandbox.record()
+    spans: dict[str, float] = defaultdict(float)
+    for step in record["last_start"]["steps"]:
+        spans[step["name"]] += step["ended_ms"] - step["begun_ms"]
+    spans["all"] = max(s["ended_ms"] for s in record["last_start"]["steps"])
+    return dict(spans)
+
+
+def together(driver: Process, gateway: Gateway, image: str, name: str) -> float:
+    messages = [request_of(f"{name}-{n}", image, MIB, 0) for n in range(AT_ONCE)]
+    begun = time.perf_counter()
+    for message in messages:
+        driver.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=message))
+    for message in messages:
+        wait_reason(driver.stub, message.id, "Running")
+    took = time.perf_counter() - begun
+    for message in messages:
+        gateway.wait_hello(message.id)
+        driver.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=message.id))
+    return took
+
+
+def measure(
+    rounds: int, folder: Path, gateway: Gateway, kinds: list[str], *, counting: bool
+) -> dict[str, Any]:
+    times: dict[str, list[float]] = defaultdict(list)
+    steps: dict[str, list[dict[str, float]]] = defaultdict(list)
+    figures: dict[str, Any] = {}
+    with (
+        registry(folder / "registry") as address,
+        drivers(folder, gateway, address, kinds) as running,
+    ):
+        image = f"{address}/demo:1"
+        push(WORK / "demo-image", "demo", image)
+        for kind, driver in running.items():
+            first = Sandbox(driver, gateway, request_of(f"first-{kind}", image, MIB, 0))
+            ready(driver, kind)
+            first.delete()
+        for number in range(rounds + 1):
+            for kind, driver in running.items():
+                ready(driver, kind)
+                one = Sandbox(
+                    driver, gateway, request_of(f"{kind}{number}", image, MIB, 0)
+                )
+                if number:  # caches are filled by the first
+                    times[kind].append(one.create_s)
+                    steps[kind].append(steps_of(one))
+                one.delete()
+            if number and len(kinds) == len(KINDS):
+                eight = together(running["fork"], gateway, image, f"eight{number}")
+                times["eight"].append(eight)
+        for kind, driver in running.items() if counting else ():
+            ready(driver, kind)
+            watched = Watched(driver, folder)
+            one = Sandbox(driver, gateway, request_of(f"n{kind}", image, MIB, 0))
+            figures[f"{kind}_counts"] = watched.counts()
+            one.delete()
+    for kind, values in times.items():
+        figures[f"{kind}_s"] = median(values)
+        figures[f"{kind}_least_s"] = min(values)
+    for kind, each in steps.items():
+        names = list(dict.fromkeys(name for one in each for name in one))
+        figures[f"{kind}_steps_ms"] = {
+            name: median([one.get(name, 0.0) for one in each]) for name in names
+        }
+    return figures
+
+
+def show(found: dict[str, Any]) -> None:
+    if "eight_s" in found:
+        show_ratios(found)
+    for kind, name in (("fork", "a fork"), ("claim", "a claim")):
+        if f"{kind}_steps_ms" not in found:
+            continue
+        lines = [
+            (("  " if step in GUEST else "") + step, f"{ms:7.1f} ms")
+            for step, ms in found[f"{kind}_steps_ms"].items()
+        ]
+        table(f"Where the time of {name} goes (the guest's moved in)", lines)
+        if f"{kind}_counts" in found:
+            print(f"  {found[f'{kind}_counts']}")
+
+
+def show_ratios(found: dict[str, Any]) -> None:
+    cold, fork = found["cold_s"], found["fork_s"]
+    rows = [("cold", f"{cold:.2f} s")]
+    for kind, name, goal in (
+        ("fork", "from a template", 0.12),
+        ("claim", "from the warm pool", 0.05),
+    ):
+        took = found[f"{kind}_s"]
+        rows.append((name, f"{took:.2f} s = {took / cold:.2f} (goal {goal})"))
+    eight = found["eight_s"]
+    text = f"{eight:.2f} s = {eight / fork:.1f} x one (goal 4.5)"
+    rows.append((f"{AT_ONCE} forks at once", text))
+    table("A new sandbox, CreateSandbox -> supervisor started", rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", action="store_true")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="some of them only")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("bench_forks: must run as root")
+    folder = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
+    folder.chmod(0o755)
+    gateway = Gateway()
+    try:
+        rounds, kinds = max(5, arguments.rounds), arguments.kinds.split(",")
+        found = measure(rounds, folder, gateway, kinds, counting=arguments.count)
+    finally:
+        gateway.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    show(found)
+    print(json.dumps({"fork_steps": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""What a ledger acquires together: side by side, and as certain as one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+from tests.fakes.journal import FakeJournal
+from tests.fakes.world import World
+from vmdriver.errors import HostError, Unavailable
+from vmdriver.host.threads import finished
+from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope, Wanted, replay
+
+T = TypeVar("T")
+LIMIT_S = 20.0
+
+
+class Host:
+    """What is there, in the order in which it came, and the ledger that says so."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.journal = FakeJournal(self.world, "s1")
+        self.ledger = Ledger(self.journal)
+        self.there: list[str] = []
+        self.begun: list[str] = []
+
+    def on_disk(self) -> dict[str, bool]:
+        return {h.key: h.done for h in replay(self.journal.read()).values()}
+
+    def writes(self) -> int:
+        return self.world.calls.count("append to journal")
+
+    def wanted(
+        self,
+        key: str,
+        effect: Callable[[], Awaitable[None]] | None = None,
+        *,
+        may_hang: bool = False,
+    ) -> Wanted:
+        async def have() -> None:
+            assert key in self.on_disk(), "intent before effect"
+            self.begun.append(key)
+            if effect is not None:
+                await effect()
+            self.there.append(key)
+
+        held = Held(key, Scope.RUNTIME, {"name": key})
+        return Wanted(held, have, may_hang)
+
+    async def undone(self) -> list[str]:
+        """All that was given back, in that order."""
+        found: list[str] = []
+
+        async def undo(held: Held) -> None:
+            found.append(held.key)
+
+        assert await self.ledger.release(None, undo) == []
+        return found
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+async def fail() -> None:
+    raise HostError("broken")
+
+
+async def within(work: Awaitable[T]) -> T:
+    async with asyncio.timeout(LIMIT_S):
+        return await work
+
+
+async def test_what_does_not_stand_on_each_other_is_had_side_by_side(
+    host: Host,
+) -> None:
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def one() -> None:
+        first.set()
+        await second.wait()
+
+    async def other() -> None:
+        second.set()
+        await first.wait()
+
+    both = [host.wanted("one", one), host.wanted("other", other)]
+    await within(host.ledger.acquire_together(both))
+    assert host.on_disk() == {"one": True, "other": True}
+
+
+async def test_intents_are_one_write_and_so_are_outcomes(host: Host) -> None:
+    await host.ledger.acquire_together([host.wanted(key) for key in "abcd"])
+    assert host.writes() == 2
+
+
+async def test_outcomes_that_are_noted_later_are_on_disk_with_what_comes_next(
+    host: Host,
+) -> None:
+    parts = [host.wanted(key) for key in "abcd"]
+    await host.ledger.acquire_together(parts, note_later=True)
+    assert all(held.done for held in host.ledger.held())
+    assert host.on_disk() == dict.fromkeys("abcd", False)
+    await host.ledger.acquire_together([host.wanted("machine")])
+    assert host.on_disk() == dict.fromkeys([*"abcd", "machine"], True)
+    assert host.writes() == 3
+
+
+async def test_outcomes_that_could_not_be_written_are_written_with_what_comes_next(
+    host: Host,
+) -> None:
+    await host.ledger.acquire_together([host.wanted("a")], note_later=True)
+    host.world.fail = lambda call: call == "append to journal"
+    with pytest.raises(HostError):
+        await host.ledger.acquire_together([host.wanted("b")])
+    host.world.fail = lambda _: False
+    assert host.ledger.get("b") is None
+    await host.ledger.acquire_together([host.wanted("b")])
+    assert host.on_disk() == {"a": True, "b": True}
+
+
+async def test_nothing_is_left_of_outcomes_of_what_was_given_back_meanwhile(
+    host: Host,
+) -> None:
+    await host.ledger.acquire_together([host.wanted("a")], note_later=True)
+    assert await host.undone() == ["a"]
+    assert host.on_disk() == {}
+    await host.ledger.acquire_together([host.wanted("b")])
+    assert host.on_disk() == {"b": True}
+
+
+async def test_an_error_waits_for_the_others(
+    host: Host,
+) -> None:
+    failed = asyncio.Event()
+
+    async def broken() -> None:
+        failed.set()
+        await fail()
+
+    async def slow() -> None:
+        await failed.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    parts = [
+        host.wanted("disk", slow),
+        host.wanted("tap", broken),
+    ]
+    with pytest.raises(HostError, match="broken"):
+        await within(host.ledger.acquire_together(parts))
+    assert host.there == ["disk"]
+    assert host.begun == ["disk", "tap"]
+    assert host.on_disk() == {"disk": True, "tap": False}
+    assert await host.undone() == ["tap", "disk"]
+
+
+async def test_what_is_there_already_is_not_had_again(host: Host) -> None:
+    await host.ledger.acquire_together([host.wanted("disk")])
+    parts = [host.wanted("disk"), host.wanted("files")]
+    await within(host.ledger.acquire_together(parts))
+    assert host.there == ["disk", "files"]
+
+
+async def test_what_failed_is_had_again_and_undone_in_the_first_ones_place(
+    host: Host,
+) -> None:
+    with pytest.raises(HostError):
+        await host.ledger.acquire_together([host.wanted("tap", fail)])
+    await host.ledger.acquire_together([host.wanted("rules"), host.wanted("tap")])
+    assert await host.undone() == ["rules", "tap"]
+
+
+async def test_cancelled_it_finishes_what_was_begun(
+    host: Host,
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        begun.set()
+        await go_on.wait()
+
+    parts = [host.wanted("tap", slow), host.wanted("files")]
+    task = asyncio.create_task(host.ledger.acquire_together(parts))
+    await within(begun.wait())
+    for _ in range(10):  # the other one has ended by then
+        await asyncio.sleep(0)
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not task.done(), "an effect that was begun goes on, whoever waits"
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await within(task)
+    assert host.there == ["files", "tap"]
+    assert host.on_disk() == {"tap": False, "files": True}
+    assert await host.undone() == ["files", "tap"]
+
+
+async def test_cancelled_it_ends_a_program_that_hangs_and_waits_for_the_rest(
+    host: Host,
+) -> None:
+    begun, forever = asyncio.Event(), asyncio.Event()
+    ended: list[str] = []
+
+    async def hangs() -> None:
+        begun.set()
+        try:
+            await forever.wait()
+        finally:
+            ended.append("program")
+
+    async def disk() -> None:
+        await finished(asyncio.sleep(0.01))
+
+    parts = [host.wanted("rules", hangs, may_hang=True), host.wanted("disk", disk)]
+    task = asyncio.create_task(host.ledger.acquire_together(parts))
+    await within(begun.wait())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(task)
+    assert ended == ["program"]
+    assert "rules" not in host.there
+
+
+async def test_nobody_else_gives_back_or_has_what_is_being_had(host: Host) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        begun.set()
+        await go_on.wait()
+
+    parts = [host.wanted("disk"), host.wanted("tap", slow)]
+    task = asyncio.create_task(host.ledger.acquire_together(parts))
+    await within(begun.wait())
+    with pytest.raises(Unavailable):
+        await host.ledger.acquire_together([host.wanted("tap")])
+
+    async def undo(_: Held) -> None:
+        raise AssertionError("it is being acquired")
+
+    errors = await host.ledger.release(None, undo)
+    assert [type(error) for error in errors] == [Unavailable, Unavailable]
+    go_on.set()
+    await within(task)
+    assert host.on_disk() == {"disk": True, "tap": True}

@@ -1,0 +1,63 @@
+"""Works that go on at one time: none is left behind, whatever becomes of another."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from vmdriver.errors import HostError
+from vmdriver.host.side_by_side import together
+
+
+async def fail(words: str) -> None:
+    raise HostError(words)
+
+
+async def test_each_may_wait_for_another() -> None:
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def one() -> None:
+        first.set()
+        await second.wait()
+
+    async def other() -> None:
+        await first.wait()
+        second.set()
+
+    async with asyncio.timeout(20):
+        await together(other(), one())
+
+
+async def test_an_error_is_raised_when_the_others_have_ended() -> None:
+    ended: list[str] = []
+
+    async def slow() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        ended.append("slow")
+
+    with pytest.raises(HostError, match="first"):
+        await together(fail("first"), slow(), fail("second"))
+    assert ended == ["slow"]
+
+
+async def test_a_cancellation_reaches_all_and_is_raised_before_errors() -> None:
+    begun, cancelled = asyncio.Event(), list[str]()
+
+    async def waits(name: str) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(name)
+            raise
+
+    task = asyncio.create_task(together(fail("broken"), waits("a"), waits("b")))
+    async with asyncio.timeout(20):
+        await begun.wait()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert sorted(cancelled) == ["a", "b"]

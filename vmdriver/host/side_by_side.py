@@ -1,0 +1,54 @@
+"""Does several things at one time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TypeVar
+
+K = TypeVar("K")
+
+
+async def side_by_side(
+    works: Mapping[K, Awaitable[None]],
+) -> tuple[set[K], list[BaseException]]:
+    """Which of them came to their end, and what the others raised, the first first. All are waited
+    for, whatever happens to one.
+
+    Cancelled, all that are under way are cancelled, and waited for as well: then a CancelledError
+    is among the errors. Never raises.
+    """
+    under_way = {asyncio.ensure_future(work): key for key, work in works.items()}
+    ended, errors = set[K](), list[BaseException]()
+    while under_way:
+        try:
+            await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError as error:
+            errors.append(error)
+            for task in under_way:
+                task.cancel()
+            continue
+        for task in [task for task in under_way if task.done()]:
+            key = under_way.pop(task)
+            if (failed := _error_of(task)) is None:
+                ended.add(key)
+            else:
+                errors.append(failed)
+    return ended, errors
+
+
+def most_urgent(errors: Sequence[BaseException]) -> BaseException:
+    """The one of these that is to be raised: a cancellation, else the first."""
+    cancelled = (e for e in errors if isinstance(e, asyncio.CancelledError))
+    return next(cancelled, errors[0])
+
+
+async def together(*works: Awaitable[None]) -> None:
+    """Do them side by side. What one raises is raised when all have ended."""
+    _, errors = await side_by_side(dict(enumerate(works)))
+    if errors:
+        raise most_urgent(errors)
+
+
+def _error_of(task: asyncio.Future[None]) -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
