@@ -12,6 +12,7 @@ import pytest
 
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
+from vmdriver.host.side_by_side import together
 from vmdriver.host.threads import Threads
 from vmdriver.host.users import access
 from vmdriver.lifecycle.launch import planner
@@ -335,3 +336,30 @@ async def test_another_start_changes_nothing_of_what_is_right(
     was = [path.stat().st_ctime_ns for path in kept]
     await LaunchFiles(layout, threads, owner).write_for_resume(plan, {}, {})
     assert [path.stat().st_ctime_ns for path in kept] == was
+
+
+@pytest.mark.parametrize("user", [FIRST, None], ids=["own user", "earlier"])
+async def test_layer_and_files_that_are_made_at_one_time_are_as_one_after_the_other(
+    user: MachineUser | None, layout: Layout, threads: Threads
+) -> None:
+    """Also where a launch that was cut off has left both; what they are owned by is the same."""
+    plan, owner = await plan_of(layout, "s1", user), Ownership(EARLIER.uid, EARLIER.gid)
+    disks = DiskStore(layout, threads, owner)
+    launch_files = LaunchFiles(layout, threads, owner)
+    for number in range(60):
+        if number % 3 == 0:
+            for path in own_files(plan):
+                Path(path).unlink(missing_ok=True)
+        await together(
+            disks.create_overlay(plan.disk("root"), user),
+            launch_files.write(plan, {}, {}),
+        )
+        await disks.check_layers(plan.disk("root"))
+        for path in own_files(plan):
+            info = Path(path).stat()
+            assert info.st_uid == (user or EARLIER).uid, path
+            assert not info.st_mode & 0o077, path
+        if number % 20 == 0 and user is not None:
+            for path, rights in own_files(plan).items():
+                assert await usable(path, user) == rights
+                assert not await usable(path, SECOND)
