@@ -21,6 +21,7 @@ from functools import partial
 
 from vmdriver.errors import NetworkError
 from vmdriver.host.confined import netns
+from vmdriver.host.side_by_side import together
 from vmdriver.host.threads import Threads, alone, finished
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.model.plan import NetworkPlan
@@ -33,6 +34,7 @@ from vmdriver.network.guard.table_prints import INET, Table
 from vmdriver.network.host_network import HostNetwork, outside_sysctls
 from vmdriver.network.rules import nft
 from vmdriver.network.rules.joint_load import JointLoader
+from vmdriver.network.rules.machine_rules import Rules
 from vmdriver.network.rules.shared_rules import table_name
 
 _log = logging.getLogger(__name__)
@@ -156,15 +158,18 @@ class NetworkGuard:
             await self._network.find(plan, mark)
         places = {part.namespace for part in parts}
         inside = plan.namespace in places
-        for rules in await self._network.rules(plan, mark, inside=inside):
-            if rules.namespace in places and rules.namespace is not None:
-                # In there nothing else has any business.
-                async with self._loads_at_once:
-                    await nft.load(f"flush ruleset\n{rules.text}", rules.namespace)
-            elif rules.namespace in places:
-                await self._joint.load(rules.text)
+        found = await self._network.rules(plan, mark, inside=inside)
+        await together(*(self._load(r) for r in found if r.namespace in places))
         if mend:  # afterwards: what was shut is opened behind its rules
             await self._network.mend(plan, mark)
+
+    async def _load(self, rules: Rules) -> None:
+        if rules.namespace is None:
+            await self._joint.load(rules.text)
+            return
+        # In there nothing else has any business.
+        async with self._loads_at_once:
+            await nft.load(f"flush ruleset\n{rules.text}", rules.namespace)
 
     async def _watched(self, plan: NetworkPlan) -> tuple[Watched, ...]:
         """Where there is something of it. NetworkError."""

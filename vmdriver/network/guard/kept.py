@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vmdriver.errors import NetworkError
 from vmdriver.host.retry import backoff_s, tried
+from vmdriver.host.side_by_side import together
 from vmdriver.lifecycle.ports.network_guard import NetworkNews
 from vmdriver.network.guard.listener import Heard, Listener
 from vmdriver.network.guard.picture import Picture, Scene, differences
@@ -129,14 +130,15 @@ class Kept:
         for _ in range(_TRIES):
             before = [one.changes() for one in parts]
             await self._make(parts, mend)
-            pictures = [await one.look() for one in parts]
+            pictures: dict[Watched, Picture] = {}
+            await together(*(_see(one, pictures) for one in parts))
             after = [one.changes() for one in parts]
             if all(map(_only_ours, before, after)):
                 break
         else:
             raise NetworkError("somebody else changes its tables at the same moment")
         # Nothing is awaited since the last change was heard.
-        for one, picture in zip(parts, pictures, strict=True):
+        for one, picture in pictures.items():
             if one.known is not None:
                 _check_links(one.known, picture)
             one.made = one.known = picture
@@ -273,6 +275,10 @@ class Kept:
 
     def _news(self, message: str, *, restored: bool) -> NetworkNews:
         return NetworkNews(self._tap, message, restored)
+
+
+async def _see(one: Watched, pictures: dict[Watched, Picture]) -> None:
+    pictures[one] = await one.look()
 
 
 def _only_ours(before: tuple[int, int], after: tuple[int, int]) -> bool:
