@@ -15,7 +15,7 @@ quick:  ## the tiers without real machines or networks
 	./scripts/test unit repo scenario
 measure:  ## levels, imports and sizes of the code
 	@.venv/bin/python -m tests.repo.measure
-bench:  ## measure against plain libvirt
+bench:  ## measure against plain libvirt and others; bench/report.html shows it
 	./scripts/bench
 format:  ## let ruff format the code
 	.venv/bin/ruff format .

@@ -6,10 +6,7 @@ has the machine, of which nothing else is different; medians of 5 rounds or more
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import os
 import re
 import shutil
 import statistics
@@ -18,10 +15,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
-
-from tests.bench.driver import Process, request, table, wait_reason
+from tests.bench.printing import table
+from tests.bench.process import Process
+from tests.bench.sandbox import request, wait_reason
 from tests.fakes.gateway import Gateway
 from tests.fakes.registry import push, registry
 from tests.fakes.serve import WORK
@@ -29,7 +27,6 @@ from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.hypervisor.questions import verdict
 from vmdriver.storage.layout import Layout
 
-GOAL = 0.4
 OPTIONS = ("--templates-enabled", "false", "--on-stop", "suspend")
 
 
@@ -79,7 +76,8 @@ def round_of(driver: Process, number: int, image: str) -> None:
     stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=sandbox.id))
 
 
-def measure(rounds: int) -> dict[str, float]:
+def measure(rounds: int, _: object) -> dict[str, Any]:
+    """`starts`: milliseconds of both sides, and what one is of the other."""
     gateway, figures = Gateway(), {}
     folder = Path(tempfile.mkdtemp())
     try:
@@ -105,30 +103,17 @@ def measure(rounds: int) -> dict[str, float]:
     finally:
         gateway.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return figures
+    return {"starts": figures}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = max(5, parser.parse_args().rounds)
-    if os.geteuid() != 0:
-        sys.exit("bench starts: must run as root")
-    figures = measure(rounds)
-    table(
-        f"libvirt's part without questions, and with them (goal {GOAL})",
-        [
-            (
-                name,
-                f"{figures[f'{key}_ms']:.0f} ms, {figures[f'{key}_asked_ms']:.0f} ms: "
-                f"{figures[f'{key}_ratio']:.2f}",
-            )
-            for key, name in (("start", "a machine begun"), ("load", "restored"))
-        ],
-    )
-    print(json.dumps({"starts": figures}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def show(figures: dict[str, Any]) -> None:
+    found = figures["starts"]
+    rows = [
+        (
+            name,
+            f"{found[f'{key}_ms']:.0f} ms, {found[f'{key}_asked_ms']:.0f} ms: "
+            f"{found[f'{key}_ratio']:.2f}",
+        )
+        for key, name in (("start", "a machine begun"), ("load", "restored"))
+    ]
+    table("libvirt's part without questions, and with them", rows)

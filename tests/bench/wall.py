@@ -6,18 +6,16 @@ without it; medians of 5 rounds or more, in milliseconds.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+from tests.bench.printing import table
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.wall.box import Box
 from vmdriver.hypervisor.wall.boxes import Boxes
@@ -103,7 +101,7 @@ def box(folder: Path, rounds: int) -> dict[str, float]:
     }
 
 
-async def measure(rounds: int) -> dict[str, float]:
+async def measured(rounds: int) -> dict[str, float]:
     threads = Threads("bench", 4)
     measures: tuple[
         Callable[[Path, Threads, int], Awaitable[dict[str, float]]], ...
@@ -120,20 +118,11 @@ async def measure(rounds: int) -> dict[str, float]:
     return figures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = max(5, parser.parse_args().rounds)
-    if os.geteuid() != 0:
-        sys.exit("bench wall: must run as root")
-    figures = asyncio.run(measure(rounds))
-    print("\nParts of the wall, by themselves (ms)")
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        print(f"  {name.ljust(width)}  {value:7.1f}")
-    print(json.dumps({"wall_ms": figures}))
-    return 0
+def measure(rounds: int, _: object) -> dict[str, Any]:
+    """`wall_ms`: part -> milliseconds."""
+    return {"wall_ms": asyncio.run(measured(rounds))}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def show(figures: dict[str, Any]) -> None:
+    rows = [(name, f"{value:7.1f} ms") for name, value in figures["wall_ms"].items()]
+    table("Parts of the wall, by themselves", rows)

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = ROOT / "scripts" / "wheels"
-NAMES = ("build", "run", "test")
+NAMES = ("build", "run", "test", "bench")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -38,7 +38,7 @@ def test_every_package_has_one_version_and_its_digests(name: str) -> None:
 
 def test_a_package_has_the_same_version_and_digests_in_every_list() -> None:
     test = locked("test")
-    for name in ("build", "run"):
+    for name in ("build", "run", "bench"):
         for package, found in locked(name).items():
             assert test.get(package, found) == found, package
 
@@ -51,6 +51,7 @@ def test_a_package_has_the_same_version_and_digests_in_every_list() -> None:
             "test",
             PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"],
         ),
+        ("bench", PROJECT["optional-dependencies"]["bench"]),
         ("build", ["setuptools>=68"]),
     ],
 )
@@ -72,7 +73,7 @@ def test_the_set_up_installs_nothing_without_a_digest() -> None:
     assert text.count("-m pip") == 1, "all goes through one function"
     assert "--no-build-isolation" in text
     calls = re.findall(r"^ +install (.+)$", text, re.MULTILINE)
-    assert len(calls) == 3
+    assert len(calls) == 4
     for call in calls:
         own = call == "--no-index --no-deps -e ."
         assert own or ("--require-hashes" in call and "--only-binary" in call), call

@@ -1,0 +1,313 @@
+"""Tables of the documents, made from docs/measured.json: no number in them is typed by hand.
+
+A block begins with `<!-- measured: NAME -->` and ends with `<!-- measured: end -->`, each on a line of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.bench import history
+from tests.bench.goals import GOALS, Judged, judged
+from tests.bench.history import Run
+from tests.bench.parts import PARTS
+from tests.bench.steps import TITLES
+from vmdriver.cli.waterfall import waterfall
+from vmdriver.model.timing import TimedStep
+
+_BLOCK = re.compile(
+    r"(<!-- measured: (?!end )([\w-]+) -->\n).*?(<!-- measured: end -->)", re.DOTALL
+)
+
+
+def documents(root: Path = history.ROOT) -> list[Path]:
+    """Where blocks may be."""
+    return [*sorted(root.glob("*.md")), *sorted((root / "docs").glob("*.md"))]
+
+
+def write(root: Path = history.ROOT) -> None:
+    """Make all blocks anew."""
+    runs = history.measured(root / "docs" / history.MEASURED.name)
+    for path in documents(root):
+        text = path.read_text()
+        filled = fill(text, runs)
+        if filled != text:
+            path.write_text(filled)
+
+
+def fill(text: str, runs: Mapping[str, Run]) -> str:
+    """The document with its blocks as these runs have it. KeyError: no block is called that."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match[1]}{made(match[2], runs)}\n{match[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def made(name: str, runs: Mapping[str, Run]) -> str:
+    """The text of one block."""
+    part, make = BLOCKS[name]
+    if part is None:
+        return "\n".join(make(runs))
+    if part not in runs:
+        return f"Not measured yet (`scripts/bench {part} --keep`)."
+    return "\n".join([*make(runs[part].figures), "", _where(runs[part])])
+
+
+def _where(run: Run) -> str:
+    machine = run.machine
+    return (
+        f"Measured by `scripts/bench {run.part}`: {run.run[:10]}, commit {run.commit.rstrip('+')}, medians of {run.rounds} rounds, "
+        f"{machine['cores']} cores, {machine['accelerator'].upper()}, {machine['system']}; load before it {machine['load']}."
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _goal(part: str, name: str) -> str:
+    """A goal's bound, as everywhere."""
+    found = next(goal for goal in GOALS if (goal.part, goal.name) == (part, name))
+    return Judged(found, found.bound).bound()
+
+
+def _judged(each: Judged) -> str:
+    return f"{each.shown()} ({each.bound()}{'' if each.met else ', missed'})"
+
+
+def _reached(part: str, figures: Any) -> dict[str, str]:
+    """Goal -> what was reached, and the goal."""
+    return {each.goal.name: _judged(each) for each in judged(part, figures)}
+
+
+def _goals(runs: Mapping[str, Run]) -> Iterator[str]:
+    rows = []
+    for part in PARTS:
+        for each in (
+            judged(part.name, runs[part.name].figures) if part.name in runs else ()
+        ):
+            said = "met" if each.met else "missed"
+            rows.append((part.name, each.goal.name, each.shown(), each.bound(), said))
+    yield from _table(("part", "figure", "measured", "goal", ""), rows)
+    for part in PARTS:
+        if part.name in runs:
+            yield from ("", _where(runs[part.name]))
+        else:
+            yield from ("", made_not(part.name))
+
+
+def made_not(part: str) -> str:
+    """What stands where nothing was measured."""
+    return f"Not measured yet: `scripts/bench {part} --keep`."
+
+
+def _driver(v: Any) -> Iterator[str]:
+    lives = v["lives"]
+    yield (
+        f"From CreateSandbox to the running workload a machine with the whole wall takes {lives['ratio']:.2f} times what `virsh start` takes for the same machine "
+        f"without any of it ({lives['create_to_running_s']:.2f} and {lives['virsh_start_to_running_s']:.2f} s)."
+    )
+
+
+def _wall(v: Any) -> list[str]:
+    rows = [(name, f"{value:.1f} ms") for name, value in v["wall_ms"].items()]
+    return _table(("part of the wall, by itself", "takes"), rows)
+
+
+def _starts(v: Any) -> list[str]:
+    found, reached = v["starts"], _reached("starts", v)
+    rows = []
+    for key, name in (("start", "start"), ("load", "restore")):
+        both = (f"{found[f'{key}_{side}']:.0f} ms" for side in ("ms", "asked_ms"))
+        rows.append(
+            (f"libvirt's {name}", *both, reached[f"libvirt's {name}: of it asking"])
+        )
+    return _table(("", "without questions", "asking", ""), rows)
+
+
+def _shapes(v: Any) -> list[str]:
+    shapes, reached = v["shapes"], _reached("restore", v)
+
+    def row(name: str, cell: Callable[[str, Any], str]) -> list[str]:
+        return [name, *(cell(shape, found) for shape, found in shapes.items())]
+
+    return _table(
+        ["RAM / touched by the workload", *shapes],
+        [
+            row(
+                "resume (StartSandbox to Running)", lambda _, f: f"{f['resume']:.2f} s"
+            ),
+            row("against its cold boot", lambda _, f: f"{f['resume'] / f['cold']:.2f}"),
+            row(
+                "against virsh restore",
+                lambda _, f: f"{f['resume'] / f['restore']:.2f}",
+            ),
+            row("suspend", lambda _, f: f"{f['suspend']:.2f} s"),
+            row(
+                "against QEMU's write",
+                lambda s, _: reached[f"suspend, {s}: of QEMU's write"],
+            ),
+            row("against virsh save", lambda _, f: f"{f['suspend'] / f['save']:.2f}"),
+            row(
+                "snapshot of a machine that has booted: stands still",
+                lambda s, _: reached[f"standstill, {s}, booted"],
+            ),
+            row(
+                "snapshot of one that was resumed: stands still",
+                lambda s, _: reached[f"standstill, {s}, resumed"],
+            ),
+            row(
+                "stored, against QEMU's file",
+                lambda s, _: reached[f"stored, {s}: of QEMU's file"],
+            ),
+        ],
+    )
+
+
+def _forks(v: Any) -> list[str]:
+    found, reached = v["fork_steps"], _reached("forks", v)
+    rows = [("cold", f"{found['cold_s']:.2f} s", "", "")]
+    for key, of, name in (
+        ("fork", "fork of a template", "from a template"),
+        ("claim", "fork of the pool", "from the warm pool"),
+    ):
+        both = (reached[f"{of}: of cold"], reached[f"{of}: our share"])
+        rows.append((name, f"{found[f'{key}_s']:.2f} s", *both))
+    eight = reached["8 forks at once: of one"]
+    rows.append(
+        ("8 forks at once", f"{found['eight_s']:.2f} s", f"of one: {eight}", "")
+    )
+    head = "a new sandbox, CreateSandbox to supervisor started (512 MiB)"
+    return _table((head, "measured", "of cold", "ours and libvirt's"), rows)
+
+
+def _density(v: Any) -> list[str]:
+    found, reached = v["forks"], _reached("restore", v)
+    pss = (f"{found[f'{kind}_pss']:.0f} MiB" for kind in ("cold", "fork"))
+    return _table(
+        ("PSS of an idle machine (512 MiB): cold", "forked", "of cold"),
+        [(*pss, reached["idle fork's PSS: of cold"])],
+    )
+
+
+def _resume(v: Any) -> list[str]:
+    reached = _reached("resume", v)
+    rows = []
+    for shape, found in v["resume"].items():
+        ram, touched = shape.split(":")
+        seconds = [f"{found[key]:.2f} s" for key in ("thawed_s", "cold_s", "restore_s")]
+        names = (
+            f"resume, {shape} MiB: of {what}"
+            for what in ("a cold boot", "virsh restore")
+        )
+        rows.append(
+            (f"{ram} / {touched} MiB", *seconds, *(reached[name] for name in names))
+        )
+    head = ("RAM / touched", "StartSandbox to thawed", "cold boot", "virsh restore")
+    return _table((*head, "of a cold boot", "of virsh restore"), rows)
+
+
+def _steps(v: Any) -> Iterator[str]:
+    yield "```"
+    for kind, steps in v["steps"].items():
+        yield f"{TITLES[kind]}:"
+        yield from waterfall(
+            [TimedStep(name=n, begun_ms=b, ended_ms=e) for n, b, e in steps], 100
+        )
+    yield "```"
+
+
+def _compose(v: Any) -> list[str]:
+    def row(
+        name: str, call: str, goal: str = "", through: str = "composed"
+    ) -> list[str]:
+        direct, other = v[f"{call}_direct_ms"], v[f"{call}_{through}_ms"]
+        bound = _goal("compose", goal) if goal else ""
+        return [
+            name,
+            f"{direct:.2f} ms",
+            f"{other:.2f} ms",
+            f"+ {other - direct:.2f} ms",
+            bound,
+        ]
+
+    direct, other = v["events_direct"], v["events_composed"]
+    events = [f"{direct:.0f}", f"{other:.0f}", f"{other / direct:.2f}"]
+    bound = _goal("compose", "events to a watcher: of the base's")
+    ten = "Validate, 10 extensions: added"
+    p99 = "Get, p99 of 32 at a time: added"
+    return [
+        *_table(
+            ("", "directly", "through it", "", "goal"),
+            [
+                row("GetSandbox", "get", "Get: added"),
+                row("ListSandboxes", "list"),
+                row("ValidateSandboxCreate", "validate"),
+                row("the same, 10 no-op extensions", "validate", ten, "10_extensions"),
+                row("GetSandbox, p99 of 32 at a time", "crowd_p99", p99),
+                ["events a second to one watcher", *events, bound],
+            ],
+        ),
+        "",
+        f"Its memory with these sandboxes is {v['rss_mib']:.0f} MiB.",
+    ]
+
+
+def _images(v: Any) -> list[str]:
+    reached = _reached("images", v)
+    rows = []
+    for key, name, of in (
+        ("small", "demo image (a Debian minbase)", "demo image"),
+        ("large", "1 GiB in 50,000 files", "1 GiB, 50,000 files"),
+    ):
+        if f"{key}_ratio" not in v:
+            continue
+        took = f"{v[f'{key}_driver_s']:.1f} s; by hand {v[f'{key}_by_hand_s']:.1f} s; minima {v[f'{key}_minima_ratio']:.2f}"
+        rows += [
+            (f"{name}, first time", took, reached[f"{of}: of by hand"]),
+            (
+                "its disk against the unpacked tree",
+                "",
+                reached[f"{of}: disk, of the tree"],
+            ),
+            ("its warm cache, tag looked up lately", "", reached[f"{of}: warm"]),
+        ]
+    new = f"{v['new_create_s']:.1f} s; {v['new_first_bytes_s']:.1f} s from the first bytes; {v['new_known_s']:.1f} s where it is there"
+    return _table(
+        ("what", "measured", "against the goal"),
+        [
+            *rows,
+            ("a new image, CreateSandbox to Running", new, f"{v['new_ratio']:.2f} x"),
+            (
+                "8 at once of one new image: last against first",
+                "",
+                reached["8 at once: last, of the first"],
+            ),
+            (
+                "driver's memory while it prepares the large one",
+                "",
+                reached["memory for the large one: added"],
+            ),
+        ],
+    )
+
+
+BLOCKS: dict[str, tuple[str | None, Callable[[Any], Iterable[str]]]] = {
+    "goals": (None, _goals),
+    "driver": ("driver", _driver),
+    "wall": ("wall", _wall),
+    "starts": ("starts", _starts),
+    "steps": ("steps", _steps),
+    "shapes": ("restore", _shapes),
+    "forks": ("forks", _forks),
+    "pss": ("restore", _density),
+    "resume": ("resume", _resume),
+    "compose": ("compose", _compose),
+    "images": ("images", _images),
+}
+"""Name -> the part whose figures it says (none: all of them), and its lines."""
