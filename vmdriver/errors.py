@@ -136,6 +136,10 @@ class CommandError(HostError):
     reason = "CommandFailed"
 
 
+class Late(CommandError):
+    """A program that we ran was ended by us: it ran past its deadline."""
+
+
 class Killed(CommandError):
     """A program that we ran was ended from outside, before it had done its work: by somebody, or by
     a kernel without memory. It says nothing about what it worked on.

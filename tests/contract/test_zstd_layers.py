@@ -25,6 +25,8 @@ from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.image_service import ImageService
 
 MIB = 2**20
+SKIPPED = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"note"
+"""A frame that is skipped: RFC 8878, 3.1.2."""
 
 
 class Bench:
@@ -96,8 +98,7 @@ async def test_a_layer_may_have_several_frames_and_some_to_be_skipped(
     bench: Bench,
 ) -> None:
     whole = archive("a", b"x" * 5000)
-    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"note"
-    parts = zstd(whole[:3000]) + skipped + zstd(whole[3000:]) + skipped
+    parts = zstd(whole[:3000]) + SKIPPED + zstd(whole[3000:]) + SKIPPED
     assert content(await bench.disk(parts), "/a") == b"x" * 5000
 
 
@@ -149,8 +150,14 @@ def random_bytes(size: int) -> bytes:
         zstd(b"no archive" * 1000),
         zstd(archive("a", random_bytes(5000))[:3000]),
         b"",
+        zstd(archive("a", "1")) + b"behind it",
+        zstd(archive("a", "1")) + zstd(b"behind it")[:-3],
+        SKIPPED * 3,
     ],
-    ids=["garbage", "cut", "sum", "no-tar", "cut-tar", "empty"],
+    ids=[
+        *("garbage", "cut", "sum", "no-tar", "cut-tar", "empty"),
+        *("behind", "second-cut", "nothing-in-it"),
+    ],
 )
 async def test_a_layer_that_is_not_what_it_says_is_refused_by_number(
     bad: bytes, bench: Bench

@@ -23,7 +23,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 
-from vmdriver.errors import CommandError, Killed
+from vmdriver.errors import CommandError, Killed, Late
 from vmdriver.host import strays
 from vmdriver.host.confined.box import Box
 from vmdriver.host.packages import way_to
@@ -342,7 +342,7 @@ async def _run(
             stdout, stderr = await _communicate(process, stdin)
     except TimeoutError as error:
         await _end_group(process)
-        raise CommandError(
+        raise Late(
             f"{arguments[0]} took longer than {deadline_s:g} s", detail=shown
         ) from error
     except _TalkativeError as error:

@@ -200,12 +200,14 @@ def _text(field: bytes) -> str:
 
 
 def _checked(block: bytes) -> bytes:
-    """A header. Unfit where its sum is not what it says."""
+    """A header. Unfit where it is cut off, or its sum is not what it says."""
+    if len(block) < _BLOCK:
+        raise _broken("it ends within a header")
     summed = block[:148] + b" " * 8 + block[156:]
     claimed, total = _number(block[148:156]), sum(summed)
     if claimed != total:  # some took the bytes for signed ones
         total -= 256 * sum(byte > 127 for byte in summed)
-    if len(block) < _BLOCK or claimed != total:
+    if claimed != total:
         raise _broken("a header is none")
     return block
 

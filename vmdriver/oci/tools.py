@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from vmdriver.errors import CommandError, ImageError, Killed
+from vmdriver.errors import CommandError, ImageError, Killed, Late
 from vmdriver.host import process
 from vmdriver.host.confined.box import Box
 from vmdriver.host.threads import Threads
@@ -50,6 +50,13 @@ class Tools:
             return await process.run(command, deadline_s=self._deadline_s, box=box)
         except Killed:
             raise
+        except Late as error:
+            raise ImageError(
+                f"the image cannot be turned into a disk: {error}",
+                detail=error.detail,
+                resolution="look whether this host's disks or processors are overloaded, then "
+                "create the sandbox again",
+            ) from error
         except CommandError as error:
             raise ImageError(
                 f"the image cannot be turned into a disk: {error}",
