@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 
 from vmdriver.config import SETTINGS
 from vmdriver.model.reasons import sections
+from vmdriver.telemetry.gauges import EVERY
+from vmdriver.telemetry.machines import TOP
 
 _NONE = "\N{EN DASH}"
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,9 +68,62 @@ def configuration() -> str:
     return _BY.format(source="the models in vmdriver/config") + "\n".join(lines) + "\n"
 
 
+_HAPPENED = (
+    (
+        "vmdriver.operation.duration",
+        "s",
+        "histogram",
+        "what was done with a sandbox, from the wish to its end; `operation`: booted, relaunched, template, resumed, snapshot",
+    ),
+    (
+        "vmdriver.step.duration",
+        "s",
+        "histogram",
+        "the steps of these; `operation`, `step`",
+    ),
+    ("vmdriver.events", "{event}", "counter", "platform events; `reason`, `type`"),
+    ("vmdriver.failures", "{failure}", "counter", "sandboxes that failed; `reason`"),
+    (
+        "vmdriver.extension.call.duration",
+        "s",
+        "histogram",
+        "calls of extensions; `extension`, `phase`, `outcome`",
+    ),
+    ("vmdriver.loop.lag", "s", "histogram", "how late the event loop came to a timer"),
+)
+
+
+def metrics() -> str:
+    """Every metric, and how to have it."""
+    lines = [
+        "# Metrics and traces",
+        "",
+        '`metrics_listen = "unix:/run/vmdriver/metrics.sock"` (or `127.0.0.1:9464`) serves them as '
+        "Prometheus reads them, at `/metrics`; a port is open to every user of the host, a socket to "
+        "root alone. `otlp_endpoint` sends them each minute to an OpenTelemetry collector, by gRPC, "
+        "with a span for each start and its steps, and for each call of an extension. Both may be "
+        "set; without either the SDK is not loaded. Prometheus writes a name with underscores and "
+        "its unit: `vmdriver.step.duration` is `vmdriver_step_duration_seconds`.",
+        "",
+        f"What is of one machine has a series for each of the {TOP} that used most CPU since the "
+        "last look, and one for all together. Nobody waits for a driver that is held up: it shows "
+        "what it showed last, and `vmdriver.loop.lag`.",
+        "",
+        "| metric | unit | kind | meaning |",
+        "|---|---|---|---|",
+        *(
+            f"| `{name}` | {unit} | {kind} | {text} |"
+            for name, unit, kind, text in _HAPPENED
+        ),
+        *(f"| `{m.name}` | {m.unit} | {m.kind} | {m.description} |" for m in EVERY),
+    ]
+    return _BY.format(source="vmdriver/telemetry") + "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reasons.md": reasons,
     "docs/configuration.md": configuration,
+    "docs/metrics.md": metrics,
 }
 
 

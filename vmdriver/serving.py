@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
+from typing import TYPE_CHECKING
 
 from vmdriver import __version__
 from vmdriver.app import Driver, open_driver
@@ -19,6 +20,9 @@ from vmdriver.service.servicer import Identity, Readiness
 from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.programs.needed import missing
+
+if TYPE_CHECKING:
+    from vmdriver.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _BACKGROUND_END_S = 2.0
@@ -47,6 +51,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     driver = await open_driver(config)
     readiness = Readiness()
     servers = await _listen(config, driver, readiness)
+    telemetry = await _watched(driver)
     _say_where_and_what_is_missing(config, layout)
     recovery = asyncio.create_task(driver.recover())
     stopping = asyncio.create_task(stop.wait())
@@ -65,6 +70,8 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
             task.cancel()
         await asyncio.wait({recovery, stopping}, timeout=0.5)
         await _end(driver, servers)
+        if telemetry is not None:
+            await asyncio.wait({asyncio.ensure_future(telemetry.close())}, timeout=2.0)
         claim.release()
         lock.release()
 
@@ -89,6 +96,16 @@ async def _listen(
         await serve(config.gateway.bind_socket, first, COMPUTE_DRIVER),
         await serve(admin_socket(config), second, ADMIN),
     )
+
+
+async def _watched(driver: Driver) -> Telemetry | None:
+    """The SDK is some 15 MiB, which nobody pays for who does not use it."""
+    config = driver.config
+    if not config.driver.metrics_listen and not config.gateway.otlp_endpoint:
+        return None
+    from vmdriver.watching import watched
+
+    return watched(driver)
 
 
 async def _end(driver: Driver, servers: tuple[Server, Server]) -> None:

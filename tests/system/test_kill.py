@@ -121,7 +121,9 @@ def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(
         driver.stub.GetCapabilities(pb.GetCapabilitiesRequest()).default_image
         == "example.org/x:1"
     )
-    assert "otlp_endpoint" in driver.log.read_text(), "what has no meaning is said"
+    said = driver.log.read_text()
+    assert "bootstrap_image" in said, "what has no meaning is said"
+    assert "metrics and traces are sent to" in said, "though nobody listens there"
     sandbox = driver.create()
     pid = driver.machine_pid(sandbox)
     assert driver.kill(signal.SIGTERM) < 3

@@ -13,6 +13,7 @@ from vmdriver.config.paths import AbsolutePath
 from vmdriver.host.log import parse_level
 from vmdriver.model.ids import check_instance
 from vmdriver.model.spec import Frozen
+from vmdriver.telemetry.listen import parse_listen
 
 DEFAULT_STATE_DIR = Path("/var/lib/vmdriver")
 
@@ -58,6 +59,19 @@ class DriverSettings(Frozen):
     log_format: Literal["text", "json"] = Field(
         "text", description="one line a record, on standard error"
     )
+
+    metrics_listen: str = Field(
+        "",
+        description="where Prometheus may ask for metrics: unix:/PATH, or a port of the loopback "
+        "such as 127.0.0.1:9464; empty: nowhere",
+    )
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _metrics_listen(cls, value: str) -> str:
+        if value:
+            parse_listen(value)
+        return value
 
     @field_validator("instance")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,8 +59,18 @@ class GatewaySettings(Frozen):
         1, description="accepted for stock gateways; no meaning here"
     )
     otlp_endpoint: str = Field(
-        "", description="accepted for stock gateways; no meaning here"
+        "",
+        description="OpenTelemetry collector that metrics and traces are sent to, by gRPC, such "
+        "as http://127.0.0.1:4317; https: with the host's certificates",
     )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str) -> str:
+        found = urlsplit(value)
+        if value and (found.scheme not in {"http", "https"} or not found.hostname):
+            raise ValueError("is no http:// or https:// URL")
+        return value
 
     @field_validator("openshell_endpoint")
     @classmethod

@@ -44,7 +44,6 @@ WITHOUT_MEANING = {
     "allow_same_uid_peer": "the socket's 0700 directory and 0600 mode decide who may connect",
     "bootstrap_image": "guests boot from our own boot files",
     "krun_log_level": "there is no libkrun",
-    "otlp_endpoint": "spans are exported by opentelemetry-instrument and its settings",
 }
 """Settings that are accepted so that a stock gateway can start us, and why they change
 nothing.

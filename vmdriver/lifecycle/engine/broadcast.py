@@ -124,6 +124,10 @@ class Broadcaster:
         """Forget a watcher."""
         self._subscriptions.discard(subscription)
 
+    def watchers(self) -> int:
+        """How many there are now."""
+        return len(self._subscriptions)
+
     def publish(self, notice: Notice) -> None:
         """Offer a notice to every watcher. Never waits."""
         if isinstance(notice, Changed):

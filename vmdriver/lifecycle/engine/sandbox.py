@@ -14,6 +14,7 @@ from typing import Any
 
 from vmdriver.errors import DriverError, NotFound, Refused, TimedOut, Unavailable
 from vmdriver.host.threads import finished
+from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.engine.broadcast import (
     Broadcaster,
     Changed,
@@ -164,8 +165,16 @@ class Sandbox:
             self.untidy |= not _named(self.record) <= _named(record)
             if record.intent is Intent.RUNNING is not self.record.intent:
                 self._wished_at = asked_at
-            self.record = record
+            before, self.record = self.record, record
+        self._measure(before)
         self._publish()
+
+    def _measure(self, before: SandboxRecord) -> None:
+        failure, start = self.record.failure, self.record.last_start
+        if failure is not None and failure != before.failure:
+            measures.failure(failure.reason)
+        if start is not None and start != before.last_start:
+            measures.done(start.kind, self.record.id, start.steps)
 
     async def show_still(self, still: Standstill | None) -> None:
         """Show that the machine stands still, and why, or that it goes on. A full disk takes no
@@ -223,6 +232,7 @@ class Sandbox:
             reason,
             message,
         )
+        measures.event(event.reason, event.type)
         self._show(Happened(self.record.id, event))
 
     def _show(self, notice: Notice) -> None:

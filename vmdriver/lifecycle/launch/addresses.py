@@ -31,6 +31,10 @@ class AddressPool:
         self._leases[sandbox_id] = lease
         self._next = max(self._next, lease.index + 1)
 
+    def left(self) -> int:
+        """How many blocks nobody has."""
+        return self._size - len(self._leases)
+
     def holder(self, index: int) -> str | None:
         """Whose that block is."""
         held = (name for name, lease in self._leases.items() if lease.index == index)

@@ -61,6 +61,10 @@ class UserPool:
         """All numbers that somebody has."""
         return set(self._held.values())
 
+    def left(self) -> int:
+        """How many numbers nobody has, or had of late."""
+        return len(set(self.uids.numbers) - self.held() - self._avoided)
+
     def holder(self, number: int) -> str | None:
         """Whose that number is."""
         return next((o for o, held in self._held.items() if held == number), None)

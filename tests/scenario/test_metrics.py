@@ -1,0 +1,44 @@
+"""What a driver counts of its sandboxes."""
+
+from __future__ import annotations
+
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.world import World
+from tests.scenario.stage import waiting, with_template
+from vmdriver.telemetry import seen
+from vmdriver.telemetry.seen import Shown
+
+
+def values(driver: FakeDriver, shown: Shown) -> dict[tuple[str, ...], float]:
+    found = seen.of_core(driver.core, 1000, 4096)
+    return {tuple(v.attributes.values()): v.number for v in found if v.shown is shown}
+
+
+async def test_a_sandbox_is_counted_by_phase_and_gives_back_what_it_had() -> None:
+    driver = FakeDriver(World())
+    await driver.manager.recover()
+    blocks, users = values(driver, seen.ADDRESSES), values(driver, seen.USERS)
+    await driver.manager.create(spec("s1"), None)
+    await driver.settled()
+    assert values(driver, seen.SANDBOXES) == {("running", "running", ""): 1}
+    assert values(driver, seen.COMMITTED)[()] == driver.plan("s1").memory_mib * 2**20
+    assert values(driver, seen.ADDRESSES)[()] == blocks[()] - 1
+    assert values(driver, seen.USERS)[()] == users[()] - 1
+    await driver.manager.delete("s1", "")
+    await driver.settled()
+    assert values(driver, seen.SANDBOXES) == {}
+    assert values(driver, seen.COMMITTED)[()] == 0
+    assert values(driver, seen.ADDRESSES) == blocks
+    await driver.close()
+
+
+async def test_watchers_templates_and_machines_that_wait_are_counted() -> None:
+    driver = await with_template(warm_pool=1)
+    await waiting(driver, 1)
+    assert values(driver, seen.TEMPLATES)[()] == 1
+    assert values(driver, seen.WAITING)[()] == 1
+    one = driver.broadcaster.subscribe()
+    assert values(driver, seen.WATCHERS)[()] == 1
+    driver.broadcaster.unsubscribe(one)
+    assert values(driver, seen.WATCHERS)[()] == 0
+    await driver.close()

@@ -1,0 +1,44 @@
+"""Where metrics may be asked for."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNIX = "unix:"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where: a path, or a host and a port."""
+
+    path: Path | None = None
+    host: str = ""
+    port: int = 0
+
+
+def parse_listen(text: str) -> Listen:
+    """`unix:/PATH`, `127.0.0.1:PORT` or `[::1]:PORT`. ValueError: nobody outside this host is to
+    see who runs what here, and there is no password.
+
+    >>> parse_listen("127.0.0.1:9464")
+    Listen(path=None, host='127.0.0.1', port=9464)
+    """
+    if text.startswith(_UNIX):
+        path = Path(text.removeprefix(_UNIX))
+        if not path.is_absolute():
+            raise ValueError("a socket's path is absolute: unix:/run/vmdriver/metrics")
+        return Listen(path=path)
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback or not port.isascii() or not port.isdigit():
+        raise ValueError("is neither unix:/PATH nor a loopback address with a port")
+    if not 0 < int(port) < 65536:
+        raise ValueError("a port is between 1 and 65535")
+    return Listen(host=host, port=int(port))

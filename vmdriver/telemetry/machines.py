@@ -1,0 +1,82 @@
+"""What machines use, with a bounded number of series: the busiest ones, and all together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from vmdriver.model.usage import Usage
+from vmdriver.telemetry.seen import Shown, Value
+
+TOP = 20
+"""Machines that have series of their own."""
+
+
+@dataclass(frozen=True)
+class Whose:
+    """A sandbox, and the machine that it has now."""
+
+    sandbox: str
+    workspace: str
+
+
+_GROWING = ("cpu_s", "read", "written", "received", "sent")
+_SHOWN = {
+    "cpu_s": ("cpu.time", "s", "CPU time of QEMU"),
+    "memory": ("memory", "By", "host memory; what is shared is divided"),
+    "read": ("disk.read", "By", "read from disk"),
+    "written": ("disk.written", "By", "written to disk"),
+    "received": ("network.received", "By", "that came to the guest"),
+    "sent": ("network.sent", "By", "that the guest sent"),
+}
+assert set(_SHOWN) == {f.name for f in fields(Usage)} - {"run"}  # noqa: S101
+
+
+def _shown(field: str, group: str, whose: str) -> Shown:
+    name, unit, text = _SHOWN[field]
+    kind = "counter" if field in _GROWING else "gauge"
+    return Shown(f"vmdriver.{group}.{name}", unit, f"{text}, {whose}", kind)  # type: ignore[arg-type]
+
+
+ONE = {
+    field: _shown(field, "machine", f"of each of the {TOP} busiest machines")
+    for field in _SHOWN
+}
+ALL = {field: _shown(field, "machines", "of all machines together") for field in _SHOWN}
+
+
+class Usages:
+    """Sums that only grow, of machines that come and go."""
+
+    def __init__(self) -> None:
+        self._last: dict[Whose, Usage] = {}
+        self._totals = dict.fromkeys(_GROWING, 0.0)
+
+    def note(self, now: Mapping[Whose, Usage]) -> list[Value]:
+        """Values of this look. What a machine used between the last look and its end is lost."""
+        grown = {whose: self._grown(whose, use) for whose, use in now.items()}
+        for grown_by in grown.values():
+            for field, amount in grown_by.items():
+                self._totals[field] += amount
+        self._last = dict(now)
+        busiest = sorted(now, key=lambda w: (-grown[w]["cpu_s"], w.sandbox))[:TOP]
+        memory = sum(use.memory for use in now.values())
+        return [
+            *(Value(ALL[field], total, {}) for field, total in self._totals.items()),
+            Value(ALL["memory"], memory, {}),
+            *(value for whose in busiest for value in _of_one(whose, now[whose])),
+        ]
+
+    def _grown(self, whose: Whose, use: Usage) -> dict[str, float]:
+        before = self._last.get(whose)
+        if before is None or before.run != use.run:
+            before = Usage(use.run)
+        return {
+            field: max(0, getattr(use, field) - getattr(before, field))
+            for field in _GROWING
+        }
+
+
+def _of_one(whose: Whose, use: Usage) -> list[Value]:
+    attributes = {"sandbox": whose.sandbox, "workspace": whose.workspace}
+    return [Value(ONE[field], getattr(use, field), attributes) for field in _SHOWN]

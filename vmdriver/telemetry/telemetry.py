@@ -1,0 +1,102 @@
+"""All of it, from the begin to the end of a driver."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from urllib.parse import urlsplit
+
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricReader,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client import REGISTRY
+
+from vmdriver.errors import ConfigError
+from vmdriver.telemetry import loop_lag
+from vmdriver.telemetry.exposition import Exposition
+from vmdriver.telemetry.gauges import Gauges, Look
+from vmdriver.telemetry.listen import parse_listen
+
+_log = logging.getLogger(__name__)
+_END_MS = 1000
+
+
+class Telemetry:
+    """`listen`: where Prometheus may ask, or "". `otlp_endpoint`: URL of a collector that is sent
+    metrics and spans by gRPC, or "". `instance`, `version`: of the driver.
+    """
+
+    def __init__(
+        self, *, listen: str, otlp_endpoint: str, instance: str, version: str
+    ) -> None:
+        self._listen, self._endpoint = listen, otlp_endpoint
+        attributes = {
+            "service.name": "vmdriver",
+            "service.instance.id": instance,
+            "service.version": version,
+        }
+        self._resource = Resource.create(attributes)
+        self._exposition: Exposition | None = None
+        self._gauges: Gauges | None = None
+        self._lag: asyncio.Task[None] | None = None
+        self._metrics: MeterProvider | None = None
+        self._traces: TracerProvider | None = None
+
+    def start(self, look: Look) -> None:
+        """Once in a process. ConfigError where nobody can listen there."""
+        readers: list[MetricReader] = []
+        if self._listen:
+            readers.append(PrometheusMetricReader())
+            self._expose()
+        if self._endpoint:
+            readers.append(PeriodicExportingMetricReader(self._metric_exporter()))
+            self._export_spans()
+        self._metrics = MeterProvider(readers, self._resource, shutdown_on_exit=False)
+        metrics.set_meter_provider(self._metrics)
+        self._gauges = Gauges(look)
+        self._gauges.register(metrics.get_meter("vmdriver"))
+        self._lag = asyncio.create_task(loop_lag.measure(), name="loop lag")
+
+    async def close(self) -> None:
+        """What is not sent yet is sent, for a second; in other threads, whom it may hold up."""
+        if self._gauges is not None:
+            self._gauges.end()
+        if self._lag is not None:
+            self._lag.cancel()
+        if self._exposition is not None:
+            await asyncio.to_thread(self._exposition.close)
+        for provider in (self._metrics, self._traces):
+            if provider is not None:
+                await asyncio.to_thread(provider.force_flush, _END_MS)
+
+    def _expose(self) -> None:
+        try:
+            self._exposition = Exposition(parse_listen(self._listen), REGISTRY)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics_listen: {self._listen}: {error.strerror}",
+                resolution="name a port or a path that nobody else has",
+            ) from error
+        _log.info("metrics are served on %s", self._listen)
+
+    def _metric_exporter(self) -> OTLPMetricExporter:
+        return OTLPMetricExporter(endpoint=self._endpoint, insecure=self._plain())
+
+    def _export_spans(self) -> None:
+        exporter = OTLPSpanExporter(endpoint=self._endpoint, insecure=self._plain())
+        self._traces = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+        self._traces.add_span_processor(BatchSpanProcessor(exporter))
+        trace.set_tracer_provider(self._traces)
+        _log.info("metrics and traces are sent to %s", self._endpoint)
+
+    def _plain(self) -> bool:
+        return urlsplit(self._endpoint).scheme != "https"
