@@ -80,6 +80,7 @@ def _follow(process: subprocess.Popen[str], limit: float) -> tuple[str, str]:
         raise
     finally:
         timer.cancel()
+        timer.join()
     if late.is_set():
         return f"it took longer than {limit:.0f} s", last
     return (f"it ended with {code}" if code else ""), last
