@@ -132,10 +132,10 @@ class Plain:
         memory.chmod(0o666)
         lease = plan.network.lease.model_copy(update={"tap": "vmdbench"})
         network = plan.network.model_copy(update={"lease": lease, "namespace": None})
+        assert plan.user is not None
         changes = {
-            "user": MachineUser(
-                uid=65533, gid=65533
-            ),  # not the sandbox's: it is busy then
+            # Not the sandbox's, which is busy then. What machines share is their group's to read.
+            "user": MachineUser(uid=65533, gid=plan.user.gid),
             "wall": (),
             "domain": "bench-plain",
             "domain_uuid": str(uuid.uuid4()),
