@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vmdriver.errors import LoadRefused, NotRestorable, StorageError, TimedOut
-from vmdriver.host.threads import Threads
+from tests.fakes.limits import limit
+from vmdriver.errors import (
+    LoadRefused,
+    NotRestorable,
+    StorageError,
+    TimedOut,
+    Unavailable,
+)
+from vmdriver.host.threads import Threads, finished
 from vmdriver.lifecycle.memory.memory_check import MemoryCheck
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.model.checkpoint import Part
+from vmdriver.storage import digests
 from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.digests import BLOCK, SEGMENT, digests_of, segment_digest
 
@@ -225,28 +236,122 @@ async def test_a_disk_that_fails_is_no_damage(
                     await check.passed()
 
 
-async def test_a_large_memory_leaves_threads_for_others(
-    threads: Threads, store: Checkpoints, tmp_path: Path
+class SlowDisk:
+    """Reads from it take until it goes on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reading, self.go = threading.Event(), threading.Event()
+        self._real = os.pread
+        monkeypatch.setattr(os, "pread", self._read)
+
+    def _read(self, *arguments: int) -> bytes:
+        self.reading.set()
+        assert self.go.wait(30)
+        return self._real(*arguments)
+
+
+async def begun(disk: SlowDisk) -> None:
+    async with asyncio.timeout(5):
+        while not disk.reading.is_set():
+            await asyncio.sleep(0.001)
+
+
+async def test_whoever_gives_a_check_up_does_not_wait_for_a_disk_that_hangs(
+    store: Checkpoints,
+    tmp_path: Path,
+    parts: tuple[Part, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a large one's segments no more are under way than there are cores."""
+    disk, directory = SlowDisk(monkeypatch), str(tmp_path / "i")
+    check, ended = MemoryCheck(store, directory, parts), asyncio.Event()
+
+    async def machine() -> None:
+        """As an effect on the host: it is not cut off."""
+        with pytest.raises(Unavailable, match="given up"):
+            await check.passed()
+        ended.set()
+
+    async def start() -> None:
+        async with check.under_way(timed):
+            await check.beside(finished(machine()))
+
+    started = asyncio.create_task(start())
+    await begun(disk)
+    before = time.monotonic()
+    started.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await started
+    assert ended.is_set()
+    assert time.monotonic() - before < 0.5
+    with pytest.raises(TimedOut, match="no answer to 'read i/memory' yet"):
+        await store.damage(directory, parts)
+    disk.go.set()
+    assert await store.damage(directory, parts) == []
+
+
+async def test_a_check_that_is_given_up_reads_no_further(
+    store: Checkpoints,
+    tmp_path: Path,
+    parts: tuple[Part, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what is begun at once after it does not fail for it."""
+    disk, directory = SlowDisk(monkeypatch), str(tmp_path / "i")
+    looking = asyncio.create_task(store.damage(directory, parts))
+    await begun(disk)
+    looking.cancel()
+    await asyncio.wait({looking})
+    asyncio.get_running_loop().call_later(0.05, disk.go.set)
+    assert await store.damage(directory, parts) == []
+
+
+async def test_a_disk_that_answers_nothing_is_given_up(
+    store: Checkpoints,
+    tmp_path: Path,
+    parts: tuple[Part, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    limit(monkeypatch, read_s=0.05)
+    check = MemoryCheck(store, str(tmp_path / "i"), parts)
+    async with check.under_way(timed):
+        with pytest.raises(TimedOut, match="read i/memory: no answer"):
+            await check.passed()
+    disk.go.set()
+
+
+async def test_a_large_memory_leaves_threads_for_others(
+    threads: Threads,
+    store: Checkpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a large one's segments no more are under way than there are cores, in threads of their own."""
     memory = Path(await store.begin(str(tmp_path / "big"), 1))
     os.truncate(memory, 64 * SEGMENT)
-    under_way, most = 0, 0
-    real = threads.run
+    for at in range(64):
+        poke_at(memory, at * SEGMENT)
+    under_way, most, real = set[int](), list[int](), digests.segment_digest
 
-    async def counted(*arguments: object) -> object:
-        nonlocal under_way, most
-        if arguments[0] is not segment_digest:
-            return await real(*arguments)  # type: ignore[arg-type]
-        under_way += 1
-        most = max(most, under_way)
+    def counted(*arguments: Any) -> tuple[str, int]:
+        me = threading.get_ident()
+        assert not threading.current_thread().name.startswith("vmdriver-test")
+        under_way.add(me)
+        most.append(len(under_way))
+        time.sleep(0.001)
         try:
-            return await real(*arguments)  # type: ignore[arg-type]
+            return real(*arguments)
         finally:
-            under_way -= 1
+            under_way.discard(me)
 
-    threads.run = counted  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(digests, "segment_digest", counted)
     captured = Captured(b"state", "<domain/>", 3, "pc-q35-7.2", "<cpu/>")
     found = await store.write_parts(str(tmp_path / "big"), captured)
-    assert len(found[0].digests) == 64
-    assert 2 <= most <= 4
+    assert len(found[0].digests) == len(set(found[0].digests)) == 64
+    assert 2 <= max(most) <= 4
+
+
+def poke_at(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"x")

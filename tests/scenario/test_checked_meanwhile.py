@@ -12,6 +12,7 @@ import pytest
 
 from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.limits import limit
 from tests.fakes.world import World
 from tests.scenario.stage import eventually, running, ticked
 from vmdriver.errors import StorageError
@@ -116,6 +117,43 @@ async def test_a_stop_meanwhile_ends_the_machine_and_costs_no_memory(
         await driver.manager.start("s1", "")
         await driver.settled()
         assert world.lived[:1] == [(domain, 1)]
+        assert driver.memory.tick(domain) == 2
+        assert world.starts[domain] == 1
+    await driver.close()
+
+
+@pytest.mark.parametrize("ending", ["stop", "delete"])
+@pytest.mark.parametrize("hung", ["digests", "digests and load"])
+async def test_no_ending_waits_for_a_disk_that_hangs(
+    ending: str, hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digests never come."""
+    limit(monkeypatch, cut_off_s=0.05, undo_s=0.05, stop_s=0.1)
+    world, domain = await suspended()
+    driver = FakeDriver(world)
+    go = hold_digests(driver)
+    await driver.manager.recover()
+    if hung == "digests":
+        await driver.manager.start("s1", "")
+        await loaded(driver, domain)
+    else:
+        world.hanging.hangs = lambda call: call == f"load {domain}"
+        await driver.manager.start("s1", "")
+        await eventually(lambda: f"load {domain}" in world.calls, "no load was begun")
+    end = driver.manager.stop if ending == "stop" else driver.manager.delete
+    async with asyncio.timeout(2):
+        await end("s1", "")
+    assert domain not in world.domains
+    assert not go.is_set()
+    assert world.lived == [(domain, 1)], "nothing ran of what was not compared"
+    if ending == "delete":
+        assert world.objects() == set()
+    else:
+        assert driver.phase() is Phase.SUSPENDED
+        go.set()
+        world.hanging.hangs = lambda _call: False
+        await driver.manager.start("s1", "")
+        await driver.settled()
         assert driver.memory.tick(domain) == 2
         assert world.starts[domain] == 1
     await driver.close()

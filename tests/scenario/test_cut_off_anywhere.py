@@ -5,13 +5,14 @@ nobody waits.
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
 from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.world import World
 from tests.scenario.lives import SEQUENCES, perform
-from tests.scenario.stage import TEMPLATES, eventually
+from tests.scenario.stage import TEMPLATES, eventually, running, ticked
 from vmdriver.errors import DriverError
 from vmdriver.model.phase import Phase
 
@@ -110,3 +111,42 @@ async def test_whatever_is_cut_off_leaves_nothing(
         assert world.records == {}
         at += EVERY
     assert at > first + EVERY, "it was cut off nowhere"
+
+
+async def test_a_stop_cuts_a_resume_off_anywhere_and_costs_no_memory() -> None:
+    """One that keeps memory: what is not used yet is not written again."""
+    for at in itertools.count():
+        driver = await running()
+        world, domain = driver.world, await ticked(driver)
+        await driver.manager.stop("s1", "")
+        await driver.close()
+        bell = Bell(at)
+        driver = FakeDriver(world, bell)
+        await driver.manager.recover()
+        begun = len(world.calls)
+        await driver.manager.start("s1", "")
+        settled = asyncio.create_task(driver.settled())
+        rung = asyncio.create_task(bell.rung.wait())
+        await asyncio.wait({settled, rung}, return_when=asyncio.FIRST_COMPLETED)
+        memory = driver.record().memory
+        unused = bell.rung.is_set() and memory is not None and not memory.consumed
+        await asyncio.gather(settled if not bell.rung.is_set() else asyncio.sleep(0))
+        async with asyncio.timeout(BOUND_S):
+            await driver.manager.stop("s1", "")
+        for task in (settled, rung):
+            task.cancel()
+        await asyncio.gather(settled, rung, return_exceptions=True)
+        assert driver.phase() is Phase.SUSPENDED, at
+        assert domain not in world.domains
+        written = f"capture {domain}" in world.calls[begun:]
+        # A record that is being saved may be the one that says it is used.
+        saving = bell.name.startswith("record:")
+        assert not (unused and written and not saving), (at, bell.name)
+        await driver.manager.start("s1", "")
+        await driver.settled()
+        assert driver.memory.tick(domain) == 2, (at, bell.name)
+        assert world.starts[domain] == 1
+        await driver.close()
+        if not bell.rung.is_set():
+            assert at > 20, "it was cut off nowhere"
+            return

@@ -107,8 +107,8 @@ KEEPING = {Action.SUSPEND, Action.REVERT, Action.GO_ON, Action.JOB}
 CUT = {
     R: {Action.MERGE},
     S: UP | KEEPING | {Action.LOOK, Action.REST, Action.STAND_STILL},
-    U: {Action.LAUNCH, Action.AWAIT_READY},
-    G: {Action.LAUNCH, Action.AWAIT_READY, Action.JOB, Action.STAND_STILL},
+    U: UP,
+    G: UP | {Action.JOB, Action.STAND_STILL},
     D: set(Action) - {Action.DELETE},
 }
 

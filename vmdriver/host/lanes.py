@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from vmdriver.errors import TimedOut
@@ -21,6 +22,8 @@ from vmdriver.host.threads import finished
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_MOMENT_S = 1.0
+"""In which a thread sees that nobody waits for it."""
 _MOST_LEFT = 8
 """Calls left behind in one lane, the urgent ones among them."""
 
@@ -72,20 +75,43 @@ class Lanes:
         `deadline_s` after the last beat of its pulse, when it was given up, or at once when the
         lane is not free. Cancelled meanwhile, it is waited for as long as without that.
         """
-        line = self._lanes.setdefault(lane, _Lane())
         most = 1 if lane and not urgent else _MOST_LEFT
-        if len(line.left_behind) >= most:
-            stuck = next(iter(line.left_behind)).what
-            raise TimedOut(f"{what}: there is no answer to {stuck!r} yet")
-        call: _Call[T] = _Call(
-            what,
-            asyncio.get_running_loop().create_future(),
-            asyncio.Event(),
-            pulse or Pulse(),
-        )
-        line.under_way.add(call)
+        call: _Call[T] = self._enter(lane, what, pulse or Pulse(), most)
         self._begin(lane, call, function)
         return await finished(self._answer(lane, call, deadline_s))
+
+    async def read(
+        self,
+        lane: str,
+        what: str,
+        function: Callable[[Pulse], T],
+        *,
+        deadline_s: float,
+    ) -> T:
+        """The same for what changes nothing, and minds its pulse: cancelled, it is left behind at
+        once. What was left behind there has a moment to end before it.
+        """
+        await self.quiet(lane, _MOMENT_S, left_behind=True)
+        pulse = Pulse()
+        call: _Call[T] = self._enter(lane, what, pulse, 1)
+        self._begin(lane, call, partial(function, pulse))
+        try:
+            return await self._answer(lane, call, deadline_s)
+        except asyncio.CancelledError:
+            if not call.ended.is_set():
+                call.answer.cancel()
+                self._leave(lane, call, "it was given up")
+            raise
+
+    def _enter(self, lane: str, what: str, pulse: Pulse, most_left: int) -> _Call[T]:
+        line = self._lanes.setdefault(lane, _Lane())
+        if len(line.left_behind) >= most_left:
+            stuck = next(iter(line.left_behind)).what
+            raise TimedOut(f"{what}: there is no answer to {stuck!r} yet")
+        answer = asyncio.get_running_loop().create_future()
+        call: _Call[T] = _Call(what, answer, asyncio.Event(), pulse)
+        line.under_way.add(call)
+        return call
 
     def _begin(self, lane: str, call: _Call[T], function: Callable[[], T]) -> None:
         loop = asyncio.get_running_loop()
@@ -167,12 +193,20 @@ class Lanes:
         for call in list(line.under_way) if line else ():
             self._leave(lane, call, "it was given up")
 
-    async def quiet(self, lane: str, timeout_s: float) -> bool:
-        """Whether everything that was begun there has ended, by then at the latest."""
+    async def quiet(
+        self, lane: str, timeout_s: float, *, left_behind: bool = False
+    ) -> bool:
+        """Whether everything that was begun there has ended, by then at the latest. Or only what
+        was `left_behind` there.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 while (line := self._lanes.get(lane)) is not None:
-                    for call in line.under_way | line.left_behind:
+                    others = set() if left_behind else line.under_way
+                    calls = line.left_behind | others
+                    if not calls:
+                        return True
+                    for call in calls:
                         await call.ended.wait()
         except TimeoutError:
             return False

@@ -165,7 +165,7 @@ def _when_meant_to_be_suspended(phase: Phase, machine: MachineState) -> Action:
     if phase in {Phase.SUSPENDED, Phase.STOPPED}:
         return Action.REST
     if phase is Phase.RESUMING:
-        return Action.RESUME  # what was begun is finished, then suspended again
+        return Action.RESUME  # that knows whether its memory is used already
     if phase is Phase.SUSPENDING:
         return Action.SUSPEND
     if phase is Phase.RUNNING and machine in {MachineState.READY, MachineState.STALLED}:
@@ -203,5 +203,5 @@ def cuts_off(asked: Asked, doing: Action) -> bool:
     if asked.intent is Intent.SUSPENDED:
         # What the gateway asks for does not wait for what an operator asked for.
         operators = {Action.JOB, Action.STAND_STILL} if asked.stop_anyway else set()
-        return doing in {Action.LAUNCH, Action.AWAIT_READY} | operators
+        return doing in _ON_THE_WAY_UP | operators
     return doing is Action.MERGE

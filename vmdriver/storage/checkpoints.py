@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from vmdriver.errors import (
     StorageError,
 )
 from vmdriver.host.clearing import Clearing
+from vmdriver.host.lanes import Lanes
 from vmdriver.host.plain_file import open_plain, read_start
 from vmdriver.host.threads import Threads
 from vmdriver.host.users import ownership
@@ -37,13 +39,13 @@ from vmdriver.model.checkpoint import (
 )
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage import files
-from vmdriver.storage.digests import SEGMENT, digests_of, segment_digest
+from vmdriver.storage.digests import SEGMENT, Segments, digests_of, share_of
 
 _MANIFEST = "manifest.json"
 _AT_ONCE = max(2, min(4, os.cpu_count() or 2))
-"""Segments that are digested at a time: as many as there are cores, and not so many that nothing
-else of this driver's files gets a thread meanwhile.
-"""
+"""Threads that digest at a time: as many as there are cores."""
+_READ_S = 30.0
+"""After which a disk that gives nothing at all is said not to answer."""
 
 
 class Checkpoints:
@@ -56,6 +58,7 @@ class Checkpoints:
         self._threads = threads
         self._owner = owner
         self._reserved: dict[str, int] = {}
+        self._readers = Lanes("digests")
         self._digesting = asyncio.Semaphore(_AT_ONCE)
 
     async def begin(self, directory: str, needed_bytes: int) -> str:
@@ -129,19 +132,27 @@ class Checkpoints:
         return tuple(parts)
 
     async def _part(self, path: Path) -> Part:
+        """Cancelled, it is given up at once: nobody waits for a disk that hangs, or is slow."""
         size = path.stat().st_size
-        segments = range(-(-size // SEGMENT))
-        found = await asyncio.gather(*(self._segment(path, n) for n in segments))
+        count = -(-size // SEGMENT)
+        indices = iter(range(count))
+        shares = await asyncio.gather(
+            *(self._share(path, indices) for _ in range(min(count, _AT_ONCE)))
+        )
+        found = {index: one for share in shares for index, one in share.items()}
         return Part(
             name=path.name,
             size=size,
-            stored=sum(stored for _, stored in found),
-            digests=tuple(digest for digest, _ in found),
+            stored=sum(stored for _, stored in found.values()),
+            digests=tuple(found[index][0] for index in range(count)),
         )
 
-    async def _segment(self, path: Path, index: int) -> tuple[str, int]:
+    async def _share(self, path: Path, indices: Iterator[int]) -> Segments:
+        what, read = f"read {path.parent.name}/{path.name}", partial(share_of, path)
         async with self._digesting:
-            return await self._threads.run(segment_digest, path, index)
+            return await self._readers.read(
+                str(path), what, partial(read, indices), deadline_s=_READ_S
+            )
 
     async def publish(
         self, directory: str, target: str, manifest: MemoryManifest

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from vmdriver.errors import TimedOut
+from vmdriver.host.lanes import Pulse
 from vmdriver.host.plain_file import open_plain
 
 SEGMENT = 64 * 2**20
@@ -36,13 +39,20 @@ def _data_blocks(descriptor: int, start: int, end: int) -> list[int]:
     return found
 
 
-def segment_digest(path: Path, index: int) -> tuple[str, int]:
-    """sha256 of one segment, and how many bytes of it are not zero (in whole blocks)."""
-    digest, stored = hashlib.sha256(), 0
+def segment_digest(
+    path: Path, index: int, pulse: Pulse | None = None
+) -> tuple[str, int]:
+    """sha256 of one segment, and how many bytes of it are not zero (in whole blocks). With a pulse
+    it beats, and ends with TimedOut when it is given up.
+    """
+    digest, stored, pulse = hashlib.sha256(), 0, pulse or Pulse()
     descriptor = open_plain(path)
     try:
         start = index * SEGMENT
         for offset in _data_blocks(descriptor, start, start + SEGMENT):
+            pulse.beat()
+            if pulse.given_up:
+                raise TimedOut(f"{path.name} is not read to its end")
             block = os.pread(descriptor, BLOCK, offset)
             if block.strip(b"\0") if len(block) < BLOCK else block != _ZEROS:
                 digest.update(offset.to_bytes(8, "big"))
@@ -51,6 +61,17 @@ def segment_digest(path: Path, index: int) -> tuple[str, int]:
     finally:
         os.close(descriptor)
     return digest.hexdigest(), stored
+
+
+Segments = dict[int, tuple[str, int]]
+"""By index: see `segment_digest`."""
+
+
+def share_of(path: Path, indices: Iterator[int], pulse: Pulse) -> Segments:
+    """Digests of the segments that this thread gets hold of; others take theirs from the same
+    iterator meanwhile.
+    """
+    return {index: segment_digest(path, index, pulse) for index in indices}
 
 
 def digests_of(data: bytes) -> tuple[str, ...]:

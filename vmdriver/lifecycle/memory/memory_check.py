@@ -8,10 +8,10 @@ and not written to, is looked at when both are done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
-from vmdriver.errors import DriverError, NotFound, TimedOut
+from vmdriver.errors import DriverError, NotFound, TimedOut, Unavailable
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine.stopwatch import Timed
 from vmdriver.lifecycle.ports.memory import MemoryStore, damaged
@@ -42,11 +42,29 @@ class MemoryCheck:
             if not self._work.cancelled():
                 self._work.exception()  # whoever wanted to know was told
 
+    async def beside(self, work: Awaitable[None]) -> None:
+        """Have something done that waits for this. Cancelled, both are: what is compared at once,
+        so that who waits for that does not, however slow the disk is.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._work.cancel()
+            task.cancel()
+            await finished(asyncio.wait({task}))
+            if not task.cancelled():
+                task.exception()  # whoever cancelled it wants nothing else
+            raise
+
     async def passed(self) -> None:
         """Wait until all of it was compared; the machine has its memory open. NotRestorable for
-        what is damaged, StorageError for what cannot be read.
+        what is damaged, StorageError for what cannot be read, Unavailable when it was given up.
         """
-        problems = await asyncio.shield(self._work)
+        await asyncio.wait({self._work})
+        if self._work.cancelled():
+            raise Unavailable("memory is not compared to its end: it was given up")
+        problems = self._work.result()
         if problems:
             raise damaged("; ".join(problems))
         if await self._identity() != self._before:

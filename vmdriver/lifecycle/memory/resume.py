@@ -42,9 +42,9 @@ from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.checkpoint import MemoryManifest, MemoryRef
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
-from vmdriver.model.phase import DomainState, Phase
+from vmdriver.model.phase import DomainState, Intent, Phase
 from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import RESTORE_FAILED, Failure, utc_now
+from vmdriver.model.record import RESTORE_FAILED, Failure, SandboxRecord, utc_now
 from vmdriver.model.runs import Reason, RestoreKind
 from vmdriver.model.timing import StartTiming
 
@@ -89,6 +89,9 @@ class Resume:
 
     async def resume(self, sandbox: Sandbox, _: Seen) -> None:
         """Have it go on from its memory, or whatever the policy says where it cannot."""
+        if _is_kept_anyway(sandbox.record):
+            await self._stay(sandbox)
+            return
         if sandbox.record.phase is not Phase.RESUMING:
             self._tries(sandbox).begin()
             await sandbox.update(phase=Phase.RESUMING, failure=None)
@@ -108,6 +111,15 @@ class Resume:
             await self._after_try(sandbox, error)
             return
         await self._resumed(sandbox, ref, watch)
+
+    async def _stay(self, sandbox: Sandbox) -> None:
+        """It is to be suspended again: as long as its memory is not used, there is nothing to be
+        written, and nothing to be waited for.
+        """
+        await self.giving_back.run(sandbox, Reason.STOPPED)
+        sandbox.merge_due = True
+        await sandbox.update(phase=Phase.SUSPENDED, failure=None)
+        sandbox.tell("Stopped", "it was not resumed; its memory is kept")
 
     async def _after_try(self, sandbox: Sandbox, error: DriverError) -> None:
         """Again after a while (raised, for the loop), or what the policy says."""
@@ -154,7 +166,8 @@ class Resume:
             )
             await store.lend(ref.directory, user)
             try:
-                await self.launcher.take(record, sandbox.ledger, source, watch.step)
+                take = self.launcher.take(record, sandbox.ledger, source, watch.step)
+                await check.beside(take)
             finally:
                 await store.take_back(ref.directory)
         with watch.step("mark as used"):
@@ -319,3 +332,8 @@ class Resume:
         text = f"it was booted from its disk, since {why}; {lost}"
         sandbox.tell(RESTORE_FAILED, text, warn=True)
         await sandbox.update(phase=Phase.LAUNCHING, memory=None, note=text)
+
+
+def _is_kept_anyway(record: SandboxRecord) -> bool:
+    unused = record.memory is not None and not record.memory.consumed
+    return unused and record.intent is Intent.SUSPENDED
