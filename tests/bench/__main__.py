@@ -51,7 +51,9 @@ def arguments(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help="have the documents say what was measured: docs/measured.json, and the blocks that are made of it",
     )
     parser.add_argument(
-        "--documents", action="store_true", help="only make those blocks anew"
+        "--documents",
+        action="store_true",
+        help="only make those blocks anew; with --keep: from what was measured last",
     )
     parts = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     chosen, more = parser.parse_known_args(words[len(parts) :])
@@ -88,6 +90,8 @@ def main() -> int:
         return one.main()
     chosen, more = arguments(sys.argv[1:])
     if chosen.documents:
+        if chosen.keep:
+            history.keep([run for run in history.noted() if run.part in chosen.parts])
         documents.write()
         return 0
     if chosen.report:

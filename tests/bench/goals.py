@@ -206,6 +206,7 @@ GOALS = (
         Goal("driver", f"driver's own time, {n}", at("lives", "driver_ms", n), 60, "ms")
         for n in ("create", "stop", "start", "delete")
     ),
+    Goal("driver", "start with 1,000 records", at("scale", "start_1000_s"), 3, "s"),
     Goal("starts", "libvirt's start: of it asking", at("starts", "start_ratio"), 0.4),
     Goal("starts", "libvirt's restore: of it asking", at("starts", "load_ratio"), 0.4),
     *_forks(),

@@ -113,6 +113,6 @@ def _children() -> list[int]:
     found: list[int] = []
     for thread in os.listdir("/proc/self/task"):
         path = f"/proc/self/task/{thread}/children"
-        with open(path) as file:
-            found += map(int, file.read().split())
+        with contextlib.suppress(FileNotFoundError), open(path) as file:
+            found += map(int, file.read().split())  # else that thread has ended
     return found

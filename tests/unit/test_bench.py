@@ -238,6 +238,14 @@ def test_a_block_of_what_was_not_measured_says_so_and_an_unknown_one_is_an_error
         documents.fill(text.format("nonsense"), {})
 
 
+def test_a_block_of_what_was_measured_in_part_says_what_is_missing() -> None:
+    text = "<!-- measured: starts -->\n<!-- measured: end -->"
+    some = {"starts": {**STARTS["starts"]}}
+    del some["starts"]["load_asked_ms"]
+    filled = documents.fill(text, {"starts": run_of("starts", some)})
+    assert "load_asked_ms is missing" in filled
+
+
 # --- the command
 
 
