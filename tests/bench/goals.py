@@ -168,6 +168,20 @@ def _forks() -> list[Goal]:
     ]
 
 
+def _at_once() -> list[Goal]:
+    return [
+        Goal(
+            "at_once",
+            f"8 {kind}s at once: of one",
+            quotient(
+                at("at_once", f"eight {kind}", "s"), at("at_once", f"one {kind}", "s")
+            ),
+            4.5,
+        )
+        for kind in ("fork", "stop", "resume")
+    ]
+
+
 def _composed() -> list[Goal]:
     def added(call: str, through: str = "composed") -> Any:
         return difference(at(f"{call}_{through}_ms"), at(f"{call}_direct_ms"))
@@ -210,6 +224,7 @@ GOALS = (
     Goal("starts", "libvirt's start: of it asking", at("starts", "start_ratio"), 0.4),
     Goal("starts", "libvirt's restore: of it asking", at("starts", "load_ratio"), 0.4),
     *_forks(),
+    *_at_once(),
     *_shapes(),
     *_resumes(),
     *_composed(),

@@ -29,6 +29,7 @@ PARTS = (
     Part("starts", "libvirt's questions about a CPU: asked, and spared", 2),
     Part("steps", "where a cold boot, fork, resume and snapshot go", 2),
     Part("forks", "what a fork waits for, and eight at once", 3),
+    Part("at_once", "eight forks, stops and resumes at once, against one", 2.5),
     Part("restore", "suspend, resume, snapshot, fork against libvirt and QEMU", 12),
     Part("resume", "StartSandbox to thawed, against virsh restore", 8),
     Part("compose", "a composed driver against its base", 1.5),
