@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.fakes.serve import SERVE
 from tests.fakes.waiting import until
-from tests.system.machines import Driver
+from tests.system.machines import Driver, Host
 from tests.system.workloads import running, suspending
 from vmdriver.hypervisor.questions import verdict
+from vmdriver.lifecycle.launch.translation import MOST_MIB
 from vmdriver.storage.layout import Layout
 
+UNBOUNDED = [
+    *(sys.executable, str(Path(__file__).with_name("unbounded_driver.py"))),
+    "serve",
+]
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /tmp/counter; sleep 0.1; done"
 
 
@@ -118,3 +128,41 @@ def test_memory_comes_back_whether_libvirt_asks_about_the_cpu_or_not(
         verdict.store(results, "qemu", found)
     assert len(driver.gateway.session(sandbox).hellos) == 1
     assert driver.delete(sandbox)
+
+
+def test_memory_of_a_machine_without_a_bound_of_translated_code_comes_back_with_one(
+    new_driver: Callable[..., Driver], fresh_host: Host
+) -> None:
+    """A suspended sandbox's and a template's; and back to a driver that knows of none."""
+    driver = new_driver(host=fresh_host, command=UNBOUNDED)
+    sandbox = suspending(driver, command=["/bin/sh", "-c", COUNTER])
+    shell = driver.gateway.shell
+    shell(sandbox, "echo kept > /dev/shm/note")
+    driver.wait_for_template()
+    assert translated(driver, sandbox) == []
+    driver.stop(sandbox)
+    driver.kill()
+    driver.command = list(SERVE)
+    driver.start()
+    driver.start_sandbox(sandbox)
+    driver.wait(sandbox, "Running")
+    assert translated(driver, sandbox) == [f"tcg,tb-size={MOST_MIB}"]
+    fork = driver.create()
+    assert driver.plan(fork)["template"], "it has booted"
+    assert translated(driver, fork) == [f"tcg,tb-size={MOST_MIB}"]
+    driver.stop(sandbox)
+    driver.kill()
+    driver.command = UNBOUNDED
+    driver.start()
+    driver.start_sandbox(sandbox)
+    driver.wait(sandbox, "Running")
+    assert shell(sandbox, "cat /dev/shm/note") == "kept\n"
+    assert shell(fork, "echo there") == "there\n", "it was adopted"
+    for one in (sandbox, fork):
+        assert driver.delete(one)
+
+
+def translated(driver: Driver, sandbox: str) -> list[str]:
+    """What QEMU was told of it."""
+    words = Path(f"/proc/{driver.machine_pid(sandbox)}/cmdline").read_text().split("\0")
+    return [word for word in words if "tb-size" in word]

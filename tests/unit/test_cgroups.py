@@ -87,8 +87,10 @@ def test_a_machine_may_have_its_memory_and_some_more_and_no_more_cpus_than_it_ha
         "pids.max": "130",
         "cpu.max": "300000 100000",
     }
-    on_tcg = cgroup_limits.files(plan(), ALL, "")
+    on_tcg = cgroup_limits.files(plan(translated_mib=None), ALL, "")
     assert on_tcg["memory.max"] == str((512 + 256 + 1024) * 2**20)
+    bounded = cgroup_limits.files(plan(translated_mib=128), ALL, "")
+    assert bounded["memory.max"] == str((512 + 256 + 128) * 2**20)
 
 
 def test_a_request_for_a_part_of_a_cpu_is_a_limit_of_the_kernels_too() -> None:

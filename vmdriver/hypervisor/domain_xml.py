@@ -87,6 +87,18 @@ def _leave_unasked(root: Xml.Element) -> None:
     Xml.SubElement(capabilities, f"{{{_QEMU}}}del", {"capability": UNASKED})
 
 
+def _bound_translation(root: Xml.Element, plan: LaunchPlan) -> None:
+    """A plan that knows no bound keeps what there is: libvirt shows that, too."""
+    if plan.translated_mib is None or root.get("type") != "qemu":
+        return
+    features = root.find("features")
+    if features is None:
+        features = _add(root, "features")
+    for element in features.findall("tcg"):
+        features.remove(element)
+    _add(_add(features, "tcg"), "tb-cache", str(plan.translated_mib), unit="MiB")
+
+
 def _disk(devices: Xml.Element, disk: Disk) -> Xml.Element:
     element = _add(devices, "disk", type="file", device="disk")
     driver = _add(element, "driver", name="qemu", type=disk.format)
@@ -192,6 +204,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
     _cpu_tune(root, plan)
     _boot(root, plan.kernel, plan.initramfs, plan.kernel_arguments, host)
     _common(root, host)
+    _bound_translation(root, plan)
     devices = _devices(root, host)
     for disk in plan.disks:
         throttle.render(_disk(devices, disk), plan)
@@ -250,6 +263,7 @@ def for_restore(
     _set_text(devices, "emulator", emulator or devices.findtext("emulator", ""))
     _redirect_devices(devices, plan)
     _relabel(root, plan)
+    _bound_translation(root, plan)
     _map_memory(root, plan, passage.theirs(memory), mapping)
     if unasked and not is_expanded(read_element(saved, "cpu")):
         _leave_unasked(root)

@@ -201,6 +201,10 @@ class LaunchPlan(Frozen):
     """The parts of the wall around this machine that are in force."""
     processor: Processor | None = None
     """The guest's when the machine was first begun. None: of a plan from before that was noted."""
+    translated_mib: int | None = None
+    """Most that QEMU keeps of translated code. None: what it likes, as of a plan from before there
+    was a bound, or nothing is translated.
+    """
     template: str | None = None
     """Key of the template that the machine goes on from; None: it boots."""
 

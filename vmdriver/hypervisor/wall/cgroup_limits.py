@@ -15,7 +15,7 @@ _MIB = 2**20
 _QEMU_MIB = 256
 """QEMU's own memory beside the guest's: 20 to 60 MiB were measured; page cache is given back."""
 _TRANSLATED_MIB = 1024
-"""What TCG keeps of translated code: at most 1 GiB (QEMU's accel/tcg/region.c)."""
+"""What TCG keeps of translated code without a bound: at most 1 GiB (QEMU's accel/tcg/region.c)."""
 _THREADS = 128
 """64 that wait for disks, the box's two processes, and a few."""
 _PERIOD_US = 100_000
@@ -30,7 +30,8 @@ def files(
     there. `device`: the disk of its files as "8:0", or "" where it is not known.
     """
     memory_mib = plan.memory_mib + _QEMU_MIB
-    memory_mib += _TRANSLATED_MIB if plan.accelerator == "tcg" else 0
+    if plan.accelerator == "tcg":
+        memory_mib += plan.translated_mib or _TRANSLATED_MIB
     millis = plan.cpu_quota_millis or plan.vcpus * 1000 + _OWN_MILLIS
     found = {
         "memory.max": str(memory_mib * _MIB),

@@ -18,6 +18,7 @@ from vmdriver.lifecycle.launch.environment import (
     hostname,
 )
 from vmdriver.lifecycle.launch.throttles import throttled
+from vmdriver.lifecycle.launch.translation import bounded
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports.settings import Settings
@@ -284,4 +285,4 @@ def resolve(
         pids_max=settings.pids_max,
         processor=facts.processor,
     )
-    return walled(throttled(plan, spec, settings), settings)
+    return bounded(walled(throttled(plan, spec, settings), settings))

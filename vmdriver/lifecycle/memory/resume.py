@@ -30,6 +30,7 @@ from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.launch.throttles import throttled
+from vmdriver.lifecycle.launch.translation import bounded
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.memory.memory_check import MemoryCheck
@@ -235,7 +236,7 @@ class Resume:
             manifest.plan, sandbox.record.layers, sandbox.record.base
         )
         plan = throttled(plan, sandbox.record.spec, self.settings)
-        plan = walled(plan, self.settings)
+        plan = bounded(walled(plan, self.settings))
         now = restore_check.HostNow(
             versions=await ports.hypervisor.versions(plan.accelerator),
             processor=await ports.hypervisor.processor(plan.accelerator),

@@ -16,6 +16,7 @@ from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
+from vmdriver.lifecycle.launch.translation import bounded
 from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.launch.walled import walled
@@ -95,7 +96,7 @@ class TemplateMaker:
                 "template": None,
             }
         )
-        nobody = walled(nobody, self._settings)
+        nobody = bounded(walled(nobody, self._settings))
         return planner.on_layers(nobody, (layer,), plan.disk("root").backing[-1])
 
     def has_room(self, plan: LaunchPlan) -> bool:
