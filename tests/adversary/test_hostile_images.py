@@ -34,7 +34,7 @@ int main(void) {  /* 7: all is as it should be */
         return 10;
     if (there("/proc/1/root/made-by-init") || there("/made-by-init"))
         return 11;
-    if (!there("/proc/1/root/bin") || found.st_uid != 0 || !there("/proc/1/root/bin/launch") || found.st_uid != 0)
+    if (!there("/proc/1/root/bin") || found.st_uid != 0 || !there("/proc/1/root/bin/become") || found.st_uid != 0)
         return 12;
     if (there("/proc/1/root/bin/.sandbox-owner-normalized") || there("/proc/1/root/bin/openshell"))
         return 13;
@@ -61,7 +61,7 @@ EVIL = r"""
 void __attribute__((constructor)) ran(void) { open("/evil-ran", O_CREAT | O_WRONLY, 0644); }
 """
 LIBC = ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6")
-PROGRAMS = ("bin/sh", "bin/busybox", "bin/mount", "bin/tar", "bin/chown", "bin/cat", "bin/grep", "sbin/init", "sbin/modprobe", "sbin/ip", "init", "bin/launch")  # fmt: skip
+PROGRAMS = ("bin/sh", "bin/busybox", "bin/mount", "bin/tar", "bin/chown", "bin/cat", "bin/grep", "sbin/init", "sbin/modprobe", "sbin/ip", "init", "bin/become")  # fmt: skip
 ORDERS = {
     "LD_PRELOAD": "/lib/evil.so",
     "GLIBC_TUNABLES": "glibc.malloc.check=3",

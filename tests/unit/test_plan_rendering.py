@@ -38,6 +38,7 @@ from vmdriver.network.rules.machine_rules import rules_of
 from vmdriver.storage.sandboxes import seed
 
 Golden = Callable[[str, str], None]
+GUEST = Path(__file__).parents[2] / "images" / "guest"
 TCG = Host(
     "qemu", "x86_64", "pc-q35-7.2", "/usr/bin/qemu-system-x86_64", Ownership(64055, 107)
 )
@@ -130,6 +131,38 @@ def test_what_the_kernel_limits_itself_is_not_asked_of_libvirt() -> None:
     saved = render(part, TCG, "m")
     again = for_restore(saved, walled, "m", "/memory", ReadOnlyMapping())
     assert "<cputune>" not in again
+
+
+def test_what_qemu_keeps_of_translated_code_is_bounded_where_it_translates() -> None:
+    had = plan()
+    assert had.translated_mib is not None
+    bound = [("MiB", str(had.translated_mib))]
+    assert bounds_in(render(had, TCG, "m")) == bound
+    assert bounds_in(render(had, KVM, "m")) == []
+    unbounded = had.model_copy(update={"translated_mib": None})
+    assert bounds_in(render(unbounded, TCG, "m")) == [], "as of an earlier plan"
+
+
+@pytest.mark.parametrize(
+    "before", ["", "<tcg><tb-cache unit='KiB'>1024</tb-cache></tcg>"]
+)
+def test_a_machine_that_comes_back_has_the_bound_of_its_plan_whatever_it_had(
+    before: str,
+) -> None:
+    had = plan()
+    unbounded = had.model_copy(update={"translated_mib": None})
+    saved = render(unbounded, TCG, "m").replace("<acpi />", f"<acpi />{before}")
+    again = for_restore(saved, had, "m", "/memory", ReadOnlyMapping())
+    assert bounds_in(again) == [("MiB", str(had.translated_mib))]
+    kept = for_restore(saved, unbounded, "m", "/memory", ReadOnlyMapping())
+    assert bounds_in(kept) == ([("KiB", "1024")] if before else [])
+    on_kvm = saved.replace('type="qemu"', 'type="kvm"').replace(before, "")
+    assert bounds_in(for_restore(on_kvm, had, "m", "/memory", ReadOnlyMapping())) == []
+
+
+def bounds_in(text: str) -> list[tuple[str | None, str | None]]:
+    found = Xml.fromstring(text).iterfind("features/tcg/tb-cache")
+    return [(element.get("unit"), element.text) for element in found]
 
 
 def test_a_machine_that_comes_back_is_limited_as_its_plan_says() -> None:
@@ -349,21 +382,38 @@ def test_the_seed_holds_what_init_reads() -> None:
     assert content["init/gateway"] == b"10.0.128.1\n"
     assert b"192.168.127.254 host.openshell.internal\n" in content["over/etc/hosts"]
     assert b"X=1\0" in content["init/environ"]
-    init = (Path(__file__).parents[2] / "images/guest/init").read_text()
-    for name in re.findall(r'"\$SEED/([a-z./-]+)"', init):
-        name = f"init/{name}"
+    init, become = ((GUEST / name).read_text() for name in ("init", "become.c"))
+    read = [f"init/{name}" for name in re.findall(r'"\$SEED/([a-z./-]+)"', init)]
+    read += re.findall(r'"(init/[a-z-]+)"', become)
+    assert {"init/barrier", "init/environ", "init/mac"} <= set(read)
+    for name in read:
         assert name in {"init/barrier", *content} or any(
             m.startswith(name.rstrip("/.")) for m in members
         ), f"init reads {name}"
 
 
+LAUNCH = r"""
+#include <stdio.h>
+#include <unistd.h>
+#include "seed.h"
+int main(int argc, char **argv) {
+    static char bytes[1 << 20];
+    struct seed seed;
+    size_t size = fread(bytes, 1, sizeof bytes, stdin);
+    if (argc < 2 || !seed_read(bytes, size, &seed))
+        return 125;
+    return execve(argv[1], argv + 1, seed_environment(seed_file(&seed, "init/environ")));
+}
+"""
+"""A program with the environment that the seed gives, as the guest's reader has it."""
+
+
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("launch") / "launch"
-    source = Path(__file__).parents[2] / "images/guest/launch.c"
-    subprocess.run(
-        ["gcc", "-Wall", "-Werror", "-o", str(program), str(source)], check=True
-    )
+    command = ["gcc", "-Wall", "-Werror", f"-I{GUEST}", "-o", str(program)]
+    command += ["-x", "c", "-", str(GUEST / "seed.c")]
+    subprocess.run(command, input=LAUNCH.encode(), check=True)
     return program
 
 
@@ -381,10 +431,11 @@ VALUES = st.text(
 def test_every_byte_of_a_value_survives_the_way_into_a_process(
     launch: Path, values: dict[str, str]
 ) -> None:
-    environ = launch.parent / "environ"
-    environ.write_bytes(seed.environ_bytes(values))
     out = subprocess.run(
-        [launch, environ, "/usr/bin/env", "-0"], capture_output=True, check=True
+        [launch, "/usr/bin/env", "-0"],
+        input=seed.build(plan(), values, seed.Secrets({})),
+        capture_output=True,
+        check=True,
     ).stdout
     got = dict(item.decode().split("=", 1) for item in out.split(b"\0") if item)
     assert got == values

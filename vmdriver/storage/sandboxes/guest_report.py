@@ -18,7 +18,7 @@ _REASON_CHARACTERS = 500
 _FIELD = re.compile(rb"(phase|code|reason)=(.*)")
 _CODE = re.compile(rb"[0-9]{1,3}")
 _STAMP = re.compile(
-    rb"(?:^| )(init|modules|supervisor)=([0-9]{1,8}(?:\.[0-9]{1,9})?)(?= |$)"
+    rb"(?:^| )(init|modules|adopted|supervisor)=([0-9]{1,8}(?:\.[0-9]{1,9})?)(?= |$)"
 )
 
 
