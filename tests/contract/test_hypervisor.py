@@ -170,6 +170,26 @@ async def test_qemu_is_in_the_machines_network_namespace_and_nobody_else(
     assert not stayed, "threads that stayed inside"
 
 
+async def test_what_a_machine_holds_of_the_hosts_memory_is_told_while_it_is_there(
+    hypervisor: Any, plan: LaunchPlan
+) -> None:
+    assert await hypervisor.held_mib(plan.domain) is None
+    if hypervisor.name == "fake":
+        hypervisor.world.held_mib = 20
+    await hypervisor.start(plan, MARK)
+    held = await hypervisor.held_mib(plan.domain)
+    if hypervisor.name == "QEMU":
+        directory = qemu_process.run_directory(hypervisor.connection.uri)
+        pid = (directory / f"{plan.domain}.pid").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
+        resident = int(status.partition("VmRSS:")[2].split()[0]) // 1024
+        assert 5 < held <= resident + 64
+    else:
+        assert held == (20 if hypervisor.name == "fake" else None), "it is no process"
+    await hypervisor.destroy(plan.domain)
+    assert await hypervisor.held_mib(plan.domain) is None
+
+
 async def test_two_machines_on_one_disk_are_refused(
     hypervisor: Any, plan: LaunchPlan
 ) -> None:

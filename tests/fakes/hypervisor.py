@@ -81,6 +81,10 @@ class FakeHypervisor:
             raise NotFound(f"there is no {plan.domain}")
         self._world.limits[plan.domain] = (plan.disk_iops, plan.disk_mib_s)
 
+    async def held_mib(self, domain: str) -> int | None:
+        self._world.act(f"memory {domain}")
+        return self._world.held_mib if domain in self._world.domains else None
+
     async def bound_logs(self) -> None:
         return None
 

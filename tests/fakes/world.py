@@ -44,6 +44,8 @@ class World:
     deleted: set[str] = field(default_factory=set)
     """Notes of sandboxes that are gone."""
     free_bytes: int = 2**40
+    held_mib: int | None = None
+    """Of each machine's process; None: it cannot be told."""
     records_there: bool = True
     dead: bool = False
     hanging: Hanging = field(default_factory=Hanging)

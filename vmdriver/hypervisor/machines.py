@@ -41,6 +41,7 @@ _DESTROY_S = 12.0
 _QUIET_S = 5.0
 _BOX_S = 5.0
 _LOGS_S = 15.0
+_HELD_S = 5.0
 _ROUNDS = 3
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -295,6 +296,15 @@ class Machines:
                 self._cgroups.make(plan)
 
         await self._connection.call(f"limit {plan.domain}", set_limits, plan.domain)
+
+    async def held_mib(self, domain: str) -> int | None:
+        directory = qemu_process.run_directory(self._connection.uri)
+        return await self._connection.lanes.run(
+            f"memory of {domain}",
+            f"look at what {domain} holds",
+            lambda: qemu_process.held_mib(directory, domain),
+            deadline_s=_HELD_S,
+        )
 
     async def bound_logs(self) -> None:
         uri, what = self._connection.uri, "bound QEMUs' logs"

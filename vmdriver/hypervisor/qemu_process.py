@@ -14,6 +14,7 @@ from vmdriver.host.users import ids as users
 
 _log = logging.getLogger(__name__)
 _SYSTEM_RUN = Path("/run/libvirt/qemu")
+_PSS = re.compile(r"^Pss:\s+([0-9]+) kB$", re.MULTILINE)
 _LABEL = re.compile(r"\+([0-9]+):\+[0-9]+")
 
 
@@ -55,6 +56,19 @@ def pid_of(directory: Path, domain: str) -> int | None:
         return None
     user = own_user(read_status(directory / f"{domain}.xml"))
     return pid if is_machine(pid, domain, user) else None
+
+
+def held_mib(directory: Path, domain: str) -> int | None:
+    """MiB that a domain's QEMU has, and its share of what several processes have (the kernel's
+    "PSS"), rounded up. None: there is none that runs, or the kernel does not say.
+    """
+    pid = pid_of(directory, domain)
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return None
+    found = _PSS.search(text)
+    return -(-int(found[1]) // 1024) if found else None
 
 
 def read_status(path: Path) -> Xml.Element | None:

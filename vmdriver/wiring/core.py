@@ -202,6 +202,7 @@ class Core:
             templates=self.templates,
             directory=directory,
             leftovers=self.leftovers,
+            budget=self.budget,
         )
         self.sandboxes.claim(warm_pool.layers)
         return warm_pool

@@ -103,6 +103,11 @@ class Hypervisor(Protocol):
     async def limit(self, plan: LaunchPlan) -> None:
         """Have a machine that is there already limited as the plan says."""
 
+    async def held_mib(self, domain: str) -> int | None:
+        """MiB of the host's memory that the machine's process has, with its share of what several
+        have, rounded up. None: that cannot be told.
+        """
+
     async def bound_logs(self) -> None:
         """Keep what it writes of machines' own words in bounds."""
 

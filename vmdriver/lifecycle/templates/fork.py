@@ -67,10 +67,12 @@ class Forks:
         warm_pool = self.warm_pool
         async with self.templates.use(await self._key(sandbox, plan)) as found:
             if found is None:
+                await warm_pool.keep_within()
                 yield Beginning(plan, partial(self._source, plan))
                 return
             waiting = warm_pool.claim(found)
             try:
+                await warm_pool.keep_within()
                 if waiting is None:
                     yield self._fork(sandbox, plan, found)
                 else:

@@ -18,7 +18,9 @@ from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
+from vmdriver.lifecycle.launch.translation import bounded
 from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.launch.walled import walled
@@ -32,8 +34,8 @@ from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
-_MIB_EACH = 32
-"""Host memory that a paused fork may take; 14 to 18 MiB were measured."""
+_UNMEASURED_MIB = 32
+"""What a paused fork counts as where it cannot be measured, and one that cannot be ended."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Waiting:
     template: Template
     """What it was forked from: not only of that key, but of that very build."""
     plan: LaunchPlan
+    held_mib: int = _UNMEASURED_MIB
+    """What its process has of the host's memory. It stands still, and comes to no more."""
 
     @property
     def owner(self) -> str:
@@ -67,7 +71,9 @@ class WarmPool:
         templates: Templates,
         directory: str,
         leftovers: Leftovers,
+        budget: MemoryBudget,
     ) -> None:
+        self._budget = budget
         self._ports, self._settings, self._paths = ports, settings, paths
         self._lease, self._user, self._wall = lease, user, wall
         self._parts = parts
@@ -142,10 +148,9 @@ class WarmPool:
     async def _fill(self) -> None:
         keep = {one.owner for one in self._waiting + self._claimed}
         await self._ports.launch_files.remove_abandoned(self._directory, keep)
-        most = self._settings.warm_pool_memory_mib // _MIB_EACH
+        await self.keep_within()
         while (template := self._wanting()) is not None:
-            if len(self._waiting) + self._leftovers.machines() >= most:
-                _log.info("warm pool: %d machines, warm_pool_memory_mib is used", most)
+            if not self._has_room():
                 return
             try:
                 await self._add(template)
@@ -155,6 +160,32 @@ class WarmPool:
             except Exception:  # noqa: BLE001 - a bug here must not go unsaid
                 _log.exception("warm pool: a machine could not be made")
                 return
+
+    def held_mib(self) -> int:
+        """Host memory of those that wait, and of those that should not any more."""
+        stuck = self._leftovers.machines() * _UNMEASURED_MIB
+        return stuck + sum(one.held_mib for one in self._waiting)
+
+    def _has_room(self) -> bool:
+        """Whether one more stays within both limits of the operator's."""
+        held = [one.held_mib for one in self._waiting]
+        wanted = self.held_mib() + max(held, default=_UNMEASURED_MIB)
+        within = wanted <= self._settings.warm_pool_memory_mib
+        if not within or wanted > self._left_mib():
+            limit = "max_committed_mem_mib" if within else "warm_pool_memory_mib"
+            _log.info("warm pool: %d machines wait, %s is used", len(held), limit)
+            return False
+        return True
+
+    def _left_mib(self) -> int:
+        """What sandboxes leave of the memory that all machines may take together."""
+        most = self._settings.max_committed_memory_mib
+        return most - self._budget.committed_mib()
+
+    async def keep_within(self) -> None:
+        """End as many as there is no memory for beside the sandboxes."""
+        while self._waiting and self.held_mib() > self._left_mib():
+            await self.discard(self._waiting.pop())
 
     def _wanting(self) -> Template | None:
         """A template that fewer machines wait on than should."""
@@ -177,10 +208,11 @@ class WarmPool:
         one = Unowned(f"warm-{token_hex(6)}", template.manifest.plan.memory_mib)
         try:
             plan = await self._load(template, one)
+            held = await self._held_mib(plan.domain)
         except BaseException:
             await self._leftovers.give_back(one)
             raise
-        return Waiting(one, template, plan)
+        return Waiting(one, template, plan, held)
 
     async def _load(self, template: Template, one: Unowned) -> LaunchPlan:
         """What a launch acquires, from the template's memory, and left paused."""
@@ -193,7 +225,7 @@ class WarmPool:
         user = await self._user.acquire(one.owner, one.ledger, modest=True)
         layer = self._paths.new_layer(one.owner, user)
         plan = planner.with_lease(on_template(plan, template, layer), lease)
-        plan = planner.with_user(walled(plan, self._settings), user)
+        plan = planner.with_user(bounded(walled(plan, self._settings)), user)
         plan = await self._wall.around(plan)
         await CheckpointPart(ports.memory_store).acquire(one.ledger, directory, 0)
         owner = mark(instance, one.owner)
@@ -207,6 +239,9 @@ class WarmPool:
         source = MachineSource(plan, owner, instead={FILES: write, MACHINE: load})
         await take(one.ledger, self._parts, source)
         return plan
+
+    async def _held_mib(self, domain: str) -> int:
+        return await self._ports.hypervisor.held_mib(domain) or _UNMEASURED_MIB
 
     async def discard(self, one: Waiting, *, keep_layer: bool = False) -> None:
         """End it and give everything back that nobody has taken over. `keep_layer`: its disk is
