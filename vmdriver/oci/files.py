@@ -185,10 +185,15 @@ def publish(part: Path, path: Path, mode: int = 0o400) -> None:
     let in when they come to stand on it.
     """
     part.chmod(mode)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(part)
     part.rename(path)
     sync_directory(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

