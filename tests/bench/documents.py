@@ -259,6 +259,35 @@ def _steps(v: Any) -> Iterator[str]:
     yield "```"
 
 
+def _control(v: Any) -> list[str]:
+    names = {
+        "create": "created, all run and are known",
+        "list": "lists of 200",
+        "get": "GetSandbox, 32 at a time",
+        "event": "events, all have read them",
+        "delete": "deleted, all know",
+    }
+    rows = [
+        [
+            watching,
+            name,
+            f"{found[f'{what}_per_s']:.0f}",
+            f"{found[f'{what}_cpu_ms']:.2f} ms",
+            f"{found[f'{what}_lag_p99_ms']:.1f} ms",
+            f"{found[f'{what}_lag_own_p99_ms']:.1f} ms",
+        ]
+        for watching, found in v["control"].items()
+        for what, name in names.items()
+    ]
+    head = ("watch", "200 sandboxes", "a second", "CPU of each", "loop late, p99")
+    kib = max(found["kib_per_sandbox"] for found in v["control"].values())
+    return [
+        *_table((*head, "while it had a CPU"), rows),
+        "",
+        f"A running sandbox takes {kib:.0f} KiB of the driver's memory.",
+    ]
+
+
 def _compose(v: Any) -> list[str]:
     def row(
         name: str, call: str, goal: str = "", through: str = "composed"
@@ -278,6 +307,8 @@ def _compose(v: Any) -> list[str]:
     bound = _goal("compose", "events to a watcher: of the base's")
     ten = "Validate, 10 extensions: added"
     p99 = "Get, p99 of 32 at a time: added"
+    passed = "the same, passed on and nothing else"
+    bare = [row(passed, "crowd_p99", "", "bare")] if "crowd_p99_bare_ms" in v else []
     return [
         *_table(
             ("", "directly", "through it", "", "goal"),
@@ -287,6 +318,7 @@ def _compose(v: Any) -> list[str]:
                 row("ValidateSandboxCreate", "validate"),
                 row("the same, 10 no-op extensions", "validate", ten, "10_extensions"),
                 row("GetSandbox, p99 of 32 at a time", "crowd_p99", p99),
+                *bare,
                 ["events a second to one watcher", *events, bound],
             ],
         ),
@@ -345,6 +377,7 @@ BLOCKS: dict[str, tuple[str | None, Callable[[Any], Iterable[str]]]] = {
     "forks": ("forks", _forks),
     "pss": ("restore", _density),
     "resume": ("resume", _resume),
+    "control": ("control", _control),
     "compose": ("compose", _compose),
     "images": ("images", _images),
 }

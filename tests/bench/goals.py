@@ -182,6 +182,20 @@ def _at_once() -> list[Goal]:
     ]
 
 
+def _control() -> list[Goal]:
+    return [
+        Goal(
+            "control",
+            f"loop late, p99: {what}, {watching} watch",
+            at("control", watching, f"{what}_lag_p99_ms"),
+            20,
+            "ms",
+        )
+        for watching in ("1", "10", "50")
+        for what in ("create", "list", "event", "delete")
+    ]
+
+
 def _composed() -> list[Goal]:
     def added(call: str, through: str = "composed") -> Any:
         return difference(at(f"{call}_{through}_ms"), at(f"{call}_direct_ms"))
@@ -227,6 +241,7 @@ GOALS = (
     *_at_once(),
     *_shapes(),
     *_resumes(),
+    *_control(),
     *_composed(),
     *_images(),
 )

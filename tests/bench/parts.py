@@ -32,6 +32,7 @@ PARTS = (
     Part("at_once", "eight forks, stops and resumes at once, against one", 2.5),
     Part("restore", "suspend, resume, snapshot, fork against libvirt and QEMU", 12),
     Part("resume", "StartSandbox to thawed, against virsh restore", 8),
+    Part("control", "200 sandboxes created, listed, watched, deleted", 2),
     Part("compose", "a composed driver against its base", 1.5),
     Part("images", "images against the same tools by hand", 8),
 )

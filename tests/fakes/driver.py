@@ -33,7 +33,7 @@ from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.users import UserPool
-from vmdriver.lifecycle.ports.host import Guard, no_crash_point
+from vmdriver.lifecycle.ports.host import Guard, JournalOpener, no_crash_point
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -43,6 +43,9 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import Failure, SandboxRecord
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.sandboxes.journal import FileJournal
+from vmdriver.storage.sandboxes.records import RecordStore
 from vmdriver.wiring import Core, Installed
 
 RETRY_S = 0.05
@@ -68,6 +71,14 @@ def spec(sandbox_id: str = "s1", **changes: Any) -> SandboxSpec:
     )
 
 
+def kept_on_disk(layout: Layout, files: Threads) -> dict[str, Any]:
+    """Options of a FakeDriver whose records and ledgers are real, and written and synced by those threads."""
+    return {
+        "adapters": {"records": RecordStore(layout, files)},
+        "journals": lambda name: FileJournal(layout.sandbox(name).ledger, files),
+    }
+
+
 class FakeDriver:
     """One driver process on a World. Make another on the same World to see what a restart does."""
 
@@ -85,8 +96,9 @@ class FakeDriver:
         templates_directory: str = "templates",
         warm_directory: str = "warm",
         uids: MachineUids = UIDS,
+        journals: JournalOpener | None = None,
     ) -> None:
-        """`adapters`: real ones in place of fakes, by the name of their port."""
+        """`adapters`: real ones in place of fakes, by the name of their port; `journals`: of ledgers, too."""
         self.world = world
         world.dead = False
         for domain in set(world.ended):
@@ -117,7 +129,7 @@ class FakeDriver:
         self.core = Core(
             ports=ports,
             settings=settings,
-            journals=lambda sandbox_id: FakeJournal(world, sandbox_id),
+            journals=journals or (lambda sandbox_id: FakeJournal(world, sandbox_id)),
             accelerator=FakeAccelerator(),
             wall_sources=(self.wall,),
             paths=paths or FakePaths(),

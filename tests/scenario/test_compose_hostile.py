@@ -15,7 +15,7 @@ from tests.fakes.composed import World, composed, config, holding, until
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.extension import Context
+from vmdriver.extension import Context, Hold
 
 
 class Watching(World):
@@ -201,3 +201,80 @@ async def test_a_base_whose_answers_cannot_be_read_ends_nothing(
         await asyncio.sleep(0.3)
         assert composition.registry.get("s1").record.up
         assert world.told == ["ready"]
+
+
+async def test_a_base_that_is_restarted_under_thirty_two_gets_answers_them_or_they_are_told(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    """A read may be asked again: who waited for the base that ended is answered by the next one."""
+    waiting, go_on = threading.Semaphore(0), threading.Event()
+
+    def held(method: str, _request: Any, _context: Any) -> None:
+        if method == "GetSandbox" and not go_on.is_set():
+            waiting.release()
+            go_on.wait(10)
+
+    async with composed(settings(base, tmp_path, base_wait_s=20.0)) as (stub, _):
+        await stub.CreateSandbox(create(sandbox()))
+        base.spoil = held
+        request = pb.GetSandboxRequest(sandbox_id="s1")
+        gets = [asyncio.ensure_future(_got(stub, request)) for _ in range(32)]
+        for _ in gets:
+            assert await asyncio.to_thread(waiting.acquire, timeout=10)
+        await asyncio.to_thread(base.stop)
+        go_on.set()
+        base.start()
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*gets)
+        assert answers == [base.sandboxes["s1"]] * 32
+        assert (await stub.GetSandbox(request)).sandbox == base.sandboxes["s1"]
+
+
+async def _got(stub: Any, request: Any) -> Any:
+    return (await stub.GetSandbox(request)).sandbox
+
+
+NEW_FIELD = b"\xfa\x3f\x03new"
+"""Field 1023, of a contract to come."""
+
+
+@pytest.mark.parametrize("trouble", [False, True], ids=["clean", "in trouble"])
+async def test_what_a_newer_base_says_besides_reaches_who_asks_and_who_watches(
+    trouble: bool, base: ProcessDriver, tmp_path: Path
+) -> None:
+    """Also where a condition of ours is added to it."""
+    world = Stubborn(tmp_path / "world") if trouble else Watching(tmp_path / "world")
+    async with composed(settings(base, tmp_path), [world]) as (stub, made):
+        await stub.CreateSandbox(create(sandbox()))
+        base.sandboxes["s1"].MergeFromString(NEW_FIELD)
+        if trouble:
+            base.condition("s1", "Ready", "False", "Broken")
+            await until(lambda: made.registry.get("s1").trouble)
+        events: list[Any] = []
+        reading = asyncio.create_task(_collect(stub, events))
+        await until(lambda: events)
+        base.condition("s1", "Ready", "True", "Running")
+        await until(lambda: len(events) > 1)
+        got = await stub.GetSandbox(pb.GetSandboxRequest(sandbox_id="s1"))
+        listed = await stub.ListSandboxes(pb.ListSandboxesRequest())
+        told = [e.sandbox.sandbox for e in events if e.HasField("sandbox")]
+        for seen in (got.sandbox, listed.sandboxes[0], told[-1]):
+            assert NEW_FIELD in seen.SerializeToString()
+            added = {c.type for c in seen.status.conditions} - {"Ready"}
+            assert added == ({"ExtensionsClean"} if trouble else set())
+        reading.cancel()
+        await asyncio.wait({reading})
+
+
+class Stubborn(Watching):
+    """What it holds until a stop cannot be given back."""
+
+    async def undo(self, context: Context, hold: Hold) -> None:
+        if hold.name == "run":
+            raise RuntimeError("it does not let go")
+        await super().undo(context, hold)
+
+
+async def _collect(stub: Any, found: list[Any]) -> None:
+    async for event in stub.WatchSandboxes(pb.WatchSandboxesRequest()):
+        found.append(event)

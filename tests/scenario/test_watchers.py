@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from tests.fakes.driver import FakeDriver, kept_on_disk, spec
+from tests.fakes.loop_turns import LoopTurns
 from tests.fakes.service import Served, sandbox, served
+from tests.fakes.settings import SETTINGS
+from tests.fakes.world import World
 from tests.scenario.stage import eventually
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
-from vmdriver.lifecycle.engine.broadcast import Happened
+from vmdriver.host.threads import Threads
+from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
+from vmdriver.model.condition import PlatformEvent
+from vmdriver.model.record import utc_now
 from vmdriver.service import codec
+from vmdriver.storage.layout import Layout
 
 END = "TheEnd"
 """Reason of the event that a reader stops at."""
@@ -70,6 +80,17 @@ def subscribers(s: Served) -> int:
     return len(s.driver.inside.subscriptions())
 
 
+async def nothing_left(s: Served) -> None:
+    """No watcher of this driver, and nothing that gRPC did for one."""
+
+    def left() -> list[str]:
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        return [name for name in names if "WatchSandboxes" in name]
+
+    await eventually(lambda: not subscribers(s), "a watcher is left over")
+    await eventually(lambda: not left(), "a watcher's call is left over")
+
+
 def notices() -> int:
     """Platform events that anything in this process still holds."""
     return sum(isinstance(found, Happened) for found in gc.get_objects())
@@ -97,6 +118,7 @@ async def test_fifty_watchers_see_every_event_in_order_and_a_late_one_the_same_e
         s.driver.tell(names[-1], END, "")
         seen, *others = await asyncio.gather(*readers)
         late_seen = await late
+        await nothing_left(s)
     assert all(other == seen for other in others)
     there = {found.id: found.SerializeToString() for found in listed.sandboxes}
     assert set(there) == set(names[4:])
@@ -160,6 +182,7 @@ async def test_what_everybody_is_told_is_encoded_once(
         found = await s.stub.GetSandbox(pb.GetSandboxRequest(sandbox_id="s1"))
         assert found.sandbox.status.conditions[0].reason == "Stopped"
         assert encoders["encode_answer"].times == 2
+        await nothing_left(s)
 
 
 async def test_a_watcher_that_never_reads_costs_its_queue_and_keeps_nobody_waiting(
@@ -196,7 +219,7 @@ async def test_a_watcher_that_never_reads_costs_its_queue_and_keeps_nobody_waiti
                 await asyncio.wait_for(deaf.read(), 10)
         assert caught.value.code() is grpc.StatusCode.ABORTED
         reader.cancel()
-        await eventually(lambda: subscribers(s) == 0, "a watcher is left over")
+        await nothing_left(s)
         gc.collect()
         assert notices() <= before + 1
 
@@ -211,7 +234,7 @@ async def test_five_hundred_watchers_are_served(tmp_path: Path) -> None:
         seen, *others = await asyncio.gather(*readers)
         assert [e.platform_event.event.message for e in seen[1:]] == list("01234")
         assert all(other == seen for other in others)
-        await eventually(lambda: subscribers(s) == 0, "a watcher is left over")
+        await nothing_left(s)
 
 
 async def test_watchers_that_go_in_the_middle_take_nothing_from_the_others(
@@ -232,4 +255,81 @@ async def test_watchers_that_go_in_the_middle_take_nothing_from_the_others(
         for seen in await asyncio.gather(*staying):
             told = [e.platform_event.event.message for e in seen[1:]]
             assert told == [str(number) for number in range(30)]
-        await eventually(lambda: subscribers(s) == 0, "a watcher is left over")
+        await nothing_left(s)
+
+
+async def test_everybody_sees_two_deletes_of_two_hundred_at_once_as_one_of_each(
+    tmp_path: Path,
+) -> None:
+    names = [f"s{number}" for number in range(200)]
+    settings = dataclasses.replace(SETTINGS, max_sandboxes=500)
+    async with served(tmp_path, settings=settings) as s:
+        await asyncio.gather(*(s.driver.manager.create(spec(n), None) for n in names))
+        await s.driver.settled(60)
+        readers = await watched(s, 3)
+        answers = await asyncio.gather(
+            *(
+                s.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=name))
+                for name in [*names, *names]
+            )
+        )
+        assert all(first.deleted for first in answers[: len(names)])
+        assert not s.driver.sandboxes()
+        end = PlatformEvent(END, "", utc_now())
+        s.driver.broadcaster.publish(Happened(names[0], end))
+        for seen in await asyncio.gather(*readers):
+            gone = [e.deleted.sandbox_id for e in seen if e.HasField("deleted")]
+            assert sorted(gone) == sorted(names)
+            assert not picture(seen)
+        await nothing_left(s)
+
+
+async def test_two_hundred_come_and_go_in_short_turns_of_the_loop(
+    tmp_path: Path,
+) -> None:
+    """Each turn's own CPU time, so that it says the same on a busy machine: whoever waits for a
+    turn waits for that.
+    """
+    settings = dataclasses.replace(SETTINGS, max_sandboxes=500)
+    layout, files = Layout(tmp_path / "state"), Threads("files", 8)
+    layout.make()
+    driver = FakeDriver(World(), settings=settings, **kept_on_disk(layout, files))
+    await driver.manager.recover()
+    names = [f"s{number}" for number in range(200)]
+    queues = [driver.broadcaster.subscribe() for _ in range(10)]
+    drains = [asyncio.create_task(drained(queue)) for queue in queues]
+    with LoopTurns() as turns:
+        await at_a_time(
+            32, [partial(driver.manager.create, spec(n), None) for n in names]
+        )
+        await driver.settled(60)
+        for _ in range(20):
+            assert len(driver.manager.statuses()) == len(names)
+            await asyncio.sleep(0)
+        await at_a_time(32, [partial(driver.manager.delete, n, "") for n in names])
+    assert not driver.sandboxes()
+    await driver.close()
+    files.close()
+    assert all(count >= 3 * len(names) for count in await asyncio.gather(*drains))
+    assert len(turns.ms) > 200, "too few for a share of them to mean something"
+    assert turns.percentile(0.99) <= 20, "the loop is kept too long"
+
+
+async def drained(queue: Subscription) -> int:
+    """Read to the end; how many there were."""
+    count = 0
+    while await queue.next() is not None:
+        count += 1
+    assert not queue.fell_behind
+    return count
+
+
+async def at_a_time(most: int, calls: list[Callable[[], Awaitable[Any]]]) -> None:
+    """Make them all, so many under way."""
+    left = iter(calls)
+
+    async def some() -> None:
+        for call in left:
+            await call()
+
+    await asyncio.gather(*(some() for _ in range(most)))

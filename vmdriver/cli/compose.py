@@ -13,7 +13,7 @@ from vmdriver.compose.app import Composition
 from vmdriver.compose.config import ComposeConfig, load, table
 from vmdriver.config import hidden
 from vmdriver.extensions.loader import load_extensions
-from vmdriver.host import log
+from vmdriver.host import garbage, log
 from vmdriver.lifecycle.extending.phases import Extension
 
 FLAGS = ("base", "bind_socket", "state_dir", "driver_name", "suffix", "log_level")
@@ -50,5 +50,6 @@ def compose(arguments: Namespace) -> int:
     settings = load(arguments.config, given)
     log.set_up(settings.log_level, settings.log_format)
     extensions = load_extensions(settings.extensions, Extension)  # type: ignore[type-abstract,unused-ignore]
+    garbage.leave_out_what_stays()
     asyncio.run(_run(settings, extensions))
     return 0

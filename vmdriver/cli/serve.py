@@ -9,7 +9,7 @@ import signal
 
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError
-from vmdriver.host import log
+from vmdriver.host import garbage, log
 from vmdriver.host.launcher_watch import LauncherWatch
 from vmdriver.serving import run_server
 
@@ -39,5 +39,6 @@ def serve(loaded: Loaded) -> int:
             resolution="start it as root",
         )
     log.set_up(loaded.config.driver.log_level, loaded.config.driver.log_format)
+    garbage.leave_out_what_stays()
     asyncio.run(_run(loaded))
     return 0

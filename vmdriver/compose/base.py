@@ -125,13 +125,13 @@ def _away(address: str) -> Unavailable:
 
 
 def _is_outage(error: Any) -> bool:
-    """The connection's end, not an answer: a driver's own UNAVAILABLE has trailing metadata
-    of its own only rarely, so its text decides too.
+    """The connection's end, or gRPC's in a driver that ends, not an answer: a driver's own
+    UNAVAILABLE has trailing metadata of its own only rarely, so its text decides too.
     """
     texts = ("failed to connect", "Socket closed", "Connection reset", "Stream removed")
     return error.code() is grpc.StatusCode.UNAVAILABLE and any(
         text in str(error.details())
-        for text in (*texts, "recvmsg", "sendmsg", "GOAWAY")
+        for text in (*texts, "recvmsg", "sendmsg", "GOAWAY", "Cancelling all calls")
     )
 
 

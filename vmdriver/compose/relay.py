@@ -92,12 +92,12 @@ class Relay:
             self._last[event.sandbox.sandbox.id] = raw
         elif kind == "deleted":
             self._last.pop(event.deleted.sandbox_id, None)
-        for queue in self._watchers:
-            if queue.full():
-                queue.get_nowait()
-                queue.put_nowait(None)
-            else:
+        for queue in list(self._watchers):
+            if queue.qsize() < _QUEUE:
                 queue.put_nowait(raw)
+            else:  # the first that does not fit is the last: no gap before the end
+                queue.put_nowait(None)
+                self._watchers.discard(queue)
 
     def known(self) -> set[str]:
         """Ids of what the base has told us of."""
@@ -107,7 +107,8 @@ class Relay:
         """First everything, then every event. None: this watcher fell behind, and must watch
         again.
         """
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE)
+        # With room for the end.
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE + 1)
         self._watchers.add(queue)
         try:
             for raw in list(self._last.values()):
@@ -123,6 +124,4 @@ class Relay:
     def close(self) -> None:
         """End every watch."""
         for queue in self._watchers:
-            if queue.full():
-                queue.get_nowait()
             queue.put_nowait(None)

@@ -32,7 +32,7 @@ class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
     def __init__(self, driver: ComposedDriver, base: Base, relay: Relay) -> None:
         self._base = base
         self._relay = relay
-        self._flows: Mapping[str, Flow] = {
+        flows: Mapping[str, Flow] = {
             "GetCapabilities": driver.capabilities,
             "ValidateSandboxCreate": driver.validate,
             "CreateSandbox": driver.create,
@@ -42,17 +42,23 @@ class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
             "StopSandbox": driver.stop,
             "DeleteSandbox": driver.delete,
         }
+        self._handlers: dict[str, Any] = {
+            SERVICE + name: grpc.unary_unary_rpc_method_handler(_unary(flow))
+            for name, flow in flows.items()
+        }
+        self._handlers[f"{SERVICE}WatchSandboxes"] = (
+            grpc.unary_stream_rpc_method_handler(self._watch)
+        )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of one call; None for other services."""
         method = str(handler_call_details.method)
         if not method.startswith(SERVICE):
             return None
-        name = method.removeprefix(SERVICE)
-        if name == "WatchSandboxes":
-            return grpc.unary_stream_rpc_method_handler(self._watch)
-        flow = self._flows.get(name) or self._forward(method)
-        return grpc.unary_unary_rpc_method_handler(_unary(flow))
+        known = self._handlers.get(method)
+        if known is not None:
+            return known
+        return grpc.unary_unary_rpc_method_handler(_unary(self._forward(method)))
 
     def _forward(self, method: str) -> Flow:
         async def forward(raw: bytes, asked: Asked) -> bytes:

@@ -122,6 +122,9 @@ def _streaming(
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - as above
+            if context.done():  # whoever watched has gone: there is nobody to tell
+                _log.info("%s: ended with nobody there: %s", method, error)
+                return
             await _abort(context, method, error)
 
     return call

@@ -17,6 +17,8 @@ from vmdriver.errors import StorageError
 from vmdriver.host.threads import Threads
 from vmdriver.storage import files
 
+_JSON = json.JSONEncoder(separators=(",", ":"))
+"""Made once: json.dumps would make one for each line."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _REPAIR = "repair the file or bring it back from a backup, then start the driver again"
 
@@ -70,9 +72,7 @@ def _translated() -> Iterator[None]:
 
 
 def _encode(lines: tuple[Mapping[str, Any], ...]) -> bytes:
-    return b"".join(
-        json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines
-    )
+    return b"".join(_JSON.encode(line).encode() + b"\n" for line in lines)
 
 
 class FileJournal:

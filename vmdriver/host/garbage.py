@@ -1,0 +1,14 @@
+"""What Python's collector of garbage need not look at."""
+
+from __future__ import annotations
+
+import gc
+
+
+def leave_out_what_stays() -> None:
+    """Have full collections, which stop the loop, pass over all that exists now. Called once by a
+    process that serves, when everything is imported and nothing is done yet: 70,000 modules,
+    functions and classes, 30 ms each time, which every call that is under way would wait for.
+    """
+    gc.collect()
+    gc.freeze()
