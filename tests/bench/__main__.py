@@ -78,7 +78,12 @@ def measure(
     if keep:
         history.keep(done)
         documents.write()
-    print(f"\nreport: {report.write()}")
+    try:
+        print(f"\nreport: {report.write()}")
+    except ModuleNotFoundError as missing:  # what was measured is noted all the same
+        print(
+            f"bench: no report: {missing}: scripts/prepare-host --test", file=sys.stderr
+        )
     failed = [each for each in done if each.failed]
     for each in failed:
         print(f"bench: {each.part}: {each.failed}", file=sys.stderr)

@@ -133,6 +133,20 @@ def test_every_part_is_a_module_with_what_it_takes_and_every_goal_is_of_one() ->
     assert len(names) == len(set(names))
 
 
+def test_every_module_that_measures_is_a_part() -> None:
+    """Else nobody would run it."""
+    folder = history.ROOT / "tests" / "bench"
+    measuring = {
+        path.stem
+        for path in folder.glob("*.py")
+        if "\ndef measure(" in path.read_text()
+    }
+    assert measuring - {"__main__"} == set(BY_NAME)
+    assert not list((history.ROOT / "scripts").glob("bench_*.py")), (
+        "see CONTRIBUTING.md"
+    )
+
+
 def test_a_goal_is_met_at_its_bound_and_missed_beyond_it() -> None:
     start, load = goals.judged("starts", STARTS)
     assert (start.met, load.met) == (True, False)
@@ -202,6 +216,11 @@ def test_the_page_has_the_last_run_of_each_part_beside_the_ones_before(
     )
     for fetched in ("<script", "src=", "@import", "<link", "url(http"):
         assert fetched not in text
+
+
+def test_without_any_run_the_page_is_there_and_says_nothing(tmp_path: Path) -> None:
+    written = report.write(tmp_path / "report.html", tmp_path / "history.jsonl")
+    assert "0 of 0 goals" in written.read_text()
 
 
 def test_earlier_values_of_a_figure_end_with_this_one() -> None:
