@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
 from vmdriver.errors import NotFound, TimedOut
@@ -32,7 +33,15 @@ class FakeGuest:
         await self.heard("thaw", domain, limit_s)
         self._world.frozen.discard(domain)
 
-    async def renew(self, domain: str, limit_s: float, *, files: bool) -> None:
+    async def renew(
+        self,
+        domain: str,
+        limit_s: float,
+        *,
+        files: bool,
+        begin: Callable[[], Awaitable[None]],
+    ) -> None:
+        await begin()
         await self.heard("renew", domain, limit_s)
         self._world.frozen.discard(domain)
 

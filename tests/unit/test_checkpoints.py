@@ -368,7 +368,7 @@ async def test_a_guest_that_hears_only_the_third_time_is_understood(
         )
 
     async with served(tmp_path / "s", answer):
-        assert await guest_channel.ask(str(tmp_path / "s"), "ping", {}, 5) == {
+        assert await guest_channel.ask(str(tmp_path / "s"), "ping", dict, 5) == {
             "a_ms": "1.5"
         }
     assert len(set(heard)) == 1, "the same request, the same number"
@@ -389,7 +389,7 @@ async def test_a_hostile_guest_gets_a_bounded_error(
     async with served(tmp_path / "s", answer):
         with pytest.raises((HypervisorError, TimedOut)) as caught:
             await guest_channel.ask(
-                str(tmp_path / "s"), "freeze", {"timeout_ms": "1"}, 1
+                str(tmp_path / "s"), "freeze", lambda: {"timeout_ms": "1"}, 1
             )
     assert "\x1b" not in str(caught.value)
 
@@ -397,6 +397,6 @@ async def test_a_hostile_guest_gets_a_bounded_error(
 async def test_a_silent_guest_is_given_up(tmp_path: Path) -> None:
     async with served(tmp_path / "s", lambda _line: b""):
         with pytest.raises(TimedOut, match="freeze"):
-            await guest_channel.ask(str(tmp_path / "s"), "freeze", {}, 0.2)
+            await guest_channel.ask(str(tmp_path / "s"), "freeze", dict, 0.2)
     with pytest.raises(HypervisorError):
-        await guest_channel.ask(str(tmp_path / "none"), "freeze", {}, 0.2)
+        await guest_channel.ask(str(tmp_path / "none"), "freeze", dict, 0.2)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 
 async def side_by_side(
@@ -48,6 +49,17 @@ async def together(*works: Awaitable[None]) -> None:
     _, errors = await side_by_side(dict(enumerate(works)))
     if errors:
         raise most_urgent(errors)
+
+
+async def beside(work: Awaitable[T], other: Awaitable[None]) -> T:
+    """What `work` gives, with another one done meanwhile. Errors as with `together`."""
+    found: list[T] = []
+
+    async def keep() -> None:
+        found.append(await work)
+
+    await together(keep(), other)
+    return found[0]
 
 
 def _error_of(task: asyncio.Future[None]) -> BaseException | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from secrets import token_hex
 
 from vmdriver.errors import HypervisorError
@@ -14,6 +15,10 @@ _log = logging.getLogger(__name__)
 _FREEZE_SLACK_S = 5.0
 """For the answer: the agent gives up freezing by itself after the limit, and then says so."""
 _SEED_BYTES = 64
+
+
+def _new_seed() -> dict[str, str]:
+    return {"seed": token_hex(_SEED_BYTES)}
 
 
 def _clock() -> dict[str, str]:
@@ -30,30 +35,48 @@ class GuestAgent:
 
     async def ping(self, domain: str, limit_s: float) -> None:
         """Whether the agent answers at all."""
-        await self._ask(domain, "ping", {}, limit_s)
+        await self._ask(domain, "ping", dict, limit_s)
 
     async def flush(self, domain: str, limit_s: float) -> None:
-        await self._ask(domain, "flush", {}, limit_s)
+        await self._ask(domain, "flush", dict, limit_s)
 
     async def freeze(self, domain: str, limit_s: float) -> str:
         fields = {"timeout_ms": str(int(limit_s * 1000))}
         wait_s = limit_s + _FREEZE_SLACK_S
-        return (await self._ask(domain, "freeze", fields, wait_s)).get("boot_id", "")
+        answer = await self._ask(domain, "freeze", lambda: fields, wait_s)
+        return answer.get("boot_id", "")
 
     async def thaw(self, domain: str, limit_s: float) -> None:
-        await self._ask(domain, "thaw", _clock(), limit_s)
+        await self._ask(domain, "thaw", _clock, limit_s)
 
-    async def renew(self, domain: str, limit_s: float, *, files: bool) -> None:
-        fields = {"seed": token_hex(_SEED_BYTES), **({"files": "1"} if files else {})}
-        answer = await self._ask(domain, "renew", {**fields, **_clock()}, limit_s)
+    async def renew(
+        self,
+        domain: str,
+        limit_s: float,
+        *,
+        files: bool,
+        begin: Callable[[], Awaitable[None]],
+    ) -> None:
+        fresh = {"files": "1"} if files else {}
+        answer = await self._ask(
+            domain,
+            "renew",
+            lambda: {**_new_seed(), **fresh, **_clock()},
+            limit_s,
+            begin,
+        )
         _log.info("%s: hygiene in the guest: %s", domain, answer)
 
     async def adopt(self, domain: str, limit_s: float) -> None:
-        fields = {**_clock(), "seed": token_hex(_SEED_BYTES)}
-        await self._ask(domain, "adopt", fields, limit_s)
+        await self._ask(domain, "adopt", lambda: {**_clock(), **_new_seed()}, limit_s)
 
     async def _ask(
-        self, domain: str, verb: str, fields: dict[str, str], limit_s: float
+        self,
+        domain: str,
+        verb: str,
+        fields: guest_channel.Fields,
+        limit_s: float,
+        begin: Callable[[], Awaitable[None]] | None = None,
     ) -> dict[str, str]:
         path = await self._connection.call(
             f"channel of {domain}",
@@ -63,10 +86,17 @@ class GuestAgent:
         if not path:
             raise HypervisorError(f"domain {domain} has no channel to its guest")
         begun = time.monotonic()
+
+        async def run() -> None:
+            nonlocal begun
+            if begin is not None:
+                await begin()
+            begun = time.monotonic()
+
         answer = await self._connection.lanes.attend(
             domain,
             f"ask {domain} to {verb}",
-            guest_channel.ask(path, verb, fields, limit_s),
+            guest_channel.ask(path, verb, fields, limit_s, run),
         )
         _log.debug("outside: guest %s took %.4f s", verb, time.monotonic() - begun)
         return answer

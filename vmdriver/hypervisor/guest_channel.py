@@ -10,7 +10,8 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from vmdriver.errors import HypervisorError, TimedOut
 
@@ -23,29 +24,46 @@ _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.5
 _numbers = (f"{os.getpid():x}.{time.time_ns():x}.{n:x}" for n in itertools.count(1))
 """Never the same number twice, whichever process asks."""
+Fields = Callable[[], Mapping[str, str]]
+"""What goes with a request, of the moment at which it is made."""
 _FIELD = re.compile(r"([a-z_]{1,32})=([A-Za-z0-9_.:-]{1,128})")
 
 
 async def ask(
-    path: str, verb: str, fields: Mapping[str, str], timeout_s: float
+    path: str,
+    verb: str,
+    fields: Fields,
+    timeout_s: float,
+    begin: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[str, str]:
-    """Send one request over the channel's socket; the fields of the answer.
+    """Send one request over the channel's socket; the fields of the answer. With `begin`, the
+    machine runs when that has returned: the channel is open before, the request is made then.
 
     TimedOut when the guest does not answer, HypervisorError with the guest's own (cleaned)
-    words when it says no.
+    words when it says no; what `begin` raises.
     """
-    number = next(_numbers)
-    words = [number, verb, *(f"{key}={value}" for key, value in fields.items())]
-    try:
+    with _said(verb, timeout_s):
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_unix_connection(
                 path, limit=_LONGEST_LINE
             )
-            try:
-                request = _RESET + " ".join(words).encode() + b"\n"
+    try:
+        if begin is not None:
+            await begin()
+        number, given = next(_numbers), fields()
+        words = [number, verb, *(f"{key}={value}" for key, value in given.items())]
+        request = _RESET + " ".join(words).encode() + b"\n"
+        with _said(verb, timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return _parse(verb, await _exchange(reader, writer, request, number))
-            finally:
-                writer.close()
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _said(verb: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
     except TimeoutError as error:
         raise TimedOut(
             f"the guest did not answer {verb!r} within {timeout_s:g} s"

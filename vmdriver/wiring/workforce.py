@@ -27,6 +27,7 @@ from vmdriver.lifecycle.launch.stop import Stop
 from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.memory.capture import Capture
 from vmdriver.lifecycle.memory.layers import LayerUpkeep
+from vmdriver.lifecycle.memory.loadable import Loading
 from vmdriver.lifecycle.memory.resume import Resume
 from vmdriver.lifecycle.memory.snapshot import Snapshots
 from vmdriver.lifecycle.memory.suspend import Suspend
@@ -199,6 +200,9 @@ class Workforce:
             paths=self._paths,
             settings=self._settings,
             launcher=self._launcher,
+            loading=Loading(
+                ports=self._ports, settings=self._settings, launcher=self._launcher
+            ),
             extensions=self._extensions,
             giving_back=self._giving_back,
             restored=self._told.restored,

@@ -7,16 +7,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from vmdriver.errors import (
     DriverError,
-    Exhausted,
-    NotFound,
     NotRestorable,
     Refused,
 )
 from vmdriver.host import facts
+from vmdriver.host.side_by_side import beside, together
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.observer import Seen
@@ -29,10 +29,7 @@ from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher, LaunchFailed
 from vmdriver.lifecycle.launch.resources import Effects, MachineSource, is_there
 from vmdriver.lifecycle.launch.secrets import secrets_digest
-from vmdriver.lifecycle.launch.throttles import throttled
-from vmdriver.lifecycle.launch.translation import bounded
-from vmdriver.lifecycle.launch.walled import walled
-from vmdriver.lifecycle.memory import restore_check
+from vmdriver.lifecycle.memory.loadable import Loadable, Loading
 from vmdriver.lifecycle.memory.memory_check import MemoryCheck
 from vmdriver.lifecycle.memory.resources import MappedMemory
 from vmdriver.lifecycle.memory.restore_tries import RestoreTries, Verdict, final
@@ -40,7 +37,7 @@ from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
-from vmdriver.model.checkpoint import MemoryManifest, MemoryRef
+from vmdriver.model.checkpoint import MemoryRef
 from vmdriver.model.condition import Progress
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import DomainState, Intent, Phase
@@ -53,10 +50,6 @@ _log = logging.getLogger(__name__)
 _THERE = {DomainState.RUNNING, DomainState.PAUSED, DomainState.STALLED}
 _NO_REFUSAL = {"ExtensionTimedOut", "ExtensionFailed"}
 """What is said of an extension that has not said no."""
-_ANOTHER_PROCESSOR = (
-    "resume it on the processor, microcode and KVM settings that it was begun on; "
-    "with resume --cold it boots from its disk"
-)
 _KINDS = {
     "suspended": RestoreKind.RESUMED,
     "snapshot": RestoreKind.SNAPSHOT,
@@ -75,6 +68,7 @@ class Resume:
     paths: Paths
     settings: Settings
     launcher: Launcher
+    loading: Loading
     extensions: ExtensionRunner
     giving_back: GivingBack
     restored: Callable[[Sandbox, RestoreKind], Awaitable[None]]
@@ -95,14 +89,15 @@ class Resume:
             return
         if sandbox.record.phase is not Phase.RESUMING:
             self._tries(sandbox).begin()
-            await sandbox.update(phase=Phase.RESUMING, failure=None)
         ref, watch = sandbox.record.memory, sandbox.begin_start()
         try:
             if ref is None:
+                await self._note_begin(sandbox)
                 raise NotRestorable("there is no checkpoint", reason="MemoryMissing")
             if not ref.consumed:
                 await self._load(sandbox, ref, watch)
             else:
+                await self._note_begin(sandbox)
                 await self._check_loaded(sandbox)
             await self._let_go(sandbox, watch)
         except LaunchFailed as failed:
@@ -144,36 +139,52 @@ class Resume:
 
     async def _load(self, sandbox: Sandbox, ref: MemoryRef, watch: Stopwatch) -> None:
         """Have the machine paused, of a checkpoint that is whole, and mark that as used."""
-        record, store = sandbox.record, self.ports.memory_store
+        store, kind = self.ports.memory_store, _KINDS[ref.kind]
         await self.giving_back.run(sandbox, Reason.STOPPED)  # of a try that was cut off
+        note = self._note_begin(sandbox, extensions=new_run(sandbox.record, kind))
         with watch.step("check"):
-            manifest, plan = await self._checked(sandbox, ref)
-            secrets = await self.launcher.secrets(record)
-            saved = await store.saved(ref.directory, manifest.parts)
+            # Nothing of it waits for the note, which is there before anybody is asked.
+            found = await beside(self.loading.look(sandbox.record, ref), note)
         # An earlier driver that was killed may have left it to its machine's user.
         await store.take_back(ref.directory)
-        check = MemoryCheck(store, ref.directory, manifest.parts)
+        check = MemoryCheck(store, ref.directory, found.manifest.parts)
         async with check.under_way(watch.step):
-            kind = _KINDS[ref.kind]
-            await sandbox.update(extensions=new_run(record, kind))
             with watch.step("hooks"):
                 await self._ask_extensions(sandbox, kind)
-            user = await self.launcher.user.acquire(record.id, sandbox.ledger)
-            plan = planner.with_user(plan, user)
-            load = partial(self._loaded, sandbox, plan, saved, check)
-            source = self._from_memory(sandbox, plan, secrets, load)
-            await sandbox.update(
-                plan=plan, launches=record.launches + 1, host_boot_id=facts.boot_id()
-            )
-            await store.lend(ref.directory, user)
-            try:
-                take = self.launcher.take(record, sandbox.ledger, source, watch.step)
-                await check.beside(take)
-            finally:
-                await store.take_back(ref.directory)
+            await self._made(sandbox, ref, found, check)
         with watch.step("mark as used"):
             used = ref.model_copy(update={"consumed": True})
-            await sandbox.update(memory=used, secrets_digest=manifest.secrets_digest)
+            digest = found.manifest.secrets_digest
+            await sandbox.update(memory=used, secrets_digest=digest)
+
+    async def _note_begin(self, sandbox: Sandbox, **more: Any) -> None:
+        if sandbox.record.phase is not Phase.RESUMING:
+            more |= {"phase": Phase.RESUMING, "failure": None}
+        await sandbox.update(**more)
+
+    async def _made(
+        self, sandbox: Sandbox, ref: MemoryRef, found: Loadable, check: MemoryCheck
+    ) -> None:
+        """Everything that the machine holds is there, and itself, paused."""
+        record, store = sandbox.record, self.ports.memory_store
+        with sandbox.stopwatch.step("user"):
+            user = await self.launcher.user.acquire(record.id, sandbox.ledger)
+        plan = planner.with_user(found.plan, user)
+        load = partial(self._loaded, sandbox, plan, found.saved, check)
+        source = self._from_memory(sandbox, plan, found.secrets, load)
+        changes = {"plan": plan, "launches": record.launches + 1}
+        try:
+            with sandbox.stopwatch.step("plan"):
+                await together(
+                    sandbox.update(**changes, host_boot_id=facts.boot_id()),
+                    store.lend(ref.directory, user),
+                )
+            timed = sandbox.stopwatch.step
+            await check.beside(
+                self.launcher.take(record, sandbox.ledger, source, timed)
+            )
+        finally:
+            await store.take_back(ref.directory)
 
     async def _ask_extensions(self, sandbox: Sandbox, kind: RestoreKind) -> None:
         try:
@@ -219,48 +230,6 @@ class Resume:
             raise self._tries(sandbox).not_loaded(error) from error
         await check.passed()
 
-    async def _checked(
-        self, sandbox: Sandbox, ref: MemoryRef
-    ) -> tuple[MemoryManifest, LaunchPlan]:
-        ports, old = self.ports, sandbox.record.plan
-        if old is None:
-            raise NotRestorable("the sandbox has no plan", reason="ImageMismatch")
-        try:
-            manifest, digest = await ports.memory_store.read(ref.directory)
-            files = await ports.memory_store.identify(
-                tuple(identity.path for identity in manifest.files)
-            )
-        except (NotFound, Refused) as error:
-            raise final(error) from error
-        plan = planner.on_layers(
-            manifest.plan, sandbox.record.layers, sandbox.record.base
-        )
-        plan = throttled(plan, sandbox.record.spec, self.settings)
-        plan = bounded(walled(plan, self.settings))
-        now = restore_check.HostNow(
-            versions=await ports.hypervisor.versions(plan.accelerator),
-            processor=await ports.hypervisor.processor(plan.accelerator),
-            files=files,
-            time_s=time.time(),
-            available_memory_bytes=facts.available_memory_bytes(),
-        )
-        found = restore_check.differences(manifest, digest, ref, old, now)
-        other = restore_check.processor_differences(manifest, now.processor)
-        if found or other:
-            raise NotRestorable(
-                "; ".join((*found, *other)),
-                reason="ImageMismatch" if found else "ProcessorMismatch",
-                resolution=_ANOTHER_PROCESSOR if other else "",
-            )
-        short = restore_check.shortage(manifest, now)
-        if short:
-            raise Exhausted(
-                short,
-                reason="MemoryShort",
-                resolution="stop or suspend other sandboxes",
-            )
-        return manifest, await self.launcher.wall.around(plan)
-
     async def _check_loaded(self, sandbox: Sandbox) -> None:
         """A process before this one got past the point of no return."""
         plan = sandbox.record.plan
@@ -278,12 +247,15 @@ class Resume:
         ports, plan = self.ports, sandbox.record.plan
         assert plan is not None  # noqa: S101 - it was loaded from one
         fresh = secrets_digest(await self.launcher.secrets(sandbox.record))
-        with watch.step("go on"):
-            await ports.memory.go_on(plan.domain)
-        changed = fresh != sandbox.record.secrets_digest
-        with watch.step("hygiene"):
-            limit_s = self.settings.restore_timeout_s
-            await ports.guest.renew(plan.domain, limit_s, files=changed)
+
+        async def go_on() -> None:
+            with watch.step("go on"):
+                await ports.memory.go_on(plan.domain)
+
+        files = fresh != sandbox.record.secrets_digest
+        limit_s = self.settings.restore_timeout_s
+        await ports.guest.renew(plan.domain, limit_s, files=files, begin=go_on)
+        watch.since("go on", "hygiene")
         await sandbox.update(secrets_digest=fresh)
 
     async def _resumed(

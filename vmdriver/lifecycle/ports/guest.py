@@ -8,6 +8,7 @@ where there is no such machine. A call that was cut off may still be carried out
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 
@@ -26,9 +27,17 @@ class Guest(Protocol):
     async def thaw(self, domain: str, limit_s: float) -> None:
         """Set the wall clock and let a frozen workload run. Fine with what runs."""
 
-    async def renew(self, domain: str, limit_s: float, *, files: bool) -> None:
+    async def renew(
+        self,
+        domain: str,
+        limit_s: float,
+        *,
+        files: bool,
+        begin: Callable[[], Awaitable[None]],
+    ) -> None:
         """Make new, in a machine that comes back from its memory, what must not be as it was (its
-        random numbers, its clock; with `files` its secrets), then thaw.
+        random numbers, its clock; with `files` its secrets), then thaw. `begin` has the machine
+        run: it is called when all is ready for the question.
         """
 
     async def adopt(self, domain: str, limit_s: float) -> None:
