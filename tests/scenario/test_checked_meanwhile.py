@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.limits import limit
 from tests.fakes.world import World
 from tests.scenario.stage import eventually, running, ticked
-from vmdriver.errors import StorageError
+from vmdriver.errors import DriverError, StorageError
 from vmdriver.lifecycle.engine.ledger import MACHINE, replay
 from vmdriver.model.phase import DomainState, Phase
 
@@ -156,6 +157,61 @@ async def test_no_ending_waits_for_a_disk_that_hangs(
         await driver.settled()
         assert driver.memory.tick(domain) == 2
         assert world.starts[domain] == 1
+    await driver.close()
+
+
+async def test_a_machine_that_ends_meanwhile_costs_no_memory() -> None:
+    """It has not run: another one is made of it."""
+    world, domain = await suspended()
+    driver = FakeDriver(world)
+    go = hold_digests(driver)
+    await driver.manager.recover()
+    await driver.manager.start("s1", "")
+    await loaded(driver, domain)
+    world.qemu_ends(domain)
+    assert world.notice(domain)
+    go.set()
+    await driver.settled()
+    assert driver.memory.tick(domain) == 2
+    assert world.lived == [(domain, 1), (domain, 2)]
+    assert world.starts[domain] == 1, "it was not booted"
+    assert world.calls.count(f"load {domain}") == 2
+    await driver.close()
+
+
+async def test_two_starts_at_once_load_one_machine() -> None:
+    world, domain = await suspended()
+    driver = FakeDriver(world)
+    go = hold_digests(driver)
+    await driver.manager.recover()
+    await asyncio.gather(*(driver.manager.start("s1", "") for _ in range(3)))
+    await loaded(driver, domain)
+    await driver.manager.start("s1", "")
+    go.set()
+    await driver.settled()
+    assert driver.memory.tick(domain) == 2
+    assert world.calls.count(f"load {domain}") == 1
+    await driver.close()
+
+
+async def test_a_start_takes_a_stop_back_that_came_meanwhile() -> None:
+    """What the stop has cut off is begun again."""
+    world, domain = await suspended()
+    driver = FakeDriver(world)
+    go = hold_digests(driver)
+    await driver.manager.recover()
+    await driver.manager.start("s1", "")
+    await loaded(driver, domain)
+    stopped = asyncio.create_task(driver.manager.stop("s1", ""))
+    await asyncio.sleep(0)
+    await driver.manager.start("s1", "")
+    with contextlib.suppress(DriverError):  # it was started again meanwhile
+        await stopped
+    go.set()
+    await driver.settled()
+    assert driver.phase() is Phase.RUNNING
+    assert driver.memory.tick(domain) == 2
+    assert world.starts[domain] == 1
     await driver.close()
 
 

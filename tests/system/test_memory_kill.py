@@ -259,6 +259,41 @@ def test_a_machine_that_dies_while_it_returns_is_booted_cold_once(
     assert driver.gateway.shell(sandbox, "cat /sandbox/note") == "disk\n"
 
 
+def test_a_machine_that_dies_before_it_went_on_costs_no_memory(
+    driver: Driver,
+) -> None:
+    """While it is loaded, and while it waits for its memory to be compared."""
+    sandbox = marked(driver)
+    domain = driver.plan(sandbox)["domain"]
+    record = driver.directory(sandbox) / "record.json"
+    pid = driver.host.state / "libvirt" / "run" / "qemu" / f"{domain}.pid"
+    for after_s in (0.0, 0.04, 0.08, 0.12):
+        driver.stop(sandbox)
+        driver.start_sandbox(sandbox)
+        until(pid.exists, pause_s=0.001)
+        time.sleep(after_s)
+        number = int(pid.read_text())
+        if '"consumed":true' in record.read_text():
+            continue
+        os.kill(number, signal.SIGKILL)
+        if '"consumed":true' in record.read_text():
+            break  # in that very moment: the memory counts as used
+        check_whole(driver, sandbox)
+
+
+def test_a_stop_in_the_middle_of_a_resume_costs_no_memory(driver: Driver) -> None:
+    sandbox = marked(driver)
+    for after_s in (0.02, 0.08, 0.15, 0.25, 0.4):
+        driver.stop(sandbox)
+        driver.start_sandbox(sandbox)
+        time.sleep(after_s)
+        begun = time.monotonic()
+        driver.stop(sandbox)
+        assert time.monotonic() - begun < 10
+        driver.start_sandbox(sandbox)
+        check_whole(driver, sandbox)
+
+
 def test_two_resumes_and_a_start_at_once_are_one(driver: Driver) -> None:
     sandbox = marked(driver)
     domain = driver.plan(sandbox)["domain"]

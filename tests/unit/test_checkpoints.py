@@ -394,6 +394,33 @@ async def test_a_hostile_guest_gets_a_bounded_error(
     assert "\x1b" not in str(caught.value)
 
 
+async def test_a_question_is_made_when_the_machine_runs_on_a_channel_open_before(
+    tmp_path: Path,
+) -> None:
+    steps: list[str] = []
+
+    def answer(line: bytes) -> bytes:
+        steps.append("asked")
+        return number_of(line) + b" ok\n"
+
+    def fields() -> dict[str, str]:
+        steps.append("made")
+        return {"clock_ns": "1"}
+
+    async def begin() -> None:
+        await asyncio.sleep(0.05)
+        assert steps == [], "nothing was sent to a machine that does not run"
+        (tmp_path / "s").unlink()  # whoever connects now is too late
+        steps.append("runs")
+
+    async with served(tmp_path / "s", answer):
+        await guest_channel.ask(str(tmp_path / "s"), "renew", fields, 5, begin)
+    assert steps[:3] == ["runs", "made", "asked"]
+    with pytest.raises(HypervisorError):
+        await guest_channel.ask(str(tmp_path / "s"), "renew", fields, 5, begin)
+    assert steps.count("runs") == 1, "without a channel nothing is begun"
+
+
 async def test_a_silent_guest_is_given_up(tmp_path: Path) -> None:
     async with served(tmp_path / "s", lambda _line: b""):
         with pytest.raises(TimedOut, match="freeze"):

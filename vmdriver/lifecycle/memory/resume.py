@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,11 +13,13 @@ from weakref import WeakKeyDictionary
 
 from vmdriver.errors import (
     DriverError,
+    HypervisorError,
     NotRestorable,
     Refused,
 )
 from vmdriver.host import facts
 from vmdriver.host.side_by_side import beside, together
+from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.observer import Seen
@@ -170,21 +173,28 @@ class Resume:
         with sandbox.stopwatch.step("user"):
             user = await self.launcher.user.acquire(record.id, sandbox.ledger)
         plan = planner.with_user(found.plan, user)
-        load = partial(self._loaded, sandbox, plan, found.saved, check)
-        source = self._from_memory(sandbox, plan, found.secrets, load)
         changes = {"plan": plan, "launches": record.launches + 1}
+        # What is had beside it is in the ledger, which says all that its undo needs; the machine
+        # is not begun before it is there.
+        noted = asyncio.ensure_future(
+            together(
+                sandbox.update(**changes, host_boot_id=facts.boot_id()),
+                store.lend(ref.directory, user),
+            )
+        )
+        noted.add_done_callback(_heard)
+        load = partial(self._loaded, sandbox, plan, found.saved, check, noted)
+        source = self._from_memory(sandbox, plan, found.secrets, load)
+        timed = sandbox.stopwatch.step
         try:
-            with sandbox.stopwatch.step("plan"):
-                await together(
-                    sandbox.update(**changes, host_boot_id=facts.boot_id()),
-                    store.lend(ref.directory, user),
-                )
-            timed = sandbox.stopwatch.step
             await check.beside(
                 self.launcher.take(record, sandbox.ledger, source, timed)
             )
         finally:
-            await store.take_back(ref.directory)
+            try:
+                await finished(asyncio.wait({noted}))
+            finally:
+                await store.take_back(ref.directory)
 
     async def _ask_extensions(self, sandbox: Sandbox, kind: RestoreKind) -> None:
         try:
@@ -216,10 +226,13 @@ class Resume:
         plan: LaunchPlan,
         saved: SavedMachine,
         check: MemoryCheck,
+        noted: asyncio.Future[None],
     ) -> None:
         """The machine is there, paused, and what it is made of is whole: one of damaged memory is
-        never held as done, and ended as all that is not.
+        never held as done, and ended as all that is not. `noted`: its plan is in the record.
         """
+        await asyncio.wait({noted})
+        noted.result()
         owner = mark(self.settings.instance, sandbox.record.id)
         scratch = self.paths.of(sandbox.record.id).scratch
         try:
@@ -229,6 +242,9 @@ class Resume:
             await check.explain(error)
             raise self._tries(sandbox).not_loaded(error) from error
         await check.passed()
+        # Its memory is not used for a machine that has ended while that was compared.
+        if await self.ports.hypervisor.observe(plan.domain) not in _THERE:
+            raise HypervisorError("the machine ended before it went on")
 
     async def _check_loaded(self, sandbox: Sandbox) -> None:
         """A process before this one got past the point of no return."""
@@ -310,3 +326,9 @@ class Resume:
 def _is_kept_anyway(record: SandboxRecord) -> bool:
     unused = record.memory is not None and not record.memory.consumed
     return unused and record.intent is Intent.SUSPENDED
+
+
+def _heard(work: asyncio.Future[None]) -> None:
+    """Whoever waits for it is told, if there is anybody."""
+    if not work.cancelled():
+        work.exception()
