@@ -111,6 +111,22 @@ async def test_a_fork_has_its_own_requests_limits_also_where_it_waited(
     await driver.close()
 
 
+async def test_one_that_waited_with_just_these_limits_is_not_given_them_once_more() -> (
+    None
+):
+    driver = await with_template(warm_pool=1)
+    await waiting(driver, 1)
+    before = len(driver.world.calls)
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    plan = driver.plan("second")
+    given = {f"limit {plan.domain}", f"limit rate {plan.network.lease.tap}"}
+    assert plan.template is not None
+    assert given.isdisjoint(driver.world.calls[before:])
+    assert limits(driver, "second") == NONE
+    await driver.close()
+
+
 async def test_a_template_is_the_same_whatever_its_first_sandbox_asked_for() -> None:
     driver = await with_template(**MOST)
     (template,) = driver.manager.templates.listed()

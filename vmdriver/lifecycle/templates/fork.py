@@ -131,18 +131,19 @@ class Forks:
             instead: Effects = {
                 OVERLAY: is_there,
                 FILES: partial(take_over, environment, secrets),
-                TAP: partial(self._take_tap, plan, boot.mark),
-                MACHINE: partial(self._start_claimed, sandbox, plan),
+                TAP: partial(self._take_tap, plan, boot.mark, waiting.plan),
+                MACHINE: partial(self._start_claimed, sandbox, plan, waiting.plan),
             }
             return replace(boot, instead=instead)
 
         return Beginning(plan, source, RestoreKind.TEMPLATE)
 
-    async def _take_tap(self, plan: LaunchPlan, owner: str) -> None:
+    async def _take_tap(self, plan: LaunchPlan, owner: str, waited: LaunchPlan) -> None:
         # What it was is not to be had again; with its rules the guard keeps what it is then.
         await self.guard.leave(plan.network.lease.tap)
         await self.network.reassign_tap(plan.network.lease.tap, owner)
-        await self.network.limit_rate(plan.network)
+        if plan.network.mbit_s != waited.network.mbit_s:
+            await self.network.limit_rate(plan.network)
 
     async def _take_leases(
         self, sandbox: Sandbox, plan: LaunchPlan, waiting: Waiting
@@ -179,11 +180,14 @@ class Forks:
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)
 
-    async def _start_claimed(self, sandbox: Sandbox, plan: LaunchPlan) -> None:
+    async def _start_claimed(
+        self, sandbox: Sandbox, plan: LaunchPlan, waited: LaunchPlan
+    ) -> None:
         owner = mark(self.instance, plan.sandbox_id)
         try:
             await self.hypervisor.reassign(plan.domain, owner)
-            await self.hypervisor.limit(plan)
+            if _limits(plan) != _limits(waited):
+                await self.hypervisor.limit(plan)
             await self._adopt_guest(sandbox, plan)
         except DriverError as error:
             await self._boot_instead(sandbox, plan, error)
@@ -202,3 +206,9 @@ class Forks:
         sandbox.tell("TemplateFailed", f"{text}: {error.text()}", warn=True)
         await self.hypervisor.destroy(plan.domain)
         await self.hypervisor.start(plan, mark(self.instance, plan.sandbox_id))
+
+
+def _limits(plan: LaunchPlan) -> tuple[int | None, ...]:
+    """What a machine that waits is limited to; all else of its size is its template's."""
+    own = (plan.vcpus, plan.memory_mib, plan.cpu_quota_millis)
+    return (*own, plan.disk_iops, plan.disk_mib_s)
