@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from vmdriver.errors import HostError, NotFound
 from vmdriver.host.confined.user_namespace import UserNamespace
+from vmdriver.host.shared import Shared
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import (
     BaseDisk,
@@ -60,8 +60,10 @@ class ImageService:
         self._trees: SingleFlight[TreeEntry] = SingleFlight()
         self._kept: dict[str, str] = {}
         """Owner -> path of the disk that was prepared for it."""
-        self._taking = asyncio.Lock()
-        """Held while a disk is looked up and kept, or found unneeded and removed."""
+        self._taking = Shared()
+        """Who looks a disk up and keeps it is among others; alone, who removes one that he finds
+        unneeded.
+        """
 
     async def open(self) -> None:
         """Make the directories and remove what was under way when the last process ended."""
@@ -81,12 +83,12 @@ class ImageService:
         self, reference: str, owner: str, progress: ProgressSink
     ) -> BaseDisk:
         """Requests for one image share the work."""
-        async with self._taking:
+        async with self._taking.among():
             entry = await self._keep(await self._known(reference), owner)
         if entry is None:
             progress(ImageProgress("ResolvingImage", f"resolving {reference}"))
             found = await self._resolve(reference)
-            async with self._taking:
+            async with self._taking.among():
                 entry = await self._threads.run(self._cache.find, found.manifest.digest)
                 await self._keep(entry, owner)
         if entry is not None:
@@ -114,7 +116,7 @@ class ImageService:
 
     async def _keep_tree(self, owner: str, names: Iterable[str]) -> TreeEntry | None:
         """The tree that has one of these names, kept for the owner from now on."""
-        async with self._taking:
+        async with self._taking.among():
             for home, entry in await self._threads.run(self._cache.tree_entries):
                 if set(names) & set(entry.references):
                     self._kept[owner] = str(home)
@@ -190,7 +192,7 @@ class ImageService:
         free = await self._threads.run(self._cache.free_bytes)
         chosen = to_remove(cached, limits, time.time(), free)
         for item in [] if dry_run else chosen:
-            async with self._taking:
+            async with self._taking.alone():
                 # Once more: it may have been asked for since.
                 young = time.time() - self._cache.used(Path(item.path)) < _YOUNG_S
                 if item.path in self._wanted() or young:

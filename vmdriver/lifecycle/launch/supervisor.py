@@ -46,6 +46,8 @@ class Supervisor:
                 resolution="set supervisor_path to the openshell-sandbox program, or "
                 "supervisor_image to an image that has it",
             )
+        if (tree := self._tree) is not None:
+            return str(await self._disks.disk(program_in(tree), tree))
         async with self._lock:
             tree = self._tree or await self._unpacked()
             disk = await self._disks.disk(program_in(tree), tree)

@@ -15,6 +15,7 @@ from vmdriver.errors import Refused, StorageError
 from vmdriver.host import process
 from vmdriver.host.confined.box import Box, Limits
 from vmdriver.host.confined.user_namespace import UserNamespace, give
+from vmdriver.host.shared import Shared
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.storage import files
@@ -46,9 +47,9 @@ class SupervisorDisks:
         """Held while a disk is made: who wants the same one waits for it. One lock for all
         contents, since a driver has one supervisor, or two around an upgrade.
         """
-        self._taking = asyncio.Lock()
-        """Held while a disk is found to be there and marked as used, or found unused and
-        removed.
+        self._taking = Shared()
+        """Who finds a disk to be there and marks it as used is among others; alone, who removes one
+        that he finds unused.
         """
 
     async def disk(self, program: Path, root: Path = Path("/")) -> Path:
@@ -90,7 +91,7 @@ class SupervisorDisks:
 
         gone = []
         for path in await self._threads.run(disks):
-            async with self._taking:
+            async with self._taking.alone():
                 if await self._threads.run(unlink_unused, path):
                     gone.append(str(path))
         return gone
@@ -106,7 +107,7 @@ class SupervisorDisks:
             self._handed_out[disk] = time.monotonic()
             return True
 
-        async with self._taking:
+        async with self._taking.among():
             return await self._threads.run(take)
 
     async def _found_or_made(self, program: Path, root: Path) -> Path:
