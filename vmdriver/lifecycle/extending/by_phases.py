@@ -30,17 +30,17 @@ class ByPhases:
         self.defined = tuple(p.value for p in CallPoint if p in phases_of(extension))
         observes = type(extension).observe is not Extension.observe
         self.observer = extension if observes else None
-
-    def part(self, moment: str) -> Part | None:
-        """Its phase, or what stands for one on the VM driver."""
-        parts: dict[str, Part] = {
+        self._parts: dict[str, Part] = {
             "note_create": self._note_create,
             "configure_launch": self._shape,
             "before_launch": self._begin_run,
             "before_restore": self._restore,
             **{name: partial(self._call, CallPoint(name)) for name in self.defined},
         }
-        return parts.get(moment)
+
+    def part(self, moment: str) -> Part | None:
+        """Its phase, or what stands for one on the VM driver."""
+        return self._parts.get(moment)
 
     async def _call(
         self, point: CallPoint, site: Site, draft: Draft | None = None

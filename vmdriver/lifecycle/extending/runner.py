@@ -81,6 +81,7 @@ class Runner(Generic[R]):
         self.keys = frozenset(key_of(p.extension) for p in participants)
         """What labels call them."""
         self.may_configure, self.supported = may_configure, supported
+        self._lacking = frozenset(CallPoint) - supported
         self.names, self._tell, self._of_base = names, tell, of_base
         self._subject_of, self._known, self._directory = subject_of, known, directory
         self._configs = {p.name: _configuration(p, configs) for p in participants}
@@ -230,8 +231,7 @@ class Runner(Generic[R]):
         self, participant: Participant, moment: str, subject: Subject, *arguments: Any
     ) -> None:
         part = participant.part(moment)
-        lacking = moment in frozenset(CallPoint) - self.supported
-        if part is not None and not lacking:
+        if part is not None and moment not in self._lacking:
             await part(self._site(participant, subject), *arguments)
 
     def _site(self, participant: Participant, subject: Subject) -> Site:
