@@ -238,9 +238,10 @@ def measure(rounds: int, chosen: argparse.Namespace) -> dict[str, Any]:
                 elif piece == "new":
                     note(piece, new_image(base, address, rounds))
                 else:
-                    large, before = f"{address}/large:1", rss_mib()
+                    large = f"{address}/large:1"
                     large_image(base / "large")
                     push(base / "large", "large", large)
+                    before = rss_mib()  # after what makes images, and a small one
                     note(piece, measured(large, base, policy, chosen.large_rounds))
                     note("rss", {"mib": before, "grown_mib": rss_mib() - before})
     finally:
