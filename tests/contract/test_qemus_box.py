@@ -18,6 +18,7 @@ from vmdriver.hypervisor.wall.box import BOX_PARTS, Box
 from vmdriver.hypervisor.wall.box_trial import BoxTrial
 from vmdriver.hypervisor.wall.boxes import Boxes
 from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.model.wall import WallPart
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 
@@ -33,6 +34,7 @@ cat "$BOX/reads"
 id
 unshare --user true 2>&1
 kill -0 1 2>&1 && echo "may signal the first process"
+setpriv --dump | grep no_new_privs
 """
 
 
@@ -48,7 +50,9 @@ def threads() -> Iterator[Threads]:
     threads.close()
 
 
-def looks_about(boxes: Boxes, *, nested: bool = False) -> str:
+def looks_about(
+    boxes: Boxes, *, nested: bool = False, parts: tuple[WallPart, ...] = BOX_PARTS
+) -> str:
     folder = boxes.root / "own folder, with 'quotes'\nand a line"
     folder.mkdir(mode=0o711)
     emulator, reads, writes = (folder / n for n in ("qemu", "reads", "writes, a file"))
@@ -62,7 +66,8 @@ def looks_about(boxes: Boxes, *, nested: bool = False) -> str:
     if nested:
         boxes.ground = replace(boxes.ground, no_nesting=False)
     box = Box((str(emulator), str(reads)), (str(writes),), file_bytes=4096, threads=100)
-    program = boxes.make("m", str(emulator), replace(box, memory_mib=64))
+    box = replace(box, memory_mib=64, parts=parts)
+    program = boxes.make("m", str(emulator), box)
     user = (f"--reuid={NOBODY.uid}", f"--regid={NOBODY.gid}", "--clear-groups")
     words = ("-name", "guest=m,debug-threads=on", "-sandbox", FILTER)
     begun = subprocess.Popen(
@@ -76,7 +81,7 @@ def looks_about(boxes: Boxes, *, nested: bool = False) -> str:
     assert begun.returncode is not None
     assert f"pid {begun.pid}\n" in said, "whoever began it knows QEMU by its process id"
     assert writes.read_text() == "own\n"
-    assert reads.read_text() == "what was there\n"
+    assert "box" not in parts or reads.read_text() == "what was there\n"
     return said
 
 
@@ -102,6 +107,14 @@ def test_where_nesting_cannot_be_forbidden_the_rest_is_the_same(boxes: Boxes) ->
     said = looks_about(boxes, nested=True)
     assert "user-namespaces" not in said
     assert said.count("Read-only file system") == 3
+
+
+@pytest.mark.parametrize("without", [(), ("seccomp",), ("box",), ("box", "seccomp")])
+def test_whatever_the_wall_has_it_gets_no_new_privileges(
+    boxes: Boxes, without: tuple[str, ...]
+) -> None:
+    parts = tuple(part for part in BOX_PARTS if part not in without)
+    assert "no_new_privs: 1" in looks_about(boxes, parts=parts).splitlines()
 
 
 READER = """#!/bin/sh

@@ -92,6 +92,7 @@ class Boxes:
             ("emulator", shlex.quote(emulator)),
             ("boxes", shlex.quote(self.passage.theirs(str(self.root / _FOLDER)))),
             ("bwrap", shlex.quote(self.ground.bwrap)),
+            ("machine", shlex.quote(os.uname().machine)),
             ("identity", facts.file_identity(emulator)),
         ):
             text = text.replace(f"@{name}@", value)
