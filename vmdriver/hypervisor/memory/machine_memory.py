@@ -20,6 +20,7 @@ import libvirt
 from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
 from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
+from vmdriver.host.side_by_side import beside
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import domain_xml, root_disk
 from vmdriver.hypervisor.abilities import kind_of
@@ -139,8 +140,8 @@ class DomainMemory:
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
     ) -> None:
-        await self._check(plan.disk("root"))
-        text = await self._described(plan, mark, saved)
+        described = self._described(plan, mark, saved)
+        text = await beside(described, self._check(plan.disk("root")))
         image = Path(scratch)
         if plan.accelerator == "kvm" and plan.user is not None:
             kvm_access.let_in(plan.user.gid)
