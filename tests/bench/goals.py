@@ -109,6 +109,10 @@ def times(factor: float, of: Callable[[Any], float]) -> Any:
 
 
 RESUMES = {"256:64": 0.10, "1024:64": 0.12, "4096:64": 0.12, "4096:1024": 0.18}
+STILL = (
+    *("booted idle", "booted writing", "resumed idle", "resumed writing"),
+    "disk only",
+)
 SHAPES = ("256 / 64 MiB", "1024 / 64 MiB", "4096 / 64 MiB", "4096 / 1024 MiB")
 
 
@@ -141,6 +145,22 @@ def _shapes() -> list[Goal]:
             ),
             Goal("restore", f"stored, {shape}: of QEMU's file", size, 1.1),
         ]
+    return found
+
+
+def _still() -> list[Goal]:
+    found = []
+    for shape in ("256 / 64 MiB", "1024 / 640 MiB", "4096 / 1024 MiB"):
+        for how in STILL:
+            bounds = (40, None) if how == "disk only" else (60, 150)
+            for which, bound in zip(("median", "worst"), bounds, strict=True):
+                if bound is not None:
+                    name = f"stands still, {shape}, {how}: {which}"
+                    of = times(1e3, at("still", shape, how, which))
+                    found.append(Goal("still", name, of, bound, "ms"))
+        suspension = ("still", shape, "suspension")
+        write = quotient(at(*suspension, "median"), at(*suspension, "qemu"))
+        found.append(Goal("still", f"suspend, {shape}: of QEMU's write", write, 1.2))
     return found
 
 
@@ -244,6 +264,7 @@ GOALS = (
     *_forks(),
     *_at_once(),
     *_shapes(),
+    *_still(),
     *_resumes(),
     *_control(),
     *_composed(),

@@ -31,6 +31,7 @@ PARTS = (
     Part("forks", "what a fork waits for, and eight at once", 3),
     Part("at_once", "eight forks, stops and resumes at once, against one", 2.5),
     Part("restore", "suspend, resume, snapshot, fork against libvirt and QEMU", 12),
+    Part("still", "for how long a workload stands still while it is kept", 8),
     Part("resume", "StartSandbox to thawed, against virsh restore", 8),
     Part("control", "200 sandboxes created, listed, watched, deleted", 2),
     Part("compose", "a composed driver against its base", 1.5),
