@@ -103,7 +103,6 @@ def begun(
     gateway.wait_hello(sandbox.id)
     touched = "while [ ! -e /tmp/touched ]; do sleep 0.1; done"
     gateway.shell(sandbox.id, touched, timeout_s=300)
-    snapshots(sandbox, "warm", 1)
     return sandbox
 
 
@@ -112,6 +111,7 @@ def shape(
 ) -> Figures:
     """Two sandboxes, since layers are merged only where no memory stands on them."""
     booted = begun(driver, gateway, image, "booted", *size)
+    snapshots(booted, "warm", 1)
     found = both_loads(booted, gateway, "booted", each)
     disk = [stood_s(booted, f"d{n}", disk_only=True)[0] for n in range(each)]
     found["disk only"] = {
