@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -100,4 +101,71 @@ async def test_a_machine_whose_memory_cannot_be_looked_at_does_not_wait() -> Non
     await driver.settled()
     await full(driver, 1)
     assert len([m for m in world.marks.values() if "/warm-" in m]) == 1
+    await driver.close()
+
+
+async def test_they_give_way_to_a_sandbox_that_comes_back_from_its_memory() -> None:
+    most = 3 * MIB + 130
+    driver = await with_pool(50, 9, max_committed_memory_mib=most)
+    manager, seen = driver.manager, list[int]()
+    keeping = spec("second", driver_config={"on_stop": "suspend"})
+    await manager.create(keeping, None)
+    await driver.settled()
+    await manager.stop("second", "")
+    assert driver.phase("second") is Phase.SUSPENDED
+    await manager.create(spec("third"), None)
+    await driver.settled()
+    await full(driver, 9)
+
+    def look(call: str) -> bool:
+        if call == f"load {driver.plan('second').domain}":
+            seen.append(manager.budget.committed_mib() + manager.warm_pool.held_mib())
+        return False
+
+    driver.world.fail = look
+    await manager.start("second", "")
+    await driver.settled()
+    assert driver.phase("second") is Phase.RUNNING
+    assert seen, "it was not loaded"
+    assert max(seen) <= most
+    await driver.close()
+
+
+async def test_one_that_was_being_made_when_a_sandbox_came_does_not_stay() -> None:
+    most = 2 * MIB + 130
+    driver = await with_pool(50, 9, max_committed_memory_mib=most)
+    warm_pool, hypervisor = driver.manager.warm_pool, driver.inside.ports.hypervisor
+    real, made, go = hypervisor.held_mib, asyncio.Event(), asyncio.Event()
+
+    async def slow(domain: str) -> int | None:
+        made.set()
+        await go.wait()
+        return await real(domain)
+
+    hypervisor.held_mib = slow  # type: ignore[method-assign]
+    assert await warm_pool.make_way()
+    warm_pool.refill()
+    await made.wait()
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    assert driver.phase("second") is Phase.RUNNING
+    assert driver.inside.budget.committed_mib() + warm_pool.held_mib() <= most
+    go.set()
+    await full(driver, 2)
+    await driver.close()
+
+
+async def test_they_come_again_when_sandboxes_leave_them_the_memory() -> None:
+    most = 2 * MIB + 130
+    driver = await with_pool(50, 9, max_committed_memory_mib=most)
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    await full(driver, 2)
+    await driver.manager.stop("second", "")
+    await full(driver, 9)
+    await driver.manager.start("second", "")
+    await driver.settled()
+    await full(driver, 2)
+    await driver.manager.delete("second", "")
+    await full(driver, 9)
     await driver.close()

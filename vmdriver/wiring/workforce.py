@@ -73,7 +73,10 @@ class Workforce:
         )
         self._layers, self._launcher, self._budget = layers, launcher, budget
         self._observer = Observer(hypervisor=ports.hypervisor, disks=ports.disks)
-        self._giving_back = GivingBack(resources=resources, is_owed=is_extensions)
+        self._warm_pool = warm_pool
+        self._giving_back = GivingBack(
+            resources=resources, is_owed=is_extensions, freed=warm_pool.refill
+        )
         self._told = Told(extensions=extensions)
         self._capture = Capture(
             ports=ports,
@@ -83,20 +86,19 @@ class Workforce:
             freeze_timeout_s=settings.freeze_timeout_s,
         )
         self.snapshots = self._snapshots()
-        forks = self._forks(templates, warm_pool, addresses, user)
+        forks = self._forks(templates, addresses, user)
         self._actions, self._first, self._at_rest = self._doings(forks)
 
     def _forks(
         self,
         templates: Templates,
-        warm_pool: WarmPool,
         addresses: AddressPool,
         user: UserLease,
     ) -> Forks:
         ports, settings = self._ports, self._settings
         return Forks(
             templates=templates,
-            warm_pool=warm_pool,
+            warm_pool=self._warm_pool,
             hypervisor=ports.hypervisor,
             network=ports.network,
             guard=ports.network_guard,
@@ -204,6 +206,7 @@ class Workforce:
             ),
             extensions=self._extensions,
             giving_back=self._giving_back,
+            make_room=self._warm_pool.keep_within,
             restored=self._told.restored,
         )
 

@@ -18,23 +18,37 @@ from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Scope
 from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.resource import Given, Resources
 from vmdriver.lifecycle.engine.sandbox import DOWN, Sandbox
+from vmdriver.model.phase import Intent
 from vmdriver.model.runs import Reason
 
 
 class GivingBack:
     """`resources`: all that a ledger may hold. `is_owed` says of an entry's key that it may be
-    given back later, without a machine or an address being kept for it: an extension's.
+    given back later, without a machine or an address being kept for it: an extension's. `freed` is
+    called when others may have the memory of a sandbox that is not meant to run any more.
     """
 
-    def __init__(self, *, resources: Resources, is_owed: Callable[[str], bool]) -> None:
-        self._resources, self._is_owed = resources, is_owed
+    def __init__(
+        self,
+        *,
+        resources: Resources,
+        is_owed: Callable[[str], bool],
+        freed: Callable[[], None],
+    ) -> None:
+        self._resources, self._is_owed, self._freed = resources, is_owed, freed
 
     async def run(self, sandbox: Sandbox, reason: Reason) -> None:
         """What belongs to the run. What only extensions owe then is tried again later, see `again`.
         CleanupError for what stays held, StorageError when it cannot be noted.
         """
         errors = await sandbox.ledger.release(Scope.RUNTIME, self._of(sandbox, reason))
+        self._tell_freed(sandbox)
         self._check(sandbox, Scope.RUNTIME, errors)
+
+    def _tell_freed(self, sandbox: Sandbox) -> None:
+        ended = sandbox.ledger.get(MACHINE) is None
+        if ended and sandbox.record.intent is not Intent.RUNNING:
+            self._freed()
 
     async def everything(self, sandbox: Sandbox, reason: Reason) -> None:
         """All of it, what belongs to the run first. CleanupError for what stays held; that it
@@ -53,6 +67,7 @@ class GivingBack:
 
         with suppress(StorageError):  # the next one says that it cannot be noted
             await sandbox.ledger.release(Scope.RUNTIME, undo)
+        self._tell_freed(sandbox)
         try:
             errors = await sandbox.ledger.release(None, undo_one)
         except StorageError:

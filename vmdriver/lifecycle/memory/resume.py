@@ -63,8 +63,8 @@ _KINDS = {
 @dataclass(frozen=True, kw_only=True)
 class Resume:
     """Action RESUME. It is begun again after a crash; whether the checkpoint may be loaded again
-    is in the record before the machine's first instruction. `restored` tells extensions that the
-    sandbox is back.
+    is in the record before the machine's first instruction. `make_room` has machines that wait give
+    way to it, `restored` tells extensions that the sandbox is back.
     """
 
     ports: Ports
@@ -74,6 +74,7 @@ class Resume:
     loading: Loading
     extensions: ExtensionRunner
     giving_back: GivingBack
+    make_room: Callable[[], Awaitable[None]]
     restored: Callable[[Sandbox, RestoreKind], Awaitable[None]]
     _all_tries: WeakKeyDictionary[Sandbox, RestoreTries] = field(
         default_factory=WeakKeyDictionary, init=False
@@ -150,6 +151,7 @@ class Resume:
             found = await beside(self.loading.look(sandbox.record, ref), note)
         # An earlier driver that was killed may have left it to its machine's user.
         await store.take_back(ref.directory)
+        await self.make_room()
         check = MemoryCheck(store, ref.directory, found.manifest.parts)
         async with check.under_way(watch.step):
             with watch.step("hooks"):

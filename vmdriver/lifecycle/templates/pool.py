@@ -81,6 +81,8 @@ class WarmPool:
         self._leftovers = leftovers
         self._waiting: list[Waiting] = []
         self._claimed: list[Waiting] = []
+        self._making_mib = 0
+        """What the one counts as that is being made."""
         self._closed = False
         self._filler: asyncio.Task[None] | None = None
         templates.tell(ready=self.refill, gone=self.drop)
@@ -160,20 +162,30 @@ class WarmPool:
             except Exception:  # noqa: BLE001 - a bug here must not go unsaid
                 _log.exception("warm pool: a machine could not be made")
                 return
+            # A sandbox may have come meanwhile, which could not have this one give way.
+            await self.keep_within()
 
     def held_mib(self) -> int:
-        """Host memory of those that wait, and of those that should not any more."""
+        """Host memory of those that wait, of one that is being made, and of those that should not
+        be there any more.
+        """
         stuck = self._leftovers.machines() * _UNMEASURED_MIB
-        return stuck + sum(one.held_mib for one in self._waiting)
+        waiting = sum(one.held_mib for one in self._waiting)
+        return stuck + waiting + self._making_mib
+
+    def _next_mib(self) -> int:
+        """What one more counts as before it is there."""
+        held = (one.held_mib for one in self._waiting)
+        return max(held, default=_UNMEASURED_MIB)
 
     def _has_room(self) -> bool:
         """Whether one more stays within both limits of the operator's."""
-        held = [one.held_mib for one in self._waiting]
-        wanted = self.held_mib() + max(held, default=_UNMEASURED_MIB)
+        wanted = self.held_mib() + self._next_mib()
         within = wanted <= self._settings.warm_pool_memory_mib
         if not within or wanted > self._left_mib():
             limit = "max_committed_mem_mib" if within else "warm_pool_memory_mib"
-            _log.info("warm pool: %d machines wait, %s is used", len(held), limit)
+            count = len(self._waiting)
+            _log.info("warm pool: %d machines wait, %s is used", count, limit)
             return False
         return True
 
@@ -206,12 +218,15 @@ class WarmPool:
 
     async def _make(self, template: Template) -> Waiting:
         one = Unowned(f"warm-{token_hex(6)}", template.manifest.plan.memory_mib)
+        self._making_mib = self._next_mib()
         try:
             plan = await self._load(template, one)
             held = await self._held_mib(plan.domain)
         except BaseException:
             await self._leftovers.give_back(one)
             raise
+        finally:
+            self._making_mib = 0
         return Waiting(one, template, plan, held)
 
     async def _load(self, template: Template, one: Unowned) -> LaunchPlan:
