@@ -270,9 +270,9 @@ def test_a_machine_that_dies_before_it_went_on_costs_no_memory(
     for after_s in (0.0, 0.04, 0.08, 0.12):
         driver.stop(sandbox)
         driver.start_sandbox(sandbox)
-        until(pid.exists, pause_s=0.001)
-        time.sleep(after_s)
+        until(lambda: pid.exists() and pid.read_text().strip(), pause_s=0.001)
         number = int(pid.read_text())
+        time.sleep(after_s)
         if '"consumed":true' in record.read_text():
             continue
         os.kill(number, signal.SIGKILL)
