@@ -385,3 +385,30 @@ def test_a_guest_without_memory_says_so(guest: Guest) -> None:
     done = subprocess.run(command, capture_output=True, check=False, timeout=20)
     assert done.returncode != 7
     assert not guest.told
+
+
+@pytest.mark.parametrize(
+    ("disk", "why"),
+    [
+        ("size=4k,nr_inodes=20", "No space left on device"),
+        ("nr_inodes=2", "No space left on device"),
+        ("ro", "Read-only file system"),
+    ],
+)
+def test_a_disk_that_takes_nothing_ends_the_machine_with_the_reason(
+    guest: Guest, disk: str, why: str
+) -> None:
+    guest.give(seed_of(machine()))
+    words = [str(guest.root), str(guest.folder), str(guest.program), ""]
+    full = OUTSIDE.replace(
+        "ip tuntap", f'mount -t tmpfs -o {disk} etc "$1/etc"\nip tuntap'
+    )
+    command = ["unshare", "--mount", "--net", "--uts", "--pid", "--fork"]
+    command += ["--kill-child", "sh", "-c", full, "sh", *words, ""]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert guest.failed.startswith(
+        "the seed cannot be copied into the guest: over/etc/"
+    )
+    assert guest.failed.endswith(why)
+    assert not guest.told

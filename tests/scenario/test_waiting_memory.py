@@ -169,3 +169,24 @@ async def test_they_come_again_when_sandboxes_leave_them_the_memory() -> None:
     await driver.manager.delete("second", "")
     await full(driver, 9)
     await driver.close()
+
+
+async def test_one_that_is_larger_than_what_is_left_is_not_made_again_and_again() -> (
+    None
+):
+    driver = await with_pool(50, 9, max_committed_memory_mib=2 * MIB + 40)
+
+    def filled() -> bool:
+        return "warm pool" not in {t.get_name() for t in asyncio.all_tasks()}
+
+    await driver.manager.create(spec("second"), None)
+    await driver.settled()
+    before = len(driver.world.calls)
+    for _ in range(3):
+        await eventually(filled, "there is no end of it")
+        driver.manager.warm_pool.refill()
+    await eventually(filled, "there is no end of it")
+    assert driver.inside.waiting() == []
+    made = [call for call in driver.world.calls[before:] if call.startswith("memory ")]
+    assert made == [], "it is known what one holds"
+    await driver.close()

@@ -83,6 +83,8 @@ class WarmPool:
         self._claimed: list[Waiting] = []
         self._making_mib = 0
         """What the one counts as that is being made."""
+        self._last_mib = _UNMEASURED_MIB
+        """What the last that was made held."""
         self._closed = False
         self._filler: asyncio.Task[None] | None = None
         templates.tell(ready=self.refill, gone=self.drop)
@@ -175,16 +177,16 @@ class WarmPool:
 
     def _next_mib(self) -> int:
         """What one more counts as before it is there."""
-        held = (one.held_mib for one in self._waiting)
-        return max(held, default=_UNMEASURED_MIB)
+        return max((one.held_mib for one in self._waiting), default=self._last_mib)
 
     def _has_room(self) -> bool:
         """Whether one more stays within both limits of the operator's."""
-        wanted = self.held_mib() + self._next_mib()
-        within = wanted <= self._settings.warm_pool_memory_mib
-        if not within or wanted > self._left_mib():
+        held, count, one = self.held_mib(), len(self._waiting), self._next_mib()
+        # One waits even where none is as small as its limit.
+        least = one if count else _UNMEASURED_MIB
+        within = held + least <= self._settings.warm_pool_memory_mib
+        if not within or held + one > self._left_mib():
             limit = "max_committed_mem_mib" if within else "warm_pool_memory_mib"
-            count = len(self._waiting)
             _log.info("warm pool: %d machines wait, %s is used", count, limit)
             return False
         return True
@@ -221,7 +223,7 @@ class WarmPool:
         self._making_mib = self._next_mib()
         try:
             plan = await self._load(template, one)
-            held = await self._held_mib(plan.domain)
+            held = self._last_mib = await self._held_mib(plan.domain)
         except BaseException:
             await self._leftovers.give_back(one)
             raise
