@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from vmdriver import __version__
 from vmdriver.app import Driver, open_driver
 from vmdriver.config import WITHOUT_MEANING, Config, Loaded
 from vmdriver.config.views import admin_socket, machine_uids
+from vmdriver.errors import ConfigError
 from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
 from vmdriver.host.users.uid_claim import UidClaim
@@ -29,6 +31,9 @@ _BACKGROUND_END_S = 2.0
 """For a template's build to clean up, and for the machines that wait; what is left is swept
 by the next driver.
 """
+
+_TELL_S = 1.5
+"""From the begin of the end, for collectors."""
 
 
 async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
@@ -51,7 +56,11 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     driver = await open_driver(config)
     readiness = Readiness()
     servers = await _listen(config, driver, readiness)
-    telemetry = await _watched(driver)
+    try:
+        telemetry = await _watched(driver)
+    except ConfigError:
+        await _end(driver, servers, None)
+        raise
     _say_where_and_what_is_missing(config, layout)
     recovery = asyncio.create_task(driver.recover())
     stopping = asyncio.create_task(stop.wait())
@@ -69,9 +78,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         for task in (recovery, stopping):
             task.cancel()
         await asyncio.wait({recovery, stopping}, timeout=0.5)
-        await _end(driver, servers)
-        if telemetry is not None:
-            await asyncio.wait({asyncio.ensure_future(telemetry.close())}, timeout=2.0)
+        await _end(driver, servers, telemetry)
         claim.release()
         lock.release()
 
@@ -108,10 +115,14 @@ async def _watched(driver: Driver) -> Telemetry | None:
     return watched(driver)
 
 
-async def _end(driver: Driver, servers: tuple[Server, Server]) -> None:
+async def _end(
+    driver: Driver, servers: tuple[Server, Server], telemetry: Telemetry | None
+) -> None:
     """Whoever told us to end does not wait: each step has its time, and what it leaves behind
-    is the next driver's.
+    is the next driver's. What is told to those who watch is sent meanwhile.
     """
+    begun = time.monotonic()
+    telling = asyncio.ensure_future(telemetry.close()) if telemetry else None
     driver.broadcaster.close()  # open watches would otherwise hold the server for its whole grace
     await asyncio.gather(*(server.stop(0.5) for server in servers))
     background = asyncio.ensure_future(driver.manager.close_background())
@@ -119,6 +130,10 @@ async def _end(driver: Driver, servers: tuple[Server, Server]) -> None:
     # Not asyncio.timeout: what was begun on the host cannot be cancelled, only left behind.
     await asyncio.wait({asyncio.ensure_future(driver.close())}, timeout=1.0)
     driver.charge.end_probes()
+    if telling is not None:
+        await asyncio.wait(
+            {telling}, timeout=max(0.0, begun + _TELL_S - time.monotonic())
+        )
 
 
 def _say_what_changes_nothing(loaded: Loaded) -> None:

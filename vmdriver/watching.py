@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vmdriver import __version__
 from vmdriver.app import Driver
 from vmdriver.errors import DriverError
+from vmdriver.host.threads import alone
 from vmdriver.hypervisor.qemu_process import run_directory
 from vmdriver.hypervisor.usage import HostUsage
 from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.model.usage import Usage
 from vmdriver.storage import disk_use
 from vmdriver.telemetry import seen
+from vmdriver.telemetry.last_seen import LastSeen
 from vmdriver.telemetry.machines import Usages, Whose
 from vmdriver.telemetry.seen import Value
 from vmdriver.telemetry.telemetry import Telemetry
@@ -23,28 +26,37 @@ _DISK_EVERY_S = 60.0
 
 
 class Watching:
-    """Looks at a driver whose sandboxes are known."""
+    """Looks at a driver whose sandboxes are known. A disk or a QEMU that hangs, or takes long,
+    holds up none of the other figures.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._usage = HostUsage(run_directory(driver.connection.uri))
         self._usages = Usages()
-        self._disk: Sequence[Value] = ()
-        self._disk_at = -_DISK_EVERY_S
+        self._images = LastSeen[Sequence[Value]]("images", ())
+        self._used = LastSeen[Mapping[Whose, Usage]]("machines", {})
+        self._disk = LastSeen[Sequence[Value]]("disk", (), every_s=_DISK_EVERY_S)
 
     async def look(self) -> Sequence[Value]:
         """Everything there is to show now."""
-        driver, machines = self._driver, self._driver.config.machines
-        core = driver.core
+        machines = self._driver.config.machines
         limits = machines.max_sandboxes, machines.max_committed_mem_mib
-        values = seen.of_core(core, *limits)
-        try:
-            values += seen.of_images(await driver.images.known())
-        except DriverError:
-            values += []  # its folder cannot be read: the disk's own figures say it
-        return [*values, *await self._of_machines(), *await self._of_disk()]
+        images, used, disk = await asyncio.gather(
+            self._images.look(self._of_images),
+            self._used.look(self._of_machines),
+            self._disk.look(self._of_disk),
+        )
+        core = seen.of_core(self._driver.core, *limits)
+        return [*core, *images, *self._usages.note(used), *disk]
 
-    async def _of_machines(self) -> list[Value]:
+    async def _of_images(self) -> Sequence[Value]:
+        try:
+            return seen.of_images(await self._driver.images.known())
+        except DriverError:
+            return ()  # its folder cannot be read: the disk's own figures say it
+
+    async def _of_machines(self) -> Mapping[Whose, Usage]:
         taps, whose = {}, {}
         for worker in self._driver.core.sandboxes.accepted():
             record = worker.sandbox.record
@@ -53,16 +65,15 @@ class Watching:
             domain = record.plan.domain
             taps[domain] = record.plan.network.lease.tap
             whose[domain] = Whose(record.id, record.spec.workspace)
-        found = await asyncio.to_thread(self._usage.of, taps)
-        return self._usages.note({whose[domain]: use for domain, use in found.items()})
+        found = await alone("usage", self._usage.of, taps)
+        return {whose[domain]: use for domain, use in found.items()}
 
     async def _of_disk(self) -> Sequence[Value]:
-        if time.monotonic() - self._disk_at >= _DISK_EVERY_S:
-            self._disk_at = time.monotonic()
-            root = self._driver.layout.root
-            used = await asyncio.to_thread(disk_use.by_folder, root)
-            self._disk = seen.of_disk(used, shutil.disk_usage(root).free)
-        return self._disk
+        return await alone("disk-use", _disk_values, self._driver.layout.root)
+
+
+def _disk_values(root: Path) -> Sequence[Value]:
+    return seen.of_disk(disk_use.by_folder(root), shutil.disk_usage(root).free)
 
 
 def watched(driver: Driver) -> Telemetry | None:

@@ -124,3 +124,20 @@ def test_a_driver_says_when_it_starts_what_every_sandbox_will_need(place: Path) 
     assert f"{place}/x is not there" in said
     _, said = run(*given, "--supervisor-path=/bin/true", before=["unshare", "--net"])
     assert "supervisor:" not in said
+
+
+@pytest.mark.parametrize("lacks", ["folder", "room in its folder's name"])
+def test_where_metrics_cannot_be_served_is_told_in_one_line(
+    place: Path, lacks: str
+) -> None:
+    """What was open by then complained of a loop that was closed, in forty lines."""
+    path = place / "none" / "m" if lacks == "folder" else place / ("m" * 120)
+    nowhere = f"--connection=qemu+unix:///system?socket={place}/nothing"
+    given = ["serve", nowhere, *settings(place), f"--metrics-listen=unix:{path}"]
+    status, said = run(*given, before=["unshare", "--net"])
+    assert status == 2
+    last = said.splitlines()[-1]
+    assert last.startswith("vmdriver: ")
+    assert "metrics" in last
+    assert "closed" not in said
+    assert "None" not in said

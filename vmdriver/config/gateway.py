@@ -70,6 +70,10 @@ class GatewaySettings(Frozen):
         found = urlsplit(value)
         if value and (found.scheme not in {"http", "https"} or not found.hostname):
             raise ValueError("is no http:// or https:// URL")
+        if (
+            found.username is not None
+        ):  # gRPC would take it for the host, and tell it to the log
+            raise ValueError("may hold no user and password")
         return value
 
     @field_validator("openshell_endpoint")

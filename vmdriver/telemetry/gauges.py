@@ -1,4 +1,4 @@
-"""Hands what is seen of a driver to OpenTelemetry, whose readers ask in threads of their own."""
+"""Adds what is seen of a driver to what OpenTelemetry's readers collect, in their own threads."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Gauge,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from vmdriver.telemetry import machines, seen
 from vmdriver.telemetry.seen import Shown, Value
 
 _log = logging.getLogger(__name__)
+_SEEN = "vmdriver.seen"
+"""A scope of its own, for the same reason."""
 Look = Callable[[], Awaitable[Sequence[Value]]]
 
 EVERY: tuple[Shown, ...] = (
@@ -26,48 +39,54 @@ EVERY: tuple[Shown, ...] = (
 
 class Gauges:
     """`look` runs in the loop that this is made in. Nobody waits longer than `patience_s` for it: a
-    driver that is held up shows what it showed last, and its loop's lag. `fresh_s`: callbacks of
-    one collection share a look.
+    driver that is held up shows what it showed last, and its loop's lag. `fresh_s`: readers that
+    collect at one time share a look.
+
+    No instruments of OpenTelemetry's: its SDK keeps each set of attributes that there ever was, and
+    from the 2000th on has all in one series, which sandboxes that come and go would reach.
     """
 
     def __init__(
-        self, look: Look, *, fresh_s: float = 2.0, patience_s: float = 5.0
+        self,
+        look: Look,
+        resource: Resource,
+        *,
+        fresh_s: float = 2.0,
+        patience_s: float = 5.0,
     ) -> None:
         self._look, self._loop = look, asyncio.get_running_loop()
+        self._resource = resource
         self._fresh_s, self._patience_s = fresh_s, patience_s
+        self._begun_ns = time.time_ns()
         self._asking = threading.Lock()
         self._values: Sequence[Value] = ()
         self._at = -fresh_s
         self._ended = False
 
-    def register(self, meter: Meter) -> None:
-        """From now on its readers are told."""
-        for shown in EVERY:
-            make = (
-                meter.create_observable_counter
-                if shown.kind == "counter"
-                else meter.create_observable_gauge
-            )
-            make(
-                shown.name,
-                callbacks=[self._callback(shown)],
-                unit=shown.unit,
-                description=shown.description,
-            )
-
     def end(self) -> None:
         """The loop ends: nobody is asked any more."""
         self._ended = True
 
-    def _callback(
-        self, shown: Shown
-    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            for value in self._latest():
-                if value.shown is shown:
-                    yield Observation(value.number, dict(value.attributes))
+    def beside(self, collected: MetricsData) -> MetricsData:
+        """What a reader has collected, and what is seen now. In one entry of the resource: OTLP's
+        encoder keeps the last of several.
+        """
+        scopes = [s for each in collected.resource_metrics for s in each.scope_metrics]
+        own = ScopeMetrics(InstrumentationScope(_SEEN), self._metrics(), "")
+        return MetricsData([ResourceMetrics(self._resource, [*scopes, own], "")])
 
-        return observe
+    def _metrics(self) -> list[Metric]:
+        points: dict[Shown, list[NumberDataPoint]] = {}
+        values, now_ns = self._latest(), time.time_ns()
+        for value in values:
+            points.setdefault(value.shown, []).append(
+                NumberDataPoint(
+                    dict(value.attributes), self._begun_ns, now_ns, value.number
+                )
+            )
+        return [
+            Metric(s.name, s.description, s.unit, _data(s, points[s])) for s in points
+        ]
 
     def _latest(self) -> Sequence[Value]:
         with self._asking:
@@ -94,3 +113,9 @@ class Gauges:
             answer.cancel()
         except Exception:  # noqa: BLE001 - who watches must not disturb
             _log.exception("metrics could not be looked at")
+
+
+def _data(shown: Shown, points: list[NumberDataPoint]) -> Gauge | Sum:
+    if shown.kind == "counter":
+        return Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True)
+    return Gauge(points)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 _UNIX = "unix:"
+_LONGEST = 107
+"""unix(7): sun_path, without the NUL at its end."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ def parse_listen(text: str) -> Listen:
         path = Path(text.removeprefix(_UNIX))
         if not path.is_absolute():
             raise ValueError("a socket's path is absolute: unix:/run/vmdriver/metrics")
+        if len(os.fsencode(path)) > _LONGEST or not str(path).isprintable():
+            raise ValueError(f"a socket's path is text of at most {_LONGEST} bytes")
         return Listen(path=path)
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")

@@ -50,6 +50,8 @@ class Usages:
 
     def __init__(self) -> None:
         self._last: dict[Whose, Usage] = {}
+        self._before: dict[Whose, Usage] = {}
+        """One look earlier: who is missed once is not counted from nothing again."""
         self._totals = dict.fromkeys(_GROWING, 0.0)
 
     def note(self, now: Mapping[Whose, Usage]) -> list[Value]:
@@ -58,7 +60,7 @@ class Usages:
         for grown_by in grown.values():
             for field, amount in grown_by.items():
                 self._totals[field] += amount
-        self._last = dict(now)
+        self._before, self._last = self._last, dict(now)
         busiest = sorted(now, key=lambda w: (-grown[w]["cpu_s"], w.sandbox))[:TOP]
         memory = sum(use.memory for use in now.values())
         return [
@@ -68,7 +70,7 @@ class Usages:
         ]
 
     def _grown(self, whose: Whose, use: Usage) -> dict[str, float]:
-        before = self._last.get(whose)
+        before = self._last.get(whose) or self._before.get(whose)
         if before is None or before.run != use.run:
             before = Usage(use.run)
         return {

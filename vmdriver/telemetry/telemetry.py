@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import (
-    MetricReader,
-    PeriodicExportingMetricReader,
-)
+from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import REGISTRY
 
 from vmdriver.errors import ConfigError
+from vmdriver.host.threads import alone
 from vmdriver.telemetry import loop_lag
 from vmdriver.telemetry.exposition import Exposition
 from vmdriver.telemetry.gauges import Gauges, Look
 from vmdriver.telemetry.listen import parse_listen
+from vmdriver.telemetry.readers import Scraped, Sent
 
 _log = logging.getLogger(__name__)
 _END_MS = 1000
@@ -54,37 +54,44 @@ class Telemetry:
     def start(self, look: Look) -> None:
         """Once in a process. ConfigError where nobody can listen there."""
         readers: list[MetricReader] = []
+        self._gauges = Gauges(look, self._resource)
         if self._listen:
-            readers.append(PrometheusMetricReader())
             self._expose()
+            readers.append(Scraped(self._gauges))
         if self._endpoint:
-            readers.append(PeriodicExportingMetricReader(self._metric_exporter()))
+            readers.append(Sent(self._metric_exporter(), self._gauges))
             self._export_spans()
         self._metrics = MeterProvider(readers, self._resource, shutdown_on_exit=False)
         metrics.set_meter_provider(self._metrics)
-        self._gauges = Gauges(look)
-        self._gauges.register(metrics.get_meter("vmdriver"))
         self._lag = asyncio.create_task(loop_lag.measure(), name="loop lag")
 
     async def close(self) -> None:
-        """What is not sent yet is sent, for a second; in other threads, whom it may hold up."""
+        """What is not sent yet is sent, for a second; in other threads, whom it may hold up. From
+        the first moment nobody looks at the driver any more.
+        """
         if self._gauges is not None:
             self._gauges.end()
         if self._lag is not None:
             self._lag.cancel()
+        works: list[Callable[[], object]] = []
         if self._exposition is not None:
-            await asyncio.to_thread(self._exposition.close)
-        for provider in (self._metrics, self._traces):
-            if provider is not None:
-                await asyncio.to_thread(provider.force_flush, _END_MS)
+            works.append(self._exposition.close)
+        if self._metrics is not None:
+            works.append(partial(self._metrics.force_flush, _END_MS))
+        if self._traces is not None:
+            works.append(partial(self._traces.force_flush, _END_MS))
+        ends = (alone("telemetry", work) for work in works)
+        for failed in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(failed, Exception):
+                _log.info("not all metrics and traces could be sent: %s", failed)
 
     def _expose(self) -> None:
         try:
             self._exposition = Exposition(parse_listen(self._listen), REGISTRY)
         except OSError as error:
             raise ConfigError(
-                f"metrics_listen: {self._listen}: {error.strerror}",
-                resolution="name a port or a path that nobody else has",
+                f"metrics_listen: {self._listen}: {error.strerror or error}",
+                resolution="name a port that nobody else has, or a path in a folder that is there",
             ) from error
         _log.info("metrics are served on %s", self._listen)
 
