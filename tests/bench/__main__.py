@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -105,5 +106,15 @@ def main() -> int:
     return measure(chosen.parts, chosen.rounds, more, keep=chosen.keep)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(
+        signal.SIGTERM, _interrupt
+    )  # machines of the part under way are ended
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted; parts that had come to their end are noted")

@@ -20,6 +20,8 @@ from tests.bench.parts import BY_NAME
 
 GRACE_S = 60.0
 """In which a part that is ended gives back what it made."""
+REST_S = 5.0
+"""In which what it has printed is read, when it has ended."""
 _BECOME_SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of prctl(2)."""
 
@@ -35,16 +37,15 @@ def run(part: str, run_id: str, rounds: int, options: Sequence[str] = ()) -> Run
     """
     machine, begun = history.machine(), time.monotonic()
     command = [sys.executable, "-m", "tests.bench.one", part]
-    with (
-        nothing_left(),
-        subprocess.Popen(
+    with nothing_left():
+        process = subprocess.Popen(
             [*command, "--rounds", str(rounds), *options],
             cwd=history.ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
-        ) as process,
-    ):
+            process_group=0,  # who is interrupted at a terminal is this process alone
+        )
         failed, last = _follow(process, limit_s(part, rounds))
     took, figures = time.monotonic() - begun, _figures(last)
     if not failed and figures is None:
@@ -56,34 +57,50 @@ def run(part: str, run_id: str, rounds: int, options: Sequence[str] = ()) -> Run
 
 def _follow(process: subprocess.Popen[str], limit: float) -> tuple[str, str]:
     """Why it failed, or nothing; and its last line."""
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        process.send_signal(signal.SIGINT)  # its `finally` clauses run
-        try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-    timer = threading.Timer(limit, end)
-    timer.start()
-    last = ""
+    shown = _Shown(process)
+    failed = ""
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line
-        code = process.wait()
+        code = process.wait(limit)
+        failed = f"it ended with {code}" if code else ""
+    except subprocess.TimeoutExpired:
+        failed = f"it took longer than {limit:.0f} s"
+        _end(process)
     except KeyboardInterrupt:
-        process.wait(GRACE_S)  # who interrupts us has interrupted it
+        _end(process)
         raise
-    finally:
-        timer.cancel()
-        timer.join()
-    if late.is_set():
-        return f"it took longer than {limit:.0f} s", last
-    return (f"it ended with {code}" if code else ""), last
+    return failed, shown.last_line()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)  # its `finally` clauses run
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class _Shown:
+    """Prints what a part prints. Its end is not the end of that: what it has left running may hold
+    the other end of the pipe.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._output, self._last = process.stdout, ""
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread.start()
+
+    def _show(self) -> None:
+        assert self._output is not None
+        with self._output as lines:
+            for line in lines:
+                print(line, end="", flush=True)
+                self._last = line
+
+    def last_line(self) -> str:
+        """Of a part that has ended: what it has printed is in the pipe."""
+        self._thread.join(REST_S)
+        return self._last
 
 
 def _figures(line: str) -> dict[str, Any] | None:

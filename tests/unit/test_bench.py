@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.bench import __main__ as command
 from tests.bench import documents, goals, history, report, running
 from tests.bench.history import Run
 from tests.bench.parts import BY_NAME, PARTS, Part
+from tests.fakes.waiting import until
 
 MACHINE = {
     "cores": 2,
@@ -116,6 +119,73 @@ subprocess.run(["setsid", "sh", "-c", "sleep 60 & echo $! >{left}"], stdout=2)
 sys.exit(1)
 """)
     assert running.run("good", "now", 5).failed == "it ended with 1"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(left.read_text()), 0)
+
+
+@pytest.mark.parametrize("how", ["print('{}')", "time.sleep(60)"])
+def test_what_holds_a_parts_output_is_ended_as_well(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It kept the bench from seeing that the part had ended, and itself from being ended."""
+    left = tmp_path / "left"
+    monkeypatch.setattr(running, "limit_s", lambda *_: 2.0)
+    monkeypatch.setattr(running, "GRACE_S", 0.2)
+    monkeypatch.setattr(running, "REST_S", 1.0)
+    parts(f"""
+import signal, subprocess
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+subprocess.run(["setsid", "sh", "-c", "sleep 30 & echo $! >{left}"])
+{how}
+""")
+    begun = time.monotonic()
+    found = running.run("good", "now", 5)
+    assert time.monotonic() - begun < 20
+    assert ("longer than" in found.failed) == ("sleep" in how)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(left.read_text()), 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("deaf", [True, False])
+def test_a_bench_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, *, deaf: bool
+) -> None:
+    """Whoever is told alone passes it on, once; who does not hear it is ended."""
+    left, told = tmp_path / "left", tmp_path / "told"
+    hear = "signal.signal(signal.SIGINT, signal.SIG_IGN)" if deaf else ""
+    part = tmp_path / "part.py"
+    part.write_text(f"""
+import signal, subprocess, time
+{hear}
+subprocess.run(["setsid", "sh", "-c", "sleep 60 & echo $! >{left}.part; mv {left}.part {left}"])
+try:
+    time.sleep(60)
+finally:
+    open({str(told)!r}, "w")
+""")
+    program = f"""
+import runpy, sys
+from tests.bench import running
+running.GRACE_S = 0.5
+command = running.subprocess.Popen
+running.subprocess.Popen = lambda words, **more: command([sys.executable, {str(part)!r}], **more)
+sys.argv = ["bench", "wall"]
+runpy.run_module("tests.bench", run_name="__main__")
+"""
+    bench = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=history.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(left.exists, "nothing has begun")
+    bench.send_signal(number)
+    _, said = bench.communicate(timeout=30)
+    assert bench.returncode == 1
+    assert "interrupted" in said.splitlines()[-1]
+    assert "tests/bench" not in said, "a trace of the bench's own"
+    assert told.exists() is not deaf
     with pytest.raises(ProcessLookupError):
         os.kill(int(left.read_text()), 0)
 

@@ -31,7 +31,7 @@ from tests.fakes.waiting import until
 from vmdriver.config.gateway import GatewaySettings
 from vmdriver.model.usage import Usage
 from vmdriver.storage import disk_use
-from vmdriver.telemetry import exposition, seen
+from vmdriver.telemetry import seen
 from vmdriver.telemetry.exposition import Exposition
 from vmdriver.telemetry.gauges import EVERY, Gauges
 from vmdriver.telemetry.last_seen import LastSeen
@@ -188,14 +188,13 @@ def test_a_sockets_mode_is_set_before_it_has_a_name(
 
 
 def test_many_who_say_nothing_and_take_nothing_cost_the_driver_little(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     registry, path = CollectorRegistry(), tmp_path / "m"
     gauge = Gauge("things", "a number", ["of"], registry=registry)
     for number in range(5000):
         gauge.labels(str(number) * 20).set(1)
-    monkeypatch.setattr(exposition, "_PATIENCE_S", 0.5)
-    served = Exposition(Listen(path=path), registry)
+    served = Exposition(Listen(path=path), registry, patience_s=0.5)
     before = threading.active_count()
     callers = []
     for number in range(300):

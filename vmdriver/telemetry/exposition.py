@@ -22,8 +22,6 @@ from vmdriver.telemetry.listen import Listen
 _log = logging.getLogger(__name__)
 _MOST_AT_ONCE = 16
 """Each has a thread and a descriptor of ours, and every user of the host may ask at a port."""
-_PATIENCE_S = 10.0
-"""With who says nothing, or takes nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -127,12 +125,16 @@ def _make_way(path: Path) -> None:
 
 
 class Exposition:
-    """One server in a thread. OSError where it cannot listen."""
+    """One server in a thread. OSError where it cannot listen. `patience_s`: with who says
+    nothing, or takes nothing.
+    """
 
-    def __init__(self, listen: Listen, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, listen: Listen, registry: CollectorRegistry, *, patience_s: float = 10.0
+    ) -> None:
         self._path, self._own = listen.path, (0, 0)
-        every, patience = _OneAtATime(registry), {"timeout": _PATIENCE_S}
-        handler = type("Handler", (MetricsHandler.factory(every),), patience)
+        every, patience = _OneAtATime(registry), {"timeout": patience_s}
+        handler = type("metrics", (MetricsHandler.factory(every),), patience)
         self._server: _Server
         if listen.path is not None:
             _make_way(listen.path)
