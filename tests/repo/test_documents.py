@@ -52,6 +52,7 @@ def test_links_between_documents_lead_somewhere(document: str) -> None:
 
 def test_the_first_pages_are_short_and_found() -> None:
     readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") < 200
     for document, most in ("docs/architecture.md", 150), ("CONTRIBUTING.md", 60):
         assert (ROOT / document).read_text().count("\n") <= most
         assert f"({document})" in readme
