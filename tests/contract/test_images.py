@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +30,7 @@ from vmdriver.host.confined.box import Box
 from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.images import BaseDisk, CacheLimits, ImageProgress
+from vmdriver.oci import files
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import ImageService
 from vmdriver.oci.policy import ImagePolicy
@@ -578,6 +583,51 @@ async def test_an_entry_that_is_being_written_is_nobodys_business(
         patch.setattr(Path, "rename", slow)
         Cache(store.root).save(saved)
     assert Cache(store.root).entries()[0].entry == saved
+
+
+async def test_a_disk_that_is_made_counts_where_there_is_no_room_to_put_its_tree_aside(
+    store: Store, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is published by then: the create had failed, of an image that was there."""
+    genuine = tempfile.mkdtemp
+
+    def full(*arguments: Any, **more: Any) -> str:
+        if store.disks():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return genuine(*arguments, **more)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    disk = await store.get(f"{address}/tiny:1")
+    assert content(disk, "/etc/hello") == "hello\n"
+    assert list(store.root.glob(".work-*")) == []
+
+
+@pytest.mark.parametrize("at", ["sync", "publish", "remove_tree"])
+async def test_a_kill_while_a_disk_is_published_leaves_a_whole_one_or_none(
+    tmp_path: Path, policy: ImagePolicy, address: str, at: str
+) -> None:
+    """As it is on disk, with all that this process did afterwards taken back."""
+    image, seen = f"{address}/tiny:1", tmp_path / "seen"
+    genuine = getattr(files, at)
+
+    def photographed(path: Path, *more: Any, **named: Any) -> None:
+        if not seen.exists() and (at != "remove_tree" or "tree" in os.listdir(path)):
+            # What is removed meanwhile need not be in it.
+            copy = ["cp", "-a", str(tmp_path / "store"), str(seen)]
+            subprocess.run(copy, stderr=subprocess.DEVNULL, check=False)
+        genuine(path, *more, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, at, photographed)
+        async for store in opened(tmp_path / "store", policy):
+            await store.get(image)
+    assert list(seen.glob(".work-*"))
+    shutil.rmtree(tmp_path / "store")
+    seen.rename(tmp_path / "store")
+    async for store in opened(tmp_path / "store", policy):
+        assert content(await store.get(image), "/etc/hello") == "hello\n"
+        assert ("CacheHit" in store.reasons) == (at == "remove_tree")
+        assert len(store.disks()) == 1
 
 
 async def test_half_made_work_of_a_killed_process_is_removed(store: Store) -> None:

@@ -51,3 +51,25 @@ async def test_who_falls_behind_is_told_so_after_what_it_was_sent_without_a_gap(
         await watcher.aclose()
     await base.close()
     await asyncio.sleep(0)
+
+
+async def test_what_is_told_while_it_ends_disturbs_nobody() -> None:
+    """A call under way tells of what it did; the end had taken the last place of a full queue."""
+
+    async def nobody(_listed: Any) -> None:
+        return
+
+    base = Base("unix:/nowhere", 0.1)
+    relay = Relay(base, lambda _event: None, nobody)
+    relay.publish(*snapshot(0))
+    deaf = relay.watch()
+    assert await anext(deaf) == snapshot(0)[1]
+    for number in range(1, MOST + 1):
+        relay.publish(*snapshot(number))
+    relay.close()
+    relay.publish(*snapshot(0))
+    relay.close()
+    told = [event async for event in deaf]
+    assert (len(told), told[-1]) == (MOST + 1, None)
+    await base.close()
+    await asyncio.sleep(0)

@@ -122,6 +122,7 @@ class Relay:
             self._watchers.discard(queue)
 
     def close(self) -> None:
-        """End every watch."""
+        """End every watch; what is told from now on, of calls under way, is told to nobody."""
         for queue in self._watchers:
             queue.put_nowait(None)
+        self._watchers.clear()

@@ -49,9 +49,15 @@ class Pipeline:
             await asyncio.wait(self._leaving)
 
     def _leave(self, tree: Path) -> None:
-        """Nobody has to wait until a large tree is removed. It is out of the way at once."""
-        aside = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache.root))
-        tree.rename(aside / "tree")
+        """Nobody has to wait until a large tree is removed. It is out of the way at once; where
+        there is no room to put it aside, it goes with the other work, which is waited for.
+        """
+        try:
+            aside = Path(tempfile.mkdtemp(prefix=".work-", dir=self._cache.root))
+            tree.rename(aside / "tree")
+        except OSError as error:
+            _log.info("%s is not put aside, but removed at once: %s", tree, error)
+            return
         task = asyncio.create_task(self._threads.run(files.remove_tree, aside))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
