@@ -54,6 +54,9 @@ class Calls:
             f"extension {extension.name}.{what}",
             context=_propagator.extract(context) if context else None,
             attributes={**attributes, "sandbox": sandbox.id},
+            # With the trace of what an extension raised: it may hold a secret of its own, and the
+            # log is the place for it, not another host.
+            record_exception=False,
         ):
             try:
                 await _bounded(extension, what, work)
