@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+from itertools import islice
 
 from vmdriver.errors import Exhausted
+from vmdriver.lifecycle.launch.ways import Ways
 from vmdriver.lifecycle.ports.host import Taken
 from vmdriver.model.ids import mac_address, tap_name
 from vmdriver.model.plan import Lease
@@ -20,6 +22,7 @@ class AddressPool:
         self._instance = instance
         self._network = ipaddress.IPv4Network(pool)
         self._size: int = 2 ** (30 - self._network.prefixlen)
+        self.ways = Ways()
         self._leases: dict[str, Lease] = {}
         # Several drivers of one host begin in different places: a stopped sandbox has a block that
         # no other driver can see.
@@ -44,9 +47,9 @@ class AddressPool:
         """Give a lease back."""
         self._leases.pop(sandbox_id, None)
 
-    def take(self, sandbox_id: str, taken: Taken) -> Lease:
-        """A lease with a free block and names that nobody has. The one it has, if it
-        has one. Exhausted.
+    def take(self, sandbox_id: str, taken: Taken, *, modest: bool = False) -> Lease:
+        """A lease with a free block, but for the last if `modest`, and names that nobody has. The
+        one it has, if it has one. Exhausted.
 
         >>> pool = AddressPool("vmdriver", "10.0.128.0/17")
         >>> lease = pool.take("s1", Taken(addresses=frozenset({"10.0.128.1"})))
@@ -55,7 +58,7 @@ class AddressPool:
         """
         if sandbox_id in self._leases:
             return self._leases[sandbox_id]
-        index = self._free_block(taken.addresses)
+        index = self._free_block(taken.addresses, modest=modest)
         base = int(self._network.network_address) + 4 * index
         salt = self._free_salt(sandbox_id, taken.names)
         lease = Lease(
@@ -68,14 +71,14 @@ class AddressPool:
         self.adopt(sandbox_id, lease)
         return lease
 
-    def _free_block(self, taken: frozenset[str]) -> int:
+    def _free_block(self, taken: frozenset[str], *, modest: bool) -> int:
         used = {lease.index for lease in self._leases.values()}
         base = int(self._network.network_address)
         used |= {(int(ipaddress.IPv4Address(a)) - base) // 4 for a in taken}
-        for step in range(self._size):
-            index = (self._next + step) % self._size
-            if index not in used:
-                return index
+        turns = ((self._next + step) % self._size for step in range(self._size))
+        free = list(islice((i for i in turns if i not in used), 1 + modest))
+        if len(free) > modest:
+            return free[0]
         raise Exhausted(
             f"all {self._size} address blocks of {self._network} are in use",
             reason="AddressPoolExhausted",

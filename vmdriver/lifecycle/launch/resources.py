@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 
-from vmdriver.errors import NotOursError
+from vmdriver.errors import Exhausted, NotOursError
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope, Wanted
 from vmdriver.lifecycle.engine.resource import (
     FILES,
@@ -247,12 +247,16 @@ class AddressLease:
     network: Network
     key, needs = LEASE, ()
 
-    async def acquire(self, owner: str, ledger: Ledger) -> Lease:
-        """The one that it has, or a new one. Exhausted, HostError."""
+    async def acquire(
+        self, owner: str, ledger: Ledger, *, modest: bool = False
+    ) -> Lease:
+        """The one that it has, or a new one. Exhausted, HostError. `modest`: for a machine of no
+        sandbox, which leaves one free and has nobody give way; others do.
+        """
         held = ledger.get(LEASE)
         if held is not None:
             return Lease.model_validate(held.data)
-        lease = self.addresses.take(owner, await self.network.taken())
+        lease = await self._take(owner, modest=modest)
 
         async def adopt() -> None:
             self.addresses.adopt(owner, lease)
@@ -266,6 +270,15 @@ class AddressLease:
                 self.addresses.free(owner)
             raise
         return lease
+
+    async def _take(self, owner: str, *, modest: bool) -> Lease:
+        while True:
+            taken = await self.network.taken()
+            try:
+                return self.addresses.take(owner, taken, modest=modest)
+            except Exhausted:
+                if modest or not await self.addresses.ways.make_way():
+                    raise
 
     async def release(self, given: Given) -> None:
         self.addresses.free(given.owner)

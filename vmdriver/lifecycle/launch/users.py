@@ -5,7 +5,6 @@ is on disk.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from vmdriver.errors import DriverError, Exhausted, Refused, Unavailable
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import MACHINE_USER, Given
+from vmdriver.lifecycle.launch.ways import Ways
 from vmdriver.lifecycle.ports.host import MachineUsers
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import MachineUser
@@ -31,20 +31,7 @@ class UserPool:
         self._held: dict[str, int] = {}
         self._avoided: set[int] = set()
         self._next = 0
-        self._ways: list[Callable[[], Awaitable[bool]]] = []
-
-    def tell(self, short: Callable[[], Awaitable[bool]]) -> None:
-        """From now on call `short` when a sandbox finds no number: True if one was given back."""
-        self._ways.append(short)
-
-    async def make_way(self) -> bool:
-        """Have machines of no sandbox give back a number. False: none of them has any."""
-        for short in reversed(
-            self._ways
-        ):  # a machine that waits is made sooner than its template
-            if await short():
-                return True
-        return False
+        self.ways = Ways()
 
     def adopt(self, owner: str, number: int) -> None:
         """Note one that a ledger holds."""
@@ -171,7 +158,7 @@ class UserLease:
             try:
                 return self.pool.take(owner, taken, modest=modest)
             except Exhausted:
-                if modest or not await self.pool.make_way():
+                if modest or not await self.pool.ways.make_way():
                     raise
 
     async def _claim(self, number: int) -> None:

@@ -64,7 +64,8 @@ class TemplateMaker:
 
     def tell(self, short: Callable[[], Awaitable[bool]]) -> None:
         """From now on call `short` when a sandbox needs what a build holds."""
-        self._user.pool.tell(short)
+        self._user.pool.ways.tell(short)
+        self._lease.addresses.ways.tell(short)
 
     @property
     def group(self) -> int:
@@ -128,7 +129,7 @@ class TemplateMaker:
         self, one: Unowned, plan: LaunchPlan, workspace: str, target: str, layer: str
     ) -> MemoryManifest:
         ports, part, ledger = self._ports, f"{target}.part", one.ledger
-        lease = await self._lease.acquire(one.owner, ledger)
+        lease = await self._lease.acquire(one.owner, ledger, modest=True)
         user = await self._user.acquire(one.owner, ledger, modest=True)
         plan = planner.with_user(self._plan(one, plan, part, lease, layer), user)
         plan = await self._wall.around(plan)

@@ -88,7 +88,8 @@ class WarmPool:
         self._closed = False
         self._filler: asyncio.Task[None] | None = None
         templates.tell(ready=self.refill, gone=self.drop)
-        user.pool.tell(self.make_way)
+        user.pool.ways.tell(self.make_way)
+        lease.addresses.ways.tell(self.make_way)
 
     async def recover(self) -> None:
         """Remove what a driver before this one left, and begin to fill."""
@@ -235,7 +236,7 @@ class WarmPool:
         """What a launch acquires, from the template's memory, and left paused."""
         ports, instance = self._ports, self._settings.instance
         directory = f"{self._directory}/{one.owner}"
-        lease = await self._lease.acquire(one.owner, one.ledger)
+        lease = await self._lease.acquire(one.owner, one.ledger, modest=True)
         plan = planner.as_unowned(
             template.manifest.plan, instance, one.owner, directory
         )
