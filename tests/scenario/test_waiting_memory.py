@@ -12,6 +12,7 @@ from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
 from tests.scenario.stage import TEMPLATES, eventually
 from vmdriver.model.phase import Phase
+from vmdriver.model.spec import Resources
 
 MIB = TEMPLATES.memory_mib
 
@@ -189,4 +190,25 @@ async def test_one_that_is_larger_than_what_is_left_is_not_made_again_and_again(
     assert driver.inside.waiting() == []
     made = [call for call in driver.world.calls[before:] if call.startswith("memory ")]
     assert made == [], "it is known what one holds"
+    await driver.close()
+
+
+async def test_they_give_way_to_a_template_that_is_being_built() -> None:
+    most, size = 2 * MIB + 130, 1000
+    driver = await with_pool(50, 9, max_committed_memory_mib=most)
+    manager, seen = driver.manager, list[int]()
+
+    def look(call: str) -> bool:
+        if call.startswith("start ") and driver.inside.builds():
+            held = manager.budget.committed_mib() + manager.warm_pool.held_mib()
+            seen.append(held + size)
+        return False
+
+    driver.world.fail = look
+    other = spec("second", resources=Resources(memory_mib=size))
+    await manager.create(other, None)
+    await driver.settled()
+    await eventually(lambda: len(manager.templates.listed()) == 2, "none was built")
+    assert len(seen) == 1
+    assert seen[0] <= most
     await driver.close()

@@ -87,7 +87,7 @@ class WarmPool:
         """What the last that was made held."""
         self._closed = False
         self._filler: asyncio.Task[None] | None = None
-        templates.tell(ready=self.refill, gone=self.drop)
+        templates.tell(before=self.keep_within, after=self.refill, gone=self.drop)
         user.pool.ways.tell(self.make_way)
         lease.addresses.ways.tell(self.make_way)
 
@@ -193,9 +193,11 @@ class WarmPool:
         return True
 
     def _left_mib(self) -> int:
-        """What sandboxes leave of the memory that all machines may take together."""
-        most = self._settings.max_committed_memory_mib
-        return most - self._budget.committed_mib()
+        """What sandboxes, and a template under way, leave of the memory that all machines may
+        take together.
+        """
+        others = self._budget.committed_mib() + self._templates.building_mib
+        return self._settings.max_committed_memory_mib - others
 
     async def keep_within(self) -> None:
         """End as many as there is no memory for beside the sandboxes."""

@@ -110,18 +110,23 @@ class Templates:
         """Layer -> a template that was removed and is still held."""
         self._layers_of_unread = layers_of_unread
         """Layers that sandboxes need whose record cannot be read."""
-        self._ready: list[Callable[[], None]] = []
+        self.building_mib = 0
+        """Memory of the machine that one is being made of."""
+        self._before: list[Callable[[], Awaitable[None]]] = []
+        self._after: list[Callable[[], None]] = []
         self._gone: list[Callable[[Template], Awaitable[None]]] = []
         maker.tell(self.make_way)
 
     def tell(
         self,
         *,
-        ready: Callable[[], None],
+        before: Callable[[], Awaitable[None]],
+        after: Callable[[], None],
         gone: Callable[[Template], Awaitable[None]],
     ) -> None:
-        """From now on call `ready` when there is a new one, and `gone` when one is no more."""
-        self._ready.append(ready)
+        """From now on call these before one is built and after, and when one is `gone`."""
+        self._before.append(before)
+        self._after.append(after)
         self._gone.append(gone)
 
     # --- at start and end
@@ -312,7 +317,7 @@ class Templates:
         left = self.leftovers.has(owner_of(key))
         if left or loop.time() < self._failed.get(key, 0.0):
             return
-        self._wanted[key] = (plan, workspace)
+        self._wanted[key] = (plan, self._scope(workspace))
         self._begin()
 
     def _begin(self) -> None:
@@ -336,9 +341,9 @@ class Templates:
     async def _build_all(self) -> None:
         loop = asyncio.get_running_loop()
         while self._wanted:
-            key, (plan, workspace) = next(iter(self._wanted.items()))
+            key, (plan, scope) = next(iter(self._wanted.items()))
             try:
-                await self._build(key, plan, workspace)
+                await self._build(key, plan, scope)
             except asyncio.CancelledError:
                 self._failed[key] = loop.time() + _FAILED_FOR_S
                 raise
@@ -350,13 +355,20 @@ class Templates:
                 _log.exception("template %s could not be built", key)
             finally:
                 self._wanted.pop(key, None)
+            for after in self._after:
+                after()
 
-    async def _build(self, key: str, plan: LaunchPlan, workspace: str) -> None:
+    async def _build(self, key: str, plan: LaunchPlan, scope: str) -> None:
         if not self._maker.has_room(plan):
             _log.info("template %s is not built: there is no memory for it now", key)
             return
         directory = f"{self._directory}/{key}.{token_hex(4)}"
-        manifest = await self._maker.run(key, plan, self._scope(workspace), directory)
+        self.building_mib = plan.memory_mib
+        try:
+            await asyncio.gather(*(before() for before in self._before))
+            manifest = await self._maker.run(key, plan, scope, directory)
+        finally:
+            self.building_mib = 0
         try:
             self._known[key] = await self._checked(key, directory, manifest)
         except BaseException:
@@ -364,16 +376,9 @@ class Templates:
                 directory, manifest.plan.disk("root").path
             )
             raise
-        for ready in self._ready:
-            ready()
-        _log.info(
-            "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)",
-            key,
-            plan.image,
-            plan.vcpus,
-            plan.memory_mib,
-            manifest.stored_bytes >> 20,
-        )
+        size = (plan.vcpus, plan.memory_mib, manifest.stored_bytes >> 20)
+        text = "template %s is ready: %s, %d vCPUs, %d MiB (%d MiB stored)"
+        _log.info(text, key, plan.image, *size)
         while len(self._known) > _MOST:
             oldest = min(self._known.values(), key=lambda t: t.used_at)
             await self.remove(oldest.key)
