@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,21 @@ def test_a_number_with_something_left_is_passed_over() -> None:
     assert pool.holder(250002) is None
     with pytest.raises(Exhausted):
         pool.take("a", set(pool.uids.numbers))
+
+
+def test_numbers_that_are_left_are_counted_at_once_however_many_there_are() -> None:
+    """Metrics ask with each look, in the loop; all of them in a set took the host's memory."""
+    pool = UserPool(MachineUids(1000, 2**31 - 1))
+    every = len(pool.uids.numbers)
+    pool.adopt("s1", 5000)
+    pool.adopt("old", 900)  # of a range that the operator had before
+    pool.avoid({5000, 5001, 0})
+    tracemalloc.start()
+    try:
+        assert pool.left() == every - 2
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_a_ledger_holds_is_nobody_elses_and_what_none_explains_nobodys() -> None:
