@@ -5,7 +5,6 @@ whatever the stream does.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
@@ -43,8 +42,7 @@ def begin(source: int, memory: Path, size: int = RAM) -> ConfinedReader:
 def children() -> list[int]:
     found: list[int] = []
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
-            found += map(int, (task / "children").read_text().split())
+        found += map(int, (task / "children").read_text().split())
     return found
 
 
@@ -85,86 +83,6 @@ def test_of_passes_the_last_one_holds(tmp_path: Path) -> None:
     assert found.stored_bytes == 63 * PAGE
     content = memory.read_bytes()
     assert [content[n * PAGE] for n in (4, 5, 9, 10)] == [1, 2, 0, 1]
-
-
-PASSES: list[Pass] = [
-    {(b"pc.ram", n): 1 for n in range(64)},
-    {(b"pc.ram", 5): 2},
-    {(b"pc.ram", 5): 3},
-]
-
-
-def by_pass(source: int, memory: Path) -> ConfinedReader:
-    target = os.open(memory, os.O_RDWR | os.O_CREAT, 0o600)
-    return ConfinedReader(os.dup(source), target, RAM, USER, by_pass=True)
-
-
-def test_with_a_gate_each_further_pass_waits_for_a_word(tmp_path: Path) -> None:
-    """What it waits before is not written; asked again, it has nothing new to say."""
-    memory = tmp_path / "memory"
-    with writing(stream_of(PASSES)) as source:
-        reader = by_pass(source, memory)
-        for fill in (1, 2):
-            assert reader.at_pass(10)
-            assert not reader.at_pass(0)
-            assert memory.read_bytes()[5 * PAGE] == fill
-            reader.go_on(to_the_end=False)
-        assert reader.found(10, always).stored_bytes == 64 * PAGE
-    assert memory.read_bytes()[5 * PAGE] == 3
-
-
-def test_with_a_word_for_the_end_no_pass_waits(tmp_path: Path) -> None:
-    memory = tmp_path / "memory"
-    with writing(stream_of(PASSES)) as source:
-        reader = by_pass(source, memory)
-        assert reader.at_pass(10)
-        reader.go_on(to_the_end=True)
-        reader.found(10, always)
-    assert memory.read_bytes()[5 * PAGE] == 3
-
-
-def test_a_stream_without_a_further_pass_is_never_waited_for(tmp_path: Path) -> None:
-    """And one that is none says so where a pass was waited for."""
-    with writing(stream({1: b"x" * PAGE}, {})) as source:
-        reader = by_pass(source, tmp_path / "memory")
-        assert not reader.at_pass(10)
-        assert reader.found(10, always).stored_bytes == PAGE
-    with writing(b"no stream at all") as source:
-        reader = by_pass(source, tmp_path / "memory")
-        assert not reader.at_pass(10)
-        with pytest.raises(HypervisorError, match="not a QEMU"):
-            reader.found(10, always)
-
-
-def writable(numbers: set[str]) -> int:
-    """The one pipe among these descriptors that one can write to."""
-    found = []
-    for number in numbers:
-        with contextlib.suppress(OSError):
-            flags = fcntl.fcntl(int(number), fcntl.F_GETFL)
-            pipe = os.readlink(f"/proc/self/fd/{number}").startswith("pipe:")
-            found += [int(number)] * (pipe and flags & os.O_ACCMODE == os.O_WRONLY)
-    (gate,) = found
-    return gate
-
-
-def test_at_a_gate_where_nobody_is_any_more_it_ends(tmp_path: Path) -> None:
-    """So that whoever writes to it fails, and does not wait for ever."""
-    with writing(stream_of(PASSES)) as source:
-        before = set(os.listdir("/proc/self/fd"))
-        reader = by_pass(source, tmp_path / "memory")
-        assert reader.at_pass(10)
-        pid = the_reader()
-        gate = writable(set(os.listdir("/proc/self/fd")) - before)
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, gate)
-        os.close(nothing)
-        deadline = time.monotonic() + 10
-        while "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with pytest.raises(HypervisorError, match="has ended"):
-            reader.found(10, always)
 
 
 def test_it_has_no_rights_and_no_file_but_three(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vmdriver.errors import DriverError
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.memory import capture
 from vmdriver.lifecycle.ports.host import GuestReport, Ownership
+from vmdriver.lifecycle.ports.memory import Streamed
 from vmdriver.model.checkpoint import MEMORY, Part
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage.checkpoints import Checkpoints
@@ -89,8 +90,8 @@ USES: dict[str, Callable[[Place, str], Awaitable[object]]] = {
     "share": lambda place, path: place.store.share(str(place.folder), USER),
     "take back": lambda place, path: place.store.take_back(str(place.folder)),
     "read ahead": lambda place, path: place.store.read_ahead(str(place.folder)),
-    "write memory": lambda place, path: asyncio.to_thread(
-        capture.reader, os.open(os.devnull, os.O_RDONLY), path, 4096, "<domain/>"
+    "cut": lambda place, path: asyncio.to_thread(
+        capture.split, Streamed(path, "<domain/>"), str(place.canary), 4096
     ),
 }
 

@@ -8,9 +8,8 @@ import errno
 import os
 import signal
 import subprocess
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,12 @@ from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.hypervisor.machines import Machines
 from vmdriver.hypervisor.memory import capture
 from vmdriver.hypervisor.memory.machine_memory import DomainMemory
-from vmdriver.hypervisor.memory.running import PACE, Pace
 from vmdriver.hypervisor.wall.box import BOX_PARTS
 from vmdriver.hypervisor.wall.cgroup_place import Place
 from vmdriver.hypervisor.wall.cgroups import Cgroups
 from vmdriver.hypervisor.wall.sealing import Sealing
 from vmdriver.lifecycle.ports.host import Found, Ownership
-from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
+from vmdriver.lifecycle.ports.memory import SavedMachine
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 
@@ -101,13 +99,12 @@ def owner_of(plan: LaunchPlan) -> Ownership:
     return Ownership(plan.user.uid, plan.user.gid)
 
 
-def machine_memory(hypervisor: Any, pace: Pace = PACE) -> DomainMemory:
+def machine_memory(hypervisor: Any) -> DomainMemory:
     return DomainMemory(
         hypervisor.connection,
         Threads("contract", 2),
         hypervisor.sealing,
         emulator=hypervisor.emulator,
-        pace=pace,
     )
 
 
@@ -316,26 +313,6 @@ async def _begin_a_slow_stream(hypervisor: Any, plan: LaunchPlan, path: Path) ->
     await hypervisor.connection.call("begin", begin)
 
 
-async def _begin_a_stream_to_its_end(
-    hypervisor: Any, plan: LaunchPlan, path: Path
-) -> None:
-    """As a driver leaves it that is killed when all is written."""
-
-    def begin(connection: Any) -> None:
-        machine = connection.lookupByName(plan.domain)
-        with path.open("wb") as file:
-            capture.hand_over(machine, os.dup(file.fileno()), 60_000, running=True)
-        monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
-        deadline = time.monotonic() + 60
-        status = ""
-        while status != "pre-switchover":
-            status = monitor.ask(machine, "query-migrate")["status"]
-            assert time.monotonic() < deadline, status
-            time.sleep(0.02)
-
-    await hypervisor.connection.call("begin", begin, deadline_s=60)
-
-
 async def test_memory_goes_to_a_file_and_back(
     hypervisor: Any, plan: LaunchPlan, folder: Path
 ) -> None:
@@ -354,12 +331,14 @@ async def test_memory_goes_to_a_file_and_back(
     assert captured.machine.startswith("pc-q35-")
     assert len(captured.state) < 2**20, "the pages are in the file"
     await _pause_anew(memory, plan)
-    split = folder / "split"
+    stream, split = folder / "stream", folder / "split"
     split.touch()
-    again = await memory.capture(plan.domain, str(split), plan.memory_mib)
+    streamed = await memory.stream(plan.domain, str(stream))
+    again = await memory.split(streamed, str(split), plan.memory_mib)
     assert split.stat().st_size == path.stat().st_size
     assert abs(again.stored_bytes - captured.stored_bytes) < 2**20
     assert abs(len(again.state) - len(captured.state)) < 4096
+    assert not stream.exists()
     await _pause_anew(memory, plan)
     full = folder / "full"
     full.symlink_to("/dev/full")
@@ -397,95 +376,6 @@ async def test_memory_goes_to_a_file_and_back(
         await memory.go_on(target.domain)
         await hypervisor.destroy(target.domain)
     await memory.go_on(plan.domain)
-
-
-async def test_memory_is_written_while_the_machine_runs(
-    hypervisor: Any, plan: LaunchPlan, folder: Path
-) -> None:
-    if hypervisor.name != "QEMU":
-        pytest.skip("only QEMU has memory")
-    memory, domain = machine_memory(hypervisor), plan.domain
-    await hypervisor.start(plan, MARK)
-    await asyncio.sleep(0.5)
-
-    async def written(name: str, then: Callable[[], Awaitable[None]]) -> Captured:
-        path = folder / name
-        path.touch()
-        return await memory.capture_running(domain, str(path), plan.memory_mib, then)
-
-    async def pause() -> None:
-        assert await hypervisor.observe(domain) is DomainState.RUNNING
-        await memory.pause(domain)
-
-    captured = await written("memory", pause)
-    assert captured.stood == ""
-    assert await hypervisor.observe(domain) is DomainState.PAUSED
-    assert 0 < captured.stored_bytes < plan.memory_mib * 2**20
-    assert len(captured.state) < 2**20, "the pages are in the file"
-    await memory.go_on(domain)
-    assert await hypervisor.observe(domain) is DomainState.RUNNING
-
-    async def refuse() -> None:
-        raise TimedOut("the guest does not freeze its workload")
-
-    with pytest.raises(TimedOut, match="does not freeze"):
-        await written("refused", refuse)
-    assert await hypervisor.observe(domain) is DomainState.RUNNING
-    again = await written("again", pause)
-    assert again.stored_bytes > captured.stored_bytes - 8 * 2**20, "all of it again"
-    await memory.go_on(domain)
-    # Of a driver that is killed meanwhile; without a reader it would fail by itself.
-    await _begin_a_slow_stream(hypervisor, plan, folder / "abandoned")
-    await memory.give_up(domain)
-    await memory.give_up(domain)
-    assert await hypervisor.observe(domain) is DomainState.RUNNING
-    for paused in (False, True):  # at its end, but for QEMU's last word
-        if paused:
-            await memory.pause(domain)
-        await _begin_a_stream_to_its_end(hypervisor, plan, folder / "ended")
-        assert await hypervisor.observe(domain) is DomainState.PAUSED
-        await (memory.go_on if paused else memory.give_up)(domain)
-        async with asyncio.timeout(10):
-            while await hypervisor.observe(domain) is not DomainState.RUNNING:
-                await asyncio.sleep(0.05)
-    end = hypervisor.connection.call
-    await end("end", lambda c: c.lookupByName(domain).destroy())
-    await memory.give_up(domain)  # known still, and not running
-    await hypervisor.destroy(domain)
-    await memory.give_up(domain)
-    path, owner = folder / "memory", owner_of(plan)
-    os.chown(path, owner.uid, owner.gid)
-    saved = SavedMachine(captured.state, captured.domain_xml, str(path))
-    await memory.load(plan, MARK, saved, str(folder / "scratch"))
-    await memory.go_on(domain)
-    assert await hypervisor.observe(domain) is DomainState.RUNNING
-    await hypervisor.destroy(domain)
-
-
-async def test_where_qemu_comes_to_its_end_too_early_it_is_written_standing(
-    hypervisor: Any, plan: LaunchPlan, folder: Path
-) -> None:
-    """As with a machine that changes nothing, and nobody slows the writing."""
-    if hypervisor.name != "QEMU":
-        pytest.skip("only QEMU has memory")
-    unslowed = Pace(slow_from=0, still_rate=2**40, slow_rate=2**40, downtime_ms=60_000)
-    memory, domain = machine_memory(hypervisor, unslowed), plan.domain
-    await hypervisor.start(plan, MARK)
-    await asyncio.sleep(0.5)
-    path, seen = folder / "memory", []
-    path.touch()
-
-    async def pause() -> None:
-        seen.append(await hypervisor.observe(domain))
-        await memory.pause(domain)
-
-    captured = await memory.capture_running(domain, str(path), plan.memory_mib, pause)
-    assert seen == [DomainState.RUNNING], "it was let go on before it was to stand"
-    assert "before the workload was frozen" in captured.stood
-    assert path.stat().st_size == plan.memory_mib * 2**20
-    await memory.go_on(domain)
-    assert await hypervisor.observe(domain) is DomainState.RUNNING
-    await hypervisor.destroy(domain)
 
 
 async def _sealed_memory(

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from tests.fakes.world import World
 from vmdriver.errors import LoadRefused, NotFound
-from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 
@@ -57,11 +57,8 @@ class FakeMemory:
 
     async def go_on(self, domain: str) -> None:
         self._world.act(f"go on {domain}")
-        if domain not in self._world.domains:
-            return  # libvirt knows no such machine: nobody is there who could hang
         await self._world.hanging.passed(f"go on {domain}", domain)
         self._world.monitor(domain)
-        self._world.writing.discard(domain)
         if self._world.domains.get(domain) is DomainState.PAUSED:
             made_from = self._world.made_from.get(domain)
             assert made_from not in self._world.damaged, "it runs from damaged memory"
@@ -87,39 +84,13 @@ class FakeMemory:
         await self._crash_point("capture:complete")  # and nobody has noted it
         return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
 
-    async def capture_running(
-        self,
-        domain: str,
-        memory: str,
-        memory_mib: int,
-        stand_still: Callable[[], Awaitable[None]],
-    ) -> Captured:
-        world = self._world
-        world.act(f"write {domain}")
-        await world.hanging.passed(f"write {domain}", domain, STALL_S)
-        self._there(domain)
-        assert world.domains[domain] is DomainState.RUNNING
-        assert domain not in world.frozen, "frozen for all of the writing"
-        world.writing.add(domain)
-        # Some of it is in the file, of a moment that nobody may go on from.
-        world.memories[memory.rpartition("/")[0]] = -1
-        await self._crash_point("write:half-way")
-        try:
-            await stand_still()
-        except BaseException:
-            world.writing.discard(domain)
-            raise
-        captured = await self.capture(domain, memory, memory_mib)
-        world.writing.discard(domain)
-        return captured
+    async def stream(self, domain: str, target: str) -> Streamed:
+        captured = await self.capture(domain, target, 0)
+        return Streamed(target, captured.domain_xml)
 
-    async def give_up(self, domain: str) -> None:
-        self._world.act(f"give up writing {domain}")
-        if domain not in self._world.domains:
-            return
-        await self._world.hanging.passed(f"give up {domain}", domain)
-        self._world.monitor(domain)
-        self._world.writing.discard(domain)
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        self._world.act(f"split {streamed.path}")
+        return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
 
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str

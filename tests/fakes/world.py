@@ -58,8 +58,6 @@ class World:
     flushed: list[str] = field(default_factory=list)
     frozen: set[str] = field(default_factory=set)
     """Domains whose workload is frozen."""
-    writing: set[str] = field(default_factory=set)
-    """Domains whose memory is being written: QEMU stops them when it comes to its end."""
     checkpoints: dict[str, str] = field(default_factory=dict)
     """Directory -> what is in it: "" while it is made, then the manifest's JSON."""
     memories: dict[str, int] = field(default_factory=dict)
@@ -154,7 +152,6 @@ class World:
         if self.domains.get(domain) in {DomainState.RUNNING, DomainState.PAUSED}:
             self.ended.add(domain)
             self.frozen.discard(domain)
-            self.writing.discard(domain)
             self.root_layers.pop(domain, None)
 
     def notice(self, domain: str) -> bool:

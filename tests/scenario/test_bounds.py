@@ -112,30 +112,6 @@ async def test_a_stop_has_the_machine_down_in_time(what: str, mode: str) -> None
     await driver.close()
 
 
-@pytest.mark.parametrize("then", ["it is suspended", "freeze", "pause"])
-async def test_a_stop_waits_for_memory_that_is_written_and_not_for_what_hangs_then(
-    then: str,
-) -> None:
-    """A big machine's takes longer than a stop is patient with what comes before the end."""
-    world = World()
-
-    async def slowly(crash_point: str) -> None:
-        if crash_point == "write:half-way":
-            await asyncio.sleep(2 * GRACE_S)
-
-    driver = FakeDriver(world, slowly, settings=SLOW)
-    await driver.manager.recover()
-    await driver.manager.create(spec(driver_config={"on_stop": "suspend"}), None)
-    await driver.settled()
-    world.hanging.hangs = lambda call: call.startswith(f"{then} ")
-    async with asyncio.timeout(STOP_S):
-        await driver.manager.stop("s1", "")
-    kept = then == "it is suspended"
-    assert driver.phase() is (Phase.SUSPENDED if kept else Phase.STOPPED)
-    assert not world.domains
-    await driver.close()
-
-
 @pytest.mark.parametrize("what", WHAT)
 async def test_a_delete_is_done_in_time(what: str) -> None:
     driver, tasks = await hung(what, "shutdown")

@@ -8,16 +8,7 @@ import time
 import pytest
 
 from tests.system.machines import Driver
-from tests.system.workloads import (
-    BOTH,
-    CHAIN,
-    HOLDER,
-    both_of,
-    chain_of,
-    command,
-    running,
-    suspending,
-)
+from tests.system.workloads import CHAIN, HOLDER, chain_of, command, suspending
 
 WRITTEN = "while [ ! -s /sandbox/chain ]; do sleep 0.1; done"
 
@@ -113,35 +104,3 @@ def test_both_ends_of_a_connection_know_within_two_seconds(driver: Driver) -> No
     )
     assert "ConnectionAborted" in got or "ConnectionReset" in got, got
     assert time.monotonic() - thawed < 4, "two seconds, and the time of asking"
-
-
-def test_memory_and_disk_are_of_one_moment(driver: Driver) -> None:
-    """However fast it writes to both while it is captured; also in a fork, which boots from the disk alone."""
-    sandbox = suspending(driver, command=command(BOTH))
-    begun = "while [ ! -s /dev/shm/both ]; do sleep 0.1; done"
-    driver.gateway.shell(sandbox, begun)
-    at: list[tuple[int, int]] = []
-    for number in range(3):
-        before = both_of(driver, sandbox)
-        assert driver.snapshot(sandbox, f"s{number}")
-        at.append((before, both_of(driver, sandbox)))
-        driver.stop(sandbox)
-        driver.start_sandbox(sandbox)
-        driver.wait(sandbox, "Running")
-        assert _gone_on(driver, sandbox) > at[-1][1]
-    for number in (2, 0, 1):
-        driver.go_back(sandbox, f"s{number}")
-        assert _gone_on(driver, sandbox) > at[number][0]
-    fork = running(driver, {"from_snapshot": f"{sandbox}/s2"}, command=["sleep", "99"])
-    found = int(driver.gateway.shell(fork, "head -c 16 /sandbox/both"))
-    assert at[2][0] <= found <= at[2][1]
-
-
-def _gone_on(driver: Driver, sandbox: str) -> int:
-    """How far it is when it has compared everything a few times more."""
-    seen = both_of(driver, sandbox)
-    deadline = time.monotonic() + 60
-    while (now := both_of(driver, sandbox)) < seen + 20:
-        assert time.monotonic() < deadline, f"it stays at {now}"
-        time.sleep(0.1)
-    return now

@@ -28,45 +28,6 @@ while True:
 """A hash chain in memory, each link written to the disk with both clocks."""
 
 
-BOTH = """
-import mmap, os, time
-pages, n, bad = 2048, 0, []
-memory = bytearray(pages * 4096)
-block = mmap.mmap(-1, 4096)
-file = os.open("/sandbox/both", os.O_RDWR | os.O_CREAT | os.O_DIRECT | os.O_DSYNC, 0o600)
-def last(page):
-    return n - (n - page) % pages if n - (n - page) % pages > 0 else 0
-while True:
-    n += 1
-    block[:16] = b"%016d" % n
-    os.pwritev(file, [block], 0)
-    at = n % pages * 4096
-    memory[at:at + 16] = b"%016d" % n
-    for _ in range(3):
-        os.preadv(file, [block], 0)
-        if int(block[:16]) != n:
-            bad.append(("disk", int(block[:16]), n))
-        time.sleep(0.001)
-    for page in (n % pages, (n * 7919) % pages, (n * 104729) % pages):
-        found = int(memory[page * 4096:page * 4096 + 16].strip(b"\\0") or b"0")
-        if found != last(page):
-            bad.append(("memory", found, last(page), n))
-    with open("/dev/shm/both.new", "w") as told:
-        told.write(f"{n} {len(bad)} {bad[:5]}\\n")
-    os.rename("/dev/shm/both.new", "/dev/shm/both")
-"""
-"""One counter in its memory and on its disk, past the page cache: it compares them, and every page that it has
-written with what was written there last, all the time.
-"""
-
-
-def both_of(driver: Driver, sandbox: str) -> int:
-    """How far it is: memory and disk have never been of two moments."""
-    n, bad, what = driver.gateway.shell(sandbox, "cat /dev/shm/both").split(None, 2)
-    assert bad == "0", f"of two moments: {what}"
-    return int(n)
-
-
 def command(program: str) -> list[str]:
     return ["/usr/bin/python3", "-c", program]
 

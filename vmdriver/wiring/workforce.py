@@ -187,6 +187,7 @@ class Workforce:
 
     def _suspend(self) -> Suspend:
         return Suspend(
+            memory=self._ports.memory,
             store=self._ports.memory_store,
             paths=self._paths,
             capture=self._capture,

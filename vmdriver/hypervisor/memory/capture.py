@@ -1,13 +1,19 @@
 """A stopped machine's memory and devices, out of QEMU: its own migration, asked for through
-libvirt's monitor passthrough, into a pipe, and cut in two while it comes (confined_reader.py). How
-a machine is written that runs meanwhile, see running.py.
+libvirt's monitor passthrough.
+
+Into a pipe, cut in two while it comes (confined_reader.py): the shortest way to a checkpoint, for a
+machine that ends anyway. Or into a file that is cut afterwards: the machine can go on as
+soon as QEMU has written it, at the price of twice the disk space for a moment.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -17,9 +23,9 @@ from vmdriver.errors import HypervisorError, StorageError, TimedOut
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.plain_file import open_plain
 from vmdriver.hypervisor import domain_reading, monitor
-from vmdriver.hypervisor.memory.confined_reader import ConfinedReader
-from vmdriver.hypervisor.memory.ram_stream import Split
-from vmdriver.lifecycle.ports.memory import Captured
+from vmdriver.hypervisor.memory.confined_reader import STREAM_REFUSED, ConfinedReader
+from vmdriver.hypervisor.memory.ram_stream import STATE_BYTES, Split
+from vmdriver.lifecycle.ports.memory import Captured, Streamed
 
 _PIPE_BYTES = 1024 * 1024
 _POLL_S = 0.004
@@ -31,43 +37,95 @@ LONGEST_S, _SLOWEST = 60.0, 16 * 2**20
 """All of it may take so many seconds, and one for each so many bytes of the machine's memory."""
 _GIVE_UP_S = 5.0
 _LONGEST_WORDS = 400
-UNLIMITED = 2**40
-LEAST_DOWNTIME_MS = 1
+_UNLIMITED = 2**40
 _UNDER_WAY = {"setup", "active", "device", "pre-switchover", "cancelling"}
+_NO_SPACE_BYTES = 16 * 2**20
+"""With less than this free, it was space that a failing QEMU lacked: it does not say."""
 
 
-def to_memory(
-    machine: Any, memory: str, memory_bytes: int, pulse: Pulse, stood: str = ""
-) -> Captured:
+def to_memory(machine: Any, memory: str, memory_bytes: int, pulse: Pulse) -> Captured:
     """Write it to the empty file `memory`, and what is not RAM to memory. See
-    ports.MachineMemory.capture. `stood`: why it stands still for all of it.
+    ports.MachineMemory.capture.
     """
-    text = describe(machine)
+    text = _describe(machine)
     source, target = os.pipe2(os.O_CLOEXEC)
     try:
         fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        reading = reader(source, memory, memory_bytes, text)
+        reader = _reader(source, memory, memory_bytes, text)
     except BaseException:
         os.close(target)
         raise
     try:
         hand_over(machine, target)
-        problem = migrate(machine, pulse, longest_s(memory_bytes))
+        problem = migrate(machine, pulse, _longest_s(memory_bytes))
         try:
-            found = reading.found(STALL_S, lambda: not pulse.given_up)
+            found = reader.found(STALL_S, lambda: not pulse.given_up)
         except HypervisorError as error:
             # A reader that had nothing to read says less than QEMU.
             raise _not_whole(problem, error) from error
     finally:
-        reading.end()
+        reader.end()
     if problem:
         raise HypervisorError(f"QEMU could not write the memory: {problem}")
-    return captured(text, found, stood)
+    return _captured(text, found)
 
 
-def longest_s(memory_bytes: int) -> float:
+def to_stream(machine: Any, path: str, pulse: Pulse) -> Streamed:
+    """Write it to a new file, as it comes. See ports.MachineMemory.stream."""
+    text = _describe(machine)
+    memory_bytes = domain_reading.read_memory_bytes(text)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    target = os.open(path, flags, 0o600)
+    watched = os.dup(target)
+
+    def check() -> None:
+        if os.fstat(watched).st_size > _most_bytes(memory_bytes):
+            raise _refused("is longer than all of the machine's memory")
+
+    try:
+        hand_over(machine, target)
+        problem = migrate(machine, pulse, _longest_s(memory_bytes), check)
+        check()
+    except BaseException:
+        os.truncate(watched, 0)  # QEMU may have it open for ever
+        raise
+    finally:
+        os.close(watched)
+    if problem:
+        if shutil.disk_usage(Path(path).parent).free < _NO_SPACE_BYTES:
+            raise StorageError(
+                "the memory cannot be written: no space left",
+                detail=problem,
+                resolution="free space in the state directory",
+            )
+        raise HypervisorError(f"QEMU could not write the memory: {problem}")
+    return Streamed(path, text)
+
+
+def split(streamed: Streamed, memory: str, memory_bytes: int) -> Captured:
+    """Cut it in two. The file that it was in is gone afterwards."""
+    try:
+        source = open_plain(streamed.path)
+        Path(streamed.path).unlink()
+    except OSError as error:
+        raise _not_written(error) from error
+    reader = _reader(source, memory, memory_bytes, streamed.domain_xml)
+    found = reader.found(_longest_s(memory_bytes), lambda: True)
+    return _captured(streamed.domain_xml, found)
+
+
+def _longest_s(memory_bytes: int) -> float:
     """How long a QEMU that gets on may take for all."""
     return LONGEST_S + memory_bytes / _SLOWEST
+
+
+def _most_bytes(memory_bytes: int) -> int:
+    """A stream's: each page has a few bytes before it, and comes once."""
+    return memory_bytes + memory_bytes // 256 + 2 * STATE_BYTES
+
+
+def _refused(problem: str) -> HypervisorError:
+    return HypervisorError(f"QEMU's memory stream {problem}", reason=STREAM_REFUSED)
 
 
 def _not_whole(problem: str, error: HypervisorError) -> HypervisorError:
@@ -76,9 +134,7 @@ def _not_whole(problem: str, error: HypervisorError) -> HypervisorError:
     return error
 
 
-def reader(
-    source: int, memory: str, memory_bytes: int, domain: str, *, by_pass: bool = False
-) -> ConfinedReader:
+def _reader(source: int, memory: str, memory_bytes: int, domain: str) -> ConfinedReader:
     """Begun. `source` is its own from now on, whatever comes of it."""
     try:
         target = open_plain(memory, os.O_RDWR)
@@ -86,7 +142,7 @@ def reader(
         os.close(source)
         raise _not_written(error) from error
     user = domain_reading.read_user(domain)
-    return ConfinedReader(source, target, memory_bytes, user, by_pass=by_pass)
+    return ConfinedReader(source, target, memory_bytes, user)
 
 
 def give_up(machine: Any) -> None:
@@ -107,21 +163,18 @@ def _is_under_way(machine: Any) -> bool:
         return answer.get("status") in _UNDER_WAY
 
 
-def describe(machine: Any) -> str:
-    """Its domain, as it is to be loaded."""
+def _describe(machine: Any) -> str:
     flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
     return str(machine.XMLDesc(flags))
 
 
-def captured(text: str, found: Split, stood: str = "") -> Captured:
-    """What came of it."""
+def _captured(text: str, found: Split) -> Captured:
     return Captured(
         state=found.state,
         domain_xml=text,
         stored_bytes=found.stored_bytes,
         machine=domain_reading.read_machine_type(text),
         cpu=domain_reading.read_element(text, "cpu"),
-        stood=stood,
     )
 
 
@@ -133,25 +186,11 @@ def _not_written(error: OSError) -> StorageError:
     )
 
 
-def hand_over(
-    machine: Any,
-    target: int,
-    downtime_ms: int = LEAST_DOWNTIME_MS,
-    *,
-    running: bool = False,
-) -> None:
-    """Give QEMU the descriptor to write to; ours is closed. `running`: it is written while the
-    machine runs, and not to be ended by QEMU.
-    """
+def hand_over(machine: Any, target: int) -> None:
+    """Give QEMU the descriptor to write to; ours is closed."""
     try:
-        monitor.ask(
-            machine,
-            "migrate-set-capabilities",
-            capabilities=[{"capability": "pause-before-switchover", "state": running}],
-        )
         # The default of 128 MiB/s would be the slowest part by far.
-        limits = {"max-bandwidth": UNLIMITED, "downtime-limit": downtime_ms}
-        monitor.ask(machine, "migrate-set-parameters", **limits)
+        monitor.ask(machine, "migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
         libvirt_qemu.qemuMonitorCommandWithFiles(
             machine,
             '{"execute":"getfd","arguments":{"fdname":"vmdriver-memory"}}',
@@ -162,9 +201,14 @@ def hand_over(
         os.close(target)
 
 
-def migrate(machine: Any, pulse: Pulse, longest_s: float = LONGEST_S) -> str:
+def migrate(
+    machine: Any,
+    pulse: Pulse,
+    longest_s: float = LONGEST_S,
+    check: Callable[[], None] = lambda: None,
+) -> str:
     """Have it written. What went wrong, or "". TimedOut when it does not get on, takes longer than
-    `longest_s` all in all, or nobody waits any more.
+    `longest_s` all in all, or nobody waits any more. What `check` raises ends it too.
     """
     monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
     moved: object = None
@@ -181,6 +225,11 @@ def migrate(machine: Any, pulse: Pulse, longest_s: float = LONGEST_S) -> str:
         if moved != now:
             moved = now
             pulse.beat()
+        try:
+            check()
+        except HypervisorError:
+            give_up(machine)
+            raise
         if pulse.given_up or time.monotonic() > min(pulse.at + STALL_S, end):
             give_up(machine)
             raise TimedOut("QEMU does not get on with writing the memory")

@@ -4,7 +4,6 @@ at by nobody who could do anything with it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import sys
@@ -14,15 +13,7 @@ from pathlib import Path
 
 from vmdriver.errors import DriverError, HypervisorError, StorageError, TimedOut
 from vmdriver.host import process
-from vmdriver.hypervisor.memory.ram_reader import (
-    ANSWER,
-    AT_PASS,
-    CUT,
-    FILE_ERROR,
-    NEXT,
-    REFUSED,
-    TO_THE_END,
-)
+from vmdriver.hypervisor.memory.ram_reader import ANSWER, CUT, FILE_ERROR, REFUSED
 from vmdriver.hypervisor.memory.ram_stream import PAGE, STATE_BYTES, Split
 from vmdriver.lifecycle.ports.host import Ownership
 
@@ -41,60 +32,26 @@ _MOST_ANSWER = ANSWER.size + STATE_BYTES + 65536
 
 class ConfinedReader:
     """One process for one stream. `source` and `memory` are given to it, and closed here; `user`
-    is the machine's own, whose memory it is. `by_pass`: it waits before each pass but the first
-    until `go_on`. It ends with the thread that began it. CommandError when it cannot be begun.
+    is the machine's own, whose memory it is. CommandError when it cannot be begun.
     """
 
     def __init__(
-        self,
-        source: int,
-        memory: int,
-        memory_bytes: int,
-        user: Ownership,
-        *,
-        by_pass: bool = False,
+        self, source: int, memory: int, memory_bytes: int, user: Ownership
     ) -> None:
         self._memory_bytes = memory_bytes
-        self._data = bytearray()
-        self.is_over = False
-        """Seen by `at_pass`: there is no further pass. `found` says why."""
         self._answer, theirs = os.pipe2(os.O_CLOEXEC)
-        gate, self._gate = os.pipe2(os.O_CLOEXEC) if by_pass else (-1, -1)
         uid, gid = user.uid or _NOBODY, user.gid or _NOBODY
-        given = (source, memory, theirs, *([gate] if by_pass else []))
-        numbers = (source, memory, theirs, gate, memory_bytes, uid, gid)
-        python = [sys.executable, "-I", "-S", "-c", _BEGIN, _PACKAGES]
+        given = (source, memory, theirs)
+        words = [_PACKAGES, *map(str, (*given, memory_bytes, uid, gid))]
+        python = [sys.executable, "-I", "-S", "-c", _BEGIN]
         try:
-            self._process = process.begin([*python, *map(str, numbers)], given)
+            self._process = process.begin([*python, *words], given)
         except BaseException:
-            self._close()
+            os.close(self._answer)
             raise
         finally:
             for descriptor in given:
                 os.close(descriptor)
-
-    def at_pass(self, wait_s: float) -> bool:
-        """Whether it waits before a further pass, within that time. Asked again before `go_on`, the
-        answer is no; so it is, at once, of one that `is_over`.
-        """
-        if self.is_over or not self._comes(wait_s):
-            return False
-        said = os.read(self._answer, ANSWER.size)
-        if len(said) == ANSWER.size and said[0] == AT_PASS:
-            return True
-        self._data += said
-        self.is_over = True
-        return False
-
-    def go_on(self, *, to_the_end: bool) -> None:
-        """Up to the next pass, or to the end. One that has ended shows in `found`."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._gate, TO_THE_END if to_the_end else NEXT)
-
-    def _comes(self, wait_s: float) -> bool:
-        poll = select.poll()
-        poll.register(self._answer, select.POLLIN)
-        return bool(poll.poll(wait_s * 1000))
 
     def found(self, deadline_s: float, go_on: Callable[[], bool]) -> Split:
         """What it has found, when the stream has ended. It has ended then, whatever comes of it.
@@ -133,21 +90,19 @@ class ConfinedReader:
     def end(self) -> None:
         """At once, if it has not ended. May be repeated."""
         self._process.kill()
-        self._close()
-
-    def _close(self) -> None:
-        for descriptor in (self._answer, self._gate):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._answer = self._gate = -1
+        if self._answer >= 0:
+            os.close(self._answer)
+            self._answer = -1
 
     def _read(self, deadline: float, go_on: Callable[[], bool]) -> bytes:
-        data = self._data
+        data = bytearray()
+        poll = select.poll()
+        poll.register(self._answer, select.POLLIN)
         while len(data) <= _MOST_ANSWER:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not go_on():
                 raise TimedOut("QEMU's memory stream does not come to its end")
-            if not self._comes(min(left_s, _LOOK_S)):
+            if not poll.poll(min(left_s, _LOOK_S) * 1000):
                 continue
             chunk = os.read(self._answer, 2**20)
             if not chunk:

@@ -7,8 +7,6 @@ for 256 MiB.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
 import struct
@@ -30,15 +28,13 @@ from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.kvm import access as kvm_access
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
-from vmdriver.hypervisor.memory import capture, running
-from vmdriver.hypervisor.memory.running import PACE, Pace
-from vmdriver.hypervisor.memory.standing import Standing
+from vmdriver.hypervisor.memory import capture
 from vmdriver.hypervisor.questions.trial import Spared, nothing_spared
 from vmdriver.hypervisor.wall import own_folders
 from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
 from vmdriver.hypervisor.wall.entrance import Entrance, straight
 from vmdriver.hypervisor.wall.sealing import Sealing
-from vmdriver.lifecycle.ports.memory import Captured, SavedMachine
+from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wall import Offer
@@ -64,7 +60,6 @@ class DomainMemory:
         emulator: Callable[[LaunchPlan, Sequence[str]], Awaitable[str]] | None = None,
         entrance: Entrance = straight,
         spared: Spared = nothing_spared,
-        pace: Pace = PACE,
     ) -> None:
         """`emulator`: see Machines.emulator; None: the one that a machine had when it was saved."""
         self._emulator = emulator
@@ -74,7 +69,6 @@ class DomainMemory:
         self._passage = passage
         self._entrance = entrance
         self._spared = spared
-        self._pace = pace
         self._sealing = sealing
         self._files = files
         self._version: int | None = None
@@ -128,52 +122,20 @@ class DomainMemory:
             deadline_s=capture.DEADLINE_S,
         )
 
-    async def capture_running(
-        self,
-        domain: str,
-        memory: str,
-        memory_mib: int,
-        stand_still: Callable[[], Awaitable[None]],
-    ) -> Captured:
-        pulse, standing = Pulse(), Standing()
-        size = memory_mib * 2**20
-        writing = asyncio.ensure_future(
-            self._connection.call(
-                f"capture {domain} while it runs",
-                lambda c: running.to_memory(
-                    *(c.lookupByName(domain), memory, size),
-                    *(pulse, standing, self._pace),
-                ),
-                domain,
-                pulse=pulse,
-                deadline_s=capture.DEADLINE_S,
-            )
+    async def stream(self, domain: str, target: str) -> Streamed:
+        pulse = Pulse()
+        return await self._connection.call(
+            f"write out {domain}",
+            lambda c: capture.to_stream(c.lookupByName(domain), target, pulse),
+            domain,
+            pulse=pulse,
+            deadline_s=capture.DEADLINE_S,
         )
-        asked = asyncio.ensure_future(standing.asked())
-        try:
-            await asyncio.wait({writing, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done():
-                await stand_still()
-            # One that was given up meanwhile is not to be told to go on to its end.
-            standing.answer(stands=not writing.done())
-        finally:
-            asked.cancel()
-            standing.answer(stands=False)  # if it was not answered
-            await asyncio.wait({writing})
-            writing.exception()  # what stand_still has raised says more
-        return await writing
 
-    async def give_up(self, domain: str) -> None:
-        def end(connection: Any) -> None:
-            machine = connection.lookupByName(domain)
-            try:
-                capture.give_up(machine)
-            except libvirt.libvirtError:
-                if machine.isActive():
-                    raise
-
-        with contextlib.suppress(NotFound):
-            await self._connection.call(f"give up writing {domain}", end, domain)
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        return await self._files.run(
+            capture.split, streamed, memory, memory_mib * 2**20
+        )
 
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str

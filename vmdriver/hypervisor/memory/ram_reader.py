@@ -1,6 +1,5 @@
 """The process that reads a QEMU's memory stream: begun by `confined_reader`, with three descriptors
-and no right. What it finds, or what is wrong, it says once, at the end. Begun with a gate as well,
-it says before each further pass of the stream that it is there, and waits until it may go on.
+and no right. What it finds, or what is wrong, it says once, at the end.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from vmdriver.hypervisor.memory import ram_stream
 
 ANSWER = struct.Struct(">BQI")
 """Before the text or the state: its kind, the stored bytes (or an error's number), its length."""
-CUT, REFUSED, FILE_ERROR, NOT_CONFINED, AT_PASS = range(5)
-NEXT, TO_THE_END = b"+", b"!"
-"""Through the gate: up to the next pass, or no word before the end."""
+CUT, REFUSED, FILE_ERROR, NOT_CONFINED = range(4)
 _ADDRESS_SPACE = 128 * 2**20
 """The interpreter has some 30 MiB; the stream's rest up to 16 MiB, three times for a moment."""
 _CPU_S, _CPU_BYTES = 30, 16 * 2**20
@@ -26,28 +23,9 @@ _CPU_S, _CPU_BYTES = 30, 16 * 2**20
 """
 
 
-class _Gate:
-    """Between two passes. Nobody at its other end: nobody wants what comes, and it ends."""
-
-    def __init__(self, gate: int, answer: int) -> None:
-        self._gate, self._answer = gate, answer
-        self._open = gate < 0
-
-    def pass_through(self) -> None:
-        if self._open:
-            return
-        os.write(self._answer, ANSWER.pack(AT_PASS, 0, 0))
-        word = os.read(self._gate, 1)
-        if not word:
-            os._exit(1)
-        self._open = word == TO_THE_END
-
-
-def _answer(
-    source: int, memory: int, memory_bytes: int, gate: _Gate
-) -> tuple[int, int, bytes]:
+def _answer(source: int, memory: int, memory_bytes: int) -> tuple[int, int, bytes]:
     try:
-        found = ram_stream.split(source, memory, memory_bytes, gate.pass_through)
+        found = ram_stream.split(source, memory, memory_bytes)
     except HypervisorError as error:
         return REFUSED, 0, error.message.encode()
     except OSError as error:
@@ -59,10 +37,10 @@ def _answer(
 
 
 def main() -> None:
-    """Arguments: descriptors of the stream, of the memory's file, for the answer and of the gate
-    (or -1); bytes of the memory; user and group to become.
+    """Arguments: descriptors of the stream, of the memory's file and for the answer; bytes of the
+    memory; user and group to become.
     """
-    source, memory, answer, gate, memory_bytes, uid, gid = map(int, sys.argv[1:])
+    source, memory, answer, memory_bytes, uid, gid = map(int, sys.argv[1:])
     pages = memory_bytes // ram_stream.PAGE
     try:
         confine(
@@ -75,9 +53,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         kind, number, content = NOT_CONFINED, 0, str(error).encode()
     else:
-        kind, number, content = _answer(
-            source, memory, memory_bytes, _Gate(gate, answer)
-        )
+        kind, number, content = _answer(source, memory, memory_bytes)
     data = memoryview(ANSWER.pack(kind, number, len(content)) + content)
     while data:
         data = data[os.write(answer, data) :]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from vmdriver.errors import HypervisorError
 
@@ -44,9 +44,9 @@ _MOST_OTHER = 64 * 2**20
 """Of all blocks but the guest's memory: firmware, option ROMs, ACPI tables. Some 3 MiB."""
 _MOST_SECTIONS = 2**17
 """With their ends. QEMU begins one every 50 ms at most."""
-_MOST_TIMES = 6
+_MOST_TIMES = 4
 """The pages of all passes, in memories. Of a machine that stands still each page comes once; of one
-that runs, whoever has it written ends that sooner (running.py).
+that runs, whoever has it written ends that sooner (capture.py).
 """
 _MOST_PASSES = 1024
 """QEMU goes through the memory upwards, and begins anew at its end: a page that is not above the
@@ -123,9 +123,8 @@ class _Source:
 class _Memory:
     """The main block's pages, on their way into the file."""
 
-    def __init__(self, descriptor: int, size: int, at_pass: Callable[[], None]) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor, self.size = descriptor, size
-        self._at_pass = at_pass
         pages = -(-size // PAGE)
         self._stored = bytearray(pages)
         self._left = _MOST_TIMES * pages
@@ -147,7 +146,6 @@ class _Memory:
             self._passes += 1
             if self._passes > _MOST_PASSES:
                 raise _refuse("goes through the memory again and again")
-            self._at_pass()
         self._above = start + count * PAGE
         return range(start // PAGE, start // PAGE + count)
 
@@ -378,23 +376,13 @@ class _Splitter:
         return done
 
 
-def _go_on() -> None:
-    pass
-
-
-def split(
-    source: int,
-    memory: int,
-    memory_bytes: int,
-    at_pass: Callable[[], None] = _go_on,
-) -> Split:
+def split(source: int, memory: int, memory_bytes: int) -> Split:
     """Read a stream from the descriptor `source` to its end; write the pages of the block
-    that has `memory_bytes` bytes to the empty file `memory`. `at_pass` is called before each pass
-    but the first: as long as it does not return, nothing more is read.
+    that has `memory_bytes` bytes to the empty file `memory`.
 
     HypervisorError for what is no such stream; OSError of the file.
     """
-    pages = _Memory(memory, memory_bytes, at_pass)
+    pages = _Memory(memory, memory_bytes)
     state = _Splitter(_Source(source), pages).run()
     os.ftruncate(memory, memory_bytes)
     return Split(state, memory_bytes, pages.stored_bytes)

@@ -19,8 +19,8 @@ from vmdriver.lifecycle.control.network_news import NetworkReporter
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.broadcast import Broadcaster
-from vmdriver.lifecycle.engine.ledger import Ledger, Scope
-from vmdriver.lifecycle.engine.resource import FROZEN, PAUSED, WRITTEN
+from vmdriver.lifecycle.engine.ledger import Scope
+from vmdriver.lifecycle.engine.resource import WRITTEN
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending import call_points as api
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
@@ -143,28 +143,21 @@ class Manager:
         mode = checks.stop_mode(worker.sandbox.record.spec, self.settings)
         await worker.wish(Wish.STOP_SUSPENDED if mode == "suspend" else Wish.STOP)
         # A delete that comes meanwhile ends the machine too: then until it is gone.
-        await self._until_down(worker)
+        patience_s = self.settings.stop_grace_s + _PATIENCE_S
+        try:
+            await worker.sandbox.until(_is_down_or_wanted, patience_s)
+        except TimedOut:
+            if worker.sandbox.ledger.get(WRITTEN) is None:
+                await worker.wish(Wish.STOP_NOW)
+            # Else its memory is being written: that moves, or ends by itself.
+            await worker.sandbox.until(
+                _is_down_or_wanted, self.stop_limit_s() - patience_s
+            )
         if not worker.sandbox.gone and worker.sandbox.record.intent is Intent.RUNNING:
             raise Refused(
                 f"sandbox {worker.sandbox.record.id} was started again while it was being "
                 "stopped"
             )
-
-    async def _until_down(self, worker: Worker) -> None:
-        """What hangs meanwhile is cut off. TimedOut."""
-        patience_s = self.settings.stop_grace_s + _PATIENCE_S
-        left_s = self.stop_limit_s()
-        while left_s > patience_s:
-            try:
-                await worker.sandbox.until(_is_down_or_wanted, patience_s)
-            except TimedOut:
-                left_s -= patience_s
-                if _is_being_written(worker.sandbox.ledger):
-                    continue
-                await worker.wish(Wish.STOP_NOW)
-                break
-            return
-        await worker.sandbox.until(_is_down_or_wanted, left_s)
 
     async def ask_to_stop(self, worker: Worker, trace: Trace = NO_TRACE) -> None:
         """before_stop. Refused when an extension does not let it, or a delete came meanwhile."""
@@ -229,15 +222,6 @@ class Manager:
 def _is_down_or_wanted(record: SandboxRecord) -> bool:
     down = record.phase in _DOWN and not record.reverting
     return down or record.intent is Intent.RUNNING
-
-
-def _is_being_written(ledger: Ledger) -> bool:
-    """Its memory, which moves, or ends by itself. In the middle of that the workload is frozen and
-    the machine paused: nobody is waited for who does not do that.
-    """
-    steps = (ledger.get(key) for key in (FROZEN, PAUSED))
-    between = all(step is None or step.done for step in steps)
-    return ledger.get(WRITTEN) is not None and between
 
 
 def _refuse_if_deleting(worker: Worker) -> None:

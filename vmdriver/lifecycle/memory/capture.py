@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +30,6 @@ from vmdriver.lifecycle.memory.resources import (
     CheckpointPart,
     FrozenWorkload,
     PausedMachine,
-    WrittenMemory,
     image_bytes,
 )
 from vmdriver.lifecycle.ports.memory import Captured
@@ -162,14 +159,17 @@ class Capture:
 
     # --- the steps
 
-    async def begin(self, sandbox: Sandbox, plan: LaunchPlan) -> str:
-        """Make room for the memory; the path of the file for it. The file that the
+    async def begin(
+        self, sandbox: Sandbox, plan: LaunchPlan, *, copies: int = 1
+    ) -> str:
+        """Make room for the memory, `copies` times; the path of the file for it. The file that the
         machine maps is read into the page cache before the machine stands still: page by page,
         as QEMU would ask for it, that takes several times as long. Exhausted.
         """
         directory = self.paths.of(sandbox.record.id).part
+        room = copies * image_bytes(plan)
         path = await CheckpointPart(self.ports.memory_store).acquire(
-            sandbox.ledger, directory, image_bytes(plan)
+            sandbox.ledger, directory, room
         )
         if sandbox.record.mapped:
             await self.ports.memory_store.read_ahead(sandbox.record.mapped)
@@ -186,33 +186,6 @@ class Capture:
         with watch.step("pause"):
             await PausedMachine(self.ports.memory).acquire(ledger, domain)
         return boot_id
-
-    async def write(
-        self, sandbox: Sandbox, plan: LaunchPlan, memory: str, watch: Stopwatch
-    ) -> tuple[Captured, str]:
-        """The memory, written to the file `memory` while the machine runs; at the end as `freeze`
-        leaves it. With the guest's boot id.
-        """
-        domain, boot_ids = plan.domain, [""]
-        with ExitStack() as passes:
-            passes.enter_context(watch.step("passes"))
-
-            async def stand_still() -> None:
-                passes.close()
-                boot_ids.append(await self.freeze(sandbox, plan, watch))
-
-            writing = partial(
-                self.ports.memory.capture_running,
-                domain,
-                memory,
-                plan.memory_mib,
-                stand_still,
-            )
-            captured = await WrittenMemory(self.ports.memory).acquire(
-                sandbox.ledger, domain, writing
-            )
-        watch.since("pause", "memory")
-        return captured, boot_ids[-1]
 
     async def publish(
         self,

@@ -101,11 +101,10 @@ class PausedMachine:
 
 @dataclass(frozen=True)
 class WrittenMemory:
-    """The memory is being written, of a machine that may run meanwhile: at the end QEMU would stop
-    it. What comes of it is in the checkpoint's part, and goes with that.
+    """The memory is being written. What comes of it is in the checkpoint's part, and goes with
+    that.
     """
 
-    memory: MachineMemory
     key, needs = WRITTEN, ()
 
     async def acquire(
@@ -117,10 +116,8 @@ class WrittenMemory:
         assert written is not None  # noqa: S101 - a capture is never resumed half-way
         return written
 
-    async def release(self, given: Given) -> None:
-        domain = given.held.data.get("domain")
-        if domain:
-            await self.memory.give_up(domain)
+    async def release(self, _given: Given) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ def memory_resources(ports: Ports) -> Sequence[Resource]:
         CheckpointPart(ports.memory_store),
         FrozenWorkload(ports.guest, ports.hypervisor, ports.memory),
         PausedMachine(ports.memory),
-        WrittenMemory(ports.memory),
+        WrittenMemory(),
         NewLayer(ports.disks),
         MappedMemory(ports.memory_store),
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from vmdriver.errors import (
     DriverError,
@@ -31,7 +32,7 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.memory.capture import Capture, refuse_devices
 from vmdriver.lifecycle.memory.layers import stand_on
-from vmdriver.lifecycle.memory.resources import NewLayer
+from vmdriver.lifecycle.memory.resources import NewLayer, WrittenMemory
 from vmdriver.lifecycle.memory.snapshot_room import check_room
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
@@ -70,6 +71,7 @@ class Snapshots:
     layers: Layers
     budget: MemoryBudget
     on_host: Callable[[], tuple[int, int]]
+    _written: WrittenMemory = field(default_factory=WrittenMemory, init=False)
 
     # --- take
 
@@ -121,22 +123,32 @@ class Snapshots:
         plan: LaunchPlan,
         watch: Stopwatch,
     ) -> SnapshotEntry:
-        capture, layers = self.capture, sandbox.record.layers
-        memory = "" if disk_only else await capture.begin(sandbox, plan)
+        ports, capture, layers = self.ports, self.capture, sandbox.record.layers
+        memory_path, streamed = "", None
+        if not disk_only:
+            memory_path = await capture.begin(sandbox, plan, copies=2)
         layer = await self._new_layer(sandbox, layers, running=True)
-        captured, boot_id = None, ""
-        if disk_only:
-            await capture.freeze(sandbox, plan, watch)
-        else:
-            captured, boot_id = await capture.write(sandbox, plan, memory, watch)
+        boot_id = await capture.freeze(sandbox, plan, watch)
+        if not disk_only:
+            with watch.step("memory"):
+                stream = partial(
+                    ports.memory.stream, plan.domain, f"{memory_path}.stream"
+                )
+                streamed = await self._written.acquire(
+                    sandbox.ledger, plan.domain, stream
+                )
         with watch.step("disk"):
             await self._switch_layer(sandbox, plan.domain, layer)
         with watch.step("go on"):
             await capture.let_go_on(sandbox)  # before the files are written out
-        still_s = sum(s for step, s in watch.steps.items() if step != "passes")
+        still = sum(watch.steps.values())
         disk_bytes = await self._freeze_layers(sandbox, layers)
         ref: MemoryRef | None = None
-        if captured is not None:
+        if streamed is not None:
+            with watch.step("cut"):
+                captured = await ports.memory.split(
+                    streamed, memory_path, plan.memory_mib
+                )
             ref = await capture.publish(
                 sandbox,
                 plan,
@@ -147,9 +159,9 @@ class Snapshots:
                 guest_boot_id=boot_id,
                 watch=watch,
             )
-        why = f", since {captured.stood}" if captured and captured.stood else ""
-        text = f"{name}: the workload stood still for {still_s:.3f} s{why}"
-        sandbox.tell("SnapshotReleased", text)
+        sandbox.tell(
+            "SnapshotReleased", f"{name}: the workload stood still for {still:.3f} s"
+        )
         return _entry(name, layers, disk_bytes, ref)
 
     async def _freeze_layers(self, sandbox: Sandbox, layers: tuple[str, ...]) -> int:

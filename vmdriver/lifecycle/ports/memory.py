@@ -4,7 +4,6 @@ checkpoints on disk. What ports/host.py says of errors and cancellation holds he
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,8 +26,14 @@ class Captured:
     """Machine type, versioned."""
     cpu: str
     """libvirt's <cpu> element."""
-    stood: str = ""
-    """Why the machine stood still for longer than for what little was left, if it did."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A stopped machine's memory as QEMU wrote it to the file `path`: no checkpoint yet."""
+
+    path: str
+    domain_xml: str
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,15 @@ class MachineMemory(Protocol):
         stays paused and can go on, also after an error. StorageError for the file's.
         """
 
-    async def capture_running(
-        self,
-        domain: str,
-        memory: str,
-        memory_mib: int,
-        stand_still: Callable[[], Awaitable[None]],
-    ) -> Captured:
-        """The same of a machine that runs meanwhile: when little is left, `stand_still` pauses it,
-        and the rest is written. What that raises ends the writing, and is raised.
+    async def stream(self, domain: str, target: str) -> Streamed:
+        """Write a paused machine's memory to a new file, as fast as QEMU does it. It stays
+        paused and can go on, also after an error. StorageError for the file's.
         """
 
-    async def give_up(self, domain: str) -> None:
-        """End a writing that is under way. Fine where none is, and with no such machine."""
+    async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
+        """What `capture` gives, from what `stream` wrote, which is gone afterwards. The
+        machine is not needed.
+        """
 
     async def load(
         self, plan: LaunchPlan, mark: str, saved: SavedMachine, scratch: str
