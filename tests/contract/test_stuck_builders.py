@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -29,8 +30,7 @@ PROGRAMS = {
     "mke2fs": "mke2fs",
 }
 """What is stuck -> the name of the program."""
-SCRIPT = """#!{python}
-import os, re, sys, time
+SCRIPT = """import os, re, sys, time
 words = sys.argv[1:]
 at = [n for n, word in enumerate(words) if re.fullmatch({program!r}, os.path.basename(word)) and n > words.index("bwrap")]
 if at and os.path.exists({stuck!r}):
@@ -53,14 +53,17 @@ class Builders:
         folder = place / "bin"
         folder.mkdir()
         text = SCRIPT.format(
-            python=sys.executable,
             program=PROGRAMS[what],
             stuck=str(self._stuck),
             held=str(self._held),
             met=str(self.met),
             token=self.token,
         )
-        (folder / "prlimit").write_text(text)
+        script = place / "before_prlimit.py"
+        script.write_text(text)
+        # Not its own "#!": a checkout's path may hold spaces.
+        run = shlex.join([sys.executable, str(script)])
+        (folder / "prlimit").write_text(f'#!/bin/sh\nexec {run} "$@"\n')
         (folder / "prlimit").chmod(0o755)
         self.path = f"{folder}:{process.ENVIRONMENT['PATH']}"
 
