@@ -111,6 +111,8 @@ def _interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
+    # Also where whoever began us has it ignored, as shells do for what runs in the background.
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(
         signal.SIGTERM, _interrupt
     )  # machines of the part under way are ended

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 
 from tests.bench import goals
@@ -41,4 +42,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Also where whoever began us has it ignored, as shells do for what runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

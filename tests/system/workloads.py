@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import struct_pb2
 
+from tests.fakes.waiting import until
 from vmdriver._proto import compute_driver_pb2 as pb
 
 if TYPE_CHECKING:
@@ -72,10 +73,13 @@ def check_whole(driver: Driver, sandbox: str) -> None:
 
 
 def check_thawed(driver: Driver, sandbox: str) -> None:
-    entries = driver.inspect(sandbox)["ledger"]
-    assert not [e for e in entries if e["scope"] == "capture"], (
-        "something is still held still"
-    )
+    """A driver that has just begun is at it."""
+
+    def held() -> list[Any]:
+        entries = driver.inspect(sandbox)["ledger"]
+        return [entry for entry in entries if entry["scope"] == "capture"]
+
+    until(lambda: not held(), "something is still held still", 10)
 
 
 def check_chain(text: str) -> list[tuple[int, float, float]]:

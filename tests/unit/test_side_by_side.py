@@ -42,6 +42,14 @@ async def test_an_error_is_raised_when_the_others_have_ended() -> None:
     assert ended == ["slow"]
 
 
+async def test_what_was_expected_is_raised_before_what_was_not() -> None:
+    async def bug() -> None:
+        raise ValueError("no element found")
+
+    with pytest.raises(HostError, match="the way out"):
+        await together(bug(), fail("the way out"))
+
+
 async def test_a_cancellation_reaches_all_and_is_raised_before_errors() -> None:
     begun, cancelled = asyncio.Event(), list[str]()
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
+from vmdriver.errors import DriverError
+
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -39,9 +41,14 @@ async def side_by_side(
 
 
 def most_urgent(errors: Sequence[BaseException]) -> BaseException:
-    """The one of these that is to be raised: a cancellation, else the first."""
-    cancelled = (e for e in errors if isinstance(e, asyncio.CancelledError))
-    return next(cancelled, errors[0])
+    """The one of these that is to be raised: a cancellation, else the first that was expected
+    (it says what to do), else the first.
+    """
+    for kind in (asyncio.CancelledError, DriverError):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    return errors[0]
 
 
 async def together(*works: Awaitable[None]) -> None:
