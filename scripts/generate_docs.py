@@ -73,7 +73,7 @@ _HAPPENED = (
         "vmdriver.operation.duration",
         "s",
         "histogram",
-        "what was done with a sandbox, from the wish to its end; `operation`: booted, relaunched, template, resumed, snapshot",
+        "what was done with a sandbox, from the wish to its end; `operation`: booted, relaunched, template, resumed, snapshot (started from one), suspended, snapshot taken",
     ),
     (
         "vmdriver.step.duration",

@@ -58,13 +58,20 @@ async def loaded(driver: FakeDriver, domain: str) -> None:
     assert not memory.consumed
 
 
-async def test_a_machine_is_loaded_meanwhile_and_goes_on_afterwards() -> None:
+async def resuming() -> tuple[FakeDriver, str, asyncio.Event]:
+    """A start is under way, and waits for digests alone: its driver, the domain, what to set."""
     world, domain = await suspended()
     driver = FakeDriver(world)
     go = hold_digests(driver)
     await driver.manager.recover()
     await driver.manager.start("s1", "")
     await loaded(driver, domain)
+    return driver, domain, go
+
+
+async def test_a_machine_is_loaded_meanwhile_and_goes_on_afterwards() -> None:
+    driver, domain, go = await resuming()
+    world = driver.world
     held = replay([json.loads(line) for line in world.journals["s1"]])[MACHINE]
     assert not held.done, "one that is not yet known to be whole is not held as done"
     go.set()
@@ -100,12 +107,8 @@ async def test_a_driver_that_is_killed_meanwhile_leaves_a_memory_to_be_loaded_ag
 async def test_a_stop_meanwhile_ends_the_machine_and_costs_no_memory(
     ending: str,
 ) -> None:
-    world, domain = await suspended()
-    driver = FakeDriver(world)
-    go = hold_digests(driver)
-    await driver.manager.recover()
-    await driver.manager.start("s1", "")
-    await loaded(driver, domain)
+    driver, domain, go = await resuming()
+    world = driver.world
     end = driver.manager.stop if ending == "stop" else driver.manager.delete
     asked = asyncio.create_task(end("s1", ""))  # type: ignore[arg-type]
     await asyncio.sleep(0.01)
@@ -162,12 +165,8 @@ async def test_no_ending_waits_for_a_disk_that_hangs(
 
 async def test_a_machine_that_ends_meanwhile_costs_no_memory() -> None:
     """It has not run: another one is made of it."""
-    world, domain = await suspended()
-    driver = FakeDriver(world)
-    go = hold_digests(driver)
-    await driver.manager.recover()
-    await driver.manager.start("s1", "")
-    await loaded(driver, domain)
+    driver, domain, go = await resuming()
+    world = driver.world
     world.qemu_ends(domain)
     assert world.notice(domain)
     go.set()
@@ -196,12 +195,8 @@ async def test_two_starts_at_once_load_one_machine() -> None:
 
 async def test_a_start_takes_a_stop_back_that_came_meanwhile() -> None:
     """What the stop has cut off is begun again."""
-    world, domain = await suspended()
-    driver = FakeDriver(world)
-    go = hold_digests(driver)
-    await driver.manager.recover()
-    await driver.manager.start("s1", "")
-    await loaded(driver, domain)
+    driver, domain, go = await resuming()
+    world = driver.world
     stopped = asyncio.create_task(driver.manager.stop("s1", ""))
     await asyncio.sleep(0)
     await driver.manager.start("s1", "")

@@ -73,6 +73,13 @@ def test_a_life_is_seen_by_prometheus_and_by_a_collector(
     assert value(found, "vmdriver_images") >= 1
     assert value(found, "vmdriver_disk_used_bytes", folder="images") > 2**20
     assert value(found, "vmdriver_loop_lag_seconds_count") > 3
+    driver.snapshot(sandbox, "seen")
+    driver.suspend(sandbox)
+    driver.resume(sandbox)
+    found = scraped(path)
+    for operation in ("snapshot taken", "suspended", "resumed"):
+        name = "vmdriver_operation_duration_seconds_count"
+        assert value(found, name, operation=operation) == 1, operation
     assert driver.delete(sandbox)
     until(lambda: value(scraped(path), "vmdriver_sandboxes") == 0)
     assert driver.kill(15) < 5

@@ -21,6 +21,7 @@ from vmdriver.errors import (
 )
 from vmdriver.host import facts
 from vmdriver.host.retry import tried
+from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.resource import OVERLAY
 from vmdriver.lifecycle.engine.sandbox import Sandbox
@@ -114,6 +115,7 @@ class Snapshots:
         await self.capture.abandon(sandbox)
         size = f"{entry.stored_bytes / 2**20:.0f} MiB"
         sandbox.tell("SnapshotTaken", f"{name} ({size}) in {watch.text()}")
+        measures.took("snapshot taken", sandbox.record.id, watch)
 
     async def _of_running(
         self,

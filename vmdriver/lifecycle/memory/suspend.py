@@ -8,6 +8,7 @@ from functools import partial
 
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.host.retry import tried
+from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.observer import Observer, Seen
 from vmdriver.lifecycle.engine.sandbox import Sandbox
@@ -63,6 +64,7 @@ class Suspend:
             await self.capture.abandon(sandbox)
         size = f"{ref.stored_bytes / 2**20:.0f} MiB"
         sandbox.tell("Suspended", f"memory kept ({size}) in {watch.text()}")
+        measures.took("suspended", sandbox.record.id, watch)
         await sandbox.update(
             phase=Phase.SUSPENDED, memory=ref, failure=None, note="", crash_restarts=0
         )
