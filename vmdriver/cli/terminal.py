@@ -1,13 +1,29 @@
-"""Where commands write: what a guest, an image or a request has said does nothing to a terminal."""
+"""Where commands write: what a guest, an image or a request has said does nothing to a terminal.
+
+Tables, colours and bars are rich's, which is loaded by the commands that show some. On a terminal
+they obey NO_COLOR and TERM; whatever else standard output is gets the same plain text, as wide as
+it needs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from vmdriver.host.visible import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+GOOD, WARN, BAD, DIM, HEAD = "green", "yellow", "bold red", "dim", "bold"
+"""Styles, as rich names them."""
+_UNBOUNDED = 2**20
+"""Columns of what is no terminal: nothing is folded there."""
 
 
 class _Shown:
@@ -34,10 +50,13 @@ def shown_as_text() -> Iterator[None]:
         yield
 
 
+def _as_it_is(stream: TextIO) -> TextIO:
+    return stream.as_it_is if isinstance(stream, _Shown) else stream
+
+
 def write_raw(data: bytes) -> None:
     """Every byte as it is, to standard output."""
-    stream = sys.stdout
-    stream = stream.as_it_is if isinstance(stream, _Shown) else stream
+    stream = _as_it_is(sys.stdout)
     stream.flush()
     stream.buffer.write(data)
     stream.buffer.flush()
@@ -46,3 +65,95 @@ def write_raw(data: bytes) -> None:
 def indented(text: str) -> str:
     """Lines behind a heading: one of somebody else's cannot be taken for ours."""
     return text.replace("\n", "\n           ")
+
+
+def is_terminal(*, error: bool = False) -> bool:
+    """Whether somebody looks at standard output, or at standard error."""
+    stream = sys.stderr if error else sys.stdout
+    return stream is not None and stream.isatty()
+
+
+def console(*, error: bool = False) -> Console:
+    """rich's, on standard output or error. What others have said goes in as `words` only: it
+    writes to the stream itself, and takes escape sequences for what they are.
+    """
+    from rich.console import Console
+
+    terminal = is_terminal(error=error)
+    return Console(
+        file=_as_it_is(sys.stderr if error else sys.stdout),
+        force_terminal=terminal,
+        color_system="auto" if terminal else None,
+        width=None if terminal else _UNBOUNDED,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+
+
+@dataclass(frozen=True)
+class Styled:
+    """A text that has a style on a terminal."""
+
+    text: str
+    style: str
+
+
+Words = str | Styled
+
+
+def words(*parts: Words, keep: str = "") -> Text:
+    """For rich, with everything that is not printable, but for what is in `keep`, as an escape;
+    brackets are brackets.
+    """
+    from rich.text import Text
+
+    found = Text()
+    for part in parts:
+        text, style = (part, "") if isinstance(part, str) else (part.text, part.style)
+        found.append(visible(text, keep), style)
+    return found
+
+
+def say(*parts: Words, error: bool = False) -> None:
+    """A line of these, one after the other, on standard output or error."""
+    if is_terminal(error=error):
+        text = words(*parts, keep="\n")
+        console(error=error).print(text, soft_wrap=True)
+        return
+    texts = [part if isinstance(part, str) else part.text for part in parts]
+    print("".join(texts), file=sys.stderr if error else sys.stdout, flush=error)
+
+
+def show(renderable: RenderableType) -> None:
+    """Something of rich's, on standard output. No line ends in blanks, except on a terminal."""
+    out = console()
+    if out.is_terminal:
+        out.print(renderable)
+        return
+    with out.capture() as captured:
+        out.print(renderable)
+    for line in captured.get().split("\n")[:-1]:
+        print(line.rstrip(" "))
+
+
+def print_json(value: Any) -> None:
+    """One document, for machines."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Words]]) -> RenderableType:
+    """Columns as wide as their longest cell; folded where a terminal is too narrow."""
+    from rich.table import Table
+
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=HEAD)
+    for name in header:
+        found.add_column(name, overflow="fold")
+    for row in rows:
+        found.add_row(*(words(cell) for cell in row))
+    return found
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Words]]) -> None:
+    """The same, printed: a line for each row where there is room."""
+    show(table(header, rows))
