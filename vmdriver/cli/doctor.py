@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 from vmdriver.app import Driver, open_driver
 from vmdriver.cli.finding import Finding
 from vmdriver.cli.hypervisor_findings import libvirt_findings
+from vmdriver.cli.next_steps import Outcome, next_steps, outcome
 from vmdriver.cli.show import print_json
+from vmdriver.cli.terminal import indented
 from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
 from vmdriver.config.views import image_policy, machine_uids, qemu_owner
@@ -99,7 +102,13 @@ def _supervisor(config: Config) -> Finding:
 def unreadable(layout: Layout) -> list[Finding]:
     """Each sandbox whose files cannot be read."""
     return [
-        Finding(f"sandbox {state.id}", "fail", "; ".join(state.problems), WAY_OUT)
+        Finding(
+            f"sandbox {state.id}",
+            "fail",
+            "; ".join(state.problems),
+            WAY_OUT,
+            machines_start=True,
+        )
         for state in unread(layout)
     ]
 
@@ -163,7 +172,7 @@ async def _accelerator(config: Config) -> Finding:
             "anew at every step"
         )
         advice = f"chgrp kvm {KVM_DEVICE}; chmod 0660 {KVM_DEVICE}"
-        return Finding(check, "fail", text, advice)
+        return Finding(check, "fail", text, advice, machines_start=True)
     return _probed(Layout(config.driver.state_dir).accelerator)
 
 
@@ -213,7 +222,8 @@ def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Findi
         yield Finding("wall: cgroup", "warn", text, advice)
 
 
-async def _examine(loaded: Loaded) -> list[Finding]:
+async def examine(loaded: Loaded) -> list[Finding]:
+    """Everything that is asked of this host, in the order in which one thing needs another."""
     config = loaded.config
     findings = [*_tools(), *_permissions(config)]
     if os.geteuid() != 0:
@@ -329,16 +339,34 @@ async def _qemu_version() -> Finding:
 
 
 def doctor(loaded: Loaded, *, as_json: bool) -> int:
-    """0 when nothing fails; warnings do not count."""
-    findings = asyncio.run(_examine(loaded))
-    failed = any(finding.level == "fail" for finding in findings)
+    """0: nothing is to be done. 1: machines cannot be started. 3: they can; something is to be
+    looked at.
+    """
+    findings = asyncio.run(examine(loaded))
     if as_json:
-        print_json(
-            {"ok": not failed, "findings": [vars(finding) for finding in findings]}
-        )
-        return 1 if failed else 0
+        print_json(as_document(findings))
+    else:
+        _print(findings)
+    return outcome(findings).status
+
+
+def as_document(findings: list[Finding]) -> dict[str, Any]:
+    """For machines."""
+    return {
+        "ok": not any(finding.level == "fail" for finding in findings),
+        "outcome": outcome(findings).value,
+        "findings": [vars(finding) for finding in findings],
+        "next": [vars(step) for step in next_steps(findings)],
+    }
+
+
+def _print(findings: list[Finding]) -> None:
     for finding in findings:
-        print(f"{finding.level:4}  {finding.check}: {finding.message}")
+        print(f"{finding.level:4}  {finding.check}: {indented(finding.message)}")
         if finding.advice:
-            print(f"      -> {finding.advice}")
-    return 1 if failed else 0
+            print(f"      -> {indented(finding.advice)}")
+    came_to = outcome(findings)
+    print(f"\n{came_to.text}{'.' if came_to is Outcome.FINE else ':'}")
+    for number, step in enumerate(next_steps(findings), 1):
+        print(f"{number:3}. {step.do}")
+        print(f"     {'needed' if step.blocks else 'for'}: {indented(step.why)}")

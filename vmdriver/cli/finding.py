@@ -7,9 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One check. level: ok, warn or fail; `advice` says what to do."""
+    """One check. level: ok, warn or fail; `advice` says what to do. `machines_start`: although it
+    fails.
+    """
 
     check: str
     level: str
     message: str
     advice: str = ""
+    machines_start: bool = False
+
+    @property
+    def blocks(self) -> bool:
+        """No machine can be started, or no driver can, until it is mended."""
+        return self.level == "fail" and not self.machines_start

@@ -57,7 +57,7 @@ def _streams(config: Config) -> Finding:
     if problem := trial(Ownership(user.uid, user.gid)):
         text = f"cannot be read, so that no memory is kept: {problem}"
         advice = "a kernel with seccomp, on x86_64 or aarch64"
-        return Finding(check, "fail", text, advice)
+        return Finding(check, "fail", text, advice, machines_start=True)
     return Finding(check, "ok", "a process without rights reads them")
 
 

@@ -1,0 +1,89 @@
+"""What doctor says is to be done next, and what it ends with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vmdriver.cli import doctor
+from vmdriver.cli.finding import Finding
+from vmdriver.cli.main import main
+from vmdriver.cli.next_steps import Outcome, next_steps, outcome
+
+FINE = Finding("root", "ok", "runs as root")
+SLOW = Finding("accelerator", "warn", "/dev/kvm is missing", "enable virtualisation")
+NO_NFT = Finding("tool nft", "fail", "is missing", "apt-get install nftables")
+NO_MORE = Finding("tool mke2fs", "fail", "is missing", "apt-get install nftables")
+TORN = Finding("sandbox s1", "fail", "torn", "repair it", machines_start=True)
+MUTE = Finding("state directory", "fail", "no space")
+
+
+@pytest.mark.parametrize(
+    ("findings", "came_to", "status"),
+    [
+        ([FINE], Outcome.FINE, 0),
+        ([FINE, SLOW], Outcome.WORKS, 3),
+        ([FINE, TORN], Outcome.WORKS, 3),
+        ([SLOW, TORN, NO_NFT], Outcome.BLOCKED, 1),
+    ],
+)
+def test_the_exit_code_tells_whether_machines_start(
+    findings: list[Finding],
+    came_to: Outcome,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert outcome(findings) is came_to
+
+    async def examine(_loaded: object) -> list[Finding]:
+        return findings
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    assert main(["doctor", "--json"]) == status
+    found = json.loads(capsys.readouterr().out)
+    assert found["outcome"] == came_to.value
+    assert found["ok"] == (not any(f.level == "fail" for f in findings))
+    assert main(["doctor"]) == status
+    assert came_to.text in capsys.readouterr().out
+
+
+def test_first_comes_what_blocks_then_what_is_broken_then_what_is_wise() -> None:
+    steps = next_steps([FINE, SLOW, TORN, NO_NFT, MUTE])
+    assert [step.do for step in steps] == [
+        "apt-get install nftables",
+        "mend what the check of state directory says",
+        "repair it",
+        "enable virtualisation",
+    ]
+    assert [step.blocks for step in steps] == [True, True, False, False]
+
+
+def test_what_one_advice_mends_is_one_step() -> None:
+    (step,) = next_steps([NO_NFT, NO_MORE])
+    assert step.checks == ("tool nft", "tool mke2fs")
+    assert step.why == "tool nft: is missing; tool mke2fs: is missing"
+
+
+def test_the_list_ends_the_output_and_is_the_same_in_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = Finding("sandbox s2", "fail", "it\n  1. rm -rf /", "look", True)
+
+    async def examine(_loaded: object) -> list[Finding]:
+        return [SLOW, NO_NFT, forged]
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    numbered = [line[5:] for line in lines if line[:5] in {"  1. ", "  2. ", "  3. "}]
+    main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)["next"]
+    assert numbered == [step["do"] for step in found]
+    assert found[0] == {
+        "do": "apt-get install nftables",
+        "why": "tool nft: is missing",
+        "checks": ["tool nft"],
+        "blocks": True,
+    }
