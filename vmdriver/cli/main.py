@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
+from vmdriver.cli import doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         ("ls", "list the sandboxes of the running driver"),
     ):
         _leaf(commands, common, name, text)
-    _add_doctor(commands, common)
+    doctor_command.add_arguments(_leaf(commands, common, "doctor", doctor_command.TEXT))
     _add_looks(commands, common)
     text = "say what a reason means, and what to do about it; all without one"
     one = commands.add_parser("explain", help=text, description=text)
@@ -135,19 +136,6 @@ def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
         "--raw",
         action="store_true",
         help="the guest's own bytes: what they do to a terminal, they do",
-    )
-
-
-def _add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
-    text = "check this host and say what to do about what is wrong"
-    one = _leaf(commands, common, "doctor", text)
-    one.add_argument(
-        "--attack",
-        nargs="?",
-        const="",
-        metavar="ID",
-        help="instead, try from that sandbox's machine, or from each that runs, what an escaped "
-        "QEMU could do, and flush its firewall: 1 if anything got further than it should",
     )
 
 
@@ -243,12 +231,7 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
 
         return serve(loaded)
     if arguments.command == "doctor":
-        from vmdriver.cli.attack import attack
-        from vmdriver.cli.doctor import doctor
-
-        if arguments.attack is not None:
-            return attack(loaded, arguments.attack, as_json=arguments.json)
-        return doctor(loaded, as_json=arguments.json)
+        return doctor_command.run(loaded, arguments)
     if arguments.command == "plan":
         from vmdriver.cli.plan import plan
 

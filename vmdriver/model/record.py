@@ -30,6 +30,10 @@ PROVISIONING_FAILED = "ProvisioningFailed"
 RESTORE_FAILED = "RestoreFailed"
 
 
+CONSOLE_FOLLOWS = "; the console ends with:"
+"""Behind this, a message has the guest's output to its end: what must not be told leaves it out."""
+
+
 class Failure(Frozen):
     """Why a sandbox is not running although it was meant to."""
 

@@ -6,6 +6,7 @@ from vmdriver.errors import DriverError
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import MachineState, Phase
 from vmdriver.model.record import (
+    CONSOLE_FOLLOWS,
     MACHINE_CRASHED,
     MAIN_PROCESS_EXITED,
     PROVISIONING_FAILED,
@@ -16,7 +17,7 @@ _TAIL = 1500
 
 
 def _with_tail(message: str, tail: str) -> str:
-    return f"{message}; the console ends with:\n{tail[-_TAIL:]}" if tail else message
+    return f"{message}{CONSOLE_FOLLOWS}\n{tail[-_TAIL:]}" if tail else message
 
 
 def provisioning_failed(cause: DriverError) -> Failure:

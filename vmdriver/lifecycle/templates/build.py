@@ -30,6 +30,7 @@ from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan, Lease
+from vmdriver.model.record import CONSOLE_FOLLOWS
 
 _POLL_S = 0.05
 
@@ -169,7 +170,7 @@ class TemplateMaker:
                 tail = await self._ports.disks.console_tail(plan.console, 300)
                 raise TimedOut(
                     f"the template's guest ended before its barrier: {report.reason}",
-                    detail=tail,
+                    detail=f"{CONSOLE_FOLLOWS}\n{tail}",
                 )
             if loop.time() > deadline:
                 raise TimedOut("the template's guest did not reach its barrier in time")

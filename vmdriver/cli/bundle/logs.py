@@ -1,0 +1,115 @@
+"""The driver's own log, wherever it goes: the file that standard error of the one that runs leads
+to, or the host's journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vmdriver.cli.bundle.contents import MOST_OF_LOG, tail_of
+from vmdriver.cli.bundle.disclosure import without_console
+from vmdriver.errors import CommandError
+from vmdriver.host import process
+from vmdriver.host.plain_file import open_plain
+
+_UNIT = "vmdriver.service"
+_MOST_LINES = 20_000
+_DEADLINE_S = 20.0
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred: process, user, group (unix(7))."""
+
+
+def running_driver(admin_socket: Path) -> int | None:
+    """The process that listens there, by the kernel's word. None: nobody does."""
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.settimeout(5)
+        try:
+            ours.connect(str(admin_socket))
+            found = ours.getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+            )
+        except OSError:
+            return None
+    pid: int = _CREDENTIALS.unpack(found)[0]
+    return pid or None
+
+
+def driver_log(named: Path | None, pid: int | None) -> tuple[str, str]:
+    """The log, and where it is from. Nothing of a guest's output is in it."""
+    text, where = _found(named, pid)
+    return "\n".join(_told(text.splitlines())) + "\n", where
+
+
+def of_one(text: str, sandbox: str, others: Sequence[str]) -> str:
+    """Lines of that sandbox, and of none."""
+    if not others:
+        return text
+    names = "|".join(sorted(map(re.escape, others), key=len, reverse=True))
+    another = re.compile(rf"(?<![\w.-])(?:{names})(?![\w-])")
+    lines = text.splitlines()
+    return "".join(
+        f"{line}\n" for line in lines if sandbox in line or not another.search(line)
+    )
+
+
+def _found(named: Path | None, pid: int | None) -> tuple[str, str]:
+    if named is not None:
+        descriptor = open_plain(named)
+        try:
+            return tail_of(descriptor, MOST_OF_LOG), str(named)
+        finally:
+            os.close(descriptor)
+    text = _of_process(pid) if pid is not None else None
+    if text is not None:
+        return text, f"standard error of process {pid}"
+    command = ["journalctl", f"--unit={_UNIT}", f"--lines={_MOST_LINES}", "--no-pager"]
+    try:
+        done = asyncio.run(
+            process.run([*command, "--output=short-iso"], deadline_s=_DEADLINE_S)
+        )
+    except CommandError as error:
+        return "", f"not found: {error.message}; name it with --log"
+    return done.stdout[-MOST_OF_LOG:].decode(errors="replace"), f"journal of {_UNIT}"
+
+
+def _of_process(pid: int) -> str | None:
+    """Of a driver whose standard error is a file."""
+    try:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        path = f"/proc/{pid}/fd/2"
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return None
+        descriptor = os.open(path, flags)
+    except OSError:
+        return None
+    try:
+        return tail_of(descriptor, MOST_OF_LOG)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _told(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        begin = line.find("{")
+        try:
+            entry = json.loads(line[begin:]) if begin >= 0 else None
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict):
+            shown = {
+                key: without_console(value) if isinstance(value, str) else value
+                for key, value in entry.items()
+            }
+            yield line[:begin] + json.dumps(shown)
+        else:
+            yield without_console(line)

@@ -1,0 +1,141 @@
+"""Values that are secret on this host, looked for once more in everything that is packed: what a
+program of somebody else's wrote into a log is in no list of fields.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vmdriver.cli.bundle.disclosure import WITHHELD
+from vmdriver.config import Config
+from vmdriver.host.plain_file import read_start
+from vmdriver.storage.layout import Layout
+from vmdriver.storage.sandboxes.records import is_sandbox
+
+_SHORTEST = 8
+"""What is shorter is also found where it is no secret."""
+_MOST = 4 * 2**20
+_ORDINARY = {"PATH", "HOME", "LANG", "TERM", "SHELL", "USER", "PWD", "HOSTNAME"}
+_OF_USERS = {
+    *("environment", "driver_config", "parameters", "drop_in_environment", "value"),
+    *("contents", "saved", "undo"),
+}
+"""Fields of records and ledgers whose values are somebody's own."""
+
+
+class Secrets:
+    """What is known of them. Reads; no file that is missing or damaged keeps it from the others."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._known: set[str] = set()
+        self._ordinary: set[str] = set()
+        for directory in _sandboxes(layout):
+            files = layout.sandbox(directory.name)
+            self._add(_text(files.token))
+            self._of_document(_json(files.record))
+            for line in _text(files.ledger).splitlines():
+                self._of_document(_parsed(line))
+        for table in config.extending.extension.values():
+            self._add(table)
+        self._add(_text(config.gateway.guest_tls_key))
+        self._of_logins(_json(config.images.image_auth_file))
+
+    def scrubbed(self, text: str) -> str:
+        """Without any of them."""
+        for secret in sorted(self._known - self._ordinary, key=len, reverse=True):
+            if secret in text:
+                text = text.replace(secret, WITHHELD)
+        return text
+
+    def _add(self, value: Any) -> None:
+        """Every text in it, as it is and line by line, and as JSON and a log write it."""
+        for text in _texts(value):
+            for part in (text.strip(), *text.split("\n")):
+                if len(part) >= _SHORTEST:
+                    self._known.add(part)
+                    self._known.add(json.dumps(part)[1:-1])
+
+    def _of_document(self, value: Any) -> None:
+        """Of a record, a ledger's line, or what is left of one."""
+        if isinstance(value, list):
+            for inner in value:
+                self._of_document(inner)
+        if not isinstance(value, Mapping):
+            return
+        for name, inner in value.items():
+            if name in {"id", "name", "workspace", "namespace", "image"}:
+                self._ordinary.update(_texts(inner))
+            elif name == "environment" and "disks" in value:
+                self._of_environment(inner, value.get("environment_by"))
+            elif name in _OF_USERS:
+                self._add(_without_ordinary(inner))
+            else:
+                self._of_document(inner)
+
+    def _of_environment(self, found: Any, by: Any) -> None:
+        """A plan's: most of it is the driver's own, and told elsewhere."""
+        if not isinstance(found, Mapping):
+            return
+        names = {"OPENSHELL_USER_ENVIRONMENT", *(by if isinstance(by, Mapping) else ())}
+        self._add([found[name] for name in names if name in found])
+
+    def _of_logins(self, document: Any) -> None:
+        """containers-auth.json(5)."""
+        auths = document.get("auths") if isinstance(document, Mapping) else None
+        for login in auths.values() if isinstance(auths, Mapping) else ():
+            self._add(login)
+            encoded = login.get("auth", "") if isinstance(login, Mapping) else ""
+            with contextlib.suppress(binascii.Error, ValueError):
+                name_and_password = base64.b64decode(encoded).decode(errors="replace")
+                self._add(name_and_password)
+                self._add(name_and_password.partition(":")[2])
+
+
+def _sandboxes(layout: Layout) -> list[Path]:
+    try:
+        return sorted(d for d in layout.sandboxes.iterdir() if is_sandbox(d))
+    except OSError:
+        return []
+
+
+def _without_ordinary(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {k: v for k, v in value.items() if k not in _ORDINARY}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _text(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return read_start(path, _MOST).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(path: Path | None) -> Any:
+    return _parsed(_text(path))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

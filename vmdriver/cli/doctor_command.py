@@ -1,0 +1,69 @@
+"""What `vmdriver doctor` takes, and which of its works that asks for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vmdriver.config import Loaded
+from vmdriver.errors import ConfigError
+
+TEXT = (
+    "check this host and say what is to be done, in order; ends with 0: nothing, 1: machines "
+    "cannot be started, 3: they can, and something is to be looked at"
+)
+
+
+def add_arguments(one: argparse.ArgumentParser) -> None:
+    """Its own."""
+    one.add_argument(
+        "--attack",
+        nargs="?",
+        const="",
+        metavar="ID",
+        help="instead, try from that sandbox's machine, or from each that runs, what an escaped "
+        "QEMU could do, and flush its firewall: 1 if anything got further than it should",
+    )
+    one.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="FILE",
+        help="instead, write a report for whoever is to find a fault (.tar.gz, mode 0600): "
+        "versions, settings, records, logs, nothing secret; its list is printed first",
+    )
+    one.add_argument(
+        "--sandbox", default="", metavar="ID", help="with --bundle: of that sandbox"
+    )
+    one.add_argument(
+        "--console",
+        action="store_true",
+        help="with --bundle: with what guests printed, which may hold secrets",
+    )
+    one.add_argument(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="with --bundle: the driver's log, where it is neither a file of the one that runs "
+        "nor in the journal",
+    )
+
+
+def run(loaded: Loaded, arguments: argparse.Namespace) -> int:
+    """What the process ends with."""
+    if arguments.bundle is not None:
+        from vmdriver.cli.bundle import bundle
+        from vmdriver.cli.bundle.contents import Wanted
+
+        wanted = Wanted(arguments.sandbox, arguments.console)
+        path, log, as_json = arguments.bundle, arguments.log, arguments.json
+        return bundle(loaded, path, wanted, log, shown_as_json=as_json)
+    for name in ("sandbox", "console", "log"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name} goes with --bundle")
+    if arguments.attack is not None:
+        from vmdriver.cli.attack import attack
+
+        return attack(loaded, arguments.attack, as_json=arguments.json)
+    from vmdriver.cli.doctor import doctor
+
+    return doctor(loaded, as_json=arguments.json)
