@@ -82,6 +82,7 @@ class Inside:
             self._manager.images.task,
             self._manager.templates._builder,
             self._manager.warm_pool._filler,
+            *self._manager.warm_pool._looks,
             *self._leftovers._tasks.values(),
         ]
         return [task for task in tasks if task is not None]

@@ -10,6 +10,7 @@ import pytest
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose.base import Base
 from vmdriver.compose.relay import Relay
+from vmdriver.lifecycle.engine.broadcast import GONE_S, MOST_GONE
 
 MOST = 10_000
 
@@ -51,6 +52,61 @@ async def test_who_falls_behind_is_told_so_after_what_it_was_sent_without_a_gap(
         await watcher.aclose()
     await base.close()
     await asyncio.sleep(0)
+
+
+def end(name: str) -> tuple[Any, bytes]:
+    event = pb.WatchSandboxesEvent()
+    event.deleted.sandbox_id = name
+    return event, event.SerializeToString()
+
+
+async def test_who_comes_late_is_told_what_has_gone_of_late_before_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gateway may have been away just then, and would wait for an end that nobody tells again."""
+
+    async def nobody(_listed: Any) -> None:
+        return
+
+    async def told(count: int) -> list[bytes | None]:
+        watcher = relay.watch()
+        found = [await anext(watcher) for _ in range(count)]
+        # Nothing of before comes after that.
+        relay.publish(*snapshot(4))
+        assert await anext(watcher) == snapshot(4)[1]
+        await watcher.aclose()
+        return found
+
+    base = Base("unix:/nowhere", 0.1)
+    relay = Relay(base, lambda _event: None, nobody)
+    now = [1000.0]
+    monkeypatch.setattr("vmdriver.compose.relay.time.monotonic", lambda: now[0])
+    for number in range(5):
+        relay.publish(*snapshot(number))
+    for name in ("s0", "s1", "s0"):  # a base that comes back tells of it again
+        relay.publish(*end(name))
+    present = [snapshot(number)[1] for number in (2, 3, 4)]
+    assert await told(5) == [end("s1")[1], end("s0")[1], *present]
+    relay.publish(*snapshot(1))  # another one of that name
+    assert await told(5) == [end("s0")[1], *present, snapshot(1)[1]]
+    now[0] += GONE_S + 1
+    assert await told(4) == [*present, snapshot(1)[1]]
+    await base.close()
+
+
+async def test_of_many_that_have_gone_only_the_last_are_kept() -> None:
+    async def nobody(_listed: Any) -> None:
+        return
+
+    base = Base("unix:/nowhere", 0.1)
+    relay = Relay(base, lambda _event: None, nobody)
+    for number in range(MOST_GONE + 2):
+        relay.publish(*end(f"s{number}"))
+    watcher = relay.watch()
+    found = [await anext(watcher) for _ in range(MOST_GONE)]
+    assert (found[0], found[-1]) == (end("s2")[1], end(f"s{MOST_GONE + 1}")[1])
+    await watcher.aclose()
+    await base.close()
 
 
 async def test_what_is_told_while_it_ends_disturbs_nobody() -> None:

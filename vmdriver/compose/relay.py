@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.errors import DriverError
 from vmdriver.host.retry import backoff_s
+from vmdriver.lifecycle.engine.broadcast import GONE_S, MOST_GONE
 
 _log = logging.getLogger(__name__)
 _QUEUE = 10_000
@@ -31,6 +34,8 @@ class Relay:
         self._on_event = on_event
         self._on_list = on_list
         self._last: dict[str, bytes] = {}
+        self._gone: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        """Id -> when its end was told (monotonic seconds), and how; oldest first."""
         self._watchers: set[asyncio.Queue[bytes | None]] = set()
         self.connected = asyncio.Event()
         """Set while the base is watched and its list has been read."""
@@ -86,12 +91,17 @@ class Relay:
         self.publish(event, raw if changed is None else changed)
 
     def publish(self, event: pb.WatchSandboxesEvent, raw: bytes) -> None:
-        """To every watcher; snapshots are kept for those who come later."""
+        """To every watcher; snapshots, and ends of late, are kept for those who come later."""
         kind = event.WhichOneof("payload")
         if kind == "sandbox":
             self._last[event.sandbox.sandbox.id] = raw
+            self._gone.pop(event.sandbox.sandbox.id, None)
         elif kind == "deleted":
             self._last.pop(event.deleted.sandbox_id, None)
+            self._gone.pop(event.deleted.sandbox_id, None)
+            self._gone[event.deleted.sandbox_id] = time.monotonic(), raw
+            if len(self._gone) > MOST_GONE:
+                self._gone.popitem(last=False)
         for queue in list(self._watchers):
             if queue.qsize() < _QUEUE:
                 queue.put_nowait(raw)
@@ -104,14 +114,14 @@ class Relay:
         return set(self._last)
 
     async def watch(self) -> AsyncIterator[bytes | None]:
-        """First everything, then every event. None: this watcher fell behind, and must watch
-        again.
+        """First everything, what has gone of late before it, then every event. None: this watcher
+        fell behind, and must watch again.
         """
         # With room for the end.
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE + 1)
         self._watchers.add(queue)
         try:
-            for raw in list(self._last.values()):
+            for raw in [*self._gone_of_late(), *self._last.values()]:
                 yield raw
             while True:
                 found = await queue.get()
@@ -120,6 +130,13 @@ class Relay:
                     return
         finally:
             self._watchers.discard(queue)
+
+    def _gone_of_late(self) -> list[bytes]:
+        """A watcher may have been away just then, and waits for it."""
+        oldest = time.monotonic() - GONE_S
+        while self._gone and next(iter(self._gone.values()))[0] < oldest:
+            self._gone.popitem(last=False)
+        return [raw for _, raw in self._gone.values()]
 
     def close(self) -> None:
         """End every watch; what is told from now on, of calls under way, is told to nobody."""

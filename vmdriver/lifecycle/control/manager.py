@@ -98,6 +98,7 @@ class Manager:
             plan = worker.sandbox.record.plan
             if plan is not None and plan.domain == domain:
                 worker.hint()
+        self.warm_pool.hint(domain)
 
     async def close_background(self) -> None:
         """End what is unowned: builds of templates and machines that wait."""

@@ -14,7 +14,7 @@ from vmdriver.model.condition import PlatformEvent, SandboxStatus
 
 GONE_S = 900.0
 """Longer than a gateway takes to come back or to look for itself (contract §2.6: 300 s)."""
-_MOST_GONE = 1024
+MOST_GONE = 1024
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Broadcaster:
         """
         now = time.monotonic()
         oldest_first = sorted(gone.items(), key=lambda item: -item[1])
-        for name, age_s in oldest_first[-_MOST_GONE:]:
+        for name, age_s in oldest_first[-MOST_GONE:]:
             self._gone[name] = now - age_s
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -134,7 +134,7 @@ class Broadcaster:
             self._gone.pop(notice.status.id, None)
         if isinstance(notice, Deleted):
             self._gone[notice.sandbox_id] = time.monotonic()
-            if len(self._gone) > _MOST_GONE:
+            if len(self._gone) > MOST_GONE:
                 self._gone.popitem(last=False)
         for subscription in self._subscriptions:
             subscription.offer(notice)

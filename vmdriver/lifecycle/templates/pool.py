@@ -15,6 +15,7 @@ from functools import partial
 from secrets import token_hex
 
 from vmdriver.errors import DriverError
+from vmdriver.host.retry import backoff_s, tried
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
@@ -31,11 +32,15 @@ from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.leftovers import Leftovers, Unowned
 from vmdriver.lifecycle.templates.template import Template, Templates, on_template
 from vmdriver.model.ids import mark
+from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
 _UNMEASURED_MIB = 32
 """What a paused fork counts as where it cannot be measured, and one that cannot be ended."""
+_ENDED = {DomainState.ABSENT, DomainState.OFF, DomainState.CRASHED}
+REPLACED_S, MOST_S = 1.0, 60.0
+"""Until one that has ended by itself is replaced: where all of them do, not over and over."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,9 @@ class WarmPool:
         """What the last that was made held."""
         self._closed = False
         self._filler: asyncio.Task[None] | None = None
+        self._looks: set[asyncio.Task[None]] = set()
+        self._ended = 0
+        """How many have ended by themselves since one was of use."""
         templates.tell(before=self.keep_within, after=self.refill, gone=self.drop)
         user.pool.ways.tell(self.make_way)
         lease.addresses.ways.tell(self.make_way)
@@ -127,14 +135,38 @@ class WarmPool:
     def settle(self, one: Waiting) -> None:
         """A sandbox's ledger answers for all of it from now on."""
         self._claimed.remove(one)
+        self._ended = 0
+        self.refill()
+
+    def hint(self, domain: str) -> None:
+        """That machine may have changed: one that waits and has ended is replaced."""
+        for one in self._waiting:
+            if one.plan.domain == domain and not self._closed:
+                look = tried(_log, self._replace_if_ended(one), f"warm pool: {domain}")
+                task = asyncio.create_task(look, name=f"look at {one.owner}")
+                self._looks.add(task)
+                task.add_done_callback(self._looks.discard)
+
+    async def _replace_if_ended(self, one: Waiting) -> None:
+        state = await self._ports.hypervisor.observe(one.plan.domain)
+        if state not in _ENDED or one not in self._waiting:
+            return
+        self._waiting.remove(one)
+        _log.warning("warm pool: %s has ended by itself, and is replaced", one.owner)
+        await self.discard(one)
+        pause_s = backoff_s(self._ended, first_s=REPLACED_S, most_s=MOST_S)
+        self._ended += 1
+        await asyncio.sleep(pause_s)
         self.refill()
 
     async def close(self) -> None:
         """End them all; they are of no use to the next driver."""
         self._closed = True
-        if self._filler is not None:
-            self._filler.cancel()
-            await asyncio.wait({self._filler})
+        under_way = {*self._looks, *([self._filler] if self._filler else [])}
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
         waiting, self._waiting = self._waiting, []
         await asyncio.gather(*(self.discard(one) for one in waiting))
 
@@ -217,6 +249,7 @@ class WarmPool:
             # No await between the look and the list: `drop` finds it there.
             if self._templates.is_there(template):
                 self._waiting.append(one)
+                self.hint(one.plan.domain)  # it may have ended before anybody cared
                 return
             _log.info("warm pool: template %s is no more", template.key)
             await self.discard(one)
