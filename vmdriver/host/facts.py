@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import grp
 import hashlib
 import os
@@ -27,8 +28,11 @@ _PROCESSOR = {
 """What of /proc/cpuinfo does not change from moment to moment; on x86, and on ARM."""
 
 
+@functools.cache
 def boot_id() -> str:
-    """Identity of the host's current boot (proc(5), /proc/sys/kernel/random/boot_id)."""
+    """Identity of the host's current boot (proc(5), /proc/sys/kernel/random/boot_id). Read once: it
+    outlives every process.
+    """
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

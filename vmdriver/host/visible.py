@@ -8,6 +8,8 @@ def visible(text: str, keep: str = "") -> str:
     characters of a terminal, what turns the direction of writing, halves of characters. What is
     in `keep` stays.
     """
+    if text.isprintable():  # nearly all
+        return text
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode()
         for c in text

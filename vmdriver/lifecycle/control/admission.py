@@ -64,11 +64,12 @@ class Admission:
     ) -> None:
         """Accept a sandbox, durably. The machine comes up afterwards."""
         self._check_new(spec.id)
-        record, draft = await self._asked(spec, trace)
-        record = await self._standing_on_its_source(record)
-        # Both once more: extensions were asked meanwhile.
-        self._check_new(spec.id)
-        self._check_room(record)
+        asked, draft = await self._asked(spec, trace)
+        record = await self._standing_on_its_source(asked)
+        if draft is not None or record is not asked:
+            # Both once more: extensions were asked meanwhile.
+            self._check_new(spec.id)
+            self._check_room(record)
         self.sandboxes.pending[spec.id] = record
         try:
             await self._store(record, token)
@@ -119,7 +120,7 @@ class Admission:
 
     def _check_room(self, record: SandboxRecord) -> None:
         """Exhausted when one sandbox more does not fit."""
-        checks.check_count(record.id, self.sandboxes.records(), self.settings)
+        checks.check_count(self.sandboxes.others(record.id), self.settings)
         self.budget.check(record)
 
     async def _asked(

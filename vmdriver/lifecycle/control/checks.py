@@ -5,7 +5,7 @@ errors name the field.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vmdriver.errors import Exhausted, InvalidRequest, Refused
@@ -17,7 +17,6 @@ from vmdriver.lifecycle.launch.environment import (
 from vmdriver.lifecycle.launch.planner import disk_mib, size_of
 from vmdriver.lifecycle.launch.throttles import THROTTLE_SCHEMAS, check_throttles
 from vmdriver.lifecycle.ports.settings import Settings
-from vmdriver.model.record import SandboxRecord
 from vmdriver.model.snapshot_name import _SNAPSHOT_NAME, split_snapshot
 from vmdriver.model.spec import SandboxSpec
 
@@ -180,14 +179,11 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     check_passable(environment(spec, settings, has_token=True))
 
 
-def check_count(
-    sandbox_id: str, records: Iterable[SandboxRecord], settings: Settings
-) -> None:
-    """Exhausted when there are as many sandboxes as there may be."""
-    known = [record for record in records if record.id != sandbox_id]
-    if len(known) >= settings.max_sandboxes:
+def check_count(others: int, settings: Settings) -> None:
+    """Exhausted when there are as many other sandboxes as there may be in all."""
+    if others >= settings.max_sandboxes:
         raise Exhausted(
-            f"max_sandboxes: there are {len(known)} sandboxes, the limit is "
+            f"max_sandboxes: there are {others} sandboxes, the limit is "
             f"{settings.max_sandboxes}",
             reason="SandboxLimit",
             resolution="delete sandboxes or raise the limit",

@@ -10,7 +10,7 @@ from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.model.condition import SandboxStatus
 from vmdriver.model.ids import check_sandbox_id
 from vmdriver.model.phase import Intent
-from vmdriver.model.record import SandboxRecord, layers_of
+from vmdriver.model.record import SandboxRecord
 from vmdriver.model.set_aside import SetAside
 
 
@@ -36,11 +36,18 @@ class Sandboxes:
             self.pending.values()
         )
 
+    def others(self, sandbox_id: str) -> int:
+        """How many there are besides that one, those among them that are just being accepted."""
+        both = self.workers, self.pending
+        return sum(len(each) - (sandbox_id in each) for each in both)
+
     def layers_of_others(self, sandbox_id: str) -> set[str]:
         """Every layer that somebody else than this sandbox needs."""
-        others = [layers_of(r) for r in self.needing_layers() if r.id != sandbox_id]
-        others += [layers() for layers in self._claims]
-        return self.layers_of_unread(but=sandbox_id).union(*others)
+        found = self.layers_of_unread(but=sandbox_id)
+        for record in self.needing_layers():
+            if record.id != sandbox_id:
+                found.update(record.layers, *(e.layers for e in record.snapshots))
+        return found.union(*(layers() for layers in self._claims))
 
     def layers_of_unread(self, but: str = "") -> set[str]:
         """Every root disk layer that one which cannot be read, other than that one, may need."""
@@ -51,13 +58,15 @@ class Sandboxes:
         """Of every sandbox but those that go and whose machine has gone already: where the last
         that stand on a layer go at once, each would leave it to the other.
         """
-        gone = {
-            w.sandbox.record.id
-            for w in self.workers.values()
-            if w.sandbox.record.intent is Intent.DELETED
-            and w.sandbox.ledger.get(MACHINE) is None
-        }
-        return [record for record in self.records() if record.id not in gone]
+        gone, kept = set[str](), list[SandboxRecord]()
+        for sandbox_id, worker in self.workers.items():
+            sandbox = worker.sandbox
+            going = sandbox.record.intent is Intent.DELETED
+            if going and sandbox.ledger.get(MACHINE) is None:
+                gone.add(sandbox_id)
+            else:
+                kept.append(sandbox.record)
+        return kept + [r for name, r in self.pending.items() if name not in gone]
 
     def tell_problem(self, sandbox_id: str, problem: str) -> None:
         """Show what went wrong in an extension."""
