@@ -157,15 +157,20 @@ def load() -> float:
 
 
 def measure(rounds: int, _chosen: argparse.Namespace) -> dict[str, Any]:
-    """`at_once`: for "one fork", "eight forks" and the like, seconds by the clock and of CPU time."""
+    """`at_once`: for "one fork", "eight fork" and the like, seconds by the clock and of CPU time. `fork_steps`, `forks`: of
+    eight forks under the names that other parts gave them first.
+    """
     folder = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
     folder.chmod(0o755)
     gateway = Gateway()
     try:
-        return {"at_once": measured(rounds, folder, gateway)}
+        found = measured(rounds, folder, gateway)
     finally:
         gateway.close()
         shutil.rmtree(folder, ignore_errors=True)
+    eight = found["eight fork"]
+    first = {f"eight_{key}": eight[key] for key in ("s", "least_s", "steps_ms")}
+    return {"at_once": found, "fork_steps": first, "forks": {"eight_s": eight["s"]}}
 
 
 def show(figures: dict[str, Any]) -> None:

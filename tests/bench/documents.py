@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import history
+from tests.bench.at_once import KINDS
 from tests.bench.goals import GOALS, Judged, judged
 from tests.bench.history import Run
-from tests.bench.parts import PARTS
+from tests.bench.parts import PARTS as BENCH
+from tests.bench.resident import PARTS
 from tests.bench.steps import TITLES
 from vmdriver.cli.waterfall import waterfall
 from vmdriver.model.timing import TimedStep
@@ -91,15 +93,15 @@ def _reached(part: str, figures: Any) -> dict[str, str]:
 
 def _goals(runs: Mapping[str, Run]) -> Iterator[str]:
     rows = []
-    for part in PARTS:
+    for part in BENCH:
         for each in (
             judged(part.name, runs[part.name].figures) if part.name in runs else ()
         ):
             said = "met" if each.met else "missed"
             rows.append((part.name, each.goal.name, each.shown(), each.bound(), said))
     yield from _table(("part", "figure", "measured", "goal", ""), rows)
-    missing = [part.name for part in PARTS if part.name not in runs]
-    for part in PARTS:
+    missing = [part.name for part in BENCH if part.name not in runs]
+    for part in BENCH:
         if part.name in runs:
             yield from ("", _where(runs[part.name]))
     if missing:
@@ -214,21 +216,69 @@ def _forks(v: Any) -> list[str]:
     ):
         both = (reached[f"{of}: of cold"], reached[f"{of}: our share"])
         rows.append((name, f"{found[f'{key}_s']:.2f} s", *both))
-    eight = reached["8 forks at once: of one"]
-    rows.append(
-        ("8 forks at once", f"{found['eight_s']:.2f} s", f"of one: {eight}", "")
-    )
     head = "a new sandbox, CreateSandbox to supervisor started (512 MiB)"
     return _table((head, "measured", "of cold", "ours and libvirt's"), rows)
 
 
-def _density(v: Any) -> list[str]:
-    found, reached = v["forks"], _reached("restore", v)
-    pss = (f"{found[f'{kind}_pss']:.0f} MiB" for kind in ("cold", "fork"))
-    return _table(
-        ("PSS of an idle machine (512 MiB): cold", "forked", "of cold"),
-        [(*pss, reached["idle fork's PSS: of cold"])],
+def _at_once(v: Any) -> list[str]:
+    found, reached = v["at_once"], _reached("at_once", v)
+    cores, rows = found["cores"], []
+    for kind in KINDS:
+        one, eight = found[f"one {kind}"], found[f"eight {kind}"]
+        least = eight["cpu_s"] / cores / one["s"]
+        goal = reached[f"8 {kind}s at once: of one"]
+        rows.append(
+            (
+                f"{kind}s",
+                *(f"{each['s']:.2f} s" for each in (one, eight)),
+                goal,
+                f"{least:.1f}",
+            )
+        )
+    head = ("512 MiB", "one", "8 at once", "of one", "their CPU time alone")
+    return _table(head, rows)
+
+
+def _density(v: Any) -> Iterator[str]:
+    found, size = v["density"], v["density"]["memory_mib"]
+    kinds = {"booted": found["cold"], "forked": found["fork"]}
+    rows: list[Sequence[str]] = []
+    for count in found["cold"]["at"]:
+        for kind, of in kinds.items():
+            parts = (f"{of['at'][count][part]:.1f} MiB" for part in PARTS)
+            rows.append((kind, count, *parts))
+    yield from _table((f"PSS of one idle {size} MiB machine", "of", *PARTS), rows)
+    name, compared = (
+        "idle fork's PSS without translated code: of cold",
+        found["compared"],
     )
+    ratio = _reached("density", v)[name]
+    both = f"{found['fork_mib']:.1f} of {found['cold_mib']:.1f} MiB"
+    yield from ("", f"Without translated code, {compared} of each: {both} = {ratio}.")
+    names = list(found["cold"]["each_mib"])
+    rows = []
+    for kind, of in kinds.items():
+        each = (f"{of['each_mib'][name]:.1f} MiB" for name in names)
+        fit = (str(of["fit"]), str(of["fit_without_code"]))
+        rows.append(
+            (kind, str(of["count"]), *each, f"{of['shared_mib']:.0f} MiB", *fit)
+        )
+    words = {"own": "its QEMU's own", "code": "of that translated code"}
+    head = (f"{size} MiB machines", "measured", *(words.get(n, n) for n in names))
+    yield ""
+    yield from _table(
+        (*head, "in common", "in 16 GiB", "without translated code"), rows
+    )
+    minute = found["first_minute"]
+    rows = [
+        (f"after {seconds} s", f"{mib:.1f} MiB")
+        for seconds, mib in minute["mib"].items()
+    ]
+    rows += [
+        (f"then: {cause}", f"{mib:.1f} MiB") for cause, mib in minute["causes"].items()
+    ]
+    yield ""
+    yield from _table(("what a fork has written to", ""), rows)
 
 
 def _resume(v: Any) -> list[str]:
@@ -375,7 +425,8 @@ BLOCKS: dict[str, tuple[str | None, Callable[[Any], Iterable[str]]]] = {
     "steps": ("steps", _steps),
     "shapes": ("restore", _shapes),
     "forks": ("forks", _forks),
-    "pss": ("restore", _density),
+    "at_once": ("at_once", _at_once),
+    "density": ("density", _density),
     "resume": ("resume", _resume),
     "control": ("control", _control),
     "compose": ("compose", _compose),

@@ -1,4 +1,4 @@
-"""What a new sandbox from a template, and one from the warm pool, wait for: step by step, and eight at once.
+"""What a new sandbox from a template, and one from the warm pool, wait for, step by step. Eight at once: at_once.py.
 
 Started by scripts/bench. Three drivers take turns: one without templates, one with, one with machines that wait. Medians of
 5 rounds or more; the steps are those that each driver has noted of its own starts. With --count one fork of each kind is
@@ -24,13 +24,11 @@ from typing import Any
 from tests.bench.goals import GUEST
 from tests.bench.printing import median, table
 from tests.bench.process import Process
-from tests.bench.sandbox import Sandbox, request_of, wait_reason, wait_template
+from tests.bench.sandbox import Sandbox, request_of, wait_template
 from tests.fakes.gateway import Gateway
 from tests.fakes.registry import push, registry
 from tests.fakes.serve import WORK
-from vmdriver._proto import compute_driver_pb2 as pb
 
-AT_ONCE = 8
 MIB = 512
 KINDS = {
     "cold": ("--templates-enabled", "false"),
@@ -41,8 +39,9 @@ KINDS = {
 
 @contextlib.contextmanager
 def drivers(
-    folder: Path, gateway: Gateway, address: str, kinds: list[str]
+    folder: Path, gateway: Gateway, address: str, kinds: list[str], *more: str
 ) -> Iterator[dict[str, Process]]:
+    """One for each of these kinds, side by side, all with `more` options."""
     with contextlib.ExitStack() as stack:
         found = {}
         for number, (kind, options) in enumerate(KINDS.items()):
@@ -53,7 +52,7 @@ def drivers(
             (state / "boot").symlink_to(WORK / "boot")
             own = ("--instance", f"vmdriver-{kind}")
             pool = ("--address-pool", f"10.{120 + number}.0.0/17")
-            process = Process(state, gateway, address, *own, *pool, *options)
+            process = Process(state, gateway, address, *own, *pool, *options, *more)
             found[kind] = stack.enter_context(process)
         yield found
 
@@ -100,28 +99,6 @@ def steps_of(driver: Process, sandbox_id: str) -> dict[str, float]:
     return dict(spans)
 
 
-def together(
-    driver: Process,
-    gateway: Gateway,
-    image: str,
-    name: str,
-    steps: list[dict[str, float]],
-) -> float:
-    """Seconds until all of them run; `steps` gets each one's."""
-    messages = [request_of(f"{name}-{n}", image, MIB, 0) for n in range(AT_ONCE)]
-    begun = time.perf_counter()
-    for message in messages:
-        driver.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=message))
-    for message in messages:
-        wait_reason(driver.stub, message.id, "Running")
-    took = time.perf_counter() - begun
-    for message in messages:
-        gateway.wait_hello(message.id)
-        steps.append(steps_of(driver, message.id))
-        driver.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=message.id))
-    return took
-
-
 def measured(
     rounds: int, folder: Path, gateway: Gateway, kinds: list[str], *, counting: bool
 ) -> dict[str, Any]:
@@ -148,11 +125,6 @@ def measured(
                     times[kind].append(one.create_s)
                     steps[kind].append(steps_of(driver, one.id))
                 one.delete()
-            if number and len(kinds) == len(KINDS):
-                eight = together(
-                    running["fork"], gateway, image, f"eight{number}", steps["eight"]
-                )
-                times["eight"].append(eight)
         for kind, driver in running.items() if counting else ():
             ready(driver, kind)
             watched = Watched(driver, folder)
@@ -171,13 +143,9 @@ def measured(
 
 
 def show_found(found: dict[str, Any]) -> None:
-    if "eight_s" in found:
+    if all(f"{kind}_s" in found for kind in KINDS):
         show_ratios(found)
-    for kind, name in (
-        ("fork", "a fork"),
-        ("claim", "a claim"),
-        ("eight", "one of eight"),
-    ):
+    for kind, name in (("fork", "a fork"), ("claim", "a claim")):
         if f"{kind}_steps_ms" not in found:
             continue
         lines = [
@@ -190,14 +158,11 @@ def show_found(found: dict[str, Any]) -> None:
 
 
 def show_ratios(found: dict[str, Any]) -> None:
-    cold, fork = found["cold_s"], found["fork_s"]
+    cold = found["cold_s"]
     rows = [("cold", f"{cold:.2f} s")]
     for kind, name in (("fork", "from a template"), ("claim", "from the warm pool")):
         took = found[f"{kind}_s"]
         rows.append((name, f"{took:.2f} s = {took / cold:.2f}"))
-    eight = found["eight_s"]
-    text = f"{eight:.2f} s = {eight / fork:.1f} x one"
-    rows.append((f"{AT_ONCE} forks at once", text))
     table("A new sandbox, CreateSandbox -> supervisor started", rows)
 
 
@@ -207,7 +172,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(rounds: int, chosen: argparse.Namespace) -> dict[str, Any]:
-    """`fork_steps`: seconds of each kind, and milliseconds of its steps."""
+    """`fork_steps`: seconds of each kind, and milliseconds of its steps. `forks`: these seconds as they were called first."""
     folder = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
     folder.chmod(0o755)
     gateway = Gateway()
@@ -217,7 +182,9 @@ def measure(rounds: int, chosen: argparse.Namespace) -> dict[str, Any]:
     finally:
         gateway.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return {"fork_steps": found}
+    names = {"cold_s": "cold_s", "fork_s": "fork_s", "claim_s": "warm_s"}
+    first = {name: found[key] for key, name in names.items() if key in found}
+    return {"fork_steps": found, "forks": first}
 
 
 def show(figures: dict[str, Any]) -> None:

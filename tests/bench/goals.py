@@ -177,14 +177,11 @@ def _forks() -> list[Goal]:
 
         return sums
 
-    pss = quotient(at("forks", "fork_pss"), at("forks", "cold_pss"))
     return [
         Goal("forks", "fork of a template: of cold", of("fork_s", "cold_s"), 0.12),
         Goal("forks", "fork of the pool: of cold", of("claim_s", "cold_s"), 0.05),
-        Goal("forks", "8 forks at once: of one", of("eight_s", "fork_s"), 4.5),
         Goal("forks", "fork of a template: our share", ours("fork"), 220, "ms"),
         Goal("forks", "fork of the pool: our share", ours("claim"), 60, "ms"),
-        Goal("restore", "idle fork's PSS: of cold", pss, 0.2),
     ]
 
 
@@ -200,6 +197,12 @@ def _at_once() -> list[Goal]:
         )
         for kind in ("fork", "stop", "resume")
     ]
+
+
+def _density() -> list[Goal]:
+    pss = quotient(at("density", "fork_mib"), at("density", "cold_mib"))
+    name = "idle fork's PSS without translated code: of cold"
+    return [Goal("density", name, pss, 0.2)]
 
 
 def _control() -> list[Goal]:
@@ -266,6 +269,7 @@ GOALS = (
     *_shapes(),
     *_still(),
     *_resumes(),
+    *_density(),
     *_control(),
     *_composed(),
     *_images(),

@@ -126,11 +126,14 @@ class Sandbox:
 
 
 def wait_template(driver: Process, waiting: int) -> None:
-    deadline = time.monotonic() + 120
+    """Until there is one, and as many machines wait on it."""
+    deadline = time.monotonic() + 300  # it boots, and others may use this host too
     while not any(
         t["waiting"] >= waiting
         for t in admin_client.list_templates(driver.state / "run" / "admin.sock")
     ):
         if time.monotonic() > deadline:
-            raise RuntimeError("no template")
+            lines = driver.log.read_text().splitlines()
+            said = [line for line in lines if "template" in line or "warm pool" in line]
+            raise RuntimeError("\n".join(["no template:", *said[-5:]]))
         time.sleep(0.1)

@@ -1,0 +1,205 @@
+"""How many idle sandboxes fit: what each takes of the host's memory, cold and forked, by what it is; and what a fork writes to
+in its first minute, by cause.
+
+Started by scripts/bench. First one driver's machines that have booted, then another one's forks of one template: --most of
+each (40 for the documents), begun one after the other and looked at when there are 1, 8 and all of them. PSS counts once in
+all what several share: a fork's part of its template falls with their number. Memory figures bear it when others use this
+machine; only what the host's kernel takes is of the whole host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.bench.forks import drivers
+from tests.bench.printing import median, table
+from tests.bench.process import Process
+from tests.bench.resident import (
+    CODE,
+    FLAGS,
+    PAGE,
+    PARTS,
+    Resident,
+    causes,
+    descendants,
+    kernel_mib,
+    pss_mib,
+    resident,
+    written_to,
+)
+from tests.bench.sandbox import Sandbox, request_of, wait_template
+from tests.fakes.gateway import Gateway
+from tests.fakes.registry import push, registry
+from tests.fakes.serve import WORK
+from vmdriver._proto import compute_driver_pb2 as pb
+
+COMPARED = 8
+"""So many of each kind are there when one is compared with the other."""
+MOMENTS_S = (1, 5, 15, 30, 60)
+HOST_MIB = 16 * 1024
+_SETTLED_S = 10.0
+_NOMINAL = ("--max-committed-mem-mib", str(2**20))
+"""What is measured is memory that is used: what guests could use is more than this host has."""
+
+
+def first_minute(sandbox: Sandbox, gateway: Gateway, memory_mib: int) -> dict[str, Any]:
+    """MiB that it has written to, by the second; at the end by cause."""
+    begun, pid = time.monotonic(), sandbox.pid()
+    seconds, pages = {}, set[int]()
+    for moment in MOMENTS_S:
+        time.sleep(max(0.0, begun + moment - time.monotonic()))
+        pages = written_to(pid, memory_mib)
+        seconds[moment] = len(pages) * PAGE / 2**20
+    gateway.wait_hello(sandbox.id)
+    words = ["/usr/bin/python3", "-c", FLAGS, str(memory_mib * 2**20 // PAGE)]
+    done = gateway.run(sandbox.id, *words, timeout_s=120)
+    flags = [int(line, 16) for line in done.stdout.split()]
+    return {"mib": seconds, "causes": causes(pages, flags)}
+
+
+@dataclass
+class Crowd:
+    """Idle machines of one driver's, one more after the other."""
+
+    kind: str
+    driver: Process
+    gateway: Gateway
+    image: str
+    memory_mib: int
+    sandboxes: list[Sandbox] = field(default_factory=list)
+
+    def grow_to(self, count: int) -> None:
+        while len(self.sandboxes) < count:
+            name = f"{self.kind}{len(self.sandboxes)}"
+            message = request_of(name, self.image, self.memory_mib, 0)
+            self.sandboxes.append(Sandbox(self.driver, self.gateway, message))
+            self.gateway.wait_hello(self.sandboxes[-1].id)
+        print(f"  {count} {self.kind}", file=sys.stderr, flush=True)
+        time.sleep(_SETTLED_S)
+
+    def looked_at(self) -> list[Resident]:
+        return [resident(each.pid(), self.memory_mib) for each in self.sandboxes]
+
+    def helpers_mib(self) -> float:
+        """Of what else runs for them, without the driver."""
+        machines = {each.pid() for each in self.sandboxes}
+        others = set(descendants(self.driver.process.pid)) - machines
+        return sum(pss_mib(pid) for pid in others)
+
+    def end(self) -> None:
+        calls = [
+            self.driver.stub.DeleteSandbox.future(
+                pb.DeleteSandboxRequest(sandbox_id=each.id)
+            )
+            for each in self.sandboxes
+        ]
+        for call in calls:
+            call.result()
+        self.sandboxes.clear()
+
+
+def measured(crowd: Crowd, counts: tuple[int, ...]) -> dict[str, Any]:
+    """`at`: by how many there are, medians of the parts; of all of them what each one takes."""
+    driver, kernel = pss_mib(crowd.driver.process.pid), kernel_mib()
+    at: dict[str, dict[str, float]] = {}
+    for count in counts:
+        crowd.grow_to(count)
+        seen = crowd.looked_at()
+        at[str(count)] = {part: median([s.pss[part] for s in seen]) for part in PARTS}
+    pss = sum(sum(s.pss.values()) for s in seen)
+    own = sum(sum(s.own.values()) for s in seen)
+    each = {
+        "own": own / count,
+        "code": sum(s.own[CODE] for s in seen) / count,
+        "helpers": crowd.helpers_mib() / count,
+        "driver": (pss_mib(crowd.driver.process.pid) - driver) / count,
+        "kernel": (kernel_mib() - kernel) / count,
+    }
+    crowd.end()
+    return {"count": count, "at": at, "shared_mib": pss - own, "each_mib": each}
+
+
+def fitting(found: dict[str, Any], room_mib: float, *, code: bool) -> int:
+    """How many would fit into so much memory, with what all have in common once; `code`: with what TCG has translated."""
+    each = dict(found["each_mib"])
+    translated = each.pop("code")
+    one = sum(each.values()) - (0.0 if code else translated)
+    return int((room_mib - found["shared_mib"]) / one)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory", type=int, default=512, help="MiB of each guest")
+    parser.add_argument("--most", type=int, default=COMPARED, help="of each kind")
+
+
+def measure(_rounds: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    """`density`: of both kinds MiB by part and number, and how many fit into 16 GiB; a fork's first minute. `forks`: PSS
+    with translated code, as it was called first.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
+    folder.chmod(0o755)
+    gateway, memory = Gateway(), chosen.memory
+    most = max(COMPARED, chosen.most)
+    counts = tuple(sorted({1, COMPARED, most}))
+    found: dict[str, Any] = {"memory_mib": memory, "compared": COMPARED}
+    try:
+        with registry(folder / "registry") as address:
+            image = f"{address}/demo:1"
+            push(WORK / "demo-image", "demo", image)
+            for kind in ("cold", "fork"):
+                with drivers(folder, gateway, address, [kind], *_NOMINAL) as running:
+                    crowd = Crowd(kind, running[kind], gateway, image, memory)
+                    crowd.grow_to(1)  # what the first one needs, all do
+                    if kind == "fork":
+                        wait_template(crowd.driver, 0)
+                        crowd.end()
+                        message = request_of("minute", image, memory, 0)
+                        one = Sandbox(crowd.driver, gateway, message)
+                        found["first_minute"] = first_minute(one, gateway, memory)
+                        one.delete()
+                    crowd.end()
+                    found[kind] = measured(crowd, counts)
+    finally:
+        gateway.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    at = {kind: found[kind]["at"][str(COMPARED)] for kind in ("cold", "fork")}
+    for kind, parts in at.items():
+        found[f"{kind}_mib"] = sum(parts.values()) - parts[CODE]
+        for name, code in (("fit", True), ("fit_without_code", False)):
+            found[kind][name] = fitting(found[kind], HOST_MIB, code=code)
+    first = {f"{kind}_pss": sum(parts.values()) for kind, parts in at.items()}
+    return {"density": found, "forks": first}
+
+
+def show(figures: dict[str, Any]) -> None:
+    found = figures["density"]
+    for count in found["fork"]["at"]:
+        cold, fork = (found[kind]["at"][count] for kind in ("cold", "fork"))
+        rows = [
+            (part, f"cold {cold[part]:6.1f} MiB   fork {fork[part]:6.1f} MiB")
+            for part in PARTS
+        ]
+        table(f"PSS of one of {count} idle {found['memory_mib']} MiB sandboxes", rows)
+    cold, fork = found["cold_mib"], found["fork_mib"]
+    print(
+        f"  without translated code, {found['compared']} of each: "
+        f"{fork:.1f} of {cold:.1f} MiB = {fork / cold:.2f}"
+    )
+    minute = found["first_minute"]
+    at = "  ".join(f"{s} s: {mib:.1f}" for s, mib in minute["mib"].items())
+    rows = [(name, f"{mib:5.1f} MiB") for name, mib in minute["causes"].items()]
+    table(f"What a fork writes to in its first minute (MiB at {at})", rows)
+    for kind in ("cold", "fork"):
+        all_ = found[kind]
+        rows = [(name, f"{mib:6.1f} MiB") for name, mib in all_["each_mib"].items()]
+        rows.append(("in common", f"{all_['shared_mib']:6.1f} MiB"))
+        without = f"{all_['fit_without_code']} without translated code"
+        rows.append(("in 16 GiB", f"{all_['fit']}; {without}"))
+        table(f"What each of {all_['count']} takes ({kind})", rows)
