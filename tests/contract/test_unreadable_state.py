@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.driver import spec
-from vmdriver.cli import show
+from vmdriver.cli import inspect
 from vmdriver.cli.doctor import unreadable
 from vmdriver.cli.main import main
 from vmdriver.cli.unread import unread
@@ -182,18 +182,18 @@ async def test_the_commands_say_what_is_wrong_and_what_to_do(
     (finding,) = unreadable(layout)
     assert (finding.check, finding.level) == ("sandbox s1", "fail")
     assert finding.advice == WAY_OUT
-    assert show.inspect(loaded, "s1", as_json=True) == 0
+    assert inspect.inspect(loaded, "s1", as_json=True) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["unreadable"]["reason"] == STATE_UNREADABLE
     assert document["unreadable"]["problems"] == [finding.message]
     assert document["unreadable"]["addresses"] == (
         LEASE.model_dump() if which == "record" else None
     )
-    assert show.inspect(loaded, "s1", as_json=False) == 0
+    assert inspect.inspect(loaded, "s1", as_json=False) == 0
     text = capsys.readouterr().out
     assert finding.message in text
     assert WAY_OUT in text
-    assert show.inspect(loaded, "good", as_json=True) == 0
+    assert inspect.inspect(loaded, "good", as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["unreadable"] is None
     shutil.rmtree(files.root)
     assert unread(layout) == []

@@ -13,7 +13,6 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver._proto import admin_pb2 as pb
-from vmdriver.cli import images as cli_images
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.lifecycle.launch.launcher import ImageTeller
 from vmdriver.lifecycle.launch.supervisor import program_in
@@ -249,12 +248,6 @@ async def test_operators_ask_for_images_through_the_admin_service() -> None:
     assert list(found.files) == []
     driver.world.fail = lambda _call: False
     await driver.close()
-
-
-def test_a_progress_bar_says_how_far_it_is() -> None:
-    assert cli_images.bar(0, 0) == f"[{' ' * 30}]      "
-    assert cli_images.bar(50, 100) == f"[{'#' * 15}{' ' * 15}]  50 %"
-    assert cli_images.bar(200, 100) == f"[{'#' * 30}] 100 %"
 
 
 async def test_images_stay_while_a_record_cannot_be_read() -> None:

@@ -20,7 +20,7 @@ from tests.fakes.ledgers import held_objects
 from tests.fakes.service import served
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.cli import show
+from vmdriver.cli import ls
 from vmdriver.config import load
 from vmdriver.errors import AlreadyExists, Refused
 from vmdriver.lifecycle.control.operator import Operations
@@ -434,7 +434,7 @@ async def test_a_gateway_is_shown_it_and_can_delete_it(
             await stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         flags = {"bind_socket": str(client.socket), "state_dir": str(tmp_path)}
-        await asyncio.to_thread(show.ls, load(flags=flags), as_json=False)
+        await asyncio.to_thread(ls.ls, load(flags=flags), as_json=False)
         printed = capsys.readouterr().out
         assert f"note: s1: {condition.message}" in printed
         assert printed.count(STATE_UNREADABLE) == 1

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from vmdriver import errors
 from vmdriver.cli.main import main
-from vmdriver.cli.show import print_table
-from vmdriver.cli.terminal import shown_as_text
+from vmdriver.cli.terminal import print_table, shown_as_text
 from vmdriver.host import console_file, log
 from vmdriver.host.visible import visible, visible_lines
 from vmdriver.service.interceptor import status_of

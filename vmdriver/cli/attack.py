@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.cli.attack_evidence import Evidence, Golden, evidence
-from vmdriver.cli.show import print_json
+from vmdriver.cli.terminal import leveled, print_json, say
 from vmdriver.config import Config, Loaded
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.host import intruder, process
@@ -259,5 +259,5 @@ def attack(loaded: Loaded, wanted: str, *, as_json: bool) -> int:
     for sandbox_id, evidences in found.items():
         print(f"sandbox {sandbox_id}")
         for one in evidences:
-            print(f"  {one.level:4}  {one.control}: {one.text}")
+            say("  ", leveled(one.level), f"  {one.control}: {one.text}")
     return int(failed)

@@ -8,7 +8,7 @@ import signal
 from argparse import Namespace
 from pathlib import Path
 
-from vmdriver.cli.show import print_json, print_table
+from vmdriver.cli.terminal import print_json, print_table
 from vmdriver.compose.app import Composition
 from vmdriver.compose.config import ComposeConfig, load, table
 from vmdriver.config import hidden

@@ -14,8 +14,7 @@ from vmdriver.app import Driver, open_driver
 from vmdriver.cli.finding import Finding
 from vmdriver.cli.hypervisor_findings import libvirt_findings
 from vmdriver.cli.next_steps import Outcome, next_steps, outcome
-from vmdriver.cli.show import print_json
-from vmdriver.cli.terminal import indented
+from vmdriver.cli.terminal import indented, leveled, print_json, say
 from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
 from vmdriver.config.views import image_policy, machine_uids, qemu_owner
@@ -362,7 +361,8 @@ def as_document(findings: list[Finding]) -> dict[str, Any]:
 
 def _print(findings: list[Finding]) -> None:
     for finding in findings:
-        print(f"{finding.level:4}  {finding.check}: {indented(finding.message)}")
+        level = leveled(finding.level)
+        say(level, f"  {finding.check}: {indented(finding.message)}")
         if finding.advice:
             print(f"      -> {indented(finding.advice)}")
     came_to = outcome(findings)

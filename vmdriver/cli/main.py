@@ -90,11 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="those of a composed driver (its --config, or /etc/vmdriver/compose.toml)",
     )
-    for name, text in (
-        ("serve", "run the driver on its socket"),
-        ("ls", "list the sandboxes of the running driver"),
-    ):
-        _leaf(commands, common, name, text)
+    _leaf(commands, common, "serve", "run the driver on its socket")
     doctor_command.add_arguments(_leaf(commands, common, "doctor", doctor_command.TEXT))
     _add_looks(commands, common)
     text = "say what a reason means, and what to do about it; all without one"
@@ -118,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
-    """At one sandbox."""
+    """At all sandboxes, and at one."""
+    text = "list the sandboxes of the running driver"
+    one = _leaf(commands, common, "ls", text)
+    one.add_argument("--watch", "-w", action="store_true", help="go on, as they change")
     text = "show all that is known of one sandbox; works without a running driver"
     one = _leaf(commands, common, "inspect", text)
     one.add_argument("id", help="sandbox id")
@@ -236,6 +235,8 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.plan import plan
 
         return plan(loaded, arguments.request)
+    if arguments.command in {"ls", "inspect"}:
+        return _look(arguments, loaded)
     from vmdriver.cli import memory, show
 
     if arguments.command in {"extensions", "schema"}:
@@ -250,10 +251,6 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         return int(getattr(memory, arguments.command)(loaded, arguments))
     commands: dict[str, Any] = {
         "config": lambda: show.config(loaded, as_json=arguments.json),
-        "ls": lambda: show.ls(loaded, as_json=arguments.json),
-        "inspect": lambda: (show.timing if arguments.timing else show.inspect)(
-            loaded, arguments.id, as_json=arguments.json
-        ),
         "console": lambda: show.console(
             loaded,
             arguments.id,
@@ -266,6 +263,17 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         ),
     }
     return int(commands[arguments.command]())
+
+
+def _look(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    """What needs none of the driver's parts."""
+    from vmdriver.cli import inspect, ls
+
+    as_json = arguments.json
+    if arguments.command == "ls":
+        return (ls.ls_watch if arguments.watch else ls.ls)(loaded, as_json=as_json)
+    look = inspect.timing if arguments.timing else inspect.inspect
+    return look(loaded, arguments.id, as_json=as_json)
 
 
 def _reported(work: Any) -> int:

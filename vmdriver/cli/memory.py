@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from vmdriver.cli.show import mib, print_json, print_table
-from vmdriver.cli.terminal import indented
+from vmdriver.cli.progress import Step, shown_progress
+from vmdriver.cli.terminal import print_json, print_table
+from vmdriver.cli.wording import size
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import NotFound
 from vmdriver.service import admin_client
 
 
-def _teller(as_json: bool) -> admin_client.Tell:
-    def tell(reason: str, message: str, warning: bool) -> None:
-        if as_json:
-            event = {"reason": reason, "message": message, "warning": warning}
-            print(json.dumps(event), flush=True)
-        else:
-            mark = "! " if warning else ""
-            print(f"{mark}{reason}: {indented(message)}", file=sys.stderr, flush=True)
+@contextmanager
+def _told(what: str, as_json: bool) -> Iterator[admin_client.Tell]:
+    """While `what` is under way: takes its events."""
+    if as_json:
+        yield _tell_json
+        return
+    with shown_progress(what) as tell:
+        yield lambda *event: tell(Step(*event))
 
-    return tell
+
+def _tell_json(reason: str, message: str, warning: bool) -> None:
+    event = {"reason": reason, "message": message, "warning": warning}
+    print(json.dumps(event), flush=True)
 
 
 def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
@@ -35,8 +40,8 @@ def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
         (
             entry["name"],
             entry["created"],
-            mib(entry["memory_bytes"]) if entry["memory"] else "-",
-            mib(entry["disk_bytes"]),
+            size(entry["memory_bytes"]) if entry["memory"] else "-",
+            size(entry["disk_bytes"]),
             str(len(entry["layers"])),
         )
         for entry in found
@@ -47,13 +52,16 @@ def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
 def snapshot(loaded: Loaded, arguments: argparse.Namespace) -> int:
     """create, ls, show, rm, restore."""
     path, sandbox = admin_socket(loaded.config), arguments.id
-    tell, as_json = _teller(arguments.json), arguments.json
+    as_json = arguments.json
     match arguments.action:
         case "create":
-            disk_only = arguments.disk_only
-            admin_client.create_snapshot(path, sandbox, arguments.name, disk_only, tell)
+            name, disk_only = arguments.name, arguments.disk_only
+            with _told(f"taking snapshot {name} of {sandbox}", as_json) as tell:
+                admin_client.create_snapshot(path, sandbox, name, disk_only, tell)
         case "restore":
-            admin_client.restore_snapshot(path, sandbox, arguments.name, tell)
+            name = arguments.name
+            with _told(f"returning {sandbox} to snapshot {name}", as_json) as tell:
+                admin_client.restore_snapshot(path, sandbox, name, tell)
         case "rm":
             admin_client.delete_snapshot(path, sandbox, arguments.name)
         case "ls":
@@ -82,7 +90,7 @@ def template(loaded: Loaded, arguments: argparse.Namespace) -> int:
             entry["key"],
             entry["image_digest"][:19],
             f"{entry['vcpus']} x {entry['memory_mib']} MiB",
-            mib(entry["stored_bytes"]),
+            size(entry["stored_bytes"]),
             str(entry["waiting"]),
             entry["workspace"] or "all",
         )
@@ -95,12 +103,14 @@ def template(loaded: Loaded, arguments: argparse.Namespace) -> int:
 def suspend(loaded: Loaded, arguments: argparse.Namespace) -> int:
     """Returns when the sandbox is suspended."""
     path = admin_socket(loaded.config)
-    admin_client.suspend(path, arguments.id, _teller(arguments.json))
+    with _told(f"suspending {arguments.id}", arguments.json) as tell:
+        admin_client.suspend(path, arguments.id, tell)
     return 0
 
 
 def resume(loaded: Loaded, arguments: argparse.Namespace) -> int:
     """Returns when the sandbox runs."""
     path = admin_socket(loaded.config)
-    admin_client.resume(path, arguments.id, arguments.cold, _teller(arguments.json))
+    with _told(f"resuming {arguments.id}", arguments.json) as tell:
+        admin_client.resume(path, arguments.id, arguments.cold, tell)
     return 0

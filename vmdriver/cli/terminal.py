@@ -100,6 +100,12 @@ class Styled:
 
 
 Words = str | Styled
+_LEVELS = {"ok": GOOD, "warn": WARN, "fail": BAD}
+
+
+def leveled(level: str) -> Styled:
+    """What a check has come to, in a column of its own."""
+    return Styled(f"{level:4}", _LEVELS[level])
 
 
 def words(*parts: Words, keep: str = "") -> Text:

@@ -67,10 +67,3 @@ def as_document(state: State) -> dict[str, Any] | None:
         "workspace": state.salvage.workspace,
         "addresses": lease.model_dump() if lease else None,
     }
-
-
-def print_unreadable(document: Mapping[str, Any]) -> None:
-    """For people: what is wrong, whose it is, what to do."""
-    print(f"name       {document['name']!r}")
-    print(f"failure    {document['reason']}: {'; '.join(document['problems'])}")
-    print(f"           -> {document['resolution']}")

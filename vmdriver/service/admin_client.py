@@ -13,8 +13,7 @@ from google.protobuf import json_format
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
-from vmdriver.errors import DriverError
-from vmdriver.service.client import no_answer
+from vmdriver.service.client import refusal
 
 _DEADLINE_S = 60.0
 Tell = Callable[[str, str, bool], None]
@@ -27,10 +26,7 @@ def _stub(path: Path) -> Iterator[Any]:
         try:
             yield pb_grpc.AdminStub(channel)
         except grpc.RpcError as error:
-            text = str(error.details())
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise no_answer(path, text) from error
-            raise DriverError(text, reason=error.code().name) from error
+            raise refusal(path, error) from error
 
 
 def _follow(events: Iterable[pb.Progress], tell: Tell) -> None:

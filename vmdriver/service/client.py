@@ -9,7 +9,7 @@ import grpc
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
-from vmdriver.errors import Unavailable
+from vmdriver.errors import DriverError, Unavailable
 
 _DEADLINE_S = 10.0
 
@@ -22,7 +22,15 @@ def list_sandboxes(path: Path) -> list[dict[str, Any]]:
             answer = stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=_DEADLINE_S)
         except grpc.RpcError as error:
             raise no_answer(path, str(error.details())) from error
-    return [_row(sandbox) for sandbox in answer.sandboxes]
+    return [row_of(sandbox) for sandbox in answer.sandboxes]
+
+
+def refusal(path: Path, error: Any) -> DriverError:
+    """A failed call's, with the driver's words; Unavailable where nobody answers."""
+    text = str(error.details())
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return no_answer(path, text)
+    return DriverError(text, reason=error.code().name)
 
 
 def no_answer(path: Path, details: str) -> Unavailable:
@@ -35,7 +43,8 @@ def no_answer(path: Path, details: str) -> Unavailable:
     )
 
 
-def _row(sandbox: pb.DriverSandbox) -> dict[str, Any]:
+def row_of(sandbox: pb.DriverSandbox) -> dict[str, Any]:
+    """A sandbox as commands show it."""
     condition = sandbox.status.conditions[0]
     return {
         "id": sandbox.id,

@@ -15,7 +15,7 @@ from vmdriver.cli.bundle.contents import Wanted, as_json, known_sandboxes, of_st
 from vmdriver.cli.bundle.disclosure import plain
 from vmdriver.cli.bundle.secrets import Secrets
 from vmdriver.cli.doctor import as_document, examine
-from vmdriver.cli.show import print_json
+from vmdriver.cli.terminal import print_json
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import DriverError, NotFound, Refused
