@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import threading
 import time
@@ -11,7 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from tests.fakes.limits import limit
 from vmdriver.errors import (
@@ -28,7 +31,15 @@ from vmdriver.lifecycle.ports.memory import Captured
 from vmdriver.model.checkpoint import Part
 from vmdriver.storage import digests
 from vmdriver.storage.checkpoints import Checkpoints
-from vmdriver.storage.digests import BLOCK, SEGMENT, digests_of, segment_digest
+from vmdriver.storage.digests import (
+    BLAKE3,
+    BLOCK,
+    SEGMENT,
+    SHA256,
+    digests_of,
+    kind_of,
+    segment_digest,
+)
 
 MIB = 2**20
 
@@ -206,14 +217,78 @@ async def test_a_manifest_that_leaves_a_part_out_vouches_for_none(
 @pytest.mark.parametrize(
     "size", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 7, SEGMENT, SEGMENT + 5]
 )
-def test_bytes_have_the_digests_of_a_file_with_them(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("kind", [BLAKE3, SHA256])
+def test_bytes_have_the_digests_of_a_file_with_them(
+    tmp_path: Path, size: int, kind: str
+) -> None:
     data = bytearray(size)
     data[size // 3 : size // 3 + 3] = b"abc"[: min(3, size)]
     data[-1:] = b"z"[: min(1, size)]
     (tmp_path / "f").write_bytes(data)
     count = -(-len(data) // SEGMENT)
-    of_file = tuple(segment_digest(tmp_path / "f", n)[0] for n in range(count))
-    assert digests_of(bytes(data)) == of_file
+    of_file = tuple(
+        segment_digest(tmp_path / "f", n, kind=kind)[0] for n in range(count)
+    )
+    assert digests_of(bytes(data), kind) == of_file
+    assert not of_file or kind_of(of_file) == kind
+
+
+@given(
+    pieces=st.lists(
+        st.tuples(
+            st.integers(0, 40 * BLOCK),
+            st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 20 * BLOCK]),
+            st.sampled_from([b"\0", b"x", b"\0" * 63 + b"y", b"\0" * 64 + b"y"]),
+        ),
+        max_size=6,
+    ),
+    size=st.integers(0, 50 * BLOCK),
+)
+def test_holes_and_zeros_anywhere_make_no_difference(
+    tmp_path_factory: pytest.TempPathFactory,
+    pieces: list[tuple[int, int, bytes]],
+    size: int,
+) -> None:
+    """What is read in batches has the digest that block by block has; files end anywhere."""
+    path = tmp_path_factory.mktemp("digests") / "f"
+    with path.open("wb") as file:
+        file.truncate(size)
+        for at, length, what in pieces:
+            room = min(length, max(size - at, 0))
+            file.seek(at)
+            file.write((what * (room // len(what) + 1))[:room])
+    data = path.read_bytes()
+    by_block, stored = hashlib.sha256(), 0
+    for at in range(0, len(data), BLOCK):
+        block = data[at : at + BLOCK]
+        if block.strip(b"\0"):
+            by_block.update(at.to_bytes(8, "big") + block)
+            stored += len(block)
+    assert segment_digest(path, 0, kind=SHA256) == (by_block.hexdigest(), stored)
+    if data:
+        assert digests_of(data) == (segment_digest(path, 0)[0],)
+
+
+async def test_a_checkpoint_of_0_1_0_is_compared_by_its_own_digests(
+    store: Checkpoints, tmp_path: Path, parts: tuple[Part, ...]
+) -> None:
+    directory = tmp_path / "i"
+    old = tuple(
+        part.model_copy(
+            update={
+                "digests": tuple(
+                    segment_digest(directory / part.name, n, kind=SHA256)[0]
+                    for n in range(len(part.digests))
+                )
+            }
+        )
+        for part in parts
+    )
+    assert await store.damage(str(directory), old) == []
+    await store.saved(str(directory), old)
+    poke_at(directory / "memory", 5)
+    (found,) = await store.damage(str(directory), old)
+    assert "memory has changed" in found
 
 
 async def test_a_disk_that_fails_is_no_damage(
@@ -227,7 +302,7 @@ async def test_a_disk_that_fails_is_no_damage(
     def fails(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    for call in ("pread", "lseek"):
+    for call in ("preadv", "lseek"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, fails)
             check = MemoryCheck(store, str(tmp_path / "i"), parts)
@@ -241,10 +316,10 @@ class SlowDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reading, self.go = threading.Event(), threading.Event()
-        self._real = os.pread
-        monkeypatch.setattr(os, "pread", self._read)
+        self._real = os.preadv
+        monkeypatch.setattr(os, "preadv", self._read)
 
-    def _read(self, *arguments: int) -> bytes:
+    def _read(self, *arguments: Any) -> int:
         self.reading.set()
         assert self.go.wait(30)
         return self._real(*arguments)

@@ -36,8 +36,8 @@ class Part(Frozen):
     stored: int
     """Bytes that are not in holes."""
     digests: tuple[str, ...]
-    """sha256 of each 64 MiB: over the index and the content of every 64 KiB block that is
-    not zero.
+    """Of each 64 MiB: over the offset and the content of every 64 KiB block that is not zero.
+    blake3:… or, up to 0.1.0, sha256 without a name.
     """
 
 

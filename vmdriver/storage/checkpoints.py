@@ -39,7 +39,14 @@ from vmdriver.model.checkpoint import (
 )
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage import files
-from vmdriver.storage.digests import SEGMENT, Segments, digests_of, share_of
+from vmdriver.storage.digests import (
+    BLAKE3,
+    SEGMENT,
+    Segments,
+    digests_of,
+    kind_of,
+    share_of,
+)
 
 _MANIFEST = "manifest.json"
 _AT_ONCE = max(2, min(4, os.cpu_count() or 2))
@@ -131,13 +138,13 @@ class Checkpoints:
             )
         return tuple(parts)
 
-    async def _part(self, path: Path) -> Part:
+    async def _part(self, path: Path, kind: str = BLAKE3) -> Part:
         """Cancelled, it is given up at once: nobody waits for a disk that hangs, or is slow."""
         size = path.stat().st_size
         count = -(-size // SEGMENT)
         indices = iter(range(count))
         shares = await asyncio.gather(
-            *(self._share(path, indices) for _ in range(min(count, _AT_ONCE)))
+            *(self._share(path, indices, kind) for _ in range(min(count, _AT_ONCE)))
         )
         found = {index: one for share in shares for index, one in share.items()}
         return Part(
@@ -147,11 +154,11 @@ class Checkpoints:
             digests=tuple(found[index][0] for index in range(count)),
         )
 
-    async def _share(self, path: Path, indices: Iterator[int]) -> Segments:
+    async def _share(self, path: Path, indices: Iterator[int], kind: str) -> Segments:
         what, read = f"read {path.parent.name}/{path.name}", partial(share_of, path)
         async with self._digesting:
             return await self._readers.read(
-                str(path), what, partial(read, indices), deadline_s=_READ_S
+                str(path), what, partial(read, indices, kind), deadline_s=_READ_S
             )
 
     async def publish(
@@ -217,7 +224,7 @@ class Checkpoints:
         try:
             if path.is_symlink() or path.stat().st_size != part.size:
                 return f"{part.name} has another size than it had"
-            found = await self._part(path)
+            found = await self._part(path, kind_of(part.digests))
         except FileNotFoundError:
             return f"{part.name} is gone"
         except OSError as error:
@@ -317,7 +324,7 @@ def _small(path: Path, was: Part | None) -> bytes:
         raise damaged(f"{path.name} is gone") from error
     except OSError as error:
         raise _unreadable(path.parent, error) from error
-    if was is not None and digests_of(data) != was.digests:
+    if was is not None and digests_of(data, kind_of(was.digests)) != was.digests:
         raise damaged(f"{path.name} has changed")
     return data
 
