@@ -62,6 +62,7 @@ from vmdriver.network.host_network import HostNetwork
 from vmdriver.network.moved_tap import Entrance
 from vmdriver.network.namespace_offer import NamespaceOffer
 from vmdriver.oci.image_service import ImageService
+from vmdriver.service.gateway import GatewayService
 from vmdriver.storage.checkpoints import Checkpoints
 from vmdriver.storage.layers.disks import DiskStore
 from vmdriver.storage.layers.machine_users import MachineUsers
@@ -265,6 +266,7 @@ class Driver:
             self.checkpoints,
             self.network_guard,
             MachineUsers(self.layout, self._files),
+            GatewayService(self.settings.endpoint, self.settings.tls),
         )
 
     async def recover(self) -> None:

@@ -15,6 +15,7 @@ from vmdriver.config.views import admin_socket, machine_uids
 from vmdriver.errors import ConfigError
 from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
+from vmdriver.host.service_manager import ServiceManager
 from vmdriver.host.users.uid_claim import UidClaim
 from vmdriver.service import admin, servicer
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
@@ -22,6 +23,7 @@ from vmdriver.service.servicer import Identity, Readiness
 from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.programs.needed import missing
+from vmdriver.storage.programs.provided_boot import provide
 
 if TYPE_CHECKING:
     from vmdriver.telemetry.telemetry import Telemetry
@@ -32,13 +34,16 @@ _BACKGROUND_END_S = 2.0
 by the next driver.
 """
 
+_NOBODY = ServiceManager()
 _TELL_S = 1.5
 """From the begin of the end, for collectors."""
 
 
-async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
+async def run_server(
+    loaded: Loaded, stop: asyncio.Event, manager: ServiceManager = _NOBODY
+) -> None:
     """Serve until `stop` is set. Answers GetCapabilities at once, everything else after
-    recovery.
+    recovery; then the driver counts as started for the service `manager`.
     """
     config = loaded.config
     check_path(config.gateway.bind_socket)
@@ -54,14 +59,32 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
     out_of_memory.yield_to_launcher()
     reaper.install(asyncio.get_running_loop())
     driver = await open_driver(config)
-    readiness = Readiness()
+    readiness, started = Readiness(), asyncio.Event()
+    accompanied = asyncio.create_task(
+        manager.accompany(started), name="service manager"
+    )
     servers = await _listen(config, driver, readiness)
     try:
         telemetry = await _watched(driver)
     except ConfigError:
         await _end(driver, servers, None)
         raise
+    await _boot_files(config, layout)
     _say_where_and_what_is_missing(config, layout)
+    try:
+        await _until_stopped(driver, readiness, started, stop)
+    finally:
+        accompanied.cancel()
+        manager.tell("STOPPING=1", "STATUS=ending; machines go on")
+        await _end(driver, servers, telemetry)
+        claim.release()
+        lock.release()
+
+
+async def _until_stopped(
+    driver: Driver, readiness: Readiness, started: asyncio.Event, stop: asyncio.Event
+) -> None:
+    """Recover, and wait for `stop`, which also cuts recovery off."""
     recovery = asyncio.create_task(driver.recover())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -69,6 +92,7 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         if recovery.done():
             recovery.result()
             readiness.set(driver.manager)
+            started.set()
             _log.info(
                 "ready: %d sandboxes known", len(driver.manager.sandboxes.workers)
             )
@@ -78,9 +102,14 @@ async def run_server(loaded: Loaded, stop: asyncio.Event) -> None:
         for task in (recovery, stopping):
             task.cancel()
         await asyncio.wait({recovery, stopping}, timeout=0.5)
-        await _end(driver, servers, telemetry)
-        claim.release()
-        lock.release()
+
+
+async def _boot_files(config: Config, layout: Layout) -> None:
+    """Those that were installed; on a full disk the ones before stay in use."""
+    try:
+        await asyncio.to_thread(provide, layout, config.guest.boot_files)
+    except OSError as error:
+        _log.warning("installed boot files cannot be copied: %s", error)
 
 
 async def _listen(

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.fakes.accelerator import FakeAccelerator
 from tests.fakes.disks import FakeDisks
+from tests.fakes.gateway_service import FakeGatewayService
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.images import FakeImages
@@ -122,6 +123,7 @@ class FakeDriver:
             self.memory_store,
             self.network_guard,
             FakeMachineUsers(world),
+            FakeGatewayService(world),
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)

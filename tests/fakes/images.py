@@ -24,8 +24,17 @@ class FakeImages:
         if reference.startswith("forbidden.test/"):
             raise Refused("template.image: not among the images that are allowed")
 
+    def kept_name(self, beginning: str) -> str:
+        names = [n for n in self._world.kept_names if n.startswith(beginning)]
+        return names[-1] if names else ""
+
     async def prepare(
-        self, reference: str, owner: str, progress: ProgressSink
+        self,
+        reference: str,
+        owner: str,
+        progress: ProgressSink,
+        *,
+        again: bool = False,
     ) -> BaseDisk:
         self._world.act(f"prepare {reference}")
         progress(ImageProgress("CacheHit", reference))

@@ -23,6 +23,8 @@ SETTINGS = dataclasses.replace(
                 "dns": [],
                 "templates_enabled": False,
                 "prefetch_default_image": False,
+                "default_image": "",
+                "supervisor_image": "",
                 "image_cache_days": 0,
                 "image_free_floor_mib": 0,
             }

@@ -96,6 +96,10 @@ class World:
     """Domain -> operations and MiB a second of its disks; tap -> Mbit a second."""
     kept_checkpoints: set[str] = field(default_factory=set)
     image_config: ImageConfig = field(default_factory=ImageConfig)
+    kept_names: list[str] = field(default_factory=list)
+    """Of images that are kept to a digest."""
+    gateway_version: str = "0.0.111"
+    """"": it does not answer."""
 
     def act(self, call: str) -> None:
         """Every effect passes here: a dead driver has none, and a test may make one fail."""

@@ -17,7 +17,7 @@ from vmdriver.model.reasons import sections
 
 ROOT = Path(__file__).resolve().parents[2]
 _WORD = re.compile(r"[A-Z][a-z]+(?:[A-Z][a-z0-9]*)*")
-ELSEWHERE = {"_proto", "testing"}
+ELSEWHERE = {"_proto", "testing", "demo"}
 NAMES_ONLY = {"extension.py", "moved.py", "__init__.py"}
 """Hold names of classes as text."""
 NO_REASONS = {

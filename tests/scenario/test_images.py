@@ -13,6 +13,10 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.world import World
 from vmdriver._proto import admin_pb2 as pb
+from vmdriver.config import config_of
+from vmdriver.config.guest import PUBLISHED_SUPERVISOR
+from vmdriver.config.images import PUBLISHED_IMAGE
+from vmdriver.config.views import settings_from
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.lifecycle.launch.launcher import ImageTeller
 from vmdriver.lifecycle.launch.supervisor import program_in
@@ -261,3 +265,52 @@ async def test_images_stay_while_a_record_cannot_be_read() -> None:
     assert list(await driver.manager.images.collect()) == []
     assert world.images_in_use == {"untouched"}
     await driver.close()
+
+
+async def published(world: World) -> str:
+    """The image that a driver unpacks for the supervisor, with upstream's name as its setting."""
+    settings = dataclasses.replace(
+        SETTINGS, supervisor=None, supervisor_image=PUBLISHED_SUPERVISOR
+    )
+    driver = FakeDriver(world, settings=settings)
+    await driver.manager.recover()
+    await driver.manager.create(spec(), None)
+    await driver.settled()
+    await driver.close()
+    asked = [call for call in world.calls if call.startswith("unpack ")]
+    return asked[-1].removeprefix("unpack ") if asked else driver.failure().message
+
+
+@pytest.mark.parametrize(
+    ("version", "tag"),
+    [
+        ("0.0.111", "0.0.111"),
+        ("v0.0.69", "0.0.69"),
+        ("0.0.37-dev.156+g1d3b741ee", "0.0.37-dev.156-g1d3b741ee"),
+        ("0.0.0", "dev"),
+    ],
+)
+async def test_the_published_supervisor_is_that_of_the_gateways_version(
+    version: str, tag: str
+) -> None:
+    world = World(gateway_version=version)
+    assert await published(world) == f"ghcr.io/nvidia/openshell/supervisor:{tag}"
+
+
+async def test_while_the_gateway_is_away_the_supervisor_is_the_one_of_last_time() -> (
+    None
+):
+    world = World(gateway_version="")
+    assert "does not say its version" in await published(world)
+    world = World(gateway_version="")
+    repository = "ghcr.io/nvidia/openshell/supervisor"
+    world.kept_names = [f"{repository}:0.0.110", f"{repository}:0.0.111", "other:1"]
+    assert await published(world) == f"{repository}:0.0.111"
+
+
+async def test_the_published_default_image_is_not_fetched_before_somebody_needs_it() -> (
+    None
+):
+    for image, fetched in ((PUBLISHED_IMAGE, False), ("example.org/own:1", True)):
+        settings = settings_from(config_of({"default_image": image}))
+        assert settings.prefetch_default_image is fetched

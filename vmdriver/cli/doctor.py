@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +11,8 @@ from typing import Any
 
 from vmdriver.app import Driver, open_driver
 from vmdriver.cli.finding import Finding
+from vmdriver.cli.finding import failed as _failed
+from vmdriver.cli.guest_findings import guest_findings
 from vmdriver.cli.hypervisor_findings import libvirt_findings
 from vmdriver.cli.next_steps import Outcome, next_steps, outcome
 from vmdriver.cli.terminal import indented, leveled, print_json, say
@@ -30,12 +31,9 @@ from vmdriver.hypervisor.kvm.access import KVM_DEVICE
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.set_aside import WAY_OUT
 from vmdriver.model.wall import MEANING, Offer, joined
-from vmdriver.oci.cache import Cache
 from vmdriver.oci.trust import policy_in_force
 from vmdriver.service.server import check_path
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.programs import boot
-from vmdriver.storage.programs.needed import SUPERVISOR_WAY_OUT, missing_supervisor
 from vmdriver.storage.sandboxes import wall_found
 from vmdriver.storage.way_in import closed_folder
 
@@ -83,21 +81,6 @@ def _permissions(config: Config) -> Iterator[Finding]:
         yield Finding("tun device", "fail", "/dev/net/tun is missing", "modprobe tun")
 
 
-def _supervisor(config: Config) -> Finding:
-    program, image = config.guest.supervisor_path, config.guest.supervisor_image
-    if program is not None and program.is_file():
-        with program.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Finding("supervisor", "ok", f"{program}, sha256:{digest}")
-    if program is None and image:
-        entries = Cache(config.driver.state_dir / "images").tree_entries()
-        known = [entry.digest for _, entry in entries if image in entry.references]
-        text = known[0] if known else "it is fetched when the driver needs it first"
-        return Finding("supervisor", "ok", f"{image}, {text}")
-    why = missing_supervisor(program, image)
-    return Finding("supervisor", "fail", why, SUPERVISOR_WAY_OUT)
-
-
 def unreadable(layout: Layout) -> list[Finding]:
     """Each sandbox whose files cannot be read."""
     return [
@@ -128,13 +111,7 @@ def in_the_way(layout: Layout) -> list[Finding]:
 
 def _files(config: Config) -> Iterator[Finding]:
     state_dir, socket = config.driver.state_dir, config.gateway.bind_socket
-    try:
-        found = boot.load(state_dir / "boot")
-        text = f"{found.digest}, kernel {found.kernel_release}"
-        yield Finding("boot files", "ok", text)
-    except DriverError as error:
-        yield _failed("boot files", error)
-    yield _supervisor(config)
+    yield from guest_findings(config)
     try:
         check_path(socket)
         yield Finding("socket path", "ok", str(socket))
@@ -246,13 +223,6 @@ async def examine(loaded: Loaded) -> list[Finding]:
     finally:
         lock.release()
     return findings
-
-
-def _failed(check: str, error: DriverError | OSError) -> Finding:
-    if isinstance(error, DriverError):
-        return Finding(check, "fail", error.message, error.resolution)
-    where = f"{error.filename}: " if error.filename else ""
-    return Finding(check, "fail", f"{where}{error.strerror or error}")
 
 
 async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | None]:

@@ -6,11 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.cli import doctor_command
+from vmdriver.cli import demo, doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
@@ -73,7 +74,8 @@ def _leaf(
     return sub
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Every command with its arguments; manual page and completion are made of it, too."""
     parser = argparse.ArgumentParser(
         prog="vmdriver",
         description="OpenShell compute driver: every sandbox is a virtual machine.",
@@ -91,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         help="those of a composed driver (its --config, or /etc/vmdriver/compose.toml)",
     )
     _leaf(commands, common, "serve", "run the driver on its socket")
+    text = "stop every sandbox, as before the driver is removed from a host"
+    _leaf(commands, common, "stop-all", text)
     doctor_command.add_arguments(_leaf(commands, common, "doctor", doctor_command.TEXT))
+    demo.add(commands)
     _add_looks(commands, common)
     text = "say what a reason means, and what to do about it; all without one"
     one = commands.add_parser("explain", help=text, description=text)
@@ -228,7 +233,7 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
     if arguments.command == "serve":
         from vmdriver.cli.serve import serve
 
-        return serve(loaded)
+        return serve(loaded, partial(_load, arguments))
     if arguments.command == "doctor":
         return doctor_command.run(loaded, arguments)
     if arguments.command == "plan":
@@ -237,6 +242,10 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         return plan(loaded, arguments.request)
     if arguments.command in {"ls", "inspect"}:
         return _look(arguments, loaded)
+    if arguments.command == "stop-all":
+        from vmdriver.cli.stop_all import stop_all
+
+        return stop_all(loaded)
     from vmdriver.cli import memory, show
 
     if arguments.command in {"extensions", "schema"}:
@@ -304,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.command == "compose":
         from vmdriver.cli.compose import compose
 
@@ -318,6 +327,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
         reason, as_json = arguments.reason, arguments.json
         return _reported(lambda: explain(reason, as_json=as_json))
+    if arguments.command == "demo":
+        return _reported(lambda: demo.demo(arguments))
     if arguments.command == "extensions" and arguments.action == "new":
         return _reported(lambda: _new_extension(arguments.name, arguments.parent))
     return _reported(lambda: _dispatch(arguments, _load(arguments)))
@@ -348,7 +359,7 @@ def main_gateway_launched(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         from vmdriver.cli.serve import serve
 
-        return serve(_load(arguments))
+        return serve(_load(arguments), partial(_load, arguments))
 
     with shown_as_text():
         arguments = parser.parse_args(argv)

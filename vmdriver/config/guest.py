@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from vmdriver.config.paths import AbsolutePath
+from vmdriver.lifecycle.launch.supervisor import GATEWAY_VERSION
 from vmdriver.model.spec import Frozen
+
+PUBLISHED_SUPERVISOR = f"ghcr.io/nvidia/openshell/supervisor:{GATEWAY_VERSION}"
+"""Where upstream publishes it (contract-0.0.md section 7)."""
 
 
 class GuestSettings(Frozen):
     """The supervisor and what it is told; users and limits of the workload."""
 
+    boot_files: AbsolutePath = Field(
+        Path("/usr/lib/vmdriver/boot"),
+        description="kernel and initramfs that were installed with the driver: it copies them to "
+        "state_dir/boot when it starts, unless others were made there",
+    )
     supervisor_path: AbsolutePath | None = Field(
         None, description="the openshell-sandbox program that guests run"
     )
     supervisor_image: str = Field(
-        "",
+        PUBLISHED_SUPERVISOR,
         description="image with the openshell-sandbox program, where supervisor_path is "
-        "not set; looked up once when the driver needs it first",
+        "not set; {gateway_version}: the gateway's own, which it is asked for. Looked up once when "
+        "the driver needs it first; the default's digest is kept",
     )
     sandbox_uid: int = Field(
         10001,

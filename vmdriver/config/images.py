@@ -8,11 +8,18 @@ from pydantic import Field
 
 from vmdriver.model.spec import Frozen
 
+PUBLISHED_IMAGE = "ghcr.io/nvidia/openshell-community/sandboxes/base:latest"
+"""Upstream's own default (contract-0.0.md section 7)."""
+
 
 class ImageSettings(Frozen):
     """Where images come from, what they may be, and how long they are kept."""
 
-    default_image: str = Field("", description="image for requests that name none")
+    default_image: str = Field(
+        PUBLISHED_IMAGE,
+        description="image for requests that name none; the default's digest is kept from its "
+        "first use on (`vmdriver images prefetch` takes what its name means now)",
+    )
     overlay_disk_mib: int = Field(
         4096, ge=256, description="size of a sandbox's root disk, MiB"
     )
@@ -76,5 +83,6 @@ class ImageSettings(Frozen):
         1024, ge=0, description="disk space that images never use up, MiB"
     )
     prefetch_default_image: bool = Field(
-        True, description="prepare default_image when the driver starts"
+        True,
+        description="prepare default_image when the driver starts, unless it is not set",
     )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmdriver.config.driver import DEFAULT_STATE_DIR
 from vmdriver.config.gateway import GatewaySettings
+from vmdriver.config.guest import PUBLISHED_SUPERVISOR
+from vmdriver.config.images import PUBLISHED_IMAGE
 from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 from vmdriver.host import facts
@@ -42,6 +45,8 @@ def settings_from(config: Config) -> Settings:
         "image_cache_bytes": images.image_cache_mib * 2**20,
         "image_cache_s": images.image_cache_days * 86400,
         "image_free_floor_bytes": images.image_free_floor_mib * 2**20,
+        "prefetch_default_image": images.prefetch_default_image
+        and images.default_image != PUBLISHED_IMAGE,
         "disk_mib": images.overlay_disk_mib,
         "max_disk_mib": max(images.max_disk_mib, images.overlay_disk_mib),
         "max_snapshot_bytes": memory.max_snapshot_mib * 2**20,
@@ -78,7 +83,18 @@ def image_policy(config: Config) -> ImagePolicy:
         max_content=images.max_image_mib * 2**20,
         max_files=images.max_image_files,
         free_floor=images.image_free_floor_mib * 2**20,
+        kept_repositories=tuple(_published(config)),
     )
+
+
+def _published(config: Config) -> Iterator[str]:
+    """Repositories of what upstream publishes, where the operator has named nothing else."""
+    for named, published in (
+        (config.images.default_image, PUBLISHED_IMAGE),
+        (config.guest.supervisor_image, PUBLISHED_SUPERVISOR),
+    ):
+        if named == published:
+            yield published.rpartition(":")[0]
 
 
 def admin_socket(config: Config) -> Path:

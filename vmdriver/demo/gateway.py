@@ -1,4 +1,6 @@
-"""A stand-in for the gateway as a sandbox sees it: HTTP on loopback, spoken by images/stand-in-supervisor."""
+"""A stand-in for the gateway as a sandbox sees it: HTTP on loopback, as `stand-in-supervisor`
+beside this module speaks it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ class Session:
     jobs: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
     results: dict[int, Completed] = field(default_factory=dict)
     speaker: str = ""
-    """The supervisor that was heard last: a snapshot that is returned to brings an earlier one back."""
+    """The supervisor that was heard last: a snapshot brings an earlier one back."""
     held: threading.Event = field(default_factory=threading.Event)
 
 
@@ -69,6 +71,7 @@ class Gateway:
         self._thread.start()
 
     def session(self, sandbox_id: str) -> Session:
+        """That sandbox's, made when it is asked for first."""
         return self.sessions.setdefault(sandbox_id, Session())
 
     def wait_hello(
@@ -86,6 +89,7 @@ class Gateway:
             return session.hellos[count - 1]
 
     def wait_exit(self, sandbox_id: str, timeout_s: float = 60) -> int:
+        """The status that its main process ended with last. TimeoutError."""
         session = self.session(sandbox_id)
         with session.changed:
             if not session.changed.wait_for(lambda: bool(session.exits), timeout_s):
@@ -111,10 +115,12 @@ class Gateway:
     def shell(self, sandbox_id: str, script: str, timeout_s: float = 60) -> str:
         """Run a shell script in the guest; its output. AssertionError if it fails."""
         done = self.run(sandbox_id, "/bin/sh", "-c", script, timeout_s=timeout_s)
-        assert done.code == 0, f"{script!r}: {done}"
+        if done.code != 0:
+            raise AssertionError(f"{script!r}: {done}")
         return done.stdout.decode()
 
     def close(self) -> None:
+        """Answer nobody any more."""
         self._ended = True
         self._server.shutdown()
         self._server.server_close()
@@ -123,7 +129,9 @@ class Gateway:
     def _next_job(
         self, session: Session, instance: str, peer: socket.socket
     ) -> dict[str, Any]:
-        """Wait up to 10 s. A guest that was stopped leaves its question behind: it must not take the next one's work."""
+        """Wait up to 10 s. A guest that was stopped leaves its question behind: it must not take
+        the next one's work.
+        """
         session.speaker = instance
         for _ in range(200):
             stale = session.speaker != instance
@@ -146,6 +154,7 @@ class Gateway:
         token: str,
         peer: socket.socket,
     ) -> dict[str, Any]:
+        """What that call of a sandbox's is answered."""
         if path == "/hold":
             return self._hold(session, peer)
         if path == "/work":

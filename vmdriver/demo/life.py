@@ -1,106 +1,25 @@
-"""Drives one sandbox through its life, as a gateway would. Started by scripts/demo."""
+"""What a gateway does with one sandbox, from create to delete, and how long each step takes."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import grpc
 
-import grpc  # noqa: E402
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.demo.gateway import Gateway
+from vmdriver.service import admin_client
 
-from tests.fakes import serve  # noqa: E402
-from tests.fakes.gateway import Gateway  # noqa: E402
-from tests.fakes.leftovers import leftovers  # noqa: E402
-from tests.fakes.registry import push, registry  # noqa: E402
-from tests.fakes.serve import WORK  # noqa: E402
-from vmdriver._proto import compute_driver_pb2 as pb  # noqa: E402
-from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc  # noqa: E402
-from vmdriver.hypervisor.kvm import outcome as kvm_outcome  # noqa: E402
-from vmdriver.service import admin_client  # noqa: E402
-
-BEGUN = time.monotonic()
+_BEGUN = time.monotonic()
 SANDBOX = "demo-0001"
-INSTANCE = "vmdriver-demo"
-LAST_LINES = 15
-"""Of its log, shown when the driver has died."""
 
 
 def say(text: str) -> None:
-    print(f"[{time.monotonic() - BEGUN:7.2f} s] {text}", flush=True)
-
-
-def build() -> None:
-    for script, target in (
-        ("build-boot-files", "boot"),
-        ("build-demo-image", "demo-image"),
-    ):
-        say(f"images/{script} ...")
-        subprocess.run([str(ROOT / "images" / script), str(WORK / target)], check=True)
-
-
-class DriverDied(RuntimeError):
-    """The driver has ended while the demo needed it."""
-
-
-@contextmanager
-def noticed(process: subprocess.Popen[bytes], log: Path) -> Iterator[None]:
-    """Whatever the main thread waits for, it is told at once when the process ends."""
-    over = threading.Event()
-
-    def tell(_number: int, _frame: object) -> None:
-        if over.is_set():
-            return
-        over.set()
-        last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        said = "\n".join(f"    {line}" for line in last)
-        raise DriverDied(
-            f"the driver has ended with status {process.returncode}; its last lines:\n{said}"
-        )
-
-    def watch() -> None:
-        process.wait()
-        if not over.is_set():
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    signal.signal(signal.SIGUSR1, tell)  # for good: it may come late
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-
-
-@contextmanager
-def driver(state: Path, registry_address: str, gateway: Gateway) -> Iterator[Path]:
-    """vmdriver serve; yields its socket. A short path: Unix sockets may have 107 bytes.
-    DriverDied where the driver does not live as long as it is needed.
-    """
-    socket = Path(f"/run/vmdriver-demo-{INSTANCE}/driver.sock")
-    where = (state, socket, INSTANCE, gateway.url, registry_address)
-    command = [*serve.SERVE, *serve.arguments(*where)]
-    log = state.parent / "demo-driver.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    say(f"vmdriver serve is started; its log is {log}")
-    try:
-        with noticed(process, log):
-            yield socket
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
-        shutil.rmtree(socket.parent, ignore_errors=True)
+    """A line, with the time since the begin."""
+    print(f"[{time.monotonic() - _BEGUN:7.2f} s] {text}", flush=True)
 
 
 class Watcher:
@@ -139,6 +58,8 @@ class Watcher:
             self.deleted = True
 
     def wait(self, text: str, timeout_s: float = 180) -> None:
+        """Until that is its condition. RuntimeError where it fails instead, TimeoutError."""
+
         def there() -> bool:
             if any("Failed" in c or "Crashed" in c for c in self.conditions[-1:]):
                 raise RuntimeError(f"the sandbox failed: {self.conditions[-1]}")
@@ -150,10 +71,11 @@ class Watcher:
 
 
 def request(image: str) -> pb.DriverSandbox:
+    """As a gateway asks for one."""
     template = pb.DriverSandboxTemplate(image=image)
     spec = pb.DriverSandboxSpec(
         template=template,
-        sandbox_token="a-demo-token",
+        sandbox_token="a-demo-token",  # noqa: S106 - nobody asks for it
         command=["/bin/sleep", "infinity"],
         environment={"DEMO": "yes"},
     )
@@ -226,51 +148,3 @@ def life(stub: Any, gateway: Gateway, image: str, admin: Path) -> dict[str, Any]
         raise RuntimeError("DeleteSandbox answered deleted=false")
     say("DeleteSandbox: gone")
     return figures
-
-
-def main() -> int:
-    build()
-    state = WORK / "demo-state"
-    state.mkdir(parents=True, exist_ok=True)
-    boot = state / "boot"
-    if not boot.is_symlink():
-        boot.symlink_to(WORK / "boot")
-    gateway = Gateway()
-    figures: dict[str, Any] = {"ok": False}
-    try:
-        with (
-            registry(WORK / "registry") as address,
-            driver(state, address, gateway) as socket,
-        ):
-            image = f"{address}/demo:latest"
-            push(WORK / "demo-image", "demo", image)
-            say(f"pushed the demo image to a registry on {address}")
-            with grpc.insecure_channel(f"unix:{socket}") as channel:
-                admin = state / "run" / "admin.sock"
-                stub = pb_grpc.ComputeDriverStub(channel)
-                measured = life(stub, gateway, image, admin)
-        left = leftovers(INSTANCE, state)
-        for item in left:
-            say(f"left over: {item}")
-        known = kvm_outcome.load(state / "accelerator.json")
-        accelerator = "kvm" if known is not None and known.works else "tcg"
-        figures = {"ok": not left, "accelerator": accelerator}
-        figures |= {key: round(value, 3) for key, value in measured.items()} | {
-            "leftovers": len(left)
-        }
-    except (
-        RuntimeError,
-        TimeoutError,
-        grpc.RpcError,
-        subprocess.SubprocessError,
-    ) as error:
-        say(f"failed: {error}")
-        figures["error"] = str(error)
-    finally:
-        gateway.close()
-    print(json.dumps(figures), flush=True)
-    return 0 if figures["ok"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

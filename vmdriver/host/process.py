@@ -22,6 +22,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmdriver.errors import CommandError, Killed, Late
 from vmdriver.host import strays
@@ -119,6 +120,17 @@ class Helper:
             os.killpg(self._program.pid, signal.SIGKILL)
             self._program.wait()
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send it a signal; fine with one that has ended."""
+        self._program.send_signal(number)
+
+    def wait(self, deadline_s: float | None = None) -> None:
+        """Until it has ended; killed where it has not by then."""
+        try:
+            self._program.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
     def ended(self) -> str:
         """How it did, in words."""
         code = self._program.returncode
@@ -142,6 +154,26 @@ def begin(arguments: Sequence[str], descriptors: Sequence[int]) -> Helper:
         )
     except OSError as error:
         raise _cannot_run(arguments, error) from error
+    return Helper(program)
+
+
+def begin_logged(arguments: Sequence[str], log: Path) -> Helper:
+    """Begin a program of a session of its own, whose output becomes that file. For threads.
+    CommandError, OSError.
+    """
+    with log.open("wb") as output:
+        try:
+            program = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _cannot_run(arguments, error) from error
     return Helper(program)
 
 

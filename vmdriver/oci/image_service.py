@@ -24,6 +24,7 @@ from vmdriver.lifecycle.ports.images import (
 from vmdriver.oci import files
 from vmdriver.oci.boxes import ImageBoxes
 from vmdriver.oci.cache import Cache, Entry, TreeEntry
+from vmdriver.oci.kept import KeptNames
 from vmdriver.oci.pipeline import Pipeline
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.resolve import Resolved, Resolver
@@ -33,6 +34,7 @@ from vmdriver.oci.single_flight import SingleFlight
 from vmdriver.oci.skopeo import Skopeo
 
 _log = logging.getLogger(__name__)
+KEPT = "kept.json"
 _YOUNG_S = 300.0
 """What was asked for so lately is in use, whether or not a record says so yet."""
 
@@ -52,7 +54,8 @@ class ImageService:
         self._threads, self._policy = threads, policy
         boxes = ImageBoxes(policy, numbers)
         skopeo = Skopeo(policy, boxes, threads)
-        self._resolver = Resolver(skopeo, policy, threads)
+        self._kept_names = KeptNames(root / KEPT, policy.kept_repositories)
+        self._resolver = Resolver(skopeo, policy, threads, self._kept_names)
         rootfs = RootFs(self._cache, policy, threads, boxes)
         self._pipeline = Pipeline(self._cache, skopeo, rootfs, threads)
         self._resolving: SingleFlight[Resolved] = SingleFlight()
@@ -79,15 +82,24 @@ class ImageService:
         with contextlib.suppress(NotFound):
             self._resolver.pinned(reference)
 
+    def kept_name(self, beginning: str) -> str:
+        return self._kept_names.last(beginning)
+
     async def prepare(
-        self, reference: str, owner: str, progress: ProgressSink
+        self,
+        reference: str,
+        owner: str,
+        progress: ProgressSink,
+        *,
+        again: bool = False,
     ) -> BaseDisk:
         """Requests for one image share the work."""
         async with self._taking.among():
-            entry = await self._keep(await self._known(reference), owner)
+            known = None if again else await self._known(reference)
+            entry = await self._keep(known, owner)
         if entry is None:
             progress(ImageProgress("ResolvingImage", f"resolving {reference}"))
-            found = await self._resolve(reference)
+            found = await self._resolve(reference, again=again)
             async with self._taking.among():
                 entry = await self._threads.run(self._cache.find, found.manifest.digest)
                 await self._keep(entry, owner)
@@ -145,10 +157,12 @@ class ImageService:
             digest, lambda tell: self._pipeline.tree(found, tell), progress
         )
 
-    async def _resolve(self, reference: str) -> Resolved:
+    async def _resolve(self, reference: str, *, again: bool = False) -> Resolved:
         """Who asks at the same time is given the same answer."""
         return await self._resolving.join(
-            reference, lambda _: self._resolver.resolve(reference), lambda _: None
+            f"again {reference}" if again else reference,
+            lambda _: self._resolver.resolve(reference, again=again),
+            lambda _: None,
         )
 
     async def _keep(self, entry: Entry | None, owner: str) -> Entry | None:

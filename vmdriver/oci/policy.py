@@ -43,6 +43,8 @@ class ImagePolicy:
     max_files: int
     free_floor: int
     """Free space that is never used up."""
+    kept_repositories: tuple[str, ...]
+    """host/path whose tags stay what they were when they were used first."""
     fetch_deadline_s: float = 1800.0
     build_deadline_s: float = 1800.0
 

@@ -11,6 +11,7 @@ from vmdriver.errors import DriverError, ImageError, NotFound
 from vmdriver.host import facts
 from vmdriver.host.threads import Threads
 from vmdriver.oci import files, manifest
+from vmdriver.oci.kept import KeptNames
 from vmdriver.oci.manifest import Manifest
 from vmdriver.oci.policy import ImagePolicy, Source, sources
 from vmdriver.oci.reference import FIELD
@@ -33,10 +34,13 @@ class Resolved:
 
 
 class Resolver:
-    """Remembers what it was told lately."""
+    """Remembers what it was told lately, and for good what `kept` names are."""
 
-    def __init__(self, skopeo: Skopeo, policy: ImagePolicy, threads: Threads) -> None:
+    def __init__(
+        self, skopeo: Skopeo, policy: ImagePolicy, threads: Threads, kept: KeptNames
+    ) -> None:
         self._skopeo, self._policy, self._threads = skopeo, policy, threads
+        self._kept = kept
         self._recent: dict[str, tuple[float, Resolved]] = {}
 
     def recent(self, reference: str) -> Resolved | None:
@@ -49,15 +53,25 @@ class Resolver:
         return found
 
     def pinned(self, reference: str) -> str:
-        """The source that a reference with a digest names; "" for one without. The same
-        errors.
+        """The source that a reference with a digest names, or one that is kept to a digest; "" for
+        others. The same errors.
         """
-        name = sources(reference, self._policy)[-1].name
-        return name if "@sha256:" in name else ""
+        return self._pinned(reference)[0]
 
-    async def resolve(self, reference: str) -> Resolved:
-        """Ask, in every place where it may be. NotFound, Refused, InvalidRequest, ImageError."""
+    def _pinned(self, reference: str) -> tuple[str, Source]:
+        source = sources(reference, self._policy)[-1]
+        if digest := self._kept.digest(reference):
+            source = source.at(digest)
+        return source.name if "@sha256:" in source.name else "", source
+
+    async def resolve(self, reference: str, *, again: bool = False) -> Resolved:
+        """Ask, in every place where it may be. `again`: also for a name that is kept to a digest,
+        which is kept to what it means now. NotFound, Refused, InvalidRequest, ImageError.
+        """
         places = sources(reference, self._policy)
+        pinned, source = self._pinned(reference)
+        if pinned and not again:
+            places = [source]
         for source in places:
             try:
                 found = await self._look(reference, source)
@@ -70,6 +84,8 @@ class Resolver:
                 if len(self._recent) >= _MOST_RECENT:
                     self._recent.clear()
                 self._recent[reference] = (time.monotonic(), found)
+            digest = found.manifest.digest
+            await self._threads.run(self._kept.keep, reference, digest)
             return found
         raise NotFound(f"{FIELD}: there is no image {reference[:200]}")
 

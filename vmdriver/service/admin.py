@@ -141,7 +141,7 @@ class Admin(pb_grpc.AdminServicer):
         images = (await self._readiness.manager()).images
         queue: asyncio.Queue[ImageProgress | None] = asyncio.Queue()
         work = asyncio.ensure_future(
-            images.prefetch(request.reference, queue.put_nowait)
+            images.prefetch(request.reference, queue.put_nowait, again=True)
         )
         work.add_done_callback(lambda _: queue.put_nowait(None))
         try:

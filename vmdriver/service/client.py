@@ -12,6 +12,8 @@ from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.errors import DriverError, Unavailable
 
 _DEADLINE_S = 10.0
+_STOP_S = 300.0
+"""Memory may be kept."""
 
 
 def list_sandboxes(path: Path) -> list[dict[str, Any]]:
@@ -31,6 +33,21 @@ def refusal(path: Path, error: Any) -> DriverError:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return no_answer(path, text)
     return DriverError(text, reason=error.code().name)
+
+
+def stop_sandbox(path: Path, sandbox_id: str) -> None:
+    """Returns when it is stopped. Unavailable, DriverError with the driver's words."""
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        stub = pb_grpc.ComputeDriverStub(channel)
+        try:
+            stub.StopSandbox(
+                pb.StopSandboxRequest(sandbox_id=sandbox_id), timeout=_STOP_S
+            )
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise no_answer(path, str(error.details())) from error
+            text = str(error.details())
+            raise DriverError(text, reason=error.code().name) from error
 
 
 def no_answer(path: Path, details: str) -> Unavailable:

@@ -160,7 +160,9 @@ class Core:
             user=self.user,
             wall=self.wall,
             files=self._files,
-            supervisor=Supervisor(settings, ports.images, ports.supervisor_disks),
+            supervisor=Supervisor(
+                settings, ports.images, ports.supervisor_disks, ports.gateway
+            ),
             budget=self.budget,
             parts=self.parts,
         )

@@ -59,11 +59,15 @@ class ImageUpkeep:
             await tried(_log, self.collect())
             await asyncio.sleep(_INTERVAL_S)
 
-    async def prefetch(self, reference: str, progress: ProgressSink) -> BaseDisk:
-        """Have an image as a disk before anybody needs it."""
-        owner = f"{_PREFETCH}{reference}"
+    async def prefetch(
+        self, reference: str, progress: ProgressSink, *, again: bool = False
+    ) -> BaseDisk:
+        """Have an image as a disk before anybody needs it. `again`: as what its name means now,
+        also where that is kept to a digest.
+        """
+        owner, prepare = f"{_PREFETCH}{reference}", self.ports.images.prepare
         try:
-            return await self.ports.images.prepare(reference, owner, progress)
+            return await prepare(reference, owner, progress, again=again)
         finally:
             self.ports.images.release(owner)
 

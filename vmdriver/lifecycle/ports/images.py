@@ -82,11 +82,20 @@ class Images(Protocol):
         """Whether a request may name it at all: nobody is asked. InvalidRequest, Refused."""
 
     async def prepare(
-        self, reference: str, owner: str, progress: ProgressSink
+        self,
+        reference: str,
+        owner: str,
+        progress: ProgressSink,
+        *,
+        again: bool = False,
     ) -> BaseDisk:
         """Have the image as a disk. NotFound, Refused (not allowed, not fit, of another
         architecture), Exhausted (no room), ImageError. It is kept for `owner` until `release`.
+        `again`: a name that is kept to a digest is resolved anew.
         """
+
+    def kept_name(self, beginning: str) -> str:
+        """Of the names that are kept to a digest the last one that begins so; "": there is none."""
 
     async def tree(
         self, reference: str, owner: str, progress: ProgressSink

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmdriver.lifecycle.ports.gateway import Gateway
 from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import (
     Disks,
@@ -35,3 +36,4 @@ class Ports:
     memory_store: MemoryStore
     network_guard: NetworkGuard
     machine_users: MachineUsers
+    gateway: Gateway

@@ -1,0 +1,105 @@
+"""What the gateway is asked for its version: over a real connection, with and without TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.fakes.registry import make_certificate
+from vmdriver._proto import gateway_health_pb2 as pb
+from vmdriver.errors import Unavailable
+from vmdriver.lifecycle.ports.settings import TlsFiles
+from vmdriver.service.gateway import GatewayService
+
+
+class Health(grpc.GenericRpcHandler):
+    """Upstream's name of the call, and its field number of the version."""
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if call.method != "/openshell.v1.OpenShell/Health":
+            return None
+
+        async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+            version = self._version.encode()
+            return b"\x08\x01\x12" + bytes([len(version)]) + version
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@asynccontextmanager
+async def gateway(
+    version: str, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[int]:
+    server = grpc.aio.server(handlers=[Health(version)])
+    address = "127.0.0.1:0"
+    port = (
+        server.add_insecure_port(address)
+        if credentials is None
+        else server.add_secure_port(address, credentials)
+    )
+    await server.start()
+    yield port
+    await server.stop(0)
+
+
+async def test_a_gateway_says_its_version() -> None:
+    async with gateway("0.0.111") as port:
+        asked = GatewayService(f"http://127.0.0.1:{port}", None)
+        assert await asked.version() == "0.0.111"
+        assert await asked.version() == "0.0.111", "as often as it is asked"
+
+
+async def test_a_gateway_with_tls_is_shown_the_guests_certificate(
+    tmp_path: Path,
+) -> None:
+    make_certificate(tmp_path, "IP:127.0.0.1")
+    key, certificate, ca = (
+        tmp_path / name for name in ("server.pem", "server.crt", "ca.crt")
+    )
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], ca.read_bytes(), True
+    )
+    async with gateway("0.0.112", credentials) as port:
+        endpoint = f"https://127.0.0.1:{port}"
+        bundle = TlsFiles(ca, certificate, key)
+        assert await GatewayService(endpoint, bundle).version() == "0.0.112"
+        with pytest.raises(Unavailable):
+            await GatewayService(endpoint, None).version()
+
+
+async def test_a_gateway_that_is_away_or_says_nothing_is_told_as_such() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(Unavailable, match="does not say its version") as caught:
+            await GatewayService(endpoint, None).version()
+    assert "supervisor_path" in caught.value.resolution
+    async with gateway("") as port:
+        with pytest.raises(Unavailable, match="no version of its own"):
+            await GatewayService(f"http://127.0.0.1:{port}", None).version()
+
+
+async def test_what_is_no_gateway_is_told_as_such() -> None:
+    async def chatter(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        writer.close()
+
+    server = await asyncio.start_server(chatter, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(Unavailable):
+        await GatewayService(f"http://127.0.0.1:{port}", None).version()
+    server.close()
+    await server.wait_closed()
+
+
+def test_our_message_is_read_by_upstreams_field_number() -> None:
+    assert pb.GatewayHealthResponse.FromString(b"\x08\x01\x12\x03abc").version == "abc"

@@ -1,0 +1,104 @@
+"""vmdriver stop-all: no machine is left running, as before the driver is removed from a host."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmdriver.cli.terminal import indented
+from vmdriver.config import Loaded
+from vmdriver.errors import DriverError, Unavailable
+from vmdriver.host import process
+from vmdriver.hypervisor.embedded import embed_uri
+from vmdriver.hypervisor.qemu_process import run_directory
+from vmdriver.service.client import list_sandboxes, stop_sandbox
+from vmdriver.storage.layout import Layout
+
+_AT_ONCE = 4
+_BEGIN_S = 60.0
+_END_S = 20.0
+
+
+def stop_all(loaded: Loaded) -> int:
+    """Stop every sandbox through the driver that runs, or through one that is begun for that where
+    machines run without. 1: some could not be stopped, and are named.
+    """
+    path = loaded.config.gateway.bind_socket
+    try:
+        sandboxes = list_sandboxes(path)
+    except Unavailable:
+        if not _machines(loaded):
+            return 0
+        with _driver(loaded) as own:
+            return _stop(own, list_sandboxes(own))
+    return _stop(path, sandboxes)
+
+
+def _stop(path: Path, sandboxes: list[dict[str, str]]) -> int:
+    def one(sandbox: dict[str, str]) -> str:
+        try:
+            stop_sandbox(path, sandbox["id"])
+        except DriverError as error:
+            return f"{sandbox['id']}: {indented(error.text())}"
+        return ""
+
+    with ThreadPoolExecutor(_AT_ONCE) as several:
+        problems = [text for text in several.map(one, sandboxes) if text]
+    for text in problems:
+        print(f"not stopped: {text}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _machines(loaded: Loaded) -> bool:
+    """Whether QEMUs of the embedded libvirt run; a daemon's end with it."""
+    if loaded.config.driver.connection != "embed":
+        return False
+    root = Layout(loaded.config.driver.state_dir).libvirt
+    pids = []
+    for file in run_directory(embed_uri(root)).glob("*.pid"):
+        try:
+            pids.append(int(file.read_text()))
+        except (OSError, ValueError):
+            continue
+    return any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@contextmanager
+def _driver(loaded: Loaded) -> Iterator[Path]:
+    """For the same state directory, with a socket of its own and no templates."""
+    with tempfile.TemporaryDirectory(prefix="vmdriver-", dir="/run") as folder:
+        socket = Path(folder) / "own" / "d.sock"
+        words = [sys.executable, "-P", "-m", "vmdriver", "serve"]
+        driver = loaded.config.driver
+        words += ["--state-dir", str(driver.state_dir), "--instance", driver.instance]
+        words += ["--bind-socket", str(socket), "--templates-enabled", "false"]
+        log = Path(folder) / "log"
+        program = process.begin_logged(words, log)
+        try:
+            _wait(socket, log)
+            yield socket
+        finally:
+            program.tell(signal.SIGTERM)
+            program.wait(_END_S)
+
+
+def _wait(socket: Path, log: Path) -> None:
+    """Until it answers, after a look at all sandboxes. Unavailable with its last words."""
+    end = time.monotonic() + _BEGIN_S
+    while True:
+        try:
+            list_sandboxes(socket)
+        except Unavailable:
+            if time.monotonic() > end:
+                last = log.read_text(errors="replace")[-400:]
+                text = "a driver for that could not be begun"
+                raise Unavailable(text, detail=last) from None
+            time.sleep(0.2)
+        else:
+            return

@@ -1,0 +1,62 @@
+"""What the program that runs services on this host (systemd) is told of a driver. sd_notify(3)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from dataclasses import dataclass
+
+_log = logging.getLogger(__name__)
+_STARTING_S = 10.0
+"""How often it is told that the start goes on."""
+_MORE_S = 60
+"""Until it may give up after it was told so last."""
+_BEATS = 3
+"""In the time of the watchdog."""
+
+
+@dataclass(frozen=True)
+class ServiceManager:
+    """`address`: its socket, "": there is none, and nothing is told. `watchdog_s`: how long the
+    driver may say nothing, 0: as long as it likes.
+    """
+
+    address: str = ""
+    watchdog_s: float = 0.0
+
+    def tell(self, *words: str) -> None:
+        """Never waits, never fails: a driver is none the worse for a manager that does not read."""
+        if not self.address:
+            return
+        name = "\0" + self.address[1:] if self.address[0] == "@" else self.address
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            with socket.socket(socket.AF_UNIX, kind) as own:
+                own.sendto("\n".join(words).encode(), name)
+        except OSError as error:
+            _log.debug("the service manager was not told %s: %s", words, error)
+
+    async def accompany(self, ready: asyncio.Event) -> None:
+        """Until it is cancelled: that the start goes on, that it is done, and from then on that the
+        loop turns. A loop that does not turn says nothing, and is ended.
+        """
+        while not ready.is_set():
+            self.tell(f"EXTEND_TIMEOUT_USEC={_MORE_S * 1_000_000}", "STATUS=starting")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ready.wait(), _STARTING_S)
+        self.tell("READY=1", "STATUS=serving")
+        while self.watchdog_s:
+            self.tell("WATCHDOG=1")
+            await asyncio.sleep(self.watchdog_s / _BEATS)
+
+    def reloading(self) -> None:
+        """To be followed by `reloaded`."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self.tell("RELOADING=1", f"MONOTONIC_USEC={now}")
+
+    def reloaded(self) -> None:
+        """The reload has come to its end, whether or not anything was changed."""
+        self.tell("READY=1")

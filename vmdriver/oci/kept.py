@@ -1,0 +1,76 @@
+"""Which digest a name was resolved to when it was used first, for names that are kept to it.
+
+A file of names and digests, the one that was kept last at its end. Blocking.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from vmdriver.errors import InvalidRequest
+from vmdriver.oci import files
+from vmdriver.oci.reference import Reference, parse
+
+_log = logging.getLogger(__name__)
+
+
+class KeptNames:
+    """`repositories` (host/path): only their names are kept. `path`: the file, made when the first
+    one is.
+    """
+
+    def __init__(self, path: Path, repositories: tuple[str, ...]) -> None:
+        self._path, self._repositories = path, repositories
+        self._known: dict[str, str] | None = None
+
+    def digest(self, reference: str) -> str:
+        """What that name is kept to; "": nothing yet, or it is none of them."""
+        found = self._mine(reference)
+        return self._names().get(str(found), "") if found is not None else ""
+
+    def last(self, beginning: str) -> str:
+        """The name of that beginning that was kept last, or ""."""
+        names = [name for name in self._names() if name.startswith(beginning)]
+        return names[-1] if names else ""
+
+    def keep(self, reference: str, digest: str) -> None:
+        """Durably, in place of what it was kept to before; no effect for other names. OSError."""
+        found = self._mine(reference)
+        if found is None or self.digest(reference) == digest:
+            return
+        names = {**self._names()}
+        names.pop(str(found), None)
+        names[str(found)] = digest
+        part = self._path.with_name(f".work-{self._path.name}")
+        part.write_text(json.dumps(names, indent=1))
+        files.publish(part, self._path, mode=0o600)
+        self._known = names
+        _log.info("%s is %s from now on", found, digest)
+
+    def _mine(self, reference: str) -> Reference | None:
+        try:
+            found = parse(reference)
+        except InvalidRequest:
+            return None
+        if found.digest or f"{found.host}/{found.path}" not in self._repositories:
+            return None
+        return found
+
+    def _names(self) -> dict[str, str]:
+        if self._known is None:
+            self._known = read(self._path)
+        return self._known
+
+
+def read(path: Path) -> dict[str, str]:
+    """Name -> digest. What cannot be read counts for nothing: names are resolved anew."""
+    try:
+        found = json.loads(path.read_text())
+        return {str(name): str(digest) for name, digest in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        _log.warning("%s cannot be read, its names are resolved anew: %s", path, error)
+        return {}
