@@ -66,7 +66,7 @@ def made(name: str, runs: Mapping[str, Run]) -> str:
 def _where(run: Run) -> str:
     machine = run.machine
     return (
-        f"Measured by `scripts/bench {run.part}`: {run.run[:10]}, commit {run.commit.rstrip('+')}, medians of {run.rounds} rounds, "
+        f"Measured by `scripts/bench {run.part}`: {run.run[:10]}, commit {run.commit.rstrip('+')}, medians, {run.rounds} rounds asked for, "
         f"{machine['cores']} cores, {machine['accelerator'].upper()}, {machine['system']}; load before it {machine['load']}."
     )
 
@@ -284,7 +284,8 @@ def _density(v: Any) -> Iterator[str]:
 def _resume(v: Any) -> list[str]:
     reached = _reached("resume", v)
     rows = []
-    for shape, found in v["resume"].items():
+    by_size = sorted(v["resume"].items(), key=lambda s: [*map(int, s[0].split(":"))])
+    for shape, found in by_size:
         ram, touched = shape.split(":")
         seconds = [f"{found[key]:.2f} s" for key in ("thawed_s", "cold_s", "restore_s")]
         names = (
@@ -292,9 +293,17 @@ def _resume(v: Any) -> list[str]:
             for what in ("a cold boot", "virsh restore")
         )
         rows.append(
-            (f"{ram} / {touched} MiB", *seconds, *(reached[name] for name in names))
+            (
+                f"{ram} / {touched} MiB",
+                str(found["rounds"]),
+                *seconds,
+                *(reached[name] for name in names),
+            )
         )
-    head = ("RAM / touched", "StartSandbox to thawed", "cold boot", "virsh restore")
+    head = (
+        *("RAM / touched", "rounds"),
+        *("StartSandbox to thawed", "cold boot", "virsh restore"),
+    )
     return _table((*head, "of a cold boot", "of virsh restore"), rows)
 
 
