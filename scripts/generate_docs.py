@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from scripts.dashboard import dashboard
 from vmdriver.config import SETTINGS
 from vmdriver.model.reasons import sections
-from vmdriver.telemetry.gauges import EVERY
+from vmdriver.telemetry.catalogue import EVERY
 from vmdriver.telemetry.machines import TOP
 
 _NONE = "\N{EN DASH}"
@@ -68,29 +69,8 @@ def configuration() -> str:
     return _BY.format(source="the models in vmdriver/config") + "\n".join(lines) + "\n"
 
 
-_HAPPENED = (
-    (
-        "vmdriver.operation.duration",
-        "s",
-        "histogram",
-        "what was done with a sandbox, from the wish to its end; `operation`: booted, relaunched, template, resumed, snapshot (started from one), suspended, snapshot taken",
-    ),
-    (
-        "vmdriver.step.duration",
-        "s",
-        "histogram",
-        "the steps of these; `operation`, `step`",
-    ),
-    ("vmdriver.events", "{event}", "counter", "platform events; `reason`, `type`"),
-    ("vmdriver.failures", "{failure}", "counter", "sandboxes that failed; `reason`"),
-    (
-        "vmdriver.extension.call.duration",
-        "s",
-        "histogram",
-        "calls of extensions; `extension`, `phase`, `outcome`",
-    ),
-    ("vmdriver.loop.lag", "s", "histogram", "how late the event loop came to a timer"),
-)
+def _words(labels: tuple[str, ...]) -> str:
+    return ", ".join(f"`{label}`" for label in labels) or _NONE
 
 
 def metrics() -> str:
@@ -101,21 +81,23 @@ def metrics() -> str:
         '`metrics_listen = "unix:/run/vmdriver/metrics.sock"` (or `127.0.0.1:9464`) serves them as '
         "Prometheus reads them, at `/metrics`; a port is open to every user of the host, a socket to "
         "root alone. `otlp_endpoint` sends them each minute to an OpenTelemetry collector, by gRPC, "
-        "with a span for each start and its steps, and for each call of an extension. Both may be "
+        "with a span for each call that changes something (below the caller's traceparent), below it "
+        "those of what it led to and its steps, and of each call of an extension. Both may be "
         "set; without either the SDK is not loaded. Prometheus writes a name with underscores and "
         "its unit: `vmdriver.step.duration` is `vmdriver_step_duration_seconds`.",
         "",
         f"What is of one machine has a series for each of the {TOP} that used most CPU since the "
         "last look, and one for all together. Nobody waits for a driver that is held up: it shows "
-        "what it showed last, and `vmdriver.loop.lag`.",
+        "what it showed last, and `vmdriver.loop.lag`. A driver's own processor time, memory and open "
+        "files are `process_…`, its version is on `target_info`. `dashboards` has a dashboard for "
+        "Grafana and alert rules for Prometheus ([how](operating.md#watch-it)).",
         "",
-        "| metric | unit | kind | meaning |",
-        "|---|---|---|---|",
+        "| metric | unit | kind | labels | meaning |",
+        "|---|---|---|---|---|",
         *(
-            f"| `{name}` | {unit} | {kind} | {text} |"
-            for name, unit, kind, text in _HAPPENED
+            f"| `{m.name}` | {m.unit} | {m.kind} | {_words(m.labels)} | {m.description} |"
+            for m in EVERY
         ),
-        *(f"| `{m.name}` | {m.unit} | {m.kind} | {m.description} |" for m in EVERY),
     ]
     return _BY.format(source="vmdriver/telemetry") + "\n".join(lines) + "\n"
 
@@ -124,6 +106,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reasons.md": reasons,
     "docs/configuration.md": configuration,
     "docs/metrics.md": metrics,
+    "dashboards/vmdriver.json": dashboard,
 }
 
 

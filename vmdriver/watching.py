@@ -10,6 +10,7 @@ from pathlib import Path
 from vmdriver import __version__
 from vmdriver.app import Driver
 from vmdriver.errors import DriverError
+from vmdriver.host import facts
 from vmdriver.host.threads import alone
 from vmdriver.hypervisor.qemu_process import run_directory
 from vmdriver.hypervisor.usage import HostUsage
@@ -48,7 +49,8 @@ class Watching:
             self._disk.look(self._of_disk),
         )
         core = seen.of_core(self._driver.core, *limits)
-        return [*core, *images, *self._usages.note(used), *disk]
+        host = seen.of_host(facts.memory_mib() * 2**20, facts.available_memory_bytes())
+        return [*core, *host, *images, *self._usages.note(used), *disk]
 
     async def _of_images(self) -> Sequence[Value]:
         try:
@@ -73,7 +75,8 @@ class Watching:
 
 
 def _disk_values(root: Path) -> Sequence[Value]:
-    return seen.of_disk(disk_use.by_folder(root), shutil.disk_usage(root).free)
+    disk = shutil.disk_usage(root)
+    return seen.of_disk(disk_use.by_folder(root), disk.free, disk.total)
 
 
 def watched(driver: Driver) -> Telemetry | None:

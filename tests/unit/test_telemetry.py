@@ -32,8 +32,9 @@ from vmdriver.config.gateway import GatewaySettings
 from vmdriver.model.usage import Usage
 from vmdriver.storage import disk_use
 from vmdriver.telemetry import seen
+from vmdriver.telemetry.catalogue import EVERY
 from vmdriver.telemetry.exposition import Exposition
-from vmdriver.telemetry.gauges import EVERY, Gauges
+from vmdriver.telemetry.gauges import Gauges
 from vmdriver.telemetry.last_seen import LastSeen
 from vmdriver.telemetry.listen import Listen, parse_listen
 from vmdriver.telemetry.machines import ALL, ONE, TOP, Usages, Whose
@@ -123,6 +124,23 @@ def test_what_has_several_names_on_disk_counts_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(4096))
     assert disk_use.by_folder(tmp_path) == {"a": 8192, "b": 4096}
     assert disk_use.by_folder(tmp_path / "none") == {}
+
+
+def test_kept_memory_is_told_apart_from_a_sandboxs_other_files(tmp_path: Path) -> None:
+    for name in ("s1/snapshots/a", "s1/suspended", "s2/mapped", "s2/suspended"):
+        folder = tmp_path / "sandboxes" / name
+        folder.mkdir(parents=True)
+        (folder / "memory").write_bytes(bytes(4096))
+    (tmp_path / "sandboxes" / "s1" / "record.json").write_bytes(bytes(4096))
+    (tmp_path / "layers" / "suspended").mkdir(parents=True)
+    (tmp_path / "layers" / "suspended" / "layer").write_bytes(bytes(4096))
+    assert disk_use.by_folder(tmp_path) == {
+        "layers": 4096,
+        "sandboxes": 4096,
+        "sandboxes/mapped": 4096,
+        "sandboxes/snapshots": 4096,
+        "sandboxes/suspended": 8192,
+    }
 
 
 def asked(

@@ -57,7 +57,8 @@ class DriverSettings(Frozen):
         "info", description="of this driver, and of supervisors that are given none"
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="one line a record, on standard error"
+        "text",
+        description="one line a record, on standard error; json: with sandbox, trace and step",
     )
 
     metrics_listen: str = Field(

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -114,11 +115,11 @@ class Lanes:
         return call
 
     def _begin(self, lane: str, call: _Call[T], function: Callable[[], T]) -> None:
-        loop = asyncio.get_running_loop()
+        loop, context = asyncio.get_running_loop(), copy_context()
 
         def work() -> None:
             try:
-                result, error = function(), None
+                result, error = context.run(function), None
             except BaseException as raised:  # noqa: BLE001 - handed over to whoever waits
                 result, error = None, raised
             try:

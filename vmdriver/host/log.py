@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 
+from vmdriver.host.log_context import at
 from vmdriver.host.visible import visible
 
 LEVELS = {
@@ -40,13 +41,24 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
+    """What a record is about is said where it is known: sandbox, trace, step, extension."""
+
     def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)),
+            "time": f"{seconds}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        now = at()
+        about = {
+            "sandbox": now.sandbox or getattr(record, "sandbox", ""),
+            "trace": now.trace,
+            "step": now.step,
+            "extension": getattr(record, "extension", ""),
+        }
+        entry |= {name: value for name, value in about.items() if value}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)

@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -49,10 +50,11 @@ async def alone(name: str, function: Callable[..., T], *arguments: object) -> T:
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
+    context = copy_context()
 
     def work() -> None:
         try:
-            result = function(*arguments)
+            result = context.run(function, *arguments)
         except BaseException as error:  # noqa: BLE001 - handed over to whoever waits
             loop.call_soon_threadsafe(answer.set_exception, error)
         else:
@@ -71,8 +73,9 @@ class Threads:
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         """Run a blocking call in one of them; see `finished` for cancellation."""
         loop = asyncio.get_running_loop()
+        run = copy_context().run
         return await finished(
-            loop.run_in_executor(self._executor, function, *arguments)
+            loop.run_in_executor(self._executor, run, function, *arguments)
         )
 
     def close(self) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
 
 from vmdriver import errors
 from vmdriver.host.visible import visible
+from vmdriver.lifecycle.engine import causes
+from vmdriver.model.ids import check_sandbox_id
 
 _log = logging.getLogger(__name__)
 STATUS: tuple[tuple[type[errors.DriverError], grpc.StatusCode], ...] = (
@@ -26,6 +30,8 @@ STATUS: tuple[tuple[type[errors.DriverError], grpc.StatusCode], ...] = (
     (errors.HostError, grpc.StatusCode.INTERNAL),
 )
 _LONGEST_TEXT = 2000
+_LOOKS = re.compile(r"/(?:Get|List|Watch)\w*$|/(?:Ensure|Delete)Workspace$")
+"""Calls that lead to nothing: asked again and again, they would be most of all spans."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
@@ -82,10 +88,41 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
         )
 
 
+def trace_of(context: Any) -> dict[str, str]:
+    """The W3C trace context of a call, if it has one."""
+    metadata = context.invocation_metadata() or ()
+    names = {"traceparent", "tracestate"}
+    return {key: str(value) for key, value in metadata if key in names}
+
+
+def _asked(method: str, request: Any, context: Any) -> AbstractContextManager[None]:
+    """For what is inside, which is done for that call."""
+    name = method.rpartition("/")[2]
+    return causes.asked(name, trace_of(context), _whose(request))
+
+
+def _leads_somewhere(method: str) -> bool:
+    return _LOOKS.search(method) is None
+
+
+def _whose(request: Any) -> str:
+    """The sandbox's id; "" where the call is about none, or has something else there."""
+    named = getattr(request, "sandbox", None)
+    found = getattr(request, "sandbox_id", "") or getattr(named, "id", "")
+    try:
+        return check_sandbox_id(found) if isinstance(found, str) else ""
+    except errors.InvalidRequest:
+        return ""
+
+
 def _unary(
     inner: Callable[..., Awaitable[Any]], method: str
 ) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
+        with _asked(method, request, context):
+            return await answer(request, context)
+
+    async def answer(request: Any, context: Any) -> Any:
         # In a task of its own: a client that goes away ends this handler, never what it
         # has begun.
         task = asyncio.ensure_future(inner(request, context))
@@ -104,7 +141,7 @@ def _unary(
         except Exception as error:  # noqa: BLE001 - the one place that turns every error into a status
             await _abort(context, method, error)
 
-    return call
+    return call if _leads_somewhere(method) else answer
 
 
 def _consume(task: asyncio.Future[Any]) -> None:
@@ -116,6 +153,11 @@ def _streaming(
     inner: Callable[..., AsyncIterator[Any]], method: str
 ) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        with _asked(method, request, context):
+            async for response in answers(request, context):
+                yield response
+
+    async def answers(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
             async for response in inner(request, context):
                 yield response
@@ -127,4 +169,4 @@ def _streaming(
                 return
             await _abort(context, method, error)
 
-    return call
+    return call if _leads_somewhere(method) else answers

@@ -20,6 +20,7 @@ from vmdriver.lifecycle.engine.broadcast import (
     Notice,
 )
 from vmdriver.service import codec
+from vmdriver.service.interceptor import trace_of
 from vmdriver.service.kept import Kept
 
 SUPPORTED_GATEWAYS = "v0.0.69 to v0.0.116"
@@ -61,13 +62,6 @@ class Readiness:
                 return await asyncio.shield(self._manager)
         except TimeoutError as error:
             raise Unavailable("the driver is still starting") from error
-
-
-def trace_of(context: Any) -> dict[str, str]:
-    """The W3C trace context of a call, if it has one."""
-    metadata = context.invocation_metadata() or ()
-    names = {"traceparent", "tracestate"}
-    return {key: str(value) for key, value in metadata if key in names}
 
 
 def register(service: ComputeDriver, server: Any) -> None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+_SANDBOXES = "sandboxes"
+_APART = frozenset({"suspended", "mapped", "not-restored", "snapshots", "capture.part"})
+"""Folders of a sandbox's that hold memory (SandboxFiles in layout.py)."""
 
 
 def by_folder(root: Path) -> dict[str, int]:
-    """Bytes on disk by the state directory's folders; what has several names counts once, what
-    goes meanwhile not at all. Blocking: it looks at every file.
+    """Bytes on disk by the state directory's folders, with those of sandboxes' kept memory apart
+    (`sandboxes/suspended`); what has several names counts once, what goes meanwhile not at all.
+    Blocking: it looks at every file.
     """
     seen: set[tuple[int, int]] = set()
-    used = {}
+    used: dict[str, int] = {}
     for folder in _folders(root):
-        used[folder.name] = _of_tree(folder, seen)
+        used[folder.name] = 0
+        for within, size in _of_tree(folder, seen):
+            name = folder.name
+            if name == _SANDBOXES and len(within) > 1 and within[1] in _APART:
+                name = f"{name}/{within[1]}"
+            used[name] = used.get(name, 0) + size
     return used
 
 
@@ -26,9 +37,12 @@ def _folders(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _of_tree(top: Path, seen: set[tuple[int, int]]) -> int:
-    size = 0
+def _of_tree(
+    top: Path, seen: set[tuple[int, int]]
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Where below `top`, and bytes, by folder."""
     for folder, _, files in os.walk(top, onerror=None, followlinks=False):
+        size = 0
         for name in files:
             try:
                 info = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - of many
@@ -39,4 +53,4 @@ def _of_tree(top: Path, seen: set[tuple[int, int]]) -> int:
                     continue
                 seen.add((info.st_dev, info.st_ino))
             size += info.st_blocks * 512
-    return size
+        yield Path(folder).relative_to(top).parts, size

@@ -22,19 +22,13 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from vmdriver.telemetry import machines, seen
-from vmdriver.telemetry.seen import Shown, Value
+from vmdriver.telemetry.seen import Value
+from vmdriver.telemetry.shown import Shown
 
 _log = logging.getLogger(__name__)
 _SEEN = "vmdriver.seen"
 """A scope of its own, for the same reason."""
 Look = Callable[[], Awaitable[Sequence[Value]]]
-
-EVERY: tuple[Shown, ...] = (
-    *(value for value in vars(seen).values() if isinstance(value, Shown)),
-    *machines.ONE.values(),
-    *machines.ALL.values(),
-)
 
 
 class Gauges:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from vmdriver.model.usage import Usage
-from vmdriver.telemetry.seen import Shown, Value
+from vmdriver.telemetry.seen import Value
+from vmdriver.telemetry.shown import Shown
 
 TOP = 20
 """Machines that have series of their own."""
@@ -32,17 +33,20 @@ _SHOWN = {
 assert set(_SHOWN) == {f.name for f in fields(Usage)} - {"run"}  # noqa: S101
 
 
-def _shown(field: str, group: str, whose: str) -> Shown:
+def _shown(field: str, group: str, whose: str, labels: tuple[str, ...]) -> Shown:
     name, unit, text = _SHOWN[field]
     kind = "counter" if field in _GROWING else "gauge"
-    return Shown(f"vmdriver.{group}.{name}", unit, f"{text}, {whose}", kind)  # type: ignore[arg-type]
+    return Shown(f"vmdriver.{group}.{name}", unit, f"{text}, {whose}", kind, labels)  # type: ignore[arg-type]
 
 
+_LABELS = ("sandbox", "workspace")
 ONE = {
-    field: _shown(field, "machine", f"of each of the {TOP} busiest machines")
+    field: _shown(field, "machine", f"of each of the {TOP} busiest machines", _LABELS)
     for field in _SHOWN
 }
-ALL = {field: _shown(field, "machines", "of all machines together") for field in _SHOWN}
+ALL = {
+    field: _shown(field, "machines", "of all machines together", ()) for field in _SHOWN
+}
 
 
 class Usages:

@@ -19,7 +19,8 @@ class Scraped(PrometheusMetricReader):
 
     def __init__(self, gauges: Gauges) -> None:
         self._gauges = gauges
-        super().__init__()
+        # Which scope of ours a metric is of is nothing to tell series apart by.
+        super().__init__(scope_info_enabled=False)
 
     def _receive_metrics(
         self, metrics_data: MetricsData, *args: Any, **more: Any

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from vmdriver.lifecycle.ports.images import KnownImage
+from vmdriver.model.phase import Phase
+from vmdriver.telemetry.shown import Shown
 from vmdriver.wiring import Core
 
 Attributes = Mapping[str, str]
+MOST_IMAGES = 20
+"""Images that have series of their own."""
+PASSING = (
+    *(Phase.NEW, Phase.LAUNCHING, Phase.RESUMING, Phase.SUSPENDING),
+    *(Phase.STOPPING, Phase.FAILING, Phase.DELETING),
+)
+"""Phases that no sandbox stays in."""
 
-
-@dataclass(frozen=True)
-class Shown:
-    """A metric of which one look gives all the values. `kind`: a counter only ever grows."""
-
-    name: str
-    unit: str
-    description: str
-    kind: Literal["gauge", "counter"] = "gauge"
-
-
-SANDBOXES = Shown("vmdriver.sandboxes", "{sandbox}", "sandboxes, by phase")
+SANDBOXES = Shown(
+    "vmdriver.sandboxes",
+    "{sandbox}",
+    "sandboxes, by phase",
+    labels=("phase", "intent", "workspace"),
+)
+PHASE_AGE = Shown(
+    "vmdriver.phase.age",
+    "s",
+    "how long one has been in this phase, which none stays in, the longest; since this driver "
+    "knows it",
+    labels=("phase",),
+)
 STILL = Shown(
-    "vmdriver.sandboxes.still", "{sandbox}", "machines that stand still, by reason"
+    "vmdriver.sandboxes.still",
+    "{sandbox}",
+    "machines that stand still, by reason",
+    labels=("reason",),
 )
 SET_ASIDE = Shown(
     "vmdriver.sandboxes.unreadable", "{sandbox}", "sandboxes that cannot be read"
@@ -35,21 +48,45 @@ COMMITTED = Shown(
     "vmdriver.memory.committed", "By", "memory of machines that are meant to run"
 )
 MEMORY_LIMIT = Shown("vmdriver.memory.limit", "By", "max_committed_mem_mib")
+HOST_MEMORY = Shown("vmdriver.host.memory", "By", "memory of the host")
+HOST_MEMORY_AVAILABLE = Shown(
+    "vmdriver.host.memory.available", "By", "what of it can be had without swapping"
+)
 ADDRESSES = Shown(
     "vmdriver.addresses.left", "{block}", "blocks of address_pool that nobody has"
 )
+ADDRESS_LIMIT = Shown("vmdriver.addresses.limit", "{block}", "blocks of address_pool")
 USERS = Shown(
     "vmdriver.machine_uids.left", "{user}", "numbers of machine_uids that nobody has"
 )
+USER_LIMIT = Shown("vmdriver.machine_uids.limit", "{user}", "numbers of machine_uids")
 WATCHERS = Shown("vmdriver.watchers", "{watcher}", "streams of WatchSandboxes")
 TEMPLATES = Shown("vmdriver.templates", "{template}", "templates that can be used")
 WAITING = Shown("vmdriver.warm_pool.waiting", "{machine}", "machines of the warm pool")
+WANTED = Shown(
+    "vmdriver.warm_pool.wanted", "{machine}", "machines that should wait in it"
+)
+WAITING_MEMORY = Shown(
+    "vmdriver.warm_pool.memory", "By", "host memory of those that wait"
+)
 SNAPSHOTS = Shown("vmdriver.snapshots", "{snapshot}", "snapshots of all sandboxes")
 SNAPSHOT_BYTES = Shown("vmdriver.snapshots.size", "By", "what they take on disk")
 IMAGES = Shown("vmdriver.images", "{image}", "images that are prepared")
 IMAGE_BYTES = Shown("vmdriver.images.size", "By", "what they take on disk")
-DISK = Shown("vmdriver.disk.used", "By", "what state_dir holds on disk, by its folders")
+IMAGE_SIZE = Shown(
+    "vmdriver.image.size",
+    "By",
+    f"what one of them takes on disk, of each of the {MOST_IMAGES} largest",
+    labels=("image", "digest"),
+)
+DISK = Shown(
+    "vmdriver.disk.used",
+    "By",
+    "what state_dir holds on disk, by its folders; kept memory of sandboxes apart",
+    labels=("folder",),
+)
 DISK_FREE = Shown("vmdriver.disk.free", "By", "space left on the disk of state_dir")
+DISK_SIZE = Shown("vmdriver.disk.size", "By", "size of the disk of state_dir")
 
 
 @dataclass(frozen=True)
@@ -64,42 +101,84 @@ class Value:
 def of_core(core: Core, sandbox_limit: int, memory_limit_mib: int) -> list[Value]:
     """What the core knows without asking anybody. In the loop's thread."""
     accepted = [worker.sandbox for worker in core.sandboxes.accepted()]
+    still = Counter(s.still.reason for s in accepted if s.still is not None)
+    number, size = core.sandboxes.host_snapshots()
+    alone = {
+        SET_ASIDE: len(core.sandboxes.set_aside),
+        SANDBOX_LIMIT: sandbox_limit,
+        COMMITTED: core.budget.committed_mib() * 2**20,
+        MEMORY_LIMIT: memory_limit_mib * 2**20,
+        ADDRESSES: core.addresses.left(),
+        ADDRESS_LIMIT: core.addresses.size,
+        USERS: core.users.left(),
+        USER_LIMIT: len(core.users.uids.numbers),
+        WATCHERS: core.broadcaster.watchers(),
+        SNAPSHOTS: number,
+        SNAPSHOT_BYTES: size,
+    }
+    return [
+        *_of_phases(core),
+        *(Value(STILL, count, {"reason": reason}) for reason, count in still.items()),
+        *(Value(shown, number, {}) for shown, number in alone.items()),
+        *_of_templates(core),
+    ]
+
+
+def _of_phases(core: Core) -> list[Value]:
+    accepted = [worker.sandbox for worker in core.sandboxes.accepted()]
     phases = Counter(
         (s.record.phase.value, s.record.intent.value, s.record.spec.workspace)
         for s in accepted
     )
-    still = Counter(s.still.reason for s in accepted if s.still is not None)
-    templates = core.templates.listed()
-    waiting = sum(core.warm_pool.count(template.key) for template in templates)
-    number, size = core.sandboxes.host_snapshots()
-    names = ("phase", "intent", "workspace")
+    ages, now = dict.fromkeys(PASSING, 0.0), time.monotonic()
+    for sandbox in accepted:
+        phase = sandbox.record.phase
+        if phase in ages:
+            ages[phase] = max(ages[phase], now - sandbox.phase_since)
     return [
         *(
-            Value(SANDBOXES, count, dict(zip(names, key, strict=True)))
+            Value(SANDBOXES, count, dict(zip(SANDBOXES.labels, key, strict=True)))
             for key, count in phases.items()
         ),
-        *(Value(STILL, count, {"reason": reason}) for reason, count in still.items()),
-        Value(SET_ASIDE, len(core.sandboxes.set_aside), {}),
-        Value(SANDBOX_LIMIT, sandbox_limit, {}),
-        Value(COMMITTED, core.budget.committed_mib() * 2**20, {}),
-        Value(MEMORY_LIMIT, memory_limit_mib * 2**20, {}),
-        Value(ADDRESSES, core.addresses.left(), {}),
-        Value(USERS, core.users.left(), {}),
-        Value(WATCHERS, core.broadcaster.watchers(), {}),
+        *(Value(PHASE_AGE, age, {"phase": phase.value}) for phase, age in ages.items()),
+    ]
+
+
+def _of_templates(core: Core) -> list[Value]:
+    templates, pool = core.templates.listed(), core.warm_pool
+    waiting = sum(pool.count(template.key) for template in templates)
+    return [
         Value(TEMPLATES, len(templates), {}),
         Value(WAITING, waiting, {}),
-        Value(SNAPSHOTS, number, {}),
-        Value(SNAPSHOT_BYTES, size, {}),
+        Value(WANTED, pool.most * len(templates), {}),
+        Value(WAITING_MEMORY, pool.held_mib() * 2**20, {}),
     ]
 
 
 def of_images(known: Sequence[KnownImage]) -> list[Value]:
-    """What the image cache holds."""
+    """What the image cache holds. One that several files are of counts once, with all of them."""
     size = sum(image.stored_bytes for image in known)
-    return [Value(IMAGES, len(known), {}), Value(IMAGE_BYTES, size, {})]
+    sizes: Counter[tuple[str, str]] = Counter()
+    for image in known:
+        name = image.references[0] if image.references else ""
+        sizes[name, image.disk.digest] += image.stored_bytes
+    return [
+        Value(IMAGES, len(known), {}),
+        Value(IMAGE_BYTES, size, {}),
+        *(
+            Value(IMAGE_SIZE, stored, dict(zip(IMAGE_SIZE.labels, key, strict=True)))
+            for key, stored in sizes.most_common(MOST_IMAGES)
+        ),
+    ]
 
 
-def of_disk(used: Mapping[str, int], free: int) -> list[Value]:
-    """Bytes by folder of the state directory, and those that are left."""
+def of_disk(used: Mapping[str, int], free: int, whole: int) -> list[Value]:
+    """Bytes by folder of the state directory, those that are left, and all of its disk."""
     by_folder = (Value(DISK, size, {"folder": name}) for name, size in used.items())
-    return [*by_folder, Value(DISK_FREE, free, {})]
+    return [*by_folder, Value(DISK_FREE, free, {}), Value(DISK_SIZE, whole, {})]
+
+
+def of_host(memory: int, available: int) -> list[Value]:
+    """Bytes of its memory."""
+    both = {HOST_MEMORY: memory, HOST_MEMORY_AVAILABLE: available}
+    return [Value(shown, number, {}) for shown, number in both.items()]

@@ -91,6 +91,8 @@ class Sandbox:
         """How often it has been tried."""
         self.stopwatch = Stopwatch()
         """Of the start that is under way, or was last."""
+        self.phase_since = time.monotonic()
+        """Its phase is what it is since then, as far as this process knows."""
         self._wished_at = time.monotonic() if record.phase is Phase.NEW else None
         self._records = records
         self._broadcaster = broadcaster
@@ -170,6 +172,8 @@ class Sandbox:
         self._publish()
 
     def _measure(self, before: SandboxRecord) -> None:
+        if self.record.phase is not before.phase:
+            self.phase_since = time.monotonic()
         failure, start = self.record.failure, self.record.last_start
         if failure is not None and failure != before.failure:
             measures.failure(failure.reason)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from vmdriver.host.log_context import being_at
 from vmdriver.model.timing import TimedStep
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -21,10 +22,11 @@ class Stopwatch:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Count what happens inside as that step."""
+        """Count what happens inside as that step, which the log names."""
         begun = time.monotonic()
         try:
-            yield
+            with being_at(step=name):
+                yield
         finally:
             self._spans.append((name, begun, time.monotonic()))
 

@@ -10,9 +10,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from vmdriver.errors import DriverError, NotFound, Refused, Unavailable, unexpected
+from vmdriver.host.log_context import at_nothing, now_at
 from vmdriver.host.retry import backoff_s
+from vmdriver.lifecycle.engine import causes
+from vmdriver.lifecycle.engine.causes import Cause
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.observer import Observer, Seen
@@ -53,6 +57,8 @@ class Worker:
     why_held: Callable[[Sandbox, MachineState], Standstill | None]
     recheck_s: float
     _task: asyncio.Task[None] | None = field(default=None, init=False)
+    _led_by: Cause | None = field(default=None, init=False)
+    """What led to what is being done, until nothing is."""
 
     # --- for whoever asks
 
@@ -61,10 +67,13 @@ class Worker:
         to look after.
         """
         sandbox = self.sandbox
+        self._led()
         sandbox.woken.set()
         if (self._task is None or self._task.done()) and not sandbox.gone:
             name = f"worker {sandbox.record.id}"
-            self._task = asyncio.create_task(self._run(), name=name)
+            self._task = asyncio.create_task(
+                self._run(), name=name, context=at_nothing()
+            )
 
     def hint(self) -> None:
         """Something may have changed: look."""
@@ -76,7 +85,7 @@ class Worker:
         """
         sandbox = self.sandbox
         before = wishes.asked_of(sandbox.record)
-        await sandbox.decide(partial(wishes.changes, wish), regardless=regardless)
+        await sandbox.decide(partial(self._wished, wish), regardless=regardless)
         asked = wishes.asked_of(sandbox.record)
         if asked != before:  # what is only said again cuts off nothing
             sandbox.underway.make_way(asked)
@@ -93,7 +102,7 @@ class Worker:
             raise self._deleted()
         if sandbox.record.intent is Intent.DELETED:
             raise self._deleting()
-        answer = sandbox.jobs.put(job)
+        answer = sandbox.jobs.put(_led_by_caller(job))
         self.start()
         await answer
 
@@ -107,6 +116,15 @@ class Worker:
                 await self._task
         self.sandbox.jobs.dismiss(Unavailable("the driver ends"))
 
+    def _wished(self, wish: Wish, record: SandboxRecord) -> Mapping[str, Any]:
+        changes = wishes.changes(wish, record)  # of one that is refused nothing comes
+        self._led()
+        return changes
+
+    def _led(self) -> None:
+        """What is done from now on is done for whoever calls, if that is known."""
+        self._led_by = causes.current() or self._led_by
+
     def _deleting(self) -> Refused:
         text = f"sandbox {self.sandbox.record.id} is being deleted"
         return Refused(text, reason="Deleting")
@@ -118,6 +136,7 @@ class Worker:
 
     async def _run(self) -> None:
         sandbox, failures = self.sandbox, 0
+        now_at(sandbox=sandbox.record.id)
         while not sandbox.gone:
             sandbox.woken.clear()
             try:
@@ -135,8 +154,10 @@ class Worker:
                 self._note_trouble(unexpected(error))
                 await self._sleep(backoff_s(failures))
                 continue
-            if rested and self._nothing_to_watch() and not sandbox.woken.is_set():
-                return
+            if rested and not sandbox.woken.is_set():
+                self._led_by = None
+                if self._nothing_to_watch():
+                    return
             if rested:
                 await self._sleep(self.recheck_s)
         sandbox.jobs.dismiss(self._deleted())
@@ -162,6 +183,8 @@ class Worker:
     async def _turn(self) -> bool:
         """One look and one action. True: there was nothing to do."""
         sandbox = self.sandbox
+        if self._led_by is not None:
+            self._led_by.enter()
         for step in self.first:
             await step(sandbox)
         sandbox.underway.doing = Action.LOOK
@@ -171,6 +194,10 @@ class Worker:
         sandbox.underway.doing = action
         if action is Action.REST:
             return await self._rest(seen)
+        now_at(step=action.value)
+        if self._led_by is None:
+            self._led_by = causes.seen(action.value, sandbox.record.id)
+            self._led_by.enter()
         if action is Action.STAND_STILL:
             await self._stand_still(held)
         else:
@@ -219,7 +246,19 @@ class Worker:
             if await step(self.sandbox, seen):
                 return False
         self.sandbox.underway.doing = Action.JOB
+        now_at(step=Action.JOB.value)
         return not await self.sandbox.jobs.do_next(seen.machine)
+
+
+def _led_by_caller(job: Job) -> Job:
+    cause = causes.current()
+
+    async def led(machine: MachineState) -> None:
+        if cause is not None:
+            cause.enter()
+        await job(machine)
+
+    return led
 
 
 Hire = Callable[[SandboxRecord, Ledger], Worker]

@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from vmdriver.errors import DriverError, Refused
+from vmdriver.lifecycle.engine.measures import BUCKETS_S
 from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.participants import Registered
 from vmdriver.lifecycle.extending.phases import Call, Extension
@@ -25,6 +27,7 @@ _duration = metrics.get_meter("vmdriver").create_histogram(
     "vmdriver.extension.call.duration",
     unit="s",
     description="time of one call of an extension",
+    explicit_bucket_boundaries_advisory=BUCKETS_S,
 )
 _propagator = TraceContextTextMapPropagator()
 
@@ -52,7 +55,7 @@ class Calls:
         attributes = {"extension": extension.name, "phase": what}
         with _tracer.start_as_current_span(
             f"extension {extension.name}.{what}",
-            context=_propagator.extract(context) if context else None,
+            context=_parent(context),
             attributes={**attributes, "sandbox": sandbox.id},
             # With the trace of what an extension raised: it may hold a secret of its own, and the
             # log is the place for it, not another host.
@@ -80,6 +83,13 @@ class Calls:
                     await observer.observe(call, config)
             except Exception:  # noqa: BLE001 - who watches must not disturb
                 _log.exception("extension %s failed in observe", observer.name)
+
+
+def _parent(carrier: Mapping[str, str] | None) -> Context | None:
+    """None: what this task is at, which has come from there."""
+    if not carrier or trace.get_current_span().get_span_context().is_valid:
+        return None
+    return _propagator.extract(carrier)
 
 
 async def _bounded(extension: Registered, what: str, work: Awaitable[None]) -> None:

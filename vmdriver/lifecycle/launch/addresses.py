@@ -34,6 +34,11 @@ class AddressPool:
         self._leases[sandbox_id] = lease
         self._next = max(self._next, lease.index + 1)
 
+    @property
+    def size(self) -> int:
+        """How many blocks there are."""
+        return self._size
+
     def left(self) -> int:
         """How many blocks nobody has."""
         return self._size - len(self._leases)

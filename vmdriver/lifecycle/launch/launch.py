@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vmdriver.errors import DriverError, HypervisorError, unexpected
 from vmdriver.host import facts
+from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.observer import Observer, Seen
@@ -111,9 +112,11 @@ class Launch:
             await self._launch(sandbox)
         except LaunchFailed as failed:
             failure, blame = endings.provisioning_failed(failed.cause), failed.blame
-            if _qemu_ended(failed) and await self.ended.launched_again(
+            again = _qemu_ended(failed) and await self.ended.launched_again(
                 sandbox, failure, blame
-            ):
+            )
+            measures.launch_failed(failed.cause.reason, again=again)
+            if again:
                 return
             sandbox.tell(failure.reason, failure.message, warn=True)
         except DriverError:
@@ -121,6 +124,7 @@ class Launch:
         except Exception as error:  # noqa: BLE001 - a bug must not become an endless retry
             _log.exception("%s: the launch failed", sandbox.record.id)
             cause = unexpected(error)
+            measures.launch_failed(cause.reason, again=False)
             failure = endings.provisioning_failed(cause)
             blame = Reason.LAUNCHER_SPAWN_FAILED
         else:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from vmdriver.errors import DriverError
+from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.engine.giving_back import GivingBack
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.observer import Seen
 from vmdriver.lifecycle.engine.resource import FROZEN
 from vmdriver.lifecycle.engine.sandbox import Sandbox
+from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import Disks, Hypervisor
@@ -48,7 +49,7 @@ class Stop:
 
     async def stop(self, sandbox: Sandbox, seen: Seen) -> None:
         """End the machine. Memory that is kept already stays."""
-        begun = asyncio.get_running_loop().time()
+        watch = Stopwatch()
         # Frozen still, or not told yet what it must know: it may not answer.
         coming_back = sandbox.record.phase is Phase.RESUMING
         if sandbox.record.phase is not Phase.STOPPING:
@@ -58,11 +59,13 @@ class Stop:
         # A guest that was frozen for a capture was flushed then.
         silent = coming_back or sandbox.ledger.get(FROZEN) is not None
         if plan is not None and seen.machine is MachineState.READY and not silent:
-            await self._flush(sandbox, plan.domain)
+            with watch.step("flush"):
+                await self._flush(sandbox, plan.domain)
         if still:
             # Which layer it writes to can be seen only while it is there.
             await self.capture.settle_layer(sandbox, regardless=True)
-        await self.giving_back.run(sandbox, Reason.STOPPED)
+        with watch.step("release"):
+            await self.giving_back.run(sandbox, Reason.STOPPED)
         if still:
             await self.capture.abandon(sandbox)
         sandbox.merge_due = True
@@ -75,8 +78,8 @@ class Stop:
             crash_restarts=0,
             note="",
         )
-        took_s = asyncio.get_running_loop().time() - begun
-        sandbox.tell("Stopped", f"the machine was stopped in {took_s:.2f} s")
+        sandbox.tell("Stopped", f"the machine was stopped in {watch.text()}")
+        measures.took("stopped", sandbox.record.id, watch)
 
     async def _flush(self, sandbox: Sandbox, domain: str) -> None:
         try:
@@ -90,13 +93,18 @@ class Stop:
 
     async def delete(self, sandbox: Sandbox, _: Seen) -> None:
         """Give everything back; then the sandbox is gone."""
+        watch = Stopwatch()
         if sandbox.record.phase is not Phase.DELETING or sandbox.unsaved:
             await sandbox.note(phase=Phase.DELETING, unwind_reason=Reason.STOPPED.value)
-        await self.giving_back.everything(sandbox, Reason.STOPPED)
+        with watch.step("release"):
+            await self.giving_back.everything(sandbox, Reason.STOPPED)
         # A launch that was cut off may have named layers and not got to making its own, and one
         # that could not be removed when the record left it is named by nobody. What others made
         # for it, a template or a source, is below all of its own: no record leaves that.
         record = sandbox.record
-        own = await self.disks.layers(record.id)
-        await self.layers.drop(record.id, layers_of(record).union(own))
-        await sandbox.vanish(self.forget)
+        with watch.step("layers"):
+            own = await self.disks.layers(record.id)
+            await self.layers.drop(record.id, layers_of(record).union(own))
+        with watch.step("record"):
+            await sandbox.vanish(self.forget)
+        measures.took("deleted", record.id, watch)

@@ -9,6 +9,7 @@ from functools import partial
 
 from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
+from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, LEASE, OVERLAY, TAP
 from vmdriver.lifecycle.engine.sandbox import Sandbox
@@ -65,12 +66,17 @@ class Forks:
         record names its layer and the machine has its memory open.
         """
         warm_pool = self.warm_pool
-        async with self.templates.use(await self._key(sandbox, plan)) as found:
+        key = await self._key(sandbox, plan)
+        async with self.templates.use(key) as found:
+            miss = "miss" if key else "none"
+            measures.looked_for_template("hit" if found else miss)
             if found is None:
                 await warm_pool.keep_within()
                 yield Beginning(plan, partial(self._source, plan))
                 return
             waiting = warm_pool.claim(found)
+            if warm_pool.most:
+                measures.looked_for_waiting(found=waiting is not None)
             try:
                 await warm_pool.keep_within()
                 if waiting is None:

@@ -15,6 +15,7 @@ from functools import partial
 from secrets import token_hex
 
 from vmdriver.errors import DriverError
+from vmdriver.host.log_context import at_nothing
 from vmdriver.host.retry import backoff_s, tried
 from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
@@ -99,6 +100,11 @@ class WarmPool:
         user.pool.ways.tell(self.make_way)
         lease.addresses.ways.tell(self.make_way)
 
+    @property
+    def most(self) -> int:
+        """How many should wait on each template."""
+        return self._settings.warm_pool
+
     async def recover(self) -> None:
         """Remove what a driver before this one left, and begin to fill."""
         await self._ports.launch_files.remove_abandoned(self._directory, set())
@@ -109,7 +115,9 @@ class WarmPool:
         if self._closed:
             return
         if self._settings.warm_pool and (self._filler is None or self._filler.done()):
-            self._filler = asyncio.create_task(self._fill(), name="warm pool")
+            self._filler = asyncio.create_task(
+                self._fill(), name="warm pool", context=at_nothing()
+            )
 
     def count(self, key: str) -> int:
         """How many wait for that template."""

@@ -19,6 +19,7 @@ from datetime import datetime
 from secrets import token_hex
 
 from vmdriver.errors import DriverError, NotFound
+from vmdriver.host.log_context import at_nothing
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.memory import restore_check
@@ -323,7 +324,7 @@ class Templates:
     def _begin(self) -> None:
         if self._wanted and (self._builder is None or self._builder.done()):
             self._builder = asyncio.create_task(
-                self._build_all(), name="template builds"
+                self._build_all(), name="template builds", context=at_nothing()
             )
 
     async def make_way(self) -> bool:

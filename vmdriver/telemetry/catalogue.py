@@ -1,0 +1,80 @@
+"""Every metric that there is: those that a look gives, and those that are counted where things
+happen (lifecycle/engine/measures.py, lifecycle/extending/calls.py, loop_lag.py).
+"""
+
+from __future__ import annotations
+
+from vmdriver.telemetry import machines, seen
+from vmdriver.telemetry.shown import Shown
+
+_OPERATIONS = (
+    "booted, relaunched, template (a fork), resumed, snapshot (returned to, or started from one), "
+    "suspended, snapshot taken, stopped, deleted"
+)
+COUNTED: tuple[Shown, ...] = (
+    Shown(
+        "vmdriver.operation.duration",
+        "s",
+        f"what was done with a sandbox, from the wish to its end: {_OPERATIONS}",
+        "histogram",
+        ("operation",),
+    ),
+    Shown(
+        "vmdriver.step.duration",
+        "s",
+        "the steps of these; they may lie beside each other",
+        "histogram",
+        ("operation", "step"),
+    ),
+    Shown(
+        "vmdriver.events",
+        "{event}",
+        "platform events; an extension's own reasons are `other`",
+        "counter",
+        ("reason", "type"),
+    ),
+    Shown(
+        "vmdriver.failures",
+        "{failure}",
+        "sandboxes that failed",
+        "counter",
+        ("reason",),
+    ),
+    Shown(
+        "vmdriver.launch.failures",
+        "{failure}",
+        "launches that did not come up, by the reason of what stood in their way",
+        "counter",
+        ("reason", "tried_again"),
+    ),
+    Shown(
+        "vmdriver.template.lookups",
+        "{lookup}",
+        "launches that looked for a template: hit, miss, or none (may be used for it)",
+        "counter",
+        ("outcome",),
+    ),
+    Shown(
+        "vmdriver.warm_pool.lookups",
+        "{lookup}",
+        "launches with a template that looked for a machine that waits on it: hit, miss",
+        "counter",
+        ("outcome",),
+    ),
+    Shown(
+        "vmdriver.extension.call.duration",
+        "s",
+        "calls of extensions",
+        "histogram",
+        ("extension", "phase", "outcome"),
+    ),
+    Shown(
+        "vmdriver.loop.lag", "s", "how late the event loop came to a timer", "histogram"
+    ),
+)
+SEEN: tuple[Shown, ...] = (
+    *(value for value in vars(seen).values() if isinstance(value, Shown)),
+    *machines.ONE.values(),
+    *machines.ALL.values(),
+)
+EVERY = (*COUNTED, *SEEN)
