@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdriver.cli.main import _parser
+from vmdriver.cli.main import parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -19,6 +20,7 @@ PAGES = [
     *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
     "vmdriver/model/reasons.toml",
 ]
+COMMAND_LINE = parser()
 _QUOTED = re.compile(r"`(?:sudo )?vmdriver ([^`]+)`")
 _BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 _IN_A_BLOCK = re.compile(r"^vmdriver ((?:.*\\\n)*.*)$", re.MULTILINE)
@@ -26,7 +28,7 @@ _IN_A_BLOCK = re.compile(r"^vmdriver ((?:.*\\\n)*.*)$", re.MULTILINE)
 
 def commands(page: str) -> Iterator[str]:
     """Without the program's name, comments, and arguments that may be left out; each of several alternatives."""
-    text, known = (ROOT / page).read_text(), groups(_parser())
+    text = (ROOT / page).read_text()
     blocks = "\n".join(_BLOCK.findall(text))
     for found in (*_QUOTED.findall(text), *_IN_A_BLOCK.findall(blocks)):
         whole = re.sub(r"\s#\s.*|\\\n|\[[A-Z.]+\]", "", found).replace("...", "")
@@ -34,46 +36,29 @@ def commands(page: str) -> Iterator[str]:
         group = shlex.split(first)[0]
         for one in (first, *others):
             words = [word.strip("[]").split("|") for word in shlex.split(one)]
-            if words[0][0] not in known:  # `images ls | gc`
+            if "invalid choice" in fault(words[0][0]):  # `images ls | gc`
                 words.insert(0, [group])
             yield from (" ".join(chosen) for chosen in product(*words))
 
 
-def groups(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Commands below it."""
-    found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(found[0].choices) if found else {}
-
-
-def leaf(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser of that command, and its arguments."""
-    parser = _parser()
-    while words and (below := groups(parser)):
-        if words[0] not in below:
-            raise LookupError(f"there is no command {words[0]}")
-        parser, words = below[words[0]], words[1:]
-    return parser, words
-
-
 def fault(command: str) -> str:
-    """What is wrong with it; "" if nothing is. Arguments may be left out, as where a text speaks of a command."""
-    try:
-        parser, words = leaf(command.split())
-    except LookupError as error:
-        return str(error)
-    options = {flag for action in parser._actions for flag in action.option_strings}
-    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
-    if unknown := [flag for flag in flags if flag not in options]:
-        return f"there is no {unknown[0]}"
-    taken, plain = 0, 0
-    for before, word in zip(["", *words], words, strict=False):
-        if word.startswith("-"):
-            continue
-        action = parser._option_string_actions.get(before)
-        takes = action is not None and action.nargs != 0
-        taken, plain = taken + takes, plain + (not takes)
-    places = [a for a in parser._actions if not a.option_strings]
-    return "" if plain <= len(places) else f"{plain} arguments, not {len(places)}"
+    """What the command line says to it; "" if it takes it. Arguments may be left out, as where a text only speaks of a
+    command: then there are some.
+    """
+    words = command.split()
+    for _ in range(4):
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                COMMAND_LINE.parse_args(words)
+        except SystemExit:
+            text = said.getvalue().splitlines()[-1]
+            if "are required: " not in text or "ACTION" in text:
+                return "" if "are required: " in text else text
+            words = [*words, "x"]
+        else:
+            return ""
+    return said.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES)
