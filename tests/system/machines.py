@@ -142,7 +142,10 @@ class Driver:
         spec.setdefault("command", ["/bin/sleep", "infinity"])
         spec.setdefault("template", pb.DriverSandboxTemplate(image=self.host.image))
         sandbox = pb.DriverSandbox(
-            id=sandbox_id, name=name, spec=pb.DriverSandboxSpec(**spec)
+            id=sandbox_id,
+            name=name,
+            workspace=spec.pop("workspace", ""),
+            spec=pb.DriverSandboxSpec(**spec),
         )
         self.used.append(sandbox_id)
         self.stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox), timeout=20)

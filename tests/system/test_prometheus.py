@@ -45,10 +45,10 @@ def live(driver: Driver, watched: Prometheus) -> None:
     shows nothing. One sandbox runs at the end.
     """
     until(lambda: any(t.waiting for t in driver.templates()), "no machine waits", 90)
-    one = driver.create()
+    one = driver.create(workspace="w")
     driver.wait(one, "Running")
     operations(watched, "template", 1)
-    other = driver.create(name="other")
+    other = driver.create(name="other", workspace="w")
     driver.wait(other, "Running")
     operations(watched, "template", 2)
     driver.suspend(one)
@@ -62,10 +62,10 @@ def live(driver: Driver, watched: Prometheus) -> None:
     operations(watched, "stopped", 2)
     nowhere = f"{driver.host.registry}/nowhere:1"
     template = pb.DriverSandboxTemplate(image=nowhere)
-    failed = driver.create(wait=False, name="failed", template=template)
+    failed = driver.create(wait=False, name="failed", workspace="w", template=template)
     driver.wait(failed, "ProvisioningFailed")
     with pytest.raises(grpc.RpcError, match="may have 3 sandboxes"):
-        driver.create(wait=False, name="too-many")
+        driver.create(wait=False, name="too-many", workspace="w")
     driver.delete(other)
     operations(watched, "deleted", 1)
     counted(watched, "launch_failures_total", 'tried_again="false"', 1)
