@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -280,7 +281,13 @@ def test_the_page_has_the_last_run_of_each_part_beside_the_ones_before(
     written = report.write(tmp_path / "report.html", tmp_path / "history.jsonl")
     text = written.read_text()
     assert "1 of 2 goals are met" in text
-    assert "0.70" not in text, "it is the last run's"
+    start = "<td>libvirt&#x27;s start: of it asking</td><td>0.40</td>"
+    assert start in text, "it is the last run's"
+    (row,) = re.findall(f"{start}.*?</tr>", text, re.DOTALL)
+    assert '<td class="met">met</td><td>0.70</td><td><svg' in row
+    assert "<td>starts / start_ratio</td><td>0.40</td><td>0.70</td>" in text
+    assert text.count("0.70") == 2, "only as what was measured before"
+    assert '<a href="#starts">starts 1/2</a> <a href="#steps">steps</a>' in text
     assert "A cold boot" in text
     assert "failed: it ended with &lt;1&gt;" in text
     assert text.count("<svg") == 1 + 2 + 1, (
@@ -288,6 +295,19 @@ def test_the_page_has_the_last_run_of_each_part_beside_the_ones_before(
     )
     for fetched in ("<script", "src=", "@import", "<link", "url(http"):
         assert fetched not in text
+
+
+def test_a_part_that_has_failed_shows_what_it_came_to_before(tmp_path: Path) -> None:
+    for run in (
+        run_of("wall", {"wall_ms": {"box": 2.5}}, "2026-11-25"),
+        run_of("wall", {}, failed="it ended with 1"),
+    ):
+        history.note(run, tmp_path / "history.jsonl")
+    written = report.write(tmp_path / "report.html", tmp_path / "history.jsonl")
+    text = written.read_text()
+    assert "failed: it ended with 1" in text
+    assert "Figures are of the last that did not: 2026-11-25" in text
+    assert "<td>wall_ms / box</td><td>2.50</td><td></td>" in text
 
 
 def test_without_any_run_the_page_is_there_and_says_nothing(tmp_path: Path) -> None:
