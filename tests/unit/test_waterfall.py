@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
+
 from vmdriver.cli.waterfall import shown, waterfall
 from vmdriver.model.timing import StartTiming, TimedStep, with_guest
 
@@ -51,3 +53,28 @@ def test_a_start_has_a_heading() -> None:
     timing = StartTiming(kind="booted", at=at, steps=(step("a", 0, 1234.5),))
     head = shown(timing).splitlines()[0]
     assert head == "booted in 1234 ms, up at 2026-01-02 03:04:05 UTC"
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "words"),
+    [
+        ("relaunched", ("machine",), "booted again in 10 ms, up"),
+        ("resumed", ("load",), "resumed from its memory in 10 ms, up"),
+        ("snapshot", ("load",), "returned to a snapshot in 10 ms, up"),
+        ("template", ("machine", "load"), "forked from a template in 20 ms, up"),
+        ("template", ("machine", "go on"), "taken from the warm pool in 20 ms, up"),
+        (
+            "template",
+            ("load", "guest takes its files", "guest starts"),
+            "forked from a template in 30 ms, of which the guest 20 ms, up",
+        ),
+        ("of a \x1bnewer release", ("a",), "of a \\x1bnewer release in 10 ms, up"),
+    ],
+)
+def test_a_heading_says_how_it_came_up_and_what_of_it_was_the_guests(
+    kind: str, steps: tuple[str, ...], words: str
+) -> None:
+    spans = [step(name, 10 * n, 10 * n + 10) for n, name in enumerate(steps)]
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    timing = StartTiming(kind=kind, at=at, steps=tuple(spans))
+    assert shown(timing).splitlines()[0].startswith(words)

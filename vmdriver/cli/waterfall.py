@@ -9,6 +9,14 @@ from vmdriver.host.visible import visible
 from vmdriver.model.timing import StartTiming, TimedStep
 
 _NARROWEST, _WIDEST = 20, 100
+_GUESTS = {"guest takes its files", "guest starts"}
+_WAYS = {
+    "relaunched": "booted again",
+    "resumed": "resumed from its memory",
+    "snapshot": "returned to a snapshot",
+    "template": "forked from a template",
+}
+"""Kinds of starts that do not say by themselves what happened."""
 
 
 def waterfall(steps: Sequence[TimedStep], width: int) -> list[str]:
@@ -34,7 +42,18 @@ def waterfall(steps: Sequence[TimedStep], width: int) -> list[str]:
 def shown(timing: StartTiming) -> str:
     """The whole start, for a terminal."""
     total = max((step.ended_ms for step in timing.steps), default=0.0)
-    head = f"{timing.kind} in {total:.0f} ms, up at {timing.at:%Y-%m-%d %H:%M:%S} UTC"
+    guest = sum(s.ended_ms - s.begun_ms for s in timing.steps if s.name in _GUESTS)
+    whose = f", of which the guest {guest:.0f} ms" if guest else ""
+    when = f"up at {timing.at:%Y-%m-%d %H:%M:%S} UTC"
+    head = f"{_way(timing)} in {total:.0f} ms{whose}, {when}"
     return "\n".join(
         [head, *waterfall(timing.steps, shutil.get_terminal_size().columns)]
     )
+
+
+def _way(timing: StartTiming) -> str:
+    """How it came up. A machine that waited had its template's memory already."""
+    loaded = any(step.name == "load" for step in timing.steps)
+    if timing.kind == "template" and not loaded:
+        return "taken from the warm pool"
+    return _WAYS.get(timing.kind, visible(timing.kind))
