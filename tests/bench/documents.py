@@ -254,7 +254,13 @@ def _density(v: Any) -> Iterator[str]:
     )
     ratio = _reached("density", v)[name]
     both = f"{found['fork_mib']:.1f} of {found['cold_mib']:.1f} MiB"
-    yield from ("", f"Without translated code, {compared} of each: {both} = {ratio}.")
+    less = [found[f"{kind}_untranslated_mib"] for kind in ("fork", "cold")]
+    yield ""
+    yield (
+        f"Without translated code, {compared} of each: {both} = {ratio}; without what TCG notes about it besides (QEMU's heap as "
+        f"in a machine that waits before its first instruction): {less[0]:.1f} of {less[1]:.1f} MiB = {less[0] / less[1]:.2f}. "
+        f"A machine that waits takes {sum(found['waiting'].values()):.1f} MiB, as one of few."
+    )
     names = list(found["cold"]["each_mib"])
     rows = []
     for kind, of in kinds.items():

@@ -41,15 +41,16 @@ KINDS = {
 def drivers(
     folder: Path, gateway: Gateway, address: str, kinds: list[str], *more: str
 ) -> Iterator[dict[str, Process]]:
-    """One for each of these kinds, side by side, all with `more` options."""
+    """One for each of these kinds, side by side, all with `more` options; on what earlier ones left in `folder`."""
     with contextlib.ExitStack() as stack:
         found = {}
         for number, (kind, options) in enumerate(KINDS.items()):
             if kind not in kinds:
                 continue
             state = folder / kind
-            state.mkdir(mode=0o755)
-            (state / "boot").symlink_to(WORK / "boot")
+            if not state.exists():
+                state.mkdir(mode=0o755)
+                (state / "boot").symlink_to(WORK / "boot")
             own = ("--instance", f"vmdriver-{kind}")
             pool = ("--address-pool", f"10.{120 + number}.0.0/17")
             process = Process(state, gateway, address, *own, *pool, *options, *more)

@@ -115,6 +115,34 @@ def test_machines_that_wait_are_claimed_refilled_and_never_left_over(
         assert driver.delete(one)
 
 
+def test_a_machine_that_is_killed_while_it_waits_is_replaced(
+    new_driver: Callable[..., Driver],
+) -> None:
+    driver = new_driver("--warm-pool", "1")
+    first = driver.create()
+    driver.wait(first, "Running")
+    wait_for_waiting(driver, 1)
+    assert driver.delete(first)
+    directory = driver.host.state / "libvirt" / "run" / "qemu"
+
+    def waiting() -> list[str]:
+        return [path.read_text() for path in directory.glob("vmdriver-*.pid")]
+
+    until(lambda: len(waiting()) == 1, lambda: str(waiting()))
+    killed = waiting()
+    os.kill(int(killed[0]), signal.SIGKILL)
+    until(
+        lambda: "".join(waiting()) not in {"", *killed},
+        lambda: driver.log.read_text()[-3000:],
+        60,
+    )
+    wait_for_waiting(driver, 1)
+    assert "has ended by itself, and is replaced" in driver.log.read_text()
+    sandbox = driver.create()
+    assert "TemplateFailed" not in driver.log.read_text()
+    assert driver.delete(sandbox)
+
+
 @pytest.mark.parametrize("pool", ["0", "1"])
 def test_the_driver_is_killed_while_a_fork_begins(
     new_driver: Callable[..., Driver], pool: str
