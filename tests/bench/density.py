@@ -2,15 +2,16 @@
 in its first minute, by cause.
 
 Started by scripts/bench. First one driver's machines that have booted, then another one's forks of one template: --most of
-each (40 for the documents), looked at when there are 1, 8 and all of them. PSS counts once in all what several share: a
-fork's part of its template falls with their number. Memory figures bear it when others use this machine; only what the
-host's kernel takes is of the whole host.
+each (40 for the documents; none is begun after LIMIT_S), looked at when there are 1, 8 and all of them. PSS counts once in
+all what several share: a fork's part of its template falls with their number. Memory figures bear it when others use this
+machine; only what the host's kernel takes is of the whole host.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import shutil
 import sys
 import tempfile
@@ -45,6 +46,8 @@ from vmdriver._proto import compute_driver_pb2 as pb
 
 COMPARED = 8
 """So many of each kind are there when one is compared with the other."""
+LIMIT_S = 210.0
+"""After which no more of a kind are begun: on a busy machine there are fewer."""
 MOMENTS_S = (1, 5, 15, 30, 60)
 HOST_MIB = 16 * 1024
 _SETTLED_S = 10.0
@@ -80,14 +83,18 @@ class Crowd:
     memory_mib: int
     sandboxes: list[Sandbox] = field(default_factory=list)
 
-    def grow_to(self, count: int) -> None:
+    def grow_to(self, count: int, until: float = math.inf) -> None:
+        """None is begun after `until` (monotonic seconds)."""
         numbers = range(len(self.sandboxes), count)
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
-            self.sandboxes += pool.map(self._begun, numbers)
-        print(f"  {count} {self.kind}", file=sys.stderr, flush=True)
+            found = pool.map(lambda number: self._begun(number, until), numbers)
+            self.sandboxes += [one for one in found if one is not None]
+        print(f"  {len(self.sandboxes)} {self.kind}", file=sys.stderr, flush=True)
         time.sleep(_SETTLED_S)
 
-    def _begun(self, number: int) -> Sandbox:
+    def _begun(self, number: int, until: float) -> Sandbox | None:
+        if time.monotonic() > until:
+            return None
         message = request_of(f"{self.kind}{number}", self.image, self.memory_mib, 0)
         sandbox = Sandbox(self.driver, self.gateway, message)
         self.gateway.wait_hello(sandbox.id)
@@ -121,9 +128,10 @@ def measured(crowd: Crowd, counts: tuple[int, ...]) -> dict[str, Any]:
     """`at`: by how many there are, medians of the parts; of all of them what each one takes."""
     driver, kernel = pss_mib(crowd.driver.process.pid), kernel_mib()
     at: dict[str, dict[str, float]] = {}
-    for count in counts:
-        crowd.grow_to(count)
-        seen = crowd.looked_at()
+    until = time.monotonic() + LIMIT_S
+    for wanted in counts:
+        crowd.grow_to(wanted, until if wanted > COMPARED else math.inf)
+        seen, count = crowd.looked_at(), len(crowd.sandboxes)
         at[str(count)] = {part: median([s.pss[part] for s in seen]) for part in PARTS}
     pss = sum(sum(s.pss.values()) for s in seen)
     own = sum(sum(s.own.values()) for s in seen)
@@ -206,13 +214,14 @@ def measure(_rounds: int, chosen: argparse.Namespace) -> dict[str, Any]:
 
 def show(figures: dict[str, Any]) -> None:
     found = figures["density"]
-    for count in found["fork"]["at"]:
-        cold, fork = (found[kind]["at"][count] for kind in ("cold", "fork"))
+    for kind in ("cold", "fork"):
+        at = found[kind]["at"]
         rows = [
-            (part, f"cold {cold[part]:6.1f} MiB   fork {fork[part]:6.1f} MiB")
+            (part, "  ".join(f"{of[part]:6.1f} MiB" for of in at.values()))
             for part in PARTS
         ]
-        table(f"PSS of one of {count} idle {found['memory_mib']} MiB sandboxes", rows)
+        counts, size = ", ".join(at), found["memory_mib"]
+        table(f"PSS of one of {counts} idle {size} MiB sandboxes ({kind})", rows)
     cold, fork = found["cold_mib"], found["fork_mib"]
     print(
         f"  without translated code, {found['compared']} of each: "

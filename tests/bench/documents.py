@@ -243,10 +243,9 @@ def _density(v: Any) -> Iterator[str]:
     found, size = v["density"], v["density"]["memory_mib"]
     kinds = {"booted": found["cold"], "forked": found["fork"]}
     rows: list[Sequence[str]] = []
-    for count in found["cold"]["at"]:
-        for kind, of in kinds.items():
-            parts = (f"{of['at'][count][part]:.1f} MiB" for part in PARTS)
-            rows.append((kind, count, *parts))
+    for kind, of in kinds.items():
+        for count, each in of["at"].items():
+            rows.append((kind, count, *(f"{each[part]:.1f} MiB" for part in PARTS)))
     yield from _table((f"PSS of one idle {size} MiB machine", "of", *PARTS), rows)
     name, compared = (
         "idle fork's PSS without translated code: of cold",
@@ -264,11 +263,10 @@ def _density(v: Any) -> Iterator[str]:
     names = list(found["cold"]["each_mib"])
     rows = []
     for kind, of in kinds.items():
-        each = (f"{of['each_mib'][name]:.1f} MiB" for name in names)
+        taken = (f"{of['each_mib'][name]:.1f} MiB" for name in names)
         fit = (str(of["fit"]), str(of["fit_without_code"]))
-        rows.append(
-            (kind, str(of["count"]), *each, f"{of['shared_mib']:.0f} MiB", *fit)
-        )
+        common = f"{of['shared_mib']:.0f} MiB"
+        rows.append((kind, str(of["count"]), *taken, common, *fit))
     words = {"own": "its QEMU's own", "code": "of that translated code"}
     head = (f"{size} MiB machines", "measured", *(words.get(n, n) for n in names))
     yield ""
