@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_box import FILTER
+from vmdriver.errors import CommandError
 from vmdriver.host import facts
 from vmdriver.host.threads import Threads
+from vmdriver.host.users.ids import processes_of
+from vmdriver.hypervisor.wall import libraries
 from vmdriver.hypervisor.wall.box import BOX_PARTS, Box
 from vmdriver.hypervisor.wall.box_trial import BoxTrial
 from vmdriver.hypervisor.wall.boxes import Boxes
@@ -38,9 +43,13 @@ setpriv --dump | grep no_new_privs
 """
 
 
-@pytest.fixture
-def boxes(folder: Path) -> Boxes:
-    return Boxes(folder)
+@pytest.fixture(params=["of the shell's", "compiled"])
+def boxes(folder: Path, request: pytest.FixtureRequest) -> Boxes:
+    """Both programs that may begin QEMU: what is asked of one is asked of the other."""
+    boxes = Boxes(folder)
+    if request.param == "compiled":
+        asyncio.run(boxes.compile())
+    return boxes
 
 
 @pytest.fixture
@@ -221,6 +230,56 @@ def test_a_qemu_has_no_socket_that_leads_past_its_network_namespace(
     assert ["uring", "ENOSYS"] in found
     assert ["x32", "EPERM"] in found or os.uname().machine != "x86_64"
     assert ["file", "yes"] in found
+
+
+async def test_a_host_that_cannot_compile_begins_qemu_by_the_shells_program(
+    folder: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_compiler(*_: object) -> None:
+        raise CommandError("gcc cannot be run: No such file or directory")
+
+    monkeypatch.setattr(libraries, "make_program", no_compiler)
+    boxes = Boxes(folder)
+    offer = await BoxTrial(boxes, threads, "test-trial", NOBODY).offer(None)
+    assert (offer.lacks, offer.parts) == ((), BOX_PARTS)
+    assert (folder / "boxed-qemu").read_bytes().startswith(b"#!/bin/sh\n")
+
+
+async def test_a_compiled_program_that_cannot_be_run_gives_way_to_the_shells(
+    folder: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def for_another_machine(_source: Path, file: Path, mode: int) -> None:
+        file.write_bytes(b"\x7fELF" + b"@vmdriver-settings@".ljust(20000, b"\0"))
+        file.chmod(mode)
+
+    monkeypatch.setattr(libraries, "make_program", for_another_machine)
+    boxes = Boxes(folder)
+    offer = await BoxTrial(boxes, threads, "test-trial", NOBODY).offer(None)
+    assert (offer.lacks, offer.parts) == ((), BOX_PARTS)
+    assert (folder / "boxed-qemu").read_bytes().startswith(b"#!/bin/sh\n")
+
+
+def test_nothing_of_the_way_into_the_box_is_left(boxes: Boxes, folder: Path) -> None:
+    """Neither who held it open nor bwrap goes on; and they had none of QEMU's descriptors as long as they did."""
+    emulator = folder / "waits"
+    emulator.write_text("#!/bin/sh\nread line\n")
+    emulator.chmod(0o755)
+    program = boxes.make("m", str(emulator), Box((str(emulator),), memory_mib=64))
+    user = ("setpriv", f"--reuid={NOBODY.uid}", f"--regid={NOBODY.gid}")
+    words = ["-name", "guest=m,debug-threads=on", "-sandbox", FILTER]
+    with subprocess.Popen(
+        [*user, "--clear-groups", program, *words], stdin=subprocess.PIPE
+    ) as begun:
+        deadline = time.monotonic() + 20
+        while processes_of(NOBODY.uid) != [begun.pid] or not is_begun(begun.pid):
+            assert time.monotonic() < deadline, processes_of(NOBODY.uid)
+            time.sleep(0.02)
+        begun.communicate(b"\n")
+    assert begun.returncode == 0
+
+
+def is_begun(pid: int) -> bool:
+    return b"/waits" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 async def test_a_host_that_can_gives_every_part(boxes: Boxes, threads: Threads) -> None:

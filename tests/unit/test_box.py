@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,10 +64,14 @@ def test_what_a_box_lacks_is_what_the_wall_lacks() -> None:
     assert "unboxed" not in rules(of_plan(walled(), DIRECT, 0))
 
 
-@pytest.fixture
-def boxes(tmp_path: Path) -> Boxes:
+@pytest.fixture(params=["of the shell's", "compiled"])
+def boxes(tmp_path: Path, request: pytest.FixtureRequest) -> Boxes:
+    """Both programs that may begin QEMU: what is asked of one is asked of the other."""
     ground = replace(GROUND, bwrap="/usr/bin/false")
-    return Boxes(tmp_path, ground=ground)
+    boxes = Boxes(tmp_path, ground=ground)
+    if request.param == "compiled":
+        asyncio.run(boxes.compile())
+    return boxes
 
 
 @pytest.fixture
@@ -162,6 +167,35 @@ def test_what_it_does_not_understand_is_no_reason_to_go_on(
     (boxes.root / "boxes" / "m.rules").write_text("unboxed\nnext-years-rule\n")
     done = begin(program, *named("m"))
     assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "torn",
+    ["die-before 600", "-f\n", "-f 10k\n", "-x 1\n", "-ff 1\n", "\n", "filtered-not\n"],
+)
+def test_rules_that_are_not_whole_begin_nothing(
+    boxes: Boxes, emulator: str, torn: str
+) -> None:
+    program = boxes.make("m", emulator, Box(parts=()))
+    (boxes.root / "boxes" / "m.rules").write_text(f"unboxed\n{torn}")
+    done = begin(program, *named("m"))
+    if torn.endswith("\n"):
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    else:  # the shell's does not see what has no end
+        assert done.returncode == (boxes.compiled is not None)
+
+
+def test_a_program_that_was_changed_is_written_anew(
+    boxes: Boxes, emulator: str
+) -> None:
+    program = Path(boxes.make("m", emulator, Box()))
+    before = program.read_bytes()
+    program.write_bytes(before + b"more")
+    boxes.make("m", emulator, Box())
+    assert program.read_bytes() == before
+    program.unlink()
+    boxes.make("m", emulator, Box())
+    assert program.read_bytes() == before
 
 
 def test_the_program_is_another_one_when_qemu_is(boxes: Boxes, emulator: str) -> None:

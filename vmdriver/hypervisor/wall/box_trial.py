@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wall import Lack, Offer, WallPart
 
+_log = logging.getLogger(__name__)
 DAEMON_SETTINGS = Path("/etc/libvirt/qemu.conf")
 _DEADLINE_S = 20.0
 _FILTER = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -53,6 +55,18 @@ class BoxTrial:
             return self._offer
 
     async def _find_out(self) -> Offer:
+        """With the program that is made here, if it can be; else with the shell's."""
+        try:
+            await self.boxes.compile()
+        except (DriverError, OSError) as error:
+            _log.info("QEMU is begun by a program of the shell's: %s", error)
+        offer = await self._found_out()
+        if self.boxes.compiled is not None and offer.lacks:
+            self.boxes.compiled = None
+            offer = await self._found_out()
+        return offer
+
+    async def _found_out(self) -> Offer:
         wanted, lacks = list(BOX_PARTS), []
         if self._unfiltered():
             why = f"{self.daemon_settings} has seccomp_sandbox = 0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -14,13 +15,16 @@ from pathlib import Path
 from vmdriver.errors import StorageError
 from vmdriver.host import console_file, facts, process
 from vmdriver.host.plain_file import read_start
-from vmdriver.hypervisor.wall import box
+from vmdriver.hypervisor.wall import box, libraries
 from vmdriver.hypervisor.wall.box import Box, Ground
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wall import WallPart
 
 _PROGRAM = "boxed-qemu"
+_SOURCE = Path(__file__).with_name("boxed_qemu.c")
+_SETTINGS, _SETTINGS_BYTES = b"@vmdriver-settings@", 16384
+"""Where a compiled program has its settings, and how much room for them."""
 _FOLDER = "boxes"
 _QCOW2 = b"QFI\xfb"
 _QCOW2_SIZE = struct.Struct(">4s20xQ")
@@ -51,6 +55,19 @@ class Boxes:
     ground: Ground = field(default_factory=find_ground)
     parts: tuple[WallPart, ...] = ()
     """What this host can give, once that has been tried (box_trial.py)."""
+    compiled: Path | None = None
+    """The program that begins QEMU, without its settings. None: the shell's is taken."""
+    _program_known: object = field(default=None, init=False)
+    """What it was made of, and which file it is."""
+
+    async def compile(self) -> None:
+        """Have machines be begun by a program that begins few others. CommandError, OSError: this
+        host cannot make it.
+        """
+        place = libraries.program_place_of(_SOURCE, self.root)
+        if not place.exists():
+            await libraries.make_program(_SOURCE, place, 0o700)
+        self.compiled = place
 
     def make_for(
         self, plan: LaunchPlan, emulator: str, more: Iterable[str] = ()
@@ -87,17 +104,19 @@ class Boxes:
         a program what it can do once for each of its versions.
         """
         path = self.root / _PROGRAM
-        text = Path(__file__).with_name(_PROGRAM).read_text()
-        for name, value in (
-            ("emulator", shlex.quote(emulator)),
-            ("boxes", shlex.quote(self.passage.theirs(str(self.root / _FOLDER)))),
-            ("bwrap", shlex.quote(self.ground.bwrap)),
-            ("machine", shlex.quote(os.uname().machine)),
-            ("identity", facts.file_identity(emulator)),
-        ):
-            text = text.replace(f"@{name}@", value)
-        if _content(path) != text:
-            _write(path, text.encode(), 0o755)
+        folder = self.passage.theirs(str(self.root / _FOLDER))
+        identity = facts.file_identity(emulator)
+        settings = (emulator, folder, self.ground.bwrap, identity)
+        known = (self.compiled, settings, _identity(path))
+        if self._program_known != known:
+            wanted = (
+                _for_the_shell(*settings)
+                if self.compiled is None
+                else _with(settings, self.compiled.read_bytes())
+            )
+            if _content(path) != wanted:
+                _write(path, wanted, 0o755)
+            self._program_known = (self.compiled, settings, _identity(path))
         return self.passage.theirs(str(path))
 
     def remove(self, domain: str) -> None:
@@ -114,6 +133,29 @@ class Boxes:
                 f"the box of {domain} cannot be removed: {error.strerror or error}",
                 detail=str(error),
             ) from error
+
+
+def _for_the_shell(emulator: str, folder: str, bwrap: str, identity: str) -> bytes:
+    text = Path(__file__).with_name(_PROGRAM).read_text()
+    for name, value in (
+        ("emulator", shlex.quote(emulator)),
+        ("boxes", shlex.quote(folder)),
+        ("bwrap", shlex.quote(bwrap)),
+        ("machine", shlex.quote(os.uname().machine)),
+        ("identity", identity),
+    ):
+        text = text.replace(f"@{name}@", value)
+    return text.encode()
+
+
+def _with(settings: tuple[str, ...], program: bytes) -> bytes:
+    """A compiled program with its settings. OSError: they do not fit, or it has none."""
+    found = _nul_ended(settings)
+    begin = program.find(_SETTINGS)
+    if begin < 0 or len(found) >= _SETTINGS_BYTES:
+        raise OSError(errno.ENAMETOOLONG, "its settings have no room", _PROGRAM)
+    end = begin + _SETTINGS_BYTES
+    return program[:begin] + found.ljust(_SETTINGS_BYTES, b"\0") + program[end:]
 
 
 def _begin_console(path: Path, ceiling: int) -> None:
@@ -153,11 +195,20 @@ def _nul_ended(words: tuple[str, ...]) -> bytes:
     return b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
-def _content(path: Path) -> str:
+def _identity(path: Path) -> tuple[int, ...]:
+    """Another one, once anybody has changed the file."""
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
+        info = path.lstat()
+    except OSError:
+        return ()
+    return info.st_dev, info.st_ino, info.st_size, info.st_ctime_ns, info.st_mode
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

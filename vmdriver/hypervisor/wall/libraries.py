@@ -1,4 +1,6 @@
-"""Small libraries of ours, in C: they are made on the host, for the C library that it has."""
+"""Small libraries and programs of ours, in C: they are made on the host, for the C library that it
+has.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +11,39 @@ from pathlib import Path
 from vmdriver.host import process
 
 _COMPILE_S = 60.0
-_FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,relro,-z,now")
+_LIBRARY = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,relro,-z,now")
+_PROGRAM = ("-O2", "-static")
+"""Nothing is looked for and loaded when it begins."""
 
 
 def place_of(source: Path, directory: Path) -> Path:
     """Where the library of exactly that source is, once it was made."""
+    return program_place_of(source, directory).with_suffix(".so")
+
+
+def program_place_of(source: Path, directory: Path) -> Path:
+    """The same for a program."""
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
-    return directory / f"{source.stem.replace('_', '-')}-{digest}.so"
+    return directory / f"{source.stem.replace('_', '-')}-{digest}"
 
 
 async def make(source: Path, file: Path, mode: int) -> None:
-    """Compile `source` to `file`, which is whole or not there. CommandError, OSError."""
+    """Compile `source` to the library `file`, which is whole or not there. CommandError,
+    OSError.
+    """
+    await _compile(source, file, mode, _LIBRARY)
+
+
+async def make_program(source: Path, file: Path, mode: int) -> None:
+    """The same for a program."""
+    await _compile(source, file, mode, _PROGRAM)
+
+
+async def _compile(source: Path, file: Path, mode: int, flags: tuple[str, ...]) -> None:
     part = file.with_suffix(".part")
     file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
-    command = ["gcc", *_FLAGS, "-o", str(part), str(source)]
+    command = ["gcc", *flags, "-o", str(part), str(source)]
     await process.run(command, deadline_s=_COMPILE_S)
     part.chmod(mode)
     # Not in another thread: those that began earlier do not see the mounts of this one.
