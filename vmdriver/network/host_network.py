@@ -19,13 +19,12 @@ from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
 from vmdriver.model.ids import is_anothers, parse_mark
 from vmdriver.model.plan import Lease, NetworkPlan, outer_tap
-from vmdriver.network import namespace
+from vmdriver.network import namespace, rtnetlink
 from vmdriver.network.forwarding import NOTES, Forwarding
 from vmdriver.network.guard import mending, surroundings
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
-    ignore_missing,
     netlink,
     translated,
     write_sysctls,
@@ -40,22 +39,26 @@ _OURS = "vmd"
 """What names of our interfaces and namespaces begin with."""
 
 
-async def _check_free(netlink: Any, lease: Lease) -> None:
+def _check_free(lease: Lease) -> None:
     """NetworkError where an interface has an address of the lease's block: the kernel would take it
     twice and send what is for one sandbox to another, such as one of a second driver with the
-    same pool.
+    same pool; or where there is one of that name, which is somebody else's.
     """
     block = ipaddress.IPv4Network(
         f"{lease.host_ip}/{lease.prefix_length}", strict=False
     )
-    async for found in await netlink.addr("dump", family=socket.AF_INET):
-        if ipaddress.IPv4Address(attribute(found, "IFA_ADDRESS")) in block:
-            raise NetworkError(
-                f"{lease.host_ip} is in use on this host ({attribute(found, 'IFA_LABEL')})",
-                reason="AddressInUse",
-                resolution="give each driver of this host an address_pool of its own, or stop "
-                "what has the address",
-            )
+    with rtnetlink.opened() as host:
+        if rtnetlink.index_of(host, lease.tap) is not None:
+            # Adding a tap that exists succeeds silently, so look first.
+            raise NetworkError(f"an interface {lease.tap} exists and is not ours")
+        for address, label in rtnetlink.addresses(host):
+            if address in block:
+                raise NetworkError(
+                    f"{lease.host_ip} is in use on this host ({label})",
+                    reason="AddressInUse",
+                    resolution="give each driver of this host an address_pool of its own, or "
+                    "stop what has the address",
+                )
 
 
 def outside_sysctls(link: str) -> Mapping[str, str]:
@@ -71,20 +74,34 @@ def outside_sysctls(link: str) -> Mapping[str, str]:
     }
 
 
-async def _remove_links(host: Any, tap: str, mark: str, *, made: bool) -> None:
+def _remove_links(tap: str, mark: str, made: bool) -> None:
     """Those that bear the mark, whatever their name is by now, and the names. NotOursError."""
     foreign = ""
-    for link in [one async for one in await host.link("dump")]:
-        name, alias = (attribute(link, f"IFLA_IF{what}") for what in ("NAME", "ALIAS"))
-        if alias != mark and name not in {tap, outer_tap(tap)}:
-            continue
-        if is_anothers(alias, mark, made=made):
-            foreign = f"interface {name} is marked {alias!r} and is left alone"
-            continue
-        with ignore_missing():
-            await host.link("del", index=link["index"])
+    with rtnetlink.opened() as host:
+        for link in rtnetlink.links(host):
+            if link.alias != mark and link.name not in {tap, outer_tap(tap)}:
+                continue
+            if is_anothers(link.alias, mark, made=made):
+                foreign = (
+                    f"interface {link.name} is marked {link.alias!r} and is left alone"
+                )
+                continue
+            rtnetlink.remove(host, link.index)
     if foreign:
         raise NotOursError(foreign)
+
+
+def _taken() -> Taken:
+    with rtnetlink.opened() as host:
+        names = frozenset(link.name for link in rtnetlink.links(host))
+        found = frozenset(str(address) for address, _ in rtnetlink.addresses(host))
+    return Taken(names, found)
+
+
+def _reassigned(tap: str, mark: str) -> None:
+    with rtnetlink.opened() as host:
+        index = rtnetlink.there(host, tap)
+        rtnetlink.do(host, rtnetlink.changed_link(index, alias=mark))
 
 
 class HostNetwork:
@@ -110,21 +127,17 @@ class HostNetwork:
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
         """In the host's own namespace it belongs to QEMU's user."""
         tap = plan.lease.tap
-        await self.remove_tap(tap, mark)
+        await self._remove(tap, mark, made=False)
         await self._forwarding.need(tap)
         with translated(f"tap {tap}"):
-            async with netlink() as host:
-                if await host.link_lookup(ifname=tap):
-                    # Adding a tap that exists succeeds silently, so look first: this
-                    # one is somebody else's.
-                    raise NetworkError(f"an interface {tap} exists and is not ours")
-                await _check_free(host, plan.lease)
-                if plan.namespace is None:
+            await self._threads.run(_check_free, plan.lease)
+            if plan.namespace is None:
+                async with netlink() as host:
                     await self._make_bare_tap(plan, mark, host)
-                    return
-                await namespace.make(plan, mark, host)
-                await self._configure(tap)
-                await namespace.connect(plan, host)
+                return
+            await namespace.make(plan, mark)
+            await self._configure(tap)
+            await namespace.connect(plan)
 
     async def _make_bare_tap(self, plan: NetworkPlan, mark: str, host: Any) -> None:
         lease = plan.lease
@@ -153,9 +166,7 @@ class HostNetwork:
         with translated(f"tap {tap}"):
             if netns.is_there(tap):
                 await namespace.reassign(tap, mark)
-            async with netlink() as host:
-                index = (await host.link_lookup(ifname=tap))[0]
-                await host.link("set", index=index, ifalias=mark)
+            await self._threads.run(_reassigned, tap, mark)
 
     async def limit_rate(self, plan: NetworkPlan) -> None:
         tap = plan.lease.tap
@@ -168,14 +179,16 @@ class HostNetwork:
 
     async def remove_tap(self, tap: str, mark: str, *, made: bool = False) -> None:
         try:
-            with translated(f"tap {tap}"):
-                try:
-                    await namespace.remove(tap, mark, made=made)
-                finally:
-                    async with netlink() as host:
-                        await _remove_links(host, tap, mark, made=made)
+            await self._remove(tap, mark, made=made)
         finally:
             await tried(_log, self._forwarding.left(tap), "IPv4 forwarding")
+
+    async def _remove(self, tap: str, mark: str, *, made: bool) -> None:
+        with translated(f"tap {tap}"):
+            try:
+                await namespace.remove(tap, mark, made=made)
+            finally:
+                await self._threads.run(_remove_links, tap, mark, made)
 
     async def reset_connections(self, guest_ip: str) -> None:
         address = str(ipaddress.IPv4Address(guest_ip))
@@ -273,16 +286,7 @@ class HostNetwork:
 
     async def taken(self) -> Taken:
         with translated("list links"):
-            async with netlink() as host:
-                names = [
-                    attribute(link, "IFLA_IFNAME")
-                    async for link in await host.link("dump")
-                ]
-                found = await host.addr("dump", family=socket.AF_INET)
-                addresses = [
-                    attribute(address, "IFA_ADDRESS") async for address in found
-                ]
-        return Taken(frozenset(names), frozenset(addresses))
+            return await self._threads.run(_taken)
 
     async def own_networks(self) -> tuple[str, ...]:
         networks = await surroundings.connected_networks()

@@ -76,8 +76,7 @@ async def _move_in(plan: NetworkPlan, mark: str) -> None:
     finally:
         os.close(there)
     await alone("sysctls", _settle, within)
-    async with netlink_in(within) as inside:
-        await namespace.furnish(plan, mark, inside)
+    await namespace.furnish(plan, mark)
 
 
 def _settle(within: str) -> None:

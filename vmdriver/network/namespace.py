@@ -19,7 +19,6 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vmdriver.errors import NetworkError, NotOursError
@@ -27,13 +26,12 @@ from vmdriver.host.confined import netns
 from vmdriver.host.threads import alone
 from vmdriver.model.ids import is_anothers
 from vmdriver.model.plan import Lease, NetworkPlan
+from vmdriver.network import rtnetlink
 from vmdriver.network.netlink import (
     attribute,
     host_mac,
-    ignore_missing,
-    kind,
+    netlink,
     netlink_in,
-    netlink_socket,
     write_sysctls,
 )
 from vmdriver.network.shaping import shape
@@ -42,11 +40,9 @@ OUT = "out"
 """The pair's end in the namespace."""
 OUT_MAC, HOST_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 _LOOPBACK = 1
-_PERMANENT = 0x80
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST, _TAP_WITHOUT_HEADER = 0x400454CA, 0x400454CB, 0x1002
 """linux/if_tun.h: IFF_TAP | IFF_NO_PI."""
-_ONLINK = 4
 INSIDE: Mapping[str, str] = {
     "ipv4/ip_forward": "1",  # first: it sets others
     "ipv4/conf/all/accept_redirects": "0",
@@ -85,30 +81,31 @@ def of_link(link: str, made_with: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Begun:
-    """A new namespace that has no name yet, and a netlink socket in it."""
+    """A new namespace that has no name yet."""
 
     def __init__(self) -> None:
         self.namespace: int | None = None
-        self.netlink: socket.socket | None = None
 
-    def begin(self, tap: str | None) -> tuple[int, socket.socket]:
-        """Make it, with that tap in it, in a thread that does nothing else. None: that is moved in
-        later.
+    def begin(self, plan: NetworkPlan, mark: str) -> int:
+        """Make it, with all that is in it and the pair's other end, in a thread that does nothing
+        else. A tap that is moved in later is not. OSError, NetworkError.
         """
-        self.namespace = netns.make()
-        write_sysctls(INSIDE)
-        if tap is not None:
-            _make_tap(tap)
-        write_sysctls(OUTWARDS)
-        if tap is not None:
-            write_sysctls(of_link(tap, INSIDE))  # it has followed the default
-        self.netlink = netlink_socket()
-        return self.namespace, self.netlink
+        tap = None if plan.moved else plan.lease.tap
+        with rtnetlink.opened() as host:
+            self.namespace = netns.make()
+            write_sysctls(INSIDE)
+            if tap is not None:
+                _make_tap(tap)
+            write_sysctls(OUTWARDS)
+            if tap is not None:
+                write_sysctls(of_link(tap, INSIDE))  # it has followed the default
+            _pair(plan.lease.tap, mark, self.namespace, host)
+        with rtnetlink.opened() as inside:
+            _furnish(plan, mark, inside)
+        return self.namespace
 
     def close(self) -> None:
         """Without a name it goes now."""
-        if self.netlink is not None:
-            self.netlink.close()
         if self.namespace is not None:
             os.close(self.namespace)
 
@@ -126,67 +123,73 @@ def _make_tap(name: str) -> None:
         os.close(device)
 
 
-async def make(plan: NetworkPlan, mark: str, host: Any) -> None:
+async def make(plan: NetworkPlan, mark: str) -> None:
     """The namespace, its tap, and its link on the host, which is down and has no address yet.
-    `host`: netlink there. NetlinkError, OSError, NetworkError.
+    NetlinkError, OSError, NetworkError.
     """
     name = plan.lease.tap
     begun = _Begun()  # so that nothing of it is lost when this is cancelled
     try:
-        namespace, connection = await alone(
-            "netns", begun.begin, None if plan.moved else name
-        )
-        await _pair(name, mark, namespace, host)
-        async with AsyncIPRoute(use_socket=connection) as inside:
-            await furnish(plan, mark, inside)
+        namespace = await alone("netns", begun.begin, plan, mark)
         netns.give_name(namespace, name)
     finally:
         begun.close()
+    if plan.mbit_s is not None:
+        await limit_rate(plan)
 
 
-async def _pair(name: str, mark: str, namespace: int, host: Any) -> None:
-    peer = {"ifname": OUT, "address": OUT_MAC, "net_ns_fd": namespace}
-    await host.link("add", ifname=name, kind="veth", address=HOST_MAC, peer=peer)
-    index = (await host.link_lookup(ifname=name))[0]
-    await host.link("set", index=index, ifalias=mark)
+def _pair(name: str, mark: str, namespace: int, host: socket.socket) -> None:
+    made = rtnetlink.pair(name, HOST_MAC, OUT, OUT_MAC, namespace)
+    rtnetlink.do(host, made)
+    index = rtnetlink.there(host, name)
+    rtnetlink.do(host, rtnetlink.changed_link(index, alias=mark))
 
 
-async def pair(plan: NetworkPlan, mark: str, host: Any) -> None:
-    """The way out of a namespace that has none any more, down and without addresses. NetlinkError,
-    OSError.
-    """
-    namespace = os.open(netns.path(plan.lease.tap), os.O_RDONLY | os.O_CLOEXEC)
+async def pair(plan: NetworkPlan, mark: str) -> None:
+    """The way out of a namespace that has none any more, down and without addresses. OSError."""
+    await alone("pair", _paired, plan.lease.tap, mark)
+
+
+def _paired(name: str, mark: str) -> None:
+    namespace = os.open(netns.path(name), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        await _pair(plan.lease.tap, mark, namespace, host)
+        with rtnetlink.opened() as host:
+            _pair(name, mark, namespace, host)
     finally:
         os.close(namespace)
 
 
-async def furnish(plan: NetworkPlan, mark: str, inside: Any) -> None:
+async def furnish(plan: NetworkPlan, mark: str) -> None:
     """Have the links in there up, with addresses, routes and neighbours, whatever of that there is.
-    NetlinkError, NetworkError.
+    NetlinkError, OSError, NetworkError.
     """
-    lease = plan.lease
-    await inside.link("set", index=_LOOPBACK, ifalias=mark)
-    (out,) = await inside.link_lookup(ifname=OUT)
-    await shape(inside, out, plan.mbit_s)
-    await inside.link("set", index=out, state="up")
-    await _know(inside, out, lease.uplink_ip, HOST_MAC)
-    for tap in await inside.link_lookup(ifname=lease.tap):  # else it is moved in later
-        # Always the same address: a guest that comes back from memory knows it.
-        await inside.link("set", index=tap, address=host_mac(lease.mac), state="up")
-        await inside.addr("replace", index=tap, address=lease.host_ip, prefixlen=32)
-        guest = f"{lease.guest_ip}/32"
-        await inside.route("replace", dst=guest, oif=tap, scope="link")
-        way = {"dst": "0.0.0.0/0", "gateway": lease.uplink_ip, "flags": _ONLINK}
-        await inside.route("replace", oif=out, **way)
-        await _know(inside, tap, lease.guest_ip, lease.mac)
+    await limit_rate(plan)
+    await alone("furnish", _furnished, plan, mark)
 
 
-async def _know(netlink: Any, link: int, address: str, mac: str) -> None:
-    await netlink.neigh(
-        "replace", ifindex=link, dst=address, lladdr=mac, state=_PERMANENT
-    )
+def _furnished(plan: NetworkPlan, mark: str) -> None:
+    with netns.entered(plan.lease.tap), rtnetlink.opened() as inside:
+        _furnish(plan, mark, inside)
+
+
+def _furnish(plan: NetworkPlan, mark: str, inside: socket.socket) -> None:
+    lease, out = plan.lease, rtnetlink.there(inside, OUT)
+    requests = [
+        rtnetlink.changed_link(_LOOPBACK, alias=mark),
+        rtnetlink.changed_link(out, up=True),
+        rtnetlink.neighbour(out, lease.uplink_ip, HOST_MAC),
+    ]
+    tap = rtnetlink.index_of(inside, lease.tap)
+    if tap is not None:  # else it is moved in later
+        requests += [
+            # Always the same address: a guest that comes back from memory knows it.
+            rtnetlink.changed_link(tap, mac=host_mac(lease.mac), up=True),
+            rtnetlink.address(tap, lease.host_ip, 32),
+            rtnetlink.route(tap, lease.guest_ip),
+            rtnetlink.route(out, gateway=lease.uplink_ip),
+            rtnetlink.neighbour(tap, lease.guest_ip, lease.mac),
+        ]
+    rtnetlink.do(inside, *requests)
 
 
 async def has_tap(plan: NetworkPlan) -> bool:
@@ -195,28 +198,31 @@ async def has_tap(plan: NetworkPlan) -> bool:
         return bool(await inside.link_lookup(ifname=plan.lease.tap))
 
 
-async def connect(plan: NetworkPlan, host: Any) -> None:
+async def connect(plan: NetworkPlan) -> None:
     """Give the link on the host its addresses, and bring it up, whatever of that there is.
-    NetlinkError.
+    NetlinkError, OSError, NetworkError.
     """
+    if plan.mbit_s is not None:
+        async with netlink() as host:
+            index = (await host.link_lookup(ifname=plan.lease.tap))[0]
+            await shape(host, index, plan.mbit_s)
+    await alone("connect", _connect, plan)
+
+
+def _connect(plan: NetworkPlan) -> None:
     lease = plan.lease
-    index = (await host.link_lookup(ifname=lease.tap))[0]
-    for address in outside_addresses(lease):
-        await host.addr("replace", index=index, address=address, prefixlen=32)
-    await shape(host, index, plan.mbit_s)
-    await host.link("set", index=index, state="up")
-    # What the host itself says (no route, too large) comes from an address that the guest takes
-    # for one: the other is its network's broadcast.
-    await host.route(
-        "replace",
-        dst=f"{lease.guest_ip}/32",
-        oif=index,
-        scope="link",
-        prefsrc=lease.host_ip,
-    )
-    await host.neigh(
-        "replace", ifindex=index, dst=lease.guest_ip, lladdr=OUT_MAC, state=_PERMANENT
-    )
+    with rtnetlink.opened() as host:
+        index = rtnetlink.there(host, lease.tap)
+        own = (rtnetlink.address(index, ip, 32) for ip in outside_addresses(lease))
+        rtnetlink.do(
+            host,
+            *own,
+            rtnetlink.changed_link(index, up=True),
+            # What the host itself says (no route, too large) comes from an address that the guest
+            # takes for one: the other is its network's broadcast.
+            rtnetlink.route(index, lease.guest_ip, source=lease.host_ip),
+            rtnetlink.neighbour(index, lease.guest_ip, OUT_MAC),
+        )
 
 
 def outside_addresses(lease: Lease) -> tuple[str, str]:
@@ -262,25 +268,32 @@ async def find(name: str, mark: str) -> None:
 
 
 async def reassign(name: str, mark: str) -> None:
-    """Give it another mark. NetlinkError, OSError."""
-    async with netlink_in(name) as inside:
-        await inside.link("set", index=_LOOPBACK, ifalias=mark)
+    """Give it another mark. OSError."""
+    await alone("mark", _reassigned, name, mark)
+
+
+def _reassigned(name: str, mark: str) -> None:
+    with netns.entered(name), rtnetlink.opened() as inside:
+        rtnetlink.do(inside, rtnetlink.changed_link(_LOOPBACK, alias=mark))
 
 
 async def remove(name: str, mark: str, *, made: bool) -> None:
     """Remove the namespace of that name, if it is there and carries that mark, and all links in it
     under whatever names: the host's end goes with the way out. `made`: as `is_anothers` has it.
-    NetlinkError, OSError, NotOursError.
+    OSError, NotOursError.
     """
     if netns.is_there(name):
-        async with netlink_in(name) as inside:
-            found = await _mark(inside)
-            if is_anothers(found, mark, made=made):
-                raise NotOursError(
-                    f"network namespace {name} is marked {found!r} and is left alone"
-                )
-            for link in [one async for one in await inside.link("dump")]:
-                if link["index"] != _LOOPBACK and kind(link) in {"tun", "veth"}:
-                    with ignore_missing():
-                        await inside.link("del", index=link["index"])
+        await alone("netns", _remove_links, name, mark, made)
     netns.forget(name)
+
+
+def _remove_links(name: str, mark: str, made: bool) -> None:
+    with netns.entered(name), rtnetlink.opened() as inside:
+        found = rtnetlink.alias_of(inside, _LOOPBACK)
+        if is_anothers(found, mark, made=made):
+            raise NotOursError(
+                f"network namespace {name} is marked {found!r} and is left alone"
+            )
+        for link in rtnetlink.links(inside):
+            if link.index != _LOOPBACK and link.kind in {"tun", "veth"}:
+                rtnetlink.remove(inside, link.index)

@@ -26,7 +26,7 @@ from vmdriver.network.netlink import (
     netlink_in,
     write_sysctls,
 )
-from vmdriver.network.shaping import clear_queues
+from vmdriver.network.shaping import clear_queues, shape
 
 _MAIN, _LOCAL_TABLE = 254, 255
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - a destination
@@ -69,7 +69,7 @@ async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
         for index, alias in ((tap, mark if plan.moved else ""), (out, "")):
             await inside.link("set", index=index, ifalias=alias)
             await clear_queues(inside, index)
-        await namespace.furnish(plan, mark, inside)
+        await namespace.furnish(plan, mark)
 
 
 async def _mend_tap(name: str, inside: Any) -> int:
@@ -122,7 +122,7 @@ async def _mend_pair(plan: NetworkPlan, mark: str, inside: Any, host: Any) -> No
     for link in outside:
         with ignore_missing():  # mostly gone with its other end
             await host.link("del", index=link["index"])
-    await namespace.pair(plan, mark, host)
+    await namespace.pair(plan, mark)
 
 
 def _as_made(link: Any, address: str) -> bool:
@@ -222,7 +222,8 @@ async def mend_outside(plan: NetworkPlan, mark: str, host: Any) -> None:
         await _clear(host, {index}, own, {(index, guest)})
         await _clear_neighbours(host, {index}, {(index, lease.guest_ip)})
         await clear_queues(host, index)
-        await namespace.connect(plan, host)
+        await shape(host, index, plan.mbit_s)
+        await namespace.connect(plan)
         return
     await host.link("set", index=found[0], ifalias=mark, address=host_mac(lease.mac))
     await host.addr(

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdriver.network.guard.table_prints import Prints, Table
-from vmdriver.network.guard.wire import NETFILTER, ROUTE, attributes, dump, open_socket
+from vmdriver.network.guard.wire import (
+    NETFILTER,
+    ROUTE,
+    attributes,
+    dumped,
+    open_socket,
+)
 
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR, _GET_RULE = 18, 22, 26, 30, 34
 _GET_QUEUE = 38
@@ -95,19 +101,11 @@ def sysctl_words(name: str) -> str:
     return f"sysctl net/{name}"
 
 
-def _dumped(asked: socket.socket, kind: int, family: int) -> list[bytes]:
-    """A list that was changed while it was read is read again."""
-    for _ in range(10):
-        with contextlib.suppress(BlockingIOError):
-            return dump(asked, kind, struct.pack("=B19x", family))
-    return dump(asked, kind, struct.pack("=B19x", family))
-
-
 def _links(
     asked: socket.socket, wanted: Collection[str] | None, found: dict[str, bytes]
 ) -> dict[int, str]:
     names = {}
-    for data in _dumped(asked, _GET_LINK, socket.AF_UNSPEC):
+    for data in dumped(asked, _GET_LINK, socket.AF_UNSPEC):
         _, kind, index, flags, _ = _LINK.unpack_from(data)
         known = dict(attributes(data, _LINK.size))
         name = known[3].rstrip(b"\0").decode(errors="replace")
@@ -123,7 +121,7 @@ def _links(
 def _addresses(
     asked: socket.socket, names: Mapping[int, str]
 ) -> Iterator[tuple[str, bytes]]:
-    for data in _dumped(asked, _GET_ADDRESS, socket.AF_INET):
+    for data in dumped(asked, _GET_ADDRESS, socket.AF_INET):
         _, length, _, _, index = _ADDRESS.unpack_from(data)
         known = dict(attributes(data, _ADDRESS.size))
         if index in names:
@@ -134,7 +132,7 @@ def _addresses(
 def _routes(
     asked: socket.socket, names: Mapping[int, str]
 ) -> Iterator[tuple[str, bytes]]:
-    for data in _dumped(asked, _GET_ROUTE, socket.AF_INET):
+    for data in dumped(asked, _GET_ROUTE, socket.AF_INET):
         _, length, _, tos, table, _, scope, kind, _ = _ROUTE.unpack_from(data)
         known = dict(attributes(data, _ROUTE.size))
         (index,) = struct.unpack("=i", known.get(4, b"\0\0\0\0"))
@@ -149,7 +147,7 @@ def _routes(
 def _neighbours(
     asked: socket.socket, names: Mapping[int, str]
 ) -> Iterator[tuple[str, bytes]]:
-    for data in _dumped(asked, _GET_NEIGHBOUR, socket.AF_INET):
+    for data in dumped(asked, _GET_NEIGHBOUR, socket.AF_INET):
         family, index, state, flags, _ = _NEIGHBOUR.unpack_from(data)
         known = dict(attributes(data, _NEIGHBOUR.size))
         if index in names and family == socket.AF_INET and state & _PERMANENT:
@@ -164,7 +162,7 @@ def _queues(
     """Those that somebody chose: what the kernel begins with has no number. One that keeps nothing
     changes nothing; libvirt gives it to the link of that name at each start.
     """
-    for data in _dumped(asked, _GET_QUEUE, socket.AF_UNSPEC):
+    for data in dumped(asked, _GET_QUEUE, socket.AF_UNSPEC):
         _, index, handle, parent, _ = _QUEUE.unpack_from(data)
         known = dict(attributes(data, _QUEUE.size))
         if index in names and handle and known[1] != b"noqueue\0":
@@ -174,5 +172,5 @@ def _queues(
 
 def _rules(asked: socket.socket) -> Iterator[tuple[str, bytes]]:
     """What chooses a table of routes. Only in a namespace that is all ours."""
-    for number, data in enumerate(_dumped(asked, _GET_RULE, socket.AF_INET)):
+    for number, data in enumerate(dumped(asked, _GET_RULE, socket.AF_INET)):
         yield f"routing rule {number}", data

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import Any
 
 from vmdriver.errors import ConfigError
+from vmdriver.host.threads import alone
 from vmdriver.lifecycle.launch.environment import INNER_SANDBOX_NETWORK
-from vmdriver.network.netlink import attribute, netlink, translated
+from vmdriver.network import rtnetlink
+from vmdriver.network.netlink import translated
 
 _MAIN_TABLE, _LOCAL_TABLE = 254, 255
+_MARKED = "vmdriver/"
+"""What aliases of machines' links begin with."""
 
 
-async def _links_of_machines(host: Any) -> set[int]:
-    return {
-        link["index"]
-        async for link in await host.link("dump")
-        if (attribute(link, "IFLA_IFALIAS") or "").startswith("vmdriver/")
-    }
+def _links_of_machines(host: socket.socket) -> set[int]:
+    found = rtnetlink.links(host)
+    return {link.index for link in found if (link.alias or "").startswith(_MARKED)}
 
 
 async def connected_networks() -> list[ipaddress.IPv4Network]:
@@ -26,18 +26,15 @@ async def connected_networks() -> list[ipaddress.IPv4Network]:
     route and our links'. NetworkError.
     """
     with translated("list routes"):
-        async with netlink() as host:
-            ours = await _links_of_machines(host)
-            networks = []
-            async for route in await host.route(
-                "dump", family=socket.AF_INET, table=_MAIN_TABLE
-            ):
-                destination = attribute(route, "RTA_DST")
-                if destination is not None and attribute(route, "RTA_OIF") not in ours:
-                    networks.append(
-                        ipaddress.IPv4Network(f"{destination}/{route['dst_len']}")
-                    )
-    return networks
+        return await alone("look", _reached, _MAIN_TABLE, False)
+
+
+def _reached(table: int, machines: bool) -> list[ipaddress.IPv4Network]:
+    """Destinations of that table; of the links of any driver's machines too, if `machines`."""
+    with rtnetlink.opened() as host:
+        ours = set() if machines else _links_of_machines(host)
+        found = rtnetlink.destinations(host, table)
+    return [network for network, link in found if link not in ours]
 
 
 async def own_addresses(
@@ -47,19 +44,8 @@ async def own_addresses(
     and its loopback, which are denied to everybody anyway. Not `of_machines`: without those of
     links of any driver's machines. NetworkError.
     """
-    found = set()
     with translated("list addresses"):
-        async with netlink() as host:
-            machines = set() if of_machines else await _links_of_machines(host)
-            async for route in await host.route(
-                "dump", family=socket.AF_INET, table=_LOCAL_TABLE
-            ):
-                destination = attribute(route, "RTA_DST")
-                link = attribute(route, "RTA_OIF")
-                if destination is not None and link not in machines:
-                    found.add(
-                        ipaddress.IPv4Network(f"{destination}/{route['dst_len']}")
-                    )
+        found = set(await alone("look", _reached, _LOCAL_TABLE, of_machines))
     return tuple(
         str(network)
         for network in sorted(found)
