@@ -313,12 +313,14 @@ class Driver:
         """Before the first call to libvirt, with the lock held."""
         if self.embedded:
             make_way(self.layout.libvirt, self.layout.clearing)
+            offer = await self.box_trial.offer(None)
             write_embedded_configuration(
                 self.layout.libvirt,
                 self.config.driver.qemu_user,
                 self.config.driver.qemu_group,
                 self.layout.clearing,
                 own_cgroups=bool(self.cgroups.controllers),
+                boxed="box" in offer.parts,
             )
             remove_torn_definitions(self.libvirt_root)
             forget_earlier_boot(self.libvirt_root, facts.boot_id())

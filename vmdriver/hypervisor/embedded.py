@@ -52,9 +52,12 @@ def write_embedded_configuration(
     clearing: Clearing | None = None,
     *,
     own_cgroups: bool = False,
+    boxed: bool = False,
 ) -> None:
     """qemu.conf for the embedded driver. There is no virtlogd, and we own our files:
     libvirt must not chown them. `own_cgroups`: we put machines into cgroups; libvirt does not.
+    `boxed`: every QEMU is begun in a box, which has devices of its own; libvirt makes no second
+    /dev around it, for which it would fork this process three times at each start.
     """
     directory = root / "etc"
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -69,6 +72,8 @@ def write_embedded_configuration(
     }
     if own_cgroups:
         lines["cgroup_controllers"] = "[ ]"
+    if boxed:
+        lines["namespaces"] = "[ ]"
     text = "".join(f"{key} = {value}\n" for key, value in lines.items())
     file, part = directory / "qemu.conf", directory / ".qemu.conf.part"
     # On a full disk, writing the same again would leave nothing.
