@@ -153,6 +153,18 @@ async def test_an_operators_snapshot_names_its_steps_and_what_is_built_for_all_i
     await driver.close()
 
 
+async def test_news_from_outside_of_a_sandboxs_own_loop_name_it_too(
+    lines: Log,
+) -> None:
+    driver = await running()
+    lines()
+    driver.tell("s1", "NetworkRestored", "what its guard tells")
+    line = said(lines(), "NetworkRestored")
+    assert line["sandbox"] == "s1"
+    assert "trace" not in line
+    await driver.close()
+
+
 async def test_threads_know_what_they_were_begun_for() -> None:
     threads = Threads("test", 1)
     with being_at(sandbox="s1", step="tap"):

@@ -235,6 +235,7 @@ class Sandbox:
             self.record.id,
             reason,
             message,
+            extra={"sandbox": self.record.id},
         )
         measures.event(event.reason, event.type)
         self._show(Happened(self.record.id, event))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vmdriver.host.log_context import at_nothing
 from vmdriver.network.guard.table_prints import Table
 from vmdriver.network.guard.wire import (
     NETFILTER,
@@ -83,7 +84,8 @@ class Listener:
     def start(self, told: Callable[[Heard], None]) -> None:
         """Begin to tell."""
         self._told = told
-        self._listen()
+        # For as long as it lives, not for the launch that it was begun in.
+        at_nothing().run(self._listen)
 
     def _listen(self) -> None:
         self._timer = None
