@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.fakes.hostile_registry import hostile_registry
 from tests.fakes.oci_layout import Layout, entry, layer
 from tests.fakes.registry import push, registry
 from tests.fakes.settings import image_rules
 from vmdriver.config import config_of
 from vmdriver.config.views import image_policy
-from vmdriver.errors import HostError, NotFound
+from vmdriver.errors import HostError, ImageError, NotFound
 from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads
+from vmdriver.oci import files
 from vmdriver.oci.image_service import KEPT, ImageService
 from vmdriver.oci.kept import KeptNames
 
@@ -158,3 +162,68 @@ def test_the_last_name_of_a_beginning_is_the_one_that_was_kept_last(
     assert names.last("example.org/s:") == "example.org/s:2"
     names.keep("example.org/s:1", "sha256:" + "9" * 64)
     assert names.last("example.org/s:") == "example.org/s:1"
+
+
+def test_two_names_that_are_kept_at_once_are_both_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a driver's first create does: its image, and the supervisor's."""
+    names = KeptNames(tmp_path / KEPT, ("example.org/a", "example.org/b"))
+    inside, publish = threading.Semaphore(0), files.publish
+    failed: list[BaseException] = []
+
+    def slow(*arguments: Any, **named: Any) -> None:
+        inside.release()
+        # The other one, if it gets that far; it does not where one is kept after the other.
+        both.wait(0.5)
+        publish(*arguments, **named)
+
+    def keep(name: str) -> None:
+        try:
+            names.keep(f"example.org/{name}:1", f"sha256:{name * 64}")
+        except BaseException as error:
+            failed.append(error)
+
+    both = threading.Event()
+    monkeypatch.setattr(files, "publish", slow)
+    threads = [threading.Thread(target=keep, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    assert inside.acquire(timeout=5)
+    if inside.acquire(timeout=0.3):
+        both.set()
+    for thread in threads:
+        thread.join(10)
+    assert failed == []
+    again = KeptNames(tmp_path / KEPT, ("example.org/a", "example.org/b"))
+    for name in "ab":
+        assert again.digest(f"example.org/{name}:1") == f"sha256:{name * 64}"
+
+
+async def test_a_registry_that_sends_something_else_for_a_digest_moves_no_kept_name(
+    tmp_path: Path,
+) -> None:
+    with hostile_registry() as hostile:
+        name = f"{hostile.address}/base:1"
+        rules = image_rules(
+            (hostile.address,),
+            refresh_s=0,
+            kept_repositories=(f"{hostile.address}/base",),
+        )
+        store = ImageService(
+            tmp_path / "store", Threads("kept", 2), rules, numbers=UserNamespace()
+        )
+        await store.open()
+        first = hostile.image("base", [])
+        (tmp_path / "store" / KEPT).write_text(json.dumps({name: first}))
+        other = hostile.image("base", [], b"{}")
+        answers = hostile.answers
+        answers[f"base/manifests/{first}"] = answers[f"base/manifests/{other}"]
+        for reference in (name, f"{hostile.address}/base@{first}"):
+            with pytest.raises(ImageError, match=f"its manifest is not {first}"):
+                await store.prepare(reference, "s", lambda _: None)
+            with pytest.raises(ImageError, match=f"its manifest is not {first}"):
+                await store.tree(reference, "s", lambda _: None)
+        kept = json.loads((tmp_path / "store" / KEPT).read_text())
+        assert kept == {name: first}
+        await store.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from pathlib import Path
 
 from vmdriver.errors import InvalidRequest
@@ -24,6 +25,8 @@ class KeptNames:
     def __init__(self, path: Path, repositories: tuple[str, ...]) -> None:
         self._path, self._repositories = path, repositories
         self._known: dict[str, str] | None = None
+        self._keeping = threading.Lock()
+        """Both published names are kept by a driver's first create, at the same time."""
 
     def digest(self, reference: str) -> str:
         """What that name is kept to; "": nothing yet, or it is none of them."""
@@ -38,15 +41,17 @@ class KeptNames:
     def keep(self, reference: str, digest: str) -> None:
         """Durably, in place of what it was kept to before; no effect for other names. OSError."""
         found = self._mine(reference)
-        if found is None or self.digest(reference) == digest:
+        if found is None:
             return
-        names = {**self._names()}
-        names.pop(str(found), None)
-        names[str(found)] = digest
-        part = self._path.with_name(f".work-{self._path.name}")
-        part.write_text(json.dumps(names, indent=1))
-        files.publish(part, self._path, mode=0o600)
-        self._known = names
+        with self._keeping:
+            names = {**self._names()}
+            if names.pop(str(found), "") == digest:
+                return
+            names[str(found)] = digest
+            part = self._path.with_name(f".work-{self._path.name}")
+            part.write_text(json.dumps(names, indent=1))
+            files.publish(part, self._path, mode=0o600)
+            self._known = names
         _log.info("%s is %s from now on", found, digest)
 
     def _mine(self, reference: str) -> Reference | None:

@@ -92,20 +92,23 @@ class Resolver:
     async def _look(self, reference: str, source: Source) -> Resolved:
         name, names = reference[:200], [source.name]
         raw = await self._skopeo.manifest(source)
+        # `skopeo inspect --raw` shows what a registry sends, whatever was asked for.
+        _, pinned, digest = source.name.partition("@") if source.registry else ("",) * 3
+        if pinned:
+            _check(raw, digest, name)
         document = manifest.read(raw, name)
         if manifest.is_index(document):
             names.append(source.at(manifest.digest_of(raw)).name)
             digest = manifest.choose(document, facts.oci_architecture(), name)
             source = source.at(digest)
             raw = await self._manifest_of(source, digest)
-            if manifest.digest_of(raw) != digest:
-                raise ImageError(f"image {name}: its manifest is not {digest}")
+            _check(raw, digest, name)
             document = manifest.read(raw, name)
         found = manifest.parse(document, raw, name)
         source = source.at(found.digest)
         names.append(source.name)
-        pinned = tuple(dict.fromkeys(n for n in names if "@sha256:" in n))
-        return Resolved(reference, source, found, pinned)
+        held = tuple(dict.fromkeys(n for n in names if "@sha256:" in n))
+        return Resolved(reference, source, found, held)
 
     async def _manifest_of(self, source: Source, digest: str) -> bytes:
         if source.registry:
@@ -118,6 +121,11 @@ class Resolver:
             raise ImageError(
                 f"{directory} does not hold the image {digest}: {error.strerror}"
             ) from error
+
+
+def _check(raw: bytes, digest: str, name: str) -> None:
+    if manifest.digest_of(raw) != digest:
+        raise ImageError(f"image {name}: its manifest is not {digest}")
 
 
 def _read(path: Path) -> bytes:
