@@ -33,6 +33,7 @@ from vmdriver.hypervisor.embedded import (
     write_embedded_configuration,
 )
 from vmdriver.hypervisor.guest_agent import GuestAgent
+from vmdriver.hypervisor.guest_programs import AgentPrograms
 from vmdriver.hypervisor.kvm.accelerator import AcceleratorProbe
 from vmdriver.hypervisor.kvm.trial import Trial
 from vmdriver.hypervisor.machines import Machines
@@ -268,6 +269,11 @@ class Driver:
             MachineUsers(self.layout, self._files),
             GatewayService(self.settings.endpoint, self.settings.tls),
         )
+
+    @property
+    def programs(self) -> AgentPrograms:
+        """Operators' commands in guests."""
+        return AgentPrograms(GuestAgent(self.connection))
 
     async def recover(self) -> None:
         """Prepare the host and take up what there is."""

@@ -106,6 +106,10 @@ class LoadRefused(HypervisorError):
     """QEMU itself does not take a kept memory; not one that was killed or could not be started."""
 
 
+class GuestRefused(HypervisorError):
+    """The agent in a guest says no."""
+
+
 class NetworkError(HostError):
     """A tap, an address or a firewall table could not be made or removed."""
 

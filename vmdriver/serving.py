@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 from vmdriver import __version__
 from vmdriver.app import Driver, open_driver
 from vmdriver.config import WITHOUT_MEANING, Config, Loaded
-from vmdriver.config.views import admin_socket, machine_uids
+from vmdriver.config.views import admin_socket, exec_socket, machine_uids
 from vmdriver.errors import ConfigError
 from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
 from vmdriver.host.service_manager import ServiceManager
 from vmdriver.host.users.uid_claim import UidClaim
+from vmdriver.lifecycle.control.commands import Commands
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.service import admin, servicer
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
 from vmdriver.service.servicer import Identity, Readiness
+from vmdriver.service.streams.server import StreamServer
 from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.programs.needed import missing
@@ -64,10 +67,12 @@ async def run_server(
         manager.accompany(started), name="service manager"
     )
     servers = await _listen(config, driver, readiness)
+    streams = _streams(driver, readiness)
     try:
+        await _serve_commands(driver, streams)
         telemetry = await _watched(driver)
     except ConfigError:
-        await _end(driver, servers, None)
+        await _end(driver, servers, streams, None)
         raise
     await _boot_files(config, layout)
     _say_where_and_what_is_missing(config, layout)
@@ -76,7 +81,7 @@ async def run_server(
     finally:
         accompanied.cancel()
         manager.tell("STOPPING=1", "STATUS=ending; machines go on")
-        await _end(driver, servers, telemetry)
+        await _end(driver, servers, streams, telemetry)
         claim.release()
         lock.release()
 
@@ -134,6 +139,27 @@ async def _listen(
     )
 
 
+def _streams(driver: Driver, readiness: Readiness) -> StreamServer:
+    """For operators' commands in guests."""
+    made: list[Commands] = []
+
+    async def commands() -> Commands:
+        manager = await readiness.manager()
+        if not made:
+            find = Operations(manager).find
+            made.append(Commands(find=find, programs=driver.programs))
+        return made[0]
+
+    return StreamServer(commands)
+
+
+async def _serve_commands(driver: Driver, streams: StreamServer) -> None:
+    if driver.config.guest.operator_exec:
+        path = exec_socket(driver.config)
+        driver.layout.make_way_for_socket(path)
+        await streams.start(path)
+
+
 async def _watched(driver: Driver) -> Telemetry | None:
     """The SDK is some 4 MiB (measured), which nobody pays for who does not use it."""
     config = driver.config
@@ -145,13 +171,17 @@ async def _watched(driver: Driver) -> Telemetry | None:
 
 
 async def _end(
-    driver: Driver, servers: tuple[Server, Server], telemetry: Telemetry | None
+    driver: Driver,
+    servers: tuple[Server, Server],
+    streams: StreamServer,
+    telemetry: Telemetry | None,
 ) -> None:
     """Whoever told us to end does not wait: each step has its time, and what it leaves behind
     is the next driver's. What is told to those who watch is sent meanwhile.
     """
     begun = time.monotonic()
     telling = asyncio.ensure_future(telemetry.close()) if telemetry else None
+    await streams.close()
     driver.broadcaster.close()  # open watches would otherwise hold the server for its whole grace
     await asyncio.gather(*(server.stop(0.5) for server in servers))
     background = asyncio.ensure_future(driver.manager.close_background())

@@ -8,7 +8,7 @@
  *
  * A number that comes again is answered again, and nothing is done: whoever asks may have to ask twice to be heard.
  *
- * ping                        answers
+ * ping                        answers; with commands=1 where operators' commands are known, operator=1 where they are allowed
  * flush                       freezes the root file system: everything is on disk, nothing more can be written
  * freeze timeout_ms=N         stops every process of the workload (cgroup freezer), then writes the disks out
  * thaw [clock_ns=N]           lets the workload run, after setting the wall clock if it is behind
@@ -16,6 +16,7 @@
  *                             random generator, TCP connections to the outside, the neighbours' ARP entries, token and
  *                             TLS files (from the seed disk); then thaws
  * adopt clock_ns=N seed=HEX   releases init from its barrier: the machine gets its identity
+ * begin, io, end              operators' commands, where the machine was begun with them allowed: see commands.h
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,13 +47,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LONGEST 4096
+#include "commands.h"
+
+#define LONGEST 16384
 #define MOST_ADDRESSES 512
 #define MOST_SOCKETS 8192
 #define MOST_NAMESPACES 256
 
 static int port, cgroups;
-static char answer[512];
+static char answer[COMMANDS_REPLY];
 
 static double now_ms(void) {
     struct timespec t;
@@ -421,7 +424,11 @@ static void perform(const char *request) {
         renew(request);
     else if (is(request, "adopt"))
         adopt(request);
-    else if (!is(request, "ping"))
+    else if (is(request, "begin") || is(request, "io") || is(request, "end"))
+        commands_perform(request, cgroups, answer);
+    else if (is(request, "ping"))
+        sprintf(answer, "ok commands=1 operator=%d", commands_allowed());
+    else
         strcpy(answer, "error unknown verb");
 }
 
@@ -486,6 +493,6 @@ int main(int argc, char **argv) {
         /* Edge-triggered: while no host is connected the port reports a hang-up without end. */
         while ((size = read(port, bytes, sizeof bytes)) > 0)
             take(bytes, size);
-        epoll_wait(poller, &event, 1, -1);
+        epoll_wait(poller, &event, 1, commands_tick());
     }
 }

@@ -25,6 +25,7 @@ _PLACES = {
     "upkeep_every_s": (f"{_CORE}.control.image_upkeep._INTERVAL_S",),
     "most_templates": (f"{_CORE}.templates.template._MOST",),
     "read_s": ("vmdriver.storage.checkpoints._READ_S",),
+    "command_silence_s": (f"{_CORE}.control.commands._SILENCE_S",),
     "ready_s": ("vmdriver.service.servicer._READY_WAIT_S",),
 }
 

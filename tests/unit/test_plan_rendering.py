@@ -360,7 +360,7 @@ def test_host_names(name: str, expected: str) -> None:
 
 
 def test_the_seed_holds_what_init_reads() -> None:
-    value = plan()
+    value = plan().model_copy(update={"operator_exec": True})
     data = seed.build(
         value,
         {**value.environment, "X": "1"},
@@ -390,6 +390,15 @@ def test_the_seed_holds_what_init_reads() -> None:
         assert name in {"init/barrier", *content} or any(
             m.startswith(name.rstrip("/.")) for m in members
         ), f"init reads {name}"
+
+
+def test_operators_are_let_in_only_where_the_plan_says_so() -> None:
+    for allowed in (False, True):
+        value = plan().model_copy(update={"operator_exec": allowed})
+        data = seed.build(value, {}, seed.Secrets({}))
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            assert ("init/operator-exec" in archive.getnames()) is allowed
+    assert plan().operator_exec is False
 
 
 LAUNCH = r"""

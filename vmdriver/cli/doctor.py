@@ -15,7 +15,16 @@ from vmdriver.cli.finding import failed as _failed
 from vmdriver.cli.guest_findings import guest_findings
 from vmdriver.cli.hypervisor_findings import libvirt_findings
 from vmdriver.cli.next_steps import Outcome, next_steps, outcome
-from vmdriver.cli.terminal import indented, leveled, print_json, say
+from vmdriver.cli.terminal import (
+    BAD,
+    GOOD,
+    HEAD,
+    Styled,
+    indented,
+    leveled,
+    print_json,
+    say,
+)
 from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
 from vmdriver.config.views import image_policy, machine_uids, qemu_owner
@@ -334,9 +343,10 @@ def _print(findings: list[Finding]) -> None:
         level = leveled(finding.level)
         say(level, f"  {finding.check}: {indented(finding.message)}")
         if finding.advice:
-            print(f"      -> {indented(finding.advice)}")
+            say(f"      -> {indented(finding.advice)}")
     came_to = outcome(findings)
-    print(f"\n{came_to.text}{'.' if came_to is Outcome.FINE else ':'}")
+    style = GOOD if came_to is Outcome.FINE else HEAD
+    say("\n", Styled(f"{came_to.text}{'.' if came_to is Outcome.FINE else ':'}", style))
     for number, step in enumerate(next_steps(findings), 1):
-        print(f"{number:3}. {step.do}")
-        print(f"     {'needed' if step.blocks else 'for'}: {indented(step.why)}")
+        say(f"{number:3}. ", Styled(step.do, BAD if step.blocks else HEAD))
+        say(f"     {'needed' if step.blocks else 'for'}: {indented(step.why)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.cli import demo, doctor_command
+from vmdriver.cli import commands_arguments, demo, doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
@@ -141,6 +141,12 @@ def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the guest's own bytes: what they do to a terminal, they do",
     )
+    commands_arguments.add_to_console(one)
+    text = commands_arguments.TEXT
+    one = commands.add_parser(
+        "exec", help=text, description=text, parents=[common], allow_abbrev=False
+    )
+    commands_arguments.add_to_exec(one)
 
 
 def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -256,9 +262,13 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.images import images
 
         return images(loaded, arguments)
+    if arguments.command == "exec" or getattr(arguments, "interactive", False):
+        from vmdriver.cli import commands as operators
+
+        return operators.run(loaded, arguments)
     if arguments.command in {"suspend", "resume", "snapshot", "template"}:
         return int(getattr(memory, arguments.command)(loaded, arguments))
-    commands: dict[str, Any] = {
+    works: dict[str, Any] = {
         "config": lambda: show.config(loaded, as_json=arguments.json),
         "console": lambda: show.console(
             loaded,
@@ -271,7 +281,7 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
             loaded, dry_run=arguments.dry_run, as_json=arguments.json
         ),
     }
-    return int(commands[arguments.command]())
+    return int(works[arguments.command]())
 
 
 def _look(arguments: argparse.Namespace, loaded: Loaded) -> int:

@@ -7,14 +7,15 @@ it needs.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from vmdriver.host.visible import visible
+from vmdriver.host.visible import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -60,6 +61,32 @@ def write_raw(data: bytes) -> None:
     stream.flush()
     stream.buffer.write(data)
     stream.buffer.flush()
+
+
+def guests_writers(
+    *, shown: bool
+) -> tuple[Callable[[bytes], None], Callable[[bytes], None]]:
+    """What write a guest's output and errors to ours: as it is, or, where `shown`, to a terminal
+    as text that does nothing to it.
+    """
+    return _writer(sys.stdout, shown=shown), _writer(sys.stderr, shown=shown)
+
+
+def _writer(stream: TextIO, *, shown: bool) -> Callable[[bytes], None]:
+    plain = _as_it_is(stream)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    shown = shown and plain.isatty()
+
+    def write(data: bytes) -> None:
+        if shown:
+            plain.write(visible_lines(decoder.decode(data)))
+            plain.flush()
+            return
+        plain.flush()
+        plain.buffer.write(data)
+        plain.buffer.flush()
+
+    return write
 
 
 def indented(text: str) -> str:

@@ -49,6 +49,13 @@ class GuestSettings(Frozen):
         True, description="what guests are told about the gateway's telemetry"
     )
 
+    operator_exec: bool = Field(
+        False,
+        description="vmdriver exec and console -i: the host's root may run programs in guests, "
+        "past the supervisor and its policy; in machines that are started from then on; noted with "
+        "who and what",
+    )
+
     @field_validator("supervisor_path", mode="before")
     @classmethod
     def _unset(cls, value: Any) -> Any:

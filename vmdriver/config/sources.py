@@ -88,6 +88,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # noqa: TID251
 
 
+def terminal_kind() -> str:
+    """Of the terminal that this process has, as programs call it; "" where it has none."""
+    return os.environ.get("TERM", "")[:31]  # noqa: TID251 - the one place
+
+
 def _flattened(values: dict[str, Any]) -> dict[str, Any]:
     """[templates] enabled = ... is templates_enabled."""
     flat = {key: value for key, value in values.items() if key != "templates"}

@@ -110,6 +110,12 @@ def admin_socket(config: Config) -> Path:
     return Path("/run/vmdriver") / f"admin-{digest}" / "admin.sock"
 
 
+def exec_socket(config: Config) -> Path:
+    """Where operators' commands in guests are served: beside the admin socket."""
+    path = admin_socket(config)
+    return path.with_name("exec.sock" if path.name != "exec.sock" else "exec2.sock")
+
+
 def machine_uids(config: Config) -> MachineUids:
     """The host users that machines run as. Another state directory than the default one has
     numbers of its own among those that nobody is known to use.

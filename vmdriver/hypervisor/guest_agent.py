@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from secrets import token_hex
 
 from vmdriver.errors import HypervisorError
@@ -33,9 +33,27 @@ class GuestAgent:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def ping(self, domain: str, limit_s: float) -> None:
-        """Whether the agent answers at all."""
-        await self._ask(domain, "ping", dict, limit_s)
+    async def ping(self, domain: str, limit_s: float) -> dict[str, str]:
+        """Whether the agent answers at all, and what it says that it can do."""
+        return await self._ask(domain, "ping", dict, limit_s)
+
+    async def request(
+        self,
+        domain: str,
+        verb: str,
+        fields: Mapping[str, str],
+        limit_s: float,
+        longest: int,
+    ) -> str:
+        """Another verb, with an answer of up to `longest` bytes, as it was said."""
+        path = await self._path(domain)
+        return await self._connection.lanes.attend(
+            domain,
+            f"ask {domain} to {verb}",
+            guest_channel.ask_text(
+                path, verb, lambda: fields, limit_s, longest=longest
+            ),
+        )
 
     async def flush(self, domain: str, limit_s: float) -> None:
         await self._ask(domain, "flush", dict, limit_s)
@@ -78,13 +96,7 @@ class GuestAgent:
         limit_s: float,
         begin: Callable[[], Awaitable[None]] | None = None,
     ) -> dict[str, str]:
-        path = await self._connection.call(
-            f"channel of {domain}",
-            lambda c: domain_reading.read_channel(c.lookupByName(domain).XMLDesc()),
-            domain,
-        )
-        if not path:
-            raise HypervisorError(f"domain {domain} has no channel to its guest")
+        path = await self._path(domain)
         begun = time.monotonic()
 
         async def run() -> None:
@@ -100,3 +112,13 @@ class GuestAgent:
         )
         _log.debug("outside: guest %s took %.4f s", verb, time.monotonic() - begun)
         return answer
+
+    async def _path(self, domain: str) -> str:
+        path = await self._connection.call(
+            f"channel of {domain}",
+            lambda c: domain_reading.read_channel(c.lookupByName(domain).XMLDesc()),
+            domain,
+        )
+        if not path:
+            raise HypervisorError(f"domain {domain} has no channel to its guest")
+        return path

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from vmdriver.errors import HypervisorError, TimedOut
+from vmdriver.errors import GuestRefused, HypervisorError, TimedOut
 
 CHANNEL = "org.openshell.vmdriver.0"
 """Name of the virtio-serial port."""
@@ -36,17 +36,29 @@ async def ask(
     timeout_s: float,
     begin: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[str, str]:
-    """Send one request over the channel's socket; the fields of the answer. With `begin`, the
+    """Send one request over the channel's socket; the short fields of the answer. Errors as of
+    `ask_text`.
+    """
+    return dict(_FIELD.findall(await ask_text(path, verb, fields, timeout_s, begin)))
+
+
+async def ask_text(
+    path: str,
+    verb: str,
+    fields: Fields,
+    timeout_s: float,
+    begin: Callable[[], Awaitable[None]] | None = None,
+    longest: int = _LONGEST_LINE,
+) -> str:
+    """The same; the answer as it was said, at most `longest` bytes of it. With `begin`, the
     machine runs when that has returned: the channel is open before, the request is made then.
 
-    TimedOut when the guest does not answer, HypervisorError with the guest's own (cleaned)
-    words when it says no; what `begin` raises.
+    TimedOut when the guest does not answer, GuestRefused with the guest's own (cleaned) words when
+    it says no, HypervisorError where it cannot be asked; what `begin` raises.
     """
     with _said(verb, timeout_s):
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_unix_connection(
-                path, limit=_LONGEST_LINE
-            )
+            reader, writer = await asyncio.open_unix_connection(path, limit=longest)
     try:
         if begin is not None:
             await begin()
@@ -109,9 +121,9 @@ async def _answer(reader: asyncio.StreamReader, number: str) -> str:
     raise OSError("the guest answers something else")
 
 
-def _parse(verb: str, text: str) -> dict[str, str]:
+def _parse(verb: str, text: str) -> str:
     status, _, rest = text.partition(" ")
     if status != "ok":
         words = "".join(c if c.isprintable() else "?" for c in rest)[:300]
-        raise HypervisorError(f"the guest refused to {verb}: {words}")
-    return dict(_FIELD.findall(rest))
+        raise GuestRefused(f"the guest refused to {verb}: {words}")
+    return rest

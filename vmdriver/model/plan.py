@@ -205,6 +205,8 @@ class LaunchPlan(Frozen):
     """Most that QEMU keeps of translated code. None: what it likes, as of a plan from before there
     was a bound, or nothing is translated.
     """
+    operator_exec: bool = False
+    """The guest's agent runs commands for operators."""
     template: str | None = None
     """Key of the template that the machine goes on from; None: it boots."""
 

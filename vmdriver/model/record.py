@@ -33,6 +33,9 @@ RESTORE_FAILED = "RestoreFailed"
 CONSOLE_FOLLOWS = "; the console ends with:"
 """Behind this, a message has the guest's output to its end: what must not be told leaves it out."""
 
+COMMAND_FOLLOWS = ", which is:"
+"""Behind this, a message has an operator's command to its end, which may hold a secret."""
+
 
 class Failure(Frozen):
     """Why a sandbox is not running although it was meant to."""

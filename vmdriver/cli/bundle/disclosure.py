@@ -32,6 +32,7 @@ from vmdriver.model.plan import (
     Processor,
 )
 from vmdriver.model.record import (
+    COMMAND_FOLLOWS,
     CONSOLE_FOLLOWS,
     Change,
     ExtensionState,
@@ -70,7 +71,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
             "image_digest image_config disks console network environment_by drop_ins devices "
             "required_features hostname hosts sandbox_uid sandbox_gid pids_max disk_iops "
             "disk_mib_s "
-            "user wall processor translated_mib template"
+            "user wall processor translated_mib operator_exec template"
         ),
         "environment drop_in_environment",
     ),
@@ -130,7 +131,7 @@ SETTINGS_TOLD = (
     "image_registries_conf image_signature_policy image_certs_dir image_refresh_s max_image_mib "
     "max_image_files image_cache_mib image_cache_days image_free_floor_mib "
     "prefetch_default_image supervisor_path supervisor_image sandbox_uid sandbox_gid pids_max "
-    "telemetry extensions request_parameters"
+    "telemetry operator_exec boot_files extensions request_parameters"
 )
 """Paths of keys and credentials are told, not what is in them."""
 SETTINGS_WITHHELD = "extension"
@@ -212,9 +213,11 @@ def withheld(value: Any) -> Any:
 
 
 def without_console(text: str) -> str:
-    """A message without the guest's output, which it may end with."""
-    before, found, _ = text.partition(CONSOLE_FOLLOWS)
-    return f"{before}{found} {WITHHELD}" if found else text
+    """A message without the guest's output or an operator's command, which it may end with."""
+    for marker in (CONSOLE_FOLLOWS, COMMAND_FOLLOWS):
+        before, found, _ = text.partition(marker)
+        text = f"{before}{found} {WITHHELD}" if found else text
+    return text
 
 
 def disclosed_entry(line: Any) -> Any:

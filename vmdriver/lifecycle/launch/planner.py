@@ -283,6 +283,7 @@ def resolve(
         sandbox_uid=settings.sandbox_uid,
         sandbox_gid=settings.sandbox_gid,
         pids_max=settings.pids_max,
+        operator_exec=settings.operator_exec,
         processor=facts.processor,
     )
     return bounded(walled(throttled(plan, spec, settings), settings))

@@ -74,6 +74,7 @@ class Settings:
     """0: no limit."""
     guest_log_level: str
     telemetry: bool
+    operator_exec: bool
     on_stop: Literal["shutdown", "suspend"]
     on_restore_failure: Literal["cold-boot", "fail"]
     freeze_timeout_s: float

@@ -1,0 +1,44 @@
+"""What `vmdriver exec` and `vmdriver console -i` take."""
+
+from __future__ import annotations
+
+import argparse
+
+TEXT = (
+    "run a command in a sandbox's machine, past its supervisor, and end with its exit code "
+    "(operator_exec; noted with who and what)"
+)
+
+
+def add_to_console(one: argparse.ArgumentParser) -> None:
+    """Its own."""
+    one.add_argument(
+        "--interactive",
+        "-i",
+        action="store_true",
+        help="instead, a shell in the machine on this terminal; Ctrl-] ends it (operator_exec)",
+    )
+    one.add_argument(
+        "--root",
+        action="store_true",
+        help="with -i: as the guest's root, not as sandbox",
+    )
+
+
+def add_to_exec(one: argparse.ArgumentParser) -> None:
+    """Its own."""
+    one.add_argument("id", help="sandbox id, or a unique name")
+    one.add_argument("words", nargs="+", metavar="WORD", help="behind --")
+    one.add_argument(
+        "--root", action="store_true", help="as the guest's root, not as sandbox"
+    )
+    one.add_argument(
+        "--timeout",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="then it is ended; 0: whenever it ends",
+    )
+    one.add_argument(
+        "--raw", action="store_true", help="its own bytes also to a terminal"
+    )

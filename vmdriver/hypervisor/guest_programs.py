@@ -1,0 +1,104 @@
+"""Implements lifecycle.ports.programs.GuestPrograms by the agents' verbs begin, io and end
+(images/guest/commands.h).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+
+from vmdriver.errors import GuestRefused, HypervisorError, Refused
+from vmdriver.hypervisor.guest_agent import GuestAgent
+from vmdriver.lifecycle.ports.programs import (
+    MOST_GIVEN,
+    MOST_SAID,
+    Program,
+    Said,
+    Turn,
+    Window,
+)
+
+_LONGEST_ANSWER = 17 * 1024
+"""COMMANDS_REPLY, and the request's number."""
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,31}")
+_SAID = re.compile(
+    r"taken=([0-9]{1,5}) out=([A-Za-z0-9+/=]{0,8192}) err=([A-Za-z0-9+/=]{0,8192})"
+    r"(?: code=([0-9]{1,3}))?"
+)
+
+
+class AgentPrograms:
+    """By the agents of one connection."""
+
+    def __init__(self, agent: GuestAgent) -> None:
+        self._agent = agent
+
+    async def begin(
+        self, domain: str, name: str, program: Program, limit_s: float
+    ) -> None:
+        known = await self._agent.ping(domain, limit_s)
+        if known.get("commands") != "1":
+            raise Refused(
+                "the guest was started from boot files that know no operators' commands",
+                reason="CommandsUnknown",
+                resolution="make boot files anew, then stop the sandbox and start it",
+            )
+        if known.get("operator") != "1":
+            raise Refused(
+                "the machine was started without operators' commands",
+                reason="CommandsOff",
+                resolution="set operator_exec = true, then stop the sandbox and start it",
+            )
+        words = b"".join(word.encode() + b"\0" for word in program.words)
+        fields = {"id": name, "argv": base64.b64encode(words).decode()}
+        fields |= {"root": "1"} if program.as_root else {}
+        fields |= _window(program.window)
+        fields |= {"term": program.term} if _NAME.fullmatch(program.term) else {}
+        await self._agent.request(domain, "begin", fields, limit_s, _LONGEST_ANSWER)
+
+    async def exchange(
+        self, domain: str, name: str, turn: Turn, limit_s: float
+    ) -> Said:
+        room = min(turn.room, MOST_SAID)
+        given = turn.given[:MOST_GIVEN]
+        fields = {"id": name, "seq": str(turn.number), "room": str(room)}
+        fields |= {"in": base64.b64encode(given).decode()} if given else {}
+        fields |= {"eof": "1"} if turn.last else {}
+        fields |= _window(turn.window)
+        answer = await self._agent.request(
+            domain, "io", fields, limit_s, _LONGEST_ANSWER
+        )
+        return read_answer(answer, len(given), room)
+
+    async def end(self, domain: str, name: str, limit_s: float) -> None:
+        try:
+            fields = {"id": name}
+            await self._agent.request(domain, "end", fields, limit_s, _LONGEST_ANSWER)
+        except GuestRefused:
+            return  # it has been ended, or forgotten
+
+
+def _window(window: Window | None) -> dict[str, str]:
+    if window is None:
+        return {}
+    return {"rows": str(window.rows), "columns": str(window.columns)}
+
+
+def read_answer(text: str, given: int, room: int) -> Said:
+    """What a guest says of an exchange. HypervisorError for what is no answer to it, or more than
+    was asked for: a guest may say anything.
+    """
+    found = _SAID.fullmatch(text)
+    if found is not None:
+        try:
+            out, err = (
+                base64.b64decode(part, validate=True) for part in found.group(2, 3)
+            )
+        except ValueError:
+            found = None
+    if found is None:
+        raise HypervisorError("the guest's answer about a command is none")
+    taken, code = int(found[1]), int(found[4]) if found[4] else None
+    if taken > given or max(len(out), len(err)) > room or (code or 0) > 255:
+        raise HypervisorError("the guest's answer about a command cannot be")
+    return Said(taken, out, err, code)
