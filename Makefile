@@ -1,4 +1,4 @@
-.PHONY: help demo test check lint unit quick bench format proto measure
+.PHONY: help deb demo test check lint unit quick bench format proto measure
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 demo:  ## one sandbox through its whole life, on this machine
@@ -15,6 +15,8 @@ quick:  ## the tiers without real machines or networks
 	./scripts/test unit repo scenario
 measure:  ## levels, imports and sizes of the code
 	@.venv/bin/python -m tests.repo.measure
+deb:  ## Debian's package, a wheel and a source archive, into dist/
+	./packaging/build-deb
 bench:  ## measure against plain libvirt and others; bench/report.html shows it
 	./scripts/bench
 format:  ## let ruff format the code

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = ROOT / "scripts" / "wheels"
-NAMES = ("build", "run", "test", "bench")
+NAMES = ("build", "run", "test", "bench", "package")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -38,7 +38,7 @@ def test_every_package_has_one_version_and_its_digests(name: str) -> None:
 
 def test_a_package_has_the_same_version_and_digests_in_every_list() -> None:
     test = locked("test")
-    for name in ("build", "run", "bench"):
+    for name in ("build", "run", "bench", "package"):
         for package, found in locked(name).items():
             assert test.get(package, found) == found, package
 
@@ -52,7 +52,8 @@ def test_a_package_has_the_same_version_and_digests_in_every_list() -> None:
             PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"],
         ),
         ("bench", PROJECT["optional-dependencies"]["bench"]),
-        ("build", ["setuptools>=68"]),
+        ("package", PROJECT["optional-dependencies"]["package"]),
+        ("build", ["setuptools>=77"]),
     ],
 )
 def test_what_the_project_asks_for_is_in_its_list(name: str, wanted: list[str]) -> None:

@@ -1,0 +1,222 @@
+#!/usr/bin/python3
+"""The package's life on a bare Debian: installed, tried, upgraded over a running sandbox, removed, purged.
+
+usage: life.py PACKAGE.deb NEXT.deb      inside a root of its own, as root, with tests/package/systemctl in /usr/local/bin
+Nothing but Debian's Python is needed; it says what it does, and ends with 1 at the first thing that is not as promised.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CONFIG = Path("/etc/vmdriver/config.toml")
+HEARD = Path("/run/systemctl.heard")
+PORT = 17670
+begun = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - begun:6.1f} s] {text}", flush=True)
+
+
+def run(*words: str, check: bool = True) -> str:
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if check and done.returncode:
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}")
+    return done.stdout + ("" if check else done.stderr)
+
+
+def must(true: object, text: str) -> None:
+    if not true:
+        raise SystemExit(f"NOT so: {text}")
+    say(f"  {text}")
+
+
+def machines() -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"qemu-system" in words[0] and any(
+            b"guest=vmdriver-" in word for word in words
+        ):
+            found.append(int(process.name))
+    return found
+
+
+def on_the_host() -> list[str]:
+    """What a driver makes beside its files."""
+    links = [line for line in run("ip", "-o", "link").splitlines() if "vmd" in line]
+    tables = [
+        line for line in run("nft", "list", "tables").splitlines() if "vmdriver" in line
+    ]
+    return [*links, *run("ip", "netns", "list").splitlines(), *tables]
+
+
+def install(package: str) -> None:
+    # Everything that it depends on is there: no network.
+    run("dpkg", "--force-confold", "-i", package)
+
+
+def looked_at() -> None:
+    said = run("systemd-analyze", "verify", "vmdriver.service", check=False)
+    wrong = [line for line in said.splitlines() if "vmdriver" in line]
+    must(not wrong, f"systemd-analyze verify has nothing to say: {wrong}")
+    said = run(
+        "systemd-analyze", "security", "--offline=true", "vmdriver.service", check=False
+    )
+    must("Overall exposure level" in said, said.strip().splitlines()[-1])
+    must(run("dpkg", "--verify", "vmdriver") == "", "every file is as it was packed")
+    for page in ("man1/vmdriver.1.gz", "man5/vmdriver.toml.5.gz"):
+        must(Path("/usr/share/man", page).exists(), f"{page} is there")
+
+
+class Sandbox:
+    """The client, which outlives the package."""
+
+    def __init__(self, image: str) -> None:
+        self._process = subprocess.Popen(
+            [
+                "/usr/lib/vmdriver/bin/python3",
+                str(HERE / "sandbox.py"),
+                str(PORT),
+                image,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        while (line := self._line()) != "runs":
+            if not line:
+                raise SystemExit("the sandbox did not come up")
+            print("   ", line)
+
+    def _line(self) -> str:
+        return self._process.stdout.readline().strip()
+
+    def asks(self, word: str) -> str:
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        while (line := self._line()).startswith("["):
+            continue
+        return line
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def configured() -> str:
+    """With the stand-in for the supervisor, and the demo's image."""
+    stand_in = next(
+        Path("/usr/lib/vmdriver/lib").glob(
+            "python3.*/site-packages/vmdriver/demo/stand-in-supervisor"
+        )
+    )
+    folder = Path("/var/lib/vmdriver-demo/image")
+    code = "import sys; from pathlib import Path; from vmdriver.demo import image; image.build(Path(sys.argv[1]))"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        run("/usr/lib/vmdriver/bin/python3", "-c", code, str(folder))
+    text = CONFIG.read_text()
+    CONFIG.write_text(
+        f'{text}\nsupervisor_path = "{stand_in}"\nallowed_image_dirs = ["{folder.parent}"]\n'
+        "vcpus = 1\nmem_mib = 512\n[templates]\nenabled = false\n"
+    )
+    return f"oci:{folder}:demo"
+
+
+def upgraded(sandbox: Sandbox, following: str) -> None:
+    before, text = machines(), CONFIG.read_text()
+    must(len(before) == 1, "one machine runs")
+    say("upgrading over it")
+    install(following)
+    must(
+        HEARD.read_text().count("READY=1") == 1,
+        "the next driver has said that it is ready",
+    )
+    must(machines() == before, "the machine goes on")
+    must(sandbox.asks("check") == "here still", "and so does what runs in it")
+    must(CONFIG.read_text() == text, "the settings are as the operator wrote them")
+    version = run("dpkg-query", "-W", "-f", "${Version}", "vmdriver")
+    must(version.endswith("+next"), f"it is {version} now")
+    run("systemctl", "reload", "vmdriver.service")
+    must("RELOADING=1" in HEARD.read_text(), "a reload is told, and ends")
+    sandbox.asks("suspend")
+    must(machines() == [], "the next release puts its memory away")
+    must(sandbox.asks("resume") == "here still", "and brings it back")
+
+
+def removed(following: str) -> None:
+    must(len(machines()) == 1, "one machine runs")
+    say("removing")
+    run("dpkg", "--remove", "vmdriver")
+    must(machines() == [], "no machine is left")
+    must(on_the_host() == [], f"nor a link, a namespace, a table: {on_the_host()}")
+    must("ENDED=0" in HEARD.read_text(), "the driver has ended by itself")
+    must(not Path("/usr/lib/vmdriver").exists(), "nor a file of the package")
+    must(
+        list(Path("/var/lib/vmdriver/sandboxes").iterdir()),
+        "the sandbox's disk and record are",
+    )
+    say("installing it again")
+    install(following)
+    run("systemctl", "start", "vmdriver.service")
+    rows = json.loads(run("vmdriver", "ls", "--json"))
+    must(
+        [row["reason"] for row in rows] == ["Stopped"],
+        "the sandbox is known, and stopped",
+    )
+
+
+def purged() -> None:
+    say("purging")
+    run("dpkg", "--purge", "vmdriver")
+    places = [Path("/usr"), Path("/etc"), Path("/var/lib"), Path("/run")]
+    own = {str(HERE), "/var/lib/dpkg"}
+    found = [
+        path
+        for place in places
+        for path in place.rglob("*vmdriver*")
+        if not any(str(path).startswith(one) for one in own)
+    ]
+    must(found == [], f"nothing bears its name any more: {found}")
+    must(on_the_host() == [], f"nothing is on the host: {on_the_host()}")
+
+
+def main(package: str, following: str) -> int:
+    Path("/run/systemd/system").mkdir(parents=True, exist_ok=True)
+    Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)
+    install(package)
+    say(
+        "installed; its service was started"
+        if "READY=1" in HEARD.read_text()
+        else "installed"
+    )
+    looked_at()
+    image = configured()
+    run("systemctl", "restart", "vmdriver.service")
+    sandbox = Sandbox(image)
+    try:
+        must(sandbox.asks("check") == "here still", "a sandbox runs on the service")
+        upgraded(sandbox, following)
+        removed(following)
+    finally:
+        sandbox.close()
+    purged()
+    say("all as promised")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""A gateway and its one sandbox, for a driver that is a service: run with the package's own Python.
+
+Reads words, answers each with a line: `check` runs a command in the guest, `suspend` and `resume` do that.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import grpc
+
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.demo.gateway import Gateway
+from vmdriver.demo.life import SANDBOX, Watcher, request
+from vmdriver.service import admin_client
+
+SOCKET = "unix:/run/vmdriver/compute-driver.sock"
+ADMIN = Path("/var/lib/vmdriver/run/admin.sock")
+
+
+def main(port: int, image: str) -> int:
+    gateway = Gateway(port)
+    with grpc.insecure_channel(SOCKET) as channel:
+        stub = pb_grpc.ComputeDriverStub(channel)
+        watcher = Watcher(stub)
+        stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=request(image)))
+        watcher.wait("Ready=True/Running")
+    gateway.wait_hello(SANDBOX)
+    gateway.shell(SANDBOX, "echo here > /sandbox/proof; echo still > /dev/shm/proof")
+    print("runs", flush=True)
+    for line in sys.stdin:
+        word = line.strip()
+        if word == "suspend":
+            admin_client.suspend(ADMIN, SANDBOX, lambda *_: None)
+        elif word == "resume":
+            admin_client.resume(ADMIN, SANDBOX, False, lambda *_: None)
+        said = (
+            ""
+            if word == "suspend"
+            else gateway.shell(SANDBOX, "cat /sandbox/proof /dev/shm/proof")
+        )
+        print(" ".join(said.split()) or "done", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))
