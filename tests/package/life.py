@@ -197,12 +197,9 @@ def purged() -> None:
 def main(package: str, following: str) -> int:
     Path("/run/systemd/system").mkdir(parents=True, exist_ok=True)
     Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)
+    run("dpkg", "--purge", "vmdriver")  # apt has installed it while nothing ran here
     install(package)
-    say(
-        "installed; its service was started"
-        if "READY=1" in HEARD.read_text()
-        else "installed"
-    )
+    must("READY=1" in HEARD.read_text(), "its service was begun, and is ready")
     looked_at()
     image = configured()
     run("systemctl", "restart", "vmdriver.service")
