@@ -76,6 +76,28 @@ async def test_a_gateway_with_tls_is_shown_the_guests_certificate(
             await GatewayService(endpoint, None).version()
 
 
+async def test_a_gateway_that_says_its_name_for_guests_is_this_hosts(
+    tmp_path: Path,
+) -> None:
+    """As one does that launches the driver: its grpc_endpoint is what guests dial."""
+    make_certificate(tmp_path, "DNS:host.openshell.internal")
+    key, certificate, ca = (
+        tmp_path / name for name in ("server.pem", "server.crt", "ca.crt")
+    )
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], ca.read_bytes(), True
+    )
+    bundle = TlsFiles(ca, certificate, key)
+    async with gateway("0.0.111", credentials) as port:
+        endpoint = f"https://host.openshell.internal:{port}"
+        assert await GatewayService(endpoint, bundle).version() == "0.0.111"
+        with pytest.raises(Unavailable):  # it is not that name's certificate
+            await GatewayService(f"https://127.0.0.1:{port}", bundle).version()
+    async with gateway("0.0.112") as port:
+        endpoint = f"http://host.openshell.internal:{port}"
+        assert await GatewayService(endpoint, None).version() == "0.0.112"
+
+
 async def test_a_gateway_that_is_away_or_says_nothing_is_told_as_such() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

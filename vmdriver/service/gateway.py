@@ -9,10 +9,12 @@ import grpc
 
 from vmdriver._proto import gateway_health_pb2 as pb
 from vmdriver.errors import Unavailable
+from vmdriver.lifecycle.launch.environment import HOST_ALIASES
 from vmdriver.lifecycle.ports.settings import TlsFiles
 
 _HEALTH = "/openshell.v1.OpenShell/Health"
 _DEADLINE_S = 5.0
+_OPTIONS: tuple[tuple[str, str | int], ...] = (("grpc.enable_http_proxy", 0),)
 
 
 class GatewayService:
@@ -26,8 +28,10 @@ class GatewayService:
         url = urlsplit(self._endpoint)
         port = url.port or (443 if url.scheme == "https" else 80)
         host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+        # A gateway that launches us may say the name by which guests know this host.
+        place = "127.0.0.1" if host in HOST_ALIASES else host
         try:
-            async with await self._channel(f"{host}:{port}") as channel:
+            async with await self._channel(f"{place}:{port}", str(host)) as channel:
                 health = channel.unary_unary(
                     _HEALTH,
                     request_serializer=pb.GatewayHealthRequest.SerializeToString,
@@ -49,13 +53,17 @@ class GatewayService:
             )
         return str(answer.version)
 
-    async def _channel(self, address: str) -> grpc.aio.Channel:
+    async def _channel(self, address: str, name: str) -> grpc.aio.Channel:
+        """`name`: whose certificate it has to be."""
         if not self._endpoint.startswith("https:"):
-            return grpc.aio.insecure_channel(address)
+            return grpc.aio.insecure_channel(address, options=_OPTIONS)
         ca = key = certificate = None
         if (tls := self._tls) is not None:
             ca, key, certificate = await asyncio.gather(
                 *(asyncio.to_thread(f.read_bytes) for f in (tls.ca, tls.key, tls.cert))
             )
         credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-        return grpc.aio.secure_channel(address, credentials)
+        options = list(_OPTIONS)
+        if name in HOST_ALIASES:
+            options.append(("grpc.ssl_target_name_override", name))
+        return grpc.aio.secure_channel(address, credentials, options=options)
