@@ -69,7 +69,7 @@ def install(package: str) -> None:
 
 
 def looked_at() -> None:
-    said = run("systemd-analyze", "verify", "vmdriver.service", check=False)
+    said = run("systemd-analyze", "verify", "--man=no", "vmdriver.service", check=False)
     wrong = [line for line in said.splitlines() if "vmdriver" in line]
     must(not wrong, f"systemd-analyze verify has nothing to say: {wrong}")
     said = run(
