@@ -9,8 +9,10 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from scripts import example_screens
 from scripts.dashboard import dashboard
 from vmdriver.config import SETTINGS
+from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.reasons import sections
 from vmdriver.telemetry.catalogue import EVERY
 from vmdriver.telemetry.machines import TOP
@@ -102,11 +104,41 @@ def metrics() -> str:
     return _BY.format(source="vmdriver/telemetry") + "\n".join(lines) + "\n"
 
 
+def screens() -> str:
+    """Pictures of what is on a terminal."""
+    plan = (ROOT / "tests" / "golden" / "plan.json").read_text()
+    pictures = {
+        "vmdriver top": example_screens.top(),
+        "vmdriver ls": example_screens.ls(),
+        "vmdriver inspect id-builder": example_screens.inspect(
+            LaunchPlan.model_validate_json(plan)
+        ),
+    }
+    lines = [
+        "# On a terminal",
+        "",
+        "What some commands show; the sandboxes are made up. Colours are left out here, as they are "
+        "with `NO_COLOR` and where standard output is no terminal. `ls --watch` draws its table "
+        "anew when something changes; into a pipe it writes a line for each change.",
+        "",
+        "`vmdriver top` shows of each machine: CPU in percent of one processor, memory that is its "
+        "own and that it shares with others (templates, programs), what its own layers take on "
+        "disk, and bytes a second of disk and network. Keys (`?` lists them) inspect, show the "
+        "console, suspend, resume, take a snapshot, delete (it asks), filter and sort. Times are UTC. It needs no "
+        "mouse and 80 columns; the driver looks once for all who watch, for at most a twentieth of "
+        "one processor's time.",
+    ]
+    for command, picture in pictures.items():
+        lines += ["", f"## `{command}`", "", "```text", picture, "```"]
+    return _BY.format(source="scripts/example_screens.py") + "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reasons.md": reasons,
     "docs/configuration.md": configuration,
     "docs/metrics.md": metrics,
     "dashboards/vmdriver.json": dashboard,
+    "docs/screens.md": screens,
 }
 
 

@@ -17,16 +17,21 @@ from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
 from vmdriver.host.service_manager import ServiceManager
 from vmdriver.host.users.uid_claim import UidClaim
+from vmdriver.hypervisor.qemu_process import run_directory
+from vmdriver.hypervisor.usage import HostUsage
 from vmdriver.lifecycle.control.commands import Commands
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.service import admin, servicer
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
 from vmdriver.service.servicer import Identity, Readiness
 from vmdriver.service.streams.server import StreamServer
+from vmdriver.storage import disk_use
 from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.programs.needed import missing
 from vmdriver.storage.programs.provided_boot import provide
+from vmdriver.telemetry.pictures import Pictures
+from vmdriver.telemetry.use import MachineUse
 
 if TYPE_CHECKING:
     from vmdriver.telemetry.telemetry import Telemetry
@@ -66,11 +71,12 @@ async def run_server(
     accompanied = asyncio.create_task(
         manager.accompany(started), name="service manager"
     )
-    servers = await _listen(config, driver, readiness)
+    use = _use_of(driver)
+    servers = await _listen(config, driver, readiness, use)
     streams = _streams(driver, readiness)
     try:
         await _serve_commands(driver, streams)
-        telemetry = await _watched(driver)
+        telemetry = await _watched(driver, use)
     except ConfigError:
         await _end(driver, servers, streams, None)
         raise
@@ -117,8 +123,14 @@ async def _boot_files(config: Config, layout: Layout) -> None:
         _log.warning("installed boot files cannot be copied: %s", error)
 
 
+def _use_of(driver: Driver) -> MachineUse:
+    """What its machines use, for metrics and for pictures."""
+    usage = HostUsage(run_directory(driver.connection.uri))
+    return MachineUse(driver.core.sandboxes, usage.of)
+
+
 async def _listen(
-    config: Config, driver: Driver, readiness: Readiness
+    config: Config, driver: Driver, readiness: Readiness, use: MachineUse
 ) -> tuple[Server, Server]:
     """Both sockets, served."""
     identity = Identity(
@@ -128,7 +140,14 @@ async def _listen(
         config.gateway.gateway_manages_lifecycle,
     )
     compute = servicer.ComputeDriver(identity, readiness, driver.broadcaster)
-    operators = admin.Admin(readiness, driver.broadcaster)
+    pictures = Pictures(
+        core=driver.core,
+        use=use,
+        stored_of=partial(disk_use.of_files, driver.layout.root),
+        sandbox_limit=config.machines.max_sandboxes,
+        memory_limit_mib=config.machines.max_committed_mem_mib,
+    )
+    operators = admin.Admin(readiness, driver.broadcaster, pictures.now)
     for path in (config.gateway.bind_socket, admin_socket(config)):
         driver.layout.make_way_for_socket(path)
     first = partial(servicer.register, compute)
@@ -160,14 +179,14 @@ async def _serve_commands(driver: Driver, streams: StreamServer) -> None:
         await streams.start(path)
 
 
-async def _watched(driver: Driver) -> Telemetry | None:
+async def _watched(driver: Driver, use: MachineUse) -> Telemetry | None:
     """The SDK is some 4 MiB (measured), which nobody pays for who does not use it."""
     config = driver.config
     if not config.driver.metrics_listen and not config.gateway.otlp_endpoint:
         return None
     from vmdriver.watching import watched
 
-    return watched(driver)
+    return watched(driver, use)
 
 
 async def _end(

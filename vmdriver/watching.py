@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmdriver import __version__
@@ -12,16 +12,13 @@ from vmdriver.app import Driver
 from vmdriver.errors import DriverError
 from vmdriver.host import facts
 from vmdriver.host.threads import alone
-from vmdriver.hypervisor.qemu_process import run_directory
-from vmdriver.hypervisor.usage import HostUsage
-from vmdriver.lifecycle.engine.ledger import MACHINE
-from vmdriver.model.usage import Usage
 from vmdriver.storage import disk_use
 from vmdriver.telemetry import seen
 from vmdriver.telemetry.last_seen import LastSeen
-from vmdriver.telemetry.machines import Usages, Whose
+from vmdriver.telemetry.machines import Usages
 from vmdriver.telemetry.seen import Value
 from vmdriver.telemetry.telemetry import Telemetry
+from vmdriver.telemetry.use import MachineUse
 
 _DISK_EVERY_S = 60.0
 
@@ -31,12 +28,10 @@ class Watching:
     holds up none of the other figures.
     """
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._usage = HostUsage(run_directory(driver.connection.uri))
+    def __init__(self, driver: Driver, use: MachineUse) -> None:
+        self._driver, self._use = driver, use
         self._usages = Usages()
         self._images = LastSeen[Sequence[Value]]("images", ())
-        self._used = LastSeen[Mapping[Whose, Usage]]("machines", {})
         self._disk = LastSeen[Sequence[Value]]("disk", (), every_s=_DISK_EVERY_S)
 
     async def look(self) -> Sequence[Value]:
@@ -45,30 +40,18 @@ class Watching:
         limits = machines.max_sandboxes, machines.max_committed_mem_mib
         images, used, disk = await asyncio.gather(
             self._images.look(self._of_images),
-            self._used.look(self._of_machines),
+            self._use.look(),
             self._disk.look(self._of_disk),
         )
         core = seen.of_core(self._driver.core, *limits)
         host = seen.of_host(facts.memory_mib() * 2**20, facts.available_memory_bytes())
-        return [*core, *host, *images, *self._usages.note(used), *disk]
+        return [*core, *host, *images, *self._usages.note(used.of), *disk]
 
     async def _of_images(self) -> Sequence[Value]:
         try:
             return seen.of_images(await self._driver.images.known())
         except DriverError:
             return ()  # its folder cannot be read: the disk's own figures say it
-
-    async def _of_machines(self) -> Mapping[Whose, Usage]:
-        taps, whose = {}, {}
-        for worker in self._driver.core.sandboxes.accepted():
-            record = worker.sandbox.record
-            if record.plan is None or worker.sandbox.ledger.get(MACHINE) is None:
-                continue
-            domain = record.plan.domain
-            taps[domain] = record.plan.network.lease.tap
-            whose[domain] = Whose(record.id, record.spec.workspace)
-        found = await alone("usage", self._usage.of, taps)
-        return {whose[domain]: use for domain, use in found.items()}
 
     async def _of_disk(self) -> Sequence[Value]:
         return await alone("disk-use", _disk_values, self._driver.layout.root)
@@ -79,7 +62,7 @@ def _disk_values(root: Path) -> Sequence[Value]:
     return seen.of_disk(disk_use.by_folder(root), disk.free, disk.total)
 
 
-def watched(driver: Driver) -> Telemetry | None:
+def watched(driver: Driver, use: MachineUse) -> Telemetry | None:
     """Begins with what was configured. None: nothing was. ConfigError."""
     config = driver.config
     listen, endpoint = config.driver.metrics_listen, config.gateway.otlp_endpoint
@@ -91,5 +74,5 @@ def watched(driver: Driver) -> Telemetry | None:
         instance=config.driver.instance,
         version=__version__,
     )
-    telemetry.start(Watching(driver).look)
+    telemetry.start(Watching(driver, use).look)
     return telemetry

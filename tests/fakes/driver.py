@@ -43,10 +43,13 @@ from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import Failure, SandboxRecord
 from vmdriver.model.spec import SandboxSpec
+from vmdriver.model.usage import Usage
 from vmdriver.model.wishes import Wish
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.sandboxes.journal import FileJournal
 from vmdriver.storage.sandboxes.records import RecordStore
+from vmdriver.telemetry.pictures import Pictures
+from vmdriver.telemetry.use import MachineUse
 from vmdriver.wiring import Core, Installed
 
 RETRY_S = 0.05
@@ -98,8 +101,11 @@ class FakeDriver:
         warm_directory: str = "warm",
         uids: MachineUids = UIDS,
         journals: JournalOpener | None = None,
+        usage_of: Callable[[Mapping[str, str]], Mapping[str, Usage]] = lambda _: {},
     ) -> None:
-        """`adapters`: real ones in place of fakes, by the name of their port; `journals`: of ledgers, too."""
+        """`adapters`: real ones in place of fakes, by the name of their port; `journals`: of ledgers, too.
+        `usage_of`: what machines use, by domain.
+        """
         self.world = world
         world.dead = False
         for domain in set(world.ended):
@@ -148,6 +154,13 @@ class FakeDriver:
             retry_s=RETRY_S,
         )
         self.broadcaster, self.manager = self.core.broadcaster, self.core.manager
+        self.pictures = Pictures(
+            core=self.core,
+            use=MachineUse(self.core.sandboxes, usage_of),
+            stored_of=lambda layers: (dict.fromkeys(layers, 0), 0),
+            sandbox_limit=1000,
+            memory_limit_mib=settings.max_committed_memory_mib,
+        )
         self.leftovers = self.core.leftovers
         self.inside = Inside(self.core, ports)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from tests.fakes.driver import FakeDriver
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
-from vmdriver.service.server import COMPUTE_DRIVER, serve
+from vmdriver.service import admin
+from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, serve
 from vmdriver.service.servicer import ComputeDriver, Identity, Readiness, register
 
 IDENTITY = Identity("vmdriver", "0", "example.org/default:1", False)
@@ -23,7 +25,7 @@ IDENTITY = Identity("vmdriver", "0", "example.org/default:1", False)
 
 @dataclass
 class Served:
-    """A client's view, and what is behind it."""
+    """A client's view, and what is behind it. Operators are served beside it, on `admin.sock`."""
 
     stub: Any
     driver: FakeDriver
@@ -60,6 +62,14 @@ async def served(
         partial(register, ComputeDriver(IDENTITY, readiness, driver.broadcaster)),
         COMPUTE_DRIVER,
     )
+    operators = await serve(
+        socket.with_name("admin.sock"),
+        partial(
+            admin.register,
+            admin.Admin(readiness, driver.broadcaster, driver.pictures.now),
+        ),
+        ADMIN,
+    )
     if recover:
         await driver.manager.recover()
         readiness.set(driver.manager)
@@ -68,5 +78,5 @@ async def served(
             yield Served(pb_grpc.ComputeDriverStub(channel), driver, socket)
     finally:
         driver.broadcaster.close()
-        await server.stop(0.2)
+        await asyncio.gather(server.stop(0.2), operators.stop(0.2))
         await driver.close()

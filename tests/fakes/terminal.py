@@ -91,7 +91,7 @@ class Terminal:
                 while True:
                     asked = "#{pane_dead} #{pane_dead_status}"
                     words = (await self.ask("display-message", "-p", asked)).split()
-                    if words[0] == "1":
+                    if len(words) == 2:  # tmux may know that it has, and not yet how
                         return int(words[1])
                     await asyncio.sleep(0.05)
         except TimeoutError:

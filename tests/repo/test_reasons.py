@@ -26,7 +26,7 @@ NO_REASONS = {
     *("WatchSandboxes", "ComputeDriver", "Admin"),  # services and their calls
     *("Cmd", "Entrypoint", "Env", "User", "WorkingDir"),  # an image's configuration
     *("CapAmb", "CapBnd", "CapEff", "CapInh", "CapPrm", "NoNewPrivs", "Seccomp"),
-    *("Features", "Gid", "Groups", "Pss", "State", "Uid"),  # of /proc
+    *("Features", "Gid", "Groups", "Pss", "Rss", "State", "Uid"),  # of /proc
     *("By", "Ei", "Gi", "Ki", "Mi", "MiB", "Pi", "Ti"),  # units
     *("True", "False", "Ready"),  # a condition's status and type
     *("Normal", "Warning"),  # an event's type

@@ -278,9 +278,9 @@ async def test_what_takes_part_can_be_asked_for(
     driver = await started(Recorder("a"))
     readiness = Readiness()
     readiness.set(driver.manager)
-    found = await Admin(readiness, driver.broadcaster).GetExtensionCapabilities(
-        admin_pb2.GetExtensionCapabilitiesRequest(), None
-    )
+    found = await Admin(
+        readiness, driver.broadcaster, driver.pictures.now
+    ).GetExtensionCapabilities(admin_pb2.GetExtensionCapabilitiesRequest(), None)
     (entry,) = found.extensions
     assert (entry.name, list(entry.sandboxes)) == ("a", ["s1"])
     assert "configure_launch" in entry.phases

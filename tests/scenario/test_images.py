@@ -239,7 +239,7 @@ async def test_operators_ask_for_images_through_the_admin_service() -> None:
     driver = await running()
     readiness = Readiness()
     readiness.set(driver.manager)
-    service = Admin(readiness, driver.broadcaster)
+    service = Admin(readiness, driver.broadcaster, driver.pictures.now)
     request = pb.PrefetchImageRequest(reference="example.org/next:1")
     events = [event async for event in service.PrefetchImage(request, None)]
     assert [event.reason for event in events] == ["CacheHit"]

@@ -602,9 +602,9 @@ async def shown(driver: FakeDriver) -> Any:
     readiness = Readiness()
     readiness.set(driver.manager)
     request = admin_pb2.GetExtensionCapabilitiesRequest()
-    return await Admin(readiness, driver.broadcaster).GetExtensionCapabilities(
-        request, None
-    )
+    return await Admin(
+        readiness, driver.broadcaster, driver.pictures.now
+    ).GetExtensionCapabilities(request, None)
 
 
 async def test_discovery_shows_both_kinds() -> None:

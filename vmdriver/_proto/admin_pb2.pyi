@@ -195,6 +195,100 @@ class CollectedFile(_message.Message):
     used: _timestamp_pb2.Timestamp
     def __init__(self, path: _Optional[str] = ..., stored_bytes: _Optional[int] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class ObserveRequest(_message.Message):
+    __slots__ = ("interval_ms",)
+    INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    interval_ms: int
+    def __init__(self, interval_ms: _Optional[int] = ...) -> None: ...
+
+class Picture(_message.Message):
+    __slots__ = ("time", "driver_version", "used_at_seconds", "sandboxes", "templates", "events", "committed_bytes", "memory_limit_bytes", "sandbox_limit", "disk_free_bytes", "addresses_left")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    USED_AT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SANDBOXES_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATES_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SANDBOX_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_LEFT_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    driver_version: str
+    used_at_seconds: float
+    sandboxes: _containers.RepeatedCompositeFieldContainer[SeenSandbox]
+    templates: _containers.RepeatedCompositeFieldContainer[Template]
+    events: _containers.RepeatedCompositeFieldContainer[SeenEvent]
+    committed_bytes: int
+    memory_limit_bytes: int
+    sandbox_limit: int
+    disk_free_bytes: int
+    addresses_left: int
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., driver_version: _Optional[str] = ..., used_at_seconds: _Optional[float] = ..., sandboxes: _Optional[_Iterable[_Union[SeenSandbox, _Mapping]]] = ..., templates: _Optional[_Iterable[_Union[Template, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[SeenEvent, _Mapping]]] = ..., committed_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., sandbox_limit: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., addresses_left: _Optional[int] = ...) -> None: ...
+
+class SeenSandbox(_message.Message):
+    __slots__ = ("id", "name", "workspace", "phase", "intent", "reason", "message", "since", "created", "use", "stored_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    INTENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    USE_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    workspace: str
+    phase: str
+    intent: str
+    reason: str
+    message: str
+    since: _timestamp_pb2.Timestamp
+    created: _timestamp_pb2.Timestamp
+    use: MachineUse
+    stored_bytes: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., workspace: _Optional[str] = ..., phase: _Optional[str] = ..., intent: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., use: _Optional[_Union[MachineUse, _Mapping]] = ..., stored_bytes: _Optional[int] = ...) -> None: ...
+
+class MachineUse(_message.Message):
+    __slots__ = ("run", "cpu_seconds", "memory_bytes", "own_bytes", "shared_bytes", "read_bytes", "written_bytes", "received_bytes", "sent_bytes")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    cpu_seconds: float
+    memory_bytes: int
+    own_bytes: int
+    shared_bytes: int
+    read_bytes: int
+    written_bytes: int
+    received_bytes: int
+    sent_bytes: int
+    def __init__(self, run: _Optional[str] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ...) -> None: ...
+
+class SeenEvent(_message.Message):
+    __slots__ = ("sandbox", "time", "reason", "message", "warning")
+    SANDBOX_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
+    sandbox: str
+    time: _timestamp_pb2.Timestamp
+    reason: str
+    message: str
+    warning: bool
+    def __init__(self, sandbox: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., warning: _Optional[bool] = ...) -> None: ...
+
 class GetExtensionCapabilitiesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

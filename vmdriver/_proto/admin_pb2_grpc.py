@@ -89,6 +89,11 @@ class AdminStub:
                 request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.SerializeToString,
                 response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.FromString,
                 _registered_method=True)
+        self.Observe = channel.unary_stream(
+                '/vmdriver.admin.v1.Admin/Observe',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ObserveRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Picture.FromString,
+                _registered_method=True)
         self.GetExtensionCapabilities = channel.unary_unary(
                 '/vmdriver.admin.v1.Admin/GetExtensionCapabilities',
                 request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GetExtensionCapabilitiesRequest.SerializeToString,
@@ -173,6 +178,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Observe(self, request, context):
+        """What a screen for operators shows: now, and again after each interval, until the client or the driver ends. The
+        driver looks once for all who ask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetExtensionCapabilities(self, request, context):
         """What extensions can do here, which there are, and what they hold. A composed driver serves this call alone.
         """
@@ -237,6 +250,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.CollectImages,
                     request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.FromString,
                     response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.SerializeToString,
+            ),
+            'Observe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Observe,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ObserveRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Picture.SerializeToString,
             ),
             'GetExtensionCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.GetExtensionCapabilities,
@@ -541,6 +559,33 @@ class Admin:
             '/vmdriver.admin.v1.Admin/CollectImages',
             vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.SerializeToString,
             vmdriver_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Observe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmdriver.admin.v1.Admin/Observe',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.ObserveRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.Picture.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,7 +69,7 @@ def _leaf(
     sub: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, parents=[common], allow_abbrev=False
     )
-    if name != "serve":
+    if name not in {"serve", "top"}:
         sub.add_argument("--json", action="store_true", help="print JSON for machines")
     return sub
 
@@ -123,6 +123,15 @@ def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
     text = "list the sandboxes of the running driver"
     one = _leaf(commands, common, "ls", text)
     one.add_argument("--watch", "-w", action="store_true", help="go on, as they change")
+    text = "a screen with the sandboxes of the running driver, and keys for what is done with them"
+    one = _leaf(commands, common, "top", text)
+    one.add_argument(
+        "--interval",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="between two looks; 2 by default, 1 at least",
+    )
     text = "show all that is known of one sandbox; works without a running driver"
     one = _leaf(commands, common, "inspect", text)
     one.add_argument("id", help="sandbox id")
@@ -246,6 +255,10 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.plan import plan
 
         return plan(loaded, arguments.request)
+    if arguments.command == "top":
+        from vmdriver.cli.top import top
+
+        return top(loaded, arguments.interval)
     if arguments.command in {"ls", "inspect"}:
         return _look(arguments, loaded)
     if arguments.command == "stop-all":

@@ -42,20 +42,22 @@ def _of(pid: int, tap: str) -> Usage | None:
         return Usage(
             run=f"{pid}@{fields[19]}",
             cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS,
-            memory=_proportional(process),
+            **_memory(process),
             **_block(process),
             **_network(process, tap),
         )
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, LookupError):
         return None
 
 
-def _proportional(process: Path) -> int:
-    for line in (process / "smaps_rollup").read_text().splitlines():
+def _memory(process: Path) -> dict[str, int]:
+    """proc(5): lines such as `Private_Dirty:   4 kB`, below one that says which addresses."""
+    size = {}
+    for line in (process / "smaps_rollup").read_text().splitlines()[1:]:
         name, _, value = line.partition(":")
-        if name == "Pss":
-            return int(value.split()[0]) * 1024
-    return 0
+        size[name] = int(value.split()[0]) * 1024
+    own = size["Private_Clean"] + size["Private_Dirty"]
+    return {"memory": size["Pss"], "own": own, "shared": size["Rss"] - own}
 
 
 def _block(process: Path) -> dict[str, int]:

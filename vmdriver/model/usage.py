@@ -15,6 +15,10 @@ class Usage:
     cpu_s: float = 0.0
     memory: int = 0
     """Its own part of the host's memory: what it shares with others is divided among them."""
+    own: int = 0
+    """Memory that nobody else has a part in."""
+    shared: int = 0
+    """Memory that it has together with others, all of it: `memory` has a share of this."""
     read: int = 0
     written: int = 0
     received: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from google.protobuf import timestamp_pb2
@@ -21,6 +21,7 @@ from vmdriver.lifecycle.extending.notes import is_extensions
 from vmdriver.lifecycle.ports.images import ImageProgress
 from vmdriver.lifecycle.templates.template import Template
 from vmdriver.model.checkpoint import SnapshotEntry
+from vmdriver.model.picture import Picture
 from vmdriver.service.capabilities import encode, encode_held
 from vmdriver.service.codec import timestamp
 from vmdriver.service.image_messages import (
@@ -28,7 +29,10 @@ from vmdriver.service.image_messages import (
     encode_progress,
     encode_removed,
 )
+from vmdriver.service.pictures import encode_picture
 from vmdriver.service.servicer import Readiness
+
+_LEAST_INTERVAL_S = 1.0
 
 
 def register(service: Admin, server: Any) -> None:
@@ -37,11 +41,19 @@ def register(service: Admin, server: Any) -> None:
 
 
 class Admin(pb_grpc.AdminServicer):
-    """The service. Errors are raised; the interceptor turns them into status codes."""
+    """The service. Errors are raised; the interceptor turns them into status codes. `picture`:
+    looks at the whole driver, once for all who ask at a time.
+    """
 
-    def __init__(self, readiness: Readiness, broadcaster: Broadcaster) -> None:
+    def __init__(
+        self,
+        readiness: Readiness,
+        broadcaster: Broadcaster,
+        picture: Callable[[], Awaitable[Picture]],
+    ) -> None:
         self._readiness = readiness
         self._broadcaster = broadcaster
+        self._picture = picture
 
     async def _operations(self) -> Operations:
         return Operations(await self._readiness.manager())
@@ -158,6 +170,17 @@ class Admin(pb_grpc.AdminServicer):
         images = (await self._readiness.manager()).images
         removed = await images.collect(dry_run=request.dry_run)
         return pb.CollectImagesResponse(files=[encode_removed(f) for f in removed])
+
+    async def Observe(
+        self, request: pb.ObserveRequest, context: Any
+    ) -> AsyncIterator[pb.Picture]:
+        """Until one of both ends. A client that is slow gets fewer."""
+        await self._readiness.manager()
+        interval_s = max(request.interval_ms / 1000, _LEAST_INTERVAL_S)
+        while True:
+            yield encode_picture(await self._picture())
+            if await self._broadcaster.closed_within(interval_s):
+                return
 
     async def GetExtensionCapabilities(
         self, request: pb.GetExtensionCapabilitiesRequest, context: Any

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _SANDBOXES = "sandboxes"
@@ -26,6 +27,27 @@ def by_folder(root: Path) -> dict[str, int]:
                 name = f"{name}/{within[1]}"
             used[name] = used.get(name, 0) + size
     return used
+
+
+def of_files(
+    root: Path, paths: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, int], int]:
+    """Bytes on disk of these files, by whose they are, and those that are left where `root` is.
+    What is not there is nothing. Blocking.
+    """
+    used = {whose: sum(map(_of_file, files)) for whose, files in paths.items()}
+    try:
+        free = shutil.disk_usage(root).free
+    except OSError:
+        free = 0
+    return used, free
+
+
+def _of_file(path: str) -> int:
+    try:
+        return os.lstat(path).st_blocks * 512
+    except OSError:
+        return 0
 
 
 def _folders(root: Path) -> list[Path]:

@@ -30,7 +30,9 @@ _SHOWN = {
     "received": ("network.received", "By", "that came to the guest"),
     "sent": ("network.sent", "By", "that the guest sent"),
 }
-assert set(_SHOWN) == {f.name for f in fields(Usage)} - {"run"}  # noqa: S101
+_PEOPLES = {"own", "shared"}
+"""For a screen: `memory` is what can be added up."""
+assert set(_SHOWN) == {f.name for f in fields(Usage)} - {"run"} - _PEOPLES  # noqa: S101
 
 
 def _shown(field: str, group: str, whose: str, labels: tuple[str, ...]) -> Shown:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmdriver.model.condition import PlatformEvent, SandboxStatus
@@ -15,6 +15,7 @@ from vmdriver.model.condition import PlatformEvent, SandboxStatus
 GONE_S = 900.0
 """Longer than a gateway takes to come back or to look for itself (contract §2.6: 300 s)."""
 MOST_GONE = 1024
+_MOST_RECENT = 50
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Broadcaster:
         self._limit = limit
         self._subscriptions: set[Subscription] = set()
         self._gone: OrderedDict[str, float] = OrderedDict()
+        self._recent: deque[Happened] = deque(maxlen=_MOST_RECENT)
+        self._closed = asyncio.Event()
 
     def subscribe(self) -> Subscription:
         """A new watcher. List and registration happen without anything in between. What has
@@ -128,8 +131,14 @@ class Broadcaster:
         """How many there are now."""
         return len(self._subscriptions)
 
+    def recent(self) -> Sequence[Happened]:
+        """The last platform events of all sandboxes, oldest first."""
+        return tuple(self._recent)
+
     def publish(self, notice: Notice) -> None:
         """Offer a notice to every watcher. Never waits."""
+        if isinstance(notice, Happened):
+            self._recent.append(notice)
         if isinstance(notice, Changed):
             self._gone.pop(notice.status.id, None)
         if isinstance(notice, Deleted):
@@ -141,5 +150,15 @@ class Broadcaster:
 
     def close(self) -> None:
         """End every stream."""
+        self._closed.set()
         for subscription in self._subscriptions:
             subscription.close()
+
+    async def closed_within(self, seconds: float) -> bool:
+        """Whether streams end; waits that long for it."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        except TimeoutError:
+            return False
+        return True
