@@ -81,8 +81,15 @@ class Terminal:
         return lines
 
     async def resize(self, columns: int, rows: int) -> None:
-        """The window."""
-        await self.ask("resize-window", "-x", str(columns), "-y", str(rows))
+        """The window; tmux, when it is busy, may let one of these go by."""
+        async with asyncio.timeout(30):
+            while True:
+                await self.ask("resize-window", "-x", str(columns), "-y", str(rows))
+                asked = "#{pane_width} #{pane_height}"
+                found = await self.ask("display-message", "-p", asked)
+                if found.split() == [str(columns), str(rows)]:
+                    return
+                await asyncio.sleep(0.05)
 
     async def ended(self, timeout_s: float = 30.0) -> int:
         """Wait until the program has; its exit status."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.app import App
 from textual.binding import Binding
+from textual.events import Key
 
 from vmdriver.cli.top.overview import Overview
 from vmdriver.config import Loaded
@@ -27,3 +28,8 @@ class Top(App[None]):
     def on_mount(self) -> None:
         """Begin."""
         self.push_screen(self._overview)
+
+    def on_key(self, event: Key) -> None:
+        """It was bound to nothing where it was typed."""
+        if self._overview.is_mounted:
+            self._overview.typed(event)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.events import Resize
+from textual.events import Key, Resize
 from textual.screen import Screen
 from textual.widgets import DataTable, Input, Static
 
@@ -95,7 +95,8 @@ class Overview(Screen[None]):
         """From above to below."""
         yield Static(id="head")
         yield DataTable[Text](cursor_type="row", cell_padding=1)
-        yield Input(placeholder="text to look for; enter: keep, escape: all")
+        asked = "text to look for; enter: keep, escape: all"
+        yield Input(placeholder=asked, select_on_focus=False)
         yield Static(id="state")
         yield Static(id="events")
         yield Static(words(_SHOWN), id="keys")
@@ -327,6 +328,13 @@ class Overview(Screen[None]):
         line = self.query_one(Input)
         line.display = True
         self.set_focus(line)
+
+    def typed(self, event: Key) -> None:
+        """A key that nobody has taken: typed on before the line was there, it belongs to it."""
+        line = self.query_one(Input)
+        if line.display and self.is_current and event.is_printable and event.character:
+            line.insert_text_at_cursor(event.character)
+            event.prevent_default()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Show those at once."""
