@@ -255,11 +255,7 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.plan import plan
 
         return plan(loaded, arguments.request)
-    if arguments.command == "top":
-        from vmdriver.cli.top import top
-
-        return top(loaded, arguments.interval)
-    if arguments.command in {"ls", "inspect"}:
+    if arguments.command in {"ls", "inspect", "top"}:
         return _look(arguments, loaded)
     if arguments.command == "stop-all":
         from vmdriver.cli.stop_all import stop_all
@@ -299,6 +295,10 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
 
 def _look(arguments: argparse.Namespace, loaded: Loaded) -> int:
     """What needs none of the driver's parts."""
+    if arguments.command == "top":
+        from vmdriver.cli.top import top
+
+        return top(loaded, arguments.interval)
     from vmdriver.cli import inspect, ls
 
     as_json = arguments.json
