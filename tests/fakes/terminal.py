@@ -20,8 +20,8 @@ set -s escape-time 0
 class Terminal:
     """One window in which a program runs."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+    def __init__(self, socket: Path, status: Path) -> None:
+        self._socket, self._status = socket, status
 
     async def ask(self, *words: str) -> str:
         """What tmux answers to that command."""
@@ -92,18 +92,19 @@ class Terminal:
                 await asyncio.sleep(0.05)
 
     async def ended(self, timeout_s: float = 30.0) -> int:
-        """Wait until the program has; its exit status."""
+        """Wait until the program has; its exit status. Not as tmux knows it: that may miss the end
+        of a child.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                while True:
-                    asked = "#{pane_dead} #{pane_dead_status}"
-                    words = (await self.ask("display-message", "-p", asked)).split()
-                    if len(words) == 2:  # tmux may know that it has, and not yet how
-                        return int(words[1])
+                while not (
+                    self._status.exists() and (text := self._status.read_text())
+                ):
                     await asyncio.sleep(0.05)
+                return int(text)
         except TimeoutError:
-            text = "\n".join(await self.lines())
-            raise AssertionError(f"it goes on:\n{text}") from None
+            lines = "\n".join(await self.lines())
+            raise AssertionError(f"it goes on:\n{lines}") from None
 
 
 @asynccontextmanager
@@ -118,7 +119,9 @@ async def terminal(
     """Meanwhile that command runs in a terminal of that size, as `kind` in TERM."""
     configuration = directory / "tmux.conf"
     configuration.write_text(CONFIGURATION)
-    window = Terminal(directory / "tmux.sock")
+    status = directory / "status"
+    status.unlink(missing_ok=True)
+    window = Terminal(directory / "tmux.sock", status)
     start = [
         "env",
         "--default-signal=INT",
@@ -130,7 +133,7 @@ async def terminal(
     process = await asyncio.create_subprocess_exec(
         *("tmux", "-S", str(directory / "tmux.sock"), "-f", str(configuration)),
         *("new-session", "-d", "-x", str(size[0]), "-y", str(size[1])),
-        shlex.join(start),
+        f"{shlex.join(start)}; echo $? >{shlex.quote(str(status))}",
         env={k: v for k, v in os.environ.items() if k not in {"TMUX", "NO_COLOR"}},
     )
     assert await process.wait() == 0
