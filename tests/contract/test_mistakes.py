@@ -112,7 +112,7 @@ def test_a_sweep_of_no_drivers_directory_does_not_speak_of_a_running_driver(
 
 def test_a_driver_says_when_it_starts_what_every_sandbox_will_need(place: Path) -> None:
     nowhere = f"--connection=qemu+unix:///system?socket={place}/nothing"
-    given = ["serve", nowhere, *settings(place)]
+    given = ["serve", nowhere, *settings(place), "--supervisor-image="]
     status, said = run(*given, before=["unshare", "--net"])
     assert status == 2
     assert "libvirt is not reachable" in said
