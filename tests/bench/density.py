@@ -46,8 +46,8 @@ from vmdriver._proto import compute_driver_pb2 as pb
 
 COMPARED = 8
 """So many of each kind are there when one is compared with the other."""
-LIMIT_S = 210.0
-"""After which no more of a kind are begun: on a busy machine there are fewer."""
+LIMIT_S = 120.0
+"""After which no more of a kind are begun, beyond those that are compared: on a busy machine there are fewer."""
 MOMENTS_S = (1, 5, 15, 30, 60)
 HOST_MIB = 16 * 1024
 _SETTLED_S = 10.0
@@ -128,9 +128,9 @@ def measured(crowd: Crowd, counts: tuple[int, ...]) -> dict[str, Any]:
     """`at`: by how many there are, medians of the parts; of all of them what each one takes."""
     driver, kernel = pss_mib(crowd.driver.process.pid), kernel_mib()
     at: dict[str, dict[str, float]] = {}
-    until = time.monotonic() + LIMIT_S
     for wanted in counts:
-        crowd.grow_to(wanted, until if wanted > COMPARED else math.inf)
+        until = time.monotonic() + LIMIT_S if wanted > COMPARED else math.inf
+        crowd.grow_to(wanted, until)
         seen, count = crowd.looked_at(), len(crowd.sandboxes)
         at[str(count)] = {part: median([s.pss[part] for s in seen]) for part in PARTS}
     pss = sum(sum(s.pss.values()) for s in seen)
@@ -151,8 +151,9 @@ def waiting_mib(driver: Process, memory_mib: int) -> dict[str, float]:
     needs for the code that it translates, it has not yet.
     """
     wait_template(driver, 1)
-    (path,) = (driver.state / "libvirt" / "run" / "qemu").glob("*.pid")
-    return dict(resident(int(path.read_text()), memory_mib).pss)
+    folder = driver.state / "libvirt" / "run" / "qemu"
+    newest = max(folder.glob("vmdriver-*.pid"), key=lambda path: path.stat().st_mtime)
+    return dict(resident(int(newest.read_text()), memory_mib).pss)
 
 
 def fitting(found: dict[str, Any], room_mib: float, *, code: bool) -> int:

@@ -33,7 +33,7 @@ PARTS = (
     Part("restore", "suspend, resume, snapshot against libvirt and QEMU", 10),
     Part("still", "for how long a workload stands still while it is kept", 8),
     Part("resume", "StartSandbox to thawed, against virsh restore", 8),
-    Part("density", "what idle sandboxes take of the host's memory, and why", 4),
+    Part("density", "what idle sandboxes take of the host's memory, and why", 5),
     Part("control", "200 sandboxes created, listed, watched, deleted", 2),
     Part("compose", "a composed driver against its base", 1.5),
     Part("images", "images against the same tools by hand", 8),
