@@ -239,12 +239,17 @@ def _at_once(v: Any) -> list[str]:
     return _table(head, rows)
 
 
+def _number(item: tuple[str, Any]) -> int:
+    """To sort by keys that are numbers."""
+    return int(item[0])
+
+
 def _density(v: Any) -> Iterator[str]:
     found, size = v["density"], v["density"]["memory_mib"]
     kinds = {"booted": found["cold"], "forked": found["fork"]}
     rows: list[Sequence[str]] = []
     for kind, of in kinds.items():
-        for count, each in of["at"].items():
+        for count, each in sorted(of["at"].items(), key=_number):
             rows.append((kind, count, *(f"{each[part]:.1f} MiB" for part in PARTS)))
     yield from _table((f"PSS of one idle {size} MiB machine", "of", *PARTS), rows)
     name, compared = (
@@ -260,7 +265,7 @@ def _density(v: Any) -> Iterator[str]:
         f"in a machine that waits before its first instruction): {less[0]:.1f} of {less[1]:.1f} MiB = {less[0] / less[1]:.2f}. "
         f"A machine that waits takes {sum(found['waiting'].values()):.1f} MiB, as one of few."
     )
-    names = list(found["cold"]["each_mib"])
+    names = ("own", "code", "helpers", "driver", "kernel")
     rows = []
     for kind, of in kinds.items():
         taken = (f"{of['each_mib'][name]:.1f} MiB" for name in names)
@@ -276,11 +281,10 @@ def _density(v: Any) -> Iterator[str]:
     minute = found["first_minute"]
     rows = [
         (f"after {seconds} s", f"{mib:.1f} MiB")
-        for seconds, mib in minute["mib"].items()
+        for seconds, mib in sorted(minute["mib"].items(), key=_number)
     ]
-    rows += [
-        (f"then: {cause}", f"{mib:.1f} MiB") for cause, mib in minute["causes"].items()
-    ]
+    causes = sorted(minute["causes"].items(), key=lambda item: -item[1])
+    rows += [(f"then: {cause}", f"{mib:.1f} MiB") for cause, mib in causes]
     yield ""
     yield from _table(("what a fork has written to", ""), rows)
 
