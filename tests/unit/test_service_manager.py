@@ -89,11 +89,32 @@ def test_a_manager_that_does_not_read_keeps_nobody_waiting(listener: Listener) -
 def test_a_reload_is_told_with_its_time(listener: Listener) -> None:
     manager = ServiceManager(listener.address)
     manager.reloading()
+    manager.reloaded()
+    ready = asyncio.Event()
+    ready.set()
+    asyncio.run(manager.accompany(ready))
+    assert listener.hears()[0] == "READY=1", "what ends a reload ends no start"
+    manager.reloading()
     first, second = listener.hears()
     assert first == "RELOADING=1"
     assert int(second.removeprefix("MONOTONIC_USEC=")) > 0
     manager.reloaded()
     assert listener.hears() == ["READY=1"]
+
+
+async def test_that_the_start_is_done_is_told_when_there_is_room_for_it(
+    listener: Listener,
+) -> None:
+    manager = ServiceManager(listener.address)
+    for _ in range(2000):  # far more than its socket holds
+        manager.tell("X=1")
+    ready = asyncio.Event()
+    ready.set()
+    told = asyncio.create_task(manager.accompany(ready))
+    async with asyncio.timeout(10):
+        while (await asyncio.to_thread(listener.hears))[0] != "READY=1":
+            pass
+        await told
 
 
 @pytest.mark.parametrize(
@@ -165,3 +186,13 @@ def test_a_reload_of_a_wrong_configuration_changes_nothing(
     assert "the configuration stays as it was" in caplog.text
     assert "'vcpus'" in caplog.text
     assert logging.getLogger("vmdriver").level == logging.WARNING
+
+
+@pytest.mark.usefixtures("levels")
+@pytest.mark.parametrize("text", ["templates = 3", f"vcpus = {'[' * 100_000}"])
+def test_a_reload_of_what_is_no_configuration_at_all_changes_nothing(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = configured(tmp_path, "")
+    reload(before, lambda: configured(tmp_path, text))
+    assert "the configuration stays as it was" in caplog.text

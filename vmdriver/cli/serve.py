@@ -36,9 +36,11 @@ class _Reloads:
 
     def _reload(self) -> None:
         self._manager.reloading()
-        # What is in force stays the first one's: that is what the driver was made of.
-        reload(self._loaded, self._again)
-        self._manager.reloaded()
+        try:
+            # What is in force stays the first one's: that is what the driver was made of.
+            reload(self._loaded, self._again)
+        finally:
+            self._manager.reloaded()
 
 
 async def _run(loaded: Loaded, again: Callable[[], Loaded]) -> None:

@@ -95,8 +95,11 @@ def terminal_kind() -> str:
 
 def _flattened(values: dict[str, Any]) -> dict[str, Any]:
     """[templates] enabled = ... is templates_enabled."""
+    table = values.get("templates")
+    if not isinstance(table, dict):
+        return values  # of which that is no setting
     flat = {key: value for key, value in values.items() if key != "templates"}
-    for key, value in dict(values.get("templates", {})).items():
+    for key, value in table.items():
         flat[f"templates_{key}"] = value
     return flat
 
@@ -110,6 +113,8 @@ def read_toml(named: Path | None, default: Path) -> dict[str, Any]:
         if named is None:
             return {}
         raise ConfigError(f"configuration file {path} does not exist") from error
+    except RecursionError as error:
+        raise ConfigError(f"configuration file {path} is nested too deeply") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
             f"configuration file {path} cannot be read: {error}"
