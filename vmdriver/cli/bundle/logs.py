@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vmdriver.cli.bundle.contents import MOST_OF_LOG, tail_of
+from vmdriver.cli.bundle.contents import MOST_OF_LOG, end_of, tail_of
 from vmdriver.cli.bundle.disclosure import without_console
 from vmdriver.errors import CommandError
 from vmdriver.host import process
@@ -48,16 +48,21 @@ def driver_log(named: Path | None, pid: int | None) -> tuple[str, str]:
     return "\n".join(_told(text.splitlines())) + "\n", where
 
 
-def of_one(text: str, sandbox: str, others: Sequence[str]) -> str:
-    """Lines of that sandbox, and of none."""
+def of_one(text: str, own: Sequence[str], others: Sequence[str]) -> str:
+    """Lines of one sandbox, and of none. `own`, `others`: names of it, and of the others."""
     if not others:
         return text
-    names = "|".join(sorted(map(re.escape, others), key=len, reverse=True))
-    another = re.compile(rf"(?<![\w.-])(?:{names})(?![\w-])")
+    its, another = _named(own, "-"), _named(others, "")
     lines = text.splitlines()
     return "".join(
-        f"{line}\n" for line in lines if sandbox in line or not another.search(line)
+        f"{line}\n" for line in lines if its.search(line) or not another.search(line)
     )
+
+
+def _named(names: Sequence[str], not_before: str) -> re.Pattern[str]:
+    """Any of these as a word, before which there is none of those characters."""
+    any_of = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    return re.compile(rf"(?<![\w.{not_before}])(?:{any_of})(?![\w-])")
 
 
 def _found(named: Path | None, pid: int | None) -> tuple[str, str]:
@@ -77,7 +82,7 @@ def _found(named: Path | None, pid: int | None) -> tuple[str, str]:
         )
     except CommandError as error:
         return "", f"not found: {error.message}; name it with --log"
-    return done.stdout[-MOST_OF_LOG:].decode(errors="replace"), f"journal of {_UNIT}"
+    return end_of(done.stdout, MOST_OF_LOG), f"journal of {_UNIT}"
 
 
 def _of_process(pid: int) -> str | None:

@@ -11,10 +11,15 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import escape
 
+from vmdriver.cli.bundle.contents import manifests
 from vmdriver.cli.bundle.disclosure import WITHHELD
 from vmdriver.config import Config
 from vmdriver.host.plain_file import read_start
+from vmdriver.host.visible import visible
+from vmdriver.oci.trust import LOGINS
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.sandboxes.records import is_sandbox
 
@@ -41,25 +46,49 @@ class Secrets:
             self._of_document(_json(files.record))
             for line in _text(files.ledger).splitlines():
                 self._of_document(_parsed(line))
+            for path in manifests(files):
+                self._of_document(_json(path))
+        for path in layout.templates.glob("*/manifest.json"):
+            self._of_document(_json(path))
         for table in config.extending.extension.values():
             self._add(table)
         self._add(_text(config.gateway.guest_tls_key))
-        self._of_logins(_json(config.images.image_auth_file))
+        own = config.images.image_auth_file
+        for path in [own] if own else [Path(name) for name in LOGINS]:
+            self._of_logins(_json(path))
+        self._lengths = self._by_beginning()
 
     def scrubbed(self, text: str) -> str:
-        """Without any of them."""
-        for secret in sorted(self._known - self._ordinary, key=len, reverse=True):
-            if secret in text:
-                text = text.replace(secret, WITHHELD)
-        return text
+        """Without any of them. In one walk: whoever has many of them keeps nobody waiting."""
+        parts, begin, end = [], 0, 0
+        lengths = self._lengths
+        for at in range(len(text) - _SHORTEST + 1):
+            if (those := lengths.get(text[at : at + _SHORTEST])) is None:
+                continue
+            for length in those:
+                if at + length <= end:
+                    break
+                if text[at : at + length] in self._known:
+                    if at >= end:
+                        parts += [text[begin:at], WITHHELD]
+                    begin = end = at + length
+                    break
+        return "".join((*parts, text[begin:]))
+
+    def _by_beginning(self) -> dict[str, list[int]]:
+        """How long those are that begin so, the longest first."""
+        self._known -= self._ordinary
+        found: dict[str, set[int]] = {}
+        for secret in self._known:
+            found.setdefault(secret[:_SHORTEST], set()).add(len(secret))
+        return {name: sorted(those, reverse=True) for name, those in found.items()}
 
     def _add(self, value: Any) -> None:
-        """Every text in it, as it is and line by line, and as JSON and a log write it."""
+        """Every text in it, as it is and line by line, and as JSON, XML and a log write it."""
         for text in _texts(value):
-            for part in (text.strip(), *text.split("\n")):
+            for part in {text.strip(), *(line.strip() for line in text.splitlines())}:
                 if len(part) >= _SHORTEST:
-                    self._known.add(part)
-                    self._known.add(json.dumps(part)[1:-1])
+                    self._known.update(_written(part))
 
     def _of_document(self, value: Any) -> None:
         """Of a record, a ledger's line, or what is left of one."""
@@ -102,6 +131,21 @@ def _sandboxes(layout: Layout) -> list[Path]:
         return sorted(d for d in layout.sandboxes.iterdir() if is_sandbox(d))
     except OSError:
         return []
+
+
+def _written(secret: str) -> Iterator[str]:
+    """As it may be found."""
+    yield secret
+    if secret.isascii() and secret.isalnum():
+        return
+    # What is not printable, half of a character among it, is escaped by each in its own way.
+    printable = secret.encode(errors="replace").decode()
+    for one in (
+        *(secret, visible(secret), repr(secret)[1:-1]),
+        *(escape(secret), quote(printable), quote(printable, safe="")),
+    ):
+        once = json.dumps(one)[1:-1]
+        yield from (one, once, json.dumps(once)[1:-1])
 
 
 def _without_ordinary(value: Any) -> Any:
