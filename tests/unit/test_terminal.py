@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from vmdriver.cli.page import Section, rendered
 from vmdriver.cli.progress import Drawn, Step, bars, shown_progress
 from vmdriver.cli.terminal import (
     BAD,
@@ -23,6 +24,7 @@ from vmdriver.cli.terminal import (
     console,
     print_table,
     say,
+    show,
     shown_as_text,
     table,
 )
@@ -204,3 +206,26 @@ def test_who_needs_no_library_for_terminals_loads_none(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_long_label_of_a_page_leaves_room_for_what_is_said_of_it() -> None:
+    label = "hold:vault:lease:" + "x" * 90
+    with on_a_terminal(80) as screen:
+        show(rendered([Section("held", [("tap", "while it runs"), (label, "kept")])]))
+        text = STYLE.sub("", screen())
+    assert "while it runs" in text
+    assert "kept" in text
+    assert re.sub(r"\s", "", text).count("x") == 90
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+def test_characters_that_the_locale_has_not_are_text(encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    with contextlib.redirect_stdout(stream), shown_as_text():
+        print("漢")
+        print_table(["a"], [["漢字"]])
+        console().print("漢")
+    stream.flush()
+    assert raw.getvalue().decode() == "\\u6f22\na\n\\u6f22\\u5b57\n\\u6f22\n"
+    assert stream.errors == "strict", "as it was"

@@ -64,6 +64,7 @@ def page(sandbox_id: str, found: Document, now: datetime) -> list[Section]:
 def rendered(sections: Sequence[Section]) -> RenderableType:
     """For rich: titles, and below each of them its values in a column."""
     from rich.console import Group
+    from rich.padding import Padding
     from rich.table import Table
 
     parts: list[RenderableType] = []
@@ -72,13 +73,13 @@ def rendered(sections: Sequence[Section]) -> RenderableType:
         parts.append(words(Styled(section.title, HEAD)))
         if section.rows:
             grid = Table.grid(padding=(0, 2, 0, 0))
-            grid.add_column(min_width=14, no_wrap=True)
+            # Folded as well: names that extensions give leave room for what is said of them.
+            grid.add_column(min_width=12, overflow="fold")
             grid.add_column(overflow="fold")
             for label, value in section.rows:
                 # Lines of somebody else's stay in their column: none is taken for ours.
-                name = words("  ", Styled(label, DIM))
-                grid.add_row(name, words(value, keep="\n"))
-            parts.append(grid)
+                grid.add_row(words(Styled(label, DIM)), words(value, keep="\n"))
+            parts.append(Padding(grid, (0, 0, 0, 2), expand=False))
         parts += [words("  ", line) for line in section.lines]
     return Group(*parts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +44,30 @@ class _Shown:
 
 @contextlib.contextmanager
 def shown_as_text() -> Iterator[None]:
-    """Standard output and error meanwhile."""
+    """Standard output and error meanwhile. Characters that are not in the locale's set are written
+    as text too, by rich as well.
+    """
     with (
+        _every_character(sys.stdout),
         contextlib.redirect_stdout(cast(TextIO, _Shown(sys.stdout))),
         contextlib.redirect_stderr(cast(TextIO, _Shown(sys.stderr))),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _every_character(stream: TextIO | None) -> Iterator[None]:
+    """Standard error has that of itself."""
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    before = stream.errors or "strict"
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError, OSError):  # closed, or nobody reads it
+            stream.reconfigure(errors=before)
 
 
 def _as_it_is(stream: TextIO) -> TextIO:
