@@ -1,6 +1,6 @@
 """Manual pages, bash completion and the settings' file, of what --help and the models say.
 
-usage: pages.py FOLDER    writes vmdriver.1, vmdriver.toml.5, vmdriver (completion), config.toml
+usage: pages.py FOLDER DATE    writes vmdriver.1, vmdriver.toml.5, vmdriver (completion), config.toml
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vmdriver.config import SETTINGS
 from vmdriver.config.sources import UPSTREAM_ENVIRONMENT
 
 _SETTING = "set_"
+_DATE = "@date@"
 
 
 def commands(
@@ -79,7 +80,7 @@ def _argument(action: argparse.Action) -> str:
 def _head(name: str, section: int, about: str) -> list[str]:
     return [
         '.\\" Written by packaging/pages.py.',
-        f'.TH {name.upper()} {section} "" "vmdriver {__version__}" "vmdriver"',
+        f'.TH {name.upper()} {section} "{_DATE}" "vmdriver {__version__}" "vmdriver"',
         ".SH NAME",
         f"{_text(name)} \\- {_text(about)}",
     ]
@@ -263,7 +264,7 @@ PAGES = {
 def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
     for name, render in PAGES.items():
-        (folder / name).write_text(render())
+        (folder / name).write_text(render().replace(_DATE, arguments[1]))
     return 0
 
 

@@ -24,7 +24,7 @@ SLOWEST = 20
 SYSTEM_TIMEOUT_S = 400
 """Many cycles of real machines, on a busy host."""
 REAL_MACHINES = ("system", "adversary")
-TIERS = [*REAL_MACHINES, "netns", "contract", "scenario", "repo", "unit", ""]
+TIERS = [*REAL_MACHINES, "netns", "package", "contract", "scenario", "repo", "unit", ""]
 """The longest tests come first, so that those of a moment fill both workers to the end."""
 
 
