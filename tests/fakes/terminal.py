@@ -124,7 +124,7 @@ async def terminal(
     window = Terminal(directory / "tmux.sock", status)
     start = [
         "env",
-        "--default-signal=INT",
+        *("-u", "COLUMNS", "-u", "LINES", "--default-signal=INT"),
         f"TERM={kind}",
         "LANG=C.UTF-8",
         *environment,

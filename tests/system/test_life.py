@@ -17,6 +17,7 @@ from tests.fakes.gateway import Gateway
 from tests.fakes.waiting import until
 from tests.system.machines import INSTANCE, Driver, Host
 from tests.system.stage import WITHOUT_TEMPLATES
+from vmdriver._proto import admin_pb2 as admin
 from vmdriver._proto import compute_driver_pb2 as pb
 
 NASTY = {
@@ -350,6 +351,17 @@ def test_commands_show_what_there_is(driver: Driver) -> None:
     assert found["machine"]["running"]
     assert [e["key"] for e in found["ledger"]][-1] == "machine"
     assert found["guest"]["phase"] == "started"
+    stream = driver.admin.Observe(admin.ObserveRequest(interval_ms=1000))
+    for picture in stream:
+        (seen,) = picture.sandboxes
+        if seen.HasField("use") and seen.stored_bytes:
+            break
+    stream.cancel()
+    assert (seen.id, seen.phase) == (sandbox, "running")
+    assert 0 < seen.use.own_bytes < seen.use.memory_bytes + seen.use.shared_bytes
+    assert seen.use.cpu_seconds > 0
+    assert picture.disk_free_bytes > 0
+    assert [event.sandbox for event in picture.events][-1] == sandbox
     assert driver.cli("config")["mem_mib"] == {"value": 512, "source": "flag --mem-mib"}
     subprocess.run(
         [
