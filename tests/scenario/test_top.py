@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -211,6 +212,16 @@ async def test_pages_are_read_and_left(stage: Stage) -> None:
         await window.shows("key", "waiting")
         await window.press("q")
         await window.shows(KEYS)
+
+
+async def test_a_page_of_what_has_gone_says_so(stage: Stage) -> None:
+    async with watched(stage, "s1") as (_, window):
+        shutil.rmtree(stage.layout.sandbox("s1").root)
+        for key in ("i", "c"):
+            await window.press(key)
+            await window.shows("sandbox s1 is not known")
+            await window.press("q")
+            await window.shows(KEYS)
 
 
 async def test_it_filters_and_sorts(stage: Stage) -> None:

@@ -118,7 +118,8 @@ class Reading(Screen[None]):
         try:
             page.update(await self._make())
         except (DriverError, OSError) as error:
-            page.update(words(Styled(str(error), BAD), keep="\n"))
+            text = error.text() if isinstance(error, DriverError) else str(error)
+            page.update(words(Styled(text, BAD), keep="\n"))
         if follows:
             scroll.scroll_end(animate=False)
 

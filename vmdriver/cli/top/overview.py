@@ -218,13 +218,13 @@ class Overview(Screen[None]):
     def action_console(self) -> None:
         """What its guest prints."""
         if (seen := self._selected()) is not None:
-            path = files_of(self._loaded, seen.id).console
+
+            def tail() -> str:
+                path = files_of(self._loaded, seen.id).console
+                return console_file.tail(path, _CONSOLE_BYTES)
 
             async def make() -> RenderableType:
-                tail = console_file.tail
-                return words(
-                    await asyncio.to_thread(tail, path, _CONSOLE_BYTES), keep="\n\t"
-                )
+                return words(await asyncio.to_thread(tail), keep="\n\t")
 
             title = f"console of {seen.name}  {seen.id}"
             self.app.push_screen(Reading(title, make, again_s=_AGAIN_S, end=True))
