@@ -35,6 +35,7 @@ from vmdriver.config import SETTINGS, load
 from vmdriver.host import process
 from vmdriver.host.visible import visible
 from vmdriver.model.checkpoint import MemoryManifest
+from vmdriver.model.ids import domain_name
 from vmdriver.model.record import CONSOLE_FOLLOWS, SandboxRecord, utc_now
 from vmdriver.oci.cache import Entry
 from vmdriver.storage.layout import Layout
@@ -176,7 +177,7 @@ def elsewhere(layout: Layout) -> None:
     logs.mkdir(parents=True)
     said = f"qemu: fatal: {canary('s1.token')}\n"
     for name in ("s1", "s2"):
-        (logs / f"{instance(layout)}-{name}.log").write_text(said)
+        (logs / f"{domain(layout, name)}.log").write_text(said)
     for place in (layout.probe, layout.warm, layout.supervisors, layout.boot):
         (place / "anything").write_text(canary(place.name))
     aside = layout.root / "set-aside"
@@ -190,6 +191,10 @@ def instance(layout: Layout) -> str:
     return load(
         flags={"state_dir": str(layout.root)}, environment={}
     ).config.driver.instance
+
+
+def domain(layout: Layout, name: str) -> str:
+    return domain_name(instance(layout), name)
 
 
 def packed(path: Path) -> dict[str, str]:
@@ -256,7 +261,7 @@ def test_no_secret_of_any_place_is_packed(
     assert set(json.loads(found["configuration.json"])) == set(SETTINGS)
     assert "2 sandboxes known" in found["driver.log"]
     assert json.loads(found["driver.log"].splitlines()[2])["sandbox"] == "s1"
-    assert "qemu: fatal" in found[f"machines/{instance(host[0])}-s1.log"]
+    assert "qemu: fatal" in found[f"machines/{domain(host[0], 's1')}.log"]
     assert {name for name in found if name.endswith("manifest.json")} == {
         "state/manifest.json",
         "templates/k/manifest.json",
@@ -280,11 +285,10 @@ def test_stored_secrets_are_withheld_by_field_also_where_nobody_knows_them(
     words = ["doctor", "--bundle", str(out), "--log", str(log), *host[1]]
     assert main(words) == 0
     leaked = {name for name, text in packed(out).items() if _MARK in text}
-    own = instance(host[0])
     assert leaked == {
         "driver.log",
-        f"machines/{own}-s1.log",
-        f"machines/{own}-s2.log",
+        f"machines/{domain(host[0], 's1')}.log",
+        f"machines/{domain(host[0], 's2')}.log",
     }
 
 
@@ -313,6 +317,8 @@ def test_of_one_sandbox_nothing_of_the_others_is_packed(
     assert main(["doctor", "--bundle", str(out), *words]) == 0
     found = packed(out)
     assert not [name for name in found if "s1" in name]
+    logs = [name for name in found if name.startswith("machines/")]
+    assert logs == [f"machines/{domain(host[0], 's2')}.log"]
     assert "sandboxes/s2/record.json" in found
     assert "MachineCrashed" not in found["driver.log"]
     assert "s2: what it should not have said" in found["driver.log"]

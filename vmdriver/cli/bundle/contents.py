@@ -145,7 +145,7 @@ def _machines_logs(config: Config, layout: Layout, sandbox: str) -> Iterator[Mem
     """libvirt's, of each machine: what QEMU was begun with, and what it said on its way out."""
     instance, embedded = config.driver.instance, config.driver.connection == "embed"
     folder = layout.libvirt / "log" / "qemu" if embedded else _DAEMONS_LOGS
-    only = domain_name(instance, sandbox) if sandbox else ""
+    only = _domain(instance, layout.sandbox(sandbox)) if sandbox else ""
     for path in sorted(folder.glob(f"{instance}*.log")):
         if only in {"", path.stem}:
             text = _tail(path, _MOST_OF_MACHINES_LOG)
@@ -158,6 +158,14 @@ def _machines_logs(config: Config, layout: Layout, sandbox: str) -> Iterator[Mem
             text = _text(path)
             what = "that machine, as libvirt has it defined"
             yield Member(f"machines/{path.name}", text.encode(), what)
+
+
+def _domain(instance: str, files: SandboxFiles) -> str:
+    """Of its machine: one that waited keeps its name when a sandbox takes it over."""
+    record = read_state(files).record
+    if record is not None and record.plan is not None:
+        return record.plan.domain
+    return domain_name(instance, files.root.name)
 
 
 def _listed(root: Path, sandbox: str) -> Iterator[str]:
