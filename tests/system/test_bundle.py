@@ -51,7 +51,10 @@ def test_a_report_is_had_with_a_driver_and_without_and_holds_no_secret(
         assert record["spec"]["environment"] == {"API_KEY": "[withheld]"}
         assert record["plan"]["memory_mib"] == 512
         assert f"{sandbox}: Running" in found["driver.log"]
-        assert "qemu-system" in found[f"machines/{driver.plan(sandbox)['domain']}.log"]
+        assert (
+            "starting up libvirt"
+            in found[f"machines/{driver.plan(sandbox)['domain']}.log"]
+        )
         assert "QEMU" in {f["check"] for f in json.loads(found["doctor.json"])["findings"]}  # fmt: skip
         assert ("told.json" in found) is runs
     driver.start()
