@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from tests.fakes.waiting import until
 from vmdriver.config.gateway import GatewaySettings
+from vmdriver.lifecycle.ports.images import BaseDisk, KnownImage
 from vmdriver.model.usage import Usage
 from vmdriver.storage import disk_use
 from vmdriver.telemetry import seen
@@ -39,7 +40,7 @@ from vmdriver.telemetry.last_seen import LastSeen
 from vmdriver.telemetry.listen import Listen, parse_listen
 from vmdriver.telemetry.machines import ALL, ONE, TOP, Usages, Whose
 from vmdriver.telemetry.readers import Scraped
-from vmdriver.telemetry.seen import Value
+from vmdriver.telemetry.seen import MOST_IMAGES, Value
 
 
 @pytest.mark.parametrize(
@@ -388,3 +389,18 @@ def test_every_metric_has_a_name_of_its_own() -> None:
     names = [shown.name for shown in EVERY]
     assert len(set(names)) == len(names)
     assert all(shown.description and shown.unit for shown in EVERY)
+
+
+def image(name: str, size: int) -> KnownImage:
+    disk = BaseDisk("/disk", f"sha256:{name}")
+    return KnownImage(disk, (f"registry/{name}:1",), size, 2 * size, 0.0, 0.0)
+
+
+def test_only_the_largest_images_have_series_of_their_own_and_each_has_one() -> None:
+    """Prometheus takes nothing at all of a scrape with a series twice."""
+    many = [image(f"{n:03}", n) for n in range(1, 3 * MOST_IMAGES)]
+    found = seen.of_images([*many, image("002", 1000), image("002", 500)])
+    own = {v.attributes["image"]: v.number for v in found if v.shown is seen.IMAGE_SIZE}
+    assert len(own) == MOST_IMAGES == sum(v.shown is seen.IMAGE_SIZE for v in found)
+    assert own["registry/002:1"] == 1502
+    assert "registry/001:1" not in own
