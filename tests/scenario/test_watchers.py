@@ -91,9 +91,10 @@ async def nothing_left(s: Served) -> None:
     await eventually(lambda: not left(), "a watcher's call is left over")
 
 
-def notices() -> int:
-    """Platform events that anything in this process still holds."""
-    return sum(isinstance(found, Happened) for found in gc.get_objects())
+def notices(s: Served) -> int:
+    """Platform events that anything in this process still holds, but for the last ones, which the driver keeps for `top`."""
+    held = sum(isinstance(found, Happened) for found in gc.get_objects())
+    return held - len(s.driver.broadcaster.recent())
 
 
 async def test_fifty_watchers_see_every_event_in_order_and_a_late_one_the_same_end(
@@ -191,7 +192,7 @@ async def test_a_watcher_that_never_reads_costs_its_queue_and_keeps_nobody_waiti
     limit, burst = 64, 32
     async with served(tmp_path, watch_limit=limit) as s, another_client(s) as other:
         await s.create()
-        before, deaf = notices(), watch(other)
+        before, deaf = notices(s), watch(other)
         await deaf.read()
         (deaf_queue,) = s.driver.inside.subscriptions()
         reader = watch(s.stub)
@@ -212,7 +213,7 @@ async def test_a_watcher_that_never_reads_costs_its_queue_and_keeps_nobody_waiti
             rounds += 1
         await told(range(rounds, rounds + 20))
         gc.collect()
-        assert notices() - before <= limit + burst
+        assert notices(s) - before <= limit + burst
         # It has lost its place, and is told so after what it was sent.
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             while True:
@@ -221,7 +222,7 @@ async def test_a_watcher_that_never_reads_costs_its_queue_and_keeps_nobody_waiti
         reader.cancel()
         await nothing_left(s)
         gc.collect()
-        assert notices() <= before + 1
+        assert notices(s) <= before + 1
 
 
 async def test_five_hundred_watchers_are_served(tmp_path: Path) -> None:
