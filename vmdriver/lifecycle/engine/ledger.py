@@ -247,14 +247,17 @@ class Ledger:
         """Replace an entry's data: what its undo will be given. What has been given back
         meanwhile needs none.
         """
-        line = {"op": "data", "key": key, "data": dict(data)}
-        await finished(self._change(line, data=dict(data)))
+        await self.remember_all({key: data})
+
+    async def remember_all(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """The same for several entries, by key, in one write."""
+        await finished(self._remember(data))
 
     async def move_to_end(self, key: str) -> None:
         """Something more was acquired behind this entry: it is undone before everything that is
         held now.
         """
-        await finished(self._change({"op": "moved", "key": key}, last=True))
+        await finished(self._move_to_end(key))
 
     async def hand_over(self, key: str) -> None:
         """Strike an entry that another ledger holds from now on: nothing is undone."""
@@ -324,16 +327,21 @@ class Ledger:
                 await self._append(*lines)
             self._held |= {key: replace(self._held[key], done=True) for key in held}
 
-    async def _change(self, line: Line, *, last: bool = False, **changes: Any) -> None:
-        key = line["key"]
+    async def _remember(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         async with self._writing:
-            if key not in self._held:
+            known = {key: dict(new) for key, new in data.items() if key in self._held}
+            if not known:
                 return
-            await self._append(line)
-            entry = replace(self._held[key], **changes)
-            if last:
-                del self._held[key]
-            self._held[key] = entry
+            lines = [{"op": "data", "key": k, "data": new} for k, new in known.items()]
+            await self._append(*lines)
+            for key, new in known.items():
+                self._held[key] = replace(self._held[key], data=new)
+
+    async def _move_to_end(self, key: str) -> None:
+        async with self._writing:
+            if key in self._held:
+                await self._append({"op": "moved", "key": key})
+                self._held[key] = self._held.pop(key)
 
     async def _strike(self, keys: list[str]) -> None:
         async with self._writing:

@@ -4,9 +4,10 @@ is on disk.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
@@ -107,6 +108,7 @@ class UserLease:
 
     pool: UserPool
     users: MachineUsers
+    _clearing: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     key, needs = MACHINE_USER, ("uid",)
 
     async def acquire(
@@ -166,17 +168,27 @@ class UserLease:
         if not await self.users.claim(number):
             raise _TakenError
 
-    async def pass_on(self, former: str, owner: str, ledger: Ledger) -> None:
-        """A former owner's number is this one's from now on, whose own goes: nothing belongs to
-        it yet. Not to be cancelled.
+    def pass_on(self, former: str, owner: str) -> None:
+        """A former owner's number is this one's from now on, as its ledger says already. Its own
+        is given back when nothing of it is left, which nobody waits for: until then it is
+        nobody's, and a driver that begins again finds its folder.
         """
         number, own = self.pool.number_of(former), self.pool.number_of(owner)
         assert number is not None  # noqa: S101 - a machine has one
-        await ledger.remember(MACHINE_USER, {"uid": str(number)})
         self.pool.free(former)
         self.pool.adopt(owner, number)
         if own is not None:
-            await tried(_log, self.users.clear(own, owner), f"user {own}")
+            nobody = f"{owner}, before it had {number}"
+            self.pool.adopt(nobody, own)
+            work = asyncio.create_task(self._cleared(own, owner, nobody), name=nobody)
+            self._clearing.add(work)
+            work.add_done_callback(self._clearing.discard)
+
+    async def _cleared(self, number: int, owner: str, holder: str) -> None:
+        try:
+            await tried(_log, self.users.clear(number, owner), f"user {number}")
+        finally:
+            self.pool.free(holder)
 
     async def release(self, given: Given) -> None:
         number = int(given["uid"])

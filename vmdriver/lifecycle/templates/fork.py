@@ -11,7 +11,13 @@ from vmdriver.errors import DriverError
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.engine.ledger import MACHINE
-from vmdriver.lifecycle.engine.resource import FILES, LEASE, OVERLAY, TAP
+from vmdriver.lifecycle.engine.resource import (
+    FILES,
+    LEASE,
+    MACHINE_USER,
+    OVERLAY,
+    TAP,
+)
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
@@ -155,18 +161,19 @@ class Forks:
         self, sandbox: Sandbox, plan: LaunchPlan, waiting: Waiting
     ) -> LaunchPlan:
         """The sandbox's address and user are the waiting machine's from now on."""
-        lease, addresses = waiting.plan.network.lease, self.addresses
+        lease, user = waiting.plan.network.lease, waiting.plan.user
+        assert user is not None  # noqa: S101 - it was started by this driver
+        name, ledger = sandbox.record.id, sandbox.ledger
 
         async def exchange() -> None:
-            await sandbox.ledger.remember(LEASE, lease.model_dump())
-            addresses.free(waiting.owner)
-            addresses.adopt(sandbox.record.id, lease)
-            name, ledger = sandbox.record.id, sandbox.ledger
-            await self.user.pass_on(waiting.owner, name, ledger)
+            taken = {LEASE: lease.model_dump(), MACHINE_USER: {"uid": str(user.uid)}}
+            await ledger.remember_all(taken)
+            self.addresses.free(waiting.owner)
+            self.addresses.adopt(name, lease)
+            self.user.pass_on(waiting.owner, name)
 
         await finished(exchange())
-        assert waiting.plan.user is not None  # noqa: S101 - it was started by this driver
-        plan = planner.with_user(planner.with_lease(plan, lease), waiting.plan.user)
+        plan = planner.with_user(planner.with_lease(plan, lease), user)
         begun = {"domain": waiting.plan.domain, "wall": waiting.plan.wall}
         return plan.model_copy(update=begun)
 
