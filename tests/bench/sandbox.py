@@ -28,13 +28,23 @@ def request(number: int, image: str) -> pb.DriverSandbox:
 
 
 def wait_reason(stub: Any, sandbox_id: str, reason: str) -> None:
-    while True:
-        found = stub.GetSandbox(pb.GetSandboxRequest(sandbox_id=sandbox_id)).sandbox
-        if found.status.conditions[0].reason == reason:
-            return
-        if "Failed" in found.status.conditions[0].reason:
-            raise RuntimeError(found.status.conditions[0].message)
-        time.sleep(0.005)
+    """As a gateway does: by watching. Whoever asked every few milliseconds took half of the CPU time that the driver
+    took for a fork, and as much for himself.
+    """
+    watch = stub.WatchSandboxes(pb.WatchSandboxesRequest())
+    try:
+        for event in watch:
+            found = event.sandbox.sandbox
+            if found.id != sandbox_id:
+                continue
+            said = found.status.conditions[0]
+            if said.reason == reason:
+                return
+            if "Failed" in said.reason:
+                raise RuntimeError(said.message)
+    finally:
+        watch.cancel()
+    raise RuntimeError(f"the watch ended before {sandbox_id} was {reason}")
 
 
 def request_of(
