@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmdriver.config import SETTINGS
-from vmdriver.hypervisor.embedded import embed_uri, remove_torn_definitions
+from vmdriver.hypervisor.embedded import (
+    embed_uri,
+    remove_torn_definitions,
+    write_embedded_configuration,
+)
 from vmdriver.model.passage import PLACE
 
 
@@ -47,3 +51,15 @@ def test_the_short_links_are_not_below_a_sockets_folder_which_is_closed_to_qemu(
         assert default is None or not PLACE.is_relative_to(default.parent)
     link = Path(embed_uri(PLACE / "state" / "libvirt").partition("root=")[2])
     assert link == PLACE / "state" / "libvirt", "short enough to need no link"
+
+
+def test_libvirt_makes_a_dev_of_its_own_only_around_a_qemu_that_has_no_box(
+    tmp_path: Path,
+) -> None:
+    said = {}
+    for boxed in (False, True):
+        root = tmp_path / str(boxed)
+        write_embedded_configuration(root, "someone", "them", boxed=boxed)
+        said[boxed] = (root / "etc" / "qemu.conf").read_text()
+    assert "namespaces" not in said[False], "libvirt's own default is one"
+    assert said[True] == f"{said[False]}namespaces = [ ]\n"
