@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ from hypothesis import settings
 settings.register_profile("loaded machine", deadline=None)
 settings.load_profile("loaded machine")
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Begun in the background, as CI may be: programs that tests begin would be deaf, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest_plugins = ["tests.system.stage"]
 """One driver of a worker serves all tiers with real machines: two would take each other's for leftovers."""
 GOLDEN = Path(__file__).parent / "golden"

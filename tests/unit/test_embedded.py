@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+import pytest
 
 from vmdriver.config import SETTINGS
 from vmdriver.hypervisor.embedded import (
@@ -63,3 +66,25 @@ def test_libvirt_makes_a_dev_of_its_own_only_around_a_qemu_that_has_no_box(
         said[boxed] = (root / "etc" / "qemu.conf").read_text()
     assert "namespaces" not in said[False], "libvirt's own default is one"
     assert said[True] == f"{said[False]}namespaces = [ ]\n"
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_on_a_full_disk_libvirt_is_configured_as_it_was_if_only_the_box_could_not_be_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    write_embedded_configuration(tmp_path, "someone", "them", boxed=True)
+    file = tmp_path / "etc" / "qemu.conf"
+    before = file.read_text()
+
+    def full(part: Path, _text: str) -> int:
+        part.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    if others:
+        with pytest.raises(OSError, match="No space left"):
+            write_embedded_configuration(tmp_path, "nobody", "them")
+    else:
+        write_embedded_configuration(tmp_path, "someone", "them")
+    assert file.read_text() == before
+    assert list(file.parent.iterdir()) == [file]

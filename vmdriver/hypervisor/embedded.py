@@ -5,6 +5,7 @@ they lie, how it is configured, and what a killed process leaves of them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -17,6 +18,8 @@ from vmdriver.model.passage import PLACE
 
 _log = logging.getLogger(__name__)
 _LONGEST_ROOT = 27
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_BOXED = "namespaces = [ ]\n"
 _DIRECTORIES = (
     *("etc", "etc/qemu", "cache", "cache/qemu", "cache/qemu/capabilities", "lib"),
     *("lib/qemu", "lib/qemu/channel", "lib/qemu/channel/target", "lib/qemu/checkpoint"),
@@ -72,15 +75,22 @@ def write_embedded_configuration(
     }
     if own_cgroups:
         lines["cgroup_controllers"] = "[ ]"
-    if boxed:
-        lines["namespaces"] = "[ ]"
     text = "".join(f"{key} = {value}\n" for key, value in lines.items())
+    text += _BOXED if boxed else ""
     file, part = directory / "qemu.conf", directory / ".qemu.conf.part"
     # On a full disk, writing the same again would leave nothing.
     if file.exists() and file.read_text(errors="replace") == text:
         return
     part.unlink(missing_ok=True)
-    part.write_text(text)
+    try:
+        part.write_text(text)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno not in _FULL or not _differs_by_boxes(file, text):
+            raise
+        # On a full disk no box can be tried either: that it had one is what was found before.
+        _log.warning("libvirt is configured as it was last: %s", error.strerror)
+        return
     try:
         part.replace(file)
     except (
@@ -89,6 +99,12 @@ def write_embedded_configuration(
         if clearing is None or not clearing.displace(file, str(error)):
             raise
         part.replace(file)
+
+
+def _differs_by_boxes(file: Path, text: str) -> bool:
+    """Whether a file says what this text says, but for what depends on boxes."""
+    found = file.read_text(errors="replace") if file.exists() else ""
+    return found.replace(_BOXED, "") == text.replace(_BOXED, "")
 
 
 def make_way(root: Path, clearing: Clearing) -> None:
