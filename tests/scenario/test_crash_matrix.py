@@ -263,7 +263,7 @@ class JournalsAfterTheEffect(Ledger):
         result = await finished(effect())
         await self._crash_point(f"{key}:after-effect")
         await self._put(Held(key, scope, dict(data)))
-        await self._change({"op": "done", "key": key}, done=True)
+        await self._note([key], later=False)
         return result
 
     async def acquire_together(self, wanted, **_: bool):  # type: ignore[no-untyped-def]
