@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import pty
@@ -194,7 +195,9 @@ async def test_a_client_that_does_not_keep_to_it_is_let_go_and_others_are_served
     if what == "half":
         writer.write_eof()
     async with asyncio.timeout(10):
-        await reader.read(-1)
+        # Whoever has sent more than was read hears of the end as a reset.
+        with contextlib.suppress(ConnectionError):
+            await reader.read(-1)
     writer.transport.abort()
     await eventually(lambda: not there.programs.running, "nothing of it runs")
     assert await there.run("exit", "3") == 3
