@@ -203,6 +203,29 @@ async def test_a_client_that_does_not_keep_to_it_is_let_go_and_others_are_served
     assert await there.run("exit", "3") == 3
 
 
+@pytest.mark.parametrize("typed", [b"typed", b""])
+def test_input_that_comes_after_a_commands_end_hides_no_exit_code(
+    tmp_path: Path, typed: bytes
+) -> None:
+    """The driver has said how it ended, and closed, between what is read here and what is sent."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+
+        def ended(data: bytes) -> bytes:
+            connection, _ = listening.accept()
+            connection.sendall(frames.pack(Kind.BEGUN) + frames.pack(Kind.CODE, b"3"))
+            connection.close()
+            return data
+
+        read, write = os.pipe()
+        os.write(write, typed)
+        os.close(write)
+        here = Here(stdin=read, out=bytes, err=bytes, keys=ended)
+        assert client.run(tmp_path / "s", {"sandbox": "s1", "words": ["x"]}, here) == 3
+        os.close(read)
+
+
 async def test_whoever_leaves_ends_the_command(there: Place) -> None:
     read, write = os.pipe()
     os.write(write, b"\x1d")

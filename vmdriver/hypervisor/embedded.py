@@ -93,9 +93,8 @@ def write_embedded_configuration(
         return
     try:
         part.replace(file)
-    except (
-        PermissionError
-    ) as error:  # chattr +i; libvirt must not run with what it says
+    # chattr +i; libvirt must not run with what it says.
+    except PermissionError as error:
         if clearing is None or not clearing.displace(file, str(error)):
             raise
         part.replace(file)

@@ -153,10 +153,17 @@ class _Conversation:
             raise Left
         if sent:
             self._room -= len(sent)
-            self._connection.sendall(frames.pack(Kind.INPUT, sent))
+            self._tell(frames.pack(Kind.INPUT, sent))
         if not data:
             self._over = True
-            self._connection.sendall(frames.pack(Kind.INPUT_ENDS))
+            self._tell(frames.pack(Kind.INPUT_ENDS))
+
+    def _tell(self, frame: bytes) -> None:
+        """A driver that hears nothing more may have said before how the command has ended."""
+        try:
+            self._connection.sendall(frame)
+        except ConnectionError:
+            self._over = True
 
     def _resize(self, resized: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -164,7 +171,7 @@ class _Conversation:
         if self._here.window is not None:
             rows, columns = self._here.window()
             document = {"rows": rows, "columns": columns}
-            self._connection.sendall(frames.pack_document(Kind.RESIZE, document))
+            self._tell(frames.pack_document(Kind.RESIZE, document))
 
     def _hear(self) -> int | None:
         data = self._connection.recv(frames.MOST)
