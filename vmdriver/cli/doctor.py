@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.app import Driver, open_driver
-from vmdriver.cli.finding import Finding
-from vmdriver.cli.finding import failed as _failed
+from vmdriver.cli.finding import Finding, failed
 from vmdriver.cli.guest_findings import guest_findings
 from vmdriver.cli.hypervisor_findings import libvirt_findings
 from vmdriver.cli.next_steps import Outcome, next_steps, outcome
@@ -76,7 +75,7 @@ def _permissions(config: Config) -> Iterator[Finding]:
     try:
         owner = qemu_owner(config)
     except ConfigError as error:
-        yield _failed("QEMU user", error)
+        yield failed("QEMU user", error)
         return
     text = f"{config.driver.qemu_user} ({owner.uid}:{owner.gid})"
     yield Finding("QEMU user", "ok", text)
@@ -125,12 +124,12 @@ def _files(config: Config) -> Iterator[Finding]:
         check_path(socket)
         yield Finding("socket path", "ok", str(socket))
     except ConfigError as error:
-        yield _failed("socket path", error)
+        yield failed("socket path", error)
     try:
         text = policy_in_force(image_policy(config))
         yield Finding("image signatures", "ok", text)
     except ConfigError as error:
-        yield _failed("image signatures", error)
+        yield failed("image signatures", error)
     yield from unreadable(Layout(state_dir))
     yield from in_the_way(Layout(state_dir))
     space = next(p for p in (state_dir, *state_dir.parents) if p.exists())
@@ -185,7 +184,7 @@ async def _network(driver: Driver) -> AsyncIterator[Finding]:
         await driver.network.check_pool()
         yield Finding("address pool", "ok", driver.config.network.address_pool)
     except DriverError as error:
-        yield _failed("address pool", error)
+        yield failed("address pool", error)
     for name in await driver.network.foreign_drops():
         yield Finding(
             "firewall",
@@ -221,7 +220,7 @@ async def examine(loaded: Loaded) -> list[Finding]:
         layout = Layout(config.driver.state_dir)
         layout.make()
     except (ConfigError, OSError) as error:
-        return [*findings, _failed("state directory", error)]
+        return [*findings, failed("state directory", error)]
     lock = StateLock(layout.lock)
     alone = lock.try_open()
     try:
@@ -247,7 +246,7 @@ async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | Non
     try:
         return Finding(check, "ok", text), await open_driver(config)
     except ConfigError as error:
-        return _failed(check, error), None
+        return failed(check, error), None
 
 
 async def _wall(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
@@ -287,7 +286,7 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
             try:
                 findings += [finding async for finding in check]
             except (DriverError, OSError) as error:
-                findings.append(_failed(name, error))
+                findings.append(failed(name, error))
         findings += [await _qemu_version(), await _image_users()]
     finally:
         driver.release_threads()
@@ -300,7 +299,7 @@ async def _image_users() -> Finding:
     try:
         await numbers.root()
     except DriverError as error:
-        return _failed(check, error)
+        return failed(check, error)
     finally:
         numbers.close()
     text = f"images are unpacked as users {FIRST} and above, which nobody else is"

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Document = Mapping[str, Any]
-_STYLES = {"running": GOOD, "failed": BAD, "failing": BAD, "stopped": DIM}
+_STYLES = {
+    "running": GOOD,
+    "failed": BAD,
+    "failing": BAD,
+    "stopped": DIM,
+    "suspended": DIM,
+}
 _HELD = {
     "runtime": "while the machine runs",
     "capture": "while memory or disk are kept",
@@ -38,7 +44,7 @@ class Section:
 
 def phase_style(phase: str) -> str:
     """How a phase looks; one that passes is yellow."""
-    return _STYLES.get(phase, DIM if phase == "suspended" else WARN)
+    return _STYLES.get(phase, WARN)
 
 
 def page(sandbox_id: str, found: Document, now: datetime) -> list[Section]:

@@ -44,10 +44,7 @@ def stop_sandbox(path: Path, sandbox_id: str) -> None:
                 pb.StopSandboxRequest(sandbox_id=sandbox_id), timeout=_STOP_S
             )
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise no_answer(path, str(error.details())) from error
-            text = str(error.details())
-            raise DriverError(text, reason=error.code().name) from error
+            raise refusal(path, error) from error
 
 
 def no_answer(path: Path, details: str) -> Unavailable:
