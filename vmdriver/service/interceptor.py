@@ -30,8 +30,10 @@ STATUS: tuple[tuple[type[errors.DriverError], grpc.StatusCode], ...] = (
     (errors.HostError, grpc.StatusCode.INTERNAL),
 )
 _LONGEST_TEXT = 2000
-_LOOKS = re.compile(r"/(?:Get|List|Watch)\w*$|/(?:Ensure|Delete)Workspace$")
-"""Calls that lead to nothing: asked again and again, they would be most of all spans."""
+_LOOKS = re.compile(r"/(?:(?:Get|List|Watch)\w*|Observe|(?:Ensure|Delete)Workspace)$")
+"""Calls that lead to nothing: asked again and again, they would be most of all spans, and a watch's
+would be as long as whoever watches stays.
+"""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
