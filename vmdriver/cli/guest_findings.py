@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from vmdriver.config import Config
 from vmdriver.config.images import PUBLISHED_IMAGE
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.launch.supervisor import GATEWAY_VERSION
+from vmdriver.oci import files
 from vmdriver.oci import kept as kept_names
 from vmdriver.oci.cache import Cache
 from vmdriver.oci.image_service import KEPT
@@ -45,9 +45,8 @@ def _boot_files(config: Config) -> Finding:
 def _supervisor(config: Config) -> Finding:
     program, image = config.guest.supervisor_path, config.guest.supervisor_image
     if program is not None and program.is_file():
-        with program.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Finding("supervisor", "ok", f"{program}, sha256:{digest}")
+        found = f"{program}, sha256:{files.digest(program)}"
+        return Finding("supervisor", "ok", found)
     if program is None and image:
         return _supervisor_image(config.driver.state_dir / "images", image)
     why = missing_supervisor(program, image)

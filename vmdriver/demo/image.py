@@ -15,6 +15,7 @@ from typing import Any
 
 from vmdriver.errors import NotFound
 from vmdriver.host import facts
+from vmdriver.oci import files
 
 TAG = "demo"
 _WANTED = ("python3", "dash", "bash", "coreutils")
@@ -40,8 +41,7 @@ def build(layout: Path) -> str:
     layer = blobs / "layer"
     with tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as archive:
         _fill(archive, _packages(_WANTED))
-    with layer.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = files.digest(layer)
     layer.rename(blobs / digest)
     described = {
         "mediaType": f"{_KIND}layer.v1.tar",

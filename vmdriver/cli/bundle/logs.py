@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import stat
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,13 +17,12 @@ from vmdriver.cli.bundle.contents import MOST_OF_LOG, end_of, tail_of
 from vmdriver.cli.bundle.disclosure import without_console
 from vmdriver.errors import CommandError
 from vmdriver.host import process
+from vmdriver.host.peer import peer_of
 from vmdriver.host.plain_file import open_plain
 
 _UNIT = "vmdriver.service"
 _MOST_LINES = 20_000
 _DEADLINE_S = 20.0
-_CREDENTIALS = struct.Struct("3i")
-"""struct ucred: process, user, group (unix(7))."""
 
 
 def running_driver(admin_socket: Path) -> int | None:
@@ -33,13 +31,9 @@ def running_driver(admin_socket: Path) -> int | None:
         ours.settimeout(5)
         try:
             ours.connect(str(admin_socket))
-            found = ours.getsockopt(
-                socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-            )
+            return peer_of(ours).pid or None
         except OSError:
             return None
-    pid: int = _CREDENTIALS.unpack(found)[0]
-    return pid or None
 
 
 def driver_log(named: Path | None, pid: int | None) -> tuple[str, str]:

@@ -14,14 +14,13 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
-from vmdriver.cli.bundle.contents import manifests
+from vmdriver.cli.bundle.contents import known_sandboxes, manifests
 from vmdriver.cli.bundle.disclosure import WITHHELD
 from vmdriver.config import Config
 from vmdriver.host.plain_file import read_start
 from vmdriver.host.visible import visible
 from vmdriver.oci.trust import LOGINS
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.sandboxes.records import is_sandbox
 
 _SHORTEST = 8
 """What is shorter is also found where it is no secret."""
@@ -40,8 +39,8 @@ class Secrets:
     def __init__(self, config: Config, layout: Layout) -> None:
         self._known: set[str] = set()
         self._ordinary: set[str] = set()
-        for directory in _sandboxes(layout):
-            files = layout.sandbox(directory.name)
+        for name in known_sandboxes(layout):
+            files = layout.sandbox(name)
             self._add(_text(files.token))
             self._of_document(_json(files.record))
             for line in _text(files.ledger).splitlines():
@@ -124,13 +123,6 @@ class Secrets:
                 name_and_password = base64.b64decode(encoded).decode(errors="replace")
                 self._add(name_and_password)
                 self._add(name_and_password.partition(":")[2])
-
-
-def _sandboxes(layout: Layout) -> list[Path]:
-    try:
-        return sorted(d for d in layout.sandboxes.iterdir() if is_sandbox(d))
-    except OSError:
-        return []
 
 
 def _written(secret: str) -> Iterator[str]:

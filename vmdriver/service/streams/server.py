@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmdriver.errors import DriverError, InvalidRequest, unexpected
+from vmdriver.host.peer import peer_of
 from vmdriver.host.visible import visible
 from vmdriver.lifecycle.control.commands import Asked, Commands
 from vmdriver.lifecycle.ports.programs import MOST_GIVEN, MOST_SAID, Program, Window
@@ -23,8 +23,6 @@ from vmdriver.service.streams import frames
 from vmdriver.service.streams.frames import Broken, Kind
 
 _log = logging.getLogger(__name__)
-_CREDENTIALS = struct.Struct("3i")
-"""struct ucred: process, user, group (unix(7))."""
 _ASK_S = 10.0
 _MOST_WAITING = 2**18
 """Bytes of output that a client has not taken: then the guest is asked for none."""
@@ -219,9 +217,7 @@ def _failed(error: DriverError) -> bytes:
 
 def _peer(connection: socket.socket) -> str:
     """Who asks, by the kernel's word: user, process, and whose login that is."""
-    size = _CREDENTIALS.size
-    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    pid, uid, _ = _CREDENTIALS.unpack(found)
+    pid, uid = peer_of(connection)
     login = ""
     with contextlib.suppress(OSError, ValueError):
         number = int(Path(f"/proc/{pid}/loginuid").read_text())
