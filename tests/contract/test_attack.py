@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.waiting import until
-from vmdriver.cli import attack
-from vmdriver.cli.attack_evidence import Evidence, Golden
+from vmdriver.cli.doctor import attack
+from vmdriver.cli.doctor.attack_evidence import Evidence, Golden
 from vmdriver.host.target import facts, identity
 
 UID = 270_000 + os.getpid() % 10_000  # a worker beside this one runs the same tests

@@ -14,7 +14,7 @@ from tests.fakes import dirt
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.settings import image_rules
 from tests.fakes.world import World
-from vmdriver.cli import doctor
+from vmdriver.cli.doctor import examination
 from vmdriver.errors import ConfigError, Refused
 from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.lock import StateLock
@@ -142,7 +142,7 @@ async def test_what_was_in_the_way_is_kept_and_told_until_it_is_gone(
     assert set(notes) == {str(state / "images"), str(state / "templates/x")}
     assert notes[str(state / "images")].read_bytes().startswith(b"not of this driver")
     assert "images was in the way" in caplog.text
-    told = [finding.message for finding in doctor.in_the_way(Layout(state))]
+    told = [finding.message for finding in examination.in_the_way(Layout(state))]
     assert len(told) == 2
     assert all("was in the way" in message for message in told)
     await start(state, threads)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.fakes.driver import spec
 from vmdriver.cli import inspect
-from vmdriver.cli.doctor import unreadable
+from vmdriver.cli.doctor.examination import unreadable
 from vmdriver.cli.main import main
 from vmdriver.cli.unread import unread
 from vmdriver.config import Loaded, load

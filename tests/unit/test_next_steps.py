@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from vmdriver.cli import doctor
-from vmdriver.cli.finding import Finding
+from vmdriver.cli.doctor import examination
+from vmdriver.cli.doctor.finding import Finding
+from vmdriver.cli.doctor.next_steps import Outcome, next_steps, outcome
 from vmdriver.cli.main import main
-from vmdriver.cli.next_steps import Outcome, next_steps, outcome
 
 FINE = Finding("root", "ok", "runs as root")
 SLOW = Finding("accelerator", "warn", "/dev/kvm is missing", "enable virtualisation")
@@ -40,7 +40,7 @@ def test_the_exit_code_tells_whether_machines_start(
     async def examine(_loaded: object) -> list[Finding]:
         return findings
 
-    monkeypatch.setattr(doctor, "examine", examine)
+    monkeypatch.setattr(examination, "examine", examine)
     assert main(["doctor", "--json"]) == status
     found = json.loads(capsys.readouterr().out)
     assert found["outcome"] == came_to.value
@@ -74,7 +74,7 @@ def test_the_list_ends_the_output_and_is_the_same_in_json(
     async def examine(_loaded: object) -> list[Finding]:
         return [SLOW, NO_NFT, forged]
 
-    monkeypatch.setattr(doctor, "examine", examine)
+    monkeypatch.setattr(examination, "examine", examine)
     main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     numbered = [line[5:] for line in lines if line[:5] in {"  1. ", "  2. ", "  3. "}]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.cli import commands_arguments, demo, doctor_command
+from vmdriver.cli import commands_arguments, demo
+from vmdriver.cli.doctor import command as doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError

@@ -14,7 +14,7 @@ from vmdriver.cli.bundle.archive import Member, listing
 from vmdriver.cli.bundle.contents import Wanted, as_json, known_sandboxes, of_state
 from vmdriver.cli.bundle.disclosure import plain
 from vmdriver.cli.bundle.secrets import Secrets
-from vmdriver.cli.doctor import as_document, examine
+from vmdriver.cli.doctor.examination import as_document, examine
 from vmdriver.cli.terminal import print_json
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket

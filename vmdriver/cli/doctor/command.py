@@ -61,9 +61,9 @@ def run(loaded: Loaded, arguments: argparse.Namespace) -> int:
         if getattr(arguments, name):
             raise ConfigError(f"--{name} goes with --bundle")
     if arguments.attack is not None:
-        from vmdriver.cli.attack import attack
+        from vmdriver.cli.doctor.attack import attack
 
         return attack(loaded, arguments.attack, as_json=arguments.json)
-    from vmdriver.cli.doctor import doctor
+    from vmdriver.cli.doctor.examination import doctor
 
     return doctor(loaded, as_json=arguments.json)

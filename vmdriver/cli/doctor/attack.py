@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmdriver.cli.attack_evidence import Evidence, Golden, evidence
+from vmdriver.cli.doctor.attack_evidence import Evidence, Golden, evidence
 from vmdriver.cli.terminal import leveled, print_json, say
 from vmdriver.config import Config, Loaded
 from vmdriver.errors import DriverError, NotFound, Refused

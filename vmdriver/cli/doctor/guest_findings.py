@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmdriver.cli.finding import Finding, failed
+from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.config import Config
 from vmdriver.config.images import PUBLISHED_IMAGE
 from vmdriver.errors import DriverError

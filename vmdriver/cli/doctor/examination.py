@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.app import Driver, open_driver
-from vmdriver.cli.finding import Finding, failed
-from vmdriver.cli.guest_findings import guest_findings
-from vmdriver.cli.hypervisor_findings import libvirt_findings
-from vmdriver.cli.next_steps import Outcome, next_steps, outcome
+from vmdriver.cli.doctor.finding import Finding, failed
+from vmdriver.cli.doctor.guest_findings import guest_findings
+from vmdriver.cli.doctor.hypervisor_findings import libvirt_findings
+from vmdriver.cli.doctor.next_steps import Outcome, next_steps, outcome
 from vmdriver.cli.terminal import (
     BAD,
     GOOD,

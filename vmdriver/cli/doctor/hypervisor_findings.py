@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from vmdriver.app import Driver
-from vmdriver.cli.finding import Finding
+from vmdriver.cli.doctor.finding import Finding
 from vmdriver.config import Config
 from vmdriver.config.views import machine_uids
 from vmdriver.errors import DriverError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from vmdriver.cli.finding import Finding
+from vmdriver.cli.doctor.finding import Finding
 
 
 class Outcome(Enum):
