@@ -70,8 +70,18 @@ def _program(arguments: Sequence[str]) -> str:
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
+    """Kill and reap it. What it has said and nobody has read is lost.
+
+    Process.wait() returns when the pipes are at their end as well (asyncio/base_subprocess.py):
+    never, where nobody reads any more, or where a program that left the group holds one.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    transport: asyncio.SubprocessTransport = process._transport  # type: ignore[attr-defined]  # noqa: SLF001
+    for number in range(3):
+        pipe = transport.get_pipe_transport(number)
+        if pipe is not None:
+            pipe.close()
     await process.wait()
 
 
