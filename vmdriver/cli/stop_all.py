@@ -79,7 +79,7 @@ def _driver(loaded: Loaded) -> Iterator[Path]:
         words += ["--state-dir", str(driver.state_dir), "--instance", driver.instance]
         words += ["--bind-socket", str(socket), "--templates-enabled", "false"]
         log = Path(folder) / "log"
-        program = process.begin_logged(words, log)
+        program = process.begin(words, log=log)
         try:
             _wait(socket, log)
             yield socket

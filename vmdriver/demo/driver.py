@@ -65,7 +65,7 @@ def driver(place: Place, command: Sequence[str] = VMDRIVER) -> Iterator[Path]:
     as long as it is needed.
     """
     words = [*command, "serve", *place.flags()]
-    program = process.begin_logged(words, place.log)
+    program = process.begin(words, log=place.log)
     say(f"vmdriver serve is started; its log is {place.log}")
     try:
         with _noticed(program, place.log):

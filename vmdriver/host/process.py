@@ -147,39 +147,23 @@ class Helper:
         return signal.Signals(-code).name if code < 0 else f"status {code}"
 
 
-def begin(arguments: Sequence[str], descriptors: Sequence[int]) -> Helper:
-    """Begin a program that gets these descriptors, by their numbers, and nothing else: no input, no
-    output, a session of its own. For threads. CommandError.
+def begin(
+    arguments: Sequence[str], descriptors: Sequence[int] = (), log: Path | None = None
+) -> Helper:
+    """Begin a program that gets these descriptors, by their numbers, and nothing else: no input, a
+    session of its own, and no output but what becomes `log`. For threads. CommandError, OSError.
     """
-    try:
-        program = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**ENVIRONMENT, **_marks},
-            cwd="/",
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise _cannot_run(arguments, error) from error
-    return Helper(program)
-
-
-def begin_logged(arguments: Sequence[str], log: Path) -> Helper:
-    """Begin a program of a session of its own, whose output becomes that file. For threads.
-    CommandError, OSError.
-    """
-    with log.open("wb") as output:
+    with contextlib.ExitStack() as files:
+        output = files.enter_context(log.open("wb")) if log else subprocess.DEVNULL
         try:
             program = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=ENVIRONMENT,
+                env={**ENVIRONMENT, **_marks},
                 cwd="/",
+                pass_fds=descriptors,
                 start_new_session=True,
             )
         except OSError as error:
