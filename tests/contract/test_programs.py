@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.limits import limit
 from vmdriver.errors import CommandError, Late
 from vmdriver.host import process
 
@@ -19,7 +20,7 @@ async def test_who_is_late_with_its_mouth_full_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it says is under way, and read by nobody any more."""
-    monkeypatch.setattr(process, "_MOST_OUTPUT", 2**40)
+    limit(monkeypatch, most_output=2**40)
     for _ in range(10):
         before = time.monotonic()
         with pytest.raises(Late):
@@ -31,7 +32,7 @@ async def test_who_says_too_much_is_ended_wherever_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for most in range(2**17, 2**20, 2**15 + 777):
-        monkeypatch.setattr(process, "_MOST_OUTPUT", most)
+        limit(monkeypatch, most_output=most)
         with pytest.raises(CommandError, match="said more than"):
             await process.run(["yes", "a" * 4000], deadline_s=SOON_S)
 

@@ -24,6 +24,7 @@ _PLACES = {
     "removal_s": (f"{_CORE}.control.maintenance._REMOVAL_WAIT_S",),
     "upkeep_every_s": (f"{_CORE}.control.image_upkeep._INTERVAL_S",),
     "most_templates": (f"{_CORE}.templates.template._MOST",),
+    "most_output": ("vmdriver.host.process._MOST_OUTPUT",),
     "read_s": ("vmdriver.storage.checkpoints._READ_S",),
     "command_silence_s": (f"{_CORE}.control.commands._SILENCE_S",),
     "ready_s": ("vmdriver.service.servicer._READY_WAIT_S",),
