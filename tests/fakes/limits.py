@@ -27,6 +27,7 @@ _PLACES = {
     "most_output": ("vmdriver.host.process._MOST_OUTPUT",),
     "read_s": ("vmdriver.storage.checkpoints._READ_S",),
     "command_silence_s": (f"{_CORE}.control.commands._SILENCE_S",),
+    "command_still_s": (f"{_CORE}.control.commands._STILL_S",),
     "ready_s": ("vmdriver.service.servicer._READY_WAIT_S",),
 }
 

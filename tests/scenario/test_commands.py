@@ -275,3 +275,103 @@ async def test_windows_are_told_once(there: Place) -> None:
     assert [turn.window for turn in program.turns if turn.window] == [Window(30, 90)]
     running.cancel()
     await asyncio.wait({running})
+
+
+async def captured(there: Place) -> asyncio.Task[Any]:
+    """Its memory is being written, which comes to nothing; the fake guest fails for whoever asks it
+    meanwhile.
+    """
+    hanging, operations = there.driver.world.hanging, Operations(there.driver.manager)
+    hanging.hangs = lambda call: call.startswith("capture ")
+    taking = operations.create_snapshot(operations.find("s1"), "one", disk_only=False)
+    task = asyncio.ensure_future(taking)
+    await eventually(lambda: hanging.met, "the machine is paused")
+    return task
+
+
+async def test_none_is_begun_while_the_machine_stands_still(there: Place) -> None:
+    taking = await captured(there)
+    running = there.run("exit", "5")
+    with pytest.raises(TimedOut):
+        await taking
+    assert await running == 5
+
+
+async def test_none_is_begun_beside_a_frozen_workload(there: Place) -> None:
+    """It would go on where nothing else does."""
+    world, operations = there.driver.world, Operations(there.driver.manager)
+    world.hanging.hangs = lambda call: call.startswith("pause ")
+    taking = asyncio.ensure_future(
+        operations.create_snapshot(operations.find("s1"), "one", disk_only=False)
+    )
+    await eventually(lambda: world.hanging.met, "the workload is frozen")
+    running = there.run("exit", "5", timeout_s=0.3)
+    with pytest.raises(TimedOut):
+        await running
+    assert there.programs.begun == []
+    world.hanging.hangs = lambda _call: False
+    world.hanging.give_up(there.driver.plan().domain)
+    with pytest.raises(TimedOut):
+        await taking
+    assert await there.run("exit", "5") == 5
+    await eventually(lambda: len(there.programs.ended) == 2, "nothing is left to end")
+
+
+async def test_whoever_goes_while_the_machine_stands_still_ends_it_when_that_goes_on(
+    there: Place,
+) -> None:
+    running = there.run("wait", ends=Ends(over=False))
+    await eventually(lambda: there.programs.running, "it runs")
+    taking = await captured(there)
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+    with pytest.raises(TimedOut):
+        await taking
+    await eventually(lambda: not there.programs.running, "it was ended")
+
+
+async def test_a_machine_that_does_not_go_on_is_waited_for_no_longer_than_said(
+    there: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, command_still_s=0.05)
+    taking = await captured(there)
+    with pytest.raises(TimedOut, match="sandbox s1 stands still"):
+        await there.run("exit", "5")
+    with pytest.raises(TimedOut):
+        await taking
+
+
+async def test_what_is_refused_is_told_and_logged_too(
+    there: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscription = there.driver.broadcaster.subscribe()
+    first = there.run("wait", ends=Ends(over=False), alone=True)
+    await eventually(lambda: there.programs.running, "it runs")
+    with pytest.raises(Refused):
+        await there.run("a", "b c", alone=True)
+    with pytest.raises(NotFound):
+        await there.commands.run(
+            Asked("no", Program(("d e",), as_root=True)), Ends(), WHO
+        )
+    first.cancel()
+    await asyncio.wait({first})
+    subscription.close()
+    told = []
+    while (notice := await subscription.next()) is not None:
+        if isinstance(notice, Happened) and notice.event.type == "Warning":
+            told.append((notice.event.reason, notice.event.message))
+    busy = "another console of sandbox s1 is open"
+    text = f"{WHO} may run no command as sandbox ({busy}){COMMAND_FOLLOWS} a 'b c'"
+    assert told == [("OperatorCommandRefused", text)]
+    assert text in caplog.text
+    assert f"{WHO} may run no command as root (" in caplog.text
+    assert f"){COMMAND_FOLLOWS} 'd e'" in caplog.text
+
+
+async def test_words_that_are_no_text_are_refused_and_those_of_another_locale_are_not(
+    there: Place,
+) -> None:
+    with pytest.raises(InvalidRequest, match="is no text"):
+        await there.run("exit", "0", "\ud800")
+    assert await there.run("exit", "0", "\udcff") == 0

@@ -367,6 +367,12 @@ async def test_closed_input_and_output_that_nobody_takes_end_it(there: Place) ->
     closed = ["sh", "-c", 'exec "$@" <&-', "sh", *start, "echo"]
     process = await asyncio.create_subprocess_exec(*closed, cwd=ROOT)
     assert await process.wait() == 0
+    mute = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *start, "echo"]
+    process = await asyncio.create_subprocess_exec(
+        *mute, stdin=subprocess.PIPE, cwd=ROOT
+    )
+    await process.communicate(b"nobody wants it")
+    assert process.returncode == 0
     read, write = os.pipe()
     process = await asyncio.create_subprocess_exec(
         *start, "flood", stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, cwd=ROOT

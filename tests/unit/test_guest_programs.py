@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmdriver.errors import HypervisorError
-from vmdriver.hypervisor.guest_programs import read_answer
-from vmdriver.lifecycle.ports.programs import Said
+from vmdriver.errors import HypervisorError, TimedOut
+from vmdriver.hypervisor.guest_programs import AgentPrograms, read_answer
+from vmdriver.lifecycle.ports.programs import Program, Said, Turn
 
 
 def said(taken: int, out: bytes, err: bytes, code: int | None = None) -> str:
@@ -67,3 +69,55 @@ def test_no_text_is_more_than_was_asked_for(text: str, given: int, room: int) ->
         return
     assert found.taken <= given
     assert max(len(found.out), len(found.err)) <= room
+
+
+class Agent:
+    """Which answers after a moment, and notes how many ask at once."""
+
+    def __init__(self) -> None:
+        self.asking, self.most = 0, 0
+        self.fields: list[dict[str, str]] = []
+
+    async def ping(self, _domain: str, _limit_s: float) -> dict[str, str]:
+        await self.request("", "ping", {}, 1, 1)
+        return {"commands": "1", "operator": "1"}
+
+    async def request(
+        self, _domain: str, _verb: str, fields: dict[str, str], _limit_s: float, _: int
+    ) -> str:
+        self.asking += 1
+        self.most = max(self.most, self.asking)
+        self.fields.append(fields)
+        await asyncio.sleep(0.01)
+        self.asking -= 1
+        return said(0, b"", b"")
+
+
+async def test_one_of_a_machines_commands_asks_at_a_time() -> None:
+    """What else is asked of its agent finds no queue."""
+    agent = Agent()
+    programs = AgentPrograms(agent)  # type: ignore[arg-type]
+    turns = [programs.exchange("d", "n", Turn(1), 5) for _ in range(5)]
+    await asyncio.gather(*turns, programs.begin("d", "n", Program(("x",)), 5), programs.end("d", "n", 5))  # fmt: skip
+    assert (agent.most, len(agent.fields)) == (1, 8)
+    others = [programs.exchange(str(n), "n", Turn(1), 5) for n in range(5)]
+    await asyncio.gather(*others)
+    assert agent.most == 5, "of others' they do"
+
+
+async def test_whose_turn_does_not_come_is_told_so() -> None:
+    agent = Agent()
+    programs = AgentPrograms(agent)  # type: ignore[arg-type]
+    first = asyncio.ensure_future(programs.exchange("d", "n", Turn(1), 5))
+    await asyncio.sleep(0)
+    with pytest.raises(TimedOut):
+        await programs.exchange("d", "n", Turn(1), 0.001)
+    await first
+    assert await programs.exchange("d", "n", Turn(2), 5) == Said(0, b"", b"", None)
+
+
+async def test_words_that_are_no_utf8_arrive_as_they_were() -> None:
+    agent = Agent()
+    programs = AgentPrograms(agent)  # type: ignore[arg-type]
+    await programs.begin("d", "n", Program(("cat", os.fsdecode(b"\xff"))), 5)
+    assert base64.b64decode(agent.fields[-1]["argv"]) == b"cat\0\xff\0"

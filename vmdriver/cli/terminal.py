@@ -92,7 +92,9 @@ def guests_writers(
 
 
 def _writer(stream: TextIO, *, shown: bool) -> Callable[[bytes], None]:
-    plain = _as_it_is(stream)
+    plain: TextIO | None = _as_it_is(stream)
+    if plain is None:  # it is closed: nobody wants what comes
+        return lambda _data: None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     shown = shown and plain.isatty()
 

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import os
 import re
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ async def ask_text(
     """
     with _said(verb, timeout_s):
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_unix_connection(path, limit=longest)
+            reader, writer = await _connected(path, longest)
     try:
         if begin is not None:
             await begin()
@@ -70,6 +71,27 @@ async def ask_text(
                 return _parse(verb, await _exchange(reader, writer, request, number))
     finally:
         writer.close()
+
+
+async def _connected(
+    path: str, longest: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """QEMU serves one connection and lets two more wait (libvirt listens with a backlog of 1). Who
+    comes then is told EAGAIN at once, which asyncio takes for a connection that is being made:
+    its first write fails. Instead it is tried again, until whoever asks gives up.
+    """
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            connection.connect(path)
+            return await asyncio.open_unix_connection(sock=connection, limit=longest)
+        except BlockingIOError:
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+        await asyncio.sleep(_FIRST_PAUSE_S)
 
 
 @contextmanager

@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
-from vmdriver.errors import GuestRefused, HypervisorError, Refused
+from vmdriver.errors import GuestRefused, HypervisorError, Refused, TimedOut
 from vmdriver.hypervisor.guest_agent import GuestAgent
 from vmdriver.lifecycle.ports.programs import (
     MOST_GIVEN,
@@ -28,15 +32,41 @@ _SAID = re.compile(
 
 
 class AgentPrograms:
-    """By the agents of one connection."""
+    """By the agents of one connection. One command of a machine's asks at a time, so that no more
+    than one stands before what else is asked of its agent: QEMU serves its channel in order.
+    """
 
     def __init__(self, agent: GuestAgent) -> None:
         self._agent = agent
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def _turn(self, domain: str, limit_s: float) -> AsyncIterator[None]:
+        """TimedOut where it does not come by then."""
+        turn = self._turns.setdefault(domain, asyncio.Lock())
+        try:
+            async with asyncio.timeout(limit_s):
+                await turn.acquire()
+        except TimeoutError as error:
+            raise TimedOut("other commands ask the guest all the time") from error
+        try:
+            yield
+        finally:
+            turn.release()
+
+    async def _ask(
+        self, domain: str, verb: str, fields: dict[str, str], limit_s: float
+    ) -> str:
+        async with self._turn(domain, limit_s):
+            return await self._agent.request(
+                domain, verb, fields, limit_s, _LONGEST_ANSWER
+            )
 
     async def begin(
         self, domain: str, name: str, program: Program, limit_s: float
     ) -> None:
-        known = await self._agent.ping(domain, limit_s)
+        async with self._turn(domain, limit_s):
+            known = await self._agent.ping(domain, limit_s)
         if known.get("commands") != "1":
             raise Refused(
                 "the guest was started from boot files that know no operators' commands",
@@ -49,12 +79,14 @@ class AgentPrograms:
                 reason="CommandsOff",
                 resolution="set operator_exec = true, then stop the sandbox and start it",
             )
-        words = b"".join(word.encode() + b"\0" for word in program.words)
+        words = b"".join(
+            word.encode(errors="surrogateescape") + b"\0" for word in program.words
+        )
         fields = {"id": name, "argv": base64.b64encode(words).decode()}
         fields |= {"root": "1"} if program.as_root else {}
         fields |= _window(program.window)
         fields |= {"term": program.term} if _NAME.fullmatch(program.term) else {}
-        await self._agent.request(domain, "begin", fields, limit_s, _LONGEST_ANSWER)
+        await self._ask(domain, "begin", fields, limit_s)
 
     async def exchange(
         self, domain: str, name: str, turn: Turn, limit_s: float
@@ -65,15 +97,12 @@ class AgentPrograms:
         fields |= {"in": base64.b64encode(given).decode()} if given else {}
         fields |= {"eof": "1"} if turn.last else {}
         fields |= _window(turn.window)
-        answer = await self._agent.request(
-            domain, "io", fields, limit_s, _LONGEST_ANSWER
-        )
+        answer = await self._ask(domain, "io", fields, limit_s)
         return read_answer(answer, len(given), room)
 
     async def end(self, domain: str, name: str, limit_s: float) -> None:
         try:
-            fields = {"id": name}
-            await self._agent.request(domain, "end", fields, limit_s, _LONGEST_ANSWER)
+            await self._ask(domain, "end", {"id": name}, limit_s)
         except GuestRefused:
             return  # it has been ended, or forgotten
 

@@ -27,7 +27,7 @@ from vmdriver.errors import (
     Refused,
     TimedOut,
 )
-from vmdriver.lifecycle.engine.resource import PAUSED
+from vmdriver.lifecycle.engine.resource import FROZEN, PAUSED
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.ports.programs import (
@@ -49,6 +49,8 @@ _EXCHANGE_S = 2.0
 _SILENCE_S = 20.0
 """Then it is given up."""
 _BEGIN_S, _END_S = 10.0, 2.0
+_STILL_S = 20.0
+"""None is begun or ended in a machine that stands still: so long it is waited for."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
 _SHOWN = 500
 """Characters of a command in events and the log."""
@@ -102,20 +104,23 @@ class Commands:
         self._programs = programs
         self._running = 0
         self._alone: set[str] = set()
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def run(self, asked: Asked, ends: Ends, who: str) -> int:
         """Run one to its end: its exit code. Told, as an event and in the log, with who asked. When
         this is cancelled or raises, it is ended in the guest. Refused, Exhausted, TimedOut,
         HypervisorError.
         """
-        _check(asked.program)
-        sandbox = self._find(asked.sandbox).sandbox
-        domain = _domain(sandbox)
-        with self._place(sandbox, alone=asked.alone):
-            user = "root" if asked.program.as_root else "sandbox"
-            text = f"{who} runs a command as {user}"
-            shown = shlex.join(asked.program.words)[:_SHOWN]
-            sandbox.tell("OperatorCommand", f"{text}{COMMAND_FOLLOWS} {shown}")
+        user = "root" if asked.program.as_root else "sandbox"
+        shown = f"{COMMAND_FOLLOWS} {shlex.join(asked.program.words)[:_SHOWN]}"
+        with contextlib.ExitStack() as place:
+            with _refusals_told(f"{who} may run no command as {user}", shown):
+                sandbox = self._find(asked.sandbox).sandbox
+            with _refusals_told(f"{who} may run no command as {user}", shown, sandbox):
+                _check(asked.program)
+                domain = _domain(sandbox)
+                place.enter_context(self._place(sandbox, alone=asked.alone))
+            sandbox.tell("OperatorCommand", f"{who} runs a command as {user}{shown}")
             begun = time.monotonic()
             outcome = "was cut off"
             try:
@@ -156,6 +161,7 @@ class Commands:
         limit_s = asked.timeout_s or None
         try:
             async with asyncio.timeout(limit_s) as limit:
+                await _moves(sandbox, domain, FROZEN, PAUSED)
                 await self._programs.begin(domain, name, asked.program, _BEGIN_S)
                 ends.begun()
                 return await self._converse(sandbox, domain, name, ends)
@@ -166,14 +172,22 @@ class Commands:
                 f"the command took longer than {asked.timeout_s:g} s"
             ) from error
         finally:
-            await self._end(domain, name)
+            await self._end(sandbox, domain, name)
 
-    async def _end(self, domain: str, name: str) -> None:
-        """It goes on if this is cancelled; a guest that is not reached ends it by itself."""
-        ending = asyncio.ensure_future(self._programs.end(domain, name, _END_S))
-        ending.add_done_callback(_consume)
+    async def _end(self, sandbox: Sandbox, domain: str, name: str) -> None:
+        """It goes on if this is cancelled, and where the machine stands still; a guest that is
+        not reached ends it by itself.
+        """
+        ending = asyncio.ensure_future(self._ended(sandbox, domain, name))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        await asyncio.wait({ending}, timeout=_END_S)
+
+    async def _ended(self, sandbox: Sandbox, domain: str, name: str) -> None:
         with contextlib.suppress(DriverError):
-            await asyncio.shield(ending)
+            if _stands_still(sandbox):
+                await _moves(sandbox, domain, PAUSED)
+            await self._programs.end(domain, name, _END_S)
 
     async def _converse(
         self, sandbox: Sandbox, domain: str, name: str, ends: Ends
@@ -223,8 +237,29 @@ class Commands:
             await asyncio.sleep(_LONGEST_PAUSE_S)
 
 
+@contextlib.contextmanager
+def _refusals_told(
+    text: str, shown: str, sandbox: Sandbox | None = None
+) -> Iterator[None]:
+    """Nobody tries unnoticed."""
+    try:
+        yield
+    except DriverError as error:
+        told = f"{text} ({error.message}){shown}"
+        if sandbox is None:
+            _log.warning("OperatorCommandRefused: %s", told)
+        else:
+            sandbox.tell("OperatorCommandRefused", told, warn=True)
+        raise
+
+
 def _check(program: Program) -> None:
-    size = sum(len(word.encode(errors="replace")) + 1 for word in program.words)
+    try:  # a word of another's locale is the bytes that it was (PEP 383)
+        size = sum(
+            len(word.encode(errors="surrogateescape")) + 1 for word in program.words
+        )
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("command", "is no text") from error
     if not program.words or not program.words[0]:
         raise InvalidRequest("command", "is empty")
     if any("\0" in word for word in program.words):
@@ -272,6 +307,19 @@ def _stands_still(sandbox: Sandbox) -> bool:
     return sandbox.still is not None or sandbox.ledger.get(PAUSED) is not None
 
 
+async def _moves(sandbox: Sandbox, domain: str, *holds: str) -> None:
+    """Wait until none of these holds it, nor anything else does: what a paused guest is asked lies
+    in its channel, before what it is to hear first when it goes on; and what is begun beside a
+    frozen workload would not be frozen. TimedOut, Refused.
+    """
+    since = time.monotonic()
+    while sandbox.still is not None or any(sandbox.ledger.get(key) for key in holds):
+        _check_there(sandbox, domain)
+        if time.monotonic() - since > _STILL_S:
+            raise TimedOut(f"sandbox {sandbox.record.id} stands still")
+        await asyncio.sleep(_LONGEST_PAUSE_S)
+
+
 async def _waited(woken: asyncio.Event, pause_s: float) -> bool:
     """Whether something new was there before the pause had passed."""
     try:
@@ -281,8 +329,3 @@ async def _waited(woken: asyncio.Event, pause_s: float) -> bool:
         return False
     woken.clear()
     return True
-
-
-def _consume(task: asyncio.Future[None]) -> None:
-    if not task.cancelled():
-        task.exception()

@@ -189,6 +189,11 @@ class StreamServer:
             asked = _asked(first)
             code = await (await self._commands()).run(asked, ends, who)
         except DriverError as error:
+            _log.info(
+                "%s: an operator's command was not run to its end: %s",
+                who,
+                error.reason,
+            )
             return _failed(error)
         except Exception as error:  # noqa: BLE001 - the one place that tells a client
             _log.exception("an operator's command")

@@ -1,0 +1,61 @@
+"""Whoever asks a guest is not alone: QEMU serves its channel to one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from vmdriver.errors import TimedOut
+from vmdriver.hypervisor import guest_channel
+
+
+@asynccontextmanager
+async def served(path: Path, *, silent: bool = False) -> AsyncIterator[None]:
+    """As libvirt has QEMU listen: one is served, two wait, everybody else is turned away."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen(1)
+    listening.setblocking(False)
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(listening)
+            with connection, suppress(OSError):  # it went while it was answered
+                data = b""
+                while part := await loop.sock_recv(connection, 4096):
+                    data += part
+                    if data.endswith(b"\n") and not silent:
+                        number = data.rpartition(b"\xff")[2].split()[0]
+                        await asyncio.sleep(0.005)
+                        await loop.sock_sendall(connection, number + b" ok a=1\n")
+
+    serving = asyncio.ensure_future(serve())
+    try:
+        yield
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+        listening.close()
+
+
+async def test_many_who_ask_at_once_are_all_answered(tmp_path: Path) -> None:
+    async with served(tmp_path / "s"):
+        asked = [
+            guest_channel.ask(str(tmp_path / "s"), "ping", dict, 20) for _ in range(20)
+        ]
+        assert await asyncio.gather(*asked) == [{"a": "1"}] * 20
+
+
+async def test_whoever_finds_no_place_before_a_silent_guest_waits_no_longer_than_said(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path / "s", silent=True):
+        asked = [
+            guest_channel.ask(str(tmp_path / "s"), "ping", dict, 0.2) for _ in range(8)
+        ]
+        for found in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(found, TimedOut)
