@@ -13,7 +13,8 @@ from tests.fakes.limits import limit
 from vmdriver.errors import CommandError, Late
 from vmdriver.host import process
 
-SOON_S = 5.0
+SOON_S = 20.0
+"""What hangs does so for a minute or for ever."""
 
 
 async def test_who_is_late_with_its_mouth_full_is_ended(
