@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -12,9 +14,12 @@ import grpc
 import pytest
 
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
-from vmdriver.demo.driver import DriverDied, Place, driver
+from vmdriver.demo.demo import Wanted, demo
+from vmdriver.demo.driver import SOCKET_FOLDER, DriverDied, Place, driver
 from vmdriver.demo.gateway import Gateway
 from vmdriver.demo.life import life
+from vmdriver.demo.undisturbed import alone, ended_once
+from vmdriver.errors import Unavailable
 
 DIES = """
 import sys, time
@@ -56,3 +61,42 @@ def test_a_driver_that_is_ended_by_the_demo_has_not_died(
     place = Place(tmp_path / "state", tmp_path, gateway.url)
     with driver(place, [sys.executable, "-c", "import time; time.sleep(600)"]):
         pass
+
+
+def test_a_second_demo_leaves_the_first_ones_folders_alone(tmp_path: Path) -> None:
+    work = tmp_path / "demo"
+    image = work / "image" / "index.json"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    with alone(SOCKET_FOLDER):
+        (SOCKET_FOLDER / "driver.sock").touch()
+        with pytest.raises(Unavailable, match="another demo runs"):
+            demo(Wanted(work))
+        assert (SOCKET_FOLDER / "driver.sock").exists()
+    assert image.exists()
+    assert not SOCKET_FOLDER.exists()
+
+
+def test_a_killed_demos_folder_is_the_next_ones(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "driver.sock").touch()
+    with alone(place):
+        pass
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_is_told_to_end_cleans_up_and_is_not_cut_short(number: int) -> None:
+    cleaned = False
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), ended_once():
+        try:
+            os.kill(os.getpid(), number)
+            threading.Event().wait(5)
+        finally:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGINT)
+            cleaned = True
+    assert cleaned
+    assert signal.getsignal(number) == before

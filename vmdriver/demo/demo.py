@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import grpc
 
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.demo import image
-from vmdriver.demo.driver import VMDRIVER, Place, driver
+from vmdriver.demo.driver import SOCKET_FOLDER, VMDRIVER, Place, driver
 from vmdriver.demo.gateway import Gateway
-from vmdriver.demo.life import life, say
+from vmdriver.demo.life import delete, life, say
+from vmdriver.demo.undisturbed import alone, ended_once
 from vmdriver.errors import CommandError, DriverError
 from vmdriver.host import process
 from vmdriver.hypervisor.kvm import outcome as kvm_outcome
@@ -35,25 +37,37 @@ class Wanted:
 
 
 def demo(wanted: Wanted) -> int:
-    """Its last line is one JSON object. 0: all went well, and nothing is left; else 1."""
+    """Its last line is one JSON object. 0: all went well, and nothing is left; 130: it was told to
+    end, and nothing is left; else 1. Unavailable where another demo runs on this host.
+    """
+    with ended_once(), alone(SOCKET_FOLDER):
+        return _alone(wanted)
+
+
+def _alone(wanted: Wanted) -> int:
     gateway = Gateway()
     figures: dict[str, Any] = {"ok": False}
     more = ["--boot-files", str(wanted.boot_files)] if wanted.boot_files else []
     state = wanted.folder / "state"
     place = Place(state, wanted.folder, gateway.url, tuple(more))
+    status = 1
     try:
         state.mkdir(mode=0o711, parents=True, exist_ok=True)
         wanted.folder.chmod(0o711)
         figures = _run(place, wanted, gateway)
+        status = 0 if figures["ok"] else 1
     except (RuntimeError, TimeoutError, DriverError, OSError, grpc.RpcError) as error:
         say(f"failed: {error}")
         figures["error"] = str(error)
+    except KeyboardInterrupt:
+        figures["error"] = "it was told to end"
+        status = 1 if _said_left(place) else 130
     finally:
         gateway.close()
-    if figures["ok"] and not wanted.keep:
+    if status != 1 and not wanted.keep:
         shutil.rmtree(wanted.folder, ignore_errors=True)
     print(json.dumps(figures), flush=True)
-    return 0 if figures["ok"] else 1
+    return status
 
 
 def _run(place: Place, wanted: Wanted, gateway: Gateway) -> dict[str, Any]:
@@ -64,15 +78,26 @@ def _run(place: Place, wanted: Wanted, gateway: Gateway) -> dict[str, Any]:
     ):
         admin = place.state / "run" / "admin.sock"
         stub = pb_grpc.ComputeDriverStub(channel)
-        measured = life(stub, gateway, reference, admin)
-    left = asyncio.run(_left(place))
-    for item in left:
-        say(f"left over: {item}")
+        try:
+            measured = life(stub, gateway, reference, admin)
+        except BaseException:
+            # A driver that ends leaves its machine running.
+            with contextlib.suppress(grpc.RpcError):
+                delete(stub)
+            raise
+    left = _said_left(place)
     known = kvm_outcome.load(place.state / "accelerator.json")
     accelerator = "kvm" if known is not None and known.works else "tcg"
     figures: dict[str, Any] = {"ok": not left, "accelerator": accelerator}
     figures |= {key: round(value, 3) for key, value in measured.items()}
     return figures | {"leftovers": len(left)}
+
+
+def _said_left(place: Place) -> list[str]:
+    left = asyncio.run(_left(place))
+    for item in left:
+        say(f"left over: {item}")
+    return left
 
 
 def _image(folder: Path) -> str:
@@ -91,5 +116,5 @@ async def _left(place: Place) -> list[str]:
     except CommandError as error:
         return [f"whatever there is: it cannot be looked for: {error}"]
     found = json.loads(done.stdout)["orphans"]
-    files = [f"directory {path}" for path in (place.state / "sandboxes").iterdir()]
+    files = [f"directory {path}" for path in (place.state / "sandboxes").glob("*")]
     return [f"{item['kind']} {item['name']}" for item in found] + files

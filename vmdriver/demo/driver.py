@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -18,6 +17,8 @@ from vmdriver.host import process
 VMDRIVER = (sys.executable, "-P", "-m", "vmdriver")
 _STAND_IN = Path(__file__).with_name("stand-in-supervisor")
 _INSTANCE = "vmdriver-demo"
+SOCKET_FOLDER = Path("/run", _INSTANCE)
+"""One for each host: name and addresses of its machines are the same wherever a demo works."""
 _ADDRESSES = "10.0.127.0/24"
 """Beside those of a driver that runs here as it was installed."""
 _LAST_LINES = 15
@@ -40,7 +41,7 @@ class Place:
     @property
     def socket(self) -> Path:
         """A short path: Unix sockets may have 107 bytes."""
-        return Path(f"/run/{_INSTANCE}/driver.sock")
+        return SOCKET_FOLDER / "driver.sock"
 
     @property
     def log(self) -> Path:
@@ -73,7 +74,6 @@ def driver(place: Place, command: Sequence[str] = VMDRIVER) -> Iterator[Path]:
     finally:
         program.tell(signal.SIGTERM)
         program.wait(10)
-        shutil.rmtree(place.socket.parent, ignore_errors=True)
 
 
 @contextmanager

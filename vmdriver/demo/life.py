@@ -15,6 +15,7 @@ from vmdriver.service import admin_client
 
 _BEGUN = time.monotonic()
 SANDBOX = "demo-0001"
+_DELETE_S = 120.0
 
 
 def say(text: str) -> None:
@@ -102,6 +103,12 @@ def keep_memory(gateway: Gateway, admin: Path, figures: dict[str, Any]) -> None:
     say("the machine went on where it was")
 
 
+def delete(stub: Any) -> bool:
+    """Its machine, and all that is held for it; whether there was one. grpc.RpcError."""
+    wanted = pb.DeleteSandboxRequest(sandbox_id=SANDBOX)
+    return bool(stub.DeleteSandbox(wanted, timeout=_DELETE_S).deleted)
+
+
 def life(stub: Any, gateway: Gateway, image: str, admin: Path) -> dict[str, Any]:
     """Create, use, stop, start, delete; returns the figures."""
     figures: dict[str, Any] = {}
@@ -109,9 +116,7 @@ def life(stub: Any, gateway: Gateway, image: str, admin: Path) -> dict[str, Any]
         pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=30
     )
     say(f"GetCapabilities: {capabilities.driver_name} {capabilities.driver_version}")
-    stub.DeleteSandbox(
-        pb.DeleteSandboxRequest(sandbox_id=SANDBOX)
-    )  # of a demo that was interrupted
+    delete(stub)  # of a demo that was killed
     sandbox = request(image)
     stub.ValidateSandboxCreate(pb.ValidateSandboxCreateRequest(sandbox=sandbox))
     say("ValidateSandboxCreate: accepted")
@@ -142,9 +147,9 @@ def life(stub: Any, gateway: Gateway, image: str, admin: Path) -> dict[str, Any]
     say("StartSandbox: called back again, and the file is there")
     keep_memory(gateway, admin, figures)
     begun = time.monotonic()
-    answer = stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id=SANDBOX))
+    deleted = delete(stub)
     figures["delete_s"] = time.monotonic() - begun
-    if not answer.deleted:
+    if not deleted:
         raise RuntimeError("DeleteSandbox answered deleted=false")
     say("DeleteSandbox: gone")
     return figures
