@@ -13,12 +13,14 @@ from pathlib import Path
 
 from vmdriver.cli.terminal import indented
 from vmdriver.config import Loaded
-from vmdriver.errors import DriverError, Unavailable
+from vmdriver.errors import DriverError, StorageError, Unavailable
 from vmdriver.host import process
 from vmdriver.hypervisor.embedded import embed_uri
 from vmdriver.hypervisor.qemu_process import run_directory
+from vmdriver.lifecycle.engine.ledger import Scope, replay
 from vmdriver.service.client import list_sandboxes, stop_sandbox
 from vmdriver.storage.layout import Layout
+from vmdriver.storage.sandboxes.journal import read_lines
 
 _AT_ONCE = 4
 _BEGIN_S = 60.0
@@ -26,14 +28,14 @@ _END_S = 20.0
 
 
 def stop_all(loaded: Loaded) -> int:
-    """Stop every sandbox through the driver that runs, or through one that is begun for that where
-    machines run without. 1: some could not be stopped, and are named.
+    """Stop every sandbox through the driver that runs. Where none does, and machines do or have
+    left something, one is begun for that. 1: some could not be stopped, and are named.
     """
     path = loaded.config.gateway.bind_socket
     try:
         sandboxes = list_sandboxes(path)
     except Unavailable:
-        if not _machines(loaded):
+        if not _machines(loaded) and not held(loaded.config.driver.state_dir):
             return 0
         with _driver(loaded) as own:
             return _stop(own, list_sandboxes(own))
@@ -56,7 +58,7 @@ def _stop(path: Path, sandboxes: list[dict[str, str]]) -> int:
 
 
 def _machines(loaded: Loaded) -> bool:
-    """Whether QEMUs of the embedded libvirt run; a daemon's end with it."""
+    """Whether QEMUs of the embedded libvirt run; a daemon's are in ledgers."""
     if loaded.config.driver.connection != "embed":
         return False
     root = Layout(loaded.config.driver.state_dir).libvirt
@@ -67,6 +69,20 @@ def _machines(loaded: Loaded) -> bool:
         except (OSError, ValueError):
             continue
     return any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def held(state_dir: Path) -> bool:
+    """Whether a ledger there says that something on the host is to be given back: where a machine
+    has ended while no driver ran, its network is still there. What cannot be read may say so.
+    """
+    for path in Layout(state_dir).sandboxes.glob("*/ledger.jsonl"):
+        try:
+            entries = replay(read_lines(path)).values()
+        except StorageError:
+            return True
+        if any(entry.scope is not Scope.PERSISTENT for entry in entries):
+            return True
+    return False
 
 
 @contextmanager

@@ -44,6 +44,15 @@ def _digest(path: Path, _identity: tuple[int, ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_whole(build: Path) -> bool:
+    """Whether the files of a build are there, and as its manifest says."""
+    try:
+        manifest = json.loads((build / "manifest.json").read_text())
+        return all(_is_sound(build / name, manifest) for name in _FILES)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _damaged(boot_directory: Path, build: Path, changed: list[str]) -> Refused:
     return Refused(
         f"the guest's {' and '.join(changed)} is not what its manifest says",

@@ -18,6 +18,7 @@ from vmdriver.storage.programs import boot
 from vmdriver.storage.programs.boot import BootFiles
 
 _log = logging.getLogger(__name__)
+_FILES = ("kernel", "initramfs", "manifest.json")
 _MARK = "provided"
 """In a folder of boot files that were copied: those of somebody's own making are not replaced."""
 
@@ -42,10 +43,16 @@ def provide(layout: Layout, directory: Path) -> None:
     current = layout.boot / "current"
     theirs = current.exists() and not (current / _MARK).exists()
     target = layout.boot / found.digest
-    if theirs or (current.exists() and current.resolve() == target.resolve()):
+    whole = boot.is_whole(target)
+    if theirs or (whole and current.exists() and current.samefile(target)):
         return
-    if not (target / "manifest.json").exists():
-        _copy(found.kernel.parent, layout.boot / f".provided-{os.getpid()}", target)
+    if not whole:
+        part = layout.boot / f".provided-{os.getpid()}"
+        try:
+            _copy(found.kernel.parent, part, target)
+        except OSError:
+            layout.clearing.remove(part)  # on a full disk, somebody needs the room
+            raise
     link = layout.boot / f".provided-{os.getpid()}.current"
     link.symlink_to(found.digest)
     link.rename(current)
@@ -56,12 +63,12 @@ def provide(layout: Layout, directory: Path) -> None:
 def _copy(source: Path, part: Path, target: Path) -> None:
     part.mkdir(mode=0o755)
     part.chmod(0o755)
-    for name in ("kernel", "initramfs", "manifest.json"):
+    for name in _FILES:
         shutil.copyfile(source / name, part / name)
         (part / name).chmod(0o644)
         files.sync_file(part / name)
     (part / _MARK).touch()
     files.sync_directory(part)
-    if target.exists():  # half a folder, which nothing can have booted from
+    if target.exists():  # half a folder, or a damaged one: nothing boots from it
         target.rename(part.with_name(f"{part.name}.before"))
     part.rename(target)
