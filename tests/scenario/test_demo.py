@@ -100,3 +100,29 @@ def test_who_is_told_to_end_cleans_up_and_is_not_cut_short(number: int) -> None:
             cleaned = True
     assert cleaned
     assert signal.getsignal(number) == before
+
+
+def test_who_is_told_to_end_once_its_driver_is_begun_ends_that(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(_text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vmdriver.demo.driver.say", told)
+    place = Place(tmp_path / "state", tmp_path, gateway.url)
+    text = f"import time; {str(tmp_path)!r}; time.sleep(600)"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        driver(place, [sys.executable, "-c", text]),
+    ):
+        raise AssertionError("it was told to end before")
+    alive = [path for path in Path("/proc").glob("[0-9]*") if _is(path, tmp_path)]
+    assert alive == []
+
+
+def _is(process: Path, folder: Path) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"serve" in words and str(folder / "state").encode() in words

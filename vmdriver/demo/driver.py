@@ -67,8 +67,8 @@ def driver(place: Place, command: Sequence[str] = VMDRIVER) -> Iterator[Path]:
     """
     words = [*command, "serve", *place.flags()]
     program = process.begin(words, log=place.log)
-    say(f"vmdriver serve is started; its log is {place.log}")
-    try:
+    try:  # at once: whoever is told to end by now has to end it
+        say(f"vmdriver serve is started; its log is {place.log}")
         with _noticed(program, place.log):
             yield place.socket
     finally:
