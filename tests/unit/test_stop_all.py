@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from vmdriver.cli.stop_all import held
+from vmdriver.cli.main import parser
+from vmdriver.cli.stop_all import held, own_driver
+from vmdriver.config import load
 
 TAP = {"op": "intent", "key": "tap", "scope": "runtime", "data": {}}
 DISK = {"op": "intent", "key": "disk", "scope": "persistent", "data": {}}
@@ -44,3 +46,18 @@ def test_a_ledger_that_cannot_be_read_may_say_that_something_is_left(
 
 def test_a_host_without_sandboxes_needs_no_driver(tmp_path: Path) -> None:
     assert not held(tmp_path / "state")
+
+
+def test_its_driver_has_the_settings_that_it_was_given_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("own.toml")
+    file.write_text(f'state_dir = "{tmp_path / "state"}"\nmachine_uids = "7000-7999"\n')
+    words = own_driver(load(file=file), file, tmp_path / "own.sock")
+    monkeypatch.chdir("/")
+    given = parser().parse_args(words[words.index("serve") :])
+    again = load(file=given.config).config
+    assert again.isolation.machine_uids == "7000-7999"
+    assert given.set_bind_socket == str(tmp_path / "own.sock")
+    assert given.set_state_dir == str(tmp_path / "state")

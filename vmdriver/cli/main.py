@@ -262,7 +262,7 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
     if arguments.command == "stop-all":
         from vmdriver.cli.stop_all import stop_all
 
-        return stop_all(loaded)
+        return stop_all(loaded, arguments.config)
     from vmdriver.cli import memory, show
 
     if arguments.command in {"extensions", "schema"}:

@@ -27,9 +27,10 @@ _BEGIN_S = 60.0
 _END_S = 20.0
 
 
-def stop_all(loaded: Loaded) -> int:
+def stop_all(loaded: Loaded, file: Path | None = None) -> int:
     """Stop every sandbox through the driver that runs. Where none does, and machines do or have
-    left something, one is begun for that. 1: some could not be stopped, and are named.
+    left something, one is begun for that, with the same settings (`file`). 1: some could not be
+    stopped, and are named.
     """
     path = loaded.config.gateway.bind_socket
     try:
@@ -37,7 +38,7 @@ def stop_all(loaded: Loaded) -> int:
     except Unavailable:
         if not _machines(loaded) and not held(loaded.config.driver.state_dir):
             return 0
-        with _driver(loaded) as own:
+        with _driver(loaded, file) as own:
             return _stop(own, list_sandboxes(own))
     return _stop(path, sandboxes)
 
@@ -86,14 +87,11 @@ def held(state_dir: Path) -> bool:
 
 
 @contextmanager
-def _driver(loaded: Loaded) -> Iterator[Path]:
+def _driver(loaded: Loaded, file: Path | None) -> Iterator[Path]:
     """For the same state directory, with a socket of its own and no templates."""
     with tempfile.TemporaryDirectory(prefix="vmdriver-", dir="/run") as folder:
         socket = Path(folder) / "own" / "d.sock"
-        words = [sys.executable, "-P", "-m", "vmdriver", "serve"]
-        driver = loaded.config.driver
-        words += ["--state-dir", str(driver.state_dir), "--instance", driver.instance]
-        words += ["--bind-socket", str(socket), "--templates-enabled", "false"]
+        words = own_driver(loaded, file, socket)
         log = Path(folder) / "log"
         program = process.begin(words, log=log)
         try:
@@ -102,6 +100,15 @@ def _driver(loaded: Loaded) -> Iterator[Path]:
         finally:
             program.tell(signal.SIGTERM)
             program.wait(_END_S)
+
+
+def own_driver(loaded: Loaded, file: Path | None, socket: Path) -> list[str]:
+    """Its command line: the settings that the machines were made with, and what is its own."""
+    words = [sys.executable, "-P", "-m", "vmdriver", "serve"]
+    words += ["--config", str(file.absolute())] if file else []
+    driver = loaded.config.driver
+    words += ["--state-dir", str(driver.state_dir), "--instance", driver.instance]
+    return [*words, "--bind-socket", str(socket), "--templates-enabled", "false"]
 
 
 def _wait(socket: Path, log: Path) -> None:
