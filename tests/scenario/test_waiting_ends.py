@@ -127,3 +127,28 @@ async def test_a_driver_that_ends_does_not_replace_it() -> None:
     world = driver.world
     assert not [name for name in world.domains if "/warm-" in world.marks[name]]
     assert not driver.inside.waiting()
+
+
+async def test_where_each_ends_while_another_is_made_none_is_made_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is always one too few, and somebody who is making one."""
+    monkeypatch.setattr(pool, "REPLACED_S", 60.0)
+    settings = dataclasses.replace(TEMPLATES, warm_pool=2)
+    driver, made = FakeDriver(World(), settings=settings), list[str]()
+
+    def end_those_before(call: str) -> bool:
+        if call.startswith("memory "):
+            for one in driver.inside.waiting():
+                end(driver, one.plan.domain)
+            made.append(call)
+        return False
+
+    driver.world.fail = end_those_before
+    await driver.manager.recover()
+    await driver.manager.create(spec("first"), None)
+    await eventually(lambda: len(made) > 1, "no second one was made")
+    for _ in range(5000):
+        await asyncio.sleep(0)
+    assert len(made) <= 3, "the first, the second, and one beside the second"
+    await driver.close()

@@ -96,6 +96,8 @@ class WarmPool:
         self._looks: set[asyncio.Task[None]] = set()
         self._ended = 0
         """How many have ended by themselves since one was of use."""
+        self._to_replace: list[Waiting] = []
+        """Ended ones that are not replaced yet: nothing else is made in their stead."""
         templates.tell(before=self.keep_within, after=self.refill, gone=self.drop)
         user.pool.ways.tell(self.make_way)
         lease.addresses.ways.tell(self.make_way)
@@ -160,11 +162,15 @@ class WarmPool:
         if state not in _ENDED or one not in self._waiting:
             return
         self._waiting.remove(one)
+        self._to_replace.append(one)
         _log.warning("warm pool: %s has ended by itself, and is replaced", one.owner)
-        await self.discard(one)
         pause_s = backoff_s(self._ended, first_s=REPLACED_S, most_s=MOST_S)
         self._ended += 1
-        await asyncio.sleep(pause_s)
+        try:
+            await self.discard(one)
+            await asyncio.sleep(pause_s)
+        finally:
+            self._to_replace.remove(one)
         self.refill()
 
     async def close(self) -> None:
@@ -247,8 +253,11 @@ class WarmPool:
     def _wanting(self) -> Template | None:
         """A template that fewer machines wait on than should."""
         few = self._settings.warm_pool
-        known = self._templates.listed()
-        return next((t for t in known if self.count(t.key) < few), None)
+        for template in self._templates.listed():
+            ended = [o for o in self._to_replace if o.template.layer == template.layer]
+            if self.count(template.key) + len(ended) < few:
+                return template
+        return None
 
     async def _add(self, template: Template) -> None:
         """One machine more, if its template is still there when it is made."""
