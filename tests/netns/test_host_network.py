@@ -124,6 +124,22 @@ async def test_an_address_that_another_driver_has_given_away_is_not_used_twice(
     await host.make_tap(plan, "vmdriver/test/s1")
 
 
+@pytest.mark.parametrize("peer", ["192.168.77.1", "0.0.0.0"])
+async def test_an_own_address_of_a_link_with_a_peer_is_in_use(
+    host: HostNetwork, peer: str
+) -> None:
+    """As a tunnel has it, also one whose other end has no address."""
+    plan = network_plan()
+    run("ip", "tuntap", "add", "far", "mode", "tun")
+    own = plan.lease.host_ip
+    run("ip", "addr", "add", own, "peer", peer, "dev", "far")
+    taken = await host.taken()
+    assert own in taken.addresses
+    assert (peer in taken.addresses) is (peer != "0.0.0.0")
+    with pytest.raises(NetworkError, match="in use"):
+        await host.make_tap(plan, "vmdriver/test/s1")
+
+
 async def test_a_table_is_loaded_replaced_found_and_removed(host: HostNetwork) -> None:
     plan = network_plan()
     for _ in range(2):

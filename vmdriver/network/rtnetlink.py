@@ -37,6 +37,8 @@ _MAIN, _STATIC, _UNICAST, _ANYWHERE, _ON_LINK, _ON_LINK_FLAG = 254, 4, 1, 0, 253
 _PERMANENT = 0x80
 _MAC, _NAME, _INFO, _ALIAS, _NAMESPACE = 1, 3, 18, 20, 28
 _INFO_KIND, _INFO_DATA, _PEER = 1, 2, 1
+_PEERS_ADDRESS, _OWN_ADDRESS = 1, 2
+"""Both are the same where a link has many peers."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,15 @@ def alias_of(asked: socket.socket, index: int) -> str | None:
 
 
 def addresses(asked: socket.socket) -> list[tuple[IPv4Address, str]]:
-    """Each with its label, which is the name of its link. OSError."""
+    """Each with its label, which is the name of its link; of a link with one at its other end both,
+    if that one is known. OSError.
+    """
     found = []
     for data in dumped(asked, _GET_ADDRESS, socket.AF_INET):
         known = dict(attributes(data, _ADDRESS.size))
-        found.append((IPv4Address(known[1]), _text(known.get(3, b""))))
+        label = _text(known.get(3, b""))
+        ends = {known[kind] for kind in (_PEERS_ADDRESS, _OWN_ADDRESS) if kind in known}
+        found += [(IPv4Address(end), label) for end in ends]
     return found
 
 
@@ -188,7 +194,7 @@ def address(index: int, ip: str, length: int) -> Request:
     """One of a link's own."""
     own = IPv4Address(ip).packed
     payload = _ADDRESS.pack(socket.AF_INET, length, 0, 0, index)
-    payload += attribute(2, own) + attribute(1, own)
+    payload += attribute(_OWN_ADDRESS, own) + attribute(_PEERS_ADDRESS, own)
     return Request(_NEW_ADDRESS, _CREATE | _REPLACE, payload)
 
 
