@@ -158,6 +158,11 @@ def test_limits_hold_without_a_box_too_and_a_lower_one_stays(
         "/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", program, *named("m")
     )
     assert "files 2048/200 " in lower.stdout, lower.stderr
+    as_high = "ulimit -S -f 100; ulimit -H -f 2048"
+    raised = begin(
+        "/bin/sh", "-c", f'{as_high}; exec "$@"', "sh", program, *named("m")
+    )
+    assert "files 2048/1024 " in raised.stdout, raised.stderr
 
 
 def test_what_it_does_not_understand_is_no_reason_to_go_on(
@@ -208,3 +213,23 @@ def test_the_program_is_another_one_when_qemu_is(boxes: Boxes, emulator: str) ->
     boxes.make("m", emulator, Box())
     assert program.stat().st_ino != first.st_ino
     assert not list(program.parent.rglob("*.part"))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"torn"])
+def test_without_what_was_compiled_a_changed_qemu_is_begun_by_the_shells(
+    tmp_path: Path, emulator: str, content: bytes | None
+) -> None:
+    """The driver goes on for weeks with what it found when it was begun."""
+    boxes, box = Boxes(tmp_path, ground=GROUND), Box(parts=("seccomp",))
+    asyncio.run(boxes.compile())
+    assert boxes.compiled is not None
+    boxes.make("m", emulator, box)
+    boxes.compiled.unlink()
+    if content is not None:
+        boxes.compiled.write_bytes(content)
+    Path(emulator).write_text(EMULATOR + "\n# upgraded\n")
+    for _ in range(2):
+        program = boxes.make("m", emulator, box)
+        assert Path(program).read_bytes().startswith(b"#!")
+        done = begin(program, *named("m"))
+        assert (done.returncode, done.stderr) == (0, "")

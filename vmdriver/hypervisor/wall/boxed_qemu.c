@@ -134,7 +134,7 @@ static void limit(char letter, const char *text) {
         struct rlimit now, wanted = {most, most};
         if (getrlimit(kinds[i].kind, &now))
             refuse("the limit -%c is not known: %s", letter, strerror(errno));
-        if (now.rlim_max <= most && now.rlim_max != RLIM_INFINITY)
+        if (now.rlim_max < most && now.rlim_max != RLIM_INFINITY)
             return;
         if (setrlimit(kinds[i].kind, &wanted))
             refuse("the limit -%c %s cannot be set: %s", letter, text, strerror(errno));

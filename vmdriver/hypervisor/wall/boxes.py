@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wall import WallPart
 
+_log = logging.getLogger(__name__)
 _PROGRAM = "boxed-qemu"
 _SOURCE = Path(__file__).with_name("boxed_qemu.c")
 _SETTINGS, _SETTINGS_BYTES = b"@vmdriver-settings@", 16384
@@ -109,15 +111,21 @@ class Boxes:
         settings = (emulator, folder, self.ground.bwrap, identity)
         known = (self.compiled, settings, _identity(path))
         if self._program_known != known:
-            wanted = (
-                _for_the_shell(*settings)
-                if self.compiled is None
-                else _with(settings, self.compiled.read_bytes())
-            )
+            wanted = self._whole_program(settings)
             if _content(path) != wanted:
                 _write(path, wanted, 0o755)
             self._program_known = (self.compiled, settings, _identity(path))
         return self.passage.theirs(str(path))
+
+    def _whole_program(self, settings: tuple[str, str, str, str]) -> bytes:
+        """With its settings; the shell's, where what was compiled is not there any more."""
+        if self.compiled is not None:
+            try:
+                return _with(settings, self.compiled.read_bytes())
+            except OSError as error:
+                _log.warning("QEMU is begun by a program of the shell's: %s", error)
+                self.compiled = None
+        return _for_the_shell(*settings)
 
     def remove(self, domain: str) -> None:
         """No machine of that name is begun any more. OSError."""
