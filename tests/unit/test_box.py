@@ -159,9 +159,7 @@ def test_limits_hold_without_a_box_too_and_a_lower_one_stays(
     )
     assert "files 2048/200 " in lower.stdout, lower.stderr
     as_high = "ulimit -S -f 100; ulimit -H -f 2048"
-    raised = begin(
-        "/bin/sh", "-c", f'{as_high}; exec "$@"', "sh", program, *named("m")
-    )
+    raised = begin("/bin/sh", "-c", f'{as_high}; exec "$@"', "sh", program, *named("m"))
     assert "files 2048/1024 " in raised.stdout, raised.stderr
 
 
