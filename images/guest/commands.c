@@ -211,6 +211,9 @@ static void become_user(int as_root, const char *term) {
     enter_image();
     if (!as_root) {
         gid_t groups[1] = {gid};
+        for (int i = 0; i < 3; i++) /* it may open them once more, as /dev/stderr or by its terminal's name */
+            if (fchown(i, uid, -1) < 0)
+                fail_child("the user sandbox");
         if (setgroups(1, groups) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0 ||
             prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
             fail_child("the user sandbox");

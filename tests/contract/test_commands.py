@@ -31,6 +31,7 @@ set -e
 mount -t tmpfs run /run
 mount -t tmpfs sysroot /sysroot
 mkdir -p /sysroot/dev/pts
+mount -t proc proc "$1/proc"
 mount -t devpts -o newinstance,ptmxmode=666 devpts /sysroot/dev/pts
 chroot "$1" /bin/sleep 1000 &
 [ -z "$4" ] || echo $! >/run/operator
@@ -204,6 +205,16 @@ async def test_input_output_and_errors_go_their_own_ways_whole(there: Guest) -> 
     expected = b"two\n" + b"".join(b"%d\n" % number for number in range(1, 20001))
     assert (out, err, code) == (b"one\n", expected, 0)
     assert (await there.said("wc", "-c"))[0] == b"0\n", "without input it ends"
+
+
+@pytest.mark.parametrize("window", [None, Window(24, 80)])
+async def test_the_user_can_open_its_input_and_output_once_more(
+    there: Guest, window: Window | None
+) -> None:
+    """As /dev/stdout and /dev/stderr are."""
+    again = "echo 1 >/proc/self/fd/1; echo 2 >/proc/self/fd/2; exec 3</proc/self/fd/0; exit 6"
+    out, err, code = await there.said("sh", "-c", again, window=window)
+    assert ((out + err).split(), code) == ([b"1", b"2"], 6)
 
 
 async def test_how_it_ended_is_told_as_a_shell_tells_it(there: Guest) -> None:

@@ -38,6 +38,7 @@ def works(driver: Driver, sandbox: str) -> None:
     assert lines[:2] == ["sandbox", "/sandbox"]
     assert lines[3:] == ["NoNewPrivs:\t1", "given"]
     assert told(driver, sandbox, "id", "-u", options=("--root",))[1] == b"0\n"
+    assert told(driver, sandbox, "sh", "-c", "echo x >/proc/self/fd/2") == (0, b"", b"x\n")  # fmt: skip
     # A chroot, as the kernel sees it, may have no user namespaces.
     status, _, err = told(driver, sandbox, "unshare", "--user", "true")
     assert (status, err) == (0, b"")
