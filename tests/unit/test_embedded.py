@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from vmdriver.config import SETTINGS
+from vmdriver.host.clearing import Clearing
 from vmdriver.hypervisor.embedded import (
     embed_uri,
+    make_way,
     remove_torn_definitions,
     write_embedded_configuration,
 )
+from vmdriver.hypervisor.wall.box import Box
+from vmdriver.hypervisor.wall.boxes import Boxes
 from vmdriver.model.passage import PLACE
 
 
@@ -88,3 +92,14 @@ def test_on_a_full_disk_libvirt_is_configured_as_it_was_if_only_the_box_could_no
         write_embedded_configuration(tmp_path, "someone", "them")
     assert file.read_text() == before
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_what_is_in_the_way_of_the_boxes_is_moved_aside(tmp_path: Path) -> None:
+    """Else nothing starts, for want of space that there is."""
+    root = tmp_path / "libvirt"
+    (root / "boxed-qemu" / "more").mkdir(parents=True)
+    (root / "boxes").write_text("no folder")
+    make_way(root, Clearing(tmp_path / "aside"))
+    program = Boxes(root).make("m", "/usr/bin/true", Box())
+    assert Path(program).is_file()
+    assert len(list((tmp_path / "aside").glob("*box*"))) == 2

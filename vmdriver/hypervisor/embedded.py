@@ -25,8 +25,9 @@ _DIRECTORIES = (
     *("lib/qemu", "lib/qemu/channel", "lib/qemu/channel/target", "lib/qemu/checkpoint"),
     *(f"lib/qemu/{n}" for n in ("dump", "nvram", "ram", "save", "snapshot")),
     *("run", "run/qemu", "run/qemu/dbus", "run/qemu/passt", "run/qemu/slirp"),
+    "boxes",
 )
-"""That libvirt makes, or stumbles over (9.0), the outer ones first."""
+"""That libvirt or we make, or libvirt stumbles over (9.0), the outer ones first."""
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 
 
@@ -118,7 +119,7 @@ def make_way(root: Path, clearing: Clearing) -> None:
     clearing.remove(root / "etc" / ".qemu.conf.part")
     names = (
         *("etc/qemu.conf", "run/qemu/driver.pid", "run/qemu/autostarted"),
-        *("boot-id", "boot-id.part"),
+        *("boot-id", "boot-id.part", "boxed-qemu"),
     )
     files = [root / name for name in names]
     for directory in ("etc/qemu", "run/qemu"):
