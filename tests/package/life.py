@@ -8,6 +8,8 @@ Nothing but Debian's Python is needed; it says what it does, and ends with 1 at 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -179,6 +181,56 @@ def removed(following: str) -> None:
     )
 
 
+def removed_without_a_driver(sandbox: Sandbox, following: str) -> None:
+    """The service is stopped, its machine goes on, or has ended by itself."""
+    for what in ("goes on", "has ended"):
+        must(sandbox.asks("start") == "here", "it is started, and its disk is there")
+        say(f"removing while the service is stopped and the machine {what}")
+        run("systemctl", "stop", "vmdriver.service")
+        must(len(machines()) == 1, "one machine runs")
+        if what == "has ended":
+            os.kill(machines()[0], signal.SIGKILL)
+        must(on_the_host(), "its network is there")
+        run("dpkg", "--remove", "vmdriver")
+        must(machines() == [], "no machine is left")
+        must(on_the_host() == [], f"nor what it had: {on_the_host()}")
+        install(following)
+
+
+def unpacked_only(sandbox: Sandbox, following: str) -> None:
+    """What dpkg does not ask prerm for: an installation that was cut off, and taken back."""
+    must(sandbox.asks("start") == "here", "the sandbox is started")
+    text = CONFIG.read_text()
+    say("purging what was unpacked and not configured")
+    run("dpkg", "--force-confold", "--unpack", following)
+    said = run("dpkg", "--purge", "vmdriver", check=False)
+    must("sandboxes still run" in said, "it is refused")
+    must(len(machines()) == 1, "the machine goes on")
+    must(list(Path("/var/lib/vmdriver/sandboxes").iterdir()), "with its disk")
+    must(CONFIG.read_text() == text, "and the settings")
+    install(following)
+    must(sandbox.asks("check") == "here still", "installed again, it goes on still")
+    must(len(json.loads(run("vmdriver", "ls", "--json"))) == 1, "and is the driver's")
+
+
+def demo_told_to_end() -> None:
+    say("a demo that is told to end")
+    before = on_the_host()
+    first = subprocess.Popen(["vmdriver", "demo"], stdout=subprocess.PIPE, text=True)
+    while "has called back" not in (line := first.stdout.readline()):
+        if not line:
+            raise SystemExit("the demo has failed")
+    said = run("vmdriver", "demo", check=False)
+    must("another demo runs" in said, "a second one beside it is refused")
+    must(len(machines()) == 1, "the first one's machine goes on")
+    first.send_signal(signal.SIGINT)
+    first.stdout.read()
+    must(first.wait() == 130, "it ends")
+    must(machines() == [], "its machine is gone")
+    must(on_the_host() == before, f"as is all that it had: {on_the_host()}")
+    must(not Path("/var/lib/vmdriver-demo").exists(), "and its folder")
+
+
 def purged() -> None:
     say("purging")
     run("dpkg", "--purge", "vmdriver")
@@ -201,6 +253,7 @@ def main(package: str, following: str) -> int:
     install(package)
     must("READY=1" in HEARD.read_text(), "its service was begun, and is ready")
     looked_at()
+    demo_told_to_end()
     image = configured()
     run("systemctl", "restart", "vmdriver.service")
     sandbox = Sandbox(image)
@@ -208,6 +261,8 @@ def main(package: str, following: str) -> int:
         must(sandbox.asks("check") == "here still", "a sandbox runs on the service")
         upgraded(sandbox, following)
         removed(following)
+        removed_without_a_driver(sandbox, following)
+        unpacked_only(sandbox, following)
     finally:
         sandbox.close()
     purged()

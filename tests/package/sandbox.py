@@ -1,6 +1,7 @@
 """A gateway and its one sandbox, for a driver that is a service: run with the package's own Python.
 
-Reads words, answers each with a line: `check` runs a command in the guest, `suspend` and `resume` do that.
+Reads words, answers each with a line: `check` runs a command in the guest, `suspend` and `resume` do that, `start` has it
+booted and says what is on its disk.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ SOCKET = "unix:/run/vmdriver/compute-driver.sock"
 ADMIN = Path("/var/lib/vmdriver/run/admin.sock")
 
 
+def started(gateway: Gateway) -> str:
+    """The service may be another one than before: nothing is kept of what was said to that."""
+    heard = len(gateway.session(SANDBOX).hellos)
+    with grpc.insecure_channel(SOCKET) as channel:
+        stub = pb_grpc.ComputeDriverStub(channel)
+        stub.StartSandbox(pb.StartSandboxRequest(sandbox_id=SANDBOX))
+    gateway.wait_hello(SANDBOX, heard + 1)
+    script = "cat /sandbox/proof; echo still > /dev/shm/proof"
+    return gateway.shell(SANDBOX, script).strip()
+
+
 def main(port: int, image: str) -> int:
     gateway = Gateway(port)
     with grpc.insecure_channel(SOCKET) as channel:
@@ -32,6 +44,9 @@ def main(port: int, image: str) -> int:
     print("runs", flush=True)
     for line in sys.stdin:
         word = line.strip()
+        if word == "start":
+            print(started(gateway), flush=True)
+            continue
         if word == "suspend":
             admin_client.suspend(ADMIN, SANDBOX, lambda *_: None)
         elif word == "resume":
