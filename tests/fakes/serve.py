@@ -1,4 +1,4 @@
-"""The command line of a driver process, as the demo, the benchmark and the system tests start it."""
+"""The command line of a driver process, as the benchmark and the system tests start it."""
 
 from __future__ import annotations
 

@@ -51,6 +51,16 @@ async def gateway(
     await server.stop(0)
 
 
+def certified(folder: Path, name: str) -> tuple[grpc.ServerCredentials, TlsFiles]:
+    """Of a gateway that has that name, and asks who calls."""
+    make_certificate(folder, name)
+    files = ("server.pem", "server.crt", "ca.crt")
+    key, certificate, ca = (folder / file for file in files)
+    own = [(key.read_bytes(), certificate.read_bytes())]
+    credentials = grpc.ssl_server_credentials(own, ca.read_bytes(), True)
+    return credentials, TlsFiles(ca, certificate, key)
+
+
 async def test_a_gateway_says_its_version() -> None:
     async with gateway("0.0.111") as port:
         asked = GatewayService(f"http://127.0.0.1:{port}", None)
@@ -61,16 +71,9 @@ async def test_a_gateway_says_its_version() -> None:
 async def test_a_gateway_with_tls_is_shown_the_guests_certificate(
     tmp_path: Path,
 ) -> None:
-    make_certificate(tmp_path, "IP:127.0.0.1")
-    key, certificate, ca = (
-        tmp_path / name for name in ("server.pem", "server.crt", "ca.crt")
-    )
-    credentials = grpc.ssl_server_credentials(
-        [(key.read_bytes(), certificate.read_bytes())], ca.read_bytes(), True
-    )
+    credentials, bundle = certified(tmp_path, "IP:127.0.0.1")
     async with gateway("0.0.112", credentials) as port:
         endpoint = f"https://127.0.0.1:{port}"
-        bundle = TlsFiles(ca, certificate, key)
         assert await GatewayService(endpoint, bundle).version() == "0.0.112"
         with pytest.raises(Unavailable):
             await GatewayService(endpoint, None).version()
@@ -80,14 +83,7 @@ async def test_a_gateway_that_says_its_name_for_guests_is_this_hosts(
     tmp_path: Path,
 ) -> None:
     """As one does that launches the driver: its grpc_endpoint is what guests dial."""
-    make_certificate(tmp_path, "DNS:host.openshell.internal")
-    key, certificate, ca = (
-        tmp_path / name for name in ("server.pem", "server.crt", "ca.crt")
-    )
-    credentials = grpc.ssl_server_credentials(
-        [(key.read_bytes(), certificate.read_bytes())], ca.read_bytes(), True
-    )
-    bundle = TlsFiles(ca, certificate, key)
+    credentials, bundle = certified(tmp_path, "DNS:host.openshell.internal")
     async with gateway("0.0.111", credentials) as port:
         endpoint = f"https://host.openshell.internal:{port}"
         assert await GatewayService(endpoint, bundle).version() == "0.0.111"

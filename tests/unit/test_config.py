@@ -187,3 +187,9 @@ def test_a_key_is_of_one_section_and_sections_are_nothing_that_operators_write(
     assert keys == list(SETTINGS), "two sections with one key would shadow each other"
     with pytest.raises(ConfigError, match="'machines' is not a setting"):
         loaded(tmp_path, "[machines]\nvcpus = 1")
+
+
+def test_operators_commands_in_guests_take_somebodys_word(tmp_path: Path) -> None:
+    assert settings_from(loaded(tmp_path).config).operator_exec is False
+    said = loaded(tmp_path, "operator_exec = true").config
+    assert settings_from(said).operator_exec is True
