@@ -263,8 +263,6 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.stop_all import stop_all
 
         return stop_all(loaded, arguments.config)
-    from vmdriver.cli import memory, show
-
     if arguments.command in {"extensions", "schema"}:
         from vmdriver.cli import extensions
 
@@ -278,21 +276,29 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
 
         return operators.run(loaded, arguments)
     if arguments.command in {"suspend", "resume", "snapshot", "template"}:
+        from vmdriver.cli import memory
+
         return int(getattr(memory, arguments.command)(loaded, arguments))
-    works: dict[str, Any] = {
-        "config": lambda: show.config(loaded, as_json=arguments.json),
-        "console": lambda: show.console(
-            loaded,
-            arguments.id,
-            follow=arguments.follow,
-            raw=arguments.raw,
-            as_json=arguments.json,
-        ),
-        "sweep": lambda: show.sweep(
-            loaded, dry_run=arguments.dry_run, as_json=arguments.json
-        ),
-    }
-    return int(works[arguments.command]())
+    return _without_driver(arguments, loaded)
+
+
+def _without_driver(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    """sweep, config, console."""
+    if arguments.command == "sweep":
+        from vmdriver.cli.sweep import sweep
+
+        return sweep(loaded, dry_run=arguments.dry_run, as_json=arguments.json)
+    from vmdriver.cli import show
+
+    if arguments.command == "config":
+        return show.config(loaded, as_json=arguments.json)
+    return show.console(
+        loaded,
+        arguments.id,
+        follow=arguments.follow,
+        raw=arguments.raw,
+        as_json=arguments.json,
+    )
 
 
 def _look(arguments: argparse.Namespace, loaded: Loaded) -> int:

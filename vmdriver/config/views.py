@@ -15,12 +15,12 @@ from vmdriver.config.images import PUBLISHED_IMAGE
 from vmdriver.config.model import Config
 from vmdriver.errors import ConfigError
 from vmdriver.host import facts
+from vmdriver.host.unix_socket import MAX_PATH
 from vmdriver.host.users import ids
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.oci.policy import ImagePolicy
-from vmdriver.service.server import MAX_PATH
 
 _FIRST_UID, _UIDS = 250_000, 10_000
 _CORES = {field.name for field in dataclasses.fields(Settings)}

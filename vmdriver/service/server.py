@@ -15,10 +15,9 @@ from grpc_reflection.v1alpha import reflection
 
 from vmdriver._proto import admin_pb2, compute_driver_pb2
 from vmdriver.errors import ConfigError
+from vmdriver.host.unix_socket import MAX_PATH
 from vmdriver.service.interceptor import ErrorInterceptor
 
-MAX_PATH = 107
-"""Longest AF_UNIX path in bytes, without its NUL (unix(7), sun_path[108])."""
 COMPUTE_DRIVER = compute_driver_pb2.DESCRIPTOR.services_by_name[
     "ComputeDriver"
 ].full_name

@@ -17,8 +17,8 @@ from vmdriver.cli.bundle.contents import MOST_OF_LOG, end_of, tail_of
 from vmdriver.cli.bundle.disclosure import without_console
 from vmdriver.errors import CommandError
 from vmdriver.host import process
-from vmdriver.host.peer import peer_of
 from vmdriver.host.plain_file import open_plain
+from vmdriver.host.unix_socket import peer_of
 
 _UNIT = "vmdriver.service"
 _MOST_LINES = 20_000

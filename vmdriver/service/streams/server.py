@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmdriver.errors import DriverError, InvalidRequest, unexpected
-from vmdriver.host.peer import peer_of
+from vmdriver.host.unix_socket import peer_of
 from vmdriver.host.visible import visible
 from vmdriver.lifecycle.control.commands import Asked, Commands
 from vmdriver.lifecycle.ports.programs import MOST_GIVEN, MOST_SAID, Program, Window

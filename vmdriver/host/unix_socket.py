@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket, by the kernel's word. unix(7), SO_PEERCRED."""
+"""Unix sockets (unix(7)): how long a path may be; who is at the other end, by the kernel's word."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import socket
 import struct
 from typing import NamedTuple
 
+MAX_PATH = 107
+"""Longest path in bytes, without its NUL (sun_path[108])."""
 _CREDENTIALS = struct.Struct("3i")
-"""struct ucred: process, user, group."""
+"""struct ucred of SO_PEERCRED: process, user, group."""
 
 
 class Peer(NamedTuple):
