@@ -75,7 +75,7 @@ async def run_server(
     servers = await _listen(config, driver, readiness, use)
     streams = _streams(driver, readiness)
     try:
-        await _serve_commands(driver, streams)
+        await serve_commands(driver, streams)
         telemetry = await _watched(driver, use)
     except ConfigError:
         await _end(driver, servers, streams, None)
@@ -172,7 +172,8 @@ def _streams(driver: Driver, readiness: Readiness) -> StreamServer:
     return StreamServer(commands)
 
 
-async def _serve_commands(driver: Driver, streams: StreamServer) -> None:
+async def serve_commands(driver: Driver, streams: StreamServer) -> None:
+    """Operators' in guests, where the configuration allows them. ConfigError."""
     if driver.config.guest.operator_exec:
         path = exec_socket(driver.config)
         driver.layout.make_way_for_socket(path)

@@ -13,7 +13,7 @@ from vmdriver.config.views import exec_socket
 from vmdriver.errors import Unavailable
 from vmdriver.lifecycle.control.commands import Commands
 from vmdriver.service.streams.server import StreamServer
-from vmdriver.serving import _serve_commands
+from vmdriver.serving import serve_commands
 
 
 async def never() -> Commands:
@@ -29,7 +29,7 @@ async def test_commands_are_served_only_where_it_was_said(
     config = load(file=file, environment={}).config
     driver, streams = Driver(config), StreamServer(never)
     try:
-        await _serve_commands(driver, streams)
+        await serve_commands(driver, streams)
         socket = exec_socket(config)
         assert socket.exists() is said.endswith("true")
         if socket.exists():
