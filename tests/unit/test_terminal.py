@@ -190,17 +190,23 @@ def test_a_cell_that_is_too_long_for_its_column_is_folded_not_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("--help",), ("ls", "--help"), ("explain", "Ready")]
+    "command",
+    [
+        *(("--help",), ("ls", "--help"), ("explain", "Ready"), ("config", "--json")),
+        ("console", "s1", "--state-dir", "/nowhere"),
+        ("exec", "s1", "--state-dir", "/nowhere", "--", "true"),
+    ],
 )
-def test_who_needs_no_library_for_terminals_loads_none(
+def test_who_needs_no_library_for_terminals_or_worlds_loads_none(
     command: tuple[str, ...],
 ) -> None:
     program = (
         "import sys; from vmdriver.cli import main\n"
         f"try: main({list(command)!r})\n"
         "except SystemExit: pass\n"
-        "found = {'rich', 'textual', 'grpc', 'libvirt'} & set(sys.modules)\n"
-        "sys.exit(f'loaded: {found}' if found & {'rich', 'textual'} else 0)"
+        "costly = {'rich', 'textual', 'grpc', 'libvirt', 'pyroute2', 'blake3'}\n"
+        "found = costly & set(sys.modules)\n"
+        "sys.exit(f'loaded: {found}' if found else 0)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
