@@ -18,7 +18,6 @@ from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
 
 _log = logging.getLogger(__name__)
-_NOTHING_TO_PRINT = {"serve", "stop-all", "top"}
 _SWITCHES = {name for name, field in SETTINGS.items() if field.annotation is bool}
 
 
@@ -71,7 +70,7 @@ def _leaf(
     sub: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, parents=[common], allow_abbrev=False
     )
-    if name not in _NOTHING_TO_PRINT:
+    if name not in {"serve", "stop-all", "top"}:
         sub.add_argument("--json", action="store_true", help="print JSON for machines")
     return sub
 
