@@ -109,6 +109,19 @@ def own_network_namespaces() -> None:
             raise OSError(ctypes.get_errno(), "a /run/netns of the worker's own")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[pytest.TestReport]:
+    """A half of a character that a test printed or logged would not pass from a worker to its
+    master, which then ends all the others' tests.
+    """
+    report: pytest.TestReport = yield
+    report.sections[:] = [
+        (name, text.encode(errors="backslashreplace").decode())
+        for name, text in report.sections
+    ]
+    return report
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where the reports of all workers come together, and what each has for itself."""
     if hasattr(config, "workerinput"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -370,8 +371,11 @@ async def test_what_is_refused_is_told_and_logged_too(
 
 
 async def test_words_that_are_no_text_are_refused_and_those_of_another_locale_are_not(
-    there: Place,
+    there: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     with pytest.raises(InvalidRequest, match="is no text"):
         await there.run("exit", "0", "\ud800")
-    assert await there.run("exit", "0", "\udcff") == 0
+    assert await there.run("exit", "0", "\udcff", "\x1b[2K\n") == 0
+    assert f"{COMMAND_FOLLOWS} exit 0 '\\ud800'" in caplog.text
+    assert f"{COMMAND_FOLLOWS} exit 0 '\\udcff' '\\x1b[2K\\n'" in caplog.text

@@ -27,6 +27,7 @@ from vmdriver.errors import (
     Refused,
     TimedOut,
 )
+from vmdriver.host.visible import visible
 from vmdriver.lifecycle.engine.resource import FROZEN, PAUSED
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.worker import Worker
@@ -112,7 +113,8 @@ class Commands:
         HypervisorError.
         """
         user = "root" if asked.program.as_root else "sandbox"
-        shown = f"{COMMAND_FOLLOWS} {shlex.join(asked.program.words)[:_SHOWN]}"
+        words = visible(shlex.join(asked.program.words))
+        shown = f"{COMMAND_FOLLOWS} {words[:_SHOWN]}"
         with contextlib.ExitStack() as place:
             with _refusals_told(f"{who} may run no command as {user}", shown):
                 sandbox = self._find(asked.sandbox).sandbox
