@@ -30,6 +30,10 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
         self.seen: list[tuple[str, Any]] = []
         self.metadata: list[tuple[str, dict[str, Any]]] = []
         self.spoil: Callable[[str, Any, Any], None] = lambda _m, _r, _c: None
+        self.lingers = False
+        """A stop or delete is only accepted when it is answered, as a cluster's is: `end_of` or `forget` ends it."""
+        self.workspaces: set[str] | None = None
+        """Those it was asked for; None: it knows no workspaces."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._watchers: list[queue.Queue[pb.WatchSandboxesEvent | None]] = []
         self._server: Any = None
@@ -157,18 +161,49 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
     def StopSandbox(self, request: Any, context: Any) -> Any:
         self._begin("StopSandbox", request, context)
         sandbox = self._one(request, context)
-        self._end(sandbox.id)
-        self.condition(sandbox.id, "Suspended", "True", "Stopped")
+        if self.lingers:
+            self.condition(sandbox.id, "Ready", "False", "Stopping")
+        else:
+            self._end(sandbox.id)
+            self.condition(sandbox.id, "Suspended", "True", "Stopped")
         return pb.StopSandboxResponse()
+
+    def end_of(self, sandbox_id: str) -> None:
+        """Its process ends, and it says so in its own words."""
+        self._end(sandbox_id)
+        self.condition(sandbox_id, "Ready", "False", "Stopped")
 
     def DeleteSandbox(self, request: Any, context: Any) -> Any:
         self._begin("DeleteSandbox", request, context)
         if request.sandbox_id not in self.sandboxes:
             return pb.DeleteSandboxResponse(deleted=False)
-        self.forget(request.sandbox_id)
-        deleted = pb.WatchSandboxesDeletedEvent(sandbox_id=request.sandbox_id)
-        self.tell(pb.WatchSandboxesEvent(deleted=deleted))
+        if self.lingers:
+            self.condition(request.sandbox_id, "Ready", "False", "Terminating")
+        else:
+            self.gone(request.sandbox_id)
         return pb.DeleteSandboxResponse(deleted=True)
+
+    def gone(self, sandbox_id: str) -> None:
+        """It is deleted, and everybody who watches is told."""
+        self.forget(sandbox_id)
+        deleted = pb.WatchSandboxesDeletedEvent(sandbox_id=sandbox_id)
+        self.tell(pb.WatchSandboxesEvent(deleted=deleted))
+
+    def EnsureWorkspace(self, request: Any, context: Any) -> Any:
+        self._begin("EnsureWorkspace", request, context)
+        self._workspaces(context).add(request.workspace)
+        return pb.EnsureWorkspaceResponse()
+
+    def DeleteWorkspace(self, request: Any, context: Any) -> Any:
+        self._begin("DeleteWorkspace", request, context)
+        self._workspaces(context).discard(request.workspace)
+        return pb.DeleteWorkspaceResponse()
+
+    def _workspaces(self, context: Any) -> set[str]:
+        if self.workspaces is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no workspaces here")
+            raise AssertionError
+        return self.workspaces
 
     def WatchSandboxes(
         self, request: Any, context: Any
@@ -193,7 +228,7 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
             with contextlib.suppress(ValueError):
                 self._watchers.remove(mine)
 
-    # EnsureWorkspace, DeleteWorkspace, GetGatewayListenerRequirements: UNIMPLEMENTED, as a small driver may
+    # GetGatewayListenerRequirements: UNIMPLEMENTED, as a small driver may
 
 
 class _Future(grpc.GenericRpcHandler):

@@ -12,6 +12,7 @@ from typing import Any
 from vmdriver.compose import admin
 from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.config import ComposeConfig
+from vmdriver.compose.dialect import Dialect
 from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.follower import Follower
 from vmdriver.compose.registry import Registry
@@ -42,7 +43,8 @@ class Composition:
         self.config = config
         self._files = Threads("compose", _THREADS)
         store = Store(config.state_dir, self._files, crash_point)
-        self.base = Base(config.base, config.base_wait_s)
+        dialect = Dialect.of(config.base_by_id, config.base_reasons)
+        self.base = Base(config.base, config.base_wait_s, dialect)
         self.runner = Runner(
             [ByPhases(extension) for extension in extensions],
             config.extension,

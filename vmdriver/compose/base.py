@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from vmdriver.compose.dialect import PLAIN, Dialect
 from vmdriver.errors import ConfigError, Unavailable
 
 SERVICE = "/openshell.compute.v1.ComputeDriver/"
@@ -50,9 +51,11 @@ class Asked:
 
 
 class Base:
-    """One base driver on a Unix socket. Opened at the first call, and again when it was lost."""
+    """One base driver on a Unix socket. Opened at the first call, and again when it was lost.
+    Whoever asks it hears the contract's words, whatever its own `dialect` is.
+    """
 
-    def __init__(self, address: str, wait_s: float) -> None:
+    def __init__(self, address: str, wait_s: float, dialect: Dialect = PLAIN) -> None:
         if not address.startswith("unix:"):
             raise ConfigError(
                 f"base: {address!r} is not an address",
@@ -60,6 +63,7 @@ class Base:
             )
         self.address = address
         self._wait_s = wait_s
+        self._dialect = dialect
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._calls: dict[str, Any] = {}
 
@@ -75,6 +79,7 @@ class Base:
         creates may.
         """
         full = method if method.startswith("/") else SERVICE + method
+        request = self._dialect.asked(method, request)
         multi = self._calls.get(full)
         if multi is None:
             multi = self._channel.unary_unary(full, None, None)
@@ -86,7 +91,7 @@ class Base:
                 answer = await multi(
                     request, metadata=tuple(asked.metadata), timeout=asked.timeout_s
                 )
-                return bytes(answer)
+                return self._dialect.answered(method, bytes(answer))
             except grpc.aio.AioRpcError as error:
                 if _is_outage(error) and not last:
                     continue
@@ -99,7 +104,7 @@ class Base:
         call = stream(b"", wait_for_ready=True)
         try:
             async for event in call:
-                yield bytes(event)
+                yield self._dialect.event(bytes(event))
         except grpc.aio.AioRpcError as error:
             raise _translated(error, self.address) from error
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vmdriver.compose.dialect import Meaning
 from vmdriver.config.sources import read_toml
 from vmdriver.errors import ConfigError
 
@@ -48,6 +49,15 @@ class ComposeConfig(BaseModel):
     base_extensions: list[str] = Field(
         default_factory=list,
         description="label keys of extensions that the base driver has: passed on",
+    )
+    base_by_id: bool = Field(
+        False,
+        description="the base refuses a sandbox's id and name together: it is told the id",
+    )
+    base_reasons: Mapping[str, Meaning] = Field(
+        default_factory=dict,
+        description="the base's own reasons of Ready=False that are no errors, and what they "
+        "mean: starting, stopping, stopped",
     )
     extension: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, description="one table per extension"

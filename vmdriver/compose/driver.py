@@ -5,7 +5,8 @@ from __future__ import annotations
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose import request as requests
 from vmdriver.compose.base import Asked, Base, BaseRejected
-from vmdriver.compose.registry import Registry
+from vmdriver.compose.dialect import stops_still
+from vmdriver.compose.registry import Absent, Registry
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
 from vmdriver.errors import AlreadyExists, DriverError, Refused, Unavailable
@@ -140,7 +141,9 @@ class ComposedDriver:
                 raise
 
     async def stop(self, raw: bytes, asked: Asked) -> bytes:
-        """after_stop when the base says that it is down."""
+        """after_stop when the base says that it is down: now, or later where a stop is only
+        accepted now.
+        """
         message = pb.StopSandboxRequest.FromString(raw)
         sandbox = self._registry.find(message.sandbox_id, message.sandbox_name)
         if sandbox is None:
@@ -149,8 +152,17 @@ class ComposedDriver:
             if sandbox.record.up:
                 await sandbox.ask(CallPoint.BEFORE_STOP, asked.trace)
             answer = await self._base.call("StopSandbox", raw, asked)
-            await sandbox.run_ended()
+            await finished(self._stopped(sandbox))
             return answer
+
+    async def _stopped(self, sandbox: Composed) -> None:
+        """The base has answered a stop. One that is still under way then is over when an event or
+        a list says so.
+        """
+        if sandbox.record.up:
+            seen = await self._registry.look(sandbox.record.id)
+            if isinstance(seen, Absent) or not stops_still(seen):
+                await sandbox.run_ended()
 
     async def delete(self, raw: bytes, asked: Asked) -> bytes:
         """What is held is given back when the base says that the sandbox is gone."""

@@ -73,9 +73,17 @@ class Incoming:
 
 def _plain_base(template: Any) -> dict[str, Any]:
     base = template.driver_config.fields.get("base")
-    if base is None:
-        return {}
-    return dict(json_format.MessageToDict(base.struct_value))
+    return {} if base is None else dict(_plain(base))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; with numbers that are none, which JSON has not and a base may take."""
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {k: _plain(v) for k, v in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain(each) for each in value.list_value.values]
+    return None if kind in {None, "null_value"} else getattr(value, kind)
 
 
 def _unwrap(template: Any) -> None:
