@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from scripts import example_screens
 from scripts.dashboard import dashboard
+from tests.bench import documents, history
 from vmdriver.config import SETTINGS
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.reasons import sections
@@ -133,12 +134,18 @@ def screens() -> str:
     return _BY.format(source="scripts/example_screens.py") + "\n".join(lines) + "\n"
 
 
+def scale() -> str:
+    """The page as it is, with its table as scripts/capacity.py makes it of docs/measured.json."""
+    return documents.fill((ROOT / "docs/scale.md").read_text(), history.measured())
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reasons.md": reasons,
     "docs/configuration.md": configuration,
     "docs/metrics.md": metrics,
     "dashboards/vmdriver.json": dashboard,
     "docs/screens.md": screens,
+    "docs/scale.md": scale,
 }
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scripts import capacity
 from tests.bench import history
 from tests.bench.at_once import KINDS
 from tests.bench.goals import GOALS, Judged, judged
@@ -433,8 +435,22 @@ def _images(v: Any) -> list[str]:
     return _table(("what", "measured", "against the goal"), rows)
 
 
+def _scale(runs: Mapping[str, Run]) -> list[str]:
+    """What scripts/capacity.py makes of these figures."""
+    try:
+        measured = capacity.Measured.of({part: asdict(r) for part, r in runs.items()})
+    except KeyError as missing:
+        return [f"Not measured yet: {missing.args[0]}."]
+    used = ("density", "at_once", "forks", "images")
+    return [
+        *capacity.table(measured),
+        *(t for u in used for t in ("", _where(runs[u]))),
+    ]
+
+
 BLOCKS: dict[str, tuple[str | None, Callable[[Any], Iterable[str]]]] = {
     "goals": (None, _goals),
+    "scale": (None, _scale),
     "speed": ("driver", _speed),
     "driver": ("driver", _driver),
     "wall": ("wall", _wall),
