@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from vmdriver import __version__
 from vmdriver.app import Driver, open_driver
 from vmdriver.config import WITHOUT_MEANING, Config, Loaded
-from vmdriver.config.views import admin_socket, exec_socket, machine_uids
+from vmdriver.config.views import (
+    admin_socket,
+    exec_socket,
+    machine_uids,
+    tls_keys,
+    tls_socket,
+)
 from vmdriver.errors import ConfigError
 from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
@@ -22,9 +29,14 @@ from vmdriver.hypervisor.usage import HostUsage
 from vmdriver.lifecycle.control.commands import Commands
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.service import admin, servicer
+from vmdriver.service.remote import Remote, serve_remote
 from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
 from vmdriver.service.servicer import Identity, Readiness
 from vmdriver.service.streams.server import StreamServer
+from vmdriver.service.tls.address import parse_address
+from vmdriver.service.tls.identity import Identity as TlsIdentity
+from vmdriver.service.tls.keys import Side
+from vmdriver.service.way_back import WayBack
 from vmdriver.storage import disk_use
 from vmdriver.storage.layers.machine_users import has_claims
 from vmdriver.storage.layout import Layout
@@ -66,13 +78,14 @@ async def run_server(
     await claim.acquire()
     out_of_memory.yield_to_launcher()
     reaper.install(asyncio.get_running_loop())
+    known = tls_identity(config)
     driver = await open_driver(config)
     readiness, started = Readiness(), asyncio.Event()
     accompanied = asyncio.create_task(
         manager.accompany(started), name="service manager"
     )
     use = _use_of(driver)
-    servers = await _listen(config, driver, readiness, use)
+    servers = await _listen(config, driver, readiness, use, known)
     streams = _streams(driver, readiness)
     try:
         await serve_commands(driver, streams)
@@ -98,21 +111,30 @@ async def _until_stopped(
     """Recover, and wait for `stop`, which also cuts recovery off."""
     recovery = asyncio.create_task(driver.recover())
     stopping = asyncio.create_task(stop.wait())
+    ways: list[asyncio.Task[None]] = []
     try:
         await asyncio.wait({recovery, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if recovery.done():
             recovery.result()
             readiness.set(driver.manager)
             started.set()
+            ways.extend(_ways_back(driver))
             _log.info(
                 "ready: %d sandboxes known", len(driver.manager.sandboxes.workers)
             )
             await stopping
     finally:
         _log.info("ending; machines go on")
-        for task in (recovery, stopping):
+        for task in (recovery, stopping, *ways):
             task.cancel()
-        await asyncio.wait({recovery, stopping}, timeout=0.5)
+        await asyncio.wait({recovery, stopping, *ways}, timeout=0.5)
+
+
+def _ways_back(driver: Driver) -> Iterator[asyncio.Task[None]]:
+    """To a gateway on another host, which may not be there yet: a task that tells of it."""
+    if driver.config.remote.bind_tls:
+        way = WayBack(driver.settings.endpoint, driver.settings.tls)
+        yield asyncio.create_task(way.tell(), name="way back")
 
 
 async def _boot_files(config: Config, layout: Layout) -> None:
@@ -130,9 +152,13 @@ def _use_of(driver: Driver) -> MachineUse:
 
 
 async def _listen(
-    config: Config, driver: Driver, readiness: Readiness, use: MachineUse
-) -> tuple[Server, Server]:
-    """Both sockets, served."""
+    config: Config,
+    driver: Driver,
+    readiness: Readiness,
+    use: MachineUse,
+    known: TlsIdentity | None,
+) -> list[Server | Remote]:
+    """Both sockets, served, and the TLS listener where there is one. `known`: as whom."""
     identity = Identity(
         config.gateway.driver_name,
         __version__,
@@ -152,10 +178,22 @@ async def _listen(
         driver.layout.make_way_for_socket(path)
     first = partial(servicer.register, compute)
     second = partial(admin.register, operators)
-    return (
+    servers: list[Server | Remote] = [
         await serve(config.gateway.bind_socket, first, COMPUTE_DRIVER),
         await serve(admin_socket(config), second, ADMIN),
-    )
+    ]
+    if known is not None:
+        address = parse_address(config.remote.bind_tls)
+        clients, path = config.remote.tls_clients, tls_socket(config)
+        driver.layout.make_way_for_socket(path)
+        servers.append(await serve_remote(address, known, clients, path, first))
+    return servers
+
+
+def tls_identity(config: Config) -> TlsIdentity | None:
+    """As whom other hosts are served; None where they are not. ConfigError."""
+    keys = tls_keys(config)
+    return TlsIdentity(keys, Side.SERVER) if keys is not None else None
 
 
 def _streams(driver: Driver, readiness: Readiness) -> StreamServer:
@@ -192,7 +230,7 @@ async def _watched(driver: Driver, use: MachineUse) -> Telemetry | None:
 
 async def _end(
     driver: Driver,
-    servers: tuple[Server, Server],
+    servers: list[Server | Remote],
     streams: StreamServer,
     telemetry: Telemetry | None,
 ) -> None:

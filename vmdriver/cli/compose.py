@@ -16,7 +16,10 @@ from vmdriver.extensions.loader import load_extensions
 from vmdriver.host import garbage, log
 from vmdriver.lifecycle.extending.phases import Extension
 
-FLAGS = ("base", "bind_socket", "state_dir", "driver_name", "suffix", "log_level")
+FLAGS = (
+    *("base", "bind_socket", "state_dir", "driver_name", "suffix", "log_level"),
+    *("tls_ca", "tls_certificate", "tls_key", "tls_crl", "tls_server_name"),
+)
 """Settings that are flags too; the rest is in the file."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.cli import commands_arguments, demo
+from vmdriver.cli import commands_arguments, compose_arguments, demo
 from vmdriver.cli.doctor import command as doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     _add_memory_commands(commands, common)
     _add_image_commands(commands, common)
     _add_extension_commands(commands, common)
-    _add_compose(commands)
+    compose_arguments.add(commands)
     return parser
 
 
@@ -177,25 +177,6 @@ def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> N
     )
     text = "print the JSON Schema of a request's template.driver_config"
     _leaf(commands, common, "schema", text)
-
-
-def _add_compose(commands: Any) -> None:
-    text = "run a driver in front of another one, with extensions around its calls"
-    one = commands.add_parser("compose", help=text, description=text)
-    one.add_argument(
-        "--config",
-        type=Path,
-        help="TOML file; default /etc/vmdriver/compose.toml if it is there",
-    )
-    for name, meaning in (
-        ("base", "address of the driver behind, as unix:/run/base.sock"),
-        ("bind-socket", "socket that the gateway is given"),
-        ("state-dir", "records and ledgers; default /var/lib/vmdriver-compose"),
-        ("driver-name", "name that the gateway sees; default <base's>+<suffix>"),
-        ("suffix", "of the default name"),
-        ("log-level", "debug, info, warning or error"),
-    ):
-        one.add_argument(f"--{name}", metavar="VALUE", help=meaning)
 
 
 def _add_image_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -352,6 +333,8 @@ def _main(argv: Sequence[str] | None) -> int:
         from vmdriver.cli.compose import config
 
         return _reported(lambda: config(arguments.config, as_json=arguments.json))
+    if arguments.command == "doctor" and arguments.compose:
+        return _reported(lambda: doctor_command.run_compose(arguments))
     if arguments.command == "explain":
         from vmdriver.cli.explain import explain
 

@@ -7,11 +7,12 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vmdriver.compose import admin
 from vmdriver.compose.base import Asked, Base, BaseRejected
-from vmdriver.compose.config import ComposeConfig
+from vmdriver.compose.config import FAR, ComposeConfig
 from vmdriver.compose.dialect import Dialect
 from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.follower import Follower
@@ -25,10 +26,32 @@ from vmdriver.lifecycle.extending.by_phases import ByPhases
 from vmdriver.lifecycle.extending.phases import Extension
 from vmdriver.lifecycle.extending.runner import Runner
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point
-from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, check_path, serve
+from vmdriver.service.server import (
+    ADMIN,
+    COMPUTE_DRIVER,
+    check_path,
+    secure_directory,
+    serve,
+)
+from vmdriver.service.tls.address import parse_address
+from vmdriver.service.tls.identity import Identity
+from vmdriver.service.tls.keys import Side
+from vmdriver.service.tls.tunnel import Tunnel
 
 _log = logging.getLogger(__name__)
 _THREADS = 8
+
+
+def tunnel_of(config: ComposeConfig, path: Path | None = None) -> Tunnel | None:
+    """To a base on another host; None where it is on this one. `path`: of its socket, else one in
+    state_dir. ConfigError for files that cannot be used.
+    """
+    keys = config.keys()
+    if keys is None:
+        return None
+    address = parse_address(config.base.removeprefix(FAR))
+    path = path or config.state_dir / "run" / "base.sock"
+    return Tunnel(address, Identity(keys, Side.CLIENT), path, config.tls_server_name)
 
 
 class Composition:
@@ -43,8 +66,9 @@ class Composition:
         self.config = config
         self._files = Threads("compose", _THREADS)
         store = Store(config.state_dir, self._files, crash_point)
+        self.tunnel = tunnel_of(config)
         dialect = Dialect.of(config.base_by_id, config.base_reasons)
-        self.base = Base(config.base, config.base_wait_s, dialect)
+        self.base = Base(config.base, config.base_wait_s, dialect, self.tunnel)
         self.runner = Runner(
             [ByPhases(extension) for extension in extensions],
             config.extension,
@@ -77,6 +101,9 @@ class Composition:
         self.config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._lock.acquire()
         self.registry.open()
+        if self.tunnel is not None:
+            secure_directory(self.tunnel.path.parent)
+            await self.tunnel.start()
         servers = await self._serve()
         _log.info(
             "serving on %s, in front of %s", self.config.bind_socket, self.base.address
@@ -91,6 +118,8 @@ class Composition:
             await self.follower.close()
             await asyncio.gather(*(server.stop(0.5) for server in servers))
             await self.base.close()
+            if self.tunnel is not None:
+                await self.tunnel.close()
             self._files.close()
             self._lock.release()
 

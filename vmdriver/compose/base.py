@@ -12,6 +12,7 @@ import grpc
 
 from vmdriver.compose.dialect import PLAIN, Dialect
 from vmdriver.errors import ConfigError, Unavailable
+from vmdriver.service.tls.tunnel import Tunnel
 
 SERVICE = "/openshell.compute.v1.ComputeDriver/"
 _log = logging.getLogger(__name__)
@@ -21,10 +22,23 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+_NEAR_OPTIONS = [("grpc.min_reconnect_backoff_ms", 100)]
+_FAR_OPTIONS = [
+    # Also how long one attempt may take: some round trips, and the handshake.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_NEAR_AGAIN_S = (0.0,)
+_FAR_AGAIN_S = (0.1, 0.2, 0.4, 0.8)
+"""Pauses before a call is sent again. A channel may not have noticed yet that its connection broke,
+and a link that comes back may go again.
+"""
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
@@ -50,22 +64,44 @@ class Asked:
         return {k: str(v) for k, v in self.metadata if k in names}
 
 
+class Unanswered(Unavailable):
+    """It was asked, and the connection broke before it answered: nobody knows what it has done."""
+
+    reason = "BaseUnavailable"
+
+
 class Base:
-    """One base driver on a Unix socket. Opened at the first call, and again when it was lost.
-    Whoever asks it hears the contract's words, whatever its own `dialect` is.
+    """One base driver on a Unix socket, or behind a tunnel to another host. Opened at the first
+    call, and again when it was lost. Whoever asks it hears the contract's words, whatever its own
+    `dialect` is.
     """
 
-    def __init__(self, address: str, wait_s: float, dialect: Dialect = PLAIN) -> None:
-        if not address.startswith("unix:"):
+    def __init__(
+        self,
+        address: str,
+        wait_s: float,
+        dialect: Dialect = PLAIN,
+        tunnel: Tunnel | None = None,
+    ) -> None:
+        if tunnel is None and not address.startswith("unix:"):
             raise ConfigError(
                 f"base: {address!r} is not an address",
-                resolution="write unix:/path/of/the/driver's/socket",
+                resolution="write unix:/path/of/the/driver's/socket, or tls:HOST:PORT",
             )
         self.address = address
+        self._tunnel = tunnel
         self._wait_s = wait_s
         self._dialect = dialect
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        target = f"unix:{tunnel.path}" if tunnel is not None else address
+        self._again_s = _FAR_AGAIN_S if self.is_far else _NEAR_AGAIN_S
+        options = [*_OPTIONS, *(_FAR_OPTIONS if self.is_far else _NEAR_OPTIONS)]
+        self._channel = grpc.aio.insecure_channel(target, options=options)
         self._calls: dict[str, Any] = {}
+
+    @property
+    def is_far(self) -> bool:
+        """A lost connection does not mean that it has ended."""
+        return self._tunnel is not None
 
     async def close(self) -> None:
         """End every call."""
@@ -85,7 +121,7 @@ class Base:
             multi = self._channel.unary_unary(full, None, None)
             if len(self._calls) < _MOST_METHODS:
                 self._calls[full] = multi
-        for last in (not repeat, True):
+        for pause_s in (*(self._again_s if repeat else ()), None):
             await self._connected(asked)
             try:
                 answer = await multi(
@@ -93,10 +129,10 @@ class Base:
                 )
                 return self._dialect.answered(method, bytes(answer))
             except grpc.aio.AioRpcError as error:
-                if _is_outage(error) and not last:
-                    continue
-                raise _translated(error, self.address) from error
-        raise AssertionError  # the second round returns or raises
+                if pause_s is None or not _is_outage(error):
+                    raise self._translated(error) from error
+                await asyncio.sleep(pause_s)
+        raise AssertionError  # the last round returns or raises
 
     async def watch(self) -> AsyncIterator[bytes]:
         """The base's events. Ends with BaseRejected or Unavailable, or when it ends them."""
@@ -106,7 +142,7 @@ class Base:
             async for event in call:
                 yield self._dialect.event(bytes(event))
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, self.address) from error
+            raise self._translated(error) from error
         finally:
             call.cancel()
 
@@ -118,30 +154,35 @@ class Base:
             async with asyncio.timeout(limit):
                 await self._channel.channel_ready()
         except TimeoutError as error:
-            raise _away(self.address) from error
+            raise self._away(Unavailable) from error
 
+    def _away(self, kind: type[Unavailable]) -> Unavailable:
+        why = self._tunnel.trouble if self._tunnel is not None else ""
+        return kind(
+            f"the base driver on {self.address} is not reachable"
+            + (f" ({why})" if why else ""),
+            reason="BaseUnavailable",
+            resolution="start it; nothing was lost"
+            if self._tunnel is None
+            else "start it, or mend the way to it; nothing was lost",
+        )
 
-def _away(address: str) -> Unavailable:
-    return Unavailable(
-        f"the base driver on {address} is not reachable",
-        reason="BaseUnavailable",
-        resolution="start it; nothing was lost",
-    )
+    def _translated(self, error: Any) -> Exception:
+        if _is_outage(error):
+            return self._away(Unanswered)
+        trailing = tuple((k, v) for k, v in error.trailing_metadata() or ())
+        return BaseRejected(error.code(), str(error.details() or ""), trailing)
 
 
 def _is_outage(error: Any) -> bool:
     """The connection's end, or gRPC's in a driver that ends, not an answer: a driver's own
     UNAVAILABLE has trailing metadata of its own only rarely, so its text decides too.
     """
-    texts = ("failed to connect", "Socket closed", "Connection reset", "Stream removed")
+    texts = [
+        *("failed to connect", "Socket closed", "Connection reset", "Stream removed"),
+        *("keepalive", "ping timeout", "Broken pipe"),
+    ]
     return error.code() is grpc.StatusCode.UNAVAILABLE and any(
         text in str(error.details())
         for text in (*texts, "recvmsg", "sendmsg", "GOAWAY", "Cancelling all calls")
     )
-
-
-def _translated(error: Any, address: str) -> Exception:
-    if _is_outage(error):
-        return _away(address)
-    trailing = tuple((k, v) for k, v in error.trailing_metadata() or ())
-    return BaseRejected(error.code(), str(error.details() or ""), trailing)

@@ -6,14 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vmdriver.compose.dialect import Meaning
+from vmdriver.config.paths import AbsolutePath
 from vmdriver.config.sources import read_toml
 from vmdriver.errors import ConfigError
+from vmdriver.service.tls.address import parse_address
+from vmdriver.service.tls.keys import Keys
 
+FAR = "tls:"
+"""Of a base on another host."""
+_TLS = ("tls_ca", "tls_certificate", "tls_key", "tls_crl", "tls_server_name")
 DEFAULT_FILE = Path("/etc/vmdriver/compose.toml")
 
 
@@ -21,7 +27,27 @@ class ComposeConfig(BaseModel):
     """compose.toml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    base: str = Field(description="address of the base driver, as unix:/run/base.sock")
+    base: str = Field(
+        description="address of the base driver, as unix:/run/base.sock; on another host "
+        "tls:HOST:PORT (docs/remote.md)"
+    )
+    tls_ca: AbsolutePath | None = Field(
+        None, description="certificates of the authorities whose driver is taken"
+    )
+    tls_certificate: AbsolutePath | None = Field(
+        None, description="our certificate, for a base on another host"
+    )
+    tls_key: AbsolutePath | None = Field(
+        None, description="its key, which nobody else may read"
+    )
+    tls_crl: AbsolutePath | None = Field(
+        None,
+        description="those authorities' lists of revoked certificates; none: nothing is revoked",
+    )
+    tls_server_name: str = Field(
+        "",
+        description="name that the base's certificate is for; default the HOST of base",
+    )
     bind_socket: Path = Field(description="socket that the gateway is given")
     state_dir: Path = Field(
         Path("/var/lib/vmdriver-compose"),
@@ -65,6 +91,27 @@ class ComposeConfig(BaseModel):
     log_level: str = "info"
     log_format: str = "text"
 
+    @model_validator(mode="after")
+    def _tls_together(self) -> Self:
+        """A base on another host needs all of them, another one none."""
+        if not self.base.startswith(FAR):
+            named = [key for key in _TLS if getattr(self, key)]
+            if named:
+                raise ValueError(f"{named[0]} goes with a base of {FAR}HOST:PORT")
+            return self
+        parse_address(self.base.removeprefix(FAR))
+        missing = [key for key in _TLS[:3] if not getattr(self, key)]
+        if missing:
+            raise ValueError(f"a base of {FAR} needs {', '.join(missing)}, too")
+        return self
+
+    def keys(self) -> Keys | None:
+        """None: the base is on this host."""
+        ca, certificate, key = self.tls_ca, self.tls_certificate, self.tls_key
+        if ca is None or certificate is None or key is None:
+            return None
+        return Keys(ca, certificate, key, self.tls_crl)
+
 
 def table(config: ComposeConfig) -> list[dict[str, Any]]:
     """Every setting with its value, whose it is, and where it came from. What the base driver and
@@ -93,6 +140,8 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> ComposeConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if not key:  # of several together
+            raise ConfigError(first["msg"].removeprefix("Value error, ")) from error
         raise ConfigError(
             f"{key}: {first['msg']}",
             resolution=f"set it in {file or DEFAULT_FILE}, or as --{key.replace('_', '-')}",

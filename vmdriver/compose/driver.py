@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose import request as requests
 from vmdriver.compose.base import Asked, Base, BaseRejected
+from vmdriver.compose.creates import Creates
 from vmdriver.compose.dialect import stops_still
 from vmdriver.compose.registry import Absent, Registry
 from vmdriver.compose.sandbox import Composed
@@ -29,6 +30,7 @@ class ComposedDriver:
         suffix: str,
     ) -> None:
         self._base = base
+        self._creates = Creates(base)
         self._registry = registry
         self._runner = runner
         self._name, self._suffix = name, suffix
@@ -86,7 +88,7 @@ class ComposedDriver:
         record = self._record(incoming)
         if not record.active:
             outgoing = incoming.outgoing(incoming.draft(), self._runner.keys)
-            return await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
+            return await self._creates.ask(incoming.sandbox, outgoing, asked)
         sandbox = self._registry.add(record)
         async with sandbox.lock:
             try:
@@ -111,7 +113,7 @@ class ComposedDriver:
         await sandbox.update(up=True)
         await sandbox.ask(CallPoint.BEFORE_START, trace)
         outgoing = incoming.outgoing(draft, self._runner.keys)
-        answer = await self._base.call("CreateSandbox", outgoing, asked, repeat=False)
+        answer = await self._creates.ask(incoming.sandbox, outgoing, asked)
         await sandbox.update(stage=Stage.PRESENT)
         await sandbox.report(CallPoint.AFTER_CREATE)
         return answer
@@ -167,6 +169,7 @@ class ComposedDriver:
     async def delete(self, raw: bytes, asked: Asked) -> bytes:
         """What is held is given back when the base says that the sandbox is gone."""
         message = pb.DeleteSandboxRequest.FromString(raw)
+        self._creates.withdraw(message.sandbox_id, message.sandbox_name)
         sandbox = self._registry.find(message.sandbox_id, message.sandbox_name)
         if sandbox is None:
             return await self._base.call("DeleteSandbox", raw, asked)

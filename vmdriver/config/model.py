@@ -20,6 +20,7 @@ from vmdriver.config.isolation import IsolationSettings
 from vmdriver.config.machines import MachineSettings
 from vmdriver.config.memory import MemorySettings
 from vmdriver.config.network import NetworkSettings
+from vmdriver.config.remote import RemoteSettings
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.model.spec import Frozen
 
@@ -29,6 +30,7 @@ class Config(Frozen):
 
     driver: DriverSettings
     gateway: GatewaySettings
+    remote: RemoteSettings
     machines: MachineSettings
     memory: MemorySettings
     network: NetworkSettings

@@ -21,6 +21,7 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.oci.policy import ImagePolicy
+from vmdriver.service.tls.keys import Keys
 
 _FIRST_UID, _UIDS = 250_000, 10_000
 _CORES = {field.name for field in dataclasses.fields(Settings)}
@@ -114,6 +115,21 @@ def exec_socket(config: Config) -> Path:
     """Where operators' commands in guests are served: beside the admin socket."""
     path = admin_socket(config)
     return path.with_name("exec.sock" if path.name != "exec.sock" else "exec2.sock")
+
+
+def tls_socket(config: Config) -> Path:
+    """Between the TLS listener and the service: beside the admin socket."""
+    path = admin_socket(config)
+    return path.with_name("tls.sock" if path.name != "tls.sock" else "tls2.sock")
+
+
+def tls_keys(config: Config) -> Keys | None:
+    """None: gateways on other hosts are not served."""
+    remote = config.remote
+    ca, certificate, key = remote.tls_ca, remote.tls_certificate, remote.tls_key
+    if not remote.bind_tls or not ca or not certificate or not key:
+        return None
+    return Keys(ca, certificate, key, remote.tls_crl)
 
 
 def machine_uids(config: Config) -> MachineUids:

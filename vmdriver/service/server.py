@@ -24,6 +24,22 @@ COMPUTE_DRIVER = compute_driver_pb2.DESCRIPTOR.services_by_name[
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 Server = grpc.aio.Server
 _MAX_MESSAGE = 16 * 1024 * 1024
+_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    ("grpc.so_reuseport", 0),
+]
+_FAR_OPTIONS = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_concurrent_streams", 64),
+]
+"""gRPC's keepalive guide: a server ends connections that ask more often than it allows, which is
+every 5 minutes unless it says so.
+"""
+_MOST_FAR_CALLS = 512
 _WAIT_FOR_PREDECESSOR_S = 6.0
 
 
@@ -119,20 +135,32 @@ async def serve(
     """A started server on that path, mode 0600 in a directory 0700; `register` adds its
     service, whose full name is `service`: reflection tells clients what it looks like.
     """
-    check_path(path)
-    secure_directory(path.parent)
-    await remove_stale(path)
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
-        options=[
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.max_send_message_length", _MAX_MESSAGE),
-            ("grpc.so_reuseport", 0),
-        ],
-    )
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
     register(server)
     names = (service, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
+    return await _started(server, path)
+
+
+async def serve_far(
+    path: Path, register: Callable[[grpc.aio.Server], None]
+) -> grpc.aio.Server:
+    """The same for callers on other hosts, who come through TLS: that one service and nothing else,
+    a bound on calls at one time, and an end for who does not answer any more.
+    """
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=[*_OPTIONS, *_FAR_OPTIONS],
+        maximum_concurrent_rpcs=_MOST_FAR_CALLS,
+    )
+    register(server)
+    return await _started(server, path)
+
+
+async def _started(server: grpc.aio.Server, path: Path) -> grpc.aio.Server:
+    check_path(path)
+    secure_directory(path.parent)
+    await remove_stale(path)
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     path.chmod(0o600)

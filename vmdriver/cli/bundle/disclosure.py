@@ -118,6 +118,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
 SETTINGS_TOLD = (
     "state_dir instance admin_socket connection qemu_user qemu_group accelerator "
     "probe_deadline_s log_level log_format metrics_listen bind_socket openshell_endpoint "
+    "bind_tls tls_ca tls_certificate tls_key tls_crl tls_clients "
     "driver_name gateway_manages_lifecycle expected_peer_pid guest_tls_ca guest_tls_cert "
     "guest_tls_key allow_same_uid_peer bootstrap_image krun_log_level otlp_endpoint vcpus mem_mib "
     "max_vcpus max_mem_mib max_sandboxes max_committed_mem_mib boot_timeout_s stop_grace_s on_stop "

@@ -17,6 +17,12 @@ TEXT = (
 def add_arguments(one: argparse.ArgumentParser) -> None:
     """Its own."""
     one.add_argument(
+        "--compose",
+        action="store_true",
+        help="instead, check a composed driver's base and the way to it (its --config, or "
+        "/etc/vmdriver/compose.toml)",
+    )
+    one.add_argument(
         "--attack",
         nargs="?",
         const="",
@@ -46,6 +52,13 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
         help="with --bundle: the driver's log, where it is neither a file of the one that runs "
         "nor in the journal",
     )
+
+
+def run_compose(arguments: argparse.Namespace) -> int:
+    """What the process ends with."""
+    from vmdriver.cli.doctor.base_findings import doctor_of_compose
+
+    return doctor_of_compose(arguments.config, as_json=arguments.json)
 
 
 def run(loaded: Loaded, arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.cli.doctor.guest_findings import guest_findings
 from vmdriver.cli.doctor.hypervisor_findings import libvirt_findings
 from vmdriver.cli.doctor.next_steps import Outcome, next_steps, outcome
+from vmdriver.cli.doctor.remote_findings import remote_findings
 from vmdriver.cli.terminal import (
     BAD,
     GOOD,
@@ -228,6 +229,7 @@ async def examine(loaded: Loaded) -> list[Finding]:
         findings.append(way)
         if driver is not None:
             findings += await _asked(driver, alone=alone)
+        findings += [finding async for finding in remote_findings(config)]
     finally:
         lock.release()
     return findings
@@ -319,7 +321,11 @@ def doctor(loaded: Loaded, *, as_json: bool) -> int:
     """0: nothing is to be done. 1: machines cannot be started. 3: they can; something is to be
     looked at.
     """
-    findings = asyncio.run(examine(loaded))
+    return shown(asyncio.run(examine(loaded)), as_json=as_json)
+
+
+def shown(findings: list[Finding], *, as_json: bool) -> int:
+    """To whoever asked; what the command ends with."""
     if as_json:
         print_json(as_document(findings))
     else:

@@ -1,0 +1,115 @@
+"""Creates in a base on another host. The connection may break when it has done what it was asked
+for and nobody has heard so: it is asked again, and says whether it is there already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.compose.base import Asked, Base, BaseRejected, Unanswered
+from vmdriver.errors import Unavailable
+
+_AGAIN_S = (0.0, 0.1, 0.2, 0.4, 0.8)
+"""Pauses before each time: a channel may not have noticed yet that its connection broke."""
+_LOOK_AGAIN_S = (0.2, 0.5, 1.0, 2.0)
+"""A create that is under way in the base is known there, and not to be had yet."""
+
+
+class Wanted(Protocol):
+    """Whose create it is."""
+
+    @property
+    def id(self) -> str:
+        """The gateway's, never used twice."""
+
+    @property
+    def name(self) -> str:
+        """Within its workspace."""
+
+    @property
+    def workspace(self) -> str:
+        """Its."""
+
+
+@dataclass(eq=False)
+class _UnderWay:
+    wanted: Wanted
+    withdrawn: bool = False
+
+
+class Creates:
+    """Those under way. A base on this host is asked once: a connection that breaks is its end, and
+    whoever asked learns that nobody knows.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._under_way: set[_UnderWay] = set()
+
+    def withdraw(self, sandbox_id: str, name: str) -> None:
+        """A delete has come: what has not been answered is not asked for again."""
+        for one in self._under_way:
+            if one.wanted.id == sandbox_id or (
+                not sandbox_id and one.wanted.name == name
+            ):
+                one.withdrawn = True
+
+    async def ask(self, wanted: Wanted, request: bytes, asked: Asked) -> bytes:
+        """The base's answer. BaseRejected, Unavailable; Unanswered where nobody knows."""
+        if not self._base.is_far:
+            return await self._once(request, asked)
+        one = _UnderWay(wanted)
+        self._under_way.add(one)
+        try:
+            return await self._until_answered(one, request, asked)
+        finally:
+            self._under_way.discard(one)
+
+    async def _once(self, request: bytes, asked: Asked) -> bytes:
+        return await self._base.call("CreateSandbox", request, asked, repeat=False)
+
+    async def _until_answered(
+        self, one: _UnderWay, request: bytes, asked: Asked
+    ) -> bytes:
+        lost: Unanswered | None = None
+        for pause_s in _AGAIN_S:
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._once(request, asked)
+            except Unanswered as error:
+                lost = error
+            except Unavailable as error:
+                # Not asked this time: what became of the first time stays open.
+                raise (lost or error) from error
+            except BaseRejected as error:
+                if lost is None or error.code is not grpc.StatusCode.ALREADY_EXISTS:
+                    raise
+                there = await self._is_there(one.wanted, asked)
+                if there and not one.withdrawn:
+                    return bytes(pb.CreateSandboxResponse().SerializeToString())
+                raise (error if there is False else lost) from error
+            if one.withdrawn:
+                break
+        assert lost is not None  # noqa: S101 - every round returns, raises or sets it
+        raise lost
+
+    async def _is_there(self, wanted: Wanted, asked: Asked) -> bool | None:
+        """Whether what the base has of that id is what was asked for. None: it does not say."""
+        question = pb.GetSandboxRequest(sandbox_id=wanted.id).SerializeToString()
+        for wait_s in (*_LOOK_AGAIN_S, None):
+            try:
+                raw = await self._base.call("GetSandbox", question, asked)
+            except BaseRejected as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                if wait_s is not None:
+                    await asyncio.sleep(wait_s)
+                continue
+            found = pb.GetSandboxResponse.FromString(raw).sandbox
+            return (found.name, found.workspace) == (wanted.name, wanted.workspace)
+        return None

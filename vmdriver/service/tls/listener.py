@@ -1,0 +1,210 @@
+"""The driver's end: who connects shows a certificate of the operator's authority that is for a name
+on the operator's list, and is then at the socket of the one service that is for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vmdriver.errors import ConfigError
+from vmdriver.host.visible import visible
+from vmdriver.service.tls.address import Address
+from vmdriver.service.tls.certificate import admitted, subject_of, until_of
+from vmdriver.service.tls.context import PROTOCOL
+from vmdriver.service.tls.ends import End, keep_alive
+from vmdriver.service.tls.identity import Identity
+
+_log = logging.getLogger(__name__)
+HANDSHAKE_S = 5.0
+MOST_HANDSHAKES = 32
+"""Of strangers at one time. One more, and the one that has taken longest goes."""
+MOST_OF_ONE = 8
+"""Connections of one name: each gateway's composed driver has one, and one more while it is
+replaced.
+"""
+MOST = 64
+_WAITING = 128
+"""Of the kernel's queue."""
+_AGAIN_S = 0.2
+_SAID_AGAIN_S = 60.0
+_MOST_SAID = 256
+
+
+@dataclass(eq=False)
+class Guest:
+    """Who was let in. `ends`: with its certificate."""
+
+    name: str
+    host: str
+    ends: asyncio.TimerHandle | None = None
+
+
+class Listener:
+    """On one TCP port. `target`: the socket that those who are let in are joined with."""
+
+    def __init__(
+        self, address: Address, identity: Identity, names: Sequence[str], target: Path
+    ) -> None:
+        self.address = address
+        self.identity = identity
+        self._names, self._target = tuple(names), target
+        self._socket: socket.socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handshakes: dict[asyncio.Task[None], None] = {}
+        """Oldest first."""
+        self._guests: dict[End, Guest] = {}
+        self._said: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def start(self) -> None:
+        """Listen. ConfigError if the address cannot be had."""
+        host, port = self.address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            made = socket.create_server((host, port), family=family, backlog=_WAITING)
+        except OSError as error:
+            raise ConfigError(
+                f"bind_tls: {self.address} cannot be listened on: {error.strerror}",
+                resolution="choose an address of this host and a free port",
+            ) from error
+        made.setblocking(False)
+        self._socket, self.address = made, Address(host, made.getsockname()[1])
+        self._tasks = [
+            asyncio.create_task(self._accept(made), name="TLS listener"),
+            asyncio.create_task(
+                self.identity.follow(self._ask_again), name="TLS files"
+            ),
+        ]
+        names = ", ".join(self._names)
+        _log.info("serving on %s, by TLS, for %s", self.address, names)
+
+    async def close(self) -> None:
+        """No more, and those that are there end."""
+        tasks = [*self._tasks, *self._handshakes]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._socket is not None:
+            self._socket.close()
+        for end in list(self._guests):
+            end.abort()
+        await asyncio.sleep(0)  # for the loop to close what was aborted
+
+    @property
+    def connections(self) -> int:
+        """That were let in and are there."""
+        return len(self._guests)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(listening)
+            except OSError as error:  # no descriptor is left, or it has gone already
+                self._say(str(error.strerror), "cannot be taken")
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            while len(self._handshakes) >= MOST_HANDSHAKES:
+                oldest = next(iter(self._handshakes))
+                del self._handshakes[oldest]
+                oldest.cancel()
+            task = loop.create_task(self._take(connection, str(peer[0])))
+            self._handshakes[task] = None
+            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+            await asyncio.sleep(0)  # it has begun before it can be ended
+
+    async def _take(self, connection: socket.socket, host: str) -> None:
+        """From the first byte to the passage, or to its end."""
+        end, asked_by = End(self._gone), self.identity.context
+        try:
+            keep_alive(connection)
+        except OSError:  # it has gone already
+            connection.close()
+            return
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: end,
+                connection,
+                ssl=asked_by,
+                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_shutdown_timeout=HANDSHAKE_S,
+            )
+            if asked_by is self.identity.context:
+                await self._let_in(end, host)
+            else:  # by what holds no more; whoever it is comes again
+                end.close()
+        except OSError as error:  # ssl.SSLError and time-outs among them
+            end.abort()
+            text = getattr(error, "verify_message", "") or str(error)
+            self._say(host, f"is no connection of TLS that we take: {text}")
+        except BaseException:
+            end.abort()
+            raise
+
+    async def _let_in(self, end: End, host: str) -> None:
+        found = end.said("peercert") or {}
+        secured = end.said("ssl_object")
+        name = admitted(found, self._names)
+        shown = visible(subject_of(found))[:200] if found else "nobody"
+        if name is None:
+            why = f"is for {shown}, which is not in tls_clients"
+        elif secured.selected_alpn_protocol() != PROTOCOL or secured.session_reused:
+            why = f"of {shown} speaks something else than gRPC"
+        elif len(self._guests) >= MOST:
+            why = f"of {shown} is one too many: {MOST} are there"
+        elif Counter(g.name for g in self._guests.values())[name] >= MOST_OF_ONE:
+            why = f"of {shown} is one too many: {MOST_OF_ONE} of {name} are there"
+        else:
+            await self._join(end, Guest(name, host), until_of(found))
+            return
+        self._say(host, f"is refused: its certificate {why}")
+        end.close()
+
+    async def _join(self, end: End, guest: Guest, until: datetime) -> None:
+        loop = asyncio.get_running_loop()
+        left = (until - datetime.now(UTC)).total_seconds()
+        guest.ends = loop.call_later(max(0.0, left), end.close)
+        self._guests[end] = guest  # before anything is waited for: it counts
+        inner = End(lambda *_: None)
+        try:
+            await loop.create_unix_connection(lambda: inner, str(self._target))
+        except OSError as error:
+            end.abort()
+            _log.warning(
+                "%s from %s finds no driver: %s", guest.name, guest.host, error
+            )
+            return
+        end.join(inner)
+        inner.join(end)
+        _log.info("%s has connected from %s, by TLS", guest.name, guest.host)
+
+    def _gone(self, end: End, _error: Exception | None) -> None:
+        guest = self._guests.pop(end, None)
+        if guest is None:
+            return
+        if guest.ends is not None:
+            guest.ends.cancel()
+        _log.info("%s from %s has gone", guest.name, guest.host)
+
+    def _ask_again(self) -> None:
+        """Whoever is still trusted is back in a moment; calls under way are asked again."""
+        for end in list(self._guests):
+            end.close()
+
+    def _say(self, host: str, what: str) -> None:
+        """Once a minute of each host: anybody may call."""
+        now, key = asyncio.get_running_loop().time(), (host, what)
+        if now - self._said.get(key, -_SAID_AGAIN_S) < _SAID_AGAIN_S:
+            return
+        self._said[key] = now
+        self._said.move_to_end(key)
+        while len(self._said) > _MOST_SAID:
+            self._said.popitem(last=False)
+        _log.warning("a connection from %s %s", host, visible(what))
