@@ -5,6 +5,7 @@ stops that are only accepted, words that only it knows. The shapes are upstream'
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,64 @@ async def test_a_stop_that_ends_while_the_base_is_away_is_learned_from_its_list(
         await until(lambda: world.told == ["ready", "stop"])
         await until(lambda: holding(path) == {"first", "second"})
         assert not made.registry.get("s1").record.up
+
+
+async def test_a_stop_and_a_delete_that_go_on_while_the_composed_driver_is_restarted_end_there(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    base.lingers = True
+    path = tmp_path / "world"
+    chosen = settings(base, tmp_path, **KUBEVIRT)
+    first, second, third = (Watching(path) for _ in range(3))
+    async with composed(chosen, [first]) as (stub, _):
+        await stub.CreateSandbox(create(sandbox()))
+        await until(lambda: first.told == ["ready"])
+        await stub.StopSandbox(pb.StopSandboxRequest(**BOTH))
+    assert holding(path) == {"first", "second", "run"}
+    async with composed(chosen, [second]) as (stub, made):
+        await until(made.follower.relay.connected.is_set)
+        assert (second.told, holding(path)) == ([], {"first", "second", "run"})
+        base.end_of("s1")
+        await until(lambda: second.told == ["stop"])
+        await until(lambda: holding(path) == {"first", "second"})
+        await stub.StartSandbox(pb.StartSandboxRequest(**BOTH))
+        await until(lambda: second.told == ["stop", "ready"])
+        await stub.DeleteSandbox(pb.DeleteSandboxRequest(**BOTH))
+    base.forget("s1")
+    async with composed(chosen, [third]) as (_, made):
+        await until(lambda: not made.registry.all())
+    assert third.told == ["stop", "delete"]
+    assert holding(path) == set()
+
+
+async def test_a_stop_whose_caller_goes_away_is_booked_all_the_same(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    """The base has answered it, and is asked how far it is; it tells nobody that watches."""
+    looked, go_on = threading.Event(), threading.Event()
+    stopping: list[str] = []
+
+    def spoil(method: str, _request: Any, _context: Any) -> None:
+        if method == "StopSandbox":
+            stopping.append(method)
+        if method == "GetSandbox" and stopping:
+            looked.set()
+            go_on.wait(5)
+
+    base.spoil = spoil
+    world = Watching(tmp_path / "world")
+    async with composed(settings(base, tmp_path), [world]) as (stub, made):
+        await stub.CreateSandbox(create(sandbox()))
+        await until(lambda: world.told == ["ready"])
+        base.tell = lambda _event: None
+        call = stub.StopSandbox(pb.StopSandboxRequest(**BOTH))
+        await asyncio.to_thread(looked.wait, 5)
+        call.cancel()
+        go_on.set()
+        await until(lambda: world.told == ["ready", "stop"])
+        await until(lambda: not made.registry.get("s1").record.up)
+        await until(lambda: not made.registry.get("s1").lock.locked())
+    assert holding(tmp_path / "world") == {"first", "second"}
 
 
 async def test_a_reason_that_is_not_listed_stays_the_error_that_it_is(

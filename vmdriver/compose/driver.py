@@ -154,7 +154,7 @@ class ComposedDriver:
             if sandbox.record.up:
                 await sandbox.ask(CallPoint.BEFORE_STOP, asked.trace)
             answer = await self._base.call("StopSandbox", raw, asked)
-            await finished(self._stopped(sandbox))
+            await self._stopped(sandbox)
             return answer
 
     async def _stopped(self, sandbox: Composed) -> None:
