@@ -118,7 +118,7 @@ def test_a_figure_that_cannot_be_is_named(figures: Any, name: str) -> None:
 _ANY = st.fixed_dictionaries(
     {},
     optional={
-        "host_memory_mib": st.floats(4096, 2**22),
+        "host_memory_mib": st.floats(8192, 2**22),
         "committed_mib": st.floats(65536, 2**24),
         "memory_mib": st.integers(64, 4096),
         "busy": st.floats(0, 1),
