@@ -5,6 +5,7 @@ stops that are only accepted, words that only it knows. The shapes are upstream'
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose.config import load
 from vmdriver.errors import ConfigError
-from vmdriver.extension import Context, Draft
+from vmdriver.extension import Context, Draft, Extension
+from vmdriver.extensions.loader import load_extensions
 
 KUBEVIRT = {
     "base_by_id": True,
@@ -436,6 +438,17 @@ async def test_a_reason_that_is_not_listed_stays_the_error_that_it_is(
         await until(lambda: world.told == ["ready", "stop"])
         got = await stub.GetSandbox(pb.GetSandboxRequest(**BOTH))
         assert got.sandbox == base.sandboxes["s1"]
+
+
+def test_the_settings_that_the_document_has_are_these(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "compose.toml"
+    for block in blocks:
+        path.write_text(block)
+        read = load(path, {})
+        assert len(load_extensions(read.extensions, Extension)) == len(read.extensions)  # fmt: skip
+    assert (read.base_by_id, dict(read.base_reasons)) == tuple(KUBEVIRT.values())
 
 
 def test_a_meaning_that_there_is_not_is_named(tmp_path: Path) -> None:
