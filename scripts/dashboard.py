@@ -389,6 +389,15 @@ HEALTH = (
         width=4,
     ),
     Panel(
+        "Devices that machines have",
+        {
+            "{{instance}}": _metric("devices_held"),
+            "{{instance}}, of": _metric("devices_limit"),
+        },
+        "Of passthrough_devices.",
+        width=4,
+    ),
+    Panel(
         "Warnings by reason",
         {
             "{{reason}}": _sum(

@@ -16,6 +16,7 @@ from vmdriver.config.views import (
     qemu_owner,
     settings_from,
 )
+from vmdriver.devices.host_devices import SysfsDevices
 from vmdriver.errors import ConfigError, DriverError
 from vmdriver.extensions.loader import load_extensions, participants
 from vmdriver.host import facts
@@ -268,6 +269,7 @@ class Driver:
             self.network_guard,
             MachineUsers(self.layout, self._files),
             GatewayService(self.settings.endpoint, self.settings.tls),
+            SysfsDevices(),
         )
 
     @property

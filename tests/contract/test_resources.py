@@ -13,11 +13,13 @@ import pytest
 from tests.fakes.crashes import Bomb
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.journal import FakeJournal
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
     CHECKPOINT_PART,
+    DEVICES,
     FILES,
     FIREWALL,
     FROZEN,
@@ -35,12 +37,14 @@ from vmdriver.lifecycle.engine.resource import (
 from vmdriver.lifecycle.extending.notes import PREFIXES, ExtensionEntries
 from vmdriver.lifecycle.launch.resources import MachineSource, Part, take
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point
+from vmdriver.model.devices import PciFunction
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
+from vmdriver.model.spec import Resources as Asked
 
-LAUNCH = (MACHINE_USER, OVERLAY, FILES, TAP, FIREWALL, MACHINE)
+LAUNCH = (MACHINE_USER, OVERLAY, FILES, TAP, DEVICES, FIREWALL, MACHINE)
 HELD_STILL = (CHECKPOINT_PART, FROZEN, PAUSED)
 NEEDS = {
     **{key: LAUNCH[:at] for at, key in enumerate(LAUNCH)},
@@ -49,6 +53,12 @@ NEEDS = {
     LEASE: (),
 }
 """What is there before each of them is acquired."""
+GPU = {
+    "0000:3b:00.0": PciFunction(
+        "0000:3b:00.0", 0x030200, group=7, driver="nvidia", resettable=True
+    )
+}
+PASSING = dataclasses.replace(SETTINGS, passthrough_devices=tuple(GPU))
 PART, IMAGE, MAPPED_AT = "s1/capture.part", "s1/suspended", "s1/mapped"
 
 
@@ -127,14 +137,19 @@ class Stage:
         assert process.core.users.holder(self.plan.user.uid) is None
 
 
+def host() -> World:
+    """With KVM and a GPU."""
+    return World(accelerator="kvm", pci=dict(GPU))
+
+
 async def stage(key: str) -> Stage:
-    driver = FakeDriver(World())
+    driver = FakeDriver(host(), settings=PASSING)
     await driver.manager.recover()
-    await driver.manager.create(spec(), None)
+    await driver.manager.create(spec(resources=Asked(gpus=1)), None)
     await driver.settled()
     record, plan = driver.record(), driver.plan()
     await driver.close()
-    world = World()
+    world = host()
     world.checkpoints[IMAGE] = "{}"
     made = Stage(key, world, plan, record)
     process, ledger = made.process()
@@ -242,6 +257,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
     OVERLAY: {"path": "layers/s1.1.qcow2"},
     FILES: {"seed": "s1/seed.img"},
     TAP: {"tap": "vmd-3", "mark": "vmdriver:test/s1", "guest_ip": ""},
+    DEVICES: {"functions": '[{"address": "0000:3b:00.0", "group": 7}]'},
     FIREWALL: {"tap": "vmd-3"},
     MACHINE: {"domain": "vmd-test-s1"},
     MAPPED: {"directory": MAPPED_AT},

@@ -1,4 +1,4 @@
-"""A host without KVM."""
+"""A host with KVM, or mostly without."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ from vmdriver.model.plan import Accelerator
 
 
 class FakeAccelerator:
+    def __init__(self, accelerator: Accelerator = "tcg") -> None:
+        self._accelerator = accelerator
+
     async def chosen(self) -> Accelerator:
-        return "tcg"
+        return self._accelerator

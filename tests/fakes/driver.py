@@ -11,6 +11,7 @@ from tests.fakes.accelerator import FakeAccelerator
 from tests.fakes.disks import FakeDisks
 from tests.fakes.gateway_service import FakeGatewayService
 from tests.fakes.guest import FakeGuest
+from tests.fakes.host_devices import FakeHostDevices
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.images import FakeImages
 from tests.fakes.inside import Inside, is_at_work
@@ -130,6 +131,7 @@ class FakeDriver:
             self.network_guard,
             FakeMachineUsers(world),
             FakeGatewayService(world),
+            FakeHostDevices(world, crash_point),
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)
@@ -138,7 +140,7 @@ class FakeDriver:
             ports=ports,
             settings=settings,
             journals=journals or (lambda sandbox_id: FakeJournal(world, sandbox_id)),
-            accelerator=FakeAccelerator(),
+            accelerator=FakeAccelerator(world.accelerator),
             wall_sources=(self.wall,),
             paths=paths or FakePaths(),
             files=self._files,

@@ -41,6 +41,7 @@ class FakeHypervisor:
         assert needed <= world.files, "a machine without its disks"
         world.open_as_qemu(plan)
         world.run_as(plan)
+        world.open_devices(plan)
         world.marks[plan.domain] = mark
         for half_way in (DomainState.OFF, DomainState.PAUSED):
             world.domains[plan.domain] = half_way
@@ -95,6 +96,7 @@ class FakeHypervisor:
         self._world.ended.discard(domain)
         self._world.frozen.discard(domain)
         self._world.machine_users.pop(domain, None)
+        self._world.group_users.pop(domain, None)
         self._world.root_layers.pop(domain, None)
         self._world.known_layers.pop(domain, None)
         self._world.limits.pop(domain, None)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from tests.fakes.world import World
 from vmdriver.lifecycle.engine.ledger import replay
 from vmdriver.model.record import SandboxRecord, layers_of
+
+
+def devices_of(data: Mapping[str, Any]) -> set[str]:
+    functions = json.loads(data.get("functions", "[]"))
+    return {f"device {function['address']}" for function in functions}
 
 
 def held_objects(world: World) -> set[str]:
@@ -27,5 +34,6 @@ def held_objects(world: World) -> set[str]:
                 "overlay": {f"file {data.get('path')}"},
                 "machine-user": {f"user {data.get('uid')}"},
                 "capture:layer": {f"file {data.get('path')}"},
+                "devices": devices_of(data),
             }.get(entry.key, set())
     return claimed

@@ -11,9 +11,10 @@ from pydantic import SecretStr
 from tests.fakes.hanging import Hanging
 from vmdriver.errors import HostError
 from vmdriver.lifecycle.ports.host import GuestReport
+from vmdriver.model.devices import VFIO, PciFunction
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import DomainState
-from vmdriver.model.plan import LaunchPlan, Processor
+from vmdriver.model.plan import Accelerator, LaunchPlan, Processor
 
 
 class Crash(BaseException):
@@ -100,6 +101,13 @@ class World:
     """Of images that are kept to a digest."""
     gateway_version: str = "0.0.111"
     """"": it does not answer."""
+    accelerator: Accelerator = "tcg"
+    pci: dict[str, PciFunction] = field(default_factory=dict)
+    """Functions by address, as they are now."""
+    groups: dict[int, int] = field(default_factory=dict)
+    """IOMMU group -> the user whose its node is; root's are not here."""
+    group_users: dict[str, set[int]] = field(default_factory=dict)
+    """Domain -> groups that its QEMU has open."""
 
     def act(self, call: str) -> None:
         """Every effect passes here: a dead driver has none, and a test may make one fail."""
@@ -118,6 +126,12 @@ class World:
             | {f"firewall {name}" for name in self.tables}
             | {f"file {name}" for name in self.files}
             | {f"user {number}" for number in self.claimed_users}
+            | {
+                f"device {address}"
+                for address, function in self.pci.items()
+                if VFIO in {function.driver, function.override}
+                or function.group in self.groups
+            }
         )
 
     def running_users(self) -> set[int]:
@@ -155,6 +169,7 @@ class World:
         """It is killed. libvirt learns of it when it looks a second time, or asks it something."""
         if self.domains.get(domain) in {DomainState.RUNNING, DomainState.PAUSED}:
             self.ended.add(domain)
+            self.group_users.pop(domain, None)
             self.frozen.discard(domain)
             self.root_layers.pop(domain, None)
 
@@ -179,6 +194,21 @@ class World:
         inside = {within} - {None}
         assert inside == self.namespaces.keys() & {tap}, "a tap elsewhere"
 
+    def open_devices(self, plan: LaunchPlan) -> None:
+        """QEMU opens the groups of its devices: all of each is driven by vfio-pci, and it is its own."""
+        wanted = {function.group for function in plan.passed}
+        if not wanted:
+            return
+        assert plan.user is not None
+        for function in self.pci.values():
+            if function.group in wanted and not function.is_bridge:
+                assert function.driver == VFIO, f"{function.address} is not viable"
+        for group in wanted:
+            assert self.groups.get(group) == plan.user.uid, f"group {group}"
+            others = [d for d, gs in self.group_users.items() if group in gs]
+            assert others in ([], [plan.domain]), f"group {group} is {others}'s"
+        self.group_users[plan.domain] = wanted
+
     def open_as_qemu(self, plan: LaunchPlan) -> None:
         """QEMU's user opens every file of the plan."""
         disks = [path for disk in plan.disks for path in (disk.path, *disk.backing)]
@@ -189,6 +219,7 @@ class World:
     def end_machine(self, domain: str, report: GuestReport | None = None) -> None:
         """The guest powers off, saying `report` first, or the machine crashes."""
         self.domains[domain] = DomainState.OFF
+        self.group_users.pop(domain, None)
         if report is not None:
             for path in self.reports:
                 if path.startswith(self.marks[domain].rpartition("/")[2]):

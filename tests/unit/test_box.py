@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_plan_rendering import plan
+from tests.unit.test_plan_rendering import plan, with_devices
 from vmdriver.hypervisor.wall.box import (
     BOX_PARTS,
     Box,
@@ -54,6 +54,14 @@ def test_the_box_of_a_fork_on_kvm_with_a_user_of_its_own(
     wanted = walled(accelerator="kvm", user=MachineUser(uid=250001, gid=250000))
     way = Passage((("/state", "/run/vmd-qemu/state"),))
     golden("box-fork.txt", text(of_plan(wanted, way, 2**31, ["/state/templates/m"])))
+
+
+def test_the_box_of_a_machine_with_devices_has_their_groups_and_no_others(
+    golden: Callable[[str, str], None],
+) -> None:
+    """Of sysfs one link for each, and no more address space and locked memory than they take."""
+    wanted = with_devices(288, 512).model_copy(update={"wall": BOX_PARTS})
+    golden("box-device.txt", text(of_plan(wanted, DIRECT, 2**31)))
 
 
 def test_what_a_box_lacks_is_what_the_wall_lacks() -> None:
@@ -161,6 +169,20 @@ def test_limits_hold_without_a_box_too_and_a_lower_one_stays(
     as_high = "ulimit -S -f 100; ulimit -H -f 2048"
     raised = begin("/bin/sh", "-c", f'{as_high}; exec "$@"', "sh", program, *named("m"))
     assert "files 2048/1024 " in raised.stdout, raised.stderr
+
+
+def test_memory_that_may_be_locked_is_bounded_where_there_are_devices(
+    boxes: Boxes, emulator: str
+) -> None:
+    Path(emulator).write_text('#!/bin/sh\necho "locked $(ulimit -H -l)"\n')
+    wanted = Box(memory_mib=64, locked_mib=1, parts=("limits", "seccomp"))
+    program = boxes.make("m", emulator, wanted)
+    done = begin(program, *named("m"))
+    assert done.stdout == "locked 1024\n", done.stderr
+    lower = begin(
+        "/bin/sh", "-c", 'ulimit -l 64; exec "$@"', "sh", program, *named("m")
+    )
+    assert lower.stdout == "locked 64\n", lower.stderr
 
 
 def test_what_it_does_not_understand_is_no_reason_to_go_on(

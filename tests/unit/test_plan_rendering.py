@@ -29,6 +29,7 @@ from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping, Sealing
 from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Ownership, Taken
+from vmdriver.model.devices import PassedFunction
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import LaunchPlan, NetworkPlan
@@ -448,3 +449,39 @@ def test_every_byte_of_a_value_survives_the_way_into_a_process(
     ).stdout
     got = dict(item.decode().split("=", 1) for item in out.split(b"\0") if item)
     assert got == values
+
+
+def with_devices(*bars_mib: int) -> LaunchPlan:
+    """Of a machine with as many GPUs, the first of which brings its sound along."""
+    functions = tuple(
+        PassedFunction(
+            address=f"0000:{0x3B + at:02x}:00.0",
+            group=7 + at,
+            driver="nvidia",
+            bar_mib=size,
+        )
+        for at, size in enumerate(bars_mib)
+    )
+    sound = PassedFunction(address="0000:3b:00.1", group=7, given=False, bar_mib=1)
+    return plan().model_copy(
+        update={
+            "accelerator": "kvm",
+            "devices": tuple(f.address for f in functions),
+            "passed": (*functions, sound),
+        }
+    )
+
+
+def test_the_domain_xml_of_a_machine_with_a_device(golden: Golden) -> None:
+    golden("domain-device.xml", render(with_devices(288), KVM, "vmdriver/test/s1"))
+
+
+def test_devices_with_much_memory_have_room_for_it() -> None:
+    """q35 leaves 32 GiB by itself; what the firmware cannot place, the guest does not see."""
+    small = Xml.fromstring(render(with_devices(16 * 1024), KVM, "m"))
+    assert small.find("devices/controller[@model='pcie-root']") is None
+    large = Xml.fromstring(render(with_devices(128 * 1024, 256), KVM, "m"))
+    hole = large.find("devices/controller[@model='pcie-root']/pcihole64")
+    assert hole is not None
+    assert (hole.text, hole.get("unit")) == (str(512 * 1024), "MiB")
+    assert len(large.findall("devices/hostdev[@managed='no']")) == 2

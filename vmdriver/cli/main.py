@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.cli import commands_arguments, compose_arguments, demo
+from vmdriver.cli import (
+    commands_arguments,
+    compose_arguments,
+    demo,
+    host_arguments,
+)
 from vmdriver.cli.doctor import command as doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
@@ -113,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     one = _leaf(commands, common, "sweep", text)
     one.add_argument("--dry-run", action="store_true", help="only list them")
     _add_memory_commands(commands, common)
-    _add_image_commands(commands, common)
+    host_arguments.add(commands, partial(_leaf, common=common))
     _add_extension_commands(commands, common)
     compose_arguments.add(commands)
     return parser
@@ -177,17 +182,6 @@ def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> N
     )
     text = "print the JSON Schema of a request's template.driver_config"
     _leaf(commands, common, "schema", text)
-
-
-def _add_image_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    text = "list, prepare and clear up images of a running driver"
-    group = commands.add_parser("images", help=text, description=text)
-    actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _leaf(actions, common, "ls", "list those that are prepared")
-    one = _leaf(actions, common, "prefetch", "prepare one before anybody needs it")
-    one.add_argument("reference", help="as a request would name it")
-    one = _leaf(actions, common, "gc", "remove what nobody needs and limits forbid")
-    one.add_argument("--dry-run", action="store_true", help="only say what would go")
 
 
 def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -263,7 +257,11 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
 
 
 def _without_driver(arguments: argparse.Namespace, loaded: Loaded) -> int:
-    """sweep, config, console."""
+    """sweep, devices, config, console."""
+    if arguments.command == "devices":
+        from vmdriver.cli.devices import devices
+
+        return devices(loaded.config, as_json=arguments.json)
     if arguments.command == "sweep":
         from vmdriver.cli.sweep import sweep
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vmdriver.host import facts
+from vmdriver.model.devices import pci_address
 from vmdriver.model.spec import Frozen
 
 
@@ -53,3 +54,14 @@ class MachineSettings(Frozen):
         le=100,
         description="restarts after a crash before it counts as an error",
     )
+    passthrough_devices: list[str] = Field(
+        [],
+        description="PCI addresses of this host's devices that sandboxes may have "
+        "(docs/devices.md); empty: none",
+    )
+
+    @field_validator("passthrough_devices")
+    @classmethod
+    def _passthrough_devices(cls, value: list[str]) -> list[str]:
+        """In the kernel's words, each once."""
+        return list(dict.fromkeys(map(pci_address, value)))

@@ -48,6 +48,15 @@ class Config(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _devices_are_given_by_our_own_libvirt(self) -> Self:
+        if self.machines.passthrough_devices and self.driver.connection != "embed":
+            raise ValueError(
+                'passthrough_devices takes connection = "embed": a daemon of libvirt\'s has rules '
+                "of its own for devices, which were not tried"
+            )
+        return self
+
 
 _SECTIONS: Mapping[str, Mapping[str, FieldInfo]] = {
     name: field.annotation.model_fields

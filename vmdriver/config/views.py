@@ -55,6 +55,7 @@ def settings_from(config: Config) -> Settings:
         "host_access": network.host_access
         if isinstance(network.host_access, str)
         else tuple(network.host_access),
+        "passthrough_devices": tuple(machines.passthrough_devices),
         "namespaces": True,
         "moved_taps": config.driver.connection != "embed",
         "dns": facts.name_servers() if network.dns == "auto" else tuple(network.dns),

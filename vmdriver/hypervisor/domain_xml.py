@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as Xml
 
-from vmdriver.hypervisor import throttle
+from vmdriver.hypervisor import passed_devices, throttle
 from vmdriver.hypervisor.abilities import Host
 from vmdriver.hypervisor.domain_reading import METADATA, read_element
 from vmdriver.hypervisor.guest_channel import CHANNEL
@@ -217,6 +217,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
     _add(channel, "source", mode="bind")
     _add(channel, "target", type="virtio", name=CHANNEL)
     _platform_devices(devices)
+    passed_devices.render(devices, plan)
     _security(root, plan.user or host.owner)
     if host.unasked:
         _leave_unasked(root)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from vmdriver.model.devices import PassedFunction
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.spec import Frozen
 from vmdriver.model.wall import WallPart
@@ -183,6 +184,8 @@ class LaunchPlan(Frozen):
     drop_in_environment: Mapping[str, str] = Field(default_factory=dict)
     devices: tuple[str, ...] = ()
     """PCI addresses (DDDD:BB:DD.F) to pass through."""
+    passed: tuple[PassedFunction, ...] = ()
+    """These and whatever goes along with them: all of their IOMMU groups."""
     required_features: tuple[str, ...] = ()
     hostname: str
     hosts: tuple[tuple[str, str], ...] = ()

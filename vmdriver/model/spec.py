@@ -24,6 +24,8 @@ class Resources(Frozen):
     vCPUs.
     """
     memory_mib: int | None = None
+    gpus: int = 0
+    """Any of those that the operator lets be passed through."""
 
 
 class SandboxSpec(Frozen):

@@ -65,29 +65,27 @@ def _refuse_unsupported(spec: pb.DriverSandboxSpec) -> None:
             "other platforms than virtual machines",
             resolution="remove them, or use a driver for that platform",
         )
-    if spec.HasField("resource_requirements") and spec.resource_requirements.HasField(
-        "gpu"
-    ):
-        if (
-            spec.resource_requirements.gpu.HasField("count")
-            and spec.resource_requirements.gpu.count == 0
-        ):
-            raise InvalidRequest(
-                "spec.resource_requirements.gpu.count", "must be at least 1"
-            )
-        raise Refused(
-            "spec.resource_requirements.gpu: this driver does not pass GPUs "
-            "through yet",
-            reason="GpuUnsupported",
-            resolution="ask for a sandbox without a GPU",
-        )
 
 
-def _resources(template: pb.DriverSandboxTemplate) -> Resources:
-    asked = template.resources
-    return parse_resources(
+def _gpus(spec: pb.DriverSandboxSpec) -> int:
+    """The message's presence asks for one."""
+    required = spec.resource_requirements
+    if not spec.HasField("resource_requirements") or not required.HasField("gpu"):
+        return 0
+    if not required.gpu.HasField("count"):
+        return 1
+    if required.gpu.count == 0:
+        path = "spec.resource_requirements.gpu.count"
+        raise InvalidRequest(path, "must be at least 1")
+    return int(required.gpu.count)
+
+
+def _resources(spec: pb.DriverSandboxSpec) -> Resources:
+    asked = spec.template.resources
+    found = parse_resources(
         asked.cpu_request, asked.cpu_limit, asked.memory_request, asked.memory_limit
     )
+    return found.model_copy(update={"gpus": _gpus(spec)})
 
 
 def _check_text(value: str, field: str, longest: int) -> str:
@@ -122,7 +120,7 @@ def decode_sandbox(
         command=tuple(spec.command),
         tty=spec.tty,
         labels=dict(template.labels),
-        resources=_resources(template),
+        resources=_resources(spec),
         driver_config=_driver_config(template),
     )
     return value, SecretStr(spec.sandbox_token) if spec.sandbox_token else None

@@ -60,6 +60,12 @@ USERS = Shown(
     "vmdriver.machine_uids.left", "{user}", "numbers of machine_uids that nobody has"
 )
 USER_LIMIT = Shown("vmdriver.machine_uids.limit", "{user}", "numbers of machine_uids")
+DEVICES = Shown(
+    "vmdriver.devices.held", "{device}", "devices of the host that machines have"
+)
+DEVICE_LIMIT = Shown(
+    "vmdriver.devices.limit", "{device}", "devices of passthrough_devices"
+)
 WATCHERS = Shown("vmdriver.watchers", "{watcher}", "streams of WatchSandboxes")
 TEMPLATES = Shown("vmdriver.templates", "{template}", "templates that can be used")
 WAITING = Shown("vmdriver.warm_pool.waiting", "{machine}", "machines of the warm pool")
@@ -112,6 +118,8 @@ def of_core(core: Core, sandbox_limit: int, memory_limit_mib: int) -> list[Value
         ADDRESS_LIMIT: core.addresses.size,
         USERS: core.users.left(),
         USER_LIMIT: len(core.users.uids.numbers),
+        DEVICES: len(core.devices.held()),
+        DEVICE_LIMIT: len(core.devices.allowed),
         WATCHERS: core.broadcaster.watchers(),
         SNAPSHOTS: number,
         SNAPSHOT_BYTES: size,

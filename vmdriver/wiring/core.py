@@ -8,6 +8,7 @@ from typing import Any
 
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.control.admission import Admission
+from vmdriver.lifecycle.control.device_news import DeviceWatch
 from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.manager import Manager
@@ -23,6 +24,7 @@ from vmdriver.lifecycle.extending.participants import Participant
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.subject import subject_of
 from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.devices import DevicePool, Devices, passed_devices
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, Layers, launch_parts
@@ -92,7 +94,9 @@ class Core:
         self.broadcaster = Broadcaster(sandboxes.statuses, watch_limit)
         self.extensions = self._extensions(installed)
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
-        self.parts = launch_parts(ports, self.layers)
+        self.devices = self._devices(accelerator)
+        passed = passed_devices(ports.host_devices, self.devices.pool)
+        self.parts = launch_parts(ports, self.layers, passed)
         self.lease = AddressLease(addresses, ports.network)
         self.user = UserLease(users, ports.machine_users)
         self.wall = Wall(wall_sources, settings.isolation)
@@ -106,6 +110,15 @@ class Core:
         self.warm_pool = self._warm_pool(warm_directory)
         self.workforce = self._workforce()
         self.manager = self._manager()
+
+    def _devices(self, accelerator: AcceleratorChoice) -> Devices:
+        return Devices(
+            host=self._ports.host_devices,
+            accelerator=accelerator,
+            allowed=self._settings.passthrough_devices,
+            records=self.sandboxes.records,
+            pool=DevicePool(),
+        )
 
     def _resources(self) -> Resources:
         """Every kind of thing that a ledger may hold."""
@@ -164,6 +177,7 @@ class Core:
                 settings, ports.images, ports.supervisor_disks, ports.gateway
             ),
             budget=self.budget,
+            devices=self.devices,
             parts=self.parts,
         )
 
@@ -220,6 +234,7 @@ class Core:
             paths=self._paths,
             addresses=self.addresses,
             users=self.users,
+            devices=self.devices.pool,
             instance=self._settings.instance,
             resources=self.resources,
             journals=self._journals,
@@ -229,18 +244,6 @@ class Core:
     def _manager(self) -> Manager:
         ports, settings, sandboxes = self._ports, self._settings, self.sandboxes
         shelf = self._shelf()
-        admission = Admission(
-            sandboxes=sandboxes,
-            ledger=self.ledger,
-            hire=self.workforce.hire,
-            settings=settings,
-            images=ports.images,
-            records=ports.records,
-            extensions=self.extensions,
-            budget=self.budget,
-            layers=self.layers,
-            allow_fork=self.workforce.snapshots.allow_fork,
-        )
         recovery = Recovery(
             sandboxes=sandboxes,
             shelf=shelf,
@@ -262,7 +265,7 @@ class Core:
             warm_pool=self.warm_pool,
             budget=self.budget,
             snapshot_jobs=self.workforce.snapshots,
-            admission=admission,
+            admission=self._admission(),
             recovery=recovery,
             images=self._image_upkeep(),
             housekeeping=Housekeeping(
@@ -273,8 +276,24 @@ class Core:
                 ports.records,
                 settings,
                 self.workforce.snapshots,
+                DeviceWatch(self.devices, sandboxes),
             ),
             network_reporter=NetworkReporter(sandboxes, ports.network_guard),
+        )
+
+    def _admission(self) -> Admission:
+        return Admission(
+            sandboxes=self.sandboxes,
+            ledger=self.ledger,
+            hire=self.workforce.hire,
+            settings=self._settings,
+            images=self._ports.images,
+            records=self._ports.records,
+            extensions=self.extensions,
+            budget=self.budget,
+            devices=self.devices,
+            layers=self.layers,
+            allow_fork=self.workforce.snapshots.allow_fork,
         )
 
     def _image_upkeep(self) -> ImageUpkeep:

@@ -21,6 +21,7 @@ from vmdriver.model.checkpoint import (
     SnapshotEntry,
     Versions,
 )
+from vmdriver.model.devices import PassedFunction
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import (
     Disk,
@@ -60,7 +61,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
         "id name namespace workspace image log_level tty resources",
         "environment command labels driver_config",
     ),
-    Resources: ("cpu_millis memory_mib", ""),
+    Resources: ("cpu_millis memory_mib gpus", ""),
     Failure: ("reason message exit_code will_retry in_launch", ""),
     Change: ("field key extension", "value"),
     ExtensionState: ("active changes accepted ready_told returned", "parameters"),
@@ -69,7 +70,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
             "schema_version sandbox_id domain domain_uuid accelerator vcpus cpu_quota_millis "
             "memory_mib kernel initramfs kernel_profile kernel_arguments boot_digest image "
             "image_digest image_config disks console network environment_by drop_ins devices "
-            "required_features hostname hosts sandbox_uid sandbox_gid pids_max disk_iops "
+            "passed required_features hostname hosts sandbox_uid sandbox_gid pids_max disk_iops "
             "disk_mib_s "
             "user wall processor translated_mib operator_exec template"
         ),
@@ -86,6 +87,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     Disk: ("role path format read_only backing size_mib", ""),
     DropIn: ("name extension", "contents"),
     MachineUser: ("uid gid", ""),
+    PassedFunction: ("address group driver override given bar_mib", ""),
     Processor: ("model microcode flags", ""),
     ImageConfig: ("user working_directory", "environment entrypoint command"),
     MemoryRef: ("directory digest kind name stored_bytes consumed", ""),
@@ -122,7 +124,8 @@ SETTINGS_TOLD = (
     "driver_name gateway_manages_lifecycle expected_peer_pid guest_tls_ca guest_tls_cert "
     "guest_tls_key allow_same_uid_peer bootstrap_image krun_log_level otlp_endpoint vcpus mem_mib "
     "max_vcpus max_mem_mib max_sandboxes max_committed_mem_mib boot_timeout_s stop_grace_s on_stop "
-    "crash_restarts on_restore_failure freeze_timeout_s restore_timeout_s restore_retry_s "
+    "crash_restarts passthrough_devices "
+    "on_restore_failure freeze_timeout_s restore_timeout_s restore_retry_s "
     "max_snapshots max_snapshot_mib max_host_snapshots max_host_snapshot_mib "
     "snapshot_retention_days max_layers templates_enabled templates_scope warm_pool "
     "warm_pool_memory_mib egress host_access host_alias address_pool dns dns_without_egress "
@@ -150,7 +153,7 @@ LEDGER_DATA = frozenset(
             "domain",
             "directory",
         ),
-        *("running", "uid", *Lease.model_fields),
+        *("running", "uid", "functions", *Lease.model_fields),
     }
 )
 """What entries of the machine's own say; those of extensions say nothing but their names."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.app import Driver, open_driver
+from vmdriver.cli.doctor.device_findings import device_findings
 from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.cli.doctor.guest_findings import guest_findings
 from vmdriver.cli.doctor.hypervisor_findings import libvirt_findings
@@ -133,6 +134,7 @@ def _files(config: Config) -> Iterator[Finding]:
         yield failed("image signatures", error)
     yield from unreadable(Layout(state_dir))
     yield from in_the_way(Layout(state_dir))
+    yield from device_findings(config)
     space = next(p for p in (state_dir, *state_dir.parents) if p.exists())
     free = shutil.disk_usage(space).free // 2**20
     enough = free > config.images.overlay_disk_mib

@@ -1,8 +1,9 @@
 """The box around a machine's QEMU, as arguments of bwrap(1) and limits. Pure; `boxed-qemu` makes it
 so, `boxes.py` writes the files that it reads.
 
-In there are /usr, the machine's own files under the names that libvirt tells QEMU, and three or
-four devices. There is no /proc, no /sys, no other file of this host. What libvirt opens itself
+In there are /usr, the machine's own files under the names that libvirt tells QEMU, three or four
+devices, and those of the host's that are the machine's own. There is no /proc, no /sys (but for a
+link that names the group of such a device), no other file of this host. What libvirt opens itself
 (tap, monitor, console, the agent's socket, a stream of memory) comes to QEMU as a descriptor.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from vmdriver.host import out_of_memory
+from vmdriver.hypervisor import passed_devices
 from vmdriver.model.passage import Passage
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wall import WallPart
@@ -60,6 +62,14 @@ class Box:
     parts: tuple[WallPart, ...] = BOX_PARTS
     apart: bool = False
     """In a network namespace without anything: it is not begun in its machine's."""
+    nodes: tuple[str, ...] = ()
+    """Of the host's devices that are its own."""
+    links: tuple[tuple[str, str], ...] = ()
+    """Where each leads, and where it is: what it is told of these devices."""
+    mapped_mib: int = 0
+    """Memory of theirs."""
+    locked_mib: int | None = None
+    """Most that it may lock. None: no more than anybody."""
 
 
 def of_plan(
@@ -79,6 +89,10 @@ def of_plan(
         reads=tuple(map(passage.theirs, reads)),
         writes=tuple(map(passage.theirs, writes)),
         kvm=plan.accelerator == "kvm",
+        nodes=passed_devices.nodes(plan),
+        links=passed_devices.links(plan),
+        mapped_mib=passed_devices.bar_mib(plan),
+        locked_mib=passed_devices.locked_mib(plan),
         apart=plan.network.moved,
         memory_mib=plan.memory_mib,
         file_bytes=max(disk_bytes + disk_bytes // 4, memory) + _GIB,
@@ -96,8 +110,10 @@ def arguments(box: Box, ground: Ground) -> tuple[str, ...]:
         *ground.root,
         *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
         *("--tmpfs", "/dev"),
-        *_bound("--dev-bind", (*_DEVICES, *((_KVM,) if box.kvm else ()))),
+        *_bound("--dev-bind", (*_DEVICES, *((_KVM,) if box.kvm else ()), *box.nodes)),
         *("--remount-ro", "/dev"),
+        *_ways_to(place for _, place in box.links),
+        *(word for link in box.links for word in ("--symlink", *link)),
         *(("--bind", _NESTED, "/user-namespaces") if ground.no_nesting else ()),
         *_ways_to((*box.writes, *box.reads)),
         # A folder first: what may only be read in there is laid over it.
@@ -133,8 +149,9 @@ def rules(box: Box) -> str:
             "-c 0",
             f"-f {box.file_bytes // 512}",
             f"-n {_OPEN_FILES}",
-            f"-v {(2 * box.memory_mib + 8 * 1024) * 1024}",
+            f"-v {(2 * box.memory_mib + box.mapped_mib + 8 * 1024) * 1024}",
         ]
+        lines += [] if box.locked_mib is None else [f"-l {box.locked_mib * 1024}"]
         lines += [] if box.threads is None else [f"-p {box.threads}"]
     if "seccomp" in box.parts:
         lines.append("filtered")

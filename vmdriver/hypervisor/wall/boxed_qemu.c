@@ -123,6 +123,7 @@ static void limit(char letter, const char *text) {
     } kinds[] = {
         {'c', RLIMIT_CORE, 512},
         {'f', RLIMIT_FSIZE, 512},
+        {'l', RLIMIT_MEMLOCK, 1024},
         {'n', RLIMIT_NOFILE, 1},
         {'p', RLIMIT_NPROC, 1},
         {'v', RLIMIT_AS, 1024},

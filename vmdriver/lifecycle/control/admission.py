@@ -25,11 +25,14 @@ from vmdriver.lifecycle.extending.draft import Draft
 from vmdriver.lifecycle.extending.plan_changes import changed_spec, draft_of, shape
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.devices import Devices
+from vmdriver.lifecycle.launch.devices_asked import wanted_devices
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.ports.host import Records
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import ExtensionState, SandboxRecord, utc_now
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.wishes import Wish
@@ -51,6 +54,7 @@ class Admission:
     records: Records
     extensions: ExtensionRunner
     budget: MemoryBudget
+    devices: Devices
     layers: Layers
     allow_fork: Callable[[Sandbox, SandboxSpec], Awaitable[None]]
     """Asks a sandbox's extensions whether a new one may start from its snapshot."""
@@ -91,6 +95,11 @@ class Admission:
         finally:
             worker.start()
 
+    async def let_start(self, record: SandboxRecord) -> None:
+        """Whether one that is down may come up as far as devices go. Refused, Exhausted."""
+        if record.intent is not Intent.RUNNING or record.phase is Phase.FAILED:
+            await self.devices.admit(record)
+
     async def _store(self, record: SandboxRecord, token: SecretStr | None) -> None:
         """What its source has left to it while it was stored goes if that fails."""
         try:
@@ -122,6 +131,7 @@ class Admission:
         """Exhausted when one sandbox more does not fit."""
         checks.check_count(self.sandboxes.others(record.id), self.settings)
         self.budget.check(record)
+        self.devices.check_room(record)
 
     async def _asked(
         self, spec: SandboxSpec, trace: Trace
@@ -131,6 +141,10 @@ class Admission:
         """
         extensions, now = self.extensions, utc_now()
         bare = SandboxRecord(spec=spec, created_at=now, changed_at=now)
+        if wanted_devices(spec):
+            # Not after the rest: what is left of room is asked for without waiting after that.
+            checks.check(spec, self.settings)
+            await self.devices.admit(bare)
         self._check(bare)
         activation = extensions.activate(
             spec.labels, spec.driver_config.get("extensions", {})

@@ -9,6 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmdriver.errors import Exhausted, InvalidRequest, Refused
+from vmdriver.lifecycle.launch.devices_asked import (
+    DEVICES_SCHEMA,
+    KEY,
+    check_devices,
+    wanted_devices,
+)
 from vmdriver.lifecycle.launch.environment import (
     check_environment_name,
     check_passable,
@@ -47,6 +53,7 @@ DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
             "minimum": MIN_DISK_MIB,
             "description": "size of the root disk, MiB; the operator's by default",
         },
+        KEY: DEVICES_SCHEMA,
         **THROTTLE_SCHEMAS,
     },
 }
@@ -86,8 +93,8 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_value(key: str, value: Any, path: str) -> None:
-    if key in THROTTLE_SCHEMAS:
-        return  # check_throttles knows what the operator allows
+    if key in THROTTLE_SCHEMAS or key == KEY:
+        return  # check_throttles and check_devices know what the operator allows
     if key == "disk_mib":
         if not isinstance(value, int) or isinstance(value, bool):
             raise InvalidRequest(path, "must be a whole number of MiB")
@@ -101,7 +108,11 @@ def _check_value(key: str, value: Any, path: str) -> None:
 
 
 def stop_mode(spec: SandboxSpec, settings: Settings) -> str:
-    """What StopSandbox does with this one: the request's word, or the operator's."""
+    """What StopSandbox does with this one: the request's word, or the operator's; the state of
+    devices cannot be kept.
+    """
+    if wanted_devices(spec):
+        return "shutdown"
     return str(spec.driver_config.get("on_stop", settings.on_stop))
 
 
@@ -175,6 +186,7 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
         raise InvalidRequest("spec.command[0]", "is empty: it names the program to run")
     check_driver_config(spec.driver_config)
     check_throttles(spec.driver_config, settings)
+    check_devices(spec, settings)
     _check_size(spec, settings)
     check_passable(environment(spec, settings, has_token=True))
 

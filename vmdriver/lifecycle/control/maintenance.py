@@ -1,4 +1,4 @@
-"""What has to be done now and then: consoles kept small, old snapshots removed."""
+"""What has to be done now and then: small consoles, no old snapshots, a look at devices."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from vmdriver.errors import TimedOut
 from vmdriver.host import facts
 from vmdriver.host.retry import tried
+from vmdriver.lifecycle.control.device_news import DeviceWatch
 from vmdriver.lifecycle.engine.broadcast import GONE_S
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import MACHINE
@@ -41,6 +42,7 @@ class Housekeeping:
     records: Records
     settings: Settings
     snapshots: Snapshots
+    devices: DeviceWatch
     _had_machine: set[str] = field(default_factory=set, init=False)
     task: asyncio.Task[None] | None = field(default=None, init=False)
 
@@ -61,6 +63,7 @@ class Housekeeping:
             await tried(_log, self.hypervisor.bound_logs(), "machines' logs")
             if rounds % _RETENTION_EVERY == 0:
                 await tried(_log, self.remove_expired())
+                await tried(_log, self.devices.look())
                 await tried(_log, self.records.forget_deleted(GONE_S))
             rounds += 1
 

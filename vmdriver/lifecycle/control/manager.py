@@ -172,6 +172,7 @@ class Manager:
         """
         worker = self.sandboxes.find(sandbox_id, name)
         _refuse_if_deleting(worker)
+        await self.admission.let_start(worker.sandbox.record)
         shown = worker.sandbox.status
         with self.budget.room_to_run(worker.sandbox.record):
             await worker.wish(Wish.START)

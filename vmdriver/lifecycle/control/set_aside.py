@@ -16,6 +16,7 @@ from vmdriver.host.threads import finished
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
 from vmdriver.lifecycle.engine.resource import (
+    DEVICES,
     FILES,
     FIREWALL,
     LEASE,
@@ -24,6 +25,7 @@ from vmdriver.lifecycle.engine.resource import (
     Resources,
 )
 from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.devices import DevicePool, entry_data, functions_of
 from vmdriver.lifecycle.launch.marked import entry, marked
 from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.ports.host import JournalOpener
@@ -47,6 +49,7 @@ class Shelf:
     paths: Paths
     addresses: AddressPool
     users: UserPool
+    devices: DevicePool
     instance: str
     journals: JournalOpener
     open: Callable[[str], Ledger]
@@ -64,7 +67,7 @@ class Shelf:
         return [self.paths.of(sandbox_id).console for sandbox_id in self.kept]
 
     def ledger(self, record: SandboxRecord) -> Ledger:
-        """A sandbox's ledger, and its address and user are noted. StorageError."""
+        """A sandbox's ledger, and its address, user and devices are noted. StorageError."""
         ledger = self.open(record.id)
         for held in ledger.held():
             if not self.resources.can_be_undone(held):
@@ -72,6 +75,9 @@ class Shelf:
                     f"sandboxes/{record.id}/ledger.jsonl does not say how to give back "
                     f"its {held.key}"
                 )
+        passed = ledger.get(DEVICES)
+        if passed is not None:
+            self.devices.adopt(record.id, functions_of(passed))
         lease, user = ledger.get(LEASE), ledger.get(MACHINE_USER)
         if lease is not None:
             self._adopt(record.id, lease)
@@ -120,6 +126,8 @@ class Shelf:
             self.users.adopt(sandbox_id, found.uid)
         if found.lease is not None and self.addresses.holder(found.lease.index) is None:
             self.addresses.adopt(sandbox_id, found.lease)
+        if record is not None and record.plan is not None:
+            self.devices.adopt(sandbox_id, record.plan.passed)
         layers = layers_of(record) if record is not None else set()
         layers |= await self._may_need(sandbox_id, certain=record is not None)
         self.kept[sandbox_id] = SetAside(
@@ -186,6 +194,10 @@ class Shelf:
         for path in list(await self._own_layers(aside.id))[-1:]:
             layer = {"path": path}
             held.setdefault(OVERLAY, Held(OVERLAY, Scope.PERSISTENT, layer, done=True))
+        plan = aside.record.plan if aside.record is not None else None
+        if plan is not None and plan.passed:
+            data = dict(entry_data(plan.passed))
+            held.setdefault(DEVICES, Held(DEVICES, Scope.RUNTIME, data))
         seed = {"seed": self.paths.of(aside.id).seed}
         held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
         guest_ip = lease.guest_ip if lease else ""

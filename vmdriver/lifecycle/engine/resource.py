@@ -20,6 +20,7 @@ from vmdriver.model.runs import Reason
 LEASE = "lease"
 MACHINE_USER = "machine-user"
 OVERLAY = "overlay"
+DEVICES = "devices"
 FILES = "launch-files"
 TAP = "tap"
 FIREWALL = "firewall"

@@ -149,8 +149,10 @@ class Launch:
             await self.giving_back.run(sandbox, reason)
         if kind is not None:
             await self._ask_to_restore(sandbox, kind)
+        devices = self.launcher.devices
         try:
-            await self._launch_planned(sandbox, kind)
+            with devices.while_launching(record.id, sandbox.ledger):
+                await self._launch_planned(sandbox, kind)
         finally:
             # From here on the record says which image is needed, or nobody needs it.
             self.images.release(record.id)
@@ -179,6 +181,8 @@ class Launch:
             "the machine is started",
             Progress(active_step="starting_sandbox", active_detail="booting"),
         )
+        if plan.devices:
+            sandbox.tell("DevicesPassed", f"the machine has {', '.join(plan.devices)}")
         if kind is not None:
             await self.told.restored(sandbox, kind)
 

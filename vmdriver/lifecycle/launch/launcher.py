@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from vmdriver.errors import DriverError, Refused
@@ -17,6 +17,8 @@ from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.stopwatch import Timed
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
+from vmdriver.lifecycle.launch.devices import Devices
+from vmdriver.lifecycle.launch.devices_asked import wanted_devices
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import (
@@ -106,6 +108,7 @@ class Launcher:
     files: Threads
     supervisor: Supervisor
     budget: MemoryBudget
+    devices: Devices
     parts: Sequence[Part]
     """Of a machine, in the order in which it comes to them."""
 
@@ -124,6 +127,10 @@ class Launcher:
                 user = await self.user.acquire(record.id, ledger)
             with timed("host facts"):
                 facts = await self._facts(record, disk, lease, user)
+            if wanted_devices(record.spec):
+                with timed("devices chosen"):
+                    passed = await self.devices.choose(record)
+                facts = replace(facts, passed=passed)
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
         try:

@@ -23,6 +23,7 @@ from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model import ids
+from vmdriver.model.devices import PassedFunction
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import (
     Accelerator,
@@ -37,9 +38,14 @@ from vmdriver.model.plan import (
 from vmdriver.model.spec import Resources, SandboxSpec
 from vmdriver.model.wall import WallPart
 
-FEATURES = frozenset({"external-kernel-image", "guest-init-dropins", "tap-networking"})
-"""Features that an extension may require. Upstream also knows pci-passthrough, which
-this driver does not do yet.
+FEATURES = frozenset(
+    {
+        *("external-kernel-image", "guest-init-dropins"),
+        *("tap-networking", "pci-passthrough"),
+    }
+)
+"""Features that an extension may require: all that upstream knows. Which devices are passed, the
+request says.
 """
 OWN_USER: WallPart = "uid"
 _TEMPLATE_SEED_BYTES = 512 * 1024
@@ -71,6 +77,8 @@ class HostFacts:
     has_token: bool
     processor: Processor | None = None
     """The new guest's."""
+    passed: tuple[PassedFunction, ...] = ()
+    """PCI functions of the host's that the machine is to have."""
 
 
 def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | None]:
@@ -277,6 +285,8 @@ def resolve(
         drop_in_environment={
             n: v for n, (v, _) in added.items() if n.startswith("OPENSHELL_VM_DATA_")
         },
+        devices=tuple(f.address for f in facts.passed if f.given),
+        passed=facts.passed,
         required_features=_check_features(draft),
         hostname=hostname(spec.name, spec.id),
         hosts=_hosts(settings, facts),

@@ -74,6 +74,8 @@ class Part:
     """
     alone: bool = False
     """It stands on all that come before it, and all that come after it stand on it."""
+    applies: Callable[[MachineSource], bool] = lambda _: True
+    """Whether that machine has it."""
 
 
 Around = Callable[[Part], AbstractContextManager[None]]
@@ -89,7 +91,8 @@ async def take(
     """Acquire them as their source has them, through the ledger, in order; those that do not stand
     on each other side by side. When one cannot be had, those beside it come to their end first.
     """
-    groups = [list(group) for _, group in groupby(enumerate(parts), _place)]
+    own = [part for part in parts if part.applies(source)]
+    groups = [list(group) for _, group in groupby(enumerate(own), _place)]
     for group in groups:
         wanted = [_wanted(part, source, around) for _, part in group]
         # What is begun behind it notes it first.
@@ -232,11 +235,11 @@ def machine(hypervisor: Hypervisor) -> Part:
     )
 
 
-def launch_parts(ports: Ports, layers: Layers) -> tuple[Part, ...]:
+def launch_parts(ports: Ports, layers: Layers, devices: Part) -> tuple[Part, ...]:
     """A launch: what its machine holds, in the order in which it is acquired."""
     disk, files = root_layer(layers), launch_files(ports.launch_files, ports.disks)
-    rules = firewall(ports.network, ports.network_guard)
-    return disk, files, tap(ports.network), rules, machine(ports.hypervisor)
+    rules, ways = firewall(ports.network, ports.network_guard), tap(ports.network)
+    return disk, files, ways, devices, rules, machine(ports.hypervisor)
 
 
 @dataclass(frozen=True)

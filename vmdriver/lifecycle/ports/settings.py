@@ -90,6 +90,8 @@ class Settings:
     max_layers: int
     """Longest chain of a root disk's layers."""
     isolation: Literal["strict", "available"]
+    passthrough_devices: tuple[str, ...]
+    """PCI addresses, as the kernel writes them, that requests may have."""
     templates_enabled: bool
     templates_scope: Literal["host", "workspace"]
     warm_pool: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmdriver.lifecycle.ports.devices import HostDevices
 from vmdriver.lifecycle.ports.gateway import Gateway
 from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import (
@@ -37,3 +38,4 @@ class Ports:
     network_guard: NetworkGuard
     machine_users: MachineUsers
     gateway: Gateway
+    host_devices: HostDevices

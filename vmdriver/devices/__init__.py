@@ -1,0 +1,1 @@
+"""PCI functions of this host: the kernel's files about them."""

@@ -1,0 +1,181 @@
+"""Which of the host's devices each machine has: one owner at a time, from the launch that decides
+on them until they are given back. In memory; ledgers are what is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter, ValidationError
+
+from vmdriver.errors import StorageError
+from vmdriver.lifecycle.engine.ledger import Held, Ledger
+from vmdriver.lifecycle.engine.resource import DEVICES, Given
+from vmdriver.lifecycle.launch.devices_asked import check_accelerator, wanted_devices
+from vmdriver.lifecycle.launch.resources import MachineSource, Part
+from vmdriver.lifecycle.ports.devices import HostDevices
+from vmdriver.lifecycle.ports.host import AcceleratorChoice
+from vmdriver.model.devices import (
+    DevicePicture,
+    PassedFunction,
+    WantedDevices,
+    chosen,
+)
+from vmdriver.model.phase import Intent, Phase
+from vmdriver.model.record import SandboxRecord
+
+_FUNCTIONS = TypeAdapter(tuple[PassedFunction, ...])
+
+
+class DevicePool:
+    """Who has what, by address."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, str] = {}
+
+    def adopt(self, owner: str, functions: Iterable[PassedFunction]) -> None:
+        """They are that owner's, as its ledger says, or as was just decided."""
+        self._owners |= dict.fromkeys((f.address for f in functions), owner)
+
+    def free(self, owner: str) -> None:
+        """It has none any more."""
+        self._owners = {a: o for a, o in self._owners.items() if o != owner}
+
+    def owner(self, address: str) -> str | None:
+        """Whose it is."""
+        return self._owners.get(address)
+
+    def taken(self, but: str) -> set[str]:
+        """What somebody else has."""
+        return {a for a, owner in self._owners.items() if owner != but}
+
+    def owners(self) -> Mapping[str, str]:
+        """By address."""
+        return dict(self._owners)
+
+
+def functions_of(held: Held) -> tuple[PassedFunction, ...]:
+    """What such an entry of a ledger is about. StorageError."""
+    try:
+        return _FUNCTIONS.validate_json(str(held.data["functions"]))
+    except (KeyError, ValidationError) as error:
+        raise StorageError(
+            "its ledger does not say which devices it has", detail=str(error)
+        ) from error
+
+
+def entry_data(functions: tuple[PassedFunction, ...]) -> Mapping[str, str]:
+    """What such an entry says."""
+    return {"functions": json.dumps([f.model_dump() for f in functions])}
+
+
+def passed_devices(host: HostDevices, pool: DevicePool) -> Part:
+    """The functions that the plan names, away from the host's drivers. They are somebody else's to
+    have only when they are back.
+    """
+
+    async def acquire(source: MachineSource) -> None:
+        assert source.plan.user is not None  # noqa: S101 - a machine that boots has one
+        await host.give(source.plan.passed, source.plan.user)
+
+    async def release(given: Given) -> None:
+        await host.take_back(functions_of(given.held))
+        pool.free(given.owner)
+
+    return Part(
+        DEVICES,
+        ("functions",),
+        data=lambda source: entry_data(source.plan.passed),
+        acquire=acquire,
+        release=release,
+        applies=lambda source: bool(source.plan.passed),
+    )
+
+
+@dataclass(kw_only=True)
+class Devices:
+    """Decides who gets which. `records`: of all sandboxes."""
+
+    host: HostDevices
+    accelerator: AcceleratorChoice
+    allowed: tuple[str, ...]
+    records: Callable[[], Iterable[SandboxRecord]]
+    pool: DevicePool
+    _seen: DevicePicture = field(default_factory=DevicePicture, init=False)
+    """The last look."""
+
+    async def admit(self, record: SandboxRecord) -> None:
+        """Whether that sandbox could have all that it asks for. Refused, Exhausted, HostError."""
+        wanted = wanted_devices(record.spec)
+        if not wanted:
+            return
+        check_accelerator(wanted, await self.accelerator.chosen())
+        self._seen = await self.host.look(self.allowed)
+        self.check_room(record)
+
+    def check_room(self, record: SandboxRecord) -> None:
+        """The same beside those who are to run and have not chosen yet, without looking again:
+        two creates at once do not both get the last one. Exhausted.
+        """
+        wanted = wanted_devices(record.spec)
+        if not wanted:
+            return
+        waiting = sum(others.gpus for others in self._waiting(record.id))
+        taken = self._spoken_for(record.id)
+        chosen(wanted, self._seen, self.allowed, taken, waiting)
+
+    def _spoken_for(self, but: str) -> set[str]:
+        """Addresses, with what goes along, that others have, or are to have by name."""
+        named = {a for w in self._waiting(but) for a in w.addresses}
+        together = (self._seen.together_with(address) for address in named)
+        return self.pool.taken(but).union(
+            named, *({f.address for f in members} for members in together)
+        )
+
+    def _waiting(self, but: str) -> list[WantedDevices]:
+        """What others that are coming up ask for, and do not have yet."""
+        having = {but, *self.pool.owners().values()}
+        return [
+            wanted_devices(record.spec)
+            for record in self.records()
+            if record.intent is Intent.RUNNING
+            and record.phase is not Phase.FAILED
+            and record.id not in having
+        ]
+
+    async def choose(self, record: SandboxRecord) -> tuple[PassedFunction, ...]:
+        """What its machine gets; its own from here on. Refused, Exhausted, HostError."""
+        wanted = wanted_devices(record.spec)
+        if not wanted:
+            return ()
+        check_accelerator(wanted, await self.accelerator.chosen())
+        self._seen = await self.host.look(self.allowed)
+        # Nothing is waited for between looking who has what and taking it.
+        taken = self.pool.taken(but=record.id)
+        functions = chosen(wanted, self._seen, self.allowed, taken)
+        self.pool.adopt(record.id, functions)
+        return functions
+
+    def held(self) -> set[str]:
+        """Which of those that are allowed somebody has, also as one that only goes along."""
+        return set(self.allowed) & self.pool.owners().keys()
+
+    async def gone(self) -> dict[str, str]:
+        """Owners of what somebody has and is not on the host any more, by address. HostError."""
+        owners = self.pool.owners()
+        if not owners:
+            return {}
+        there = (await self.host.look(tuple(owners))).functions
+        return {a: o for a, o in owners.items() if a not in there}
+
+    @contextmanager
+    def while_launching(self, owner: str, ledger: Ledger) -> Iterator[None]:
+        """Inside, what the owner chooses is its own. Afterwards too, if its ledger says so."""
+        try:
+            yield
+        finally:
+            if ledger.get(DEVICES) is None:
+                self.pool.free(owner)
