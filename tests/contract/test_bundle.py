@@ -36,7 +36,13 @@ from vmdriver.host import process
 from vmdriver.host.visible import visible
 from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.ids import domain_name
-from vmdriver.model.record import CONSOLE_FOLLOWS, SandboxRecord, utc_now
+from vmdriver.model.record import (
+    CONSOLE_FOLLOWS,
+    NOT_SET_UP,
+    REFUSED_TO,
+    SandboxRecord,
+    utc_now,
+)
 from vmdriver.oci.cache import Entry
 from vmdriver.storage.layout import Layout
 
@@ -91,6 +97,8 @@ def host(tmp_path: Path) -> tuple[Layout, list[str]]:
         stored = record.model_dump(mode="json")
         merge(stored, filled(SandboxRecord, f"{name}.record"))
         tail = f"died{CONSOLE_FOLLOWS}\n{canary('console-in-message')}"
+        if name == "s2":
+            tail = f"{NOT_SET_UP} {canary('reason-in-message')}"
         stored["failure"] = {"reason": "MachineCrashed", "message": tail}
         files.record.write_text(json.dumps(stored))
         fill(files.root, name)
@@ -227,6 +235,7 @@ def log(tmp_path: Path) -> Path:
         "2026 INFO vmdriver: ready: 2 sandboxes known",
         f"2026 WARNING vmdriver: {message}",
         json.dumps({"level": "warning", "message": message, "sandbox": "s1"}),
+        f"2026 WARNING vmdriver: s2: NoSnapshot: {REFUSED_TO} freeze: {canary('refusal')}",
         f"2026 ERROR vmdriver: s2: what it should not have said: {canary('s2.token')}",
         f"2026 ERROR vmdriver: s2: nor this: {canary('s2.record.spec.environment')}",
         f"2026 ERROR vmdriver: nor this: {canary('tls-key')} {canary('registry')}",

@@ -8,7 +8,7 @@ import pty
 import shutil
 import subprocess
 import tty
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,10 @@ echo "$5" >/run/sandbox-user
 echo ready >"$3/ready"
 exec "$6/agent" "$2" "$3/cgroups"
 """
+
+
+def may() -> None:
+    """Nothing is in the way."""
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +82,11 @@ class Guest:
     channel: str
 
     async def request(
-        self, _domain: str, verb: str, fields: Mapping[str, str], limit_s: float, longest: int
+        self, _domain: str, verb: str, fields: Mapping[str, str], limit_s: float, longest: int,
+        begin: Callable[[], Awaitable[None]] | None = None,
     ) -> str:  # fmt: skip
         return await guest_channel.ask_text(
-            self.channel, verb, lambda: fields, limit_s, longest=longest
+            self.channel, verb, lambda: fields, limit_s, begin, longest=longest
         )
 
     async def ping(self, _domain: str, limit_s: float) -> dict[str, str]:
@@ -94,7 +99,7 @@ class Guest:
     async def said(self, *words: str, given: bytes = b"", **more: object) -> tuple[bytes, bytes, int]:  # fmt: skip
         """All of one command, with all its input."""
         name, number, out, err = token_hex(4), 0, b"", b""
-        await self.port.begin("d", name, Program(words, **more), 5)  # type: ignore[arg-type]
+        await self.port.begin("d", name, Program(words, **more), 5, may)  # type: ignore[arg-type]
         try:
             async with asyncio.timeout(30):
                 while True:
@@ -247,7 +252,7 @@ def alive(mark: str) -> bool:
 
 async def begun(there: Guest, *words: str) -> str:
     name = token_hex(4)
-    await there.port.begin("d", name, Program(words), 5)
+    await there.port.begin("d", name, Program(words), 5, may)
     return name
 
 
@@ -329,7 +334,7 @@ async def test_a_few_run_at_a_time_and_their_places_are_had_again(there: Guest) 
 async def test_on_a_terminal_keys_signals_and_sizes_arrive(there: Guest) -> None:
     name, number, seen = token_hex(4), 0, b""
     shell = Program(("sh", "-c", "[ -t 0 ] && echo terminal; stty size; trap 'echo caught' INT; while read x; do stty size; done; sleep 900"), window=Window(30, 100))  # fmt: skip
-    await there.port.begin("d", name, shell, 5)
+    await there.port.begin("d", name, shell, 5, may)
 
     async def typed(data: bytes, wanted: bytes, window: Window | None = None) -> None:
         nonlocal number, seen
@@ -354,7 +359,7 @@ async def test_a_machine_that_was_begun_without_them_runs_none(
 ) -> None:
     async with guest(root, programs, tmp_path, allowed="") as there:
         with pytest.raises(Refused, match="started without") as caught:
-            await there.port.begin("d", "n", Program(("id",)), 5)
+            await there.port.begin("d", "n", Program(("id",)), 5, may)
         assert caught.value.reason == "CommandsOff"
         for verb in ("begin", "io", "end"):
             with pytest.raises(GuestRefused, match="without operators"):
@@ -400,3 +405,16 @@ async def test_the_other_verbs_are_answered_while_commands_run(there: Guest) -> 
         await there.port.exchange("d", name, Turn(number), 5)
         assert (await there.ping("d", 5))["operator"] == "1"
     await there.port.end("d", name, 5)
+
+
+async def test_what_may_not_be_begun_any_more_when_the_channel_is_open_is_not(
+    there: Guest,
+) -> None:
+    def may_not() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await there.port.begin("d", "n", Program(("id",)), 5, may_not)
+    with pytest.raises(GuestRefused, match="no such command"):
+        await there.port.exchange("d", "n", Turn(1), 5)
+    assert (await there.said("echo", "well"))[0] == b"well\n"

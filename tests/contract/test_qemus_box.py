@@ -245,6 +245,24 @@ async def test_a_host_that_cannot_compile_begins_qemu_by_the_shells_program(
     assert (folder / "boxed-qemu").read_bytes().startswith(b"#!/bin/sh\n")
 
 
+async def test_programs_that_earlier_releases_have_compiled_are_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def made(_source: Path, file: Path, _mode: int) -> None:
+        file.touch()
+
+    monkeypatch.setattr(libraries, "make_program", made)
+    others = {"boxed-qemu", "boxed-qemu-0123", "boxed-qemu-0123456789ab.so", "boot-id"}
+    for name in ("boxed-qemu-0123456789ab", "boxed-qemu-0123456789ac.part", *others):
+        (folder / name).touch()
+    boxes = Boxes(folder)
+    await boxes.compile()
+    await boxes.compile()
+    assert boxes.compiled is not None
+    found = {path.name for path in folder.iterdir() if path.is_file()}
+    assert found == {boxes.compiled.name, *others}
+
+
 async def test_a_compiled_program_that_cannot_be_run_gives_way_to_the_shells(
     folder: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:

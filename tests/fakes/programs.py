@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from tests.fakes.world import World
@@ -30,6 +30,10 @@ class Running:
     turns: list[Turn] = field(default_factory=list)
 
 
+async def nothing() -> None:
+    """Nobody comes in between."""
+
+
 class FakePrograms:
     """Implements lifecycle.ports.programs.GuestPrograms."""
 
@@ -40,15 +44,25 @@ class FakePrograms:
         self.ended: list[str] = []
         self.allowed = True
         self.taken = _TAKEN
+        self.before_begin: Callable[[], Awaitable[None]] = nothing
+        """What happens between a caller's last look and the agent's being asked."""
         self.silent: Callable[[Turn], bool] = lambda _turn: False
         """Which exchanges are done and not answered."""
 
     async def begin(
-        self, domain: str, name: str, program: Program, limit_s: float
+        self,
+        domain: str,
+        name: str,
+        program: Program,
+        limit_s: float,
+        may: Callable[[], None],
     ) -> None:
-        self._asked(domain, "begin")
         if not self.allowed:
             raise Refused("the machine was started without", reason="CommandsOff")
+        await self.before_begin()
+        may()
+        self._asked(domain, "begin")
+        assert domain not in self._world.frozen, "begun beside a frozen workload"
         self.running[name] = Running(domain, program)
         self.begun.append(program)
 

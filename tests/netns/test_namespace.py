@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.ports.host import Found, Ownership
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.host_network import HostNetwork
+from vmdriver.network.netlink import netlink_in
 
 MARK, OTHER = "vmdriver/test/s1", "vmdriver/test/s2"
 PORT = 17670
@@ -473,3 +476,28 @@ async def test_how_long_it_takes(host: HostNetwork) -> None:
     took = time.monotonic() - begun
     await host.remove_tap(plan.lease.tap, MARK)
     assert took < 1.0
+
+
+async def test_whoever_gives_up_a_socket_in_a_namespace_leaves_none_behind(
+    net: Net,
+) -> None:
+    """At whichever moment."""
+    space = net.space("in")
+
+    async def used() -> None:
+        async with netlink_in(space) as inside:
+            await inside.link_lookup(ifname="lo")
+
+    for moment in range(12):
+        task = asyncio.ensure_future(used())
+        for _ in range(moment):
+            await asyncio.sleep(0.0005 if moment % 2 else 0)
+        task.cancel()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            await asyncio.wait({task})
+            for _ in range(3):
+                await asyncio.sleep(0)
+            del task
+            gc.collect()
+        assert not [str(one.message) for one in caught]

@@ -318,6 +318,46 @@ async def test_none_is_begun_beside_a_frozen_workload(there: Place) -> None:
     await eventually(lambda: len(there.programs.ended) == 2, "nothing is left to end")
 
 
+@pytest.mark.parametrize("held", ["pause ", "capture "])
+async def test_none_is_begun_in_what_came_to_stand_still_since_that_was_looked_at(
+    there: Place, held: str
+) -> None:
+    """The fake guest fails for whoever begins one then."""
+    world, operations = there.driver.world, Operations(there.driver.manager)
+    world.hanging.hangs = lambda call: call.startswith(held)
+    taking: list[asyncio.Task[None]] = []
+
+    async def freezes() -> None:
+        if not taking:
+            worker = operations.find("s1")
+            snapshot = operations.create_snapshot(worker, "one", disk_only=False)
+            taking.append(asyncio.ensure_future(snapshot))
+            await eventually(lambda: world.hanging.met, "it stands still")
+
+    there.programs.before_begin = freezes
+    running = there.run("exit", "5")
+    await eventually(lambda: world.hanging.met, "it stands still")
+    await asyncio.sleep(0.05)
+    assert there.programs.begun == []
+    world.hanging.hangs = lambda _call: False
+    world.hanging.give_up(there.driver.plan().domain)
+    await asyncio.wait(taking)
+    assert await running == 5
+
+
+async def test_a_sandbox_that_was_stopped_since_that_was_looked_at_runs_none(
+    there: Place,
+) -> None:
+    async def stops() -> None:
+        await there.driver.manager.stop("s1", "", {})
+
+    there.programs.before_begin = stops
+    with pytest.raises(Refused) as caught:
+        await there.run("exit", "5")
+    assert caught.value.reason == "NotRunning"
+    assert there.programs.begun == []
+
+
 async def test_whoever_goes_while_the_machine_stands_still_ends_it_when_that_goes_on(
     there: Place,
 ) -> None:

@@ -159,6 +159,32 @@ async def test_a_client_that_goes_while_it_takes_nothing_ends_its_command(
     await eventually(lambda: not there.programs.running, "it was ended")
 
 
+async def test_whoever_takes_nothing_gives_nothing_and_everything_goes_on_later(
+    there: Place,
+) -> None:
+    """Each part of its input is acknowledged, and the acknowledgements lie there, too."""
+    reader, writer = await there.raw()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(frames.pack_document(Kind.ASK, {"sandbox": "s1", "words": ["flood"]}))
+    await eventually(lambda: there.programs.running, "it floods")
+    (program,) = there.programs.running.values()
+    await eventually(lambda: program.turns and program.turns[-1].room == 0, "it is full")  # fmt: skip
+    there.programs.taken = 1
+    writer.write(frames.pack(Kind.INPUT, bytes(1000)))
+    seen = len(program.turns)
+    await eventually(lambda: len(program.turns) > seen + 5, "it is asked still")
+    assert not any(turn.given for turn in program.turns)
+    writer.transport.resume_reading()  # type: ignore[attr-defined]
+    taken = 0
+    async with asyncio.timeout(20):
+        while taken < 5:
+            frame = await frames.read(reader)
+            assert frame is not None
+            taken += frame[0] is Kind.TAKEN
+    writer.transport.abort()
+    await eventually(lambda: not there.programs.running, "it was ended")
+
+
 async def test_a_driver_that_ends_says_so_and_ends_the_command(there: Place) -> None:
     running = asyncio.ensure_future(there.run("wait", given=b"x"))
     await eventually(lambda: there.programs.running, "it runs")

@@ -13,13 +13,20 @@ from vmdriver.cli.bundle.disclosure import (
     LEDGER_DATA,
     SETTINGS_TOLD,
     SETTINGS_WITHHELD,
+    WITHHELD,
     disclosed,
     disclosed_entry,
     disclosed_setting,
+    without_console,
 )
 from vmdriver.config import SETTINGS
+from vmdriver.errors import GuestRefused
+from vmdriver.hypervisor.guest_channel import _parse
+from vmdriver.lifecycle.launch import endings
+from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.checkpoint import MemoryManifest
-from vmdriver.model.record import SandboxRecord
+from vmdriver.model.phase import MachineState, Phase
+from vmdriver.model.record import NO_BARRIER, SandboxRecord
 from vmdriver.oci.cache import Entry, TreeEntry
 
 SECRET = "canary-5f0e93f1c0ffee"
@@ -92,3 +99,21 @@ def test_an_address_is_told_without_login_and_parameters(key: str) -> None:
     assert disclosed_setting(key, value) == "https://gateway.example.org:8443/x"
     plain = "qemu:///embed"
     assert disclosed_setting(key, plain) == plain
+
+
+def test_a_guests_words_in_a_message_are_withheld() -> None:
+    """Whatever the guest says, a reader of reports is told no more than that it has said it."""
+    said = endings.of_machine(
+        MachineState.BROKEN, GuestReport("failed", reason=SECRET), Phase.LAUNCHING, SECRET, False
+    )  # fmt: skip
+    with pytest.raises(GuestRefused) as refused:
+        _parse("freeze", f"error {SECRET}")
+    before = f"it is tried again ({refused.value.text()})"
+    for text in (said.message, before, f"{NO_BARRIER} {SECRET}"):
+        assert SECRET in text
+        shown = without_console(text)
+        assert SECRET not in shown
+        assert shown.endswith(WITHHELD)
+        assert len(shown) > len(WITHHELD) + 10, "what we say of it stays"
+    shown = disclosed(SandboxRecord, {"failure": said.model_dump()})
+    assert SECRET not in json.dumps(shown)

@@ -8,13 +8,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from vmdriver.errors import TimedOut
+import pytest
+
+from vmdriver.errors import HypervisorError, TimedOut
 from vmdriver.hypervisor import guest_channel
 
 
 @asynccontextmanager
-async def served(path: Path, *, silent: bool = False) -> AsyncIterator[None]:
-    """As libvirt has QEMU listen: one is served, two wait, everybody else is turned away."""
+async def served(
+    path: Path, *, silent: bool = False, before: bytes = b"", says: bytes = b"a=1"
+) -> AsyncIterator[None]:
+    """As libvirt has QEMU listen: one is served, two wait, everybody else is turned away. `before`:
+    what the guest has still to say to somebody who has gone.
+    """
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(path))
     listening.listen(1)
@@ -31,7 +37,9 @@ async def served(path: Path, *, silent: bool = False) -> AsyncIterator[None]:
                     if data.endswith(b"\n") and not silent:
                         number = data.rpartition(b"\xff")[2].split()[0]
                         await asyncio.sleep(0.005)
-                        await loop.sock_sendall(connection, number + b" ok a=1\n")
+                        await loop.sock_sendall(
+                            connection, before + number + b" ok " + says + b"\n"
+                        )
 
     serving = asyncio.ensure_future(serve())
     try:
@@ -59,3 +67,22 @@ async def test_whoever_finds_no_place_before_a_silent_guest_waits_no_longer_than
         ]
         for found in await asyncio.gather(*asked, return_exceptions=True):
             assert isinstance(found, TimedOut)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+async def test_an_answer_to_somebody_who_has_gone_is_in_nobodys_way(
+    tmp_path: Path, torn: bool
+) -> None:
+    """Of a command that floods; it may be the end of one, and a question asked twice has two."""
+    answer = b"1.2.3 ok taken=0 out=" + b"A" * 10_900 + b" err=\n"
+    stale = answer[500:] + answer if torn else answer * 3
+    async with served(tmp_path / "s", before=stale):
+        assert await guest_channel.ask(str(tmp_path / "s"), "ping", dict, 20) == {"a": "1"}  # fmt: skip
+
+
+async def test_an_answer_that_is_longer_than_it_may_be_is_none(tmp_path: Path) -> None:
+    async with served(tmp_path / "s", says=b"x" * 5000):
+        with pytest.raises(HypervisorError):
+            await guest_channel.ask(str(tmp_path / "s"), "ping", dict, 20)
+        found = await guest_channel.ask_text(str(tmp_path / "s"), "io", dict, 20, longest=6000)  # fmt: skip
+    assert found == "x" * 5000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given
@@ -71,6 +72,10 @@ def test_no_text_is_more_than_was_asked_for(text: str, given: int, room: int) ->
     assert max(len(found.out), len(found.err)) <= room
 
 
+def may() -> None:
+    """Nothing is in the way."""
+
+
 class Agent:
     """Which answers after a moment, and notes how many ask at once."""
 
@@ -83,10 +88,18 @@ class Agent:
         return {"commands": "1", "operator": "1"}
 
     async def request(
-        self, _domain: str, _verb: str, fields: dict[str, str], _limit_s: float, _: int
+        self,
+        _domain: str,
+        _verb: str,
+        fields: dict[str, str],
+        _limit_s: float,
+        _longest: int,
+        begin: Callable[[], Awaitable[None]] | None = None,
     ) -> str:
         self.asking += 1
         self.most = max(self.most, self.asking)
+        if begin is not None:
+            await begin()
         self.fields.append(fields)
         await asyncio.sleep(0.01)
         self.asking -= 1
@@ -98,7 +111,7 @@ async def test_one_of_a_machines_commands_asks_at_a_time() -> None:
     agent = Agent()
     programs = AgentPrograms(agent)  # type: ignore[arg-type]
     turns = [programs.exchange("d", "n", Turn(1), 5) for _ in range(5)]
-    await asyncio.gather(*turns, programs.begin("d", "n", Program(("x",)), 5), programs.end("d", "n", 5))  # fmt: skip
+    await asyncio.gather(*turns, programs.begin("d", "n", Program(("x",)), 5, may), programs.end("d", "n", 5))  # fmt: skip
     assert (agent.most, len(agent.fields)) == (1, 8)
     others = [programs.exchange(str(n), "n", Turn(1), 5) for n in range(5)]
     await asyncio.gather(*others)
@@ -119,5 +132,18 @@ async def test_whose_turn_does_not_come_is_told_so() -> None:
 async def test_words_that_are_no_utf8_arrive_as_they_were() -> None:
     agent = Agent()
     programs = AgentPrograms(agent)  # type: ignore[arg-type]
-    await programs.begin("d", "n", Program(("cat", os.fsdecode(b"\xff"))), 5)
+    await programs.begin("d", "n", Program(("cat", os.fsdecode(b"\xff"))), 5, may)
     assert base64.b64decode(agent.fields[-1]["argv"]) == b"cat\0\xff\0"
+
+
+async def test_who_may_not_any_more_when_the_agent_is_about_to_be_asked_does_not_ask() -> (
+    None
+):
+    def may_not() -> None:
+        assert agent.asking == 1, "its turn has come, and the channel is open"
+        raise LookupError
+
+    agent = Agent()
+    programs = AgentPrograms(agent)  # type: ignore[arg-type]
+    with pytest.raises(LookupError):
+        await programs.begin("d", "n", Program(("x",)), 5, may_not)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from vmdriver.cli import main
 from vmdriver.cli.page import Section, rendered
 from vmdriver.cli.progress import Drawn, Step, bars, shown_progress
 from vmdriver.cli.terminal import (
@@ -235,3 +236,42 @@ def test_characters_that_the_locale_has_not_are_text(encoding: str) -> None:
     stream.flush()
     assert raw.getvalue().decode() == "\\u6f22\na\n\\u6f22\\u5b57\n\\u6f22\n"
     assert stream.errors == "strict", "as it was"
+
+
+@pytest.mark.parametrize("closed", [(2,), (1,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("explain", "MemoryExhausted"), 0),
+        (("inspect", "s1", "--state-dir", "/nowhere"), 2),
+    ],
+)
+def test_what_goes_to_a_stream_that_is_closed_goes_nowhere(
+    closed: tuple[int, ...], command: tuple[str, ...], status: int
+) -> None:
+    """It is not written to what was opened in its place either, and says nothing of Python's."""
+    shut = " ".join(f"{number}>&-" for number in closed)
+    program = (
+        f"import sys; from vmdriver.cli import main; sys.exit(main({list(command)!r}))"
+    )
+    words = ["sh", "-c", f'exec "$@" {shut}', "sh", sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert bool(done.stdout) is (status == 0 and 1 not in closed)
+    assert bool(done.stderr) is (status == 2 and 2 not in closed)
+
+
+@pytest.mark.parametrize("more", ["--json", "-f", "--raw"])
+def test_a_console_that_is_a_terminal_takes_nothing_that_it_would_not_do(
+    more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["console", "s1", "-i", more, "--state-dir", "/nowhere"]) == 2
+    assert "console -i takes no --" in capsys.readouterr().err
+
+
+def test_a_console_that_is_read_is_nobodys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["console", "s1", "--root", "--state-dir", "/nowhere"]) == 2
+    assert "--root with -i only" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from vmdriver.errors import ConfigError
+
 TEXT = (
     "run a command in a sandbox's machine, past its supervisor, and end with its exit code "
     "(operator_exec; noted with who and what)"
@@ -23,6 +25,23 @@ def add_to_console(one: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with -i: as the guest's root, not as sandbox",
     )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Nothing that was asked for is ignored. ConfigError."""
+    if arguments.command != "console":
+        return
+    chosen = vars(arguments)
+    if not arguments.interactive:
+        if arguments.root:
+            raise ConfigError("console takes --root with -i only")
+        return
+    for name in ("json", "follow", "raw"):
+        if chosen[name]:
+            raise ConfigError(
+                f"console -i takes no --{name}: it is a shell on a terminal",
+                resolution="leave one of them out; exec runs a program without a terminal",
+            )
 
 
 def add_to_exec(one: argparse.ArgumentParser) -> None:

@@ -221,6 +221,7 @@ def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None
 
 
 def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
+    commands_arguments.check(arguments)
     if arguments.command == "serve":
         from vmdriver.cli.serve import serve
 
@@ -336,8 +337,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.command == "explain":
         from vmdriver.cli.explain import explain
 
-        reason, as_json = arguments.reason, arguments.json
-        return _reported(lambda: explain(reason, as_json=as_json))
+        return _reported(lambda: explain(arguments.reason, as_json=arguments.json))
     if arguments.command == "demo":
         return _reported(lambda: demo.demo(arguments))
     if arguments.command == "extensions" and arguments.action == "new":

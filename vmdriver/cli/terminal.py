@@ -11,9 +11,11 @@ import codecs
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from vmdriver.host.visible import visible, visible_lines
@@ -45,18 +47,30 @@ class _Shown:
 @contextlib.contextmanager
 def shown_as_text() -> Iterator[None]:
     """Standard output and error meanwhile. Characters that are not in the locale's set are written
-    as text too, by rich as well.
+    as text too, by rich as well. What goes to one that was closed before we began goes nowhere.
     """
     with (
-        _every_character(sys.stdout),
-        contextlib.redirect_stdout(cast(TextIO, _Shown(sys.stdout))),
-        contextlib.redirect_stderr(cast(TextIO, _Shown(sys.stderr))),
+        _there(sys.stdout) as output,
+        _there(sys.stderr) as errors,
+        _every_character(output),
+        contextlib.redirect_stdout(cast(TextIO, _Shown(output))),
+        contextlib.redirect_stderr(cast(TextIO, _Shown(errors))),
     ):
         yield
 
 
 @contextlib.contextmanager
-def _every_character(stream: TextIO | None) -> Iterator[None]:
+def _there(stream: TextIO | None) -> Iterator[TextIO]:
+    if stream is not None:
+        yield stream
+        return
+    # Its number is taken as well: what is opened next is not written to by mistake.
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        yield nowhere
+
+
+@contextlib.contextmanager
+def _every_character(stream: TextIO) -> Iterator[None]:
     """Standard error has that of itself."""
     if not isinstance(stream, io.TextIOWrapper):
         yield
@@ -92,9 +106,7 @@ def guests_writers(
 
 
 def _writer(stream: TextIO, *, shown: bool) -> Callable[[bytes], None]:
-    plain: TextIO | None = _as_it_is(stream)
-    if plain is None:  # it is closed: nobody wants what comes
-        return lambda _data: None
+    plain = _as_it_is(stream)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     shown = shown and plain.isatty()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from secrets import token_hex
@@ -15,6 +16,9 @@ _log = logging.getLogger(__name__)
 _FREEZE_SLACK_S = 5.0
 """For the answer: the agent gives up freezing by itself after the limit, and then says so."""
 _SEED_BYTES = 64
+_FIGURES = ("clock_entropy_ms", "files_ms", "connections_ms", "thaw_ms", "connections")
+"""Of a renewal, as agent.c says them: the log has nothing else that a guest says."""
+_is_figure = re.compile(r"[0-9]{1,9}(\.[0-9])?").fullmatch
 
 
 def _new_seed() -> dict[str, str]:
@@ -44,14 +48,17 @@ class GuestAgent:
         fields: Mapping[str, str],
         limit_s: float,
         longest: int,
+        begin: Callable[[], Awaitable[None]] | None = None,
     ) -> str:
-        """Another verb, with an answer of up to `longest` bytes, as it was said."""
+        """Another verb, with an answer of up to `longest` bytes, as it was said. `begin`: before
+        it is asked, the channel being open.
+        """
         path = await self._path(domain)
         return await self._connection.lanes.attend(
             domain,
             f"ask {domain} to {verb}",
             guest_channel.ask_text(
-                path, verb, lambda: fields, limit_s, longest=longest
+                path, verb, lambda: fields, limit_s, begin, longest=longest
             ),
         )
 
@@ -83,7 +90,8 @@ class GuestAgent:
             limit_s,
             begin,
         )
-        _log.info("%s: hygiene in the guest: %s", domain, answer)
+        figures = {k: v for k, v in answer.items() if k in _FIGURES and _is_figure(v)}
+        _log.info("%s: hygiene in the guest: %s", domain, figures)
 
     async def adopt(self, domain: str, limit_s: float) -> None:
         await self._ask(domain, "adopt", lambda: {**_clock(), **_new_seed()}, limit_s)

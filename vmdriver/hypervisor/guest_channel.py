@@ -15,11 +15,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from vmdriver.errors import GuestRefused, HypervisorError, TimedOut
+from vmdriver.model.record import REFUSED_TO
 
 CHANNEL = "org.openshell.vmdriver.0"
 """Name of the virtio-serial port."""
 _RESET = b"\xff"
 _LONGEST_LINE = 4096
+LONGEST_ANSWER = 17 * 1024
+"""Of any verb: COMMANDS_REPLY of commands.h, and the request's number. Whatever is asked, an answer
+to somebody before may still come first: a question that was asked twice is answered twice.
+"""
 _MOST_LINES = 256
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.5
@@ -59,7 +64,7 @@ async def ask_text(
     """
     with _said(verb, timeout_s):
         async with asyncio.timeout(timeout_s):
-            reader, writer = await _connected(path, longest)
+            reader, writer = await _connected(path)
     try:
         if begin is not None:
             await begin()
@@ -68,13 +73,16 @@ async def ask_text(
         request = _RESET + " ".join(words).encode() + b"\n"
         with _said(verb, timeout_s):
             async with asyncio.timeout(timeout_s):
-                return _parse(verb, await _exchange(reader, writer, request, number))
+                answer = await _exchange(reader, writer, request, number)
+                if len(answer) > longest:
+                    raise OSError("the guest says more than it may")
+                return _parse(verb, answer)
     finally:
         writer.close()
 
 
 async def _connected(
-    path: str, longest: int
+    path: str,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """QEMU serves one connection and lets two more wait (libvirt listens with a backlog of 1). Who
     comes then is told EAGAIN at once, which asyncio takes for a connection that is being made:
@@ -85,7 +93,9 @@ async def _connected(
         connection.setblocking(False)
         try:
             connection.connect(path)
-            return await asyncio.open_unix_connection(sock=connection, limit=longest)
+            return await asyncio.open_unix_connection(
+                sock=connection, limit=LONGEST_ANSWER
+            )
         except BlockingIOError:
             connection.close()
         except BaseException:
@@ -147,5 +157,5 @@ def _parse(verb: str, text: str) -> str:
     status, _, rest = text.partition(" ")
     if status != "ok":
         words = "".join(c if c.isprintable() else "?" for c in rest)[:300]
-        raise GuestRefused(f"the guest refused to {verb}: {words}")
+        raise GuestRefused(f"{REFUSED_TO} {verb}: {words}")
     return rest

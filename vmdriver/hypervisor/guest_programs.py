@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 from vmdriver.errors import GuestRefused, HypervisorError, Refused, TimedOut
 from vmdriver.hypervisor.guest_agent import GuestAgent
+from vmdriver.hypervisor.guest_channel import LONGEST_ANSWER
 from vmdriver.lifecycle.ports.programs import (
     MOST_GIVEN,
     MOST_SAID,
@@ -22,8 +23,6 @@ from vmdriver.lifecycle.ports.programs import (
     Window,
 )
 
-_LONGEST_ANSWER = 17 * 1024
-"""COMMANDS_REPLY, and the request's number."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,31}")
 _SAID = re.compile(
     r"taken=([0-9]{1,5}) out=([A-Za-z0-9+/=]{0,8192}) err=([A-Za-z0-9+/=]{0,8192})"
@@ -55,15 +54,25 @@ class AgentPrograms:
             turn.release()
 
     async def _ask(
-        self, domain: str, verb: str, fields: dict[str, str], limit_s: float
+        self,
+        domain: str,
+        verb: str,
+        fields: dict[str, str],
+        limit_s: float,
+        begin: Callable[[], Awaitable[None]] | None = None,
     ) -> str:
         async with self._turn(domain, limit_s):
             return await self._agent.request(
-                domain, verb, fields, limit_s, _LONGEST_ANSWER
+                domain, verb, fields, limit_s, LONGEST_ANSWER, begin
             )
 
     async def begin(
-        self, domain: str, name: str, program: Program, limit_s: float
+        self,
+        domain: str,
+        name: str,
+        program: Program,
+        limit_s: float,
+        may: Callable[[], None],
     ) -> None:
         async with self._turn(domain, limit_s):
             known = await self._agent.ping(domain, limit_s)
@@ -86,7 +95,11 @@ class AgentPrograms:
         fields |= {"root": "1"} if program.as_root else {}
         fields |= _window(program.window)
         fields |= {"term": program.term} if _NAME.fullmatch(program.term) else {}
-        await self._ask(domain, "begin", fields, limit_s)
+
+        async def begin() -> None:
+            may()  # QEMU serves one connection after the other: who comes later is later
+
+        await self._ask(domain, "begin", fields, limit_s, begin)
 
     async def exchange(
         self, domain: str, name: str, turn: Turn, limit_s: float

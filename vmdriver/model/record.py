@@ -33,6 +33,11 @@ RESTORE_FAILED = "RestoreFailed"
 CONSOLE_FOLLOWS = "; the console ends with:"
 """Behind this, a message has the guest's output to its end: what must not be told leaves it out."""
 
+NOT_SET_UP = "the guest could not be set up:"
+NO_BARRIER = "the template's guest ended before its barrier:"
+REFUSED_TO = "the guest refused to"
+"""Behind each of these, the last with a verb and a colon, a message has a guest's own words."""
+
 COMMAND_FOLLOWS = ", which is:"
 """Behind this, a message has an operator's command to its end, which may hold a secret."""
 

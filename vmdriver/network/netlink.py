@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,15 @@ async def netlink_in(namespace: str | Path) -> AsyncIterator[Any]:
     """Of the namespace of that name, or file: a socket belongs to where it was made, whoever uses
     it.
     """
-    made = await alone("netlink", _socket_in, namespace)
-    try:
-        async with AsyncIPRoute(use_socket=made) as connection:
+    with ExitStack() as made:  # also what is made when nobody waits for it any more
+        own = await alone("netlink", _socket_in, namespace, made)
+        async with AsyncIPRoute(use_socket=own) as connection:
             yield connection
-    finally:
-        made.close()
 
 
-def _socket_in(namespace: str | Path) -> socket.socket:
+def _socket_in(namespace: str | Path, made: ExitStack) -> socket.socket:
     with netns.entered(namespace):
-        return netlink_socket()
+        return made.enter_context(netlink_socket())
 
 
 def netlink_socket() -> socket.socket:

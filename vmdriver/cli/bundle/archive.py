@@ -25,7 +25,7 @@ LEFT_OUT = (
     ),
     "tokens, keys, certificates, logins of registries, seed disks, extensions' own files",
     "memory, disks, checkpoints",
-    "what guests print (their consoles, and the end of a console in messages), unless --console",
+    "what guests print and say: in messages, and as files of their own unless --console",
 )
 Publish = Callable[[], None]
 """Gives the file its name. FileExistsError."""

@@ -5,6 +5,7 @@ A test compares the lists with the models: a new field is told or withheld on pu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 from urllib.parse import urlsplit, urlunsplit
@@ -35,6 +36,9 @@ from vmdriver.model.plan import (
 from vmdriver.model.record import (
     COMMAND_FOLLOWS,
     CONSOLE_FOLLOWS,
+    NO_BARRIER,
+    NOT_SET_UP,
+    REFUSED_TO,
     Change,
     ExtensionState,
     Failure,
@@ -45,6 +49,15 @@ from vmdriver.model.timing import StartTiming, TimedStep
 from vmdriver.oci.cache import Entry, TreeEntry
 
 WITHHELD = "[withheld]"
+_FOLLOWS = re.compile(
+    "|".join(
+        (
+            *map(re.escape, (CONSOLE_FOLLOWS, COMMAND_FOLLOWS, NOT_SET_UP, NO_BARRIER)),
+            rf"{REFUSED_TO} [a-z]+:",
+        )
+    )
+)
+"""Behind the first of these, a message is withheld."""
 FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     SandboxRecord: (
         (
@@ -217,11 +230,11 @@ def withheld(value: Any) -> Any:
 
 
 def without_console(text: str) -> str:
-    """A message without the guest's output or an operator's command, which it may end with."""
-    for marker in (CONSOLE_FOLLOWS, COMMAND_FOLLOWS):
-        before, found, _ = text.partition(marker)
-        text = f"{before}{found} {WITHHELD}" if found else text
-    return text
+    """A message without a guest's output or words, or an operator's command, which it may end
+    with.
+    """
+    found = _FOLLOWS.search(text)
+    return f"{text[: found.end()]} {WITHHELD}" if found else text
 
 
 def disclosed_entry(line: Any) -> Any:

@@ -70,6 +70,8 @@ class Boxes:
         if not place.exists():
             await libraries.make_program(_SOURCE, place, 0o700)
         self.compiled = place
+        with contextlib.suppress(OSError):  # the next driver tries again
+            libraries.remove_others(_SOURCE, place)
 
     def make_for(
         self, plan: LaunchPlan, emulator: str, more: Iterable[str] = ()

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from vmdriver.host import process
 
 _COMPILE_S = 60.0
+_DIGITS = 12
+"""Of a source's digest, in a name."""
 _LIBRARY = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,relro,-z,now")
 _PROGRAM = ("-O2", "-static")
 """Nothing is looked for and loaded when it begins."""
@@ -23,8 +26,19 @@ def place_of(source: Path, directory: Path) -> Path:
 
 def program_place_of(source: Path, directory: Path) -> Path:
     """The same for a program."""
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:_DIGITS]
     return directory / f"{source.stem.replace('_', '-')}-{digest}"
+
+
+def remove_others(source: Path, place: Path) -> None:
+    """Of a program that is copied before it is run, nobody needs those that earlier releases have
+    made, nor one that was not made to its end. OSError.
+    """
+    stem = source.stem.replace("_", "-")
+    own = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{{_DIGITS}}}(\.part)?")
+    for path in place.parent.iterdir():
+        if path != place and own.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 async def make(source: Path, file: Path, mode: int) -> None:

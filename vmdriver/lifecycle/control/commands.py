@@ -163,8 +163,7 @@ class Commands:
         limit_s = asked.timeout_s or None
         try:
             async with asyncio.timeout(limit_s) as limit:
-                await _moves(sandbox, domain, FROZEN, PAUSED)
-                await self._programs.begin(domain, name, asked.program, _BEGIN_S)
+                await self._begin(sandbox, domain, name, asked.program)
                 ends.begun()
                 return await self._converse(sandbox, domain, name, ends)
         except TimeoutError as error:
@@ -175,6 +174,22 @@ class Commands:
             ) from error
         finally:
             await self._end(sandbox, domain, name)
+
+    async def _begin(
+        self, sandbox: Sandbox, domain: str, name: str, program: Program
+    ) -> None:
+        """Have it begun while nothing holds the machine or its workload still."""
+
+        def moves() -> None:
+            _check_there(sandbox, domain)
+            if _held(sandbox, FROZEN, PAUSED):
+                raise _StandsStillError
+
+        while True:
+            await _moves(sandbox, domain, FROZEN, PAUSED)
+            with contextlib.suppress(_StandsStillError):
+                await self._programs.begin(domain, name, program, _BEGIN_S, moves)
+                return
 
     async def _end(self, sandbox: Sandbox, domain: str, name: str) -> None:
         """It goes on if this is cancelled, and where the machine stands still; a guest that is
@@ -305,8 +320,16 @@ def _check_there(sandbox: Sandbox, domain: str) -> None:
         )
 
 
+class _StandsStillError(Exception):
+    """It did not, when that was asked before."""
+
+
+def _held(sandbox: Sandbox, *holds: str) -> bool:
+    return sandbox.still is not None or any(sandbox.ledger.get(key) for key in holds)
+
+
 def _stands_still(sandbox: Sandbox) -> bool:
-    return sandbox.still is not None or sandbox.ledger.get(PAUSED) is not None
+    return _held(sandbox, PAUSED)
 
 
 async def _moves(sandbox: Sandbox, domain: str, *holds: str) -> None:
@@ -315,7 +338,7 @@ async def _moves(sandbox: Sandbox, domain: str, *holds: str) -> None:
     frozen workload would not be frozen. TimedOut, Refused.
     """
     since = time.monotonic()
-    while sandbox.still is not None or any(sandbox.ledger.get(key) for key in holds):
+    while _held(sandbox, *holds):
         _check_there(sandbox, domain)
         if time.monotonic() - since > _STILL_S:
             raise TimedOut(f"sandbox {sandbox.record.id} stands still")

@@ -9,6 +9,7 @@ from vmdriver.model.record import (
     CONSOLE_FOLLOWS,
     MACHINE_CRASHED,
     MAIN_PROCESS_EXITED,
+    NOT_SET_UP,
     PROVISIONING_FAILED,
     Failure,
 )
@@ -49,7 +50,7 @@ def of_machine(
         text = f"the main process ended with exit code {'unknown' if code is None else code}"
         return Failure(reason=MAIN_PROCESS_EXITED, message=text, exit_code=code)
     if machine is MachineState.BROKEN and phase is Phase.LAUNCHING:
-        message = f"the guest could not be set up: {report.reason or 'no reason given'}"
+        message = f"{NOT_SET_UP} {report.reason or 'no reason given'}"
         return Failure(reason=PROVISIONING_FAILED, message=_with_tail(message, tail))
     gone = machine is MachineState.ABSENT
     message = (

@@ -4,6 +4,7 @@ trust, limits and errors holds here too; the guest decides nothing here but abou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,9 +63,17 @@ class GuestPrograms(Protocol):
     """Programs in guests, each by its machine's domain and a name of the caller's."""
 
     async def begin(
-        self, domain: str, name: str, program: Program, limit_s: float
+        self,
+        domain: str,
+        name: str,
+        program: Program,
+        limit_s: float,
+        may: Callable[[], None],
     ) -> None:
-        """Begin one. Refused by a guest that knows no commands, or was begun without them."""
+        """Begin one. `may` is called when the agent is about to be asked: whatever else is asked of
+        it later reaches it later. Refused by a guest that knows no commands, or was begun without
+        them; what `may` raises: then it was not asked.
+        """
 
     async def exchange(
         self, domain: str, name: str, turn: Turn, limit_s: float

@@ -30,7 +30,7 @@ from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.ids import mark
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan, Lease
-from vmdriver.model.record import CONSOLE_FOLLOWS
+from vmdriver.model.record import CONSOLE_FOLLOWS, NO_BARRIER
 
 _POLL_S = 0.05
 
@@ -169,7 +169,7 @@ class TemplateMaker:
             if state is not DomainState.RUNNING or report.phase:
                 tail = await self._ports.disks.console_tail(plan.console, 300)
                 raise TimedOut(
-                    f"the template's guest ended before its barrier: {report.reason}",
+                    f"{NO_BARRIER} {report.reason}",
                     detail=f"{CONSOLE_FOLLOWS}\n{tail}",
                 )
             if loop.time() > deadline:

@@ -17,6 +17,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from contextlib import ExitStack
 from functools import partial
 
 from vmdriver.errors import NetworkError
@@ -185,7 +186,9 @@ class NetworkGuard:
             return (outside,)
         scene = Scene(None, None, frozenset(inside_sysctls(tap)))
         try:
-            listener = await alone("listener", _listener_in, within)
+            with ExitStack() as unwanted:
+                listener = await alone("listener", _listener_in, within, unwanted)
+                unwanted.pop_all()
         except OSError as error:
             raise NetworkError(f"network namespace {within}: {error}") from error
         listener.start(self._heard_in(tap))
@@ -320,9 +323,11 @@ class NetworkGuard:
             self._suspect([part])
 
 
-def _listener_in(within: str) -> Listener:
+def _listener_in(within: str, unwanted: ExitStack) -> Listener:
     with netns.entered(within):
-        return Listener()
+        listener = Listener()
+    unwanted.callback(listener.close)
+    return listener
 
 
 def _look_in(within: str, scene: Scene) -> Seen:

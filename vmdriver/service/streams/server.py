@@ -25,7 +25,7 @@ from vmdriver.service.streams.frames import Broken, Kind
 _log = logging.getLogger(__name__)
 _ASK_S = 10.0
 _MOST_WAITING = 2**18
-"""Bytes of output that a client has not taken: then the guest is asked for none."""
+"""Bytes for a client that it has not taken: then the guest is asked for none, and given none."""
 _MOST_CONNECTIONS = 64
 _NOBODY = 2**32 - 1
 """A login that never was (proc(5), /proc/pid/loginuid)."""
@@ -59,6 +59,8 @@ class _Ends:
         self.woken = asyncio.Event()
 
     def given(self) -> tuple[bytes, bool]:
+        if not self._is_heard():  # nor are the acknowledgements of what would be taken
+            return b"", self._over and not self._input
         rest = len(self._input) > MOST_GIVEN
         return bytes(self._input[:MOST_GIVEN]), self._over and not rest
 
@@ -68,8 +70,10 @@ class _Ends:
             self._writer.write(frames.pack(Kind.TAKEN, str(count).encode()))
 
     def room(self) -> int:
-        waiting = self._writer.transport.get_write_buffer_size()
-        return MOST_SAID if waiting < _MOST_WAITING else 0
+        return MOST_SAID if self._is_heard() else 0
+
+    def _is_heard(self) -> bool:
+        return self._writer.transport.get_write_buffer_size() < _MOST_WAITING
 
     def said(self, out: bytes, err: bytes) -> None:
         for kind, content in ((Kind.OUT, out), (Kind.ERR, err)):
@@ -155,7 +159,7 @@ class StreamServer:
             _log.info("an operator's command: the connection ended: %s", error)
         finally:
             self._connections.discard(task)
-            writer.close()
+            writer.transport.abort()  # what is left, nobody has waited for
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -173,9 +177,9 @@ class StreamServer:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 writer.write(running.result())
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_ASK_S):
-                        await writer.drain()
+                # For as long as it is there: it may be stopped, or write to one that is (`less`).
+                writer.transport.set_write_buffer_limits(0)
+                await writer.drain()
             else:
                 listening.result()  # what was wrong with it
         finally:
