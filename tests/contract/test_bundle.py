@@ -379,7 +379,9 @@ def test_a_report_never_takes_the_place_of_a_file(
     for path in (out, tmp_path / "link"):
         words = ["doctor", "--bundle", str(path), "--log", str(log), *host[1]]
         assert main(words) == 2
-        assert "is there already" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert "is there already" in said.err
+        assert said.out == "", "nothing was collected"
     assert out.read_text() == "mine"
     assert not (tmp_path / "target").exists()
 

@@ -35,12 +35,15 @@ def tree(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+# It unpacks and reads all of it.
+@pytest.mark.timeout(900)
 def test_lintian_finds_nothing_that_is_not_explained(package: Path) -> None:
     words = ["lintian", "--allow-root", "--fail-on", "error,warning", package]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.timeout(900)
 def test_every_override_of_lintians_is_needed(package: Path) -> None:
     words = ["lintian", "--allow-root", "--tags", "unused-override,mismatched-override"]
     assert output(*words, package) == ""

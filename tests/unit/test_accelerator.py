@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -225,3 +226,22 @@ async def test_what_is_configured_is_used_and_leftovers_of_a_trial_go(
     driver.start()
     await driver._task
     assert machines.running == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "expected"),
+    [
+        *(("auto", None, "kvm"), ("auto", True, "kvm"), ("auto", False, "tcg")),
+        *(("kvm", False, "kvm"), ("tcg", True, "tcg")),
+    ],
+)
+def test_a_plan_that_is_only_shown_has_what_the_last_try_has_shown(
+    tmp_path: Path,
+    wanted: Literal["auto", "kvm", "tcg"],
+    known: bool | None,
+    expected: str,
+) -> None:
+    path = tmp_path / "accelerator.json"
+    if known is not None:
+        kvm_outcome.store(path, kvm_outcome.Outcome(decided=True, works=known))
+    assert kvm_outcome.likely(wanted, path) == expected

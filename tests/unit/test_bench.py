@@ -170,21 +170,24 @@ finally:
     program = f"""
 import runpy, sys
 from tests.bench import running
-running.GRACE_S = 0.5
+running.GRACE_S = {0.5 if deaf else 60}
 command = running.subprocess.Popen
 running.subprocess.Popen = lambda words, **more: command([sys.executable, {str(part)!r}], **more)
 sys.argv = ["bench", "wall"]
 runpy.run_module("tests.bench", run_name="__main__")
 """
-    bench = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=history.ROOT,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    until(left.exists, "nothing has begun")
-    bench.send_signal(number)
-    _, said = bench.communicate(timeout=30)
+    ) as bench:
+        try:
+            until(left.exists, "nothing has begun")
+            bench.send_signal(number)
+            _, said = bench.communicate(timeout=60)
+        finally:
+            bench.kill()
     assert bench.returncode == 1
     assert "interrupted" in said.splitlines()[-1]
     assert "tests/bench" not in said, "a trace of the bench's own"

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from vmdriver.errors import HypervisorError, TimedOut
+from vmdriver.errors import GuestRefused, HypervisorError, TimedOut
 from vmdriver.hypervisor import guest_channel
+from vmdriver.model.record import REFUSED_TO
 
 
 @asynccontextmanager
 async def served(
-    path: Path, *, silent: bool = False, before: bytes = b"", says: bytes = b"a=1"
+    path: Path, *, silent: bool = False, before: bytes = b"", says: bytes = b"ok a=1"
 ) -> AsyncIterator[None]:
     """As libvirt has QEMU listen: one is served, two wait, everybody else is turned away. `before`:
     what the guest has still to say to somebody who has gone.
@@ -38,7 +39,7 @@ async def served(
                         number = data.rpartition(b"\xff")[2].split()[0]
                         await asyncio.sleep(0.005)
                         await loop.sock_sendall(
-                            connection, before + number + b" ok " + says + b"\n"
+                            connection, before + number + b" " + says + b"\n"
                         )
 
     serving = asyncio.ensure_future(serve())
@@ -81,8 +82,16 @@ async def test_an_answer_to_somebody_who_has_gone_is_in_nobodys_way(
 
 
 async def test_an_answer_that_is_longer_than_it_may_be_is_none(tmp_path: Path) -> None:
-    async with served(tmp_path / "s", says=b"x" * 5000):
+    async with served(tmp_path / "s", says=b"ok " + b"x" * 5000):
         with pytest.raises(HypervisorError):
             await guest_channel.ask(str(tmp_path / "s"), "ping", dict, 20)
         found = await guest_channel.ask_text(str(tmp_path / "s"), "io", dict, 20, longest=6000)  # fmt: skip
     assert found == "x" * 5000
+
+
+async def test_a_refusal_has_the_guests_words_where_a_report_looks_for_them(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path / "s", says=b"error because"):
+        with pytest.raises(GuestRefused, match=f"^{REFUSED_TO} freeze: because$"):
+            await guest_channel.ask(str(tmp_path / "s"), "freeze", dict, 20)

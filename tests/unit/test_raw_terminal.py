@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -43,18 +44,23 @@ def is_raw(terminal: int) -> bool:
     return not termios.tcgetattr(terminal)[3] & (termios.ICANON | termios.ECHO)
 
 
-def holder(terminal: int, how: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
+@contextlib.contextmanager
+def holder(terminal: int, how: str) -> Iterator[subprocess.Popen[bytes]]:
+    """It is ended at the end: a test that fails leaves no program of its own."""
+    with subprocess.Popen(
         [sys.executable, "-c", HOLDS, how],
         cwd=ROOT,
         stdin=terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"raw\n"
-    return process
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"raw\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])  # fmt: skip
@@ -65,7 +71,7 @@ def test_it_is_restored_when_its_holder_is_killed(
     with holder(terminal, "waits") as process:
         assert is_raw(terminal)
         process.send_signal(number)
-        process.wait(10)
+        process.wait(60)
         until(lambda: termios.tcgetattr(terminal) == before, "it is as it was")
 
 
@@ -74,7 +80,7 @@ def test_it_is_restored_when_the_whole_group_is_killed(terminal: int) -> None:
     before = termios.tcgetattr(terminal)
     with holder(terminal, "waits") as process:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
         until(lambda: termios.tcgetattr(terminal) == before, "it is as it was")
 
 
@@ -82,7 +88,7 @@ def test_it_is_restored_when_the_whole_group_is_killed(terminal: int) -> None:
 def test_it_is_restored_at_each_end(terminal: int, how: str) -> None:
     before = termios.tcgetattr(terminal)
     with holder(terminal, how) as process:
-        assert process.wait(10) == {"raises": 1, "ends": 3}[how]
+        assert process.wait(60) == {"raises": 1, "ends": 3}[how]
         assert termios.tcgetattr(terminal) == before
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vmdriver.cli.progress import Step, shown_progress
 from vmdriver.cli.terminal import print_json, print_table
-from vmdriver.cli.wording import size
+from vmdriver.cli.wording import ago, size
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
+from vmdriver.model.record import utc_now
 from vmdriver.service import admin_client
 
 
@@ -51,7 +53,7 @@ def _show(found: list[dict[str, Any]], *, as_json: bool) -> None:
         (
             image["digest"][:19],
             size(image["stored_bytes"]),
-            image["used"],
+            ago(datetime.fromisoformat(image["used"]), utc_now()),
             "yes" if image["in_use"] else "no",
             next(iter(image["names"]), "-").removeprefix("docker://").partition("@")[0],
         )

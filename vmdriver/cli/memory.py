@@ -6,14 +6,17 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
+from vmdriver.cli.page import Section, rendered
 from vmdriver.cli.progress import Step, shown_progress
-from vmdriver.cli.terminal import print_json, print_table
-from vmdriver.cli.wording import size
+from vmdriver.cli.terminal import print_json, print_table, show
+from vmdriver.cli.wording import ago, moment, size
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import NotFound
+from vmdriver.model.record import utc_now
 from vmdriver.service import admin_client
 
 
@@ -39,7 +42,7 @@ def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
     rows = [
         (
             entry["name"],
-            entry["created"],
+            ago(datetime.fromisoformat(entry["created"]), utc_now()),
             size(entry["memory_bytes"]) if entry["memory"] else "-",
             size(entry["disk_bytes"]),
             str(len(entry["layers"])),
@@ -47,6 +50,14 @@ def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
         for entry in found
     ]
     print_table(("name", "created", "memory", "disk", "layers"), rows)
+
+
+def _show_snapshot(entry: dict[str, Any]) -> None:
+    when = moment(datetime.fromisoformat(entry["created"]), utc_now())
+    memory = size(entry["memory_bytes"]) if entry["memory"] else "none: disk only"
+    rows = [("created", when), ("memory", memory), ("disk", size(entry["disk_bytes"]))]
+    rows += [("layer", path) for path in entry["layers"]]
+    show(rendered([Section(entry["name"], rows)]))
 
 
 def snapshot(loaded: Loaded, arguments: argparse.Namespace) -> int:
@@ -71,7 +82,10 @@ def snapshot(loaded: Loaded, arguments: argparse.Namespace) -> int:
             named = [entry for entry in found if entry["name"] == arguments.name]
             if not named:
                 raise NotFound(f"sandbox {sandbox} has no snapshot {arguments.name!r}")
-            print_json(named[0])
+            if as_json:
+                print_json(named[0])
+            else:
+                _show_snapshot(named[0])
     return 0
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vmdriver.cli.terminal import BAD, DIM, GOOD, HEAD, WARN, Styled, Words, words
-from vmdriver.cli.wording import moment, size, span
+from vmdriver.cli.wording import moment, size, span, took
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -215,7 +215,7 @@ def _guest(report: Document) -> Iterator[tuple[str, Words]]:
 def _last_start(record: Document, now: datetime) -> Iterator[tuple[str, Words]]:
     if timing := record["last_start"]:
         whole_ms = max((step["ended_ms"] for step in timing["steps"]), default=0.0)
-        yield timing["kind"], f"in {whole_ms:.0f} ms, {_when(timing['at'], now)}"
+        yield timing["kind"], f"in {took(whole_ms)}, {_when(timing['at'], now)}"
         yield "", "step by step: vmdriver inspect ID --timing"
 
 

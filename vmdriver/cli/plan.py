@@ -10,6 +10,7 @@ from pathlib import Path
 from vmdriver.app import Driver
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError
+from vmdriver.hypervisor.kvm import outcome as kvm_outcome
 from vmdriver.lifecycle.control import checks
 from vmdriver.lifecycle.extending.draft import PlanDraft
 from vmdriver.lifecycle.launch import planner
@@ -31,7 +32,9 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
         uids = driver.users.uids
         user = uids.user(uids.numbers[0])
         facts = planner.HostFacts(
-            accelerator="tcg" if loaded.config.driver.accelerator == "tcg" else "kvm",
+            accelerator=kvm_outcome.likely(
+                loaded.config.driver.accelerator, driver.layout.accelerator
+            ),
             boot=driver.paths.boot(),
             base_disk="(made from the image at create)",
             layers=(driver.paths.new_layer(spec.id, user),),

@@ -21,6 +21,17 @@ def span(seconds: float) -> str:
     return f"{count} {name}{'' if count == 1 else 's'}"
 
 
+def took(milliseconds: float) -> str:
+    """How long something of ours took, to be compared with another time.
+
+    >>> took(402.4), took(83685)
+    ('402 ms', '83.7 s')
+    """
+    if milliseconds < 9999.5:
+        return f"{milliseconds:.0f} ms"
+    return f"{milliseconds / 1e3:.1f} s"
+
+
 def ago(then: datetime, now: datetime) -> str:
     """How long before `now`, or after.
 

@@ -77,6 +77,12 @@ def write(path: Path, members: Sequence[Member], made: float) -> None:
             raise _taken(path) from error
 
 
+def check_free(path: Path) -> None:
+    """Refused where there is something of that name."""
+    if os.path.lexists(path):
+        raise _taken(path)
+
+
 def _taken(path: Path) -> Refused:
     return Refused(f"{path} is there already", resolution="name another file")
 
@@ -90,8 +96,7 @@ def _entry(member: Member, made: float) -> tarfile.TarInfo:
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[tuple[int, Publish]]:
     """One that has no name before it is published, so that whatever ends us leaves nothing."""
-    if os.path.lexists(path):
-        raise _taken(path)
+    check_free(path)
     parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:

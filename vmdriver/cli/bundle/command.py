@@ -32,6 +32,7 @@ def bundle(
     """
     layout = Layout(loaded.config.driver.state_dir)
     _check_rights(layout)
+    archive.check_free(path)
     known = known_sandboxes(layout)
     if wanted.sandbox and wanted.sandbox not in known:
         raise NotFound(f"sandbox {wanted.sandbox} is not known in {layout.root}")

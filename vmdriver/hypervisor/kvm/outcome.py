@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
+from vmdriver.model.plan import Accelerator
 from vmdriver.model.spec import Frozen
 
 SCHEMA_VERSION = 2
@@ -67,6 +69,14 @@ def load(path: Path) -> Outcome | None:
         return Outcome.model_validate(data)
     except (OSError, ValueError, AttributeError, ValidationError):
         return None
+
+
+def likely(wanted: Literal["auto", "kvm", "tcg"], path: Path) -> Accelerator:
+    """What a machine would have, as far as is known without a try: KVM until one has failed."""
+    if wanted != "auto":
+        return wanted
+    known = load(path)
+    return "kvm" if known is None or known.works else "tcg"
 
 
 def store(path: Path, outcome: Outcome) -> None:
