@@ -10,6 +10,8 @@
  *
  * ping                        answers; with commands=1 where operators' commands are known, operator=1 where they are allowed
  * flush                       freezes the root file system: everything is on disk, nothing more can be written
+ * sync [timeout_ms=N]         writes the disks out while everything runs, so that little is left for freeze to write; answers
+ *                             with written=1, or with written=0 when that takes longer, and goes on with it
  * freeze timeout_ms=N         stops every process of the workload (cgroup freezer), then writes the disks out
  * thaw [clock_ns=N]           lets the workload run, after setting the wall clock if it is behind
  * renew clock_ns=N seed=HEX [files=1]   what must be new after a return from memory, before anything runs: wall clock,
@@ -166,6 +168,27 @@ static int freeze(const char *line) {
     close(file);
     sync();
     snprintf(answer, sizeof answer, "ok freeze_ms=%.1f flush_ms=%.1f boot_id=%s", frozen - begun, now_ms() - frozen, boot_id);
+    return 0;
+}
+
+static int sync_disks(const char *line) { /* by a child: a slow disk holds up nothing for longer than that */
+    static pid_t child;
+    const char *limit = value_of(line, "timeout_ms");
+    double deadline = now_ms() + (limit ? atof(limit) : 1000);
+    int status, written = 0;
+    if (child > 0 && waitpid(child, &status, WNOHANG) != 0)
+        child = 0; /* the last one has come to its end */
+    if (child <= 0 && (child = fork()) == 0) {
+        sync();
+        _exit(0);
+    }
+    if (child < 0)
+        return fail("sync");
+    while (!(written = waitpid(child, &status, WNOHANG) == child) && now_ms() < deadline)
+        usleep(1000);
+    if (written)
+        child = 0;
+    snprintf(answer, sizeof answer, "ok written=%d", written);
     return 0;
 }
 
@@ -414,6 +437,8 @@ static void perform(const char *request) {
     strcpy(answer, "ok");
     if (is(request, "flush"))
         flush();
+    else if (is(request, "sync"))
+        sync_disks(request);
     else if (is(request, "freeze"))
         freeze(request);
     else if (is(request, "thaw")) {

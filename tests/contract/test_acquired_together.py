@@ -249,3 +249,64 @@ async def test_nobody_else_gives_back_or_has_what_is_being_had(host: Host) -> No
     go_on.set()
     await within(task)
     assert host.on_disk() == {"disk": True, "tap": True}
+
+
+async def test_in_turn_one_write_comes_before_all_effects_and_none_between_them(
+    host: Host,
+) -> None:
+    async def nothing_is_written() -> None:
+        assert host.writes() == 1
+
+    parts = [host.wanted(key, nothing_is_written) for key in "abc"]
+    await host.ledger.acquire_in_turn(parts)
+    assert host.there == [*"abc"]
+    assert host.writes() == 1
+    assert host.on_disk() == dict.fromkeys("abc", False)
+    assert all(held.done for held in host.ledger.held())
+    assert await host.undone() == [*"cba"]
+    assert host.on_disk() == {}
+
+
+async def test_in_turn_what_failed_and_what_was_to_follow_are_given_back_as_well(
+    host: Host,
+) -> None:
+    """Whoever undoes must look: their intents are on disk."""
+    parts = [host.wanted("a"), host.wanted("b", fail), host.wanted("c")]
+    with pytest.raises(HostError, match="broken"):
+        await host.ledger.acquire_in_turn(parts)
+    assert host.there == ["a"]
+    assert host.begun == [*"ab"], "what stands on it is not begun"
+    assert {held.key: held.done for held in host.ledger.held()} == {
+        "a": True,
+        "b": False,
+        "c": False,
+    }
+    with pytest.raises(HostError, match="broken"):
+        await host.ledger.acquire_in_turn(parts)
+    assert host.begun == [*"abb"], "what is there is not had again"
+    assert await host.undone() == [*"cba"]
+
+
+async def test_in_turn_nothing_begins_without_its_intent(host: Host) -> None:
+    host.world.fail = lambda call: call == "append to journal"
+    with pytest.raises(HostError):
+        await host.ledger.acquire_in_turn([host.wanted("a"), host.wanted("b")])
+    assert host.begun == []
+    assert host.ledger.held() == ()
+
+
+async def test_in_turn_nobody_else_has_what_is_under_way(host: Host) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        asked.set()
+        await go_on.wait()
+
+    parts = [host.wanted("a", slow), host.wanted("b")]
+    work = asyncio.create_task(host.ledger.acquire_in_turn(parts))
+    await within(asked.wait())
+    with pytest.raises(Unavailable):
+        await host.ledger.acquire_in_turn([host.wanted("b")])
+    go_on.set()
+    await within(work)
+    assert host.there == [*"ab"]

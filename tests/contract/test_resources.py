@@ -72,9 +72,9 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
         case "capture:image":
             await one.acquire(ledger, PART, 4096)
         case "capture:frozen":
-            await one.acquire(ledger, domain, 1.0)
+            await ledger.acquire_in_turn([one.wanted(domain, 1.0, [].append)])
         case "capture:paused":
-            await one.acquire(ledger, domain)
+            await ledger.acquire_in_turn([one.wanted(domain)])
         case "capture:memory":
             capture = partial(ports.memory.capture, domain, f"{PART}/memory", 2048)
             await one.acquire(ledger, domain, capture)

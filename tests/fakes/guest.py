@@ -24,6 +24,10 @@ class FakeGuest:
         await self.heard("flush", domain, limit_s)
         self._world.flushed.append(domain)
 
+    async def sync(self, domain: str, limit_s: float) -> None:
+        await self.heard("sync", domain, limit_s)
+        assert domain not in self._world.frozen, "it is too late for that"
+
     async def freeze(self, domain: str, limit_s: float) -> str:
         await self.heard("freeze", domain, limit_s + _FREEZE_SLACK_S)
         self._world.frozen.add(domain)

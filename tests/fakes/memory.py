@@ -124,7 +124,7 @@ class FakeMemory:
         self._world.act(f"switch {domain} to {layer}")
         await self._world.hanging.passed(f"switch {domain}", domain)
         self._world.monitor(domain)
-        assert self._world.domains[domain] is DomainState.PAUSED
+        assert domain in self._world.frozen, "the workload writes meanwhile"
         assert layer in self._world.files
         self._world.root_layers[domain] = layer
         await self._crash_point("switch:qemu-only")

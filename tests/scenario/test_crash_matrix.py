@@ -270,6 +270,8 @@ class JournalsAfterTheEffect(Ledger):
         for one in wanted:
             await self.acquire(one.key, one.held.scope, one.held.data, one.effect)
 
+    acquire_in_turn = acquire_together
+
 
 class StrikesBeforeTheRelease(Ledger):
     """A mutant: forgets first and undoes afterwards."""

@@ -18,7 +18,10 @@ from vmdriver.model.phase import Phase
 
 BOUND_S = 8.0
 """On a busy machine; a stop and a delete take milliseconds here."""
-LIVES = ("create-stop-start", "suspend-twice", "suspend-cold", "snapshot-revert")
+LIVES = (
+    *("create-stop-start", "suspend-twice", "suspend-cold"),
+    *("snapshot-revert", "disk-snapshot"),
+)
 EVERY = 6
 """Crash points apart: each of these is met by one of the three."""
 

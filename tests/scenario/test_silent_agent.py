@@ -14,7 +14,7 @@ from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.limits import limit
 from tests.fakes.world import World
 from tests.scenario.stage import eventually
-from vmdriver.errors import DriverError, HypervisorError, TimedOut
+from vmdriver.errors import DriverError, GuestRefused, HypervisorError, TimedOut
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
 from vmdriver.model.phase import DomainState, Intent, Phase
@@ -73,15 +73,59 @@ async def keep(driver: FakeDriver, how: str) -> DriverError:
             if how == "suspend":
                 await found.suspend(worker)
             else:
-                await found.create_snapshot(worker, "a", disk_only=False)
+                only = how == "disk-snapshot"
+                await found.create_snapshot(worker, "a", disk_only=only)
     return caught.value
 
 
-@pytest.mark.parametrize("how", ["suspend", "snapshot"])
-async def test_an_agent_that_is_dead_costs_an_operator_one_deadline(how: str) -> None:
+SYNC_S = 1.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimedOut("the guest did not answer"),
+        GuestRefused("the guest refused to sync: unknown verb"),
+        HypervisorError("the guest answers something else"),
+    ],
+)
+@pytest.mark.parametrize("how", ["suspend", "snapshot", "disk-snapshot"])
+async def test_a_guest_that_does_not_write_back_before_is_kept_all_the_same(
+    how: str, error: DriverError
+) -> None:
+    """One that is silent at that, one of an earlier release, one that floods."""
+    driver, domain = await started()
+    real, asked = driver.guest.heard, []
+
+    async def heard(verb: str, domain: str, timeout_s: float) -> None:
+        asked.append((verb, timeout_s))
+        if verb == "sync":
+            raise error
+        await real(verb, domain, timeout_s)
+
+    driver.guest.heard = heard  # type: ignore[method-assign]
+    found = Operations(driver.manager)
+    worker = found.find("s1")
+    if how == "suspend":
+        await found.suspend(worker)
+        assert driver.phase() is Phase.SUSPENDED
+    else:
+        await found.create_snapshot(worker, "a", disk_only=how == "disk-snapshot")
+        assert [e.name for e in driver.record().snapshots] == ["a"]
+        assert domain not in driver.world.frozen
+    assert [verb for verb, _ in asked[:2]] == ["sync", "freeze"]
+    assert asked[0][1] <= SYNC_S, "nobody waits for that for long"
+    await driver.close()
+
+
+@pytest.mark.parametrize("silent", [(), ("sync",)])
+@pytest.mark.parametrize("how", ["suspend", "snapshot", "disk-snapshot"])
+async def test_an_agent_that_is_dead_costs_an_operator_one_deadline(
+    how: str, silent: tuple[str, ...]
+) -> None:
     driver, _ = await started()
     subscription = driver.broadcaster.subscribe()
-    guest = Guest(driver, "freeze", "thaw")
+    guest = Guest(driver, *silent, "freeze", "thaw")
     error = await keep(driver, how)
     assert guest.waited_s <= FREEZE_S + 5 + 3, "asked once, and once more in short"
     assert "'freeze'" in error.text(), "the first trouble is the reason"

@@ -1,12 +1,15 @@
-"""Where the time of a sandbox's last start went is kept with it, whatever it started from."""
+"""Where the time of a sandbox's last start went is kept with it, whatever it started from, and of its snapshots."""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
-from tests.scenario.stage import running, waiting, with_template
+from tests.scenario.stage import operations, running, waiting, with_template
 from vmdriver.model.phase import Phase
 from vmdriver.model.timing import StartTiming
+from vmdriver.model.wishes import Wish
 
 _PARTS = ["overlay", "launch-files", "tap", "firewall", "machine"]
 
@@ -100,3 +103,27 @@ async def test_a_machine_that_is_taken_up_keeps_the_timing_of_its_start() -> Non
     await taken_up.settled()
     assert taken_up.record("s1").last_start == driver.record("s1").last_start
     await taken_up.close()
+
+
+STANDING = ["sync", "freeze", "pause", "memory", "disk", "go on"]
+
+
+@pytest.mark.parametrize("disk_only", [False, True])
+async def test_the_steps_of_a_snapshot_are_kept_with_it(disk_only: bool) -> None:
+    driver = await running()
+    found, worker = operations(driver)
+    await found.create_snapshot(worker, "a", disk_only=disk_only)
+    (entry,) = driver.record("s1").snapshots
+    told = [step.name for step in entry.steps]
+    if disk_only:
+        wanted = ["new layer", "sync", "freeze", "disk", "go on", "note"]
+    else:
+        before, after = ["room", "new layer"], ["note", "cut", "write out", "publish"]
+        wanted = [*before, *STANDING, *after]
+    assert told == wanted
+    assert all(step.begun_ms <= step.ended_ms for step in entry.steps)
+    await driver.wish("s1", Wish.STOP)
+    await driver.settled()
+    await found.create_snapshot(worker, "b", disk_only=True)
+    assert driver.record("s1").snapshots[-1].steps == (), "nothing stood still"
+    await driver.close()

@@ -95,3 +95,43 @@ async def test_a_refusal_has_the_guests_words_where_a_report_looks_for_them(
     async with served(tmp_path / "s", says=b"error because"):
         with pytest.raises(GuestRefused, match=f"^{REFUSED_TO} freeze: because$"):
             await guest_channel.ask(str(tmp_path / "s"), "freeze", dict, 20)
+
+
+@asynccontextmanager
+async def answered(
+    path: Path, *lines: bytes, endless: bool = False
+) -> AsyncIterator[None]:
+    """A guest that says these lines, with the request's number in them, once or without end."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = (await reader.readline()).rpartition(b"\xff")[2].split()[0]
+        with suppress(OSError):
+            for line in lines:
+                writer.write(line.replace(b"NUMBER", number) + b"\n")
+            while endless:
+                writer.write(b"noise\n" * 100)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, str(path))
+    try:
+        yield
+    finally:
+        server.close()
+
+
+async def test_an_answer_that_comes_late_is_none_to_what_is_asked_next(
+    tmp_path: Path,
+) -> None:
+    late = b"9f.1.1 ok written=1", b"9f.1.1 error unknown verb"
+    async with answered(tmp_path / "s", *late, b"NUMBER ok boot_id=b"):
+        found = await guest_channel.ask(str(tmp_path / "s"), "freeze", dict, 20)
+    assert found == {"boot_id": "b"}
+
+
+async def test_a_guest_that_does_not_end_talking_is_not_listened_to(
+    tmp_path: Path,
+) -> None:
+    async with answered(tmp_path / "s", endless=True):
+        with pytest.raises(HypervisorError, match="cannot be asked to sync"):
+            await guest_channel.ask(str(tmp_path / "s"), "sync", dict, 20)

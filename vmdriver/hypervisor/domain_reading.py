@@ -57,6 +57,14 @@ def read_root_layer(domain_xml: str) -> str:
     return _read(domain_xml, "devices/disk[serial='root']/source", "file")
 
 
+def read_other_disks(domain_xml: str) -> tuple[str, ...]:
+    """Names of the disks besides the root disk, as vdb."""
+    disks = Xml.fromstring(domain_xml).findall("devices/disk")  # noqa: S314 - libvirt's own output
+    others = [disk for disk in disks if disk.findtext("serial") != "root"]
+    targets = [disk.find("target") for disk in others]
+    return tuple(t.get("dev", "") for t in targets if t is not None)
+
+
 def read_root_alias(domain_xml: str) -> str:
     """libvirt's name for the root disk's device in a running QEMU, or ""."""
     return _read(domain_xml, "devices/disk[serial='root']/alias", "name")

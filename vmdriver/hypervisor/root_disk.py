@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ def switch(machine: Any, layer: str) -> None:
     if top.file == layer:
         return
     if top.file == domain_reading.read_root_layer(text):
-        machine.snapshotCreateXML(_snapshot(layer), _FLAGS)
+        others = domain_reading.read_other_disks(text)
+        machine.snapshotCreateXML(_snapshot(layer, others), _FLAGS)
     else:
         _switch_by_hand(machine, top, layer)
 
@@ -71,14 +72,14 @@ def plain_name(filename: str) -> str:
     return filename
 
 
-def _snapshot(layer: str) -> str:
+def _snapshot(layer: str, others: Sequence[str]) -> str:
+    """libvirt makes a layer of its own for every disk that can be written to and is not named."""
     escaped = layer.replace("&", "&amp;").replace("<", "&lt;").replace("'", "&apos;")
+    left = "".join(f"<disk name='{name}' snapshot='no'/>" for name in others)
     return (
         "<domainsnapshot><disks>"
         "<disk name='vda' snapshot='external' type='file'><driver type='qcow2'/>"
-        f"<source file='{escaped}'/></disk>"
-        "<disk name='vdb' snapshot='no'/><disk name='vdc' snapshot='no'/>"
-        "<disk name='vdd' snapshot='no'/></disks></domainsnapshot>"
+        f"<source file='{escaped}'/></disk>{left}</disks></domainsnapshot>"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.spec import Frozen, SandboxSpec
+from vmdriver.model.timing import TimedStep
 
 MEMORY, STATE, DOMAIN = "memory", "state", "domain.xml"
 CheckpointKind = Literal["suspended", "snapshot", "template"]
@@ -145,6 +146,8 @@ class SnapshotEntry(Frozen):
     """Counts for its removal; `created_at` is for people."""
     disk_bytes: int = 0
     """What its top layer occupies."""
+    steps: tuple[TimedStep, ...] = ()
+    """How it was taken of what ran, in milliseconds from the beginning of that."""
 
     @property
     def stored_bytes(self) -> int:

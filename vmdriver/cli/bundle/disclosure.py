@@ -104,7 +104,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     Processor: ("model microcode flags", ""),
     ImageConfig: ("user working_directory", "environment entrypoint command"),
     MemoryRef: ("directory digest kind name stored_bytes consumed", ""),
-    SnapshotEntry: ("name created_at layers memory age disk_bytes", ""),
+    SnapshotEntry: ("name created_at layers memory age disk_bytes steps", ""),
     SeenAge: ("seconds boot_id uptime_s", ""),
     StartTiming: ("kind at steps", ""),
     TimedStep: ("name begun_ms ended_ms", ""),

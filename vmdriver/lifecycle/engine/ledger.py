@@ -234,6 +234,24 @@ class Ledger:
             for key in keys:
                 await self._crash_point(f"{key}:after-outcome")
 
+    async def acquire_in_turn(self, wanted: Sequence[Wanted]) -> None:
+        """The same for several of which each stands on the one before: their intents are one write,
+        their effects follow each other, and nothing is written between them: the outcomes are with
+        what is written next. For what may not take longer than its effects.
+        """
+        missing = [one for one in wanted if not self._has(one.key)]
+        with ExitStack() as busy:
+            for one in missing:
+                busy.enter_context(self._alone_at(one.key))
+                await self._crash_point(f"{one.key}:before-intent")
+            await finished(self._put(*(one.held for one in missing)))
+            for one in missing:
+                await self._crash_point(f"{one.key}:after-intent")
+            for one in missing:
+                await self._have(one)
+                await finished(self._note([one.key], later=True))
+                await self._crash_point(f"{one.key}:after-outcome")
+
     async def _have(self, one: Wanted) -> None:
         await finished(one.effect(), _PATIENCE_S if one.may_hang else None)
         await self._crash_point(f"{one.key}:after-effect")

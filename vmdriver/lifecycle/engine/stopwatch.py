@@ -40,6 +40,12 @@ class Stopwatch:
         if ends:
             self._spans.append((name, ends[-1], time.monotonic()))
 
+    def between(self, first: str, last: str) -> float:
+        """Seconds from the first begin of the one step to the last end of the other; 0 without."""
+        begun = [begin for step, begin, _ in self._spans if step == first]
+        ended = [end for step, _, end in self._spans if step == last]
+        return max(ended) - min(begun) if begun and ended else 0.0
+
     @property
     def steps(self) -> dict[str, float]:
         """Seconds of the named steps, in order of their ends; those of one name together, and what

@@ -10,15 +10,15 @@ machine first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from vmdriver.errors import DriverError, Refused
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.giving_back import GivingBack
-from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope, Wanted
 from vmdriver.lifecycle.engine.resource import FROZEN, LAYER, PAUSED
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.stopwatch import Stopwatch
@@ -30,6 +30,7 @@ from vmdriver.lifecycle.memory.resources import (
     CheckpointPart,
     FrozenWorkload,
     PausedMachine,
+    WrittenMemory,
     image_bytes,
 )
 from vmdriver.lifecycle.ports.memory import Captured
@@ -44,6 +45,9 @@ from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+_WRITE_BACK_S = 1.0
+"""A guest that has more to write than that writes the rest while it stands still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,17 +179,84 @@ class Capture:
             await self.ports.memory_store.read_ahead(sandbox.record.mapped)
         return path
 
-    async def freeze(self, sandbox: Sandbox, plan: LaunchPlan, watch: Stopwatch) -> str:
-        """Workload frozen, disks flushed, machine paused. The guest's boot id."""
-        ledger, domain = sandbox.ledger, plan.domain
-        limit_s = self.freeze_timeout_s
-        with watch.step("freeze"):
-            boot_id = await FrozenWorkload(
-                self.ports.guest, self.ports.hypervisor, self.ports.memory
-            ).acquire(ledger, domain, limit_s)
-        with watch.step("pause"):
-            await PausedMachine(self.ports.memory).acquire(ledger, domain)
-        return boot_id
+    async def hold_disk(
+        self, sandbox: Sandbox, plan: LaunchPlan, watch: Stopwatch
+    ) -> None:
+        """Workload frozen, disks flushed; for its disk alone, whose layers are switched in one
+        moment, nothing more has to stand still.
+        """
+        await self._stand_still(sandbox, plan, watch, pause=False)
+
+    async def write_to_go_on(
+        self,
+        sandbox: Sandbox,
+        plan: LaunchPlan,
+        watch: Stopwatch,
+        write: Callable[[], Awaitable[T]],
+    ) -> tuple[T, str]:
+        """What `write` makes of the memory of a machine that stands still for no more than that,
+        and the guest's boot id.
+        """
+        written: list[T] = []
+
+        async def keep() -> None:
+            written.append(await write())
+
+        memory = WrittenMemory().wanted(plan.domain, keep)
+        step = _timed(watch, "memory", memory)
+        boot_id = await self._stand_still(sandbox, plan, watch, step)
+        return written[-1], boot_id
+
+    async def write(
+        self,
+        sandbox: Sandbox,
+        plan: LaunchPlan,
+        watch: Stopwatch,
+        write: Callable[[], Awaitable[T]],
+    ) -> tuple[T, str]:
+        """The same of a machine that ends afterwards: not before that can be noted."""
+        boot_id = await self._stand_still(sandbox, plan, watch)
+        with watch.step("memory"):
+            ledger, domain = sandbox.ledger, plan.domain
+            written = await WrittenMemory().acquire(ledger, domain, write)
+        return written, boot_id
+
+    async def _stand_still(
+        self,
+        sandbox: Sandbox,
+        plan: LaunchPlan,
+        watch: Stopwatch,
+        *then: Wanted,
+        pause: bool = True,
+    ) -> str:
+        """Workload frozen, disks flushed, machine paused, and what else is wanted in that state.
+        The guest's boot id.
+        """
+        ports, domain, boot_ids = self.ports, plan.domain, [""]
+        await self._write_back(plan, watch)
+        frozen = FrozenWorkload(ports.guest, ports.hypervisor, ports.memory)
+        wanted = [
+            _timed(
+                watch,
+                "freeze",
+                frozen.wanted(domain, self.freeze_timeout_s, boot_ids.append),
+            )
+        ]
+        if pause:
+            paused = PausedMachine(ports.memory).wanted(domain)
+            wanted.append(_timed(watch, "pause", paused))
+        await sandbox.ledger.acquire_in_turn([*wanted, *then])
+        return boot_ids[-1]
+
+    async def _write_back(self, plan: LaunchPlan, watch: Stopwatch) -> None:
+        """What can be on the guest's disks before it stands still. Without that it takes longer,
+        as with agents of earlier releases.
+        """
+        with watch.step("sync"):
+            try:
+                await self.ports.guest.sync(plan.domain, _WRITE_BACK_S)
+            except DriverError as error:
+                _log.info("%s: not written back: %s", plan.domain, error.text())
 
     async def publish(
         self,
@@ -232,6 +303,14 @@ class Capture:
             name=name,
             stored_bytes=manifest.stored_bytes,
         )
+
+
+def _timed(watch: Stopwatch, name: str, wanted: Wanted) -> Wanted:
+    async def effect() -> None:
+        with watch.step(name):
+            await wanted.effect()
+
+    return replace(wanted, effect=effect)
 
 
 def refuse_devices(plan: LaunchPlan) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope, Wanted
 from vmdriver.lifecycle.engine.resource import (
     CHECKPOINT_PART,
     FROZEN,
@@ -65,10 +65,15 @@ class FrozenWorkload:
     memory: MachineMemory
     key, needs = FROZEN, ("domain",)
 
-    async def acquire(self, ledger: Ledger, domain: str, limit_s: float) -> str:
-        """The guest's boot id."""
-        data, freeze = {"domain": domain}, partial(self.guest.freeze, domain, limit_s)
-        return str(await ledger.acquire(self.key, Scope.CAPTURE, data, freeze))
+    def wanted(
+        self, domain: str, limit_s: float, tell: Callable[[str], None]
+    ) -> Wanted:
+        """`tell` is called with the guest's boot id."""
+
+        async def freeze() -> None:
+            tell(await self.guest.freeze(domain, limit_s))
+
+        return Wanted(Held(self.key, Scope.CAPTURE, {"domain": domain}), freeze)
 
     async def release(self, given: Given) -> None:
         """The wall clock is set before it goes on. Fine where nothing runs."""
@@ -90,10 +95,10 @@ class PausedMachine:
     memory: MachineMemory
     key, needs = PAUSED, ("domain",)
 
-    async def acquire(self, ledger: Ledger, domain: str) -> None:
+    def wanted(self, domain: str) -> Wanted:
         """NotFound."""
-        data, pause = {"domain": domain}, partial(self.memory.pause, domain)
-        await ledger.acquire(self.key, Scope.CAPTURE, data, pause)
+        entry = Held(self.key, Scope.CAPTURE, {"domain": domain})
+        return Wanted(entry, partial(self.memory.pause, domain))
 
     async def release(self, given: Given) -> None:
         await self.memory.go_on(given["domain"])
@@ -115,6 +120,10 @@ class WrittenMemory:
         written = await ledger.acquire(self.key, Scope.CAPTURE, data, write)
         assert written is not None  # noqa: S101 - a capture is never resumed half-way
         return written
+
+    def wanted(self, domain: str, write: Callable[[], Awaitable[None]]) -> Wanted:
+        """Together with what the machine stands still by."""
+        return Wanted(Held(self.key, Scope.CAPTURE, {"domain": domain}), write)
 
     async def release(self, _given: Given) -> None:
         pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from vmdriver.errors import (
@@ -33,7 +33,7 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.memory.capture import Capture, refuse_devices
 from vmdriver.lifecycle.memory.layers import stand_on
-from vmdriver.lifecycle.memory.resources import NewLayer, WrittenMemory
+from vmdriver.lifecycle.memory.resources import NewLayer
 from vmdriver.lifecycle.memory.snapshot_room import check_room
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
@@ -72,7 +72,6 @@ class Snapshots:
     layers: Layers
     budget: MemoryBudget
     on_host: Callable[[], tuple[int, int]]
-    _written: WrittenMemory = field(default_factory=WrittenMemory, init=False)
 
     # --- take
 
@@ -104,6 +103,7 @@ class Snapshots:
         try:
             if runs:
                 entry = await self._of_running(sandbox, name, disk_only, plan, watch)
+                entry = entry.model_copy(update={"steps": watch.timed()})
             else:
                 entry = await self._of_stopped(sandbox, name)
             await sandbox.update(snapshots=(*sandbox.record.snapshots, entry))
@@ -128,23 +128,25 @@ class Snapshots:
         ports, capture, layers = self.ports, self.capture, sandbox.record.layers
         memory_path, streamed = "", None
         if not disk_only:
-            memory_path = await capture.begin(sandbox, plan, copies=2)
-        layer = await self._new_layer(sandbox, layers, running=True)
-        boot_id = await capture.freeze(sandbox, plan, watch)
-        if not disk_only:
-            with watch.step("memory"):
-                stream = partial(
-                    ports.memory.stream, plan.domain, f"{memory_path}.stream"
-                )
-                streamed = await self._written.acquire(
-                    sandbox.ledger, plan.domain, stream
-                )
+            with watch.step("room"):
+                memory_path = await capture.begin(sandbox, plan, copies=2)
+        with watch.step("new layer"):
+            layer = await self._new_layer(sandbox, layers, running=True)
+        boot_id = ""
+        if disk_only:
+            await capture.hold_disk(sandbox, plan, watch)
+        else:
+            path = f"{memory_path}.stream"
+            stream = partial(ports.memory.stream, plan.domain, path)
+            write = capture.write_to_go_on
+            streamed, boot_id = await write(sandbox, plan, watch, stream)
         with watch.step("disk"):
             await self._switch_layer(sandbox, plan.domain, layer)
         with watch.step("go on"):
-            await capture.let_go_on(sandbox)  # before the files are written out
-        still = sum(watch.steps.values())
-        disk_bytes = await self._freeze_layers(sandbox, layers)
+            await capture.let_go_on(sandbox)  # before anything is written out
+        still = watch.between("freeze", "go on")
+        with watch.step("note"):
+            disk_bytes = await self._stand_above(sandbox, layers, layer)
         ref: MemoryRef | None = None
         if streamed is not None:
             with watch.step("cut"):
@@ -166,24 +168,28 @@ class Snapshots:
         )
         return _entry(name, layers, disk_bytes, ref)
 
-    async def _freeze_layers(self, sandbox: Sandbox, layers: tuple[str, ...]) -> int:
-        """Nobody writes to them from now on; the bytes of the last one. Those below as well, down
-        to another sandbox's: what put a layer on one of them was cut off before it was frozen,
-        or found that a machine holds it. StorageError.
+    async def _stand_above(
+        self, sandbox: Sandbox, layers: tuple[str, ...], layer: str
+    ) -> int:
+        """The record stands on `layer` from now on, and nobody writes to those below it; the bytes
+        of the last of them. All of them, down to another sandbox's: what put a layer on one of them
+        was cut off before it was frozen, or found that a machine holds it. StorageError.
         """
+        # Read-only only then: a record that cannot be saved stays on a layer to write to.
+        await stand_on(sandbox, (*layers, layer))
         disk_bytes = 0
-        for layer in layers[sandbox.record.inherited_layers :]:
-            disk_bytes = await self.ports.disks.freeze_layer(layer, _user(sandbox))
+        for below in layers[sandbox.record.inherited_layers :]:
+            disk_bytes = await self.ports.disks.freeze_layer(below, _user(sandbox))
         return disk_bytes
 
     async def _switch_layer(self, sandbox: Sandbox, domain: str, layer: str) -> None:
+        """The record says so when the machine goes on: until then the ledger does."""
         try:
             await self.ports.memory.switch_layer(domain, layer)
         except TimedOut:
             # It may come to it yet.
             await stand_on(sandbox, (*sandbox.record.layers, layer))
             raise
-        await stand_on(sandbox, (*sandbox.record.layers, layer))
 
     async def _of_stopped(self, sandbox: Sandbox, name: str) -> SnapshotEntry:
         layers, made = sandbox.record.layers, sandbox.ledger.get(OVERLAY)
@@ -195,9 +201,7 @@ class Snapshots:
                 resolution="start it",
             )
         layer = await self._new_layer(sandbox, layers)
-        # Read-only only then: a record that cannot be saved stays on a layer to write to.
-        await stand_on(sandbox, (*layers, layer))
-        disk_bytes = await self._freeze_layers(sandbox, layers)
+        disk_bytes = await self._stand_above(sandbox, layers, layer)
         return _entry(name, layers, disk_bytes)
 
     async def _new_layer(

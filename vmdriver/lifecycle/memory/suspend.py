@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from vmdriver.errors import DriverError, NotFound, Refused
@@ -15,7 +15,6 @@ from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.memory.capture import Capture, refuse_devices
-from vmdriver.lifecycle.memory.resources import WrittenMemory
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.model import wishes
@@ -42,7 +41,6 @@ class Suspend:
     observer: Observer
     extensions: ExtensionRunner
     giving_back: GivingBack
-    _written: WrittenMemory = field(default_factory=WrittenMemory, init=False)
 
     async def suspend(self, sandbox: Sandbox, seen: Seen) -> None:
         """Keep the memory, end the machine; or as before, and the reason is shown."""
@@ -99,11 +97,8 @@ class Suspend:
                 lambda extension, context: extension.before_suspend(context, plan),
             )
         memory = await capture.begin(sandbox, plan)
-        boot_id = await capture.freeze(sandbox, plan, watch)
-        with watch.step("memory"):
-            domain = plan.domain
-            write = partial(self.memory.capture, domain, memory, plan.memory_mib)
-            captured = await self._written.acquire(sandbox.ledger, domain, write)
+        write = partial(self.memory.capture, plan.domain, memory, plan.memory_mib)
+        captured, boot_id = await capture.write(sandbox, plan, watch, write)
         return await capture.publish(
             sandbox,
             plan,

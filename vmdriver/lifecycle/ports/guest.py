@@ -18,6 +18,12 @@ class Guest(Protocol):
     async def flush(self, domain: str, limit_s: float) -> None:
         """Write what the guest's file systems hold back to its disks."""
 
+    async def sync(self, domain: str, limit_s: float) -> None:
+        """The same while everything runs on, so that `freeze` finds little to write. Where that
+        takes longer it goes on, beside whatever is asked next. Agents of earlier releases refuse
+        it.
+        """
+
     async def freeze(self, domain: str, limit_s: float) -> str:
         """Freeze the workload, then flush, so that memory and disk are of one moment. `limit_s` is
         for the freezing; the answer is waited for a little longer. Returns the boot id of the
