@@ -1,12 +1,10 @@
 """Where a cold boot, a fork, a resume and a snapshot go: the steps that the driver notes of each. Started by scripts/bench.
 
-One machine of 512 MiB, one after the other; medians of begin and end of each step, in milliseconds from the wish. Of a
-snapshot only how long each step took is told, so its steps are shown one after the other.
+One machine of 512 MiB, one after the other; medians of begin and end of each step, in milliseconds from the wish.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections import defaultdict
@@ -37,11 +35,15 @@ Spans = dict[str, tuple[float, float]]
 
 def spans_of(sandbox: Sandbox, kind: str) -> Spans:
     """Of its last start, which was of that kind."""
-    found: Spans = {}
     start = sandbox.record()["last_start"]
     if start["kind"] != kind:
         raise RuntimeError(f"it was {start['kind']}, not {kind}")
-    for step in start["steps"]:
+    return spans_in(start["steps"])
+
+
+def spans_in(steps: list[dict[str, Any]]) -> Spans:
+    found: Spans = {}
+    for step in steps:
         begun, ended = step["begun_ms"], step["ended_ms"]
         first, last = found.get(step["name"], (begun, ended))
         found[step["name"]] = min(first, begun), max(last, ended)
@@ -49,20 +51,11 @@ def spans_of(sandbox: Sandbox, kind: str) -> Spans:
 
 
 def snapshot_spans(sandbox: Sandbox, name: str) -> Spans:
-    said: list[str] = []
     socket = sandbox.driver.state / "run" / "admin.sock"
-    admin_client.create_snapshot(
-        socket, sandbox.id, name, False, lambda _r, message, _w: said.append(message)
-    )
+    admin_client.create_snapshot(socket, sandbox.id, name, False, lambda *_: None)
+    (entry,) = sandbox.record()["snapshots"]
     admin_client.delete_snapshot(socket, sandbox.id, name)
-    found: Spans = {}
-    at = 0.0
-    for step, took in re.findall(r"[(,] ?([a-z][a-z ]*) (\d+) ms", said[-1]):
-        found[step] = at, at + float(took)
-        at += float(took)
-    if not found:
-        raise RuntimeError(f"no steps in {said}")
-    return found
+    return spans_in(entry["steps"])
 
 
 def medians(each: list[Spans]) -> list[list[Any]]:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vmdriver.cli.waterfall import shown, waterfall
+from vmdriver.cli.waterfall import shown, taken, waterfall
+from vmdriver.model.checkpoint import MemoryRef, SnapshotEntry
 from vmdriver.model.timing import StartTiming, TimedStep, with_guest
 
 
@@ -78,3 +79,32 @@ def test_a_heading_says_how_it_came_up_and_what_of_it_was_the_guests(
     at = datetime(2026, 1, 2, tzinfo=UTC)
     timing = StartTiming(kind=kind, at=at, steps=tuple(spans))
     assert shown(timing).splitlines()[0].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        (MemoryRef(directory="d", digest="", kind="snapshot"), "snapshot a in 900 ms"),
+        (None, "snapshot a of the disk alone in 900 ms"),
+    ],
+)
+def test_a_snapshot_says_how_long_the_workload_stood_still(
+    memory: MemoryRef | None, said: str
+) -> None:
+    steps = [("sync", 0, 50), ("freeze", 50, 70), ("go on", 80, 100), ("cut", 100, 900)]
+    entry = SnapshotEntry(
+        name="a",
+        created_at=datetime(2026, 1, 2, tzinfo=UTC),
+        layers=("l",),
+        memory=memory,
+        steps=tuple(step(*one) for one in steps),
+    )
+    head, *bars = taken(entry).splitlines()
+    assert head == (
+        f"{said}, of which the workload stood still for 50 ms, taken at 2026-01-02 00:00:00 UTC"
+    )
+    assert len(bars) == 4
+    untimed = entry.model_copy(update={"steps": ()})
+    assert taken(untimed) == "", "of a stopped sandbox, or by an earlier release"
+    odd = entry.model_copy(update={"steps": (step("another", 0, 5),)})
+    assert "stood still for 0 ms" in taken(odd)

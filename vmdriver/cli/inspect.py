@@ -8,7 +8,7 @@ from vmdriver.cli.files import files_of
 from vmdriver.cli.page import page, rendered
 from vmdriver.cli.terminal import print_json, show
 from vmdriver.cli.unread import as_document, read_state
-from vmdriver.cli.waterfall import shown
+from vmdriver.cli.waterfall import shown, taken
 from vmdriver.config import Loaded
 from vmdriver.errors import NotFound
 from vmdriver.host import console_file
@@ -18,6 +18,8 @@ from vmdriver.model.record import utc_now
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.sandboxes.guest_report import read_report
 from vmdriver.storage.sandboxes.records import read_record
+
+_TIMED = {"name", "created_at", "steps"}
 
 
 def _machine(loaded: Loaded, domain: str) -> dict[str, Any]:
@@ -60,15 +62,19 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
 
 
 def timing(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
-    """Where the time of its last start went. NotFound before the first one that came up."""
-    found = read_record(files_of(loaded, sandbox_id).root).last_start
+    """Where the time of its last start went, and of each snapshot that was taken while it ran.
+    NotFound before the first start that came up.
+    """
+    record = read_record(files_of(loaded, sandbox_id).root)
+    found, snapshots = record.last_start, [s for s in record.snapshots if s.steps]
     if found is None:
         raise NotFound(
             f"no start of sandbox {sandbox_id} was timed",
             resolution="see what it waits for: vmdriver inspect, without --timing",
         )
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        taken_in = [s.model_dump(mode="json", include=_TIMED) for s in snapshots]
+        print_json({**found.model_dump(mode="json"), "snapshots": taken_in})
     else:
-        print(shown(found))
+        print("\n\n".join([shown(found), *map(taken, snapshots)]))
     return 0

@@ -144,7 +144,7 @@ def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--timing",
         action="store_true",
-        help="instead, where the time of its last start went, step by step",
+        help="instead, where the time of its last start, and of its snapshots, went, step by step",
     )
     one = _leaf(commands, common, "console", "print a sandbox's console")
     one.add_argument("id", help="sandbox id")

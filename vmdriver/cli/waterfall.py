@@ -1,4 +1,6 @@
-"""Steps of a start as bars below each other, each where it began and as long as it took."""
+"""Steps of a start, or of a snapshot, as bars below each other, each where it began and as long as
+it took.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,13 @@ import shutil
 from collections.abc import Sequence
 
 from vmdriver.host.visible import visible
+from vmdriver.model.checkpoint import SnapshotEntry
 from vmdriver.model.timing import StartTiming, TimedStep
 
 _NARROWEST, _WIDEST = 20, 100
 _GUESTS = {"guest takes its files", "guest starts"}
+_STANDING = {"freeze", "go on"}
+"""In which a workload begins, and ceases, to stand still."""
 _WAYS = {
     "relaunched": "booted again",
     "resumed": "resumed from its memory",
@@ -48,6 +53,24 @@ def shown(timing: StartTiming) -> str:
     head = f"{_way(timing)} in {total:.0f} ms{whose}, {when}"
     return "\n".join(
         [head, *waterfall(timing.steps, shutil.get_terminal_size().columns)]
+    )
+
+
+def taken(entry: SnapshotEntry) -> str:
+    """How a snapshot of a running sandbox was taken; "" where that was not timed."""
+    if not entry.steps:
+        return ""
+    total = max(step.ended_ms for step in entry.steps)
+    still = [step for step in entry.steps if step.name in _STANDING]
+    begun = min((step.begun_ms for step in still), default=0.0)
+    stood = max((step.ended_ms for step in still), default=0.0) - begun
+    what = "" if entry.memory else " of the disk alone"
+    head = (
+        f"snapshot {visible(entry.name)}{what} in {total:.0f} ms, of which the workload stood "
+        f"still for {stood:.0f} ms, taken at {entry.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    return "\n".join(
+        [head, *waterfall(entry.steps, shutil.get_terminal_size().columns)]
     )
 
 
