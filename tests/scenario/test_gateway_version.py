@@ -4,51 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 
+from tests.fakes.health import gateway
 from tests.fakes.registry import make_certificate
 from vmdriver._proto import gateway_health_pb2 as pb
 from vmdriver.errors import Unavailable
 from vmdriver.lifecycle.ports.settings import TlsFiles
 from vmdriver.service.gateway import GatewayService
-
-
-class Health(grpc.GenericRpcHandler):
-    """Upstream's name of the call, and its field number of the version."""
-
-    def __init__(self, version: str) -> None:
-        self._version = version
-
-    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        if call.method != "/openshell.v1.OpenShell/Health":
-            return None
-
-        async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
-            version = self._version.encode()
-            return b"\x08\x01\x12" + bytes([len(version)]) + version
-
-        return grpc.unary_unary_rpc_method_handler(answer)
-
-
-@asynccontextmanager
-async def gateway(
-    version: str, credentials: grpc.ServerCredentials | None = None
-) -> AsyncIterator[int]:
-    server = grpc.aio.server(handlers=[Health(version)])
-    address = "127.0.0.1:0"
-    port = (
-        server.add_insecure_port(address)
-        if credentials is None
-        else server.add_secure_port(address, credentials)
-    )
-    await server.start()
-    yield port
-    await server.stop(0)
 
 
 def certified(folder: Path, name: str) -> tuple[grpc.ServerCredentials, TlsFiles]:

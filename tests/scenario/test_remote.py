@@ -29,6 +29,8 @@ from tests.fakes.service import sandbox
 from vmdriver._proto import admin_pb2, admin_pb2_grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
+from vmdriver.cli.doctor.base_findings import base_findings
+from vmdriver.cli.doctor.finding import Finding
 from vmdriver.compose.app import Composition
 from vmdriver.compose.config import ComposeConfig
 from vmdriver.extension import Extension
@@ -307,6 +309,30 @@ async def answers(remote: Remote, asked: ssl.SSLContext) -> bool:
         return False
     finally:
         writer.transport.abort()
+
+
+async def test_doctor_tries_the_way_beside_a_composed_driver_that_runs(
+    tmp_path: Path, authority: Authority, server: Keys, client: Keys
+) -> None:
+    async def levels(of: ComposeConfig) -> dict[str, Finding]:
+        return {found.check: found async for found in base_findings(of)}
+
+    async with far(tmp_path, server, client) as found:
+        own = settings(tmp_path, found.link.port, client)
+        told = await levels(own)
+        assert {one.level for one in told.values()} == {"ok"}
+        assert own.base in told["base"].message
+        await listed(found.stub)
+        other = settings(
+            tmp_path,
+            found.link.port,
+            authority.issue("stranger.test", Side.CLIENT),
+            base_wait_s=0.4,
+        )
+        assert "hangs up" in (await levels(other))["base"].message
+        near = f"unix:{own.bind_socket}"
+        plain = ComposeConfig(base=near, bind_socket=tmp_path / "x.sock")
+        assert {one.level for one in (await levels(plain)).values()} == {"ok"}
 
 
 # --- certificates that change while it runs

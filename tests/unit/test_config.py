@@ -10,6 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from vmdriver.cli import show
+from vmdriver.compose.config import load as load_compose
 from vmdriver.config import SETTINGS, load
 from vmdriver.config.views import settings_from
 from vmdriver.errors import ConfigError
@@ -193,3 +194,51 @@ def test_operators_commands_in_guests_take_somebodys_word(tmp_path: Path) -> Non
     assert settings_from(loaded(tmp_path).config).operator_exec is False
     said = loaded(tmp_path, "operator_exec = true").config
     assert settings_from(said).operator_exec is True
+
+
+TLS = {
+    "bind_tls": "0.0.0.0:7443",
+    "tls_ca": "/t/ca.crt",
+    "tls_certificate": "/t/host.crt",
+    "tls_key": "/t/host.key",
+    "tls_clients": "one.test, two.test",
+}
+
+
+def test_other_hosts_are_served_with_all_that_it_takes_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    remote = loaded(tmp_path, flags=TLS).config.remote
+    assert remote.tls_clients == ["one.test", "two.test"]
+    for key in TLS.keys() - {"bind_tls"}:
+        with pytest.raises(ConfigError, match=f"bind_tls needs {key}, too"):
+            loaded(tmp_path, flags={k: v for k, v in TLS.items() if k != key})
+    only = {"tls_ca": "/t/ca.crt"}
+    assert loaded(tmp_path, flags=only).config.remote.bind_tls == "", (
+        "off, whatever else"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("bind_tls", "7443"), ("bind_tls", "::1:7443"), ("tls_clients", "*.test")],
+)
+def test_who_is_served_is_said_exactly(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        loaded(tmp_path, flags={**TLS, key: value})
+
+
+def test_a_base_on_another_host_has_keys_and_one_on_this_host_none(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "compose.toml"
+    path.write_text('base = "tls:host.test:7443"\nbind_socket = "/c"\n')
+    keys = {key: f"/t/{key}" for key in ("tls_ca", "tls_certificate", "tls_key")}
+    assert load_compose(path, keys).keys() is not None
+    for key in keys:
+        with pytest.raises(ConfigError, match=f"needs {key}, too"):
+            load_compose(path, {k: v for k, v in keys.items() if k != key})
+    with pytest.raises(ConfigError, match="tls_ca goes with a base of tls:"):
+        load_compose(path, {**keys, "base": "unix:/b"})
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        load_compose(path, {**keys, "base": "tls:host.test"})

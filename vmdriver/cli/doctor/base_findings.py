@@ -35,7 +35,7 @@ async def base_findings(config: ComposeConfig) -> AsyncIterator[Finding]:
 
 async def _asked(config: ComposeConfig, folder: Path) -> Finding:
     tunnel = tunnel_of(config, folder / "base.sock")
-    base = Base(config.base, _WAIT_S, tunnel=tunnel)
+    base = Base(config.base, min(_WAIT_S, config.base_wait_s), tunnel=tunnel)
     try:
         if tunnel is not None:
             await tunnel.start()
