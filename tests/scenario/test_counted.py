@@ -12,7 +12,8 @@ from vmdriver.model.reasons import sections
 from vmdriver.telemetry.catalogue import COUNTED
 
 PROGRAM = """
-import asyncio, json
+import asyncio, json, tempfile
+from pathlib import Path
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -21,6 +22,10 @@ kept = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([kept]))
 from tests.fakes.driver import spec
 from tests.scenario.stage import operations, waiting, with_template
+from tests.fakes.authority import Authority
+from tests.fakes.far_driver import far_driver
+from vmdriver.service.tls.context import context
+from vmdriver.service.tls.keys import Side
 
 async def live():
     driver = await with_template(warm_pool=1)
@@ -48,7 +53,24 @@ async def live():
     await driver.settled()
     await driver.close()
 
+async def far():
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Authority(Path(folder) / "ca")
+        server = authority.issue("host.test", Side.SERVER)
+        client = authority.issue("gateway.test", Side.CLIENT)
+        async with far_driver(Path(folder) / "far", server) as (_, remote):
+            port = remote.listener.address.port
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1" + b"\\r\\n" * 2)
+            await reader.read()
+            writer.transport.abort()
+            shown = context(client, Side.CLIENT)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=shown, server_hostname="host.test")
+            await reader.read(9)
+            writer.transport.abort()
+
 asyncio.run(live())
+asyncio.run(far())
 found = {}
 for resource in kept.get_metrics_data().resource_metrics:
     for scope in resource.scope_metrics:
@@ -120,6 +142,11 @@ def test_an_extensions_own_reasons_have_one_series_together() -> None:
         reasons = {own["reason"] for own, _ in lived()[name]}
         assert reasons <= explained | {"other"}, name
     assert number("vmdriver.events", reason="other") == 50
+
+
+def test_connections_from_other_hosts_are_counted_by_what_became_of_them() -> None:
+    assert number("vmdriver.tls.connections", outcome="taken") == 1
+    assert number("vmdriver.tls.connections", outcome="refused") == 1
 
 
 def test_what_is_counted_is_what_is_documented() -> None:

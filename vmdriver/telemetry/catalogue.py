@@ -1,5 +1,6 @@
 """Every metric that there is: those that a look gives, and those that are counted where things
-happen (lifecycle/engine/measures.py, lifecycle/extending/calls.py, loop_lag.py).
+happen (lifecycle/engine/measures.py, lifecycle/extending/calls.py, service/tls/counts.py,
+loop_lag.py).
 """
 
 from __future__ import annotations
@@ -67,6 +68,13 @@ COUNTED: tuple[Shown, ...] = (
         "calls of extensions",
         "histogram",
         ("extension", "phase", "outcome"),
+    ),
+    Shown(
+        "vmdriver.tls.connections",
+        "{connection}",
+        "connections from other hosts (`bind_tls`): taken, refused",
+        "counter",
+        ("outcome",),
     ),
     Shown(
         "vmdriver.loop.lag", "s", "how late the event loop came to a timer", "histogram"

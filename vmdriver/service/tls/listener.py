@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vmdriver.errors import ConfigError
 from vmdriver.host.visible import visible
+from vmdriver.service.tls import counts
 from vmdriver.service.tls.address import Address
 from vmdriver.service.tls.certificate import admitted, subject_of, until_of
 from vmdriver.service.tls.context import PROTOCOL
@@ -24,10 +25,12 @@ from vmdriver.service.tls.identity import Identity
 _log = logging.getLogger(__name__)
 HANDSHAKE_S = 5.0
 MOST_HANDSHAKES = 32
-"""Of strangers at one time. One more, and the one that has taken longest goes."""
+"""Of strangers at one time. One more, and the one that has taken longest goes, of the host that has
+most of them.
+"""
 MOST_OF_ONE = 8
-"""Connections of one name: each gateway's composed driver has one, and one more while it is
-replaced.
+"""Connections of one name: each gateway's composed driver has one, and for half a minute those that
+a link has cut without a word. One more, and that name's oldest goes.
 """
 MOST = 64
 _WAITING = 128
@@ -57,8 +60,8 @@ class Listener:
         self._names, self._target = tuple(names), target
         self._socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._handshakes: dict[asyncio.Task[None], None] = {}
-        """Oldest first."""
+        self._handshakes: dict[asyncio.Task[None], str] = {}
+        """With whose they are, oldest first."""
         self._guests: dict[End, Guest] = {}
         self._said: OrderedDict[tuple[str, str], float] = OrderedDict()
 
@@ -112,13 +115,18 @@ class Listener:
                 await asyncio.sleep(_AGAIN_S)
                 continue
             while len(self._handshakes) >= MOST_HANDSHAKES:
-                oldest = next(iter(self._handshakes))
-                del self._handshakes[oldest]
-                oldest.cancel()
+                self._drop_oldest()
             task = loop.create_task(self._take(connection, str(peer[0])))
-            self._handshakes[task] = None
+            self._handshakes[task] = str(peer[0])
             task.add_done_callback(lambda done: self._handshakes.pop(done, None))
             await asyncio.sleep(0)  # it has begun before it can be ended
+
+    def _drop_oldest(self) -> None:
+        """Unfinished handshake, of who has most."""
+        ((host, _),) = Counter(self._handshakes.values()).most_common(1)
+        oldest = next(task for task, own in self._handshakes.items() if own == host)
+        del self._handshakes[oldest]
+        oldest.cancel()
 
     async def _take(self, connection: socket.socket, host: str) -> None:
         """From the first byte to the passage, or to its end."""
@@ -157,15 +165,24 @@ class Listener:
             why = f"is for {shown}, which is not in tls_clients"
         elif secured.selected_alpn_protocol() != PROTOCOL or secured.session_reused:
             why = f"of {shown} speaks something else than gRPC"
-        elif len(self._guests) >= MOST:
+        elif not self._room_for(name):
             why = f"of {shown} is one too many: {MOST} are there"
-        elif Counter(g.name for g in self._guests.values())[name] >= MOST_OF_ONE:
-            why = f"of {shown} is one too many: {MOST_OF_ONE} of {name} are there"
         else:
             await self._join(end, Guest(name, host), until_of(found))
             return
         self._say(host, f"is refused: its certificate {why}")
         end.close()
+
+    def _room_for(self, name: str) -> bool:
+        """Nobody takes another one's place."""
+        own = [end for end, guest in self._guests.items() if guest.name == name]
+        full = len(self._guests) >= MOST
+        if own and (full or len(own) >= MOST_OF_ONE):
+            _log.warning("%s has connected too often: its oldest goes", name)
+            own[0].abort()
+            self._gone(own[0], None)
+            return True
+        return not full
 
     async def _join(self, end: End, guest: Guest, until: datetime) -> None:
         loop = asyncio.get_running_loop()
@@ -183,6 +200,7 @@ class Listener:
             return
         end.join(inner)
         inner.join(end)
+        counts.taken()
         _log.info("%s has connected from %s, by TLS", guest.name, guest.host)
 
     def _gone(self, end: End, _error: Exception | None) -> None:
@@ -199,7 +217,8 @@ class Listener:
             end.close()
 
     def _say(self, host: str, what: str) -> None:
-        """Once a minute of each host: anybody may call."""
+        """Once a minute of each host: anybody may call. All are counted."""
+        counts.refused()
         now, key = asyncio.get_running_loop().time(), (host, what)
         if now - self._said.get(key, -_SAID_AGAIN_S) < _SAID_AGAIN_S:
             return
