@@ -452,6 +452,17 @@ HEALTH = (
         width=6,
     ),
     Panel(
+        "Connections from other hosts",
+        {
+            "{{outcome}}": _sum(
+                "outcome", f"increase({_metric('tls_connections_total')}{_WINDOW})"
+            )
+            + " or vector(0)"
+        },
+        "Refused are also those who had not yet shown who they are; the log says why.",
+        width=6,
+    ),
+    Panel(
         "Versions",
         {
             "{{instance}} {{service_version}}": f"count by (instance, service_version) (target_info{{{_HERE}}})"

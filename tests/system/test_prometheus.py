@@ -21,8 +21,8 @@ VARIABLES = {
     "window": "5m",
     "__rate_interval": "20s",
 }
-NOT_ALWAYS = {"vmdriver_sandboxes_still"}
-"""Has series only while a machine stands still."""
+NOT_ALWAYS = {"vmdriver_sandboxes_still", "vmdriver_tls_connections_total"}
+"""Have series only while a machine stands still, and once another host has connected."""
 
 
 def counted(watched: Prometheus, name: str, labels: str, number: int) -> None:
