@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from tests.fakes.driver import FakeDriver, spec
@@ -82,6 +83,16 @@ def test_rates_are_of_two_looks_at_the_same_machine() -> None:
     assert row.cpu is None, "it is another machine"
     history.take(picture(1.0, sandbox("a", Usage("2", cpu_s=1))))
     assert history.rows()[0].cpu is None, "the host was started again"
+
+
+def test_a_sandbox_that_has_gone_has_its_name_while_an_event_tells_of_it() -> None:
+    history = History()
+    told = SeenEvent("id-a", PlatformEvent("Odd", "why", AT, "Warning"))
+    history.take(replace(picture(1, sandbox("a"), sandbox("b")), events=(told,)))
+    history.take(replace(picture(2, sandbox("c")), events=(told,)))
+    assert history.names == {"id-a": "a", "id-c": "c"}
+    history.take(picture(3, sandbox("c")))
+    assert history.names == {"id-c": "c"}, "nothing is kept for good"
 
 
 def test_rows_are_found_and_sorted() -> None:

@@ -181,6 +181,9 @@ async def test_a_delete_asks_first(stage: Stage) -> None:
         await window.shows("Delete name-s2 (s2)")
         await window.press("y")
         await window.shows("deleting name-s2: done", "sandboxes 1 of 1000: 1 running")
+        lines = await window.lines()
+        assert not any(" s2 " in line for line in lines), "events have its name still"
+        assert any(" name-s2 " in line for line in lines)
         assert not client.driver.knows("s2")
         assert client.driver.phase("s1") is Phase.RUNNING
 
@@ -255,6 +258,7 @@ async def test_it_says_that_the_driver_is_away_and_goes_on_when_it_is_back(
             await client.create("s2")
             await window.shows("name-s1", "name-s2")
             await window.hides("the driver is away")
+            await window.hides("no driver answers")
             await window.press("C-c")
             assert await window.ended() == 0
     finally:

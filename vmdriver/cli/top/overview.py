@@ -130,7 +130,8 @@ class Overview(Screen[None]):
 
     def _take(self, picture: Picture) -> None:
         self._history.take(picture)
-        self._away = ""
+        if self._away:  # what was said of it meanwhile is true no more
+            self._away = self._said = ""
         self._draw()
 
     # --- drawing
@@ -172,7 +173,7 @@ class Overview(Screen[None]):
         self.query_one("#head", Static).update(_lines(lines))
         if picture is None:
             return
-        names = {seen.id: seen.name for seen in picture.sandboxes}
+        names = self._history.names
         told = [event_line(e, names) for e in picture.events[-_EVENTS:]]
         self.query_one("#events", Static).update(_lines(told))
 

@@ -49,6 +49,8 @@ class History:
 
     def __init__(self) -> None:
         self.now: Picture | None = None
+        self.names: dict[str, str] = {}
+        """By id; also of sandboxes that have gone, as long as an event of theirs is shown."""
         self._before: Picture | None = None
 
     def take(self, picture: Picture) -> None:
@@ -58,6 +60,9 @@ class History:
         if self.now is not None and self.now.used_at > picture.used_at:
             self._before = None  # the host was started again
         self.now = picture
+        told = {event.sandbox_id for event in picture.events}
+        gone = {id_: name for id_, name in self.names.items() if id_ in told}
+        self.names = gone | {seen.id: seen.name for seen in picture.sandboxes}
 
     def rows(self) -> list[Row]:
         """Of every sandbox."""
