@@ -27,6 +27,7 @@ MEASURED = Measured(
     starts_per_hour={"fork": 7200.0, "cold": 800.0},
     disk_ratio=0.9,
     get_cpu_ms=None,
+    creates_per_hour=None,
 )
 
 
@@ -77,6 +78,17 @@ def test_what_is_not_measured_is_not_made_up() -> None:
     assert answer({"sandboxes": 30, "hosts": 1}, known).value(
         "calls_share"
     ) == pytest.approx(30 * 2 / 60_000)
+
+
+def test_more_cores_begin_more_only_as_far_as_the_driver_was_measured() -> None:
+    def most(cores: int, creates: float | None = None, **figures: Any) -> Any:
+        known = dataclasses.replace(MEASURED, creates_per_hour=creates)
+        found = answer({"host_cores": cores, **figures}, known)
+        return found.value("most_starts")
+
+    assert [most(1), most(2), most(64)] == [3600, 7200, 7200]
+    assert [most(1, 20_000), most(4, 20_000), most(64, 20_000)] == [3600, 14400, 20_000]
+    assert most(64, 20_000, start="cold") == 800
 
 
 def test_what_does_not_fit_and_what_a_sweep_does_not_see_is_noted() -> None:
@@ -204,6 +216,16 @@ def test_the_measured_file_has_what_the_model_needs_and_no_default_is_typed() ->
         assert fits.value("per_host") == density[start]["fit"]
     for name in ("host_memory_mib", "memory_mib", "host_cores", "accelerator"):
         assert capacity.BY_NAME[name].source.startswith("measured")
+
+
+def test_what_the_bench_finds_later_is_taken_up(tmp_path: Path) -> None:
+    runs = json.loads(capacity.MEASURED.read_text())
+    sides = {"none": {"get_cpu_ms": 1.5, "create_per_s": 50.0}}
+    sides["ten"] = {"get_cpu_ms": 2.5, "create_per_s": 40.0}
+    runs["control"] = {"figures": {"control": sides}}
+    (tmp_path / "m.json").write_text(json.dumps(runs))
+    measured = Measured.read(tmp_path / "m.json")
+    assert (measured.get_cpu_ms, measured.creates_per_hour) == (2.5, 40 * 3600)
 
 
 def test_a_missing_part_is_no_default(tmp_path: Path) -> None:
