@@ -366,7 +366,7 @@ async def test_a_stop_that_ends_while_the_base_is_away_is_learned_from_its_list(
         base.start()
         await until(lambda: world.told == ["ready", "stop"])
         await until(lambda: holding(path) == {"first", "second"})
-        assert not made.registry.get("s1").record.up
+        await until(lambda: not made.registry.get("s1").record.up)
 
 
 async def test_a_stop_and_a_delete_that_go_on_while_the_composed_driver_is_restarted_end_there(
