@@ -62,6 +62,9 @@ async def check(world: World, pool: int) -> None:
     assert world.root_layers[record.plan.domain] == record.layers[-1]
     assert set(record.layers) <= world.files
     assert world.marks[record.plan.domain].endswith("/second")
+    for name in ("second", "first"):
+        tap = driver.plan(name).network.lease.tap
+        assert driver.network_guard.keeps(tap), "nobody sees to its rules"
     await waiting(driver, pool)
     await driver.manager.stop("second", "")
     await driver.manager.start("second", "")

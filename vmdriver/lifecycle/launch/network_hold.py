@@ -18,7 +18,7 @@ from vmdriver.lifecycle.ports.host import Hypervisor
 from vmdriver.lifecycle.ports.memory import MachineMemory
 from vmdriver.lifecycle.ports.network_guard import NetworkGuard
 from vmdriver.model.ids import mark
-from vmdriver.model.phase import Action, DomainState, Intent
+from vmdriver.model.phase import Action, DomainState, Intent, Phase
 from vmdriver.model.plan import LaunchPlan
 
 _log = logging.getLogger(__name__)
@@ -46,8 +46,12 @@ class NetworkHold:
         held = [sandbox.ledger.get(key) for key in (TAP, FIREWALL, MACHINE)]
         if record.intent is Intent.DELETED or sandbox.going_down():
             return
-        # A machine that could not be ended may be left when its network was given back already.
-        if plan is None or not all(entry is not None and entry.done for entry in held):
+        # A machine that could not be ended may be left when its network was given back already. One
+        # that was confirmed has all of it, also where a kill came before that was noted.
+        confirmed = record.phase is Phase.RUNNING
+        if plan is None or not all(
+            e is not None and (e.done or confirmed) for e in held
+        ):
             if record.network_broken:  # there is nothing any more that stands still
                 await sandbox.note(network_broken="", held_for_network=False)
             return
