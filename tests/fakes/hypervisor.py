@@ -47,6 +47,7 @@ class FakeHypervisor:
             world.domains[plan.domain] = half_way
             await self._crash_point(f"machine:{half_way}")
             world.monitor(plan.domain)
+        world.check_rules(plan.domain)
         world.domains[plan.domain] = DomainState.RUNNING
         world.root_layers[plan.domain] = plan.disk("root").path
         world.known_layers[plan.domain] = plan.disk("root").path

@@ -62,6 +62,7 @@ class FakeMemory:
         if self._world.domains.get(domain) is DomainState.PAUSED:
             made_from = self._world.made_from.get(domain)
             assert made_from not in self._world.damaged, "it runs from damaged memory"
+            self._world.check_rules(domain)
             self._world.domains[domain] = DomainState.RUNNING
         stalled = self._world.domains.get(domain) is DomainState.STALLED
         if stalled and self._world.free_bytes > 0:

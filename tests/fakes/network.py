@@ -22,6 +22,7 @@ class FakeNetwork:
         world.taps[tap] = mark
         if plan.namespace is not None:
             world.act(f"make namespace {tap}")
+            world.ways_out.discard(tap)
             world.namespaces[plan.namespace] = mark
         world.limits[tap] = (plan.mbit_s,)
 
@@ -49,6 +50,7 @@ class FakeNetwork:
             if is_anothers(self._world.namespaces[tap], mark, made=made):
                 raise NotOursError(f"namespace {tap} is somebody else's")
             del self._world.namespaces[tap]
+            self._world.ways_out.discard(tap)
 
     async def reset_connections(self, guest_ip: str) -> None:
         self._world.act(f"reset connections with {guest_ip}")
@@ -58,6 +60,9 @@ class FakeNetwork:
         within = plan.namespace
         assert within is None or within in self._world.namespaces, "rules for nowhere"
         self._world.tables[plan.lease.tap] = mark
+        if within is not None:
+            self._world.act(f"connect {within}")
+            self._world.ways_out.add(within)
 
     async def remove_rules(self, tap: str) -> None:
         self._world.act(f"remove rules {tap}")

@@ -233,6 +233,35 @@ async def test_what_a_killed_driver_was_making_goes_with_it(host: HostNetwork) -
     assert await host.marked() == []
 
 
+def test_nothing_comes_or_goes_before_the_rules_are_loaded(around: Around) -> None:
+    """A machine may be loaded meanwhile, by a QEMU that what it loads has taken over; it may even run."""
+    plan = walled(egress="open", host_access=(9999,))
+    space, lease = around.guest("g", plan), plan.lease
+    around.serve("0.0.0.0", 22, space)
+    frame = udp(plan, lease.guest_ip, bytes.fromhex("0800"))
+
+    def passes() -> bool:
+        with raw(space, "eth0") as guest, raw(None, lease.tap) as outside:
+            guest.send(frame)
+            return heard(outside, lambda frame: b"mark" in frame)
+
+    assert "DOWN" in run("ip", "link", "show", lease.tap).stdout.split("state ")[1]
+    with pytest.raises(OSError, match="Network is down"), raw(None, lease.tap) as host:
+        host.send(frame)
+    run("ip", "route", "add", plan.pool, "dev", "lo")  # so that answers come at once
+    for source in (space, lease.tap):
+        for target in (
+            *((PUBLIC, 80), ("203.0.113.1", 8888), (ALIAS, PORT)),
+            *((lease.uplink_ip, port) for port in (PORT, 8888)),
+        ):
+            assert around.dial(source, *target) is None, (source, target)
+    assert around.dial(None, lease.guest_ip, 22) is None, "nor in"
+    around.load(plan)
+    assert passes()
+    assert around.dial(space, ALIAS, PORT) == lease.guest_ip
+    assert around.dial(space, PUBLIC, 80) == "203.0.113.1"
+
+
 def test_when_the_hosts_rules_are_flushed_nothing_gets_through_that_did_not_before(
     around: Around,
 ) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
 from itertools import permutations
 
 import pytest
@@ -14,8 +13,8 @@ import pytest
 from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.ledgers import held_objects
 from tests.fakes.turns import Turns
-from tests.fakes.world import World
-from tests.scenario.stage import TEMPLATES, eventually, waiting, with_template
+from tests.scenario.comings import BOUND_S, begun, check_that_all_goes, host
+from tests.scenario.stage import eventually
 from vmdriver.model.phase import Phase
 
 MADE = ("disks.create_overlay", "launch_files.write", "network.make_tap")
@@ -30,50 +29,6 @@ EFFECTS = {
     "network.reassign_tap": "mark tap",
 }
 """A call of the host's in each of them."""
-BOUND_S = 5.0
-
-
-async def host(kind: str) -> World:
-    """Where `new` will be made in that way."""
-    if kind == "boot":
-        return World()
-    pool = 1 if kind == "claim" else 0
-    driver = await with_template(warm_pool=pool)
-    await waiting(driver, pool)
-    world = driver.world
-    await driver.close()
-    return world
-
-
-async def begun(world: World, kind: str) -> FakeDriver:
-    pool = 1 if kind == "claim" else 0
-    settings = dataclasses.replace(TEMPLATES, warm_pool=pool)
-    driver = FakeDriver(world, settings=settings)
-    await driver.manager.recover()
-    if kind != "boot":
-        await waiting(driver, pool)
-    return driver
-
-
-async def check_that_all_goes(driver: FakeDriver) -> None:
-    """Whoever is left runs, and can be deleted; then nothing is left over."""
-    world = driver.world
-    if not driver.knows("new"):
-        await driver.manager.create(spec("new"), None)
-    await driver.manager.start("new", "")
-    await driver.settled()
-    assert driver.phase("new") is Phase.RUNNING
-    users = [record.plan.user.uid for record in driver.records() if record.plan]
-    assert len(set(users)) == len(users)
-    for name in driver.sandboxes():
-        await driver.manager.delete(name, "")
-    for template in driver.manager.templates.listed():
-        await driver.manager.templates.remove(template.key)
-    # What a sandbox had its address from goes after that sandbox.
-    await eventually(lambda: not driver.inside.left_over(), "something stays")
-    await driver.close()
-    assert world.objects() == set()
-    assert driver.inside.leases() == []
 
 
 @pytest.mark.parametrize(("kind", "order"), ORDERS)

@@ -97,11 +97,17 @@ async def test_a_machine_that_will_not_give_way_does_not_stop_the_sandbox() -> N
 async def test_a_machine_whose_memory_cannot_be_looked_at_does_not_wait() -> None:
     driver = await with_pool(18, 2, warm_pool_memory_mib=40)
     world = driver.world
-    world.fail = Failing(memory=1)
+    failing = world.fail = Failing(memory=1)
     await driver.manager.create(spec("second"), None)
     await driver.settled()
+    await eventually(lambda: failing.left["memory"] == 0, "nobody looks at it")
+
+    def unowned() -> list[str]:
+        return [name for name in world.domains if "/warm-" in world.marks[name]]
+
+    await eventually(lambda: len(unowned()) == 1, "it stays")
     await full(driver, 1)
-    assert len([m for m in world.marks.values() if "/warm-" in m]) == 1
+    assert len(unowned()) == 1
     await driver.close()
 
 

@@ -125,7 +125,9 @@ class HostNetwork:
     # --- taps
 
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
-        """In the host's own namespace it belongs to QEMU's user."""
+        """In the host's own namespace it belongs to QEMU's user. From another one nothing comes or
+        goes before `connect`.
+        """
         tap = plan.lease.tap
         await self._remove(tap, mark, made=False)
         await self._forwarding.need(tap)
@@ -137,7 +139,14 @@ class HostNetwork:
                 return
             await namespace.make(plan, mark)
             await self._configure(tap)
-            await namespace.connect(plan)
+
+    async def connect(self, plan: NetworkPlan) -> None:
+        """Bring the way out of its namespace up, if it has one: its rules are in force. May be
+        repeated. NetworkError.
+        """
+        if plan.namespace is not None:
+            with translated(f"tap {plan.lease.tap}"):
+                await namespace.connect(plan)
 
     async def _make_bare_tap(self, plan: NetworkPlan, mark: str, host: Any) -> None:
         lease = plan.lease
@@ -204,9 +213,10 @@ class HostNetwork:
     # --- tables
 
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
-        """Those inside first: from then on nothing leaves that may not."""
+        """Those inside first: from then on nothing leaves that may not, and the way out is up."""
         for rules in await self.rules(plan, mark):
             await nft.load(rules.text, rules.namespace)
+        await self.connect(plan)
 
     async def rules(
         self, plan: NetworkPlan, mark: str, *, inside: bool = True

@@ -100,6 +100,8 @@ class _Begun:
             if tap is not None:
                 write_sysctls(of_link(tap, INSIDE))  # it has followed the default
             _pair(plan.lease.tap, mark, self.namespace, host)
+            # Whoever looks whether the block is free finds it from now on.
+            rtnetlink.do(host, *_addressed(host, plan.lease))
         with rtnetlink.opened() as inside:
             _furnish(plan, mark, inside)
         return self.namespace
@@ -124,8 +126,8 @@ def _make_tap(name: str) -> None:
 
 
 async def make(plan: NetworkPlan, mark: str) -> None:
-    """The namespace, its tap, and its link on the host, which is down and has no address yet.
-    NetlinkError, OSError, NetworkError.
+    """The namespace, its tap, and its link on the host, which is down: nothing comes or goes before
+    it is connected. NetlinkError, OSError, NetworkError.
     """
     name = plan.lease.tap
     begun = _Begun()  # so that nothing of it is lost when this is cancelled
@@ -213,16 +215,20 @@ def _connect(plan: NetworkPlan) -> None:
     lease = plan.lease
     with rtnetlink.opened() as host:
         index = rtnetlink.there(host, lease.tap)
-        own = (rtnetlink.address(index, ip, 32) for ip in outside_addresses(lease))
         rtnetlink.do(
             host,
-            *own,
+            *_addressed(host, lease),
             rtnetlink.changed_link(index, up=True),
             # What the host itself says (no route, too large) comes from an address that the guest
             # takes for one: the other is its network's broadcast.
             rtnetlink.route(index, lease.guest_ip, source=lease.host_ip),
             rtnetlink.neighbour(index, lease.guest_ip, OUT_MAC),
         )
+
+
+def _addressed(host: socket.socket, lease: Lease) -> list[rtnetlink.Request]:
+    index = rtnetlink.there(host, lease.tap)
+    return [rtnetlink.address(index, ip, 32) for ip in outside_addresses(lease)]
 
 
 def outside_addresses(lease: Lease) -> tuple[str, str]:

@@ -1,20 +1,21 @@
 """What a running machine holds, in the order in which it comes to it. A launch is this list, not a
 long function, whatever the machine begins from.
 
-The machine is the last of them, so whoever finds a running machine knows that everything else is
-in place.
+The machine is the last of them to run, so whoever finds a running machine knows that everything
+else is in place.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 
-from vmdriver.errors import Exhausted, NotOursError
+from vmdriver.errors import Exhausted, NotOursError, Unavailable
 from vmdriver.lifecycle.engine.ledger import MACHINE, Held, Ledger, Scope, Wanted
 from vmdriver.lifecycle.engine.resource import (
     FILES,
@@ -37,6 +38,28 @@ Effects = Mapping[str, Callable[[], Awaitable[None]]]
 """By key."""
 
 
+class InForce:
+    """Whether a machine's rules are, for who is to let it go on."""
+
+    def __init__(self) -> None:
+        self._told, self._loaded = asyncio.Event(), False
+
+    @contextmanager
+    def once_loaded(self) -> Iterator[None]:
+        """They are when what is inside has come to its end, and will not be if it fails."""
+        try:
+            yield
+            self._loaded = True
+        finally:
+            self._told.set()
+
+    async def passed(self) -> None:
+        """Wait until they are. Unavailable: they could not be loaded."""
+        await self._told.wait()
+        if not self._loaded:
+            raise Unavailable("the machine was not let go on: its rules are not loaded")
+
+
 @dataclass(frozen=True)
 class MachineSource:
     """What a plan's machine comes from. Without more it is made anew, and boots."""
@@ -48,6 +71,19 @@ class MachineSource:
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     instead: Effects = field(default_factory=dict)
     """How a fork, a claim or a resume has it, where that is not how a boot does."""
+    paused: bool = False
+    """Its machine is had without an instruction of it run. So its rules are loaded beside that, and
+    who lets it go on, waits for them.
+    """
+    rules: InForce = field(default_factory=InForce)
+
+    @property
+    def beside_rules(self) -> bool:
+        """Whether the machine may be begun before they are loaded: until then nothing leaves its
+        namespace, whatever a QEMU does in there that was taken over by what it has loaded.
+        """
+        network = self.plan.network
+        return self.paused and network.namespace is not None and not network.moved
 
 
 async def is_there() -> None:
@@ -92,7 +128,12 @@ async def take(
     on each other side by side. When one cannot be had, those beside it come to their end first.
     """
     own = [part for part in parts if part.applies(source)]
-    groups = [list(group) for _, group in groupby(enumerate(own), _place)]
+    known = ledger.get(FIREWALL)
+    if known is not None and known.done:
+        with source.rules.once_loaded():
+            pass
+    place = partial(_place, beside_rules=source.beside_rules)
+    groups = [list(group) for _, group in groupby(enumerate(own), place)]
     for group in groups:
         wanted = [_wanted(part, source, around) for _, part in group]
         # What is begun behind it notes it first.
@@ -100,17 +141,21 @@ async def take(
         await ledger.acquire_together(wanted, note_later=later)
 
 
-def _place(numbered: tuple[int, Part]) -> int:
+def _place(numbered: tuple[int, Part], *, beside_rules: bool) -> int:
     """The same number for parts that are had side by side."""
     number, part = numbered
+    if beside_rules and part.key in {FIREWALL, MACHINE}:
+        return -2
     return number if part.alone else -1
 
 
 def _wanted(part: Part, source: MachineSource, around: Around) -> Wanted:
     effect = source.instead.get(part.key, partial(part.acquire, source))
 
+    ruled = source.rules.once_loaded if part.key == FIREWALL else nullcontext
+
     async def have() -> None:
-        with around(part):
+        with around(part), ruled():
             await effect()
 
     held = Held(part.key, part.scope, dict(part.data(source)))

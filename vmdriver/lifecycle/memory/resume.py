@@ -220,7 +220,7 @@ class Resume:
         owner = mark(self.settings.instance, sandbox.record.id)
         write = partial(ports.launch_files.write_for_resume, plan, environment, secrets)
         instead: Effects = {OVERLAY: is_there, FILES: write, MACHINE: load}
-        return MachineSource(plan, owner, instead=instead)
+        return MachineSource(plan, owner, instead=instead, paused=True)
 
     async def _loaded(
         self,

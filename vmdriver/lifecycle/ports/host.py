@@ -136,7 +136,8 @@ class Network(Protocol):
 
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
         """Make the tap, in the plan's namespace, which is made for it, or in the host's; mark both,
-        give it the host's address and bring it up. An own leftover is replaced.
+        give it the host's address and bring it up. An own leftover is replaced. Out of a namespace
+        nothing comes before its rules are loaded.
         """
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
@@ -158,7 +159,7 @@ class Network(Protocol):
 
     async def load_rules(self, plan: NetworkPlan, mark: str) -> None:
         """Load the sandbox's tables, replacing older ones: in its namespace, then in the host's,
-        each in one transaction.
+        each in one transaction; then have the way out of its namespace up.
         """
 
     async def remove_rules(self, tap: str) -> None:

@@ -31,10 +31,10 @@ class NetworkGuard(Protocol):
     async def keep(
         self, plan: NetworkPlan, mark: str, *, mend: bool = False, broken: str = ""
     ) -> None:
-        """Load the machine's rules, replacing older ones, and see to it from now on that they and
-        all else of its network stay so. `mend`: another process has made it, and somebody may
-        have changed it since; `broken`: and could not restore it, for this reason. NetworkError:
-        then it is tried again until `leave`, and is as broken as it was.
+        """Load the machine's rules, replacing older ones, let it out behind them, and see to it
+        from now on that they and all else of its network stay so. `mend`: another process has made
+        it, and somebody may have changed it since; `broken`: and could not restore it, for this
+        reason. NetworkError: then it is tried again until `leave`, and is as broken as it was.
         """
 
     async def leave(self, tap: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,13 +118,13 @@ class Forks:
         self, sandbox: Sandbox, plan: LaunchPlan, template: Template
     ) -> Beginning:
         plan = on_template(plan, template, plan.disk("root").path)
-        start = partial(self._start_fork, sandbox, plan, template)
 
         def source(
             environment: Mapping[str, str], secrets: Mapping[str, bytes]
         ) -> MachineSource:
             boot = self._source(plan, environment, secrets)
-            return replace(boot, instead={MACHINE: start})
+            start = partial(self._start_fork, sandbox, boot, template)
+            return replace(boot, instead={MACHINE: start}, paused=True)
 
         return Beginning(plan, source, RestoreKind.TEMPLATE)
 
@@ -144,9 +144,9 @@ class Forks:
                 OVERLAY: is_there,
                 FILES: partial(take_over, environment, secrets),
                 TAP: partial(self._take_tap, plan, boot.mark, waiting.plan),
-                MACHINE: partial(self._start_claimed, sandbox, plan, waiting.plan),
+                MACHINE: partial(self._start_claimed, sandbox, boot, waiting.plan),
             }
-            return replace(boot, instead=instead)
+            return replace(boot, instead=instead, paused=True)
 
         return Beginning(plan, source, RestoreKind.TEMPLATE)
 
@@ -178,32 +178,55 @@ class Forks:
         return plan.model_copy(update=begun)
 
     async def _start_fork(
-        self, sandbox: Sandbox, plan: LaunchPlan, template: Template
+        self, sandbox: Sandbox, source: MachineSource, template: Template
     ) -> None:
         """Have the machine go on from the template, as this sandbox; boot it if that is
         not to be.
         """
-        owner = mark(self.instance, plan.sandbox_id)
+        plan, load = source.plan, self.memory.load
         scratch = self.paths.of(plan.sandbox_id).scratch
-        try:
+
+        async def have() -> None:
             saved = await self.memory_store.saved(template.directory)
             with sandbox.stopwatch.step("load"):
-                await self.memory.load(plan, owner, saved, scratch)
-            await self._adopt_guest(sandbox, plan)
-        except DriverError as error:
-            await self._boot_instead(sandbox, plan, error)
+                await load(plan, source.mark, saved, scratch)
+
+        await self._go_on_or_boot(sandbox, source, have)
 
     async def _start_claimed(
-        self, sandbox: Sandbox, plan: LaunchPlan, waited: LaunchPlan
+        self, sandbox: Sandbox, source: MachineSource, waited: LaunchPlan
     ) -> None:
-        owner = mark(self.instance, plan.sandbox_id)
-        try:
-            await self.hypervisor.reassign(plan.domain, owner)
+        plan = source.plan
+
+        async def have() -> None:
+            await self.hypervisor.reassign(plan.domain, source.mark)
             if _limits(plan) != _limits(waited):
                 await self.hypervisor.limit(plan)
-            await self._adopt_guest(sandbox, plan)
+
+        await self._go_on_or_boot(sandbox, source, have)
+
+    async def _go_on_or_boot(
+        self,
+        sandbox: Sandbox,
+        source: MachineSource,
+        have: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Nothing runs of what `have` has paused, nor of a machine that boots instead, before its
+        rules are loaded.
+        """
+        failed: DriverError | None = None
+        try:
+            await have()
         except DriverError as error:
-            await self._boot_instead(sandbox, plan, error)
+            failed = error
+        await source.rules.passed()
+        if failed is None:
+            try:
+                await self._adopt_guest(sandbox, source.plan)
+            except DriverError as error:
+                failed = error
+        if failed is not None:
+            await self._boot_instead(sandbox, source, failed)
 
     async def _adopt_guest(self, sandbox: Sandbox, plan: LaunchPlan) -> None:
         timed = sandbox.stopwatch.step
@@ -213,12 +236,12 @@ class Forks:
             await self.guest.adopt(plan.domain, self.restore_timeout_s)
 
     async def _boot_instead(
-        self, sandbox: Sandbox, plan: LaunchPlan, error: DriverError
+        self, sandbox: Sandbox, source: MachineSource, error: DriverError
     ) -> None:
         text = "the machine boots, since it could not go on from its template"
         sandbox.tell("TemplateFailed", f"{text}: {error.text()}", warn=True)
-        await self.hypervisor.destroy(plan.domain)
-        await self.hypervisor.start(plan, mark(self.instance, plan.sandbox_id))
+        await self.hypervisor.destroy(source.plan.domain)
+        await self.hypervisor.start(source.plan, source.mark)
 
 
 def _limits(plan: LaunchPlan) -> tuple[int | None, ...]:

@@ -21,7 +21,13 @@ from vmdriver.lifecycle.engine.ledger import MACHINE
 from vmdriver.lifecycle.engine.resource import FILES, OVERLAY
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
-from vmdriver.lifecycle.launch.resources import AddressLease, MachineSource, Part, take
+from vmdriver.lifecycle.launch.resources import (
+    AddressLease,
+    Effects,
+    MachineSource,
+    Part,
+    take,
+)
 from vmdriver.lifecycle.launch.translation import bounded
 from vmdriver.lifecycle.launch.users import UserLease
 from vmdriver.lifecycle.launch.wall import Wall
@@ -306,7 +312,8 @@ class WarmPool:
             await ports.memory.load(plan, owner, saved, scratch)
 
         write = partial(ports.launch_files.write_for_template, plan)
-        source = MachineSource(plan, owner, instead={FILES: write, MACHINE: load})
+        instead: Effects = {FILES: write, MACHINE: load}
+        source = MachineSource(plan, owner, instead=instead, paused=True)
         await take(one.ledger, self._parts, source)
         return plan
 

@@ -161,8 +161,11 @@ class NetworkGuard:
         inside = plan.namespace in places
         found = await self._network.rules(plan, mark, inside=inside)
         await together(*(self._load(r) for r in found if r.namespace in places))
-        if mend:  # afterwards: what was shut is opened behind its rules
+        # Afterwards: what is shut, as it is in the beginning, is opened behind its rules.
+        if mend:
             await self._network.mend(plan, mark)
+        elif any(part.known is None for part in parts):
+            await self._network.connect(plan)
 
     async def _load(self, rules: Rules) -> None:
         if rules.namespace is None:
