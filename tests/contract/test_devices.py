@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.sysfs import FakeSysfs
 from vmdriver.devices.host_devices import SysfsDevices
-from vmdriver.errors import HostError
+from vmdriver.errors import HostError, TimedOut
 from vmdriver.model.devices import (
     VFIO,
     DevicePicture,
@@ -178,6 +180,64 @@ async def test_a_group_that_another_process_has_open_does_not_change_hands(
     assert sysfs.owners == {"dev/vfio/7": (0, 0)}
 
 
+async def test_one_that_another_program_has_by_vfio_is_neither_had_nor_disturbed(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    """Another driver's, for one: its guest would not outlive a reset."""
+    await devices.give(await of(devices, GPU), MachineUser(uid=300000, gid=300000))
+    sysfs.elsewhere.add("dev/vfio/7")
+    sysfs.writes.clear()
+    other = SysfsDevices(sysfs)
+    functions = await of(other, GPU)
+    with pytest.raises(HostError) as refused:
+        await other.give(functions, USER)
+    assert refused.value.reason == "DeviceInUse"
+    await other.take_back(functions)
+    assert sysfs.writes == []
+    assert sysfs.owners == {"dev/vfio/7": (300000, 0)}
+
+
+async def test_one_that_something_of_its_machine_still_has_open_is_not_pulled_away(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    functions = await of(devices, GPU)
+    await devices.give(functions, USER)
+    sysfs.elsewhere.add("dev/vfio/7")
+    with pytest.raises(HostError) as refused:
+        await devices.take_back(functions)
+    assert refused.value.reason == "DeviceNotReturned"
+    assert sysfs.drivers()[GPU] == VFIO
+    sysfs.elsewhere.clear()
+    await devices.take_back(functions)
+    assert sysfs.drivers()[GPU] == "nvidia"
+
+
+async def test_another_device_that_has_its_address_since_a_restart_is_left_alone(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    functions = await of(devices, GPU)
+    for address in (GPU, AUDIO):
+        sysfs.vanish(address)
+    sysfs.add(GPU, group=8, driver="")
+    sysfs.write(f"{DEVICES}/{GPU}/driver_override", VFIO)
+    sysfs.write(f"sys/bus/pci/drivers/{VFIO}/bind", GPU)
+    sysfs.own("dev/vfio/8", 300000, 0)
+    sysfs.writes.clear()
+    await devices.take_back(functions)
+    assert sysfs.writes == []
+    assert sysfs.owners == {"dev/vfio/8": (300000, 0)}
+
+
+async def test_a_former_driver_that_does_not_know_it_any_more_keeps_nobody_waiting(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    functions = await of(devices, GPU)
+    await devices.give(functions, USER)
+    sysfs.refused["sys/bus/pci/drivers/nvidia/bind"] = errno.ENODEV
+    await devices.take_back(functions)
+    assert sysfs.drivers()[GPU] == ""
+
+
 async def test_one_that_cannot_be_reset_stays_out_of_everybodys_hands(
     sysfs: FakeSysfs, devices: SysfsDevices
 ) -> None:
@@ -273,6 +333,49 @@ async def test_nodes_are_given_once_udev_is_done_with_them(
     await devices.give(functions, USER)
     assert looks == 3
     assert sysfs.owners == {"dev/vfio/7": (USER.uid, 0)}
+
+
+async def test_a_driver_that_never_lets_go_holds_up_nobody_else(
+    sysfs: FakeSysfs,
+) -> None:
+    """The kernel waits for whoever uses a function, as long as that takes."""
+    devices, let_go = SysfsDevices(sysfs, change_s=0.2), threading.Event()
+    functions, others = await of(devices, GPU), await of(devices, DISK)
+    sysfs.before[f"{DEVICES}/{GPU}/driver/unbind"] = let_go.wait
+    with pytest.raises(TimedOut):
+        await devices.give(functions, USER)
+    with pytest.raises(TimedOut, match="there is no answer"):
+        await devices.take_back(functions)
+    assert (await seen(devices)).functions[GPU].override == VFIO
+    await devices.give(others, USER)
+    await devices.take_back(others)
+    let_go.set()
+    while True:
+        try:
+            await devices.take_back(functions)
+        except TimedOut:
+            await asyncio.sleep(0.01)
+        else:
+            break
+    assert sysfs.drivers()[GPU] == "nvidia"
+
+
+async def test_a_caller_that_gives_up_leaves_no_half_behind_that_nobody_waits_for(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    functions, let_go = await of(devices, GPU), threading.Event()
+    sysfs.before[f"{DEVICES}/{GPU}/driver/unbind"] = let_go.wait
+    giving = asyncio.ensure_future(devices.give(functions, USER))
+    await asyncio.sleep(0)
+    giving.cancel()
+    await asyncio.sleep(0)
+    assert not giving.done(), "the effect goes on, so it is waited for"
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await giving
+    assert sysfs.drivers()[GPU] == sysfs.drivers()[AUDIO] == VFIO
+    await devices.take_back(functions)
+    assert sysfs.drivers()[GPU] == "nvidia"
 
 
 # --- what cannot be given

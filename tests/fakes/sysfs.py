@@ -43,7 +43,7 @@ class FakeSysfs(Files):
             (root / "dev/vfio/vfio").touch()
         self.refused: dict[str, int] = {}
         """A file's name -> what writing to it fails with."""
-        self.before: dict[str, Callable[[], None]] = {}
+        self.before: dict[str, Callable[[], object]] = {}
         """A file's name -> what happens just before it is written to, once."""
         self.elsewhere: set[str] = set()
         """Nodes that another process has open."""

@@ -373,6 +373,28 @@ async def test_one_whose_ledger_cannot_be_read_keeps_its_devices_until_its_delet
     await again.close()
 
 
+async def test_one_that_cannot_be_read_takes_no_device_that_another_one_has() -> None:
+    """Its record speaks of its last run; what it had then is somebody else's by now."""
+    world = host()
+    driver = await begun(world)
+    await created(driver, "a")
+    await driver.manager.stop("a", "")
+    await created(driver, "b")
+    await driver.close()
+    world.journals["a"] = ["{}"]
+    again = await begun(world)
+    await again.settled()
+    uid = again.plan("b").user.uid  # type: ignore[union-attr]
+    await again.manager.delete("a", "")
+    await eventually(lambda: not again.knows("a"), "it is not deleted")
+    assert again.phase("b") is Phase.RUNNING
+    assert world.groups == {7: uid}
+    with pytest.raises(DriverError) as refused:
+        await created(again, "c")
+    assert refused.value.reason == "NoDeviceFree"
+    await again.close()
+
+
 # --- the crash matrix
 
 LIVES = {

@@ -170,3 +170,10 @@ def test_machines_get_the_document_as_ever(
         *("console_tail", "directory"),
     ]
     assert document["record"]["spec"]["name"] == "name-s1"
+
+
+def test_devices_of_the_host_that_the_machine_has_are_named(tmp_path: Path) -> None:
+    plan = LaunchPlan.model_validate_json(GOLDEN.read_text())
+    given = plan.model_copy(update={"devices": ("0000:3b:00.0", "0000:af:00.0")})
+    stored(tmp_path, record(plan=given))
+    assert value(printed(tmp_path), "devices") == "0000:3b:00.0, 0000:af:00.0"

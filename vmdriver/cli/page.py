@@ -175,6 +175,8 @@ def _machine(machine: Document, plan: Document | None) -> Iterator[tuple[str, Wo
     if plan["user"]:
         yield "host user", f"{plan['user']['uid']}:{plan['user']['gid']}"
     yield "wall", ", ".join(plan["wall"]) or Styled("no part of it", WARN)
+    if plan["devices"]:
+        yield "devices", ", ".join(plan["devices"])
 
 
 def _network(

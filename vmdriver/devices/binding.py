@@ -109,26 +109,51 @@ def _not_given(what: str, error: OSError) -> HostError:
 def take_back(files: Files, functions: tuple[PassedFunction, ...]) -> None:
     """All of them as they were. HostError for the first that is not; the others are."""
     problems: list[HostError] = []
-    for node in nodes(functions):
+    for group in sorted({f.group for f in functions}):
+        members = [f for f in functions if f.group == group and _is_it(files, f)]
         try:
-            if files.there(node):
-                files.own(node, _ROOT, _ROOT)
-        except OSError as error:
-            problems.append(_not_returned(node, error, "DeviceNotReturned"))
-    for function in functions:
-        try:
-            _return(files, function)
+            ours = bool(members) and _take_node(files, members)
         except HostError as error:
             problems.append(error)
+            continue
+        for function in members if ours else ():
+            try:
+                _return(files, function)
+            except HostError as error:
+                problems.append(error)
     if problems:
         raise problems[0]
 
 
+def _is_it(files: Files, function: PassedFunction) -> bool:
+    """Not one that was pulled out, or that has the address since the host was restarted."""
+    device = f"{DEVICES}/{function.address}"
+    if files.last(f"{device}/iommu_group") == str(function.group):
+        return True
+    _log.warning("device %s is gone: nobody gets it back", function.address)
+    return False
+
+
+def _take_node(files: Files, members: list[PassedFunction]) -> bool:
+    """Have a group's node be root's again. False: somebody else has it, who had it before; nothing
+    of it was ever ours.
+    """
+    (node,) = nodes(members)
+    try:
+        if files.there(node):
+            # Unbinding would wait for whoever has it open, and a reset would hit them.
+            files.try_open(node)
+            files.own(node, _ROOT, _ROOT)
+    except OSError as error:
+        if error.errno == errno.EBUSY and all(f.driver == VFIO for f in members):
+            _log.warning("%s is open elsewhere and stays as it is", node)
+            return False
+        raise _not_returned(node, error, "DeviceNotReturned") from error
+    return True
+
+
 def _return(files: Files, function: PassedFunction) -> None:
     address, device = function.address, f"{DEVICES}/{function.address}"
-    if not files.there(device):
-        _log.warning("device %s is not there any more: nobody gets it back", address)
-        return
     _reset(files, address)
     try:
         if driver_of(files, address) == VFIO != function.driver:
@@ -164,7 +189,13 @@ def _bind_to_former(files: Files, function: PassedFunction) -> None:
         text = "device %s: its driver %s is not loaded any more; nobody drives it now"
         _log.warning(text, function.address, function.driver)
         return
-    files.write(f"{driver}/bind", function.address)
+    try:
+        files.write(f"{driver}/bind", function.address)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        text = "device %s: %s does not take it any more; nobody drives it now"
+        _log.warning(text, function.address, function.driver)
 
 
 def _not_returned(what: str, error: OSError, reason: str) -> HostError:

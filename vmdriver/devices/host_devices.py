@@ -14,10 +14,14 @@ _CHANGE_S = 30.0
 
 
 class SysfsDevices:
-    """Each group's changes come one after the other; one that hangs holds up no other."""
+    """Each group's changes come one after the other; one that hangs holds up no other, and nothing
+    more is done to that group before it has ended.
+    """
 
-    def __init__(self, files: Files | None = None) -> None:
-        self.files = files or Files()
+    def __init__(
+        self, files: Files | None = None, *, change_s: float = _CHANGE_S
+    ) -> None:
+        self.files, self._change_s = files or Files(), change_s
         self._lanes = Lanes("devices")
 
     async def look(self, addresses: tuple[str, ...]) -> DevicePicture:
@@ -35,7 +39,7 @@ class SysfsDevices:
             _lane(functions),
             f"have {_named(functions)} from the host",
             lambda: binding.give(self.files, functions, user),
-            deadline_s=_CHANGE_S,
+            deadline_s=self._change_s,
         )
 
     async def take_back(self, functions: tuple[PassedFunction, ...]) -> None:
@@ -43,7 +47,7 @@ class SysfsDevices:
             _lane(functions),
             f"give {_named(functions)} back to the host",
             lambda: binding.take_back(self.files, functions),
-            deadline_s=_CHANGE_S,
+            deadline_s=self._change_s,
         )
 
 

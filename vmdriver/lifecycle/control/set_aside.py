@@ -77,13 +77,24 @@ class Shelf:
                 )
         passed = ledger.get(DEVICES)
         if passed is not None:
-            self.devices.adopt(record.id, functions_of(passed))
+            self._adopt_devices(record.id, passed)
         lease, user = ledger.get(LEASE), ledger.get(MACHINE_USER)
         if lease is not None:
             self._adopt(record.id, lease)
         if user is not None:
             self._adopt_user(record.id, user)
         return ledger
+
+    def _adopt_devices(self, sandbox_id: str, held: Held) -> None:
+        functions = functions_of(held)
+        for function in functions:
+            other = self.devices.owner(function.address)
+            if other != sandbox_id and other in self.sandboxes.workers:
+                raise StorageError(
+                    f"the device {function.address} that its ledger holds is that of sandbox "
+                    f"{other}"
+                )
+        self.devices.adopt(sandbox_id, functions)
 
     def _adopt_user(self, sandbox_id: str, held: Held) -> None:
         number = str(held.data["uid"])
@@ -127,7 +138,7 @@ class Shelf:
         if found.lease is not None and self.addresses.holder(found.lease.index) is None:
             self.addresses.adopt(sandbox_id, found.lease)
         if record is not None and record.plan is not None:
-            self.devices.adopt(sandbox_id, record.plan.passed)
+            self.devices.adopt_free(sandbox_id, record.plan.passed)
         layers = layers_of(record) if record is not None else set()
         layers |= await self._may_need(sandbox_id, certain=record is not None)
         self.kept[sandbox_id] = SetAside(
@@ -195,9 +206,11 @@ class Shelf:
             layer = {"path": path}
             held.setdefault(OVERLAY, Held(OVERLAY, Scope.PERSISTENT, layer, done=True))
         plan = aside.record.plan if aside.record is not None else None
-        if plan is not None and plan.passed:
-            data = dict(entry_data(plan.passed))
-            held.setdefault(DEVICES, Held(DEVICES, Scope.RUNTIME, data))
+        passed = plan.passed if plan is not None else ()
+        its = tuple(f for f in passed if self.devices.owner(f.address) == aside.id)
+        if its:
+            entries = dict(entry_data(its))
+            held.setdefault(DEVICES, Held(DEVICES, Scope.RUNTIME, entries))
         seed = {"seed": self.paths.of(aside.id).seed}
         held.setdefault(FILES, Held(FILES, Scope.RUNTIME, seed))
         guest_ip = lease.guest_ip if lease else ""

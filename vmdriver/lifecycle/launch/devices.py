@@ -40,6 +40,10 @@ class DevicePool:
         """They are that owner's, as its ledger says, or as was just decided."""
         self._owners |= dict.fromkeys((f.address for f in functions), owner)
 
+    def adopt_free(self, owner: str, functions: Iterable[PassedFunction]) -> None:
+        """They may be that owner's: those that nobody is known to have are kept for it."""
+        self.adopt(owner, [f for f in functions if f.address not in self._owners])
+
     def free(self, owner: str) -> None:
         """It has none any more."""
         self._owners = {a: o for a, o in self._owners.items() if o != owner}
