@@ -228,12 +228,19 @@ def test_what_the_bench_finds_later_is_taken_up(tmp_path: Path) -> None:
     assert (measured.get_cpu_ms, measured.creates_per_hour) == (2.5, 40 * 3600)
 
 
-def test_a_missing_part_is_no_default(tmp_path: Path) -> None:
+def test_a_missing_part_is_no_default(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     runs = json.loads(capacity.MEASURED.read_text())
     del runs["density"]
     (tmp_path / "m.json").write_text(json.dumps(runs))
     with pytest.raises(KeyError, match="density"):
         Measured.read(tmp_path / "m.json")
+    monkeypatch.setattr(capacity, "MEASURED", tmp_path / "m.json")
+    assert capacity.main([]) == 1
+    assert "has no 'density': scripts/bench" in capsys.readouterr().err
 
 
 def test_the_command_says_every_figure_and_its_source_and_refuses_by_name(
