@@ -7,10 +7,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import libvirt
 import libvirt_qemu
 
 from tests.bench.sandbox import Sandbox, timed
+from vmdriver.host import reaper
 from vmdriver.hypervisor.connection import start_event_loop
 from vmdriver.hypervisor.domain_xml import for_restore
 from vmdriver.hypervisor.embedded import embed_uri
@@ -39,11 +43,30 @@ def tap() -> Iterator[None]:
         subprocess.run(["ip", "link", "del", "vmdbench"], check=False)
 
 
+@cache
+def reap_beside() -> None:
+    """Once in a process: reap QEMUs that have ended, as the driver does: where PID 1 does not, libvirt looks for 40 s whether one is gone. In
+    a thread, since this one is in libvirt meanwhile; it is woken by the handler in C (signal.set_wakeup_fd).
+    """
+    reaper.inherit()
+    ended, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def reap() -> None:
+        while os.read(ended, 4096):
+            reaper.reap()
+
+    threading.Thread(target=reap, name="reaper", daemon=True).start()
+
+
 class PlainLibvirt:
     """An embedded libvirt of this process's own: what `virsh start` asks for, without virsh's own start."""
 
     def __init__(self, root: Path) -> None:
         start_event_loop()
+        reap_beside()
         self.connection = libvirt.open(embed_uri(root))
 
     def start(self, xml: Path, status: Path) -> float:

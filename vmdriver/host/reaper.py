@@ -54,9 +54,14 @@ def reap() -> int:
     return count
 
 
+def inherit() -> None:
+    """Become the subreaper: what is left behind from now on is ours to reap."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def install(loop: asyncio.AbstractEventLoop) -> None:
     """Become the subreaper, and reap whenever a child ends. To be called in the main
     thread.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    inherit()
     loop.add_signal_handler(signal.SIGCHLD, reap)
