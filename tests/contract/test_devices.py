@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import stat
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.sysfs import FakeSysfs
+from vmdriver.devices.files import Files
 from vmdriver.devices.host_devices import SysfsDevices
 from vmdriver.errors import HostError, TimedOut
 from vmdriver.model.devices import (
@@ -55,6 +59,37 @@ async def of(devices: SysfsDevices, *addresses: str) -> tuple[PassedFunction, ..
 async def why_not(devices: SysfsDevices, address: str) -> tuple[str, str]:
     found = obstacle(address, await seen(devices), ALLOWED)
     return (found.reason, found.message) if found else ("", "")
+
+
+def test_the_kernels_files_are_read_written_and_owned_as_they_are(
+    tmp_path: Path,
+) -> None:
+    """Without the fake: what is missing says nothing and comes not to be, and who has a node open is seen."""
+    files, node = Files(tmp_path), tmp_path / "dev/vfio/7"
+    node.parent.mkdir(parents=True)
+    node.write_text("before\n")
+    assert (files.read("no"), files.names("no"), files.last("no")) == ("", [], "")
+    with pytest.raises(FileNotFoundError):
+        files.write("sys/bus/pci/drivers/vfio-pci/bind", GPU)
+    assert not (tmp_path / "sys").exists()
+    files.write("dev/vfio/7", GPU)
+    assert files.read("dev/vfio/7") == GPU
+    (tmp_path / "driver").symlink_to("../drivers/nvidia")
+    assert (files.there("driver"), files.last("driver")) == (True, "nvidia")
+    node.chmod(0o666)
+    files.own("dev/vfio/7", os.getuid(), os.getgid())
+    assert stat.S_IMODE(node.stat().st_mode) == 0o600
+    files.try_open("dev/vfio/7")
+    assert files.open_by_others(["dev/vfio/7", "dev/vfio/8"]) == set()
+    with node.open() as held:
+        other = subprocess.Popen(
+            ["sh", "-c", "echo; cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            pass_fds=[held.fileno()],
+        )  # fmt: skip
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert files.open_by_others(["dev/vfio/7"]) == {"dev/vfio/7"}
+        other.communicate()
 
 
 async def test_what_is_there_is_seen_with_all_of_its_group(

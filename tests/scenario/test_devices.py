@@ -134,6 +134,24 @@ async def test_of_two_creates_at_once_one_has_it() -> None:
     await driver.close()
 
 
+@pytest.mark.parametrize("by_name_first", [True, False])
+async def test_of_two_creates_at_once_for_one_gpu_by_name_and_by_number_one_has_it(
+    by_name_first: bool,
+) -> None:
+    driver = await begun(host())
+    named = spec("named", driver_config={"devices": [GPU]})
+    counted = spec("counted", resources=ONE)
+    asked = (named, counted) if by_name_first else (counted, named)
+    creates = [driver.manager.create(one, None) for one in asked]
+    found = await asyncio.gather(*creates, return_exceptions=True)
+    refused = [error.reason for error in found if isinstance(error, DriverError)]
+    assert refused == ["NoDeviceFree" if by_name_first else "DeviceTaken"]
+    await driver.settled()
+    assert driver.sandboxes() == ["named" if by_name_first else "counted"]
+    assert driver.phase(driver.sandboxes()[0]) is Phase.RUNNING
+    await driver.close()
+
+
 async def test_of_two_starts_at_once_one_has_it_and_the_other_says_why() -> None:
     driver = await begun(host())
     for name in ("a", "b"):

@@ -245,11 +245,13 @@ def chosen(
         if not _addresses(picture, address).isdisjoint(taken):
             raise _taken(address)
         given.append(address)
-    if wanted.gpus:
+    if wanted.gpus or waiting:
         free = _free_gpus(picture, allowed, set(taken) | set(given))
-        if len(free) - waiting < wanted.gpus:
-            left = max(0, len(free) - waiting)
+        left = max(0, len(free) - waiting)
+        if left < wanted.gpus:
             raise _too_few(wanted.gpus, left, picture, allowed)
+        if len(free) < waiting and gpus(picture, given):
+            raise _taken(gpus(picture, given)[0])
         given += free[: wanted.gpus]
     return tuple(_passed(given, picture))
 
