@@ -36,8 +36,9 @@ while True:
     else:
         time.sleep(0.05)
         begun, wrote = time.monotonic(), 0
-    with open("/dev/shm/wrote", "w") as told:
+    with open("/dev/shm/wrote.new", "w") as told:
         told.write(str(wrote / max(0.001, time.monotonic() - begun)))
+    os.replace("/dev/shm/wrote.new", "/dev/shm/wrote")
 """
 RATE = 50 * 2**20
 MOST_EACH = 20
