@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import ssl
 import warnings
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,7 @@ from vmdriver.extension import Extension
 from vmdriver.model.phase import Phase
 from vmdriver.service.remote import Remote
 from vmdriver.service.tls import listener
+from vmdriver.service.tls.address import Address
 from vmdriver.service.tls.keys import Keys, Side
 
 SERVER, CLIENT = "host.test", "gateway.test"
@@ -180,6 +182,21 @@ async def test_nothing_but_the_one_service_is_served_to_other_hosts(
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await reflection.ServerReflectionInfo(iter([request])).read()
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+async def test_every_address_is_that_of_both_kinds(
+    tmp_path: Path, server: Keys, client: Keys
+) -> None:
+    everywhere = far_driver(tmp_path / "far", server, address=Address("::", 0))
+    async with everywhere as (_, remote):
+        port = remote.listener.address.port
+        for number, host in enumerate(("127.0.0.1", "[::1]")):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            base = f"tls:{host}:{port}"
+            async with composed(settings(folder, port, client, base=base)) as (stub, _):
+                assert await listed(stub) == []
 
 
 # --- who is refused
@@ -403,7 +420,7 @@ async def test_who_is_revoked_while_connected_is_out_and_others_are_back(
 async def test_a_connection_ends_with_the_certificate_that_it_was_let_in_by(
     tmp_path: Path, authority: Authority, server: Keys
 ) -> None:
-    end = datetime.now(UTC) + timedelta(seconds=3)
+    end = datetime.now(UTC) + timedelta(seconds=5)
     client = authority.issue(CLIENT, Side.CLIENT, "short", end=f"{end:%Y%m%d%H%M%S}Z")
     async with far(tmp_path, server, client, base_wait_s=0.4) as found:
         await listed(found.stub)

@@ -242,11 +242,10 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli import extensions
 
         return int(getattr(extensions, arguments.command)(loaded, arguments))
-    if arguments.command in {"images", "volume"}:
-        from vmdriver.cli import images, volumes
+    if arguments.command == "images":
+        from vmdriver.cli.images import images
 
-        of_images = arguments.command == "images"
-        return (images.images if of_images else volumes.volume)(loaded, arguments)
+        return images(loaded, arguments)
     if arguments.command == "exec" or getattr(arguments, "interactive", False):
         from vmdriver.cli import commands as operators
 

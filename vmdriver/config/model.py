@@ -21,7 +21,6 @@ from vmdriver.config.machines import MachineSettings
 from vmdriver.config.memory import MemorySettings
 from vmdriver.config.network import NetworkSettings
 from vmdriver.config.remote import RemoteSettings
-from vmdriver.config.volumes import VolumeSettings
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.model.spec import Frozen
 
@@ -34,7 +33,6 @@ class Config(Frozen):
     remote: RemoteSettings
     machines: MachineSettings
     memory: MemorySettings
-    volumes: VolumeSettings
     network: NetworkSettings
     isolation: IsolationSettings
     images: ImageSettings

@@ -16,7 +16,6 @@ from vmdriver.lifecycle.control.network_news import NetworkReporter
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
-from vmdriver.lifecycle.control.volume_jobs import VolumeJobs
 from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.resource import Resources
@@ -31,7 +30,6 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, Layers, launch_parts
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.launch.users import UserLease, UserPool
-from vmdriver.lifecycle.launch.volumes import Volumes, volumes_part
 from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.memory.resources import memory_resources
@@ -98,11 +96,7 @@ class Core:
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
         self.devices = self._devices(accelerator)
         passed = passed_devices(ports.host_devices, self.devices.pool)
-        self.volumes = Volumes(
-            store=ports.volumes, settings=settings, holds=sandboxes.holds_volume
-        )
-        more = passed, volumes_part(self.volumes)
-        self.parts = launch_parts(ports, self.layers, *more)
+        self.parts = launch_parts(ports, self.layers, passed)
         self.lease = AddressLease(addresses, ports.network)
         self.user = UserLease(users, ports.machine_users)
         self.wall = Wall(wall_sources, settings.isolation)
@@ -185,7 +179,6 @@ class Core:
             budget=self.budget,
             devices=self.devices,
             parts=self.parts,
-            volumes=self.volumes,
         )
 
     def _templates(self, directory: str) -> Templates:
@@ -248,23 +241,20 @@ class Core:
             open=self.ledger,
         )
 
-    def _recovery(self, shelf: Shelf) -> Recovery:
-        return Recovery(
-            sandboxes=self.sandboxes,
+    def _manager(self) -> Manager:
+        ports, settings, sandboxes = self._ports, self._settings, self.sandboxes
+        shelf = self._shelf()
+        recovery = Recovery(
+            sandboxes=sandboxes,
             shelf=shelf,
             hire=self.workforce.hire,
             broadcaster=self.broadcaster,
-            ports=self._ports,
+            ports=ports,
             paths=self._paths,
             extensions=self.extensions,
             templates=self.templates,
             users=self.users,
-            volumes=self.volumes,
         )
-
-    def _manager(self) -> Manager:
-        ports, settings, sandboxes = self._ports, self._settings, self.sandboxes
-        shelf = self._shelf()
         return Manager(
             sandboxes=sandboxes,
             settings=settings,
@@ -276,9 +266,8 @@ class Core:
             budget=self.budget,
             snapshot_jobs=self.workforce.snapshots,
             admission=self._admission(),
-            recovery=self._recovery(shelf),
+            recovery=recovery,
             images=self._image_upkeep(),
-            volume_jobs=VolumeJobs(volumes=self.volumes),
             housekeeping=Housekeeping(
                 sandboxes.workers.values,
                 shelf.consoles,
@@ -304,7 +293,6 @@ class Core:
             budget=self.budget,
             devices=self.devices,
             layers=self.layers,
-            volumes=self.volumes,
             allow_fork=self.workforce.snapshots.allow_fork,
         )
 

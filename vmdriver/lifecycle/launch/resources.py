@@ -280,14 +280,11 @@ def machine(hypervisor: Hypervisor) -> Part:
     )
 
 
-def launch_parts(ports: Ports, layers: Layers, *more: Part) -> tuple[Part, ...]:
-    """A launch: what its machine holds, in the order in which it is acquired. `more`: what stands
-    on nothing of it but its user.
-    """
+def launch_parts(ports: Ports, layers: Layers, devices: Part) -> tuple[Part, ...]:
+    """A launch: what its machine holds, in the order in which it is acquired."""
     disk, files = root_layer(layers), launch_files(ports.launch_files, ports.disks)
-    rules = firewall(ports.network, ports.network_guard)
-    network, last = tap(ports.network), machine(ports.hypervisor)
-    return disk, files, network, *more, rules, last
+    rules, ways = firewall(ports.network, ports.network_guard), tap(ports.network)
+    return disk, files, ways, devices, rules, machine(ports.hypervisor)
 
 
 @dataclass(frozen=True)

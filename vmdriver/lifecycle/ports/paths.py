@@ -22,9 +22,6 @@ class Paths(Protocol):
         one that others will stand on when it is made.
         """
 
-    def volume(self, volume_id: str) -> str:
-        """The disk of the volume with that id."""
-
 
 @dataclass(frozen=True)
 class BootChoice:
@@ -33,8 +30,6 @@ class BootChoice:
     kernel: str
     initramfs: str
     digest: str
-    knows: tuple[str, ...] = ()
-    """What the guest can do that guests of earlier boot files could not."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,11 @@ class End(asyncio.Protocol):
         self._transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        """What came with the end of a handshake is here before anybody is joined."""
+        """What came with the end of a handshake is here before anybody is joined; nothing is taken
+        from one that is being closed.
+        """
+        if self._abort is not None:
+            return
         self.received += len(data)
         if self._other is not None:
             self._other.write(data)

@@ -69,8 +69,11 @@ class Listener:
         """Listen. ConfigError if the address cannot be had."""
         host, port = self.address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
         try:
-            made = socket.create_server((host, port), family=family, backlog=_WAITING)
+            made = socket.create_server(
+                (host, port), family=family, backlog=_WAITING, dualstack_ipv6=both
+            )
         except OSError as error:
             raise ConfigError(
                 f"bind_tls: {self.address} cannot be listened on: {error.strerror}",
@@ -187,7 +190,7 @@ class Listener:
     async def _join(self, end: End, guest: Guest, until: datetime) -> None:
         loop = asyncio.get_running_loop()
         left = (until - datetime.now(UTC)).total_seconds()
-        guest.ends = loop.call_later(max(0.0, left), end.close)
+        guest.ends = loop.call_later(max(0.0, left), end.abort)
         self._guests[end] = guest  # before anything is waited for: it counts
         inner = End(lambda *_: None)
         try:
@@ -212,9 +215,11 @@ class Listener:
         _log.info("%s from %s has gone", guest.name, guest.host)
 
     def _ask_again(self) -> None:
-        """Whoever is still trusted is back in a moment; calls under way are asked again."""
+        """Whoever is still trusted is back in a moment; calls under way are asked again. At once:
+        who is not could go on asking while what was written is still to be sent.
+        """
         for end in list(self._guests):
-            end.close()
+            end.abort()
 
     def _say(self, host: str, what: str) -> None:
         """Once a minute of each host: anybody may call. All are counted."""

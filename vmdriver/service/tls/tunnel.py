@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,9 +94,7 @@ class Tunnel:
         except (OSError, TimeoutError) as error:
             far.abort()
             near.abort()
-            late = f"no answer within {CONNECT_S:.0f} s"
-            closed = late if isinstance(error, TimeoutError) else "it hangs up"
-            self._say(getattr(error, "verify_message", "") or str(error) or closed)
+            self._say(why(error))
             return
         except BaseException:
             far.abort()
@@ -125,9 +125,10 @@ class Tunnel:
         """With TLS 1.3 we are told only now whether we were let in."""
         if far.received:
             self.trouble = ""
-            _log.info("the connection with %s has ended: %s", self.address, error or "")
+            how = why(error) if isinstance(error, OSError) else "it was closed"
+            _log.info("the connection with %s has ended: %s", self.address, how)
         elif far in self._ends.values():  # else it was our caller who went
-            self._say(str(error) if error else self._hung_up())
+            self._say(why(error) if isinstance(error, OSError) else self._hung_up())
 
     def _hung_up(self) -> str:
         """asyncio's server sends no alert; whether ours holds we can say ourselves."""
@@ -142,6 +143,19 @@ class Tunnel:
         if trouble != self.trouble:
             _log.warning("%s cannot be reached: %s", self.address, trouble)
         self.trouble = trouble
+
+
+def why(error: OSError) -> str:
+    """For people: what asyncio and OpenSSL say, without their numbers and places."""
+    if text := getattr(error, "verify_message", ""):
+        return str(text)
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"no answer within {CONNECT_S:.0f} s"
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or "it hangs up"
 
 
 class _Near(End):
