@@ -110,6 +110,21 @@ def test_a_sweep_of_no_drivers_directory_does_not_speak_of_a_running_driver(
     assert "is not a driver's" in said
 
 
+@pytest.mark.parametrize("made", ["", "sandboxes", "sandboxes/../layers"])
+def test_a_sweep_where_a_driver_was_ended_before_it_had_made_its_folders_finds_nothing(
+    place: Path, made: str
+) -> None:
+    """Such as a demo's, which is told to end before it answers: its folder stayed for that."""
+    state = place / "state"
+    state.mkdir(mode=0o711)
+    for part in filter(None, made.split("..")):
+        (state / part.strip("/")).mkdir(mode=0o711)
+    words = ["sweep", "--dry-run", *settings(place)]
+    status, said = run(*words, before=["unshare", "--net"])
+    assert status == 0, said
+    assert "nothing is left over" in said
+
+
 def test_a_driver_says_when_it_starts_what_every_sandbox_will_need(place: Path) -> None:
     nowhere = f"--connection=qemu+unix:///system?socket={place}/nothing"
     given = ["serve", nowhere, *settings(place), "--supervisor-image="]

@@ -26,6 +26,8 @@ async def _sweep(
             f"state_dir: {layout.root} is not a driver's, and its lock cannot be made",
             resolution="name the driver's with --state-dir",
         )
+    if alone:
+        layout.make()  # a driver that was ended at its start has made some of it
     driver = await open_driver(loaded.config) if alone else Driver(loaded.config)
     known = {
         path.name for path in driver.layout.sandboxes.glob("*") if is_sandbox(path)
