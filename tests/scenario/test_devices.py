@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,6 +24,7 @@ from vmdriver.errors import (
     NotFound,
     Refused,
 )
+from vmdriver.extension import Extension
 from vmdriver.lifecycle.engine.resource import DEVICES
 from vmdriver.model.devices import VFIO, PciFunction
 from vmdriver.model.phase import Phase
@@ -279,6 +280,47 @@ async def test_devices_that_are_had_are_counted() -> None:
     assert counted() == (2, 3), "its sound goes along"
     await driver.manager.stop("s1", "")
     assert counted() == (0, 3)
+    await driver.close()
+
+
+class Shaper(Extension):
+    """Changes the request, as extensions may."""
+
+    name: ClassVar[str] = "shaper"
+
+    def __init__(self, *devices: str) -> None:
+        self.devices = list(devices)
+
+    async def prepare_plan(self, context: Any, draft: Any) -> None:
+        draft.set_label("seen-by", "shaper")
+        if self.devices:
+            draft.set("template.driver_config", self.devices, key="devices")
+
+
+async def test_an_extension_that_changes_a_request_takes_no_gpu_from_it() -> None:
+    driver = await begun(host(), extensions=(Shaper(),))
+    await created(driver)
+    assert driver.record().spec.labels["seen-by"] == "shaper"
+    assert driver.plan().devices == (GPU,)
+    await driver.manager.delete("s1", "")
+    await driver.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"), [(CARD, ""), (OTHER, "DeviceNotAllowed")]
+)
+async def test_an_extension_asks_for_devices_as_a_request_does(
+    device: str, reason: str
+) -> None:
+    driver = await begun(host(), extensions=(Shaper(device),))
+    if reason:
+        with pytest.raises(DriverError) as refused:
+            await created(driver, resources=Resources())
+        assert refused.value.reason == reason
+    else:
+        await created(driver, resources=Resources())
+        assert driver.plan().devices == (CARD,)
+        await driver.manager.delete("s1", "")
     await driver.close()
 
 

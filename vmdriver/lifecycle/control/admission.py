@@ -141,10 +141,7 @@ class Admission:
         """
         extensions, now = self.extensions, utc_now()
         bare = SandboxRecord(spec=spec, created_at=now, changed_at=now)
-        if wanted_devices(spec):
-            # Not after the rest: what is left of room is asked for without waiting after that.
-            checks.check(spec, self.settings)
-            await self.devices.admit(bare)
+        await self._look_for_devices(bare)
         self._check(bare)
         activation = extensions.activate(
             spec.labels, spec.driver_config.get("extensions", {})
@@ -161,8 +158,15 @@ class Admission:
         await ask(CallPoint.PREPARE_PLAN, record, None, trace, draft)
         state = state.model_copy(update={"accepted": False})
         record = self._shaped(record, spec, state, draft)
+        await self._look_for_devices(record)
         self._check(record)
         return record, draft
+
+    async def _look_for_devices(self, record: SandboxRecord) -> None:
+        """Not after the rest: what is left of room is asked for without waiting after that."""
+        if wanted_devices(record.spec):
+            checks.check(record.spec, self.settings)
+            await self.devices.admit(record)
 
     def _shaped(
         self,

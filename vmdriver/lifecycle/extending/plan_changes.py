@@ -54,7 +54,8 @@ def changed_spec(spec: SandboxSpec, changes: Iterable[Change]) -> SandboxSpec:
             values[name] = change.value
         elif change.field.startswith(_RESOURCES):
             limits[change.field.removeprefix(_RESOURCES)] = _text(change)
-    values["resources"] = parse_resources(**limits).model_dump()
+    sizes = parse_resources(**limits).model_copy(update={"gpus": spec.resources.gpus})
+    values["resources"] = sizes.model_dump()
     try:
         return SandboxSpec.model_validate(values)
     except ValidationError as error:
