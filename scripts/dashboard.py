@@ -285,6 +285,24 @@ DISK = (
         {"snapshots": f"sum({_metric('snapshots')})"},
         width=4,
     ),
+    Panel(
+        "Volumes: sizes of each workspace's, and the limit of all",
+        {
+            "{{workspace}}": _sum("workspace", _metric("volumes_size_bytes")),
+            "max_volumes_mib": f"max({_metric('volumes_limit_bytes')})",
+        },
+        "What they take on disk is the folder `volumes` above.",
+        unit="bytes",
+        width=16,
+    ),
+    Panel(
+        "Number of volumes, and those that cannot be read",
+        {
+            "volumes": f"sum({_metric('volumes')})",
+            "unreadable": f"sum({_metric('volumes_unreadable')})",
+        },
+        "`vmdriver volume ls` says what is wrong with one that cannot be read.",
+    ),
 )
 IMAGES = (
     Panel("Images", {"": f"sum({_metric('images')})"}, kind="stat", width=4),

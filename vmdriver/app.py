@@ -77,6 +77,7 @@ from vmdriver.storage.sandboxes import wall_found
 from vmdriver.storage.sandboxes.journal import FileJournal
 from vmdriver.storage.sandboxes.launch_files import LaunchFiles
 from vmdriver.storage.sandboxes.records import RecordStore
+from vmdriver.storage.volumes import Volumes
 from vmdriver.storage.way_in import open_way_in
 from vmdriver.wiring import Core, Installed
 
@@ -270,6 +271,7 @@ class Driver:
             MachineUsers(self.layout, self._files),
             GatewayService(self.settings.endpoint, self.settings.tls),
             SysfsDevices(),
+            Volumes(self.layout, self._files, numbers=self._numbers),
         )
 
     @property

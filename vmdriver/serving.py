@@ -28,9 +28,16 @@ from vmdriver.hypervisor.qemu_process import run_directory
 from vmdriver.hypervisor.usage import HostUsage
 from vmdriver.lifecycle.control.commands import Commands
 from vmdriver.lifecycle.control.operator import Operations
-from vmdriver.service import admin, servicer
+from vmdriver.service import admin, servicer, volumes
 from vmdriver.service.remote import Remote, serve_remote
-from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, Server, check_path, serve
+from vmdriver.service.server import (
+    ADMIN,
+    COMPUTE_DRIVER,
+    VOLUMES,
+    Server,
+    check_path,
+    serve,
+)
 from vmdriver.service.servicer import Identity, Readiness
 from vmdriver.service.streams.server import StreamServer
 from vmdriver.service.tls.address import parse_address
@@ -177,10 +184,14 @@ async def _listen(
     for path in (config.gateway.bind_socket, admin_socket(config)):
         driver.layout.make_way_for_socket(path)
     first = partial(servicer.register, compute)
-    second = partial(admin.register, operators)
+
+    def second(server: Server) -> None:
+        admin.register(operators, server)
+        volumes.register(volumes.Volumes(readiness), server)
+
     servers: list[Server | Remote] = [
         await serve(config.gateway.bind_socket, first, COMPUTE_DRIVER),
-        await serve(admin_socket(config), second, ADMIN),
+        await serve(admin_socket(config), second, ADMIN, VOLUMES),
     ]
     if known is not None:
         address = parse_address(config.remote.bind_tls)

@@ -9,7 +9,7 @@
  * A number that comes again is answered again, and nothing is done: whoever asks may have to ask twice to be heard.
  *
  * ping                        answers; with commands=1 where operators' commands are known, operator=1 where they are allowed
- * flush                       freezes the root file system: everything is on disk, nothing more can be written
+ * flush                       freezes the file systems: everything is on disk, nothing more can be written
  * sync [timeout_ms=N]         writes the disks out while everything runs, so that little is left for freeze to write; answers
  *                             with written=1, or with written=0 when that takes longer, and goes on with it
  * freeze timeout_ms=N         stops every process of the workload (cgroup freezer), then writes the disks out
@@ -55,6 +55,7 @@
 #define MOST_ADDRESSES 512
 #define MOST_SOCKETS 8192
 #define MOST_NAMESPACES 256
+#define MOST_VOLUMES 8
 
 static int port, cgroups;
 static char answer[COMMANDS_REPLY];
@@ -192,13 +193,23 @@ static int sync_disks(const char *line) { /* by a child: a slow disk holds up no
     return 0;
 }
 
-static int flush(void) {
-    int root = open("/sysroot", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (root < 0)
-        return fail("/sysroot");
-    int done = ioctl(root, FIFREEZE, 0);
-    close(root);
+static int freeze_below(const char *path) { /* the file system that is mounted there */
+    int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0)
+        return fail(path);
+    int done = ioctl(directory, FIFREEZE, 0);
+    close(directory);
     return done < 0 && errno != EBUSY ? fail("flush") : 0; /* EBUSY: frozen already */
+}
+
+static int flush(void) { /* volumes too: who may only read one needs it whole */
+    char path[64];
+    for (int number = 0; number < MOST_VOLUMES; number++) {
+        snprintf(path, sizeof path, "/run/volumes/volume%d", number);
+        if (access(path, F_OK) == 0 && freeze_below(path) < 0)
+            return -1;
+    }
+    return freeze_below("/sysroot");
 }
 
 /* --- what must be new */

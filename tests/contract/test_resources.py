@@ -30,6 +30,7 @@ from vmdriver.lifecycle.engine.resource import (
     OVERLAY,
     PAUSED,
     TAP,
+    VOLUMES,
     WRITTEN,
     Given,
     Resources,
@@ -51,6 +52,7 @@ NEEDS = {
     **dict.fromkeys((LAYER, MAPPED, *HELD_STILL), LAUNCH),
     WRITTEN: (*LAUNCH, *HELD_STILL),
     LEASE: (),
+    VOLUMES: (MACHINE_USER,),
 }
 """What is there before each of them is acquired."""
 GPU = {
@@ -96,6 +98,7 @@ def state(world: World) -> Mapping[str, Any]:
         "images": images,
         "machines": dict(world.domains),
         "frozen": set(world.frozen),
+        "volumes of machines": {n for n, uids in world.volumes.writers.items() if uids},
     }
 
 
@@ -145,7 +148,11 @@ def host() -> World:
 async def stage(key: str) -> Stage:
     driver = FakeDriver(host(), settings=PASSING)
     await driver.manager.recover()
-    await driver.manager.create(spec(resources=Asked(gpus=1)), None)
+    volumes = [{"name": "data", "mount": "/data", "size_mib": 64}]
+    config = {"volumes": volumes} if key == VOLUMES else {}
+    await driver.manager.create(
+        spec(resources=Asked(gpus=1), driver_config=config), None
+    )
     await driver.settled()
     record, plan = driver.record(), driver.plan()
     await driver.close()
@@ -266,6 +273,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
     PAUSED: {"domain": "vmd-test-s1"},
     WRITTEN: {"domain": "vmd-test-s1"},
     LAYER: {"path": "layers/s1.2.qcow2"},
+    VOLUMES: {"ids": "0123456789abcdef0123456789abcdef", "uid": "250002"},
 }
 """As 0.1.0 wrote them, and releases after it what is newer. No release renames a key or a field, since ledgers of any age are read."""
 

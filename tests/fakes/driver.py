@@ -26,6 +26,7 @@ from tests.fakes.paths import FakePaths
 from tests.fakes.records import FakeRecords
 from tests.fakes.settings import SETTINGS
 from tests.fakes.supervisor_disks import FakeSupervisorDisks
+from tests.fakes.volumes import FakeVolumes
 from tests.fakes.wall_source import FakeWallSource
 from tests.fakes.world import World
 from vmdriver.extensions.loader import participants
@@ -132,6 +133,7 @@ class FakeDriver:
             FakeMachineUsers(world),
             FakeGatewayService(world),
             FakeHostDevices(world, crash_point),
+            FakeVolumes(world),
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)

@@ -16,7 +16,7 @@ class FakePaths:
     """
 
     def boot(self) -> BootChoice:
-        return BootChoice("/kernel", "/initramfs", "boot")
+        return BootChoice("/kernel", "/initramfs", "boot", ("volumes",))
 
     def of(self, sandbox_id: str) -> SandboxPaths:
         return SandboxPaths(
@@ -37,3 +37,6 @@ class FakePaths:
 
     def new_layer(self, sandbox_id: str, user: MachineUser | None) -> str:
         return f"layers/{sandbox_id}.{next(_made)}.qcow2"
+
+    def volume(self, volume_id: str) -> str:
+        return f"volumes/{volume_id}/disk.raw"

@@ -16,8 +16,8 @@ from tests.fakes.driver import FakeDriver
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
-from vmdriver.service import admin
-from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, serve
+from vmdriver.service import admin, volumes
+from vmdriver.service.server import ADMIN, COMPUTE_DRIVER, VOLUMES, serve
 from vmdriver.service.servicer import ComputeDriver, Identity, Readiness, register
 
 IDENTITY = Identity("vmdriver", "0", "example.org/default:1", False)
@@ -57,6 +57,12 @@ async def served(
     driver = FakeDriver(options.pop("world", World()), **options)
     readiness = Readiness()
     socket = directory / "run" / "d.sock"
+
+    def for_operators(server: grpc.aio.Server) -> None:
+        asked = admin.Admin(readiness, driver.broadcaster, driver.pictures.now)
+        admin.register(asked, server)
+        volumes.register(volumes.Volumes(readiness), server)
+
     server = await serve(
         socket,
         partial(register, ComputeDriver(IDENTITY, readiness, driver.broadcaster)),
@@ -64,11 +70,8 @@ async def served(
     )
     operators = await serve(
         socket.with_name("admin.sock"),
-        partial(
-            admin.register,
-            admin.Admin(readiness, driver.broadcaster, driver.pictures.now),
-        ),
-        ADMIN,
+        for_operators,
+        *(ADMIN, VOLUMES),
     )
     if recover:
         await driver.manager.recover()

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from pydantic import SecretStr
 
 from tests.fakes.hanging import Hanging
+from tests.fakes.stored_volumes import StoredVolumes
 from vmdriver.errors import HostError
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.devices import VFIO, PciFunction
@@ -97,6 +98,7 @@ class World:
     damaged: set[str] = field(default_factory=set)
     images_in_use: set[str] = field(default_factory=set)
     supervisors_in_use: set[str] = field(default_factory=set)
+    volumes: StoredVolumes = field(default_factory=StoredVolumes)
     limits: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     """Domain -> operations and MiB a second of its disks; tap -> Mbit a second."""
     kept_checkpoints: set[str] = field(default_factory=set)
@@ -153,6 +155,8 @@ class World:
         uid = plan.user.uid
         assert uid not in self.running_users(), "two machines run as one user"
         self.machine_users[plan.domain] = uid
+        running = {d for d, state in self.domains.items() if state != DomainState.OFF}
+        self.volumes.open_as(plan, running - self.ended)
         if not self.knows_users:
             return
         assert uid in self.claimed_users, "a user that is not its own"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_plan_rendering import plan, with_devices
+from tests.unit.test_plan_rendering import plan, with_devices, with_volumes
 from vmdriver.hypervisor.wall.box import (
     BOX_PARTS,
     Box,
@@ -62,6 +62,14 @@ def test_the_box_of_a_machine_with_devices_has_their_groups_and_no_others(
     """Of sysfs one link for each, and no more address space and locked memory than they take."""
     wanted = with_devices(288, 512).model_copy(update={"wall": BOX_PARTS})
     golden("box-device.txt", text(of_plan(wanted, DIRECT, 2**31)))
+
+
+def test_a_machines_volumes_are_in_its_box_and_as_large_as_they_are() -> None:
+    box = of_plan(with_volumes(), DIRECT, 2**31)
+    assert "/state/volumes/a/disk.raw" in box.writes
+    assert "/state/volumes/b/disk.raw" in box.reads
+    assert "/state/volumes/b/disk.raw" not in box.writes
+    assert box.file_bytes > 2**40, "what it may write is as large as its largest disk"
 
 
 def test_what_a_box_lacks_is_what_the_wall_lacks() -> None:

@@ -32,7 +32,7 @@ from vmdriver.lifecycle.ports.host import Ownership, Taken
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.machine_uids import MachineUids
-from vmdriver.model.plan import LaunchPlan, NetworkPlan
+from vmdriver.model.plan import Disk, LaunchPlan, MountedVolume, NetworkPlan
 from vmdriver.model.spec import Resources
 from vmdriver.network.rules import shared_rules as ruleset
 from vmdriver.network.rules.machine_rules import rules_of
@@ -99,6 +99,38 @@ def plan(
     draft.set_environment("HTTPS_PROXY", "http://proxy.example:3128")
     user = MachineUids(250000, 259999).user(250002)
     return planner.with_user(planner.resolve(wanted, own, facts, draft), user)
+
+
+def with_volumes() -> LaunchPlan:
+    """One to write and one to read."""
+    found, disks = list[MountedVolume](), list[Disk]()
+    for role, name, place in (("volume0", "a", "/data"), ("volume1", "b", "/srv/b")):
+        known = {"role": role, "name": name}
+        found.append(MountedVolume(**known, workspace="w", mount=place))
+        path, more = f"/state/volumes/{name}/disk.raw", {"format": "raw"}
+        size = {"size_mib": 2**20, "read_only": name == "b"}
+        disks.append(Disk(role=role, path=path, **more, **size))
+    value = plan()
+    update = {"volumes": tuple(found), "disks": (*value.disks, *disks)}
+    return value.model_copy(update=update)
+
+
+def test_a_volume_is_a_disk_of_its_own_name() -> None:
+    root = Xml.fromstring(render(with_volumes(), TCG, "mark"))
+    shown = [
+        (
+            disk.findtext("serial"),
+            disk.find("target").get("dev"),
+            disk.find("source").get("file"),
+            disk.find("readonly") is not None,
+        )
+        for disk in root.findall("devices/disk")
+    ]
+    assert shown[4:] == [
+        ("volume0", "vde", "/state/volumes/a/disk.raw", False),
+        ("volume1", "vdf", "/state/volumes/b/disk.raw", True),
+    ]
+    assert len({dev for _, dev, _, _ in shown}) == len(shown)
 
 
 def test_the_plan(golden: Golden) -> None:
@@ -361,7 +393,7 @@ def test_host_names(name: str, expected: str) -> None:
 
 
 def test_the_seed_holds_what_init_reads() -> None:
-    value = plan().model_copy(update={"operator_exec": True})
+    value = with_volumes().model_copy(update={"operator_exec": True})
     data = seed.build(
         value,
         {**value.environment, "X": "1"},
@@ -381,6 +413,7 @@ def test_the_seed_holds_what_init_reads() -> None:
     assert content["over/opt/openshell/init.d.manifest"] == b"50-trust\n"
     assert content["init/address"] == b"10.0.128.2/30\n"
     assert content["init/gateway"] == b"10.0.128.1\n"
+    assert content["init/volumes"] == b"volume0 rw a /data\nvolume1 ro b /srv/b\n"
     assert b"192.168.127.254 host.openshell.internal\n" in content["over/etc/hosts"]
     assert b"X=1\0" in content["init/environ"]
     init, become = ((GUEST / name).read_text() for name in ("init", "become.c"))

@@ -9,6 +9,94 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Volume(_message.Message):
+    __slots__ = ("workspace", "name", "size_mib", "stored_bytes", "created", "sandboxes", "read_only", "problem")
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MIB_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    SANDBOXES_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    workspace: str
+    name: str
+    size_mib: int
+    stored_bytes: int
+    created: _timestamp_pb2.Timestamp
+    sandboxes: _containers.RepeatedScalarFieldContainer[str]
+    read_only: bool
+    problem: str
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., size_mib: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sandboxes: _Optional[_Iterable[str]] = ..., read_only: _Optional[bool] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class ListVolumesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListVolumesResponse(_message.Message):
+    __slots__ = ("volumes",)
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
+
+class CreateVolumeRequest(_message.Message):
+    __slots__ = ("workspace", "name", "size_mib")
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MIB_FIELD_NUMBER: _ClassVar[int]
+    workspace: str
+    name: str
+    size_mib: int
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., size_mib: _Optional[int] = ...) -> None: ...
+
+class RemoveVolumeRequest(_message.Message):
+    __slots__ = ("workspace", "name")
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    workspace: str
+    name: str
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class RemoveVolumeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GrowVolumeRequest(_message.Message):
+    __slots__ = ("workspace", "name", "size_mib")
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MIB_FIELD_NUMBER: _ClassVar[int]
+    workspace: str
+    name: str
+    size_mib: int
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., size_mib: _Optional[int] = ...) -> None: ...
+
+class VolumePiece(_message.Message):
+    __slots__ = ("offset", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImportVolumePiece(_message.Message):
+    __slots__ = ("volume", "piece", "last")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    volume: CreateVolumeRequest
+    piece: VolumePiece
+    last: bool
+    def __init__(self, volume: _Optional[_Union[CreateVolumeRequest, _Mapping]] = ..., piece: _Optional[_Union[VolumePiece, _Mapping]] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class ExportVolumeRequest(_message.Message):
+    __slots__ = ("workspace", "name")
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    workspace: str
+    name: str
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("time", "reason", "message", "warning", "done_bytes", "total_bytes")
     TIME_FIELD_NUMBER: _ClassVar[int]

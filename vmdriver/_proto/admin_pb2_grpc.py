@@ -622,3 +622,297 @@ class Admin:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class VolumesStub:
+    """Volumes: disks that outlive sandboxes. Served beside Admin. A composed driver does not serve it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListVolumes = channel.unary_unary(
+                '/vmdriver.admin.v1.Volumes/ListVolumes',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListVolumesRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListVolumesResponse.FromString,
+                _registered_method=True)
+        self.CreateVolume = channel.unary_unary(
+                '/vmdriver.admin.v1.Volumes/CreateVolume',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CreateVolumeRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.FromString,
+                _registered_method=True)
+        self.RemoveVolume = channel.unary_unary(
+                '/vmdriver.admin.v1.Volumes/RemoveVolume',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.RemoveVolumeRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.RemoveVolumeResponse.FromString,
+                _registered_method=True)
+        self.GrowVolume = channel.unary_unary(
+                '/vmdriver.admin.v1.Volumes/GrowVolume',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GrowVolumeRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.FromString,
+                _registered_method=True)
+        self.ImportVolume = channel.stream_unary(
+                '/vmdriver.admin.v1.Volumes/ImportVolume',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ImportVolumePiece.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.FromString,
+                _registered_method=True)
+        self.ExportVolume = channel.unary_stream(
+                '/vmdriver.admin.v1.Volumes/ExportVolume',
+                request_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ExportVolumeRequest.SerializeToString,
+                response_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.VolumePiece.FromString,
+                _registered_method=True)
+
+
+class VolumesServicer:
+    """Volumes: disks that outlive sandboxes. Served beside Admin. A composed driver does not serve it.
+    """
+
+    def ListVolumes(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateVolume(self, request, context):
+        """An empty one. Ends when it is durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveVolume(self, request, context):
+        """For good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrowVolume(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportVolume(self, request_iterator, context):
+        """One with that content. Without the piece that is the last there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportVolume(self, request, context):
+        """Its content as pieces, of which the last one is empty and lies at the disk's end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_VolumesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListVolumes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVolumes,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListVolumesRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListVolumesResponse.SerializeToString,
+            ),
+            'CreateVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateVolume,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.CreateVolumeRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.SerializeToString,
+            ),
+            'RemoveVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveVolume,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.RemoveVolumeRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.RemoveVolumeResponse.SerializeToString,
+            ),
+            'GrowVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrowVolume,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.GrowVolumeRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.SerializeToString,
+            ),
+            'ImportVolume': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportVolume,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ImportVolumePiece.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.SerializeToString,
+            ),
+            'ExportVolume': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportVolume,
+                    request_deserializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.ExportVolumeRequest.FromString,
+                    response_serializer=vmdriver_dot_admin_dot_v1_dot_admin__pb2.VolumePiece.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'vmdriver.admin.v1.Volumes', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('vmdriver.admin.v1.Volumes', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Volumes:
+    """Volumes: disks that outlive sandboxes. Served beside Admin. A composed driver does not serve it.
+    """
+
+    @staticmethod
+    def ListVolumes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmdriver.admin.v1.Volumes/ListVolumes',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListVolumesRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.ListVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmdriver.admin.v1.Volumes/CreateVolume',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.CreateVolumeRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmdriver.admin.v1.Volumes/RemoveVolume',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.RemoveVolumeRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.RemoveVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrowVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmdriver.admin.v1.Volumes/GrowVolume',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.GrowVolumeRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportVolume(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/vmdriver.admin.v1.Volumes/ImportVolume',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.ImportVolumePiece.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmdriver.admin.v1.Volumes/ExportVolume',
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.ExportVolumeRequest.SerializeToString,
+            vmdriver_dot_admin_dot_v1_dot_admin__pb2.VolumePiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

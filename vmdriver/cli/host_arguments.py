@@ -1,9 +1,19 @@
-"""Arguments of the commands about what a host has for its sandboxes: images, devices."""
+"""Arguments of the commands about what a host has for its sandboxes: images, devices, volumes."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, Protocol
+
+_VOLUMES = (
+    ("ls", "list them, and which sandboxes have them"),
+    ("create", "make an empty one"),
+    ("rm", "remove one, with all that is on it"),
+    ("grow", "make one larger; its file system follows at the next mount"),
+    ("import", "make one of a raw ext4 image"),
+    ("export", "write one to a new file, as a raw image"),
+)
 
 
 class Leaf(Protocol):
@@ -29,6 +39,29 @@ def add(commands: Any, leaf: Leaf) -> None:
     actions = _group(commands, "devices", text)
     text = "list them, and who has them; works without a running driver"
     leaf(actions, name="ls", text=text)
+    _add_volumes(commands, leaf)
+
+
+def _add_volumes(commands: Any, leaf: Leaf) -> None:
+    text = (
+        "list, make, remove, grow, import and export volumes, which outlive sandboxes"
+    )
+    actions = _group(commands, "volume", text)
+    for action, meaning in _VOLUMES:
+        one = leaf(actions, name=action, text=meaning)
+        if action == "ls":
+            continue
+        one.add_argument("name", help="the volume's name")
+        text = "whose it is; default: none's"
+        one.add_argument("--workspace", default="", metavar="NAME", help=text)
+        if action in {"create", "grow"}:
+            text = "its size, which it takes on disk only as it is used"
+            one.add_argument(
+                "--size-mib", type=int, required=True, metavar="MIB", help=text
+            )
+        if action in {"import", "export"}:
+            text = "the raw image"
+            one.add_argument("file", type=Path, metavar="FILE", help=text)
 
 
 def _group(commands: Any, name: str, text: str) -> Any:

@@ -242,10 +242,11 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli import extensions
 
         return int(getattr(extensions, arguments.command)(loaded, arguments))
-    if arguments.command == "images":
-        from vmdriver.cli.images import images
+    if arguments.command in {"images", "volume"}:
+        from vmdriver.cli import images, volumes
 
-        return images(loaded, arguments)
+        of_images = arguments.command == "images"
+        return (images.images if of_images else volumes.volume)(loaded, arguments)
     if arguments.command == "exec" or getattr(arguments, "interactive", False):
         from vmdriver.cli import commands as operators
 

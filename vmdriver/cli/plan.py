@@ -31,11 +31,13 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
         addresses = AddressPool(settings.instance, settings.address_pool)
         uids = driver.users.uids
         user = uids.user(uids.numbers[0])
+        boot, volumes = driver.paths.boot(), driver.core.volumes
+        await volumes.look()
         facts = planner.HostFacts(
             accelerator=kvm_outcome.likely(
                 loaded.config.driver.accelerator, driver.layout.accelerator
             ),
-            boot=driver.paths.boot(),
+            boot=boot,
             base_disk="(made from the image at create)",
             layers=(driver.paths.new_layer(spec.id, user),),
             image_digest="(resolved at create)",
@@ -48,6 +50,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             if endpoint.on_host_loopback
             else await driver.network.resolve(endpoint.host),
             has_token=token is not None,
+            volumes=volumes.disks(spec, boot, driver.paths.volume),
         )
         return planner.with_user(
             planner.resolve(spec, settings, facts, PlanDraft()), user

@@ -21,6 +21,7 @@ from vmdriver.config.machines import MachineSettings
 from vmdriver.config.memory import MemorySettings
 from vmdriver.config.network import NetworkSettings
 from vmdriver.config.remote import RemoteSettings
+from vmdriver.config.volumes import VolumeSettings
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.model.spec import Frozen
 
@@ -33,6 +34,7 @@ class Config(Frozen):
     remote: RemoteSettings
     machines: MachineSettings
     memory: MemorySettings
+    volumes: VolumeSettings
     network: NetworkSettings
     isolation: IsolationSettings
     images: ImageSettings

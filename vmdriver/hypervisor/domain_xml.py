@@ -18,10 +18,11 @@ from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.checkpoint import is_expanded
 from vmdriver.model.passage import DIRECT, Passage
-from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
+from vmdriver.model.plan import VOLUME_ROLES, Disk, LaunchPlan, MachineUser
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-_DEVICE_NAMES = {"root": "vda", "seed": "vdb", "status": "vdc", "supervisor": "vdd"}
+_ROLES = ("root", "seed", "status", "supervisor", *VOLUME_ROLES)
+_DEVICE_NAMES = {role: f"vd{chr(ord('a') + at)}" for at, role in enumerate(_ROLES)}
 MEMORY_MIB = 256
 """Of the accelerator probe's guest."""
 UNASKED = "cpu-unavailable-features"

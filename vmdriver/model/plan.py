@@ -6,20 +6,32 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.spec import Frozen
+from vmdriver.model.volume import volume_id
 from vmdriver.model.wall import WallPart
 
 Egress = Literal["open", "private-denied", "none"]
 HostAccess = Literal["gateway", "all"] | tuple[int, ...]
 """TCP ports of the host's loopback, beside the gateway's."""
 Accelerator = Literal["kvm", "tcg"]
-DiskRole = Literal["root", "seed", "status", "supervisor"]
+VolumeRole = Literal[
+    "volume0",
+    "volume1",
+    "volume2",
+    "volume3",
+    "volume4",
+    "volume5",
+    "volume6",
+    "volume7",
+]
+DiskRole = Literal["root", "seed", "status", "supervisor"] | VolumeRole
+VOLUME_ROLES: tuple[VolumeRole, ...] = get_args(VolumeRole)
 
 
 class Lease(Frozen):
@@ -116,7 +128,22 @@ class Disk(Frozen):
     backing: tuple[str, ...] = ()
     """What is below a qcow2 layer: other layers, nearest first, and at the end the raw base."""
     size_mib: int = 0
-    """Least size of a layer that is made; never less than what it stands on."""
+    """Least size of a layer that is made; never less than what it stands on. Of a volume: its own.
+    """
+
+
+class MountedVolume(Frozen):
+    """A volume that the machine has: where, and which of its disks it is."""
+
+    role: VolumeRole
+    workspace: str
+    name: str
+    mount: str
+
+    @property
+    def id(self) -> str:
+        """The volume's."""
+        return volume_id(self.workspace, self.name)
 
 
 class DropIn(Frozen):
@@ -186,6 +213,8 @@ class LaunchPlan(Frozen):
     """PCI addresses (DDDD:BB:DD.F) to pass through."""
     passed: tuple[PassedFunction, ...] = ()
     """These and whatever goes along with them: all of their IOMMU groups."""
+    volumes: tuple[MountedVolume, ...] = ()
+    """Disks that outlive the sandbox."""
     required_features: tuple[str, ...] = ()
     hostname: str
     hosts: tuple[tuple[str, str], ...] = ()

@@ -73,7 +73,7 @@ def list_images(path: Path) -> list[dict[str, Any]]:
     """As protobuf's JSON mapping has them."""
     with _stub(path) as stub:
         found = stub.ListImages(pb.ListImagesRequest(), timeout=_DEADLINE_S)
-    return [_plain(image) for image in found.images]
+    return [plain(image) for image in found.images]
 
 
 def prefetch_image(
@@ -90,7 +90,7 @@ def collect_images(path: Path, *, dry_run: bool) -> list[dict[str, Any]]:
     request = pb.CollectImagesRequest(dry_run=dry_run)
     with _stub(path) as stub:
         found = stub.CollectImages(request, timeout=_DEADLINE_S)
-    return [_plain(file) for file in found.files]
+    return [plain(file) for file in found.files]
 
 
 def list_snapshots(path: Path, sandbox: str) -> list[dict[str, Any]]:
@@ -98,14 +98,14 @@ def list_snapshots(path: Path, sandbox: str) -> list[dict[str, Any]]:
     with _stub(path) as stub:
         request = pb.ListSnapshotsRequest(sandbox=sandbox)
         answer = stub.ListSnapshots(request, timeout=_DEADLINE_S)
-    return [_plain(entry) for entry in answer.snapshots]
+    return [plain(entry) for entry in answer.snapshots]
 
 
 def list_templates(path: Path) -> list[dict[str, Any]]:
     """The same of templates."""
     with _stub(path) as stub:
         answer = stub.ListTemplates(pb.ListTemplatesRequest(), timeout=_DEADLINE_S)
-    return [_plain(entry) for entry in answer.templates]
+    return [plain(entry) for entry in answer.templates]
 
 
 def delete_template(path: Path, key: str) -> None:
@@ -119,7 +119,7 @@ def extension_capabilities(path: Path) -> dict[str, Any]:
     with _stub(path) as stub:
         request = pb.GetExtensionCapabilitiesRequest()
         answer = stub.GetExtensionCapabilities(request, timeout=_DEADLINE_S)
-    found = _plain(answer)
+    found = plain(answer)
     found["driver_config_schema"] = _schema(found["driver_config_schema"])
     for extension in found["extensions"]:
         for key in ("parameters_schema", "configuration_schema"):
@@ -131,7 +131,8 @@ def _schema(text: str) -> Any:
     return json.loads(text) if text else None
 
 
-def _plain(message: Any) -> dict[str, Any]:
+def plain(message: Any) -> dict[str, Any]:
+    """As protobuf's JSON mapping has it, with numbers as numbers."""
     found = json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,

@@ -74,9 +74,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
     ) -> Any:
         """Replace the handler by one that translates what it raises."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler  # nobody's, or reflection's: none of ours streams requests
+        streams = handler is not None and handler.request_streaming
+        if handler is None or (streams and handler.response_streaming):
+            return handler  # nobody's, or reflection's: none of ours streams both ways
         method = str(handler_call_details.method)
+        if streams:
+            return grpc.stream_unary_rpc_method_handler(
+                _unary(handler.stream_unary, method, cut_off=True),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 _streaming(handler.unary_stream, method),
@@ -118,8 +125,10 @@ def _whose(request: Any) -> str:
 
 
 def _unary(
-    inner: Callable[..., Awaitable[Any]], method: str
+    inner: Callable[..., Awaitable[Any]], method: str, *, cut_off: bool = False
 ) -> Callable[..., Awaitable[Any]]:
+    """`cut_off`: it ends with its client, which has not given all of its request."""
+
     async def call(request: Any, context: Any) -> Any:
         with _asked(method, request, context):
             return await answer(request, context)
@@ -136,6 +145,8 @@ def _unary(
                 await _abort(
                     context, method, errors.Unavailable("the driver is shutting down")
                 )
+            if cut_off:
+                task.cancel()
             task.add_done_callback(_consume)
             raise
         except grpc.aio.AbortError:

@@ -22,6 +22,7 @@ COMPUTE_DRIVER = compute_driver_pb2.DESCRIPTOR.services_by_name[
     "ComputeDriver"
 ].full_name
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+VOLUMES = f"{ADMIN.rpartition('.')[0]}.Volumes"
 Server = grpc.aio.Server
 _MAX_MESSAGE = 16 * 1024 * 1024
 _OPTIONS = [
@@ -130,14 +131,14 @@ async def remove_stale(path: Path) -> None:
 
 
 async def serve(
-    path: Path, register: Callable[[grpc.aio.Server], None], service: str
+    path: Path, register: Callable[[grpc.aio.Server], None], *services: str
 ) -> grpc.aio.Server:
     """A started server on that path, mode 0600 in a directory 0700; `register` adds its
-    service, whose full name is `service`: reflection tells clients what it looks like.
+    services, whose full names are `services`: reflection tells clients what they look like.
     """
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
     register(server)
-    names = (service, reflection.SERVICE_NAME)
+    names = (*services, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return await _started(server, path)
 

@@ -17,7 +17,7 @@ class Named:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, owner: Layout | SandboxFiles, _kind: type) -> Path:
+    def __get__(self, owner: Layout | SandboxFiles | VolumeFiles, _kind: type) -> Path:
         return owner.root / self._name
 
 
@@ -44,6 +44,8 @@ class Layout:
     """qcow2 layers of root disks. Several sandboxes may stand on the same one."""
     templates = Named("templates")
     """Checkpoints of booted guests that belong to nobody yet, by key."""
+    volumes = Named("volumes")
+    """Disks that outlive sandboxes, each with what is known of it in a folder of its own."""
     warm = Named("warm")
     """Files of machines that wait at a template's barrier for their sandbox."""
     libvirt = Named("libvirt")
@@ -67,6 +69,10 @@ class Layout:
     def sandbox(self, sandbox_id: str) -> SandboxFiles:
         """One sandbox's files; refuses ids that are no single path component."""
         return SandboxFiles(self.sandboxes / check_sandbox_id(sandbox_id))
+
+    def volume(self, volume_id: str) -> VolumeFiles:
+        """One volume's files, by its id."""
+        return VolumeFiles(self.volumes / check_sandbox_id(volume_id))
 
     def make_way_for_socket(self, path: Path) -> None:
         """What lies where a socket below the state directory is to be, or its folder, is moved
@@ -111,11 +117,23 @@ class Layout:
             self.supervisors,
             self.layers,
             self.templates,
+            self.volumes,
             self.warm,
             self.libvirt,
             self.probe,
         ):
             self.clearing.make_directory(path)
+
+
+@dataclass(frozen=True)
+class VolumeFiles:
+    """The files of one volume, in a directory of their own."""
+
+    root: Path
+    note = Named("volume.json")
+    """What is known of it (JSON)."""
+    disk = Named("disk.raw")
+    """A guest's file system: nobody here reads it."""
 
 
 @dataclass(frozen=True)

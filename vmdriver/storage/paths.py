@@ -19,7 +19,8 @@ class FilePaths:
 
     def boot(self) -> BootChoice:
         found = boot.load(self.layout.boot)
-        return BootChoice(str(found.kernel), str(found.initramfs), found.digest)
+        kernel, initramfs = str(found.kernel), str(found.initramfs)
+        return BootChoice(kernel, initramfs, found.digest, found.knows)
 
     def of(self, sandbox_id: str) -> SandboxPaths:
         files = self.layout.sandbox(sandbox_id)
@@ -38,3 +39,6 @@ class FilePaths:
     def new_layer(self, sandbox_id: str, user: MachineUser | None) -> str:
         folder = self.layout.layers / str(user.uid if user else "")
         return str(folder / f"{sandbox_id}.{secrets.token_hex(4)}.qcow2")
+
+    def volume(self, volume_id: str) -> str:
+        return str(self.layout.volume(volume_id).disk)

@@ -77,6 +77,19 @@ WAITING_MEMORY = Shown(
 )
 SNAPSHOTS = Shown("vmdriver.snapshots", "{snapshot}", "snapshots of all sandboxes")
 SNAPSHOT_BYTES = Shown("vmdriver.snapshots.size", "By", "what they take on disk")
+VOLUMES = Shown(
+    "vmdriver.volumes", "{volume}", "volumes, by workspace", labels=("workspace",)
+)
+VOLUME_BYTES = Shown(
+    "vmdriver.volumes.size",
+    "By",
+    "sizes that they have for guests; what they take on disk is vmdriver.disk.used",
+    labels=("workspace",),
+)
+VOLUME_LIMIT = Shown("vmdriver.volumes.limit", "By", "max_volumes_mib")
+VOLUMES_UNREADABLE = Shown(
+    "vmdriver.volumes.unreadable", "{volume}", "volumes that cannot be read"
+)
 IMAGES = Shown("vmdriver.images", "{image}", "images that are prepared")
 IMAGE_BYTES = Shown("vmdriver.images.size", "By", "what they take on disk")
 IMAGE_SIZE = Shown(
@@ -123,12 +136,15 @@ def of_core(core: Core, sandbox_limit: int, memory_limit_mib: int) -> list[Value
         WATCHERS: core.broadcaster.watchers(),
         SNAPSHOTS: number,
         SNAPSHOT_BYTES: size,
+        VOLUME_LIMIT: core.volumes.limit_mib * 2**20,
+        VOLUMES_UNREADABLE: len(core.volumes.unreadable),
     }
     return [
         *_of_phases(core),
         *(Value(STILL, count, {"reason": reason}) for reason, count in still.items()),
         *(Value(shown, number, {}) for shown, number in alone.items()),
         *_of_templates(core),
+        *_of_volumes(core),
     ]
 
 
@@ -160,6 +176,15 @@ def _of_templates(core: Core) -> list[Value]:
         Value(WAITING, waiting, {}),
         Value(WANTED, pool.most * len(templates), {}),
         Value(WAITING_MEMORY, pool.held_mib() * 2**20, {}),
+    ]
+
+
+def _of_volumes(core: Core) -> list[Value]:
+    number = Counter(volume.workspace for volume in core.volumes.all())
+    sizes = core.volumes.sizes_mib().items()
+    return [
+        *(Value(VOLUMES, count, {"workspace": name}) for name, count in number.items()),
+        *(Value(VOLUME_BYTES, mib * 2**20, {"workspace": name}) for name, mib in sizes),
     ]
 
 

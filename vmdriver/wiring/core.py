@@ -16,6 +16,7 @@ from vmdriver.lifecycle.control.network_news import NetworkReporter
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.set_aside import Shelf
+from vmdriver.lifecycle.control.volume_jobs import VolumeJobs
 from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.lifecycle.engine.ledger import Ledger
 from vmdriver.lifecycle.engine.resource import Resources
@@ -30,6 +31,7 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, Layers, launch_parts
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.launch.users import UserLease, UserPool
+from vmdriver.lifecycle.launch.volumes import Volumes, volumes_part
 from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.memory.resources import memory_resources
@@ -96,7 +98,11 @@ class Core:
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
         self.devices = self._devices(accelerator)
         passed = passed_devices(ports.host_devices, self.devices.pool)
-        self.parts = launch_parts(ports, self.layers, passed)
+        self.volumes = Volumes(
+            store=ports.volumes, settings=settings, holds=sandboxes.holds_volume
+        )
+        more = passed, volumes_part(self.volumes)
+        self.parts = launch_parts(ports, self.layers, *more)
         self.lease = AddressLease(addresses, ports.network)
         self.user = UserLease(users, ports.machine_users)
         self.wall = Wall(wall_sources, settings.isolation)
@@ -179,6 +185,7 @@ class Core:
             budget=self.budget,
             devices=self.devices,
             parts=self.parts,
+            volumes=self.volumes,
         )
 
     def _templates(self, directory: str) -> Templates:
@@ -241,20 +248,23 @@ class Core:
             open=self.ledger,
         )
 
-    def _manager(self) -> Manager:
-        ports, settings, sandboxes = self._ports, self._settings, self.sandboxes
-        shelf = self._shelf()
-        recovery = Recovery(
-            sandboxes=sandboxes,
+    def _recovery(self, shelf: Shelf) -> Recovery:
+        return Recovery(
+            sandboxes=self.sandboxes,
             shelf=shelf,
             hire=self.workforce.hire,
             broadcaster=self.broadcaster,
-            ports=ports,
+            ports=self._ports,
             paths=self._paths,
             extensions=self.extensions,
             templates=self.templates,
             users=self.users,
+            volumes=self.volumes,
         )
+
+    def _manager(self) -> Manager:
+        ports, settings, sandboxes = self._ports, self._settings, self.sandboxes
+        shelf = self._shelf()
         return Manager(
             sandboxes=sandboxes,
             settings=settings,
@@ -266,8 +276,9 @@ class Core:
             budget=self.budget,
             snapshot_jobs=self.workforce.snapshots,
             admission=self._admission(),
-            recovery=recovery,
+            recovery=self._recovery(shelf),
             images=self._image_upkeep(),
+            volume_jobs=VolumeJobs(volumes=self.volumes),
             housekeeping=Housekeeping(
                 sandboxes.workers.values,
                 shelf.consoles,
@@ -293,6 +304,7 @@ class Core:
             budget=self.budget,
             devices=self.devices,
             layers=self.layers,
+            volumes=self.volumes,
             allow_fork=self.workforce.snapshots.allow_fork,
         )
 

@@ -30,6 +30,7 @@ from vmdriver.model.plan import (
     LaunchPlan,
     Lease,
     MachineUser,
+    MountedVolume,
     NetworkPlan,
     Processor,
 )
@@ -83,7 +84,8 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
             "schema_version sandbox_id domain domain_uuid accelerator vcpus cpu_quota_millis "
             "memory_mib kernel initramfs kernel_profile kernel_arguments boot_digest image "
             "image_digest image_config disks console network environment_by drop_ins devices "
-            "passed required_features hostname hosts sandbox_uid sandbox_gid pids_max disk_iops "
+            "passed volumes required_features hostname hosts sandbox_uid sandbox_gid pids_max "
+            "disk_iops "
             "disk_mib_s "
             "user wall processor translated_mib operator_exec template"
         ),
@@ -99,6 +101,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     Lease: ("index host_ip guest_ip prefix_length mac tap", ""),
     Disk: ("role path format read_only backing size_mib", ""),
     DropIn: ("name extension", "contents"),
+    MountedVolume: ("role workspace name mount", ""),
     MachineUser: ("uid gid", ""),
     PassedFunction: ("address group driver override given bar_mib", ""),
     Processor: ("model microcode flags", ""),
@@ -140,7 +143,8 @@ SETTINGS_TOLD = (
     "crash_restarts passthrough_devices "
     "on_restore_failure freeze_timeout_s restore_timeout_s restore_retry_s "
     "max_snapshots max_snapshot_mib max_host_snapshots max_host_snapshot_mib "
-    "snapshot_retention_days max_layers templates_enabled templates_scope warm_pool "
+    "snapshot_retention_days max_layers max_workspace_volumes_mib max_volumes_mib "
+    "templates_enabled templates_scope warm_pool "
     "warm_pool_memory_mib egress host_access host_alias address_pool dns dns_without_egress "
     "isolation machine_uids max_connections max_disk_iops max_disk_mib_s max_net_mbit_s "
     "machine_cgroup default_image overlay_disk_mib max_disk_mib insecure_registries "
@@ -166,7 +170,7 @@ LEDGER_DATA = frozenset(
             "domain",
             "directory",
         ),
-        *("running", "uid", "functions", *Lease.model_fields),
+        *("running", "uid", "functions", "ids", *Lease.model_fields),
     }
 )
 """What entries of the machine's own say; those of extensions say nothing but their names."""

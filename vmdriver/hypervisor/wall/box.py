@@ -85,6 +85,8 @@ def of_plan(
         if disk.role != "root":
             (reads if disk.read_only else writes).append(disk.path)
     memory = plan.memory_mib * 2**20
+    volumes = [plan.disk(volume.role).size_mib for volume in plan.volumes]
+    disk_bytes = max(disk_bytes, *(size * 2**20 for size in volumes), 0)
     return Box(
         reads=tuple(map(passage.theirs, reads)),
         writes=tuple(map(passage.theirs, writes)),

@@ -29,6 +29,7 @@ from vmdriver.lifecycle.launch.devices import Devices
 from vmdriver.lifecycle.launch.devices_asked import wanted_devices
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
+from vmdriver.lifecycle.launch.volumes import Volumes
 from vmdriver.lifecycle.ports.host import Records
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.settings import Settings
@@ -56,6 +57,7 @@ class Admission:
     budget: MemoryBudget
     devices: Devices
     layers: Layers
+    volumes: Volumes
     allow_fork: Callable[[Sandbox, SandboxSpec], Awaitable[None]]
     """Asks a sandbox's extensions whether a new one may start from its snapshot."""
 
@@ -128,10 +130,11 @@ class Admission:
         self._check_room(record)
 
     def _check_room(self, record: SandboxRecord) -> None:
-        """Exhausted when one sandbox more does not fit."""
+        """Exhausted when one sandbox more does not fit; Refused when its volumes are another's."""
         checks.check_count(self.sandboxes.others(record.id), self.settings)
         self.budget.check(record)
         self.devices.check_room(record)
+        self.volumes.check(record.spec)
 
     async def _asked(
         self, spec: SandboxSpec, trace: Trace

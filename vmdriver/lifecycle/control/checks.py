@@ -23,6 +23,7 @@ from vmdriver.lifecycle.launch.environment import (
 from vmdriver.lifecycle.launch.planner import disk_mib, size_of
 from vmdriver.lifecycle.launch.throttles import THROTTLE_SCHEMAS, check_throttles
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model import volume
 from vmdriver.model.snapshot_name import _SNAPSHOT_NAME, split_snapshot
 from vmdriver.model.spec import SandboxSpec
 
@@ -54,6 +55,7 @@ DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
             "description": "size of the root disk, MiB; the operator's by default",
         },
         KEY: DEVICES_SCHEMA,
+        "volumes": volume.SCHEMA,
         **THROTTLE_SCHEMAS,
     },
 }
@@ -93,8 +95,9 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_value(key: str, value: Any, path: str) -> None:
-    if key in THROTTLE_SCHEMAS or key == KEY:
-        return  # check_throttles and check_devices know what the operator allows
+    if key in THROTTLE_SCHEMAS or key in {KEY, "volumes"}:
+        # check_throttles, check_devices and wishes_of know what the operator allows
+        return
     if key == "disk_mib":
         if not isinstance(value, int) or isinstance(value, bool):
             raise InvalidRequest(path, "must be a whole number of MiB")
@@ -187,6 +190,7 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     check_driver_config(spec.driver_config)
     check_throttles(spec.driver_config, settings)
     check_devices(spec, settings)
+    volume.wishes_of(spec)
     _check_size(spec, settings)
     check_passable(environment(spec, settings, has_token=True))
 

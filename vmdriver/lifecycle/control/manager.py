@@ -18,6 +18,7 @@ from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.network_news import NetworkReporter
 from vmdriver.lifecycle.control.recover import Recovery
 from vmdriver.lifecycle.control.sandboxes import Sandboxes
+from vmdriver.lifecycle.control.volume_jobs import VolumeJobs
 from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.lifecycle.engine.resource import WRITTEN
@@ -62,6 +63,7 @@ class Manager:
     admission: Admission
     recovery: Recovery
     images: ImageUpkeep
+    volume_jobs: VolumeJobs
     housekeeping: Housekeeping
     network_reporter: NetworkReporter
 
@@ -238,6 +240,8 @@ def _at_rest(worker: Worker) -> bool:
     held = worker.sandbox.ledger.held(Scope.RUNTIME) + worker.sandbox.ledger.held(
         Scope.CAPTURE
     )
+    if record.memory is None:
+        held += worker.sandbox.ledger.held(Scope.ATTACHED)
     if held or record.reverting or record.cold or record.intent is Intent.DELETED:
         return False
     if worker.sandbox.reconcile_due:

@@ -18,6 +18,7 @@ from vmdriver.lifecycle.engine.resource import LAYER
 from vmdriver.lifecycle.engine.worker import Hire
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch.users import UserPool
+from vmdriver.lifecycle.launch.volumes import Volumes
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.template import Templates
@@ -42,14 +43,17 @@ class Recovery:
     extensions: ExtensionRunner
     templates: Templates
     users: UserPool
+    volumes: Volumes
 
     async def read(self) -> None:
         """A worker for every sandbox, not started yet; on the shelf those that cannot be read."""
         records, shelf = self.ports.records, self.shelf
+        await self.volumes.open()
         self.broadcaster.recall(await records.deleted(GONE_S))
         # Those that go last: an address that one of them held may be another's already.
         for record in sorted(await records.load_all(), key=_goes):
             await self._take_up(record)
+        self.sandboxes.complete = records.all_there()
         for sandbox_id, problem in records.unreadable().items():
             await shelf.put(sandbox_id, problem)
         for aside in list(shelf.kept.values()):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vmdriver.errors import InvalidRequest, NotFound, Refused
 from vmdriver.lifecycle.engine.ledger import MACHINE
+from vmdriver.lifecycle.engine.resource import VOLUMES
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.model.condition import SandboxStatus
 from vmdriver.model.ids import check_sandbox_id
@@ -24,6 +25,8 @@ class Sandboxes:
         self.workers: dict[str, Worker] = {}
         self.pending: dict[str, SandboxRecord] = {}
         self.set_aside: dict[str, SetAside] = {}
+        self.complete = True
+        """False where the place of all records was lost: there may be more of them."""
         self._claims: list[Callable[[], set[str]]] = []
 
     def claim(self, layers: Callable[[], set[str]]) -> None:
@@ -67,6 +70,14 @@ class Sandboxes:
             else:
                 kept.append(sandbox.record)
         return kept + [r for name, r in self.pending.items() if name not in gone]
+
+    def holds_volume(self, sandbox_id: str, volume_id: str) -> bool:
+        """Whether it has that volume, by its ledger; one that cannot be read may."""
+        worker = self.workers.get(sandbox_id)
+        if worker is None:
+            return sandbox_id in self.set_aside or not self.complete
+        held = worker.sandbox.ledger.get(VOLUMES)
+        return held is not None and volume_id in str(held.data["ids"]).split()
 
     def tell_problem(self, sandbox_id: str, problem: str) -> None:
         """Show what went wrong in an extension."""

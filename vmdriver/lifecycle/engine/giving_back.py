@@ -38,12 +38,18 @@ class GivingBack:
         self._resources, self._is_owed, self._freed = resources, is_owed, freed
 
     async def run(self, sandbox: Sandbox, reason: Reason) -> None:
-        """What belongs to the run. What only extensions owe then is tried again later, see `again`.
-        CleanupError for what stays held, StorageError when it cannot be noted.
+        """What belongs to the run, and its volumes where no memory is kept that knows them. What
+        only extensions owe then is tried again later, see `again`. CleanupError for what stays
+        held, StorageError when it cannot be noted.
         """
-        errors = await sandbox.ledger.release(Scope.RUNTIME, self._of(sandbox, reason))
+        undo = self._of(sandbox, reason)
+        errors = await sandbox.ledger.release(Scope.RUNTIME, undo)
         self._tell_freed(sandbox)
-        self._check(sandbox, Scope.RUNTIME, errors)
+        scopes = [Scope.RUNTIME]
+        if reason is not Reason.SUSPENDED and _lets_volumes_go(sandbox):
+            scopes.append(Scope.ATTACHED)
+            errors += await sandbox.ledger.release(Scope.ATTACHED, undo)
+        self._check(sandbox, scopes, errors)
 
     def _tell_freed(self, sandbox: Sandbox) -> None:
         ended = sandbox.ledger.get(MACHINE) is None
@@ -74,15 +80,16 @@ class GivingBack:
             if failed:
                 raise
             return
-        self._check(sandbox, None, errors)
+        self._check(sandbox, list(Scope), errors)
 
     async def again(self, sandbox: Sandbox, _: Seen) -> bool:
         """At rest: try once more what an extension could not give back after the run, if it is
-        time.
+        time; and give back volumes whose memory is gone.
         """
-        record = sandbox.record
-        owed = record.phase in DOWN and sandbox.ledger.held(Scope.RUNTIME)
-        if owed and time.monotonic() >= sandbox.clean_again_at:
+        record, held = sandbox.record, sandbox.ledger.held
+        owed = held(Scope.RUNTIME) and time.monotonic() >= sandbox.clean_again_at
+        left = held(Scope.ATTACHED) and _lets_volumes_go(sandbox)
+        if record.phase in DOWN and (owed or left):
             await self.run(sandbox, Reason(record.unwind_reason or Reason.STOPPED))
         return False
 
@@ -111,7 +118,7 @@ class GivingBack:
         return undo
 
     def _check(
-        self, sandbox: Sandbox, scope: Scope | None, errors: list[Exception]
+        self, sandbox: Sandbox, scopes: list[Scope], errors: list[Exception]
     ) -> None:
         if not errors:
             sandbox.owed, sandbox.clean_ups = "", 0
@@ -119,11 +126,12 @@ class GivingBack:
         texts = "; ".join(
             (e if isinstance(e, DriverError) else unexpected(e)).text() for e in errors
         )
-        if all(self._is_owed(held.key) for held in sandbox.ledger.held(scope)):
+        left = [held for scope in scopes for held in sandbox.ledger.held(scope)]
+        if all(self._is_owed(held.key) for held in left):
             sandbox.clean_ups += 1
             sandbox.clean_again_at = time.monotonic() + backoff_s(sandbox.clean_ups)
             told, sandbox.owed = sandbox.owed, texts
-            if scope is Scope.RUNTIME:
+            if Scope.PERSISTENT not in scopes:
                 # The machine is down: only an extension's own clean-up is left, which is
                 # tried again.
                 if told != texts:
@@ -132,3 +140,10 @@ class GivingBack:
         raise CleanupError(
             f"{len(errors)} of the sandbox's resources could not be released: {texts}"
         )
+
+
+def _lets_volumes_go(sandbox: Sandbox) -> bool:
+    """Kept memory has pages of a volume that are not on it yet: it stays attached until that is
+    used or dropped.
+    """
+    return sandbox.ledger.get(MACHINE) is None and sandbox.record.memory is None

@@ -39,6 +39,8 @@ class Scope(StrEnum):
     """While the machine runs; given back by stop, failure and crash."""
     CAPTURE = "capture"
     """While the machine is held still for its memory or disk to be kept."""
+    ATTACHED = "attached"
+    """While the machine runs, and as long as memory of it is kept: volumes."""
     PERSISTENT = "persistent"
     """From create to delete."""
 

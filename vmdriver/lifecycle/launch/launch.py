@@ -49,6 +49,16 @@ def _qemu_ended(failed: LaunchFailed) -> bool:
     return started and isinstance(failed.cause, HypervisorError)
 
 
+def _tell_volumes(sandbox: Sandbox, plan: LaunchPlan) -> None:
+    if plan.volumes:
+        shown = ", ".join(
+            f"{volume.name} at {volume.mount}"
+            f"{' (read only)' if plan.disk(volume.role).read_only else ''}"
+            for volume in plan.volumes
+        )
+        sandbox.tell("VolumesAttached", f"the machine has {shown}")
+
+
 @dataclass(frozen=True)
 class Beginning:
     """What a machine starts from."""
@@ -176,6 +186,7 @@ class Launch:
                 )
             source = beginning.source(environment, secrets)
             await launcher.take(sandbox.record, sandbox.ledger, source, timed)
+        _tell_volumes(sandbox, beginning.plan)
         sandbox.tell(
             "Started",
             "the machine is started",

@@ -29,6 +29,7 @@ from vmdriver.lifecycle.launch.resources import (
 )
 from vmdriver.lifecycle.launch.supervisor import Supervisor
 from vmdriver.lifecycle.launch.users import UserLease
+from vmdriver.lifecycle.launch.volumes import Volumes
 from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.ports.host import (
     AcceleratorChoice,
@@ -111,6 +112,7 @@ class Launcher:
     devices: Devices
     parts: Sequence[Part]
     """Of a machine, in the order in which it comes to them."""
+    volumes: Volumes
 
     async def plan(
         self, record: SandboxRecord, ledger: Ledger, tell: Tell, timed: Timed
@@ -177,10 +179,11 @@ class Launcher:
     ) -> planner.HostFacts:
         endpoint = guest_endpoint(self.settings.endpoint)
         accelerator = await self.accelerator.chosen()
+        boot = self.paths.boot()
         return planner.HostFacts(
             accelerator=accelerator,
             processor=await self.hypervisor.processor(accelerator),
-            boot=self.paths.boot(),
+            boot=boot,
             base_disk=disk.path,
             layers=self._layers(record, user),
             image_digest=disk.digest,
@@ -193,6 +196,7 @@ class Launcher:
             if endpoint.on_host_loopback
             else await self.network.resolve(endpoint.host),
             has_token=await self.records.token(record.id) is not None,
+            volumes=self.volumes.disks(record.spec, boot, self.paths.volume),
         )
 
     def _layers(self, record: SandboxRecord, user: MachineUser) -> tuple[str, ...]:

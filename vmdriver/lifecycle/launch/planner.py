@@ -32,6 +32,7 @@ from vmdriver.model.plan import (
     LaunchPlan,
     Lease,
     MachineUser,
+    MountedVolume,
     NetworkPlan,
     Processor,
 )
@@ -79,6 +80,7 @@ class HostFacts:
     """The new guest's."""
     passed: tuple[PassedFunction, ...] = ()
     """PCI functions of the host's that the machine is to have."""
+    volumes: tuple[tuple[MountedVolume, Disk], ...] = ()
 
 
 def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | None]:
@@ -174,6 +176,7 @@ def _disks(facts: HostFacts, size_mib: int) -> tuple[Disk, ...]:
         Disk(
             role="supervisor", path=facts.supervisor_disk, format="raw", read_only=True
         ),
+        *(disk for _, disk in facts.volumes),
     )
 
 
@@ -247,6 +250,14 @@ def _hosts(settings: Settings, facts: HostFacts) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def _drop_ins(draft: PlanDraft) -> tuple[DropIn, ...]:
+    found = sorted(draft.collected("drop_in").items())
+    return tuple(
+        DropIn(name=name, contents=contents, extension=extension)
+        for name, (contents, extension) in found
+    )
+
+
 def resolve(
     spec: SandboxSpec, settings: Settings, facts: HostFacts, draft: PlanDraft
 ) -> LaunchPlan:
@@ -272,16 +283,12 @@ def resolve(
         image_digest=facts.image_digest,
         image_config=facts.image_config,
         disks=_disks(facts, disk_mib(spec, settings)),
+        volumes=tuple(volume for volume, _ in facts.volumes),
         console=facts.paths.console,
         network=_network(facts, settings),
         environment=with_added(_environment(spec, settings, facts), added),
         environment_by={name: extension for name, (_, extension) in added.items()},
-        drop_ins=tuple(
-            DropIn(name=name, contents=contents, extension=extension)
-            for name, (contents, extension) in sorted(
-                draft.collected("drop_in").items()
-            )
-        ),
+        drop_ins=_drop_ins(draft),
         drop_in_environment={
             n: v for n, (v, _) in added.items() if n.startswith("OPENSHELL_VM_DATA_")
         },

@@ -280,11 +280,14 @@ def machine(hypervisor: Hypervisor) -> Part:
     )
 
 
-def launch_parts(ports: Ports, layers: Layers, devices: Part) -> tuple[Part, ...]:
-    """A launch: what its machine holds, in the order in which it is acquired."""
+def launch_parts(ports: Ports, layers: Layers, *more: Part) -> tuple[Part, ...]:
+    """A launch: what its machine holds, in the order in which it is acquired. `more`: what stands
+    on nothing of it but its user.
+    """
     disk, files = root_layer(layers), launch_files(ports.launch_files, ports.disks)
-    rules, ways = firewall(ports.network, ports.network_guard), tap(ports.network)
-    return disk, files, ways, devices, rules, machine(ports.hypervisor)
+    rules = firewall(ports.network, ports.network_guard)
+    network, last = tap(ports.network), machine(ports.hypervisor)
+    return disk, files, network, *more, rules, last
 
 
 @dataclass(frozen=True)

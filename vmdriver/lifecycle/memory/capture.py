@@ -322,3 +322,19 @@ def refuse_devices(plan: LaunchPlan) -> None:
             reason="DevicePassedThrough",
             resolution="stop it instead, or take a snapshot of the disk only",
         )
+
+
+def refuse_volumes(plan: LaunchPlan) -> None:
+    """Refused where the machine has volumes: a snapshot holds none of them, and a memory that goes
+    on beside another content of its disk would destroy it. A suspension keeps its volumes, and
+    with them what they hold.
+    """
+    if plan.volumes:
+        names = ", ".join(volume.name for volume in plan.volumes)
+        raise Refused(
+            f"the machine has volumes ({names}), which are not part of snapshots, and its memory "
+            "cannot be kept without them",
+            reason="VolumeAttached",
+            resolution="take a snapshot of the disk only (--disk-only), or suspend it; volumes are "
+            "copied by vmdriver volume export",
+        )

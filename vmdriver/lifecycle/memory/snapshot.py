@@ -31,7 +31,11 @@ from vmdriver.lifecycle.extending.subject import view_of
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
-from vmdriver.lifecycle.memory.capture import Capture, refuse_devices
+from vmdriver.lifecycle.memory.capture import (
+    Capture,
+    refuse_devices,
+    refuse_volumes,
+)
 from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.resources import NewLayer
 from vmdriver.lifecycle.memory.snapshot_room import check_room
@@ -92,6 +96,7 @@ class Snapshots:
         check_room(sandbox.record, name, self.settings, self.on_host())
         if not disk_only:
             refuse_devices(plan)
+            refuse_volumes(plan)
         await self.extensions.before_capture(
             sandbox.record,
             sandbox.ledger,

@@ -22,6 +22,9 @@ class Paths(Protocol):
         one that others will stand on when it is made.
         """
 
+    def volume(self, volume_id: str) -> str:
+        """The disk of the volume with that id."""
+
 
 @dataclass(frozen=True)
 class BootChoice:
@@ -30,6 +33,8 @@ class BootChoice:
     kernel: str
     initramfs: str
     digest: str
+    knows: tuple[str, ...] = ()
+    """What the guest can do that guests of earlier boot files could not."""
 
 
 @dataclass(frozen=True)

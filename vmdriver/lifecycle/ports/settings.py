@@ -47,6 +47,9 @@ class Settings:
     image_free_floor_bytes: int
     disk_mib: int
     max_disk_mib: int
+    max_workspace_volumes_mib: int
+    """Most that the volumes of one workspace have together."""
+    max_volumes_mib: int
     max_sandboxes: int
     max_committed_memory_mib: int
     stop_grace_s: float

@@ -19,6 +19,7 @@ from vmdriver.lifecycle.ports.host import (
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
 from vmdriver.lifecycle.ports.network_guard import NetworkGuard
+from vmdriver.lifecycle.ports.volumes import VolumeStore
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,4 @@ class Ports:
     machine_users: MachineUsers
     gateway: Gateway
     host_devices: HostDevices
+    volumes: VolumeStore

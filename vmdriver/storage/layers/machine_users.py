@@ -79,7 +79,7 @@ class MachineUsers:
         homes = (layout.sandboxes / owner, layout.warm / owner)
         with files.or_error(f"user {number} cannot be given back"):
             passed = [f for f in _folders(layout) if _passes(number, f)]
-            for top in (layout.layers, layout.templates, *homes):
+            for top in (layout.layers, layout.templates, layout.volumes, *homes):
                 for path in _below(top):
                     ownership.disown(path, number)
             for folder in passed:
@@ -100,7 +100,10 @@ class MachineUsers:
                 if all_known and number not in held and _remove_empty(folder):
                     continue
             found.add(number)
-        kept = (layout.layers, layout.templates, layout.sandboxes, layout.warm)
+        kept = (
+            *(layout.layers, layout.templates, layout.volumes),
+            *(layout.sandboxes, layout.warm),
+        )
         for top in (*kept, layout.clearing.aside):
             for path in _below(top):
                 with contextlib.suppress(OSError):

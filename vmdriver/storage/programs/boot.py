@@ -25,6 +25,8 @@ class BootFiles:
     digest: str
     architecture: str
     kernel_release: str
+    knows: tuple[str, ...] = ()
+    """What init can do that earlier ones could not."""
 
 
 _FILES = ("kernel", "initramfs")
@@ -78,6 +80,7 @@ def load(boot_directory: Path) -> BootFiles:
             digest=manifest["digest"],
             architecture=manifest["architecture"],
             kernel_release=manifest["kernel_release"],
+            knows=tuple(map(str, manifest.get("knows", ()))),
         )
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         # RuntimeError: a loop of links (pathlib before Python 3.13).

@@ -9,6 +9,7 @@ What images/guest/init finds in it:
     init/mac init/address init/gateway    MAC; IPv4 address with prefix length; default route
     init/sandbox-uid init/sandbox-gid     for images without a user "sandbox"
     init/pids-max                most processes and threads of the workload
+    init/volumes                 where there are some, a line each: serial, ro or rw, name, place
     init/operator-exec           only where operators may run commands in the machine
     init/barrier                 only for a template, and then nothing but it and the ids:
                                  init waits to be adopted, and reads the disk again
@@ -80,11 +81,20 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
         "init/gateway": f"{plan.network.lease.host_ip}\n".encode(),
         "init/pids-max": f"{plan.pids_max}\n".encode(),
         **({"init/operator-exec": b"1\n"} if plan.operator_exec else {}),
+        **({"init/volumes": _volumes(plan)} if plan.volumes else {}),
         **_ids(plan),
         "over/opt/openshell/init.d.manifest": "".join(
             f"{d.name}\n" for d in plan.drop_ins
         ).encode(),
     }
+
+
+def _volumes(plan: LaunchPlan) -> bytes:
+    return "".join(
+        f"{volume.role} {'ro' if plan.disk(volume.role).read_only else 'rw'} {volume.name} "
+        f"{volume.mount}\n"
+        for volume in plan.volumes
+    ).encode()
 
 
 def _ids(plan: LaunchPlan) -> dict[str, bytes]:
