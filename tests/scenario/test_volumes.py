@@ -368,6 +368,25 @@ async def test_a_volume_that_cannot_be_had_fails_the_launch_and_keeps_nothing(
     await driver.close()
 
 
+@pytest.mark.parametrize("ending", ["stop", "delete"])
+async def test_a_machine_that_cannot_be_ended_keeps_its_volume(
+    driver: FakeDriver, ending: str
+) -> None:
+    await running(driver, wanting())
+    domain = driver.plan().domain
+    driver.world.fail = lambda made: made == f"destroy {domain}"
+    asked = asyncio.create_task(getattr(driver.manager, ending)("s1", ""))
+    await driver.troubled()
+    assert attached(driver) == {"s1": False}
+    with pytest.raises(Refused, match="attached to sandbox s1"):
+        await driver.manager.create(wanting("s2"), None)
+    driver.world.fail = lambda _: False
+    driver.hint()
+    await asked
+    await driver.settled()
+    assert attached(driver) == {}
+
+
 async def test_a_full_disk_keeps_no_volume_from_the_next_sandbox() -> None:
     world = World()
     driver = FakeDriver(world)
