@@ -147,11 +147,15 @@ async def test_what_a_cluster_says_of_a_pod_passes_untouched(
             base.tell(event)
             await until(lambda event=event: event in events)
             (passed,) = (e for e in events if e == event)
-            assert passed.SerializeToString() == event.SerializeToString()
+            assert passed.SerializeToString(
+                deterministic=True
+            ) == event.SerializeToString(deterministic=True)
         got = await stub.GetSandbox(pb.GetSandboxRequest(**BOTH))
         listed = await stub.ListSandboxes(pb.ListSandboxesRequest())
         for found in (got.sandbox, *listed.sandboxes):
-            assert found.SerializeToString() == told.SerializeToString()
+            assert found.SerializeToString(
+                deterministic=True
+            ) == told.SerializeToString(deterministic=True)
         watching.cancel()
         await asyncio.wait({watching})
 
