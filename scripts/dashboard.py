@@ -206,6 +206,17 @@ STARTS = (
         stacked=True,
     ),
     Panel(
+        "Guests' questions for names",
+        {
+            "{{outcome}}": _sum(
+                "outcome", f"increase({_metric('names_total')}{_WINDOW})"
+            )
+        },
+        "That come to the driver (dns). Failed: no server of the host's answers.",
+        width=6,
+        stacked=True,
+    ),
+    Panel(
         "Waiting machines",
         {
             "waiting": f"sum({_metric('warm_pool_waiting')})",

@@ -59,9 +59,9 @@ from vmdriver.lifecycle.ports.host import Ownership, WallSource
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.passage import DIRECT, Passage
 from vmdriver.model.wall import joined
-from vmdriver.network.guard.guard import NetworkGuard
 from vmdriver.network.host_network import HostNetwork
 from vmdriver.network.moved_tap import Entrance
+from vmdriver.network.names.named import NamedNetworks
 from vmdriver.network.namespace_offer import NamespaceOffer
 from vmdriver.oci.image_service import ImageService
 from vmdriver.service.gateway import GatewayService
@@ -96,7 +96,7 @@ class Driver:
         self.passage = passage
         self.settings = settings_from(config)
         self.layout = Layout(config.driver.state_dir)
-        owner, instance = qemu_owner(config), config.driver.instance
+        owner = qemu_owner(config)
         self._files = Threads("files", 8)
         self._numbers = UserNamespace()
         self.embedded = config.driver.connection == "embed"
@@ -113,9 +113,9 @@ class Driver:
         self.users = UserPool(machine_uids(config), why)
         self.box_trial = self._box_trial()
         self.network = HostNetwork(
-            instance, owner, self._files, config.network.address_pool
+            config.driver.instance, owner, self._files, config.network.address_pool
         )
-        self.network_guard = NetworkGuard(self.network, self._files)
+        self.network_guard = NamedNetworks.of(self.network, self._files)
         self.sealing = Sealing(self.libvirt_root)
         self.monitor_filter = MonitorFilter(self.libvirt_root)
         self.abilities = Abilities(self.connection, owner)

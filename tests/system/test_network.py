@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.serve import SERVE
 from tests.netns.conftest import STRICT, Net
+from tests.netns.test_names import RESOLVER
 from tests.system.machines import Driver
 
 ALIAS = "192.168.127.254"
@@ -23,6 +26,17 @@ try:
 except OSError as e:
     print("no", e)
 """
+
+
+RESOLVE = """
+import socket
+print(socket.getaddrinfo("wiki", 80, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+"""
+WITH_RESOLV_CONF = """
+mount --make-private "$(findmnt -no TARGET -T /etc/resolv.conf)" &&
+mount --bind "$0" "$(readlink -f /etc/resolv.conf)" && exec "$@"
+"""
+"""A process whose host has another resolv.conf, and everything else as it is."""
 
 
 @pytest.fixture
@@ -96,3 +110,40 @@ def test_open_egress_goes_out_under_the_hosts_address_and_a_strict_table_wins(
         driver.gateway.wait_hello(sandbox, 2)
     finally:
         subprocess.run(["nft", "delete", "table", "ip", "strict"], check=True)
+
+
+def test_a_guest_resolves_names_through_a_resolver_that_listens_on_the_loopback_alone(
+    new_driver, tmp_path: Path
+) -> None:
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("nameserver 127.0.0.77\nsearch corp.example\n")
+    command = ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c")
+    resolver = subprocess.Popen(
+        [sys.executable, "-c", RESOLVER, "127.0.0.77", "192.0.2.80"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert resolver.stdout is not None
+    assert resolver.stdout.readline() == "up\n"
+    try:
+        driver = new_driver(command=[*command, WITH_RESOLV_CONF, str(conf), *SERVE])
+        sandbox = driver.create()
+
+        def resolved() -> str:
+            return driver.gateway.run(sandbox, "python3", "-c", RESOLVE).stdout.decode()
+
+        assert resolved() == "192.0.2.80\n"
+        asked = bytes.fromhex(resolver.stdout.readline())
+        assert asked[12:].startswith(b"\x04wiki\x04corp\x07example\0")
+        assert driver.cli("net", sandbox)["name_servers"] == [ALIAS]
+        (tried,) = driver.cli("net", sandbox, f"{ALIAS}:53")["tried"]
+        assert (tried["outcome"]["verdict"], tried["as_explained"]) == (
+            "answered",
+            True,
+        )
+        driver.restart()
+        assert resolved() == "192.0.2.80\n", "the machine has outlived its driver"
+    finally:
+        resolver.kill()
+        resolver.wait()
+        resolver.stdout.close()

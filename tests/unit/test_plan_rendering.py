@@ -55,9 +55,8 @@ def plan(
 ) -> LaunchPlan:
     import dataclasses
 
-    own = dataclasses.replace(
-        SETTINGS, endpoint=endpoint, dns=("192.0.2.53",), **changes.pop("settings", {})
-    )
+    said = {"dns": ("192.0.2.53",), **changes.pop("settings", {})}
+    own = dataclasses.replace(SETTINGS, endpoint=endpoint, **said)
     wanted = spec(
         environment={"A": "x y", "B": "q\"u'o\nte"},
         command=("/bin/run", "--flag"),
@@ -300,6 +299,38 @@ def test_a_network_from_before_there_was_an_alias_is_read_and_keeps_its_address(
     assert (old.host_address, old.host_ports) == ("10.0.128.1", (17670,))
     assert "ip daddr 10.0.128.1 tcp dport { 17670 } dnat" in ruleset.render(old, "m")
     assert "ip daddr 10.0.128.1 tcp dport { 17670 } dnat" in walled(old)
+
+
+def test_the_rule_set_of_a_machine_that_asks_the_host_for_names(golden: Golden) -> None:
+    asks = {"dns": ("192.168.127.254",), "search": ("corp.example", "lab.example")}
+    golden("walled-names.nft", walled(plan(settings=asks).network))
+    everything = walled(plan(settings={**asks, "host_access": "all"}).network)
+    names, services = (
+        everything.index(f"ip daddr 192.168.127.254 meta l4proto {what} ")
+        for what in ("{ tcp, udp } th dport 53 dnat", "tcp dnat")
+    )
+    assert names < services, "the host's own port 53 would be asked"
+    nobody = plan(settings={**asks, "egress": "none"}).network
+    assert "dport 53" not in walled(nobody)
+
+
+def test_the_rule_set_with_lists_of_networks(golden: Golden) -> None:
+    lists = {"egress_allow": ("10.9.0.0/16",), "egress_deny": ("198.51.100.0/24",)}
+    asked = {
+        "egress_allow": ["10.9.1.0/24", "192.0.2.0/24"],
+        "egress_deny": ["10.9.1.7"],
+    }
+    network = plan(settings=lists, driver_config=asked).network
+    golden("rules-lists.nft", ruleset.render(network, "vmdriver/test/s1"))
+    golden("walled-lists.nft", walled(network))
+
+
+def test_a_request_that_wants_no_networks_gets_no_names_either() -> None:
+    network = plan(driver_config={"egress_allow": []}).network
+    assert network.dns == ()
+    assert walled(network).rstrip().count("ip daddr != ") == 0
+    allowed = {"dns_without_egress": True}
+    assert plan(driver_config={"egress_allow": []}, settings=allowed).network.dns
 
 
 def test_the_rule_set_for_a_gateway_elsewhere(golden: Golden) -> None:

@@ -16,6 +16,7 @@ from vmdriver.cli import (
     compose_arguments,
     demo,
     host_arguments,
+    net_arguments,
 )
 from vmdriver.cli.doctor import command as doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
@@ -157,6 +158,7 @@ def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
         help="the guest's own bytes: what they do to a terminal, they do",
     )
     commands_arguments.add_to_console(one)
+    net_arguments.add(_leaf(commands, common, "net", net_arguments.TEXT))
     text = commands_arguments.TEXT
     one = commands.add_parser(
         "exec", help=text, description=text, parents=[common], allow_abbrev=False
@@ -232,7 +234,7 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.plan import plan
 
         return plan(loaded, arguments.request)
-    if arguments.command in {"ls", "inspect", "top"}:
+    if arguments.command in {"ls", "inspect", "net", "top"}:
         return _look(arguments, loaded)
     if arguments.command == "stop-all":
         from vmdriver.cli.stop_all import stop_all
@@ -287,6 +289,10 @@ def _look(arguments: argparse.Namespace, loaded: Loaded) -> int:
         from vmdriver.cli.top import top
 
         return top(loaded, arguments.interval)
+    if arguments.command == "net":
+        from vmdriver.cli.net import net
+
+        return net(loaded, arguments)
     from vmdriver.cli import inspect, ls
 
     as_json = arguments.json
@@ -342,16 +348,10 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.command == "demo":
         return _reported(lambda: demo.demo(arguments))
     if arguments.command == "extensions" and arguments.action == "new":
-        return _reported(lambda: _new_extension(arguments.name, arguments.parent))
+        from vmdriver.cli.new_extension import command
+
+        return _reported(lambda: command(arguments.name, arguments.parent))
     return _reported(lambda: _dispatch(arguments, _load(arguments)))
-
-
-def _new_extension(name: str, parent: Path) -> int:
-    from vmdriver.cli.new_extension import new_extension
-
-    for path in new_extension(name, parent):
-        print(path)
-    return 0
 
 
 def main_gateway_launched(argv: Sequence[str] | None = None) -> int:

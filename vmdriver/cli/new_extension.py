@@ -147,3 +147,10 @@ def new_extension(name: str, parent: Path) -> list[Path]:
         path.write_text(filled)
         written.append(path)
     return written
+
+
+def command(name: str, parent: Path) -> int:
+    """Write it, and print where each file is."""
+    for path in new_extension(name, parent):
+        print(path)
+    return 0

@@ -8,7 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from vmdriver.lifecycle.launch.environment import INNER_SANDBOX_NETWORK
+from vmdriver.model.egress import networks_of, within
 from vmdriver.model.spec import Frozen
+from vmdriver.network.rules.shared_rules import ALWAYS_DENIED
 
 _HOST_ACCESS_WORDS = ("gateway", "all")
 _MAX_PORT = 65535
@@ -20,6 +22,13 @@ class NetworkSettings(Frozen):
     egress: Literal["open", "private-denied", "none"] = Field(
         "private-denied",
         description="where sandboxes may connect to besides the gateway",
+    )
+    egress_allow: list[str] = Field(
+        [], description="IPv4 networks that are reached beside what egress allows"
+    )
+    egress_deny: list[str] = Field(
+        [],
+        description="IPv4 networks that are not reached, whatever egress and egress_allow say",
     )
     host_access: Literal["gateway", "all"] | list[int] = Field(
         "gateway",
@@ -37,8 +46,11 @@ class NetworkSettings(Frozen):
         description="IPv4 network that sandboxes get /30 blocks of; best another one for each "
         "driver of a host",
     )
-    dns: Literal["auto"] | list[str] = Field(
-        "auto", description="name servers of the guests; auto: the host's first"
+    dns: Literal["auto", "host"] | list[str] = Field(
+        "auto",
+        description="name servers of the guests; host: the host's own resolver, at host_alias, "
+        "by the driver; auto: the host's first, or host where that listens on the loopback; from "
+        "a machine's next launch on",
     )
     dns_without_egress: bool = Field(
         False,
@@ -59,6 +71,11 @@ class NetworkSettings(Frozen):
         if twice:
             raise ValueError(f"names port {twice[0]} twice")
         return ports
+
+    @field_validator("egress_allow", "egress_deny")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        return list(networks_of(value))
 
     @field_validator("host_alias")
     @classmethod
@@ -90,6 +107,16 @@ class NetworkSettings(Frozen):
             if isinstance(value, str)
             else [str(ipaddress.IPv4Address(server)) for server in value]
         )
+
+    @model_validator(mode="after")
+    def _allowed_can_be_reached(self) -> Self:
+        for network in self.egress_allow:
+            if within(network, (*ALWAYS_DENIED, self.address_pool)):
+                raise ValueError(
+                    f"egress_allow: {network} is never reached: link-local addresses (metadata "
+                    "services among them), loopback, multicast, reserved ones and other sandboxes"
+                )
+        return self
 
     @model_validator(mode="after")
     def _alias_is_nobody_elses(self) -> Self:

@@ -88,6 +88,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # noqa: TID251
 
 
+def process_environment() -> Mapping[str, str]:
+    """This process's, for what is the host's and none of our settings: its proxies."""
+    return dict(os.environ)  # noqa: TID251 - the one place
+
+
 def terminal_kind() -> str:
     """Of the terminal that this process has, as programs call it; "" where it has none."""
     return os.environ.get("TERM", "")[:31]  # noqa: TID251 - the one place

@@ -13,14 +13,17 @@ from vmdriver.config.gateway import GatewaySettings
 from vmdriver.config.guest import PUBLISHED_SUPERVISOR
 from vmdriver.config.images import PUBLISHED_IMAGE
 from vmdriver.config.model import Config
+from vmdriver.config.network import NetworkSettings
+from vmdriver.config.sources import process_environment
 from vmdriver.errors import ConfigError
-from vmdriver.host import facts
+from vmdriver.host import facts, resolv_conf
 from vmdriver.host.unix_socket import MAX_PATH
 from vmdriver.host.users import ids
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.oci.policy import ImagePolicy
+from vmdriver.oci.proxies import Proxies
 from vmdriver.service.tls.keys import Keys
 
 _FIRST_UID, _UIDS = 250_000, 10_000
@@ -56,11 +59,24 @@ def settings_from(config: Config) -> Settings:
         if isinstance(network.host_access, str)
         else tuple(network.host_access),
         "passthrough_devices": tuple(machines.passthrough_devices),
+        "egress_allow": tuple(network.egress_allow),
+        "egress_deny": tuple(network.egress_deny),
         "namespaces": True,
         "moved_taps": config.driver.connection != "embed",
-        "dns": facts.name_servers() if network.dns == "auto" else tuple(network.dns),
+        **_names(network),
     }
     return Settings(**same | translated)
+
+
+def _names(network: NetworkSettings) -> dict[str, tuple[str, ...]]:
+    """Whom guests ask for names, and which domains they try."""
+    if isinstance(network.dns, list):
+        return {"dns": tuple(network.dns), "search": ()}
+    host = resolv_conf.read()
+    first = host.for_guests[:1] if host.servers[0] in host.for_guests else ()
+    if network.dns == "auto" and first:
+        return {"dns": first, "search": ()}
+    return {"dns": (network.host_alias,), "search": host.search}
 
 
 def _tls(gateway: GatewaySettings) -> TlsFiles | None:
@@ -86,6 +102,7 @@ def image_policy(config: Config) -> ImagePolicy:
         max_files=images.max_image_files,
         free_floor=images.image_free_floor_mib * 2**20,
         kept_repositories=tuple(_published(config)),
+        proxies=Proxies.of(process_environment()),
     )
 
 

@@ -150,20 +150,3 @@ def kvm_nests() -> dict[str, str]:
             path = Path(f"/sys/module/{module}/parameters/nested")
             found[module] = path.read_text()
     return found
-
-
-def name_servers() -> tuple[str, ...]:
-    """IPv4 name servers of this host that a guest could reach: not those on the
-    loopback.
-    """
-    for path in ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"):
-        try:
-            lines = Path(path).read_text().splitlines()
-        except OSError:
-            continue
-        words = [line.split() for line in lines]
-        found = [w[1] for w in words if len(w) > 1 and w[0] == "nameserver"]
-        usable = tuple(a for a in found if ":" not in a and not a.startswith("127."))
-        if usable:
-            return usable[:1]
-    return ()

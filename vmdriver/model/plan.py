@@ -71,7 +71,16 @@ class NetworkPlan(Frozen):
     gateway_address: str | None = None
     """IPv4 address of a gateway elsewhere; None: it is on this host's loopback."""
     dns: tuple[str, ...] = ()
+    """The guest's name servers. `host_alias` among them: the driver asks the host's own for it."""
+    search: tuple[str, ...] = ()
+    """Domains that the guest tries for short names."""
     egress: Egress
+    egress_allow: tuple[str, ...] = ()
+    """Networks that are reached beside that."""
+    egress_deny: tuple[str, ...] = ()
+    """Networks that are not, whatever else is said."""
+    egress_only: tuple[str, ...] | None = None
+    """All others are not, as the request wants it. None: it wants nothing of the kind."""
     host_access: HostAccess = "gateway"
     """Which of the host's services are reached at `host_address`."""
     host_alias: str | None = None
@@ -109,6 +118,16 @@ class NetworkPlan(Frozen):
         named = () if isinstance(self.host_access, str) else self.host_access
         gateway = () if self.gateway_address else (self.gateway_port,)
         return tuple(sorted({*named, *gateway}))
+
+    @property
+    def asks_host(self) -> bool:
+        """Whether the guest asks for names at `host_alias`."""
+        return self.host_alias in self.dns
+
+    @property
+    def servers_elsewhere(self) -> tuple[str, ...]:
+        """Name servers that the guest asks itself."""
+        return tuple(server for server in self.dns if server != self.host_alias)
 
     @property
     def guest_interface(self) -> str:

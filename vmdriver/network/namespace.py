@@ -103,7 +103,7 @@ class _Begun:
             # Whoever looks whether the block is free finds it from now on.
             rtnetlink.do(host, *_addressed(host, plan.lease))
         with rtnetlink.opened() as inside:
-            _furnish(plan, mark, inside)
+            furnish_here(plan, mark, inside)
         return self.namespace
 
     def close(self) -> None:
@@ -171,10 +171,11 @@ async def furnish(plan: NetworkPlan, mark: str) -> None:
 
 def _furnished(plan: NetworkPlan, mark: str) -> None:
     with netns.entered(plan.lease.tap), rtnetlink.opened() as inside:
-        _furnish(plan, mark, inside)
+        furnish_here(plan, mark, inside)
 
 
-def _furnish(plan: NetworkPlan, mark: str, inside: socket.socket) -> None:
+def furnish_here(plan: NetworkPlan, mark: str, inside: socket.socket) -> None:
+    """The same where that socket is. OSError, NetworkError."""
     lease, out = plan.lease, rtnetlink.there(inside, OUT)
     requests = [
         rtnetlink.changed_link(_LOOPBACK, alias=mark),

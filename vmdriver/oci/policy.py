@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdriver.errors import InvalidRequest, NotFound, Refused
+from vmdriver.oci.proxies import NONE, Proxies
 from vmdriver.oci.reference import FIELD, Reference, parse
 
 LOCAL_STORES = ("containers-storage", "docker-daemon")
@@ -45,6 +46,8 @@ class ImagePolicy:
     """Free space that is never used up."""
     kept_repositories: tuple[str, ...]
     """host/path whose tags stay what they were when they were used first."""
+    proxies: Proxies = NONE
+    """Between this host and registries."""
     fetch_deadline_s: float = 1800.0
     build_deadline_s: float = 1800.0
 

@@ -30,6 +30,12 @@ def is_passing(error: CommandError) -> bool:
 def translated(source: str, error: CommandError) -> DriverError:
     """Refused where the registry says no, NotFound, else ImageError."""
     text, name = _words(error), source.removeprefix("docker://")
+    if "proxy authentication required" in text:
+        return ImageError(
+            f"image {name} cannot be fetched: the proxy wants a login",
+            detail=error.detail,
+            resolution="put it into http_proxy and https_proxy of the driver's environment",
+        )
     if _DENIED.search(text):
         return Refused(
             f"{FIELD}: the registry does not give out {name}",

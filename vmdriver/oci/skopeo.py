@@ -98,7 +98,7 @@ class Skopeo:
     ) -> bytes:
         async def attempt() -> process.Completed:
             try:
-                return await process.run(command, deadline_s=deadline_s, box=box)
+                return await self._once(command, source, deadline_s, box)
             except CommandError as error:
                 if refusals.is_passing(error):
                     raise ImageError(
@@ -111,6 +111,21 @@ class Skopeo:
         except CommandError as error:
             raise refusals.translated(source.name, error) from error
         return done.stdout
+
+    async def _once(
+        self, command: list[str], source: Source, deadline_s: float, box: Box
+    ) -> process.Completed:
+        proxies = self._policy.proxies
+        environment = proxies.environment if source.registry else {}
+        try:
+            return await process.run(
+                command, deadline_s=deadline_s, box=box, environment=environment
+            )
+        except CommandError as error:
+            error.message = proxies.hidden(error.message)
+            error.detail = proxies.hidden(error.detail)
+            error.args = (error.message,)
+            raise
 
 
 def _has(given: Given, path: Path) -> bool:

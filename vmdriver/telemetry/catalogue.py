@@ -63,6 +63,14 @@ COUNTED: tuple[Shown, ...] = (
         ("outcome",),
     ),
     Shown(
+        "vmdriver.names",
+        "{question}",
+        "guests' questions for names that came to the driver: answered, failed (no server of the "
+        "host's answers), refused (no plain questions), dropped (too many at a time)",
+        "counter",
+        ("outcome",),
+    ),
+    Shown(
         "vmdriver.extension.call.duration",
         "s",
         "calls of extensions",

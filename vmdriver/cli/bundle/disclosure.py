@@ -93,7 +93,8 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     ),
     NetworkPlan: (
         (
-            "lease gateway_port gateway_address dns egress host_access host_alias pool "
+            "lease gateway_port gateway_address dns search egress egress_allow egress_deny "
+            "egress_only host_access host_alias pool "
             "denied_networks namespace moved max_connections mbit_s"
         ),
         "",
@@ -145,7 +146,8 @@ SETTINGS_TOLD = (
     "max_snapshots max_snapshot_mib max_host_snapshots max_host_snapshot_mib "
     "snapshot_retention_days max_layers max_workspace_volumes_mib max_volumes_mib "
     "templates_enabled templates_scope warm_pool "
-    "warm_pool_memory_mib egress host_access host_alias address_pool dns dns_without_egress "
+    "warm_pool_memory_mib egress egress_allow egress_deny "
+    "host_access host_alias address_pool dns dns_without_egress "
     "isolation machine_uids max_connections max_disk_iops max_disk_mib_s max_net_mbit_s "
     "machine_cgroup default_image overlay_disk_mib max_disk_mib insecure_registries "
     "allowed_image_dirs allowed_images local_image_stores image_auth_file credential_registries "

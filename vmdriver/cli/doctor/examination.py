@@ -14,6 +14,7 @@ from vmdriver.cli.doctor.device_findings import device_findings
 from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.cli.doctor.guest_findings import guest_findings
 from vmdriver.cli.doctor.hypervisor_findings import libvirt_findings
+from vmdriver.cli.doctor.network_findings import network_findings
 from vmdriver.cli.doctor.next_steps import Outcome, next_steps, outcome
 from vmdriver.cli.doctor.remote_findings import remote_findings
 from vmdriver.cli.terminal import (
@@ -182,22 +183,6 @@ def _probed(results: Path) -> Finding:
     return Finding("accelerator", "warn", message, advice)
 
 
-async def _network(driver: Driver) -> AsyncIterator[Finding]:
-    try:
-        await driver.network.check_pool()
-        yield Finding("address pool", "ok", driver.config.network.address_pool)
-    except DriverError as error:
-        yield failed("address pool", error)
-    for name in await driver.network.foreign_drops():
-        yield Finding(
-            "firewall",
-            "warn",
-            f"{name} drops forwarded packets by default",
-            "sandboxes reach the gateway but nothing else, unless that table "
-            "accepts their addresses",
-        )
-
-
 def _done_without(found: Offer, unsealed: str, unlimited: str) -> Iterator[Finding]:
     """Parts that nothing is refused for, where they are not there, for these reasons."""
     if "sealed-memory" not in found.parts:
@@ -281,7 +266,7 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
     """What the outside worlds say themselves."""
     findings = []
     checks = (
-        ("network", _network(driver)),
+        ("network", network_findings(driver)),
         ("libvirt", libvirt_findings(driver, alone=alone)),
         ("wall", _wall(driver, alone=alone)),
     )

@@ -15,6 +15,7 @@ from vmdriver.lifecycle.launch.devices_asked import (
     check_devices,
     wanted_devices,
 )
+from vmdriver.lifecycle.launch.egress import EGRESS_SCHEMAS, check_egress
 from vmdriver.lifecycle.launch.environment import (
     check_environment_name,
     check_passable,
@@ -57,6 +58,7 @@ DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
         KEY: DEVICES_SCHEMA,
         "volumes": volume.SCHEMA,
         **THROTTLE_SCHEMAS,
+        **EGRESS_SCHEMAS,
     },
 }
 """JSON Schema of template.driver_config but for what is said to extensions, for people and
@@ -95,9 +97,8 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_value(key: str, value: Any, path: str) -> None:
-    if key in THROTTLE_SCHEMAS or key in {KEY, "volumes"}:
-        # check_throttles, check_devices and wishes_of know what the operator allows
-        return
+    if key in {*THROTTLE_SCHEMAS, *EGRESS_SCHEMAS, KEY, "volumes"}:
+        return  # each has a check of its own, which knows what the operator allows
     if key == "disk_mib":
         if not isinstance(value, int) or isinstance(value, bool):
             raise InvalidRequest(path, "must be a whole number of MiB")
@@ -191,6 +192,7 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     check_throttles(spec.driver_config, settings)
     check_devices(spec, settings)
     volume.wishes_of(spec)
+    check_egress(spec.driver_config)
     _check_size(spec, settings)
     check_passable(environment(spec, settings, has_token=True))
 

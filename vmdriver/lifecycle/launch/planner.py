@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vmdriver.errors import Refused
 from vmdriver.lifecycle.extending.draft import PlanDraft
+from vmdriver.lifecycle.launch.egress import reaching
 from vmdriver.lifecycle.launch.environment import (
     HOST_ALIASES,
     check_added,
@@ -160,6 +161,11 @@ def on_layers(plan: LaunchPlan, layers: tuple[str, ...], base: str) -> LaunchPla
     return plan.model_copy(update={"disks": (root, *rest)})
 
 
+def limited(plan: LaunchPlan, spec: SandboxSpec, settings: Settings) -> LaunchPlan:
+    """The same machine with the limits and lists of now, whatever it had before."""
+    return reaching(throttled(plan, spec, settings), spec, settings)
+
+
 def _disks(facts: HostFacts, size_mib: int) -> tuple[Disk, ...]:
     paths = facts.paths
     return (
@@ -186,6 +192,7 @@ def _network(facts: HostFacts, settings: Settings) -> NetworkPlan:
         gateway_port=guest_endpoint(settings.endpoint).port,
         gateway_address=facts.gateway_address,
         dns=settings.dns,
+        search=settings.search,
         egress=settings.egress,
         host_access=settings.host_access,
         host_alias=settings.host_alias,
@@ -303,4 +310,4 @@ def resolve(
         operator_exec=settings.operator_exec,
         processor=facts.processor,
     )
-    return bounded(walled(throttled(plan, spec, settings), settings))
+    return bounded(walled(limited(plan, spec, settings), settings))

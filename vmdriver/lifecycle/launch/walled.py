@@ -18,7 +18,8 @@ def walled(plan: LaunchPlan, settings: Settings) -> LaunchPlan:
         "moved": settings.namespaces and settings.moved_taps,
         "max_connections": settings.max_connections,
     }
-    if network.egress == "none" and not settings.dns_without_egress:
+    closed = network.egress == "none" or network.egress_only == ()
+    if closed and not settings.dns_without_egress:
         changes["dns"] = ()
     network = network.model_copy(update=changes)
     return plan.model_copy(update={"network": network})

@@ -10,7 +10,6 @@ from vmdriver.errors import Exhausted, NotFound, NotRestorable, Refused
 from vmdriver.host import facts
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.launcher import Launcher
-from vmdriver.lifecycle.launch.throttles import throttled
 from vmdriver.lifecycle.launch.translation import bounded
 from vmdriver.lifecycle.launch.walled import walled
 from vmdriver.lifecycle.memory import restore_check
@@ -71,7 +70,7 @@ class Loading:
         except (NotFound, Refused) as error:
             raise final(error) from error
         plan = planner.on_layers(manifest.plan, record.layers, record.base)
-        plan = throttled(plan, record.spec, self.settings)
+        plan = planner.limited(plan, record.spec, self.settings)
         plan = bounded(walled(plan, self.settings))
         now = restore_check.HostNow(
             versions=await ports.hypervisor.versions(plan.accelerator),

@@ -56,10 +56,15 @@ class Settings:
     boot_timeout_s: float
     crash_restarts: int
     egress: Egress
+    egress_allow: tuple[str, ...]
+    egress_deny: tuple[str, ...]
     host_access: HostAccess
     host_alias: str
     address_pool: str
     dns: tuple[str, ...]
+    """`host_alias`: the host's own resolver, asked by the driver."""
+    search: tuple[str, ...]
+    """Domains that guests try for short names."""
     dns_without_egress: bool
     namespaces: bool
     """Whether machines are started in network namespaces of their own."""

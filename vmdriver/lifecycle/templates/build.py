@@ -80,7 +80,15 @@ class TemplateMaker:
         address that it never uses.
         """
         network = plan.network.model_copy(
-            update={"lease": lease, "egress": "none", "dns": (), "mbit_s": None}
+            update={
+                "lease": lease,
+                "egress": "none",
+                "egress_allow": (),
+                "egress_only": None,
+                "dns": (),
+                "search": (),
+                "mbit_s": None,
+            }
         )
         nobody = planner.as_unowned(plan, self._settings.instance, one.owner, part)
         nobody = nobody.model_copy(

@@ -10,7 +10,7 @@ What it does, chain by chain:
     not_host     its other ports lead nowhere
     input        of the host the guest reaches these, and nothing else
     output       the host itself sends the guest only answers
-    forward      outwards as `egress` says, never to other sandboxes or link-local;
+    forward      outwards as `egress` and its lists say, never to other sandboxes or link-local;
                  inwards only answers
     postrouting  what leaves does so under the host's address
     refuse       whoever may not is told so at once: a reset for TCP, ICMP for the rest
@@ -62,15 +62,24 @@ def host_services(plan: NetworkPlan) -> str | None:
     return f"tcp dport {{ {ports} }}" if ports else None
 
 
-def to_host_chain(plan: NetworkPlan, asked: str, leads_to: str) -> list[str]:
-    """The services of the host, asked for by the guest at the one address, at the other."""
+def to_host_chain(
+    plan: NetworkPlan, asked: str, leads_to: str, first: tuple[str, ...] = ()
+) -> list[str]:
+    """The services of the host, asked for by the guest at the one address, at the other; behind
+    rules that are `first`.
+    """
     services, tap = host_services(plan), plan.lease.tap
-    if services is None:
+    rules = list(first)
+    if services is not None:
+        rules.append(
+            f'iifname "{tap}" ip daddr {asked} {services} dnat ip to {leads_to}'
+        )
+    if not rules:
         return []
     return [
         "chain to_host {",
         "type nat hook prerouting priority dstnat; policy accept;",
-        f'iifname "{tap}" ip daddr {asked} {services} dnat ip to {leads_to}',
+        *rules,
         "}",
     ]
 
@@ -113,12 +122,27 @@ def input_chain(plan: NetworkPlan, asked: str) -> list[str]:
     ]
 
 
-def denied_destinations(plan: NetworkPlan) -> list[tuple[str, ...]]:
-    """Networks that nobody's egress reaches, or not this plan's."""
-    denied = [(plan.pool,), ALWAYS_DENIED]
+def outwards(plan: NetworkPlan) -> list[tuple[str, bool]]:
+    """What matches destinations, and whether they are reached: the first that matches decides, the
+    last one matches all.
+    """
+    steps = [(_to((plan.pool,)), False), (_to(ALWAYS_DENIED), False)]
+    if plan.egress_deny:
+        steps.append((_to(plan.egress_deny), False))
+    if plan.egress_only == ():
+        return [*steps, ("", False)]
+    if plan.egress_only is not None:
+        steps.append((f"ip daddr != {nft_set(plan.egress_only)} ", False))
+    if plan.egress_allow:
+        steps.append((_to(plan.egress_allow), True))
     if plan.egress == "private-denied":
-        denied += [PRIVATE, *((network,) for network in plan.denied_networks)]
-    return denied
+        private = [PRIVATE, *((network,) for network in plan.denied_networks)]
+        steps += [(_to(networks), False) for networks in private]
+    return [*steps, ("", plan.egress != "none")]
+
+
+def _to(networks: tuple[str, ...]) -> str:
+    return f"ip daddr {nft_set(networks)} "
 
 
 def _egress_rules(plan: NetworkPlan) -> list[str]:
@@ -128,16 +152,13 @@ def _egress_rules(plan: NetworkPlan) -> list[str]:
         rules.append(
             f'iifname "{tap}" ip daddr {plan.gateway_address} tcp dport {plan.gateway_port} accept'
         )
-    for server in plan.dns:
+    for server in plan.servers_elsewhere:
         rules.append(
             f'iifname "{tap}" ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept'
         )
-    rules += [
-        f'iifname "{tap}" ip daddr {nft_set(addresses)} goto refuse'
-        for addresses in denied_destinations(plan)
-    ]
-    end = "goto refuse" if plan.egress == "none" else "accept"
-    return [*rules, f'iifname "{tap}" {end}']
+    ends = {True: "accept", False: "goto refuse"}
+    rules += [f'iifname "{tap}" {to}{ends[reached]}' for to, reached in outwards(plan)]
+    return rules
 
 
 def _forward_chain(plan: NetworkPlan) -> list[str]:

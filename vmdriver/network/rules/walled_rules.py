@@ -7,8 +7,10 @@ the host's tables:
                  MAC; every other frame is dropped without a word
     to_host      the ports that host_access names, at the address that the guest knows the host
                  as, become the host's end of the pair; the gateway's among them if it is there
-    forward      outwards as `egress` says, never to other machines, to the host or link-local;
-                 inwards only answers
+    forward      outwards as `egress` and its lists say, never to other machines, to the host or
+                 link-local; inwards only answers
+    names        questions for names at that address, where the guest has no other server, become
+                 the namespace's own; not too many at once
     connect      no more connections than the machine may have, nor too fast
     input        the namespace itself is nothing to connect to
     output       nor does anything connect from it, a QEMU that was taken over among it
@@ -31,10 +33,10 @@ from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.rules.shared_rules import (
     LOOPBACK,
     REFUSE,
-    denied_destinations,
     host_services,
     input_chain,
     nft_set,
+    outwards,
     postrouting_chain,
     replaced,
     table_name,
@@ -46,6 +48,9 @@ _BRIEF = (
     "protocol tcp; l3proto ip; policy = { time_wait: 5, close: 2 }",
     "}",
 )
+_ASKED_EACH_S, _ASKED_AT_ONCE = 64, 256
+"""Questions for names of one machine; what is more is asked again by itself."""
+_FOR_NAMES = "meta l4proto { tcp, udp } th dport 53"
 _NEW_EACH_S, _NEW_AT_ONCE = 8, 4
 """A machine may begin so much of its connections in a second, and at once: 1/8, 1/4."""
 
@@ -107,14 +112,11 @@ def _forward(plan: NetworkPlan) -> list[str]:
         )
     rules.append("ip daddr @host goto refuse")
     rules += [
-        f"ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 goto connect"
-        for server in plan.dns
+        f"ip daddr {server} {_FOR_NAMES} goto connect"
+        for server in plan.servers_elsewhere
     ]
-    rules += [
-        f"ip daddr {nft_set(addresses)} goto refuse"
-        for addresses in denied_destinations(plan)
-    ]
-    end = "goto refuse" if plan.egress == "none" else "goto connect"
+    ends = {True: "goto connect", False: "goto refuse"}
+    rules += [f"{to}{ends[reached]}" for to, reached in outwards(plan)]
     return [
         "chain forward {",
         "type filter hook forward priority filter; policy drop;",
@@ -122,7 +124,52 @@ def _forward(plan: NetworkPlan) -> list[str]:
         "ct state established,related accept",
         f'iifname != "{lease.tap}" goto refuse',
         *rules,
-        end,
+        "}",
+    ]
+
+
+def _names(plan: NetworkPlan) -> list[str]:
+    if not plan.asks_host:
+        return []
+    limit = (
+        f"limit rate over {_ASKED_EACH_S}/second burst {_ASKED_AT_ONCE} packets drop"
+    )
+    return ["chain names {", f"meta l4proto udp {limit}", "goto connect", "}"]
+
+
+def _to_host(plan: NetworkPlan) -> list[str]:
+    lease, asked = plan.lease, plan.host_address
+    names = (
+        f'iifname "{lease.tap}" ip daddr {asked} {_FOR_NAMES} dnat ip to {lease.host_ip}',
+    )
+    first = names if plan.asks_host else ()
+    return to_host_chain(plan, asked, lease.uplink_ip, first)
+
+
+def _input(plan: NetworkPlan) -> list[str]:
+    lease, names = plan.lease, []
+    if plan.asks_host:
+        asked = f"ip daddr {lease.host_ip} ct status dnat ct original ip daddr"
+        names = [
+            f'iifname "{lease.tap}" {asked} {plan.host_address} {_FOR_NAMES} goto names'
+        ]
+    return [
+        "chain input {",
+        "type filter hook input priority filter; policy drop;",
+        *names,
+        f'iifname "{lease.tap}" goto refuse',
+        "}",
+    ]
+
+
+def _output(plan: NetworkPlan) -> list[str]:
+    # Who asks while no driver runs asks again by itself, and is answered by the next one.
+    unheard = ["icmp type destination-unreachable icmp code port-unreachable drop"]
+    return [
+        "chain output {",
+        "type filter hook output priority filter; policy drop;",
+        *(unheard if plan.asks_host else []),
+        "ct state established,related accept",
         "}",
     ]
 
@@ -141,15 +188,10 @@ def inside(
         *REFUSE,
         *_connect(plan),
         *_brief(),
-        *to_host_chain(plan, plan.host_address, plan.lease.uplink_ip),
-        "chain input {",
-        "type filter hook input priority filter; policy drop;",
-        f'iifname "{tap}" goto refuse',
-        "}",
-        "chain output {",
-        "type filter hook output priority filter; policy drop;",
-        "ct state established,related accept",
-        "}",
+        *_names(plan),
+        *_to_host(plan),
+        *_input(plan),
+        *_output(plan),
         *_forward(plan),
     ]
     table = replaced("inet", table_name(tap), mark, body)

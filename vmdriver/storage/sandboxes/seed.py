@@ -61,7 +61,10 @@ def _host_lines(plan: LaunchPlan) -> str:
 
 
 def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, bytes]:
-    resolvers = "".join(f"nameserver {server}\n" for server in plan.network.dns)
+    network = plan.network
+    resolvers = "".join(f"nameserver {server}\n" for server in network.dns)
+    if network.dns and network.search:
+        resolvers += f"search {' '.join(network.search)}\n"
     drop_in_environment = {
         "PATH": "/bin:/sbin:/usr/bin:/usr/sbin",
         "ROOT_PREFIX": "/sysroot",

@@ -1,0 +1,1 @@
+"""Names for guests, from the host's own resolver."""

@@ -1,0 +1,1 @@
+"""What a machine reaches, and why."""
