@@ -80,7 +80,8 @@ async def test_every_destination_fares_as_it_is_explained(
     for to, outcome in zip(TRIED, found, strict=True):
         rule = known[deciding(known, to)]
         assert outcome.reached is rule.reached, f"{to}: {outcome}, {rule}"
-        assert outcome.verdict != "dropped", to
+        # A loopback address that comes over a wire: the kernel drops it before any rule.
+        assert (outcome.verdict == "dropped") is (to.address == "127.0.0.1"), to
         if to.address == "203.0.113.80" and outcome.reached:
             assert outcome.leads_to == (to.address, to.port)
         if to == Destination(ALIAS, 80) and outcome.reached:
@@ -126,7 +127,12 @@ async def test_nothing_is_left_of_a_trial_and_the_machine_does_not_notice(
     def there() -> tuple[str, ...]:
         return (
             run("ip", "netns", "list").stdout,
-            run("ip", "-o", "link").stdout,
+            str(
+                [
+                    line.split()[1]
+                    for line in run("ip", "-o", "link").stdout.splitlines()
+                ]
+            ),
             run(*inside, "nft", "list", "ruleset").stdout,
             run(*inside, "cat", "/proc/net/nf_conntrack", check=False).stdout,
         )
