@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
+import os
 import re
+import resource
 import shutil
+import ssl
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -53,12 +58,29 @@ def keys(authority: Authority, tmp_path: Path) -> Keys:
     )
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
 def encrypted(keys: Keys) -> None:
     command = ["openssl", "ec", "-aes256", "-passout", "pass:x", "-in", keys.key]
     done = subprocess.run(command, check=True, capture_output=True)
     keys.key.write_bytes(done.stdout)
 
 
+STRANGER = ssl.DER_cert_to_PEM_cert(
+    base64.b64decode(
+        "MIIBfDCCASOgAwIBAgIUaE8MSiBop9E9usN5fi4JzN2DoUIwCgYIKoZIzj0EAwIwEzERMA8GA1UEAwwI"
+        "c3RyYW5nZXIwIBcNMjYxMTI3MDEyMTE3WhgPMjEyNjExMDMwMTIxMTdaMBMxETAPBgNVBAMMCHN0cmFu"
+        "Z2VyMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEDLh0Kkc8eWjx0zNXxFLlb5rlhA68RXAk2ER7yICf"
+        "XYk+RaDIWWGgVRiEm/9Gbs3rxipY4612YisrqJgzVlWN7aNTMFEwHQYDVR0OBBYEFDp3SMsbdXKuQ2/9"
+        "e/lxrDPjmcvEMB8GA1UdIwQYMBaAFDp3SMsbdXKuQ2/9e/lxrDPjmcvEMA8GA1UdEwEB/wQFMAMBAf8w"
+        "CgYIKoZIzj0EAwIDRwAwRAIgV6vzkXz0Tu73JoLEZhmCb03hovH6bKEYXq8PZ9BWOiECICaOeoWBcKVC"
+        "6Qwzt7Da7lNe/QoeYYhsTpVrV/4EGcOx"
+    )
+)
+"""Of an authority that is nobody's here."""
 BROKEN: dict[str, tuple[Callable[[Keys], object], str, str]] = {
     "a key that a group reads": (lambda k: k.key.chmod(0o640), "tls_key", "chmod 0600"),
     "a key that all read": (lambda k: k.key.chmod(0o604), "tls_key", "chmod 0600"),
@@ -78,6 +100,13 @@ BROKEN: dict[str, tuple[Callable[[Keys], object], str, str]] = {
         lambda k: k.ca.write_bytes(k.certificate.read_bytes()),
         "tls_ca",
         "CA's own",
+    ),
+    "a pipe": (lambda k: pipe(k.ca), "tls_ca", "set tls_ca"),
+    "a key that is a pipe": (lambda k: pipe(k.key), "tls_key", "set tls_key"),
+    "an authority among the revocations": (
+        lambda k: k.crl and k.crl.write_text(k.crl.read_text() + STRANGER),
+        "tls_crl",
+        "only lists",
     ),
     "no authority": (lambda k: k.ca.write_text(""), "tls_ca", "anew"),
     "no list": (
@@ -224,6 +253,51 @@ def test_files_that_change_are_taken_up_when_they_are_whole(
     assert identity.context is not second
     keys.crl.unlink()
     assert not identity.refresh(), "what has gone leaves the last one in force"
+
+
+def test_a_mode_that_is_mended_is_enough(
+    keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the log says it: chmod changes neither what is in a file nor when it was written."""
+    identity = Identity(keys, Side.SERVER)
+    first = identity.context
+    keys.key.chmod(0o644)
+    keys.key.write_bytes(keys.key.read_bytes() + b"\n")
+    for _ in range(3):
+        assert not identity.refresh()
+    assert caplog.text.count("open to others") == 1
+    keys.key.chmod(0o600)
+    identity.refresh()
+    assert identity.context is not first
+
+
+def test_a_list_is_taken_up_though_it_could_not_be_read_at_once(
+    keys: Keys, authority: Authority
+) -> None:
+    identity = Identity(keys, Side.SERVER)
+    authority.list_revoked()
+    assert keys.crl is not None
+    shutil.copy(authority.crl, keys.crl)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert not identity.refresh()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert identity.refresh()
+
+
+@pytest.mark.parametrize("which", ["ca", "certificate", "key", "crl"])
+def test_nobody_waits_for_a_pipe_in_the_place_of_a_file(
+    keys: Keys, which: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = Identity(keys, Side.SERVER)
+    pipe(getattr(keys, which))
+    waits = threading.Thread(target=identity.refresh, daemon=True)
+    waits.start()
+    waits.join(5)
+    assert not waits.is_alive()
+    assert "is not a plain file" in caplog.text
 
 
 def test_only_whole_names_are_admitted() -> None:

@@ -429,6 +429,40 @@ async def test_a_connection_ends_with_the_certificate_that_it_was_let_in_by(
         await until(lambda: "expired" in found.composition.tunnel.trouble)  # type: ignore[union-attr]
 
 
+class Clock(datetime):
+    """It is set forward by `ahead` while nobody waits for that long."""
+
+    ahead = timedelta()
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime.now(tz) + cls.ahead
+
+
+async def test_a_clock_that_is_set_forward_ends_connections_too(
+    tmp_path: Path,
+    authority: Authority,
+    server: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "datetime", Clock)
+    monkeypatch.setattr(Clock, "ahead", timedelta())
+    end = datetime.now(UTC) + timedelta(days=1)
+    client = authority.issue(CLIENT, Side.CLIENT, "day", end=f"{end:%Y%m%d%H%M%S}Z")
+    async with far_driver(tmp_path / "far", server) as (_, remote):
+        port = remote.listener.address.port
+        asked = ssl.create_default_context(cafile=str(client.ca))
+        asked.load_cert_chain(client.certificate, client.key)
+        asked.set_alpn_protocols(["h2"])
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=asked, server_hostname=SERVER
+        )
+        await until(lambda: remote.listener.connections == 1)
+        Clock.ahead = timedelta(days=2)
+        await until(lambda: remote.listener.connections == 0)
+        writer.transport.abort()
+
+
 # --- a link that breaks
 
 CALLS: dict[str, Callable[[Any], Any]] = {

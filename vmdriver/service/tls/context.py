@@ -44,9 +44,10 @@ def context(keys: Keys, side: Side) -> ssl.SSLContext:
 
 
 def digest(files: Iterator[tuple[str, Path]]) -> bytes:
-    """Of what is in them. OSError."""
+    """Of what is in them. ConfigError, OSError."""
     found = hashlib.sha256()
-    for _, path in files:
+    for setting, path in files:
+        _check_readable(setting, path)
         data = path.read_bytes()
         found.update(len(data).to_bytes(8) + data)
     return found.digest()
@@ -64,6 +65,7 @@ def _load_trust(made: ssl.SSLContext, keys: Keys) -> None:
         )
     if keys.crl is None:
         return
+    authorities = made.cert_store_stats()["x509"]
     try:
         made.load_verify_locations(cafile=keys.crl)
     except (ssl.SSLError, OSError) as error:
@@ -72,6 +74,12 @@ def _load_trust(made: ssl.SSLContext, keys: Keys) -> None:
         raise ConfigError(
             f"tls_crl: {keys.crl} holds no list of revocations",
             resolution="write one with openssl ca -gencrl (docs/remote.md)",
+        )
+    if made.cert_store_stats()["x509"] != authorities:
+        # A list is signed and may come by any way; a certificate in it would be trusted.
+        raise ConfigError(
+            f"tls_crl: {keys.crl} holds certificates that are not in {keys.ca}",
+            resolution="leave only lists of revocations in it; authorities are for tls_ca",
         )
     made.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
 
@@ -104,9 +112,13 @@ def _no_password() -> str:
 
 
 def _check_readable(setting: str, path: Path) -> None:
+    """Nobody is waited for: who opens a pipe otherwise stands until somebody writes into it."""
     try:
-        with path.open("rb") as file:
-            kind = os.fstat(file.fileno()).st_mode
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(opened).st_mode
+        finally:
+            os.close(opened)
     except OSError as error:
         raise ConfigError(
             f"{setting}: {path} cannot be read: {error.strerror}",

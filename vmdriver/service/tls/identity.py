@@ -35,6 +35,8 @@ class Identity:
         self.context: ssl.SSLContext = context(keys, side)
         self._trust, self._own = self._digests()
         self._stamp = self._stamped()
+        self._unusable = ""
+        """Why what is on disk now is not in force."""
         self._told_at: datetime | None = None
         self._tell_ends()
 
@@ -49,19 +51,25 @@ class Identity:
             self._tell_ends()
 
     def refresh(self) -> bool:
-        """Take up what has changed. True: also in whom we trust."""
+        """Take up what has changed. True: also in whom we trust. What cannot be used now is tried
+        again each time: a mode or an owner is mended, and descriptors are free again, without any
+        change of what is in the files.
+        """
         stamp = self._stamped()
         if stamp == self._stamp:
             return False
-        self._stamp = stamp
         try:
             trust, own = self._digests()
-            if (trust, own) == (self._trust, self._own):
-                return False
-            made = context(self.keys, self.side)
+            changed = (trust, own) != (self._trust, self._own)
+            made = context(self.keys, self.side) if changed else self.context
         except (ConfigError, OSError) as error:
             text = error.text() if isinstance(error, ConfigError) else str(error)
-            _log.error("TLS files have changed and stay without effect: %s", text)
+            if text != self._unusable:
+                _log.error("TLS files have changed and stay without effect: %s", text)
+            self._unusable = text
+            return False
+        self._stamp, self._unusable = stamp, ""
+        if not changed:
             return False
         distrust = trust != self._trust
         self._trust, self._own, self.context = trust, own, made

@@ -38,14 +38,17 @@ _WAITING = 128
 _AGAIN_S = 0.2
 _SAID_AGAIN_S = 60.0
 _MOST_SAID = 256
+_CLOCK_S = 2.0
+"""Between looks at the clock, which can be set while a certificate is running out."""
 
 
 @dataclass(eq=False)
 class Guest:
-    """Who was let in. `ends`: with its certificate."""
+    """Who was let in, `until` its certificate ends."""
 
     name: str
     host: str
+    until: datetime
     ends: asyncio.TimerHandle | None = None
 
 
@@ -171,7 +174,7 @@ class Listener:
         elif not self._room_for(name):
             why = f"of {shown} is one too many: {MOST} are there"
         else:
-            await self._join(end, Guest(name, host), until_of(found))
+            await self._join(end, Guest(name, host, until_of(found)))
             return
         self._say(host, f"is refused: its certificate {why}")
         end.close()
@@ -187,10 +190,17 @@ class Listener:
             return True
         return not full
 
-    async def _join(self, end: End, guest: Guest, until: datetime) -> None:
+    def _end_in_time(self, end: End, guest: Guest) -> None:
+        left = (guest.until - datetime.now(UTC)).total_seconds()
+        if left <= 0:
+            end.abort()
+            return
+        loop, wait_s = asyncio.get_running_loop(), min(left, _CLOCK_S)
+        guest.ends = loop.call_later(wait_s, self._end_in_time, end, guest)
+
+    async def _join(self, end: End, guest: Guest) -> None:
         loop = asyncio.get_running_loop()
-        left = (until - datetime.now(UTC)).total_seconds()
-        guest.ends = loop.call_later(max(0.0, left), end.abort)
+        self._end_in_time(end, guest)
         self._guests[end] = guest  # before anything is waited for: it counts
         inner = End(lambda *_: None)
         try:

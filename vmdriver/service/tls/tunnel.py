@@ -91,7 +91,7 @@ class Tunnel:
     async def _lead(self, near: End, far: End) -> None:
         try:
             await self._connect(far)
-        except (OSError, TimeoutError) as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that can be none
             far.abort()
             near.abort()
             self._say(why(error))
