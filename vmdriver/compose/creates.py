@@ -5,6 +5,7 @@ for and nobody has heard so: it is asked again, and says whether it is there alr
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,16 @@ from vmdriver.errors import Unavailable
 
 _AGAIN_S = (0.0, 0.1, 0.2, 0.4, 0.8)
 """Pauses before each time: a channel may not have noticed yet that its connection broke."""
+_OPEN = {
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
+"""Answers to a second create that say nothing of the first: it may be under way, and what it takes
+is what the second one does not get.
+"""
 _LOOK_AGAIN_S = (0.2, 0.5, 1.0, 2.0)
 """A create that is under way in the base is known there, and not to be had yet."""
 
@@ -47,8 +58,10 @@ class Creates:
     whoever asked learns that nobody knows.
     """
 
-    def __init__(self, base: Base) -> None:
-        self._base = base
+    def __init__(
+        self, base: Base, look_again_s: Sequence[float] = _LOOK_AGAIN_S
+    ) -> None:
+        self._base, self._look_again_s = base, look_again_s
         self._under_way: set[_UnderWay] = set()
 
     def withdraw(self, sandbox_id: str, name: str) -> None:
@@ -87,12 +100,13 @@ class Creates:
                 # Not asked this time: what became of the first time stays open.
                 raise (lost or error) from error
             except BaseRejected as error:
-                if lost is None or error.code is not grpc.StatusCode.ALREADY_EXISTS:
+                if lost is None:
                     raise
                 there = await self._is_there(one.wanted, asked)
                 if there and not one.withdrawn:
                     return bytes(pb.CreateSandboxResponse().SerializeToString())
-                raise (error if there is False else lost) from error
+                is_open = there or (there is None and error.code in _OPEN)
+                raise (lost if is_open else error) from error
             if one.withdrawn:
                 break
         assert lost is not None  # noqa: S101 - every round returns, raises or sets it
@@ -101,12 +115,10 @@ class Creates:
     async def _is_there(self, wanted: Wanted, asked: Asked) -> bool | None:
         """Whether what the base has of that id is what was asked for. None: it does not say."""
         question = pb.GetSandboxRequest(sandbox_id=wanted.id).SerializeToString()
-        for wait_s in (*_LOOK_AGAIN_S, None):
+        for wait_s in (*self._look_again_s, None):
             try:
                 raw = await self._base.call("GetSandbox", question, asked)
-            except BaseRejected as error:
-                if error.code is not grpc.StatusCode.NOT_FOUND:
-                    raise
+            except BaseRejected:  # an answer that is none says no more than "not found"
                 if wait_s is not None:
                     await asyncio.sleep(wait_s)
                 continue
