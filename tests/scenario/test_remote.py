@@ -463,6 +463,12 @@ async def test_a_clock_that_is_set_forward_ends_connections_too(
         writer.transport.abort()
 
 
+async def test_a_name_that_none_can_have_is_said(tmp_path: Path, client: Keys) -> None:
+    with_dots = settings(tmp_path, 1, client, base="tls:a..b:7443", base_wait_s=0.5)
+    async with composed(with_dots) as (stub, _):
+        assert "label" in await refusal(stub)
+
+
 # --- a link that breaks
 
 CALLS: dict[str, Callable[[Any], Any]] = {

@@ -145,10 +145,12 @@ class Tunnel:
         self.trouble = trouble
 
 
-def why(error: OSError) -> str:
+def why(error: OSError | ValueError) -> str:
     """For people: what asyncio and OpenSSL say, without their numbers and places."""
     if text := getattr(error, "verify_message", ""):
         return str(text)
+    if not isinstance(error, OSError):
+        return str(error)
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
     if isinstance(error, TimeoutError) and error.errno is None:
