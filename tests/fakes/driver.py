@@ -133,7 +133,7 @@ class FakeDriver:
             FakeMachineUsers(world),
             FakeGatewayService(world),
             FakeHostDevices(world, crash_point),
-            FakeVolumes(world),
+            FakeVolumes(world, crash_point),
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)

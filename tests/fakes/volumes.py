@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator, Mapping
 
 from tests.fakes.world import Crash, World
 from vmdriver.errors import AlreadyExists, StorageError
+from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.lifecycle.ports.volumes import Piece
 from vmdriver.model.plan import MachineUser
 from vmdriver.model.volume import Volume
 
 
 class FakeVolumes:
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, crash_point: Guard = no_crash_point) -> None:
         self._world, self._there = world, world.volumes
+        self._crash_point = crash_point
 
     async def load_all(self) -> tuple[list[Volume], Mapping[str, str]]:
         found, problems = list[Volume](), dict[str, str]()
@@ -52,6 +54,7 @@ class FakeVolumes:
         self._there.beside.pop(volume.id, None)
 
     async def note(self, volume: Volume) -> None:
+        await self._crash_point("volume:note")
         self._world.act(f"note volume {volume.shown}")
         assert volume.id in self._there.notes, "a note of what is gone"
         self._there.notes[volume.id] = volume.model_dump_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -18,6 +19,7 @@ from tests.fakes.service import served
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.cli.main import main
+from vmdriver.errors import Refused
 from vmdriver.model.volume import volume_id
 
 DATA = volume_id("", "data")
@@ -166,6 +168,26 @@ async def test_a_client_that_goes_away_imports_nothing(commands: Commands) -> No
         ended.set()
     assert not there.notes
     await commands.run("create", "data", "--size-mib", "32")
+
+
+async def test_a_volume_is_free_when_who_exports_it_goes_away(
+    commands: Commands,
+) -> None:
+    jobs, there = commands.driver.manager.volume_jobs, commands.driver.world.volumes
+    await jobs.create("", "data", 64)
+    there.content[DATA] = {at * MIB: b"a" * MIB for at in range(64)}
+    async with grpc.aio.insecure_channel(f"unix:{commands.socket}") as channel:
+        wanted = pb.ExportVolumeRequest(name="data")
+        call = pb_grpc.VolumesStub(channel).ExportVolume(wanted)
+        await call.read()
+        with pytest.raises(Refused, match="is being exported"):
+            await jobs.remove("", "data")
+        call.cancel()
+        async with asyncio.timeout(5):
+            while await jobs.all():
+                with contextlib.suppress(Refused):
+                    await jobs.remove("", "data")
+                await asyncio.sleep(0.01)
 
 
 async def test_content_without_an_end_is_not_taken(commands: Commands) -> None:

@@ -4,16 +4,21 @@ anywhere, the volume is there as it was, or as it was to be.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-from vmdriver.errors import InvalidRequest, Refused
+from vmdriver.errors import DriverError, InvalidRequest, Refused
+from vmdriver.host.retry import tried
 from vmdriver.host.threads import finished
 from vmdriver.lifecycle.launch.volumes import Volumes
 from vmdriver.lifecycle.ports.volumes import Piece
 from vmdriver.model.volume import Volume, check_name, check_size
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,12 @@ class VolumeJobs:
         """What is on it. Refused while a sandbox may write to it; nobody gets it meanwhile who
         could.
         """
-        volume = self.volumes.find(workspace, name)
-        if not all(self.volumes.holders(volume).values()):
-            self._refuse_in_use(volume)
-        with self.volumes.busy(volume, "exported"):
+        with ExitStack() as exported:
+            async with self.volumes.changing:  # who is being let in has it already
+                volume = self.volumes.find(workspace, name)
+                if not all(self.volumes.holders(volume).values()):
+                    self._refuse_in_use(volume)
+                exported.enter_context(self.volumes.busy(volume, "exported"))
             async for piece in self.volumes.store.content(volume):
                 yield piece
 
@@ -104,7 +111,12 @@ class VolumeJobs:
             larger = volume.model_copy(update={"size_mib": size_mib})
             # Whoever attaches it after a crash in between makes it so large.
             await self.volumes.note(larger)
-            await self.volumes.store.grow(larger)
+            try:
+                await self.volumes.store.grow(larger)
+            except DriverError:  # or nobody could attach it any more
+                what = f"volume {volume.shown}"
+                await finished(tried(_log, self.volumes.note(volume), what))
+                raise
         return await self._seen(larger)
 
     def _unused(self, workspace: str, name: str) -> Volume:

@@ -117,11 +117,7 @@ class Volumes:
     def _new(self, workspace: str, wish: Wish) -> Volume:
         self._check_readable(volume_id(workspace, wish.name), wish.name)
         if wish.read_only:
-            raise NotFound(
-                f"{PATH}: there is no volume {wish.name!r} to read",
-                reason="VolumeMissing",
-                resolution="have a sandbox write it first, or import it (vmdriver volume import)",
-            )
+            self._refuse_to_read(wish.name)
         if wish.size_mib is None:
             raise InvalidRequest(
                 PATH,
@@ -129,6 +125,14 @@ class Volumes:
                 resolution="say its size_mib, and it is made",
             )
         return self.new(workspace, wish.name, wish.size_mib)
+
+    @staticmethod
+    def _refuse_to_read(name: str) -> NoReturn:
+        raise NotFound(
+            f"{PATH}: there is no volume {name!r} to read",
+            reason="VolumeMissing",
+            resolution="have a sandbox write it first, or import it (vmdriver volume import)",
+        )
 
     @staticmethod
     def new(workspace: str, name: str, size_mib: int) -> Volume:
@@ -293,8 +297,10 @@ class Volumes:
         plan = source.plan
         for mounted in plan.volumes:
             if mounted.id not in self._known:
-                size_mib = plan.disk(mounted.role).size_mib
-                fresh = self.new(mounted.workspace, mounted.name, size_mib)
+                disk = plan.disk(mounted.role)
+                if disk.read_only:  # it was removed after the plan was made
+                    self._refuse_to_read(mounted.name)
+                fresh = self.new(mounted.workspace, mounted.name, disk.size_mib)
                 await self.make(fresh, partial(self.store.make, fresh))
             async with self.changing:
                 await self._attach(plan, mounted)
@@ -303,6 +309,12 @@ class Volumes:
         disk, owner = plan.disk(mounted.role), plan.sandbox_id
         known = self.find(mounted.workspace, mounted.name)
         self.check_free(known, owner, read_only=disk.read_only)
+        if known.size_mib != disk.size_mib:  # its box lets nobody write beyond
+            raise Refused(
+                f"volume {known.shown!r} was made larger, or anew, while the start began",
+                reason="VolumeBusy",
+                resolution="start the sandbox again",
+            )
         held = known.model_copy(update={"attached": self.holders(known)})
         await self.note(held.with_sandbox(owner, read_only=disk.read_only))
         await self.store.let_in(known, plan.user, read_only=disk.read_only)
