@@ -10,6 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from vmdriver.cli import show
+from vmdriver.cli.compose import FLAGS
+from vmdriver.cli.main import main
 from vmdriver.compose.config import load as load_compose
 from vmdriver.config import SETTINGS, load
 from vmdriver.config.views import settings_from
@@ -242,3 +244,27 @@ def test_a_base_on_another_host_has_keys_and_one_on_this_host_none(
         load_compose(path, {**keys, "base": "unix:/b"})
     with pytest.raises(ConfigError, match="HOST:PORT"):
         load_compose(path, {**keys, "base": "tls:host.test"})
+
+
+@pytest.mark.parametrize(
+    ("command", "way_out"),
+    [("config", "set it in {}"), ("compose", "set it in {}, or as --base")],
+)
+def test_a_missing_base_is_told_with_the_ways_that_command_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, way_out: str
+) -> None:
+    path = tmp_path / "compose.toml"
+    path.write_text('bind_socket = "/c"\n')
+    words = ["config", "--compose"] if command == "config" else ["compose"]
+    assert main([*words, "--config", str(path)]) == 2
+    out, said = capsys.readouterr()
+    way = way_out.format(path)
+    assert (out, said) == ("", f"vmdriver: base: it is needed, and not set: {way}\n")
+
+
+def test_a_setting_that_is_no_flag_is_not_told_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "compose.toml"
+    path.write_text('base = "unix:/b"\nbind_socket = "/c"\nbase_wait_s = -1\n')
+    with pytest.raises(ConfigError, match="base_wait_s") as caught:
+        load_compose(path, {}, FLAGS)
+    assert caught.value.resolution == f"set it in {path}"

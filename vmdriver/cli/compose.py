@@ -50,7 +50,7 @@ def compose(arguments: Namespace) -> int:
     """Ends with status 0 after SIGTERM or SIGINT; raises what keeps it from serving."""
     flags = {name: getattr(arguments, name) for name in FLAGS}
     given = {name: value for name, value in flags.items() if value is not None}
-    settings = load(arguments.config, given)
+    settings = load(arguments.config, given, FLAGS)
     log.set_up(settings.log_level, settings.log_format)
     extensions = load_extensions(settings.extensions, Extension)  # type: ignore[type-abstract,unused-ignore]
     garbage.leave_out_what_stays()

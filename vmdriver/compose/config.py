@@ -4,7 +4,7 @@ sees these; each extension sees its own table only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,8 +132,12 @@ def table(config: ComposeConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def load(file: Path | None, flags: Mapping[str, Any]) -> ComposeConfig:
-    """File, then flags. ConfigError names the key and where it stands."""
+def load(
+    file: Path | None, flags: Mapping[str, Any], taken: Collection[str] = ()
+) -> ComposeConfig:
+    """File, then flags. ConfigError names the key and where it can be set: in the file, and as a
+    flag if it is `taken` as one.
+    """
     values = read_toml(file, DEFAULT_FILE)
     try:
         config = ComposeConfig.model_validate({**values, **flags})
@@ -142,9 +146,11 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> ComposeConfig:
         key = ".".join(str(part) for part in first["loc"])
         if not key:  # of several together
             raise ConfigError(first["msg"].removeprefix("Value error, ")) from error
+        absent = first["type"] == "missing"
+        flag = f", or as --{key.replace('_', '-')}" if key in taken else ""
         raise ConfigError(
-            f"{key}: {first['msg']}",
-            resolution=f"set it in {file or DEFAULT_FILE}, or as --{key.replace('_', '-')}",
+            f"{key}: {'it is needed, and not set' if absent else first['msg']}",
+            resolution=f"set it in {file or DEFAULT_FILE}{flag}",
         ) from error
     for name in {*config.extension, *config.request_parameters} - {*config.extensions}:
         raise ConfigError(
