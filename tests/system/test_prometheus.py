@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -70,6 +71,18 @@ def live(driver: Driver, watched: Prometheus) -> None:
     operations(watched, "deleted", 1)
     counted(watched, "launch_failures_total", 'tried_again="false"', 1)
     driver.gateway.shell(one, "head -c 3000000 /dev/urandom > /tmp/x; sync")
+    driver.gateway.shell(one, "getent hosts some.test || true")
+
+
+@contextmanager
+def a_volume(driver: Driver) -> Iterator[None]:
+    """In the state directory that tests share."""
+    of = ("data", "--workspace", "w")
+    driver.operate("volume", "create", *of, "--size-mib", "64")
+    try:
+        yield
+    finally:
+        driver.operate("volume", "rm", *of)
 
 
 def answered(watched: Prometheus, query: Query) -> bool:
@@ -86,8 +99,10 @@ def test_every_query_of_the_dashboard_has_an_answer_after_a_few_lives(
         "[extension.workspace-quota.default]\nsandboxes = 3\n"
     )
     listen = ("--metrics-listen", f"127.0.0.1:{port}")
-    driver = new_driver(*listen, "--warm-pool", "1", "--config", str(config))
-    with prometheus(tmp_path, port) as watched:
+    names = ("--dns", "host")  # the driver is who is asked for them
+    options = (*listen, *names, "--warm-pool", "1", "--config", str(config))
+    driver = new_driver(*options)
+    with prometheus(tmp_path, port) as watched, a_volume(driver):
         live(driver, watched)
         unanswered: list[str] = []
 
