@@ -62,6 +62,15 @@ class Guarded:
             "nsenter", f"--net=/run/netns/{within}", *command, check=check
         ).stdout
 
+    def carries(self) -> bool:
+        """The kernel has both ends of the pair up: it does so some time after they were set up, and on a host where
+        many links come and go that takes a second.
+        """
+        ends = run("ip", "link", "show", "dev", self.tap).stdout
+        return (ends + self.inside("ip", "link", "show", "dev", "out")).count(
+            "state UP"
+        ) == 2
+
     def shape(self) -> list[str]:
         """All of it, without what counts."""
         shown = [run("ip", "addr", "show", "dev", self.tap, check=False).stdout]
@@ -115,7 +124,9 @@ async def walled(net: Net) -> AsyncIterator[Guarded]:
     plan = plan.model_copy(update={"namespace": plan.lease.tap, "max_connections": 512})
     await host.make_tap(plan, MARK)
     await guard.keep(plan, MARK)
-    yield Guarded(guard, plan, host)
+    machine = Guarded(guard, plan, host)
+    await soon(machine.carries, "its way out stays down", 10)
+    yield machine
     await guard.close()
     await host.remove_tap(plan.lease.tap, MARK)
     files.close()
