@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,10 @@ import pytest
 from tests.netns.conftest import Net, run
 from tests.netns.guests import in_its_namespace
 from tests.netns.test_host_network import ALIAS, POOL, network_plan
-from vmdriver.host.resolv_conf import Followed
+from vmdriver.config import config_of
+from vmdriver.config.views import settings_from
+from vmdriver.host import resolv_conf
+from vmdriver.host.resolv_conf import Followed, parse
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.plan import NetworkPlan
@@ -219,6 +223,24 @@ async def test_what_is_no_plain_question_never_comes_to_the_hosts_resolver(
     assert names.drivers[0].names.load.ends["refused"] == 2
 
 
+async def test_a_resolver_at_an_address_of_the_hosts_own_is_asked_by_the_driver(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guests do not reach the host there."""
+    text = "nameserver 198.51.100.53\n"
+    monkeypatch.setattr(resolv_conf, "read", lambda *_: parse(text))
+    assert settings_from(config_of({})).dns == ("198.51.100.53",)
+    run("ip", "addr", "add", "198.51.100.53/32", "dev", "lo")
+    try:
+        assert settings_from(config_of({})).dns == (ALIAS,)
+        names.resolver("198.51.100.53")
+        names.conf.write_text(text)
+        await names.driver().keep(names.plan, MARK)
+        assert (await names.ask())["address"] == "192.0.2.80"
+    finally:
+        run("ip", "addr", "del", "198.51.100.53/32", "dev", "lo")
+
+
 async def test_another_resolv_conf_counts_from_the_next_question_on(
     names: Names,
 ) -> None:
@@ -390,6 +412,44 @@ async def test_streams_are_answered_to_their_end_and_bounded(names: Names) -> No
     async with asyncio.timeout(5):
         while names.drivers[0].names.load.streams:
             await asyncio.sleep(0.01)
+
+
+DRIBBLE = """
+import socket, sys
+c = socket.create_connection((sys.argv[1], 53)); c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+c.settimeout(5); c.sendall(b"\\xff\\xff")
+print(c.recv(1) == b"")
+def anew():
+    c = socket.create_connection((sys.argv[1], 53), 5); c.settimeout(0.01)
+    c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1); c.send(b"\\x0f\\xff")
+    return c
+streams, sent = [anew() for _ in range(8)], 0
+for n in range(20000):
+    try: sent += streams[n % 8].send(b"x")
+    except OSError: pass
+print(sent)
+"""
+
+
+def segments(tap: str) -> int:
+    """That have come to that namespace's TCP, behind its rules."""
+    shown = run("ip", "netns", "exec", tap, "cat", "/proc/net/snmp").stdout
+    named, said = (one.split() for one in shown.splitlines() if one.startswith("Tcp:"))
+    return int(said[named.index("InSegs")])
+
+
+async def test_a_guest_that_sends_byte_by_byte_does_not_keep_the_driver_busy(
+    names: Names,
+) -> None:
+    names.resolver()
+    await names.driver().keep(names.plan, MARK)
+    command = ("ip", "netns", "exec", names.guest, sys.executable, "-c", DRIBBLE, ALIAS)
+    before, begun = segments(names.plan.lease.tap), time.monotonic()
+    closed, sent = (await asyncio.to_thread(run, *command)).stdout.split()
+    came, passed = segments(names.plan.lease.tap) - before, time.monotonic() - begun
+    assert closed == "True", "what is to be longer than a question is not waited for"
+    assert came < int(sent)
+    assert came <= 1024 + 512 * (passed + 1)
 
 
 async def test_what_is_cut_off_while_it_opens_leaves_nothing_open(names: Names) -> None:

@@ -166,5 +166,6 @@ def test_a_sandbox_without_a_network_and_a_name_that_nobody_knows_are_said(
     assert "has not been launched" in capsys.readouterr().err
     plan = network_plan()
     stored(state, plan.model_copy(update={"namespace": plan.lease.tap}))
-    assert main(["net", "s1", "nowhere.invalid:80", *words]) == 2
-    assert "finds no IPv4 address" in capsys.readouterr().err
+    for name in ("nowhere.invalid", "a..b", "a" * 64, "x" * 5000, "\udcff"):
+        assert main(["net", "s1", f"{name}:80", *words]) == 2
+        assert "finds no IPv4 address" in capsys.readouterr().err

@@ -176,6 +176,7 @@ def test_the_hosts_file_is_read_again_once_it_is_another(tmp_path: Path) -> None
         ),
         ("auto", "nameserver ::1\nnameserver 192.0.2.1", ("192.168.127.254",), ()),
         ("auto", "", ("192.168.127.254",), ()),
+        ("auto", "nameserver 0.0.0.0", ("192.168.127.254",), ()),
         (
             "host",
             "nameserver 192.0.2.1\nsearch a.example",

@@ -8,6 +8,7 @@ import re
 import subprocess
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -28,6 +29,7 @@ from vmdriver.hypervisor.domain_xml import (
 from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping, Sealing
 from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
+from vmdriver.lifecycle.launch.walled import walled as wall
 from vmdriver.lifecycle.ports.host import Ownership, Taken
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.image import ImageConfig
@@ -329,8 +331,19 @@ def test_a_request_that_wants_no_networks_gets_no_names_either() -> None:
     network = plan(driver_config={"egress_allow": []}).network
     assert network.dns == ()
     assert walled(network).rstrip().count("ip daddr != ") == 0
+    halves = {"egress_deny": ["0.0.0.0/1", "128.0.0.0/1"]}
+    assert plan(driver_config=halves).network.dns == ()
+    assert plan(driver_config={"egress_deny": ["0.0.0.0/1"]}).network.dns
     allowed = {"dns_without_egress": True}
     assert plan(driver_config={"egress_allow": []}, settings=allowed).network.dns
+
+
+def test_a_machine_that_goes_on_from_memory_reaches_what_egress_says_now() -> None:
+    before = plan(settings={"egress": "open"})
+    assert before.network.dns
+    now = replace(SETTINGS, egress="none")
+    after = wall(planner.limited(before, spec(), now), now).network
+    assert (after.egress, after.dns) == ("none", ())
 
 
 def test_the_rule_set_for_a_gateway_elsewhere(golden: Golden) -> None:

@@ -129,9 +129,10 @@ async def _addresses(name: str) -> list[str]:
         found = await loop.getaddrinfo(
             name, None, family=socket.AF_INET, type=socket.SOCK_STREAM
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter: what can be no name
+        why = error.strerror if isinstance(error, OSError) else "it is no name"
         raise NotFound(
-            f"the host finds no IPv4 address for {name}: {error.strerror}",
+            f"the host finds no IPv4 address for {name}: {why}",
             resolution="guests have no IPv6; which name servers they ask: vmdriver net ID",
         ) from error
     every = dict.fromkeys(str(address[0]) for *_, address in found)

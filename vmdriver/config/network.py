@@ -49,8 +49,8 @@ class NetworkSettings(Frozen):
     dns: Literal["auto", "host"] | list[str] = Field(
         "auto",
         description="name servers of the guests; host: the host's own resolver, at host_alias, "
-        "by the driver; auto: the host's first, or host where that listens on the loopback; from "
-        "a machine's next launch on",
+        "by the driver; auto: the host's first, or host where that is the host itself; from a "
+        "machine's next launch on",
     )
     dns_without_egress: bool = Field(
         False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,11 @@ class ResolvConf:
 
     @property
     def for_guests(self) -> tuple[str, ...]:
-        """Those that a guest could ask itself: IPv4, and not the host's own loopback."""
+        """Those that a guest could ask itself: IPv4, and not this host."""
         return tuple(
             server
             for server in self.servers
-            if ":" not in server and not ipaddress.IPv4Address(server).is_loopback
+            if ":" not in server and not _is_this_host(server)
         )
 
 
@@ -46,6 +47,21 @@ def parse(text: str) -> ResolvConf:
             search = tuple(word for word in named if _DOMAIN.fullmatch(word))
     known = tuple(servers[:_MOST_SERVERS]) or (_DEFAULT,)
     return ResolvConf(known, search[:_MOST_DOMAINS])
+
+
+def _is_this_host(server: str) -> bool:
+    """Its loopback, the address that the C library takes for it, or one that it has now: only these
+    can be bound.
+    """
+    address = ipaddress.IPv4Address(server)
+    if address.is_loopback or address.is_unspecified:
+        return True
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.bind((server, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _is_address(word: str) -> bool:

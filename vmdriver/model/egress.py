@@ -8,6 +8,8 @@ from typing import Any
 
 MOST = 64
 """In one list of a request."""
+EVERYTHING = "0.0.0.0/0"
+"""As `networks_of` has it, whichever networks it was made of."""
 
 
 def networks_of(values: Sequence[Any]) -> tuple[str, ...]:

@@ -47,12 +47,13 @@ def check_egress(config: Mapping[str, Any]) -> None:
 
 
 def reaching(plan: LaunchPlan, spec: SandboxSpec, settings: Settings) -> LaunchPlan:
-    """The same machine with the lists of now, whatever it had before."""
+    """The same machine with `egress` and the lists of now, whatever it had before."""
     config = spec.driver_config
     deny = networks_of([*settings.egress_deny, *config.get(_DENY, ())])
     only = networks_of(config[_ALLOW]) if _ALLOW in config else None
     network = plan.network.model_copy(
         update={
+            "egress": settings.egress,
             "egress_allow": settings.egress_allow,
             "egress_deny": deny,
             "egress_only": only,

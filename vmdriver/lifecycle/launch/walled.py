@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.egress import EVERYTHING
 from vmdriver.model.plan import LaunchPlan
 
 
@@ -18,7 +19,11 @@ def walled(plan: LaunchPlan, settings: Settings) -> LaunchPlan:
         "moved": settings.namespaces and settings.moved_taps,
         "max_connections": settings.max_connections,
     }
-    closed = network.egress == "none" or network.egress_only == ()
+    closed = (
+        network.egress == "none"
+        or network.egress_only == ()
+        or EVERYTHING in network.egress_deny
+    )
     if closed and not settings.dns_without_egress:
         changes["dns"] = ()
     network = network.model_copy(update=changes)

@@ -89,7 +89,11 @@ def framed(message: bytes) -> bytes:
     return struct.pack(">H", len(message)) + message
 
 
-async def message_of(reader: asyncio.StreamReader) -> bytes:
-    """The next one of a stream. IncompleteReadError, an EOFError, where it ends before that."""
+async def message_of(reader: asyncio.StreamReader, most: int = _LONGEST) -> bytes:
+    """The next one of a stream. IncompleteReadError, an EOFError, where it ends before that, or is
+    to become longer than `most` bytes.
+    """
     (length,) = struct.unpack(">H", await reader.readexactly(2))
+    if length > most:
+        raise EOFError
     return await reader.readexactly(length)

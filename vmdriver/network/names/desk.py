@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from vmdriver.lifecycle.engine.measures import asked_for_name
 from vmdriver.network.names.asking import Asking, framed, message_of
-from vmdriver.network.names.query import question_of
+from vmdriver.network.names.query import LONGEST, question_of
 
 PORT = 53
 _IP_FREEBIND = 15
@@ -215,7 +215,7 @@ class Desk(asyncio.DatagramProtocol):
         with suppress(EOFError):
             while True:
                 async with asyncio.timeout(_IDLE_S):
-                    data = await message_of(reader)
+                    data = await message_of(reader, LONGEST)
                 if self._is_full():
                     return
                 answer = await self._answer(data, stream=True)

@@ -49,7 +49,11 @@ _BRIEF = (
     "}",
 )
 _ASKED_EACH_S, _ASKED_AT_ONCE = 64, 256
-"""Questions for names of one machine; what is more is asked again by itself."""
+"""Questions for names of one machine, and streams that it begins for them; what is more is asked
+again by itself.
+"""
+_PACKETS_EACH_S, _PACKETS_AT_ONCE = 512, 1024
+"""In such streams: each wakes the driver, also one with a single byte in it."""
 _FOR_NAMES = "meta l4proto { tcp, udp } th dport 53"
 _NEW_EACH_S, _NEW_AT_ONCE = 8, 4
 """A machine may begin so much of its connections in a second, and at once: 1/8, 1/4."""
@@ -131,10 +135,18 @@ def _forward(plan: NetworkPlan) -> list[str]:
 def _names(plan: NetworkPlan) -> list[str]:
     if not plan.asks_host:
         return []
-    limit = (
+    asked = (
         f"limit rate over {_ASKED_EACH_S}/second burst {_ASKED_AT_ONCE} packets drop"
     )
-    return ["chain names {", f"meta l4proto udp {limit}", "goto connect", "}"]
+    sent = f"limit rate over {_PACKETS_EACH_S}/second burst {_PACKETS_AT_ONCE} packets drop"
+    return [
+        "chain names {",
+        f"meta l4proto udp {asked}",
+        f"meta l4proto tcp ct state new {asked}",
+        f"meta l4proto tcp {sent}",
+        "goto connect",
+        "}",
+    ]
 
 
 def _to_host(plan: NetworkPlan) -> list[str]:
