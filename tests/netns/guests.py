@@ -107,6 +107,9 @@ class Around:
         if not self.walled:
             return in_the_host(self.net, name, plan)
         asyncio.run(self.host.make_tap(plan, owner))
+        asyncio.run(
+            self.host.connect(plan)
+        )  # as its rules do, of which some tests have none
         self.net.spaces.append(plan.lease.tap)
         return in_its_namespace(self.net, name, plan)
 

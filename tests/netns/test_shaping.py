@@ -90,6 +90,7 @@ async def test_a_machines_network_is_bounded_each_way_from_its_making_and_later(
         return [match[1] if match else "none" for match in found]
 
     await host.make_tap(plan, "vmdriver/test/s1")
+    await host.connect(plan)  # as its rules do
     try:
         assert bounds() == ["8Mbit", "8Mbit"]
         for mbit_s, shown in ((80, "80Mbit"), (None, "none"), (3, "3Mbit")):
