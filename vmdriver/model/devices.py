@@ -233,9 +233,12 @@ def chosen(
     allowed: tuple[str, ...],
     taken: Collection[str],
     waiting: int = 0,
+    *,
+    named: Collection[str] = (),
 ) -> tuple[PassedFunction, ...]:
     """Everything that the machine is to have, by address. `taken`: what others have; `waiting`:
-    GPUs that others are to have besides, whichever. Refused, Exhausted.
+    GPUs that others are to have besides, whichever; `named`: what others are to have and no other,
+    so that it is the last to go to who wants any. Refused, Exhausted.
     """
     given: list[str] = []
     for address in wanted.addresses:
@@ -252,6 +255,7 @@ def chosen(
             raise _too_few(wanted.gpus, left, picture, allowed)
         if len(free) < waiting and gpus(picture, given):
             raise _taken(gpus(picture, given)[0])
+        free.sort(key=lambda a: not _addresses(picture, a).isdisjoint(named))
         given += free[: wanted.gpus]
     return tuple(_passed(given, picture))
 

@@ -31,14 +31,26 @@ _FUNCTIONS = TypeAdapter(tuple[PassedFunction, ...])
 
 
 class DevicePool:
-    """Who has what, by address."""
+    """Who has what, by address. `is_known`: whether there is such an owner still."""
 
-    def __init__(self) -> None:
-        self._owners: dict[str, str] = {}
+    def __init__(self, is_known: Callable[[str], bool]) -> None:
+        self._is_known = is_known
+        self._all: dict[str, str] = {}
+        self._returned: dict[str, Ledger] = {}
+        """Of owners whose devices are back, which their ledgers may not say yet."""
+
+    @property
+    def _owners(self) -> dict[str, str]:
+        """As of now."""
+        for owner, ledger in list(self._returned.items()):
+            if ledger.get(DEVICES) is None or not self._is_known(owner):
+                self.free(owner)
+        return self._all
 
     def adopt(self, owner: str, functions: Iterable[PassedFunction]) -> None:
         """They are that owner's, as its ledger says, or as was just decided."""
-        self._owners |= dict.fromkeys((f.address for f in functions), owner)
+        self._all = self._owners | dict.fromkeys((f.address for f in functions), owner)
+        self._returned.pop(owner, None)
 
     def adopt_free(self, owner: str, functions: Iterable[PassedFunction]) -> None:
         """They may be that owner's: those that nobody is known to have are kept for it."""
@@ -46,7 +58,14 @@ class DevicePool:
 
     def free(self, owner: str) -> None:
         """It has none any more."""
-        self._owners = {a: o for a, o in self._owners.items() if o != owner}
+        self._all = {a: o for a, o in self._all.items() if o != owner}
+        self._returned.pop(owner, None)
+
+    def returned(self, owner: str, ledger: Ledger) -> None:
+        """It has none any more once its ledger says so too: until then they may be taken back once
+        more, by this process or the next, which nobody else's machine would live through.
+        """
+        self._returned[owner] = ledger
 
     def owner(self, address: str) -> str | None:
         """Whose it is."""
@@ -87,7 +106,7 @@ def passed_devices(host: HostDevices, pool: DevicePool) -> Part:
 
     async def release(given: Given) -> None:
         await host.take_back(functions_of(given.held))
-        pool.free(given.owner)
+        pool.returned(given.owner, given.ledger)
 
     return Part(
         DEVICES,
@@ -133,11 +152,12 @@ class Devices:
 
     def _spoken_for(self, but: str) -> set[str]:
         """Addresses, with what goes along, that others have, or are to have by name."""
+        return self.pool.taken(but) | self._named(but)
+
+    def _named(self, but: str) -> set[str]:
         named = {a for w in self._waiting(but) for a in w.addresses}
         together = (self._seen.together_with(address) for address in named)
-        return self.pool.taken(but).union(
-            named, *({f.address for f in members} for members in together)
-        )
+        return named.union(*({f.address for f in members} for members in together))
 
     def _waiting(self, but: str) -> list[WantedDevices]:
         """What others that are coming up ask for, and do not have yet."""
@@ -159,7 +179,8 @@ class Devices:
         self._seen = await self.host.look(self.allowed)
         # Nothing is waited for between looking who has what and taking it.
         taken = self.pool.taken(but=record.id)
-        functions = chosen(wanted, self._seen, self.allowed, taken)
+        named = self._named(but=record.id)
+        functions = chosen(wanted, self._seen, self.allowed, taken, named=named)
         self.pool.adopt(record.id, functions)
         return functions
 
