@@ -113,6 +113,20 @@ async def test_a_volume_that_changed_after_the_plan_fails_the_start(
         assert driver.phase() is Phase.RUNNING
 
 
+async def test_memory_does_not_go_on_with_a_volume_that_others_have_changed(
+    driver: FakeDriver,
+) -> None:
+    await running(driver, wanting())
+    (volume,) = driver.plan().volumes
+    await Operations(driver.manager).suspend(driver.worker())
+    driver.world.written[driver.plan().disk(volume.role).path] = 7
+    await driver.manager.start("s1", "")
+    await driver.settled()
+    assert driver.phase() is Phase.RUNNING
+    assert "was changed after the capture" in driver.record().note
+    assert attached(driver) == {"s1": False}
+
+
 async def test_a_suspended_reader_goes_on_beside_an_export(driver: FakeDriver) -> None:
     jobs = driver.manager.volume_jobs
     await jobs.receive("", "data", 64, pieces(Piece(0, b"a")))

@@ -30,10 +30,14 @@ def test_a_volume_outlives_sandboxes_and_goes_on_with_kept_memory(
     options = shell(first, f"grep {PLACE} /proc/mounts").split()[3].split(",")
     assert {"rw", "nosuid", "nodev"} <= set(options)
     shell(first, f"echo written > {PLACE}/one")
+    boot = shell(first, "cat /proc/sys/kernel/random/boot_id")
     driver.operate("suspend", first)
     assert holders(driver) == [first]
     driver.restart()
     driver.operate("resume", first)
+    assert shell(first, "cat /proc/sys/kernel/random/boot_id") == boot, (
+        "its memory goes on"
+    )
     # Not synced: a stop puts it away whole, or nobody could mount it only to read.
     shell(first, f"echo more > {PLACE}/two")
     driver.stop(first)

@@ -108,7 +108,11 @@ def files_of(plan: LaunchPlan) -> tuple[str, ...]:
     """Every file that a machine of this plan reads and that must stay as it is."""
     root = plan.disk("root")
     supervisor = plan.disk("supervisor").path
-    return (plan.kernel, plan.initramfs, supervisor, root.path, *root.backing)
+    volumes = (plan.disk(volume.role).path for volume in plan.volumes)
+    return (
+        *(plan.kernel, plan.initramfs, supervisor),
+        *(root.path, *root.backing, *volumes),
+    )
 
 
 def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
