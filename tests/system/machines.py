@@ -27,6 +27,7 @@ from vmdriver._proto import admin_pb2_grpc as admin_grpc
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.cli.main import main
+from vmdriver.host import console_file
 from vmdriver.model.ids import domain_name
 
 INSTANCE = "vmdriver-test" + os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -279,8 +280,10 @@ def dump(driver: Driver) -> None:
     print(f"--- {driver.log}\n{driver.log.read_text()[-8000:]}")
     for sandbox_id in driver.used:
         directory = driver.host.state / "sandboxes" / sandbox_id
-        for name in ("record.json", "ledger.jsonl", "console.log"):
+        for name in ("record.json", "ledger.jsonl"):
             if (directory / name).exists():
-                print(
-                    f"--- {sandbox_id}/{name}\n{(directory / name).read_text(errors='replace')[-4000:]}"
-                )
+                text = (directory / name).read_text(errors="replace")
+                print(f"--- {sandbox_id}/{name}\n{text[-4000:]}")
+        # It begins with a hole of gigabytes, which nobody reads whole for each of many.
+        console = console_file.tail(directory / "console.log", 4000)
+        print(f"--- {sandbox_id}/console.log\n{console}")
