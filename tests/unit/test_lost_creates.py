@@ -10,6 +10,7 @@ import pytest
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose.base import Asked, BaseRejected, Unanswered
 from vmdriver.compose.creates import Creates
+from vmdriver.compose.patience import FAR, Patience
 
 FULL = BaseRejected(
     grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!", ()
@@ -35,9 +36,19 @@ class FarBase:
         self._refusal, self._takes, self._looks_refused = refusal, takes, looks_refused
         self._creates = 0
 
+    def patience(self, asked: Asked) -> Patience:
+        return Patience(FAR, 20.0, asked.timeout_s)
+
     async def call(
-        self, method: str, _request: bytes, _asked: Asked, *, repeat: bool = True
+        self,
+        method: str,
+        _request: bytes,
+        _asked: Asked,
+        *,
+        repeat: bool = True,
+        patience: Patience | None = None,
     ) -> bytes:
+        assert patience is not None
         if method == "CreateSandbox":
             assert not repeat
             self._creates += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 
 from vmdriver.compose.dialect import PLAIN, Dialect
+from vmdriver.compose.patience import FAR, NEAR, Limits, Patience
 from vmdriver.errors import ConfigError, Unavailable
 from vmdriver.service.tls.tunnel import Tunnel
 
@@ -29,10 +31,7 @@ _NEAR_OPTIONS = [("grpc.min_reconnect_backoff_ms", 100)]
 _FAR_OPTIONS = [
     # Also how long one attempt may take: some round trips, and the handshake.
     ("grpc.min_reconnect_backoff_ms", 10_000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
 ]
 _NEAR_AGAIN_S = (0.0,)
 _FAR_AGAIN_S = (0.1, 0.2, 0.4, 0.8)
@@ -65,7 +64,7 @@ class Asked:
 
 
 class Unanswered(Unavailable):
-    """It was asked, and the connection broke before it answered: nobody knows what it has done."""
+    """It was asked, and has not answered: nobody knows what it has done."""
 
     reason = "BaseUnavailable"
 
@@ -82,7 +81,9 @@ class Base:
         wait_s: float,
         dialect: Dialect = PLAIN,
         tunnel: Tunnel | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        """`limits`: else those of a base on its side of the network."""
         if tunnel is None and not address.startswith("unix:"):
             raise ConfigError(
                 f"base: {address!r} is not an address",
@@ -94,7 +95,12 @@ class Base:
         self._dialect = dialect
         target = f"unix:{tunnel.path}" if tunnel is not None else address
         self._again_s = _FAR_AGAIN_S if self.is_far else _NEAR_AGAIN_S
-        options = [*_OPTIONS, *(_FAR_OPTIONS if self.is_far else _NEAR_OPTIONS)]
+        self._limits = limits or (FAR if self.is_far else NEAR)
+        options = [
+            *_OPTIONS,
+            *(_FAR_OPTIONS if self.is_far else _NEAR_OPTIONS),
+            *self._limits.options(),
+        ]
         self._channel = grpc.aio.insecure_channel(target, options=options)
         self._calls: dict[str, Any] = {}
 
@@ -107,32 +113,63 @@ class Base:
         """End every call."""
         await self._channel.close(0)
 
+    def patience(self, asked: Asked) -> Patience:
+        """For one call that begins now, however often it is sent."""
+        return Patience(self._limits, self._wait_s, asked.timeout_s)
+
     async def call(
-        self, method: str, request: bytes, asked: Asked, *, repeat: bool = True
+        self,
+        method: str,
+        request: bytes,
+        asked: Asked,
+        *,
+        repeat: bool = True,
+        patience: Patience | None = None,
     ) -> bytes:
         """One unary call by its name. BaseRejected; Unavailable when the base is not there for
-        `wait_s`. `repeat`: it may be sent again when the connection broke, as all but
-        creates may.
+        `wait_s`, or says nothing for as long as the limits allow. `repeat`: it may be sent again
+        when the connection broke, as all but creates may. `patience`: of what this is a part of.
         """
         full = method if method.startswith("/") else SERVICE + method
         request = self._dialect.asked(method, request)
+        patience = patience or self.patience(asked)
+        for pause_s in (*(self._again_s if repeat else ()), None):
+            await self._connected(patience)
+            sent_at = patience.now()
+            try:
+                answer = await self._sent(full, request, asked, patience)
+                return self._dialect.answered(method, answer)
+            except grpc.aio.AioRpcError as error:
+                if not _is_outage(error):
+                    patience.answered()
+                    raise self._translated(error) from error
+                patience.lost(sent_at)
+                if pause_s is None or patience.is_over:
+                    raise self._translated(error) from error
+                await asyncio.sleep(pause_s)
+        raise AssertionError  # the last round returns or raises
+
+    async def _sent(
+        self, full: str, request: bytes, asked: Asked, patience: Patience
+    ) -> bytes:
         multi = self._calls.get(full)
         if multi is None:
             multi = self._channel.unary_unary(full, None, None)
             if len(self._calls) < _MOST_METHODS:
                 self._calls[full] = multi
-        for pause_s in (*(self._again_s if repeat else ()), None):
-            await self._connected(asked)
-            try:
-                answer = await multi(
-                    request, metadata=tuple(asked.metadata), timeout=asked.timeout_s
-                )
-                return self._dialect.answered(method, bytes(answer))
-            except grpc.aio.AioRpcError as error:
-                if pause_s is None or not _is_outage(error):
-                    raise self._translated(error) from error
-                await asyncio.sleep(pause_s)
-        raise AssertionError  # the last round returns or raises
+        metadata, due_s = tuple(asked.metadata), patience.due_s()
+        try:
+            # Not as a deadline: the base is told of its caller's alone.
+            async with asyncio.timeout(patience.left_s()):
+                answer = bytes(await multi(request, metadata=metadata, timeout=due_s))
+        except TimeoutError as error:
+            raise Unanswered(
+                f"the base driver on {self.address} has not answered within "
+                f"{self._limits.call_s:.0f} s",
+                resolution="see what it does; it may have done what it was asked for",
+            ) from error
+        patience.answered()
+        return answer
 
     async def watch(self) -> AsyncIterator[bytes]:
         """The base's events. Ends with BaseRejected or Unavailable, or when it ends them."""
@@ -146,15 +183,16 @@ class Base:
         finally:
             call.cancel()
 
-    async def _connected(self, asked: Asked) -> None:
-        if self._channel.get_state(True) is grpc.ChannelConnectivity.READY:
-            return
-        limit = min(self._wait_s, asked.timeout_s or self._wait_s)
-        try:
-            async with asyncio.timeout(limit):
-                await self._channel.channel_ready()
-        except TimeoutError as error:
-            raise self._away(Unavailable) from error
+    async def _connected(self, patience: Patience) -> None:
+        state = self._channel.get_state(True)
+        if not patience.is_over:
+            if state is grpc.ChannelConnectivity.READY:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience.connect_s()):
+                    await self._channel.channel_ready()
+                    return
+        raise self._away(Unavailable)
 
     def _away(self, kind: type[Unavailable]) -> Unavailable:
         why = self._tunnel.trouble if self._tunnel is not None else ""

@@ -13,6 +13,7 @@ import grpc
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose.base import Asked, Base, BaseRejected, Unanswered
+from vmdriver.compose.patience import Patience
 from vmdriver.errors import Unavailable
 
 _AGAIN_S = (0.0, 0.1, 0.2, 0.4, 0.8)
@@ -50,6 +51,7 @@ class Wanted(Protocol):
 @dataclass(eq=False)
 class _UnderWay:
     wanted: Wanted
+    patience: Patience
     withdrawn: bool = False
 
 
@@ -75,16 +77,20 @@ class Creates:
     async def ask(self, wanted: Wanted, request: bytes, asked: Asked) -> bytes:
         """The base's answer. BaseRejected, Unavailable; Unanswered where nobody knows."""
         if not self._base.is_far:
-            return await self._once(request, asked)
-        one = _UnderWay(wanted)
+            return await self._once(request, asked, None)
+        one = _UnderWay(wanted, self._base.patience(asked))
         self._under_way.add(one)
         try:
             return await self._until_answered(one, request, asked)
         finally:
             self._under_way.discard(one)
 
-    async def _once(self, request: bytes, asked: Asked) -> bytes:
-        return await self._base.call("CreateSandbox", request, asked, repeat=False)
+    async def _once(
+        self, request: bytes, asked: Asked, patience: Patience | None
+    ) -> bytes:
+        return await self._base.call(
+            "CreateSandbox", request, asked, repeat=False, patience=patience
+        )
 
     async def _until_answered(
         self, one: _UnderWay, request: bytes, asked: Asked
@@ -93,7 +99,7 @@ class Creates:
         for pause_s in _AGAIN_S:
             await asyncio.sleep(pause_s)
             try:
-                return await self._once(request, asked)
+                return await self._once(request, asked, one.patience)
             except Unanswered as error:
                 lost = error
             except Unavailable as error:
@@ -102,7 +108,7 @@ class Creates:
             except BaseRejected as error:
                 if lost is None:
                     raise
-                there = await self._is_there(one.wanted, asked)
+                there = await self._is_there(one, asked)
                 if there and not one.withdrawn:
                     return bytes(pb.CreateSandboxResponse().SerializeToString())
                 is_open = there or (there is None and error.code in _OPEN)
@@ -112,12 +118,15 @@ class Creates:
         assert lost is not None  # noqa: S101 - every round returns, raises or sets it
         raise lost
 
-    async def _is_there(self, wanted: Wanted, asked: Asked) -> bool | None:
+    async def _is_there(self, one: _UnderWay, asked: Asked) -> bool | None:
         """Whether what the base has of that id is what was asked for. None: it does not say."""
+        wanted, patience = one.wanted, one.patience
         question = pb.GetSandboxRequest(sandbox_id=wanted.id).SerializeToString()
         for wait_s in (*self._look_again_s, None):
             try:
-                raw = await self._base.call("GetSandbox", question, asked)
+                raw = await self._base.call(
+                    "GetSandbox", question, asked, patience=patience
+                )
             except BaseRejected:  # an answer that is none says no more than "not found"
                 if wait_s is not None:
                     await asyncio.sleep(wait_s)
