@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.fakes.driver import FakeDriver, spec
-from tests.fakes.journal import FakeJournal
 from tests.fakes.settings import SETTINGS
+from tests.fakes.slow_journal import SlowJournal
 from tests.fakes.world import World
 from tests.scenario.stage import eventually
-from vmdriver.errors import DriverError, StorageError
+from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.resource import DEVICES
 from vmdriver.model.devices import PciFunction
 from vmdriver.model.phase import Phase
@@ -48,31 +48,6 @@ def check_untouched(world: World) -> None:
     assert (world.pci, world.groups) == (HOST, {})
 
 
-class Notes(FakeJournal):
-    """Says when it is to note that something is given back, and does it when it is let, or fails."""
-
-    full = False
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.reached, self.go = asyncio.Event(), asyncio.Event()
-
-    async def append(self, *lines: Any) -> None:
-        if any(line["op"] == "released" for line in lines):
-            await self._may_write()
-        await super().append(*lines)
-
-    async def rewrite(self, lines: list[Any]) -> None:
-        await self._may_write()
-        await super().rewrite(lines)
-
-    async def _may_write(self) -> None:
-        self.reached.set()
-        if self.full:
-            raise StorageError("no space left", reason="DiskFull")
-        await self.go.wait()
-
-
 async def refused(driver: FakeDriver, name: str) -> str:
     with pytest.raises(DriverError) as found:
         await driver.manager.create(spec(name, resources=ONE), None)
@@ -97,9 +72,11 @@ async def test_one_that_is_named_is_not_taken_by_who_wants_any(
 
 async def test_one_whose_return_is_not_noted_yet_is_nobodys() -> None:
     """A driver that is killed now takes it back once more, whoever had it then."""
-    world, notes = host(), {}
+    world, notes = host(), dict[str, SlowJournal]()
     driver = await begun(
-        world, GPU, journals=lambda name: notes.setdefault(name, Notes(world, name))
+        world,
+        GPU,
+        journals=lambda name: notes.setdefault(name, SlowJournal(world, name, DEVICES)),
     )
     await created(driver)
     stopping = asyncio.ensure_future(driver.manager.stop("s1", ""))
@@ -115,9 +92,11 @@ async def test_one_whose_return_is_not_noted_yet_is_nobodys() -> None:
 
 
 async def test_on_a_full_disk_it_is_nobodys_until_its_last_owner_is_gone() -> None:
-    world, notes = host(), {}
+    world, notes = host(), dict[str, SlowJournal]()
     driver = await begun(
-        world, GPU, journals=lambda name: notes.setdefault(name, Notes(world, name))
+        world,
+        GPU,
+        journals=lambda name: notes.setdefault(name, SlowJournal(world, name, DEVICES)),
     )
     await created(driver)
     notes["s1"].full = True

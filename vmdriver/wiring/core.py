@@ -123,7 +123,7 @@ class Core:
             accelerator=accelerator,
             allowed=self._settings.passthrough_devices,
             records=self.sandboxes.records,
-            pool=DevicePool(self.sandboxes.workers.__contains__),
+            pool=DevicePool(),
         )
 
     def _resources(self) -> Resources:

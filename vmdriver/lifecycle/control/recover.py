@@ -50,7 +50,7 @@ class Recovery:
         records, shelf = self.ports.records, self.shelf
         await self.volumes.open()
         self.broadcaster.recall(await records.deleted(GONE_S))
-        # Those that go last: an address that one of them held may be another's already.
+        # Those that go last: earlier drivers handed on what such a ledger may still hold.
         for record in sorted(await records.load_all(), key=_goes):
             await self._take_up(record)
         self.sandboxes.complete = records.all_there()

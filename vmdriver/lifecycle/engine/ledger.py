@@ -283,6 +283,10 @@ class Ledger:
         """Strike an entry that another ledger holds from now on: nothing is undone."""
         await finished(self._strike([key]))
 
+    def forget(self) -> None:
+        """Its file is, with the sandbox: nothing is held, whatever was not struck out."""
+        self._held, self._later = {}, []
+
     async def release(
         self, scope: Scope | None, undo: Undo, *, level: int = logging.WARNING
     ) -> list[Exception]:

@@ -283,6 +283,7 @@ class Sandbox:
             known = self.record.extensions.accepted
             await self._records.remove(self.record.id, noted=known)
             self.gone = True
+            self.ledger.forget()
         forget(self.record.id)
         self._show(Deleted(self.record.id))
         self._publish()

@@ -7,6 +7,7 @@ import ipaddress
 from itertools import islice
 
 from vmdriver.errors import Exhausted
+from vmdriver.lifecycle.engine.returns import Returns
 from vmdriver.lifecycle.launch.ways import Ways
 from vmdriver.lifecycle.ports.host import Taken
 from vmdriver.model.ids import mac_address, tap_name
@@ -22,16 +23,24 @@ class AddressPool:
         self._instance = instance
         self._network = ipaddress.IPv4Network(pool)
         self._size: int = 2 ** (30 - self._network.prefixlen)
-        self.ways = Ways()
-        self._leases: dict[str, Lease] = {}
+        self.ways, self.returns = Ways(), Returns()
+        self._all: dict[str, Lease] = {}
         # Several drivers of one host begin in different places: a stopped sandbox has a block that
         # no other driver can see.
         begin = int.from_bytes(hashlib.sha256(instance.encode()).digest()[:4])
         self._next = begin % self._size if spread else 0
 
+    @property
+    def _leases(self) -> dict[str, Lease]:
+        """As of now, by owner."""
+        for owner in self.returns.noted():
+            self.free(owner)
+        return self._all
+
     def adopt(self, sandbox_id: str, lease: Lease) -> None:
         """Note a lease that a ledger holds."""
         self._leases[sandbox_id] = lease
+        self.returns.forget(sandbox_id)
         self._next = max(self._next, lease.index + 1)
 
     @property
@@ -49,8 +58,8 @@ class AddressPool:
         return next(held, None)
 
     def free(self, sandbox_id: str) -> None:
-        """Give a lease back."""
-        self._leases.pop(sandbox_id, None)
+        """Give a lease back that no ledger holds."""
+        self._all.pop(sandbox_id, None)
 
     def take(self, sandbox_id: str, taken: Taken, *, modest: bool = False) -> Lease:
         """A lease with a free block, but for the last if `modest`, and names that nobody has. The

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from vmdriver.errors import StorageError
 from vmdriver.lifecycle.engine.ledger import Held, Ledger
 from vmdriver.lifecycle.engine.resource import DEVICES, Given
+from vmdriver.lifecycle.engine.returns import Returns
 from vmdriver.lifecycle.launch.devices_asked import check_accelerator, wanted_devices
 from vmdriver.lifecycle.launch.resources import MachineSource, Part
 from vmdriver.lifecycle.ports.devices import HostDevices
@@ -31,26 +32,23 @@ _FUNCTIONS = TypeAdapter(tuple[PassedFunction, ...])
 
 
 class DevicePool:
-    """Who has what, by address. `is_known`: whether there is such an owner still."""
+    """Who has what, by address."""
 
-    def __init__(self, is_known: Callable[[str], bool]) -> None:
-        self._is_known = is_known
+    def __init__(self) -> None:
+        self.returns = Returns()
         self._all: dict[str, str] = {}
-        self._returned: dict[str, Ledger] = {}
-        """Of owners whose devices are back, which their ledgers may not say yet."""
 
     @property
     def _owners(self) -> dict[str, str]:
         """As of now."""
-        for owner, ledger in list(self._returned.items()):
-            if ledger.get(DEVICES) is None or not self._is_known(owner):
-                self.free(owner)
+        for owner in self.returns.noted():
+            self.free(owner)
         return self._all
 
     def adopt(self, owner: str, functions: Iterable[PassedFunction]) -> None:
         """They are that owner's, as its ledger says, or as was just decided."""
         self._all = self._owners | dict.fromkeys((f.address for f in functions), owner)
-        self._returned.pop(owner, None)
+        self.returns.forget(owner)
 
     def adopt_free(self, owner: str, functions: Iterable[PassedFunction]) -> None:
         """They may be that owner's: those that nobody is known to have are kept for it."""
@@ -59,13 +57,6 @@ class DevicePool:
     def free(self, owner: str) -> None:
         """It has none any more."""
         self._all = {a: o for a, o in self._all.items() if o != owner}
-        self._returned.pop(owner, None)
-
-    def returned(self, owner: str, ledger: Ledger) -> None:
-        """It has none any more once its ledger says so too: until then they may be taken back once
-        more, by this process or the next, which nobody else's machine would live through.
-        """
-        self._returned[owner] = ledger
 
     def owner(self, address: str) -> str | None:
         """Whose it is."""
@@ -106,7 +97,7 @@ def passed_devices(host: HostDevices, pool: DevicePool) -> Part:
 
     async def release(given: Given) -> None:
         await host.take_back(functions_of(given.held))
-        pool.returned(given.owner, given.ledger)
+        pool.returns.add(given)
 
     return Part(
         DEVICES,

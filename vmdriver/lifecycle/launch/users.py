@@ -15,6 +15,7 @@ from vmdriver.errors import DriverError, Exhausted, Refused, Unavailable
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import MACHINE_USER, Given
+from vmdriver.lifecycle.engine.returns import Returns
 from vmdriver.lifecycle.launch.ways import Ways
 from vmdriver.lifecycle.ports.host import MachineUsers
 from vmdriver.model.machine_uids import MachineUids
@@ -29,14 +30,22 @@ class UserPool:
     def __init__(self, uids: MachineUids, taken: DriverError | None = None) -> None:
         """`taken`: somebody on this host has some of them too, so that nobody new gets any."""
         self.uids, self._taken = uids, taken
-        self._held: dict[str, int] = {}
+        self._all: dict[str, int] = {}
         self._avoided: set[int] = set()
         self._next = 0
-        self.ways = Ways()
+        self.ways, self.returns = Ways(), Returns()
+
+    @property
+    def _held(self) -> dict[str, int]:
+        """As of now, by owner."""
+        for owner in self.returns.noted():
+            self.free(owner)
+        return self._all
 
     def adopt(self, owner: str, number: int) -> None:
         """Note one that a ledger holds."""
         self._held[owner] = number
+        self.returns.forget(owner)
         numbers = self.uids.numbers
         if number in numbers:
             self._next = max(self._next, numbers.index(number) + 1)
@@ -63,8 +72,8 @@ class UserPool:
         return self._held.get(owner)
 
     def free(self, owner: str) -> None:
-        """Give a number back."""
-        self._held.pop(owner, None)
+        """Give a number back that no ledger holds."""
+        self._all.pop(owner, None)
 
     def take(self, owner: str, tried: set[int], *, modest: bool = False) -> int:
         """The number that it has, or one that nobody has and that was not tried, but for the last
@@ -197,4 +206,4 @@ class UserLease:
         # An entry that was cut off may be of a number that was somebody's.
         if given.held.done or await self.users.claim(number):
             await self.users.clear(number, given.owner)
-        self.pool.free(given.owner)
+        self.pool.returns.add(given)
