@@ -328,7 +328,9 @@ for n in range(3000):
     await asyncio.to_thread(run, *command)
     load = names.drivers[0].names.load
     assert load.open <= 64
-    assert load.ends["dropped"] > 0
+    async with asyncio.timeout(10):  # what has come is read when the loop comes to it
+        while not load.ends["dropped"]:
+            await asyncio.sleep(0.01)
     came = load.open + load.ends.total()
     assert came < 1500, "the kernel has dropped the rest"
     await names.gone()
