@@ -90,6 +90,11 @@ class Driver:
         return serve.arguments(*where, self.gateway.url, self.host.registry, *more)
 
     def start(self) -> None:
+        """Begin it and wait until it answers."""
+        self.begin()
+        self._wait_for_answer(time.monotonic() + 20)
+
+    def begin(self) -> None:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [*self.command, *self.arguments()], stdout=output, stderr=output
@@ -104,7 +109,6 @@ class Driver:
         ]
         self.stub = pb_grpc.ComputeDriverStub(self.channels[0])
         self.admin = admin_grpc.AdminStub(self.channels[1])
-        self._wait_for_answer(time.monotonic() + 20)
 
     def _wait_for_answer(self, deadline: float) -> None:
         """Until it answers. DriverEnded when it ends instead, TimeoutError after the deadline."""
