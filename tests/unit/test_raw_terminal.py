@@ -19,7 +19,7 @@ from vmdriver.host.raw_terminal import raw
 
 ROOT = Path(__file__).parents[2]
 HOLDS = """
-import sys
+import sys, time
 from vmdriver.host.raw_terminal import raw
 with raw(0):
     print("raw", flush=True)
@@ -28,8 +28,9 @@ with raw(0):
     if sys.argv[1] == "ends":
         sys.exit(3)
     while True:
-        sys.stdin.read(1)
+        time.sleep(0.05)
 """
+"""It never waits for long: of a signal just before a call that waits, Python hears after that call."""
 
 
 @pytest.fixture
