@@ -58,3 +58,32 @@ async def test_a_program_that_left_its_group_holds_nobody_up(
         assert time.monotonic() - before < SOON_S
     finally:
         os.kill(int(told.read_text()), 9)
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_who_is_cancelled_while_a_program_begins_waits_for_none_of_its_children(
+    steps: int, tmp_path: Path
+) -> None:
+    """They have its pipes, and may live for ever."""
+    told = tmp_path / "pid"
+    words = f"sleep 60 & echo $! >{told}; sleep 60"
+    running = asyncio.ensure_future(process.run(["sh", "-c", words], deadline_s=30))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    before = time.monotonic()
+    async with asyncio.timeout(SOON_S):
+        await asyncio.wait({running})
+    assert running.cancelled()
+    assert time.monotonic() - before < SOON_S
+    child = told.read_text().strip() if told.exists() else ""
+    async with asyncio.timeout(SOON_S):
+        while child and _lives(int(child)):
+            await asyncio.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

@@ -1,5 +1,5 @@
-"""Runs commands. The only module that may: argument lists, a clean environment, a
-deadline, an own process group.
+"""Runs commands. The only module that may, beside process_group: argument lists, a clean
+environment, a deadline, an own process group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from vmdriver.errors import CommandError, Killed, Late
 from vmdriver.host import strays
 from vmdriver.host.confined.box import Box
-from vmdriver.host.packages import way_to
+from vmdriver.host.process_group import cannot_run, created, end_group, name_of
 
 _log = logging.getLogger(__name__)
 ENVIRONMENT = {
@@ -63,35 +63,6 @@ def _last_words(output: bytes) -> str:
     return next((line for line in reversed(lines) if line.strip("^~ ")), "")[:400]
 
 
-def _program(arguments: Sequence[str]) -> str:
-    """Its name; what only sets limits for another is not it."""
-    words = [word for word in arguments if not word.startswith("-")]
-    return words[words[0] == "prlimit"].rpartition("/")[2]
-
-
-async def _end_group(process: asyncio.subprocess.Process) -> None:
-    """Kill and reap it. What it has said and nobody has read is lost.
-
-    Process.wait() returns when the pipes are at their end as well (asyncio/base_subprocess.py):
-    never, where nobody reads any more, or where a program that left the group holds one.
-    """
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    transport: asyncio.SubprocessTransport = process._transport  # type: ignore[attr-defined]  # noqa: SLF001
-    for number in range(3):
-        pipe = transport.get_pipe_transport(number)
-        if pipe is not None:
-            pipe.close()
-    await process.wait()
-
-
-_ways_out = {
-    errno.EMFILE: "raise how many files the driver may have open (LimitNOFILE= of its unit)",
-    errno.ENFILE: "raise how many files may be open on this host (fs.file-max)",
-    errno.EAGAIN: "raise how many processes the driver may have (TasksMax= of its unit)",
-    errno.ENOMEM: "free memory on this host",
-    errno.EACCES: "have it be executable",
-}
 _marks: dict[str, str] = {}
 
 
@@ -104,18 +75,8 @@ async def spawn(arguments: Sequence[str]) -> asyncio.subprocess.Process:
     """Begin a program that goes on beside us and after us, in a session of its own, deaf and
     dumb. CommandError.
     """
-    try:
-        return await asyncio.create_subprocess_exec(
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise _cannot_run(arguments, error) from error
+    nothing = asyncio.subprocess.DEVNULL
+    return await created(arguments, (nothing, nothing, nothing), ENVIRONMENT)
 
 
 class Helper:
@@ -167,16 +128,8 @@ def begin(
                 start_new_session=True,
             )
         except OSError as error:
-            raise _cannot_run(arguments, error) from error
+            raise cannot_run(arguments, error) from error
     return Helper(program)
-
-
-def _cannot_run(arguments: Sequence[str], error: OSError) -> CommandError:
-    return CommandError(
-        f"{arguments[0]} cannot be run: {error.strerror}",
-        detail=shlex.join(arguments),
-        resolution=_ways_out.get(error.errno or 0) or way_to(_program(arguments)),
-    )
 
 
 @contextlib.asynccontextmanager
@@ -186,18 +139,8 @@ async def conversation(
     """A program that is told lines and answers each with one: its pid, and what tells one ("" for
     none) and waits for the answer. It is killed at the end. CommandError.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**ENVIRONMENT, **_marks},
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise _cannot_run(arguments, error) from error
+    pipe, same = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+    process = await created(arguments, (pipe, pipe, same), {**ENVIRONMENT, **_marks})
 
     async def ask(words: str, wanted: str) -> None:
         if process.stdin is None or process.stdout is None:
@@ -216,7 +159,7 @@ async def conversation(
         text = f"{arguments[0]} took longer than {deadline_s:g} s"
         raise CommandError(text, detail=shlex.join(arguments)) from error
     finally:
-        await _end_group(process)
+        await end_group(process)
 
 
 async def run(
@@ -293,20 +236,16 @@ class _Command:
 async def _begun(
     command: _Command, environment: Mapping[str, str]
 ) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
     with command.given() as given:
         words = command.words(given)
-        try:
-            return await asyncio.create_subprocess_exec(
-                *words,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={**ENVIRONMENT, **environment, **_marks},
-                pass_fds=command.descriptors(given),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise _cannot_run(words, error) from error
+        return await created(
+            words,
+            (pipe, pipe, pipe),
+            {**ENVIRONMENT, **environment, **_marks},
+            cwd=None,
+            descriptors=command.descriptors(given),
+        )
 
 
 class _TalkativeError(Exception):
@@ -334,7 +273,7 @@ async def _communicate(
                 found += more
             elif found:  # what is under way still has to be taken
                 found.clear()
-                await _end_group(process)
+                await end_group(process)
         if size > _MOST_OUTPUT:
             raise _TalkativeError
         return bytes(found)
@@ -367,23 +306,23 @@ async def _run(
         async with asyncio.timeout(left_s):
             stdout, stderr = await _communicate(process, stdin)
     except TimeoutError as error:
-        await _end_group(process)
+        await end_group(process)
         raise Late(
             f"{arguments[0]} took longer than {deadline_s:g} s", detail=shown
         ) from error
     except _TalkativeError as error:
-        await _end_group(process)
+        await end_group(process)
         text = f"{arguments[0]} said more than {_MOST_OUTPUT} bytes"
         raise CommandError(text, detail=shown) from error
     except asyncio.CancelledError:
-        await _end_group(process)
+        await end_group(process)
         raise
     _log.debug("outside: %s took %.4f s", arguments[0], time.monotonic() - begun)
     if (number := command.signal(process.returncode or 0)) in _FROM_OUTSIDE:
         name = signal.Signals(number).name
-        raise Killed(f"{_program(arguments)} was killed ({name})", detail=shown)
+        raise Killed(f"{name_of(arguments)} was killed ({name})", detail=shown)
     if command.box and process.returncode == _NOT_THERE:
-        raise _cannot_run(arguments, FileNotFoundError(errno.ENOENT, "not there"))
+        raise cannot_run(arguments, FileNotFoundError(errno.ENOENT, "not there"))
     if process.returncode != 0:
         last_line = _last_words(stderr or stdout)
         raise CommandError(
