@@ -135,9 +135,20 @@ class Stage:
                     Given(held, "s1", ledger, self.record)
                 )
                 assert state(self.world) == before
-        assert process.core.addresses.holder(self.plan.network.lease.index) is None
+            # Until the ledger says so too, it is nobody else's.
+            assert (self._lessee(process) is not None) == (self.key == LEASE)
+            assert (self._user_of(process) is not None) == (self.key == MACHINE_USER)
+            await ledger.hand_over(self.key)
+        assert self._lessee(process) is None
+        assert self._user_of(process) is None
+
+    def _lessee(self, process: FakeDriver) -> str | None:
+        assert self.plan.network is not None
+        return process.core.addresses.holder(self.plan.network.lease.index)
+
+    def _user_of(self, process: FakeDriver) -> str | None:
         assert self.plan.user is not None
-        assert process.core.users.holder(self.plan.user.uid) is None
+        return process.core.users.holder(self.plan.user.uid)
 
 
 def host() -> World:
