@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "images" / "guest" / "attach.c"
+from tests.contract.guest_programs import compiled
+
 UID, GID = 10001, 10002
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("attach") / "attach"
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *warnings, "-o", str(path), str(SOURCE)], check=True)
-    return path
+    return compiled(tmp_path_factory.mktemp("attach") / "attach", "attach.c")
 
 
 @pytest.fixture

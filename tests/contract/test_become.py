@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.guest_programs import compiled
 from tests.fakes.waiting import until
-from tests.unit.test_plan_rendering import GUEST, plan
+from tests.unit.test_plan_rendering import plan
 from vmdriver.model.plan import DropIn, LaunchPlan
 from vmdriver.storage.sandboxes import seed
 from vmdriver.storage.sandboxes.guest_report import read_report
@@ -102,9 +103,7 @@ class Guest:
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("become")
-    warnings = ["-static", "-Wall", "-Wextra", "-Werror"]
-    sources = [str(GUEST / name) for name in ("become.c", "seed.c")]
-    subprocess.run(["gcc", *warnings, "-o", folder / "become", *sources], check=True)
+    compiled(folder / "become", "become.c", "seed.c", options=("-static",))
     command = ["gcc", "-static", "-x", "c", "-", "-o", folder / "supervisor"]
     subprocess.run(command, input=SUPERVISOR.encode(), check=True)
     return folder

@@ -16,6 +16,7 @@ from secrets import token_hex
 
 import pytest
 
+from tests.contract.guest_programs import compiled
 from tests.fakes.waiting import until
 from vmdriver.errors import GuestRefused, Refused
 from vmdriver.hypervisor import guest_channel
@@ -23,7 +24,6 @@ from vmdriver.hypervisor.guest_programs import AgentPrograms
 from vmdriver.lifecycle.ports.programs import MOST_GIVEN, Program, Said, Turn, Window
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
-GUEST = Path(__file__).parents[2] / "images" / "guest"
 BUSYBOX = shutil.which("busybox")
 UID, GID = 10001, 10002
 INSIDE = """
@@ -50,9 +50,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The agent, which takes whoever was silent for 1.5 s for gone."""
     folder = tmp_path_factory.mktemp("agent")
     folder.parent.chmod(0o755)
-    flags = ["-O2", "-static", "-Wall", "-Wextra", "-Werror", "-DUNHEARD_MS=1500.0"]
-    sources = [str(GUEST / name) for name in ("agent.c", "commands.c")]
-    subprocess.run(["gcc", *flags, "-o", folder / "agent", *sources], check=True)
+    options = ("-O2", "-static", "-DUNHEARD_MS=1500.0")
+    compiled(folder / "agent", "agent.c", "commands.c", options=options)
     return folder
 
 

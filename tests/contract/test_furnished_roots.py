@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "images" / "guest" / "furnish.c"
+from tests.contract.guest_programs import compiled
+
 DIRECTORIES = ("proc", "sys", "dev", "run", "tmp", "etc", "opt", "sandbox")
 LINE = "sandbox:x:10001:10002::/sandbox:/bin/sh\n"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: devices, owners")
@@ -18,10 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: devices, 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("furnish") / "furnish"
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *warnings, "-o", str(path), str(SOURCE)], check=True)
-    return path
+    return compiled(tmp_path_factory.mktemp("furnish") / "furnish", "furnish.c")
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.guest_programs import compiled
 from tests.fakes.waiting import until
 
-GUEST = Path(__file__).parents[2] / "images" / "guest"
 SLOW_S = 1.0
 SLOW = f"""
 #include <fcntl.h>
@@ -37,10 +37,8 @@ Ask = Callable[[str], str]
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("agent")
     (folder / "slow.c").write_text(SLOW)
-    sources = [GUEST / "agent.c", GUEST / "commands.c", folder / "slow.c"]
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-Dsync=slow_sync"]
-    subprocess.run(["gcc", *flags, "-o", folder / "agent", *sources], check=True)
-    return folder / "agent"
+    sources = ("agent.c", "commands.c", folder / "slow.c")
+    return compiled(folder / "agent", *sources, options=("-O2", "-Dsync=slow_sync"))
 
 
 @pytest.fixture

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "images" / "guest" / "warm.c"
+from tests.contract.guest_programs import compiled
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: devices")
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("warm") / "warm"
-    command = ["gcc", "-Wall", "-Wextra", "-Werror", "-o", str(path), str(SOURCE)]
-    subprocess.run(command, check=True)
-    return path
+    return compiled(tmp_path_factory.mktemp("warm") / "warm", "warm.c")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 
+from tests.fakes.process_driver import ProcessDriver
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.compose.app import Composition
 from vmdriver.compose.config import ComposeConfig
@@ -32,6 +33,11 @@ def config(base: Path, socket: Path, state: Path, **more: Any) -> ComposeConfig:
     return ComposeConfig(
         base=f"unix:{base}", bind_socket=socket, state_dir=state, **more
     )
+
+
+def settings_for(base: ProcessDriver, tmp_path: Path, **more: Any) -> ComposeConfig:
+    """In front of that one, with its own files below `tmp_path`."""
+    return config(base.socket, tmp_path / "c" / "c.sock", tmp_path / "s", **more)
 
 
 @asynccontextmanager
@@ -108,6 +114,23 @@ class World(Extension):
     async def undo(self, context: Context, hold: Hold) -> None:
         assert hold.data == {"for": context.sandbox.id}
         self.step(f"-{hold.name}")
+
+
+class Watching(World):
+    """Counts what it is told, too."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, 0)
+        self.told: list[str] = []
+
+    async def after_ready(self, context: Context) -> None:
+        self.told.append("ready")
+
+    async def after_stop(self, context: Context) -> None:
+        self.told.append("stop")
+
+    async def after_delete(self, context: Context) -> None:
+        self.told.append("delete")
 
 
 class KilledAddress(ExternalAddress):

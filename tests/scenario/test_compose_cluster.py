@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.protobuf import struct_pb2
 
-from tests.fakes.composed import World, composed, config, holding, until
+from tests.fakes.composed import Watching, composed, holding, settings_for, until
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -38,32 +38,11 @@ BOTH = {"sandbox_id": "s1", "sandbox_name": "name-s1"}
 """As gateways ask."""
 
 
-class Watching(World):
-    """Counts what it is told, too."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, 0)
-        self.told: list[str] = []
-
-    async def after_ready(self, context: Context) -> None:
-        self.told.append("ready")
-
-    async def after_stop(self, context: Context) -> None:
-        self.told.append("stop")
-
-    async def after_delete(self, context: Context) -> None:
-        self.told.append("delete")
-
-
 class Naming(Watching):
     """Changes one thing that has nothing to do with the base's own settings."""
 
     async def prepare_plan(self, context: Context, draft: Draft) -> None:
         draft.set_environment("SEAT", "seat-1")
-
-
-def settings(base: ProcessDriver, tmp_path: Path, **more: Any) -> Any:
-    return config(base.socket, tmp_path / "c" / "c.sock", tmp_path / "s", **more)
 
 
 def create(message: pb.DriverSandbox) -> pb.CreateSandboxRequest:
@@ -123,7 +102,7 @@ async def test_what_a_cluster_says_of_a_pod_passes_untouched(
     extended: bool, words: dict[str, Any], base: ProcessDriver, tmp_path: Path
 ) -> None:
     extensions = [Watching(tmp_path / "world")] if extended else []
-    async with composed(settings(base, tmp_path, **words), extensions) as (stub, _):
+    async with composed(settings_for(base, tmp_path, **words), extensions) as (stub, _):
         await stub.CreateSandbox(create(sandbox()))
         told = base.sandboxes["s1"] = pod("s1")
         events: list[Any] = []
@@ -190,7 +169,7 @@ async def test_the_bases_own_driver_config_reaches_it_whatever_extensions_change
     template.platform_config.update({"runtime_class_name": "kata", "host_users": None})
     asked = sandbox(template=template)
     made = [kind(tmp_path / "world")]
-    async with composed(settings(base, tmp_path, **words), made) as (stub, _):
+    async with composed(settings_for(base, tmp_path, **words), made) as (stub, _):
         await stub.ValidateSandboxCreate(pb.ValidateSandboxCreateRequest(sandbox=asked))
         await stub.CreateSandbox(create(asked))
         for method in ("ValidateSandboxCreate", "CreateSandbox"):
@@ -206,7 +185,7 @@ async def test_the_bases_own_driver_config_reaches_it_whatever_extensions_change
 async def test_workspaces_are_the_bases(base: ProcessDriver, tmp_path: Path) -> None:
     base.workspaces = set()
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, composition):
         for workspace in ("team-a", "team-b"):
             ask = pb.EnsureWorkspaceRequest(workspace=workspace)
             await stub.EnsureWorkspace(ask)
@@ -251,11 +230,14 @@ async def test_a_base_that_takes_one_of_id_and_name_gets_one(
 ) -> None:
     base.spoil = exactly_one
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, _):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetSandbox(pb.GetSandboxRequest(**BOTH))
         assert caught.value.details() == "exactly one of sandbox_id or sandbox_name is required"  # fmt: skip
-    async with composed(settings(base, tmp_path, **KUBEVIRT), [world]) as (stub, made):
+    async with composed(settings_for(base, tmp_path, **KUBEVIRT), [world]) as (
+        stub,
+        made,
+    ):
         await stub.CreateSandbox(create(sandbox()))
         got = await stub.GetSandbox(pb.GetSandboxRequest(**BOTH))
         assert got.sandbox.id == "s1"
@@ -284,7 +266,10 @@ async def test_a_create_whose_answer_was_lost_is_deleted_in_such_a_base_too(
 
     base.spoil = spoil
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path, **KUBEVIRT), [world]) as (stub, made):
+    async with composed(settings_for(base, tmp_path, **KUBEVIRT), [world]) as (
+        stub,
+        made,
+    ):
         with pytest.raises(grpc.aio.AioRpcError, match="the API server is away"):
             await stub.CreateSandbox(create(sandbox()))
         await until(lambda: not made.registry.all())
@@ -307,7 +292,10 @@ async def test_a_life_in_words_that_only_the_base_knows(
     """What a run holds is given back when it is over, not when its end was asked for; and no word on the way is an error."""
     base.spoil, base.lingers = exactly_one, True
     world, path = Watching(tmp_path / "world"), tmp_path / "world"
-    async with composed(settings(base, tmp_path, **KUBEVIRT), [world]) as (stub, made):
+    async with composed(settings_for(base, tmp_path, **KUBEVIRT), [world]) as (
+        stub,
+        made,
+    ):
         events: list[Any] = []
         watching = asyncio.create_task(seen_by(stub, events))
 
@@ -360,7 +348,10 @@ async def test_a_stop_that_ends_while_the_base_is_away_is_learned_from_its_list(
 ) -> None:
     base.lingers = True
     world, path = Watching(tmp_path / "world"), tmp_path / "world"
-    async with composed(settings(base, tmp_path, **KUBEVIRT), [world]) as (stub, made):
+    async with composed(settings_for(base, tmp_path, **KUBEVIRT), [world]) as (
+        stub,
+        made,
+    ):
         await stub.CreateSandbox(create(sandbox()))
         await until(lambda: world.told == ["ready"])
         await stub.StopSandbox(pb.StopSandboxRequest(**BOTH))
@@ -378,7 +369,7 @@ async def test_a_stop_and_a_delete_that_go_on_while_the_composed_driver_is_resta
 ) -> None:
     base.lingers = True
     path = tmp_path / "world"
-    chosen = settings(base, tmp_path, **KUBEVIRT)
+    chosen = settings_for(base, tmp_path, **KUBEVIRT)
     first, second, third = (Watching(path) for _ in range(3))
     async with composed(chosen, [first]) as (stub, _):
         await stub.CreateSandbox(create(sandbox()))
@@ -417,7 +408,7 @@ async def test_a_stop_whose_caller_goes_away_is_booked_all_the_same(
 
     base.spoil = spoil
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, made):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, made):
         await stub.CreateSandbox(create(sandbox()))
         await until(lambda: world.told == ["ready"])
         base.tell = lambda _event: None
@@ -435,7 +426,7 @@ async def test_a_reason_that_is_not_listed_stays_the_error_that_it_is(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path, **KUBEVIRT), [world]) as (stub, _):
+    async with composed(settings_for(base, tmp_path, **KUBEVIRT), [world]) as (stub, _):
         await stub.CreateSandbox(create(sandbox()))
         await until(lambda: world.told == ["ready"])
         base.condition("s1", "Ready", "False", "Failed")

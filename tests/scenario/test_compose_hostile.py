@@ -11,32 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.composed import World, composed, config, holding, until
+from tests.fakes.composed import Watching, composed, holding, settings_for, until
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.extension import Context, Hold
-
-
-class Watching(World):
-    """Counts what it is told, too."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, 0)
-        self.told: list[str] = []
-
-    async def after_ready(self, context: Context) -> None:
-        self.told.append("ready")
-
-    async def after_stop(self, context: Context) -> None:
-        self.told.append("stop")
-
-    async def after_delete(self, context: Context) -> None:
-        self.told.append("delete")
-
-
-def settings(base: ProcessDriver, tmp_path: Path, **more: Any) -> Any:
-    return config(base.socket, tmp_path / "c" / "c.sock", tmp_path / "s", **more)
 
 
 def create(message: pb.DriverSandbox) -> pb.CreateSandboxRequest:
@@ -59,7 +38,7 @@ async def test_late_doubled_and_reordered_events_are_reasons_to_look_no_more(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, composition):
         await stub.CreateSandbox(create(sandbox()))
         await until(lambda: world.told == ["ready"])
         there = base.sandboxes["s1"]
@@ -99,7 +78,7 @@ async def test_a_base_that_hangs_costs_the_caller_its_deadline_and_no_more(
 
     base.spoil = spoil
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, composition):
         begun = time.monotonic()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.CreateSandbox(create(sandbox()), timeout=0.7)
@@ -128,7 +107,7 @@ async def test_a_base_that_ends_in_the_middle_of_a_create_has_nothing_afterwards
 
     base.spoil = spoil
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, composition):
         call = asyncio.ensure_future(stub.CreateSandbox(create(sandbox())))
         await asyncio.to_thread(reached.wait, 5)
         await asyncio.to_thread(base.stop)
@@ -148,7 +127,7 @@ async def test_a_base_that_ends_in_the_middle_of_a_create_has_nothing_afterwards
 async def test_a_call_that_broke_is_made_again_where_that_is_safe(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    async with composed(settings(base, tmp_path, base_wait_s=5)) as (stub, _):
+    async with composed(settings_for(base, tmp_path, base_wait_s=5)) as (stub, _):
         await stub.CreateSandbox(create(sandbox()))
         await asyncio.to_thread(base.stop)
         waiting = asyncio.ensure_future(
@@ -163,7 +142,7 @@ async def test_a_call_that_broke_is_made_again_where_that_is_safe(
 async def test_a_list_of_more_than_four_mebibytes_passes(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    async with composed(settings(base, tmp_path)) as (_, composition):
+    async with composed(settings_for(base, tmp_path)) as (_, composition):
         for number in range(600):
             one = pb.DriverSandbox(id=f"s{number}", name="n")
             one.status.conditions.append(
@@ -187,7 +166,7 @@ async def test_a_base_whose_answers_cannot_be_read_ends_nothing(
 ) -> None:
     """Conditions that are no conditions, sandboxes without a status, another one's id."""
     world = Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, composition):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, composition):
         await stub.CreateSandbox(create(sandbox()))
         await until(lambda: world.told == ["ready"])
         base.tell(
@@ -214,7 +193,7 @@ async def test_a_base_that_is_restarted_under_thirty_two_gets_answers_them_or_th
             waiting.release()
             go_on.wait(10)
 
-    async with composed(settings(base, tmp_path, base_wait_s=20.0)) as (stub, _):
+    async with composed(settings_for(base, tmp_path, base_wait_s=20.0)) as (stub, _):
         await stub.CreateSandbox(create(sandbox()))
         base.spoil = held
         request = pb.GetSandboxRequest(sandbox_id="s1")
@@ -244,7 +223,7 @@ async def test_what_a_newer_base_says_besides_reaches_who_asks_and_who_watches(
 ) -> None:
     """Also where a condition of ours is added to it."""
     world = Stubborn(tmp_path / "world") if trouble else Watching(tmp_path / "world")
-    async with composed(settings(base, tmp_path), [world]) as (stub, made):
+    async with composed(settings_for(base, tmp_path), [world]) as (stub, made):
         await stub.CreateSandbox(create(sandbox()))
         base.sandboxes["s1"].MergeFromString(NEW_FIELD)
         if trouble:

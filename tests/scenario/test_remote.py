@@ -235,9 +235,9 @@ async def test_a_client_that_is_not_the_gateways_reaches_nothing(
         assert tunnel is not None
         await until(lambda: tunnel.trouble)
         assert said in tunnel.trouble.replace("_", " ").lower(), tunnel.trouble
-        text = await refusal(found.stub)
+        text = await refusal(found.stub)  # by then it has been tried again
         assert "not reachable" in text
-        assert tunnel.trouble in text
+        assert said in text.replace("_", " ").lower()
         assert found.remote.listener.connections == 0
 
 
