@@ -92,9 +92,10 @@ async def run_server(
         manager.accompany(started), name="service manager"
     )
     use = _use_of(driver)
-    servers = await _listen(config, driver, readiness, use, known)
+    servers: list[Server | Remote] = []
     streams = _streams(driver, readiness)
     try:
+        await _listen(config, driver, readiness, use, known, servers)
         await serve_commands(driver, streams)
         telemetry = await _watched(driver, use)
     except ConfigError:
@@ -164,8 +165,11 @@ async def _listen(
     readiness: Readiness,
     use: MachineUse,
     known: TlsIdentity | None,
-) -> list[Server | Remote]:
-    """Both sockets, served, and the TLS listener where there is one. `known`: as whom."""
+    servers: list[Server | Remote],
+) -> None:
+    """Serve both sockets, and the TLS listener where there is one, `known` being as whom. What
+    serves is added to `servers`, one by one.
+    """
     identity = Identity(
         config.gateway.driver_name,
         __version__,
@@ -189,16 +193,13 @@ async def _listen(
         admin.register(operators, server)
         volumes.register(volumes.Volumes(readiness), server)
 
-    servers: list[Server | Remote] = [
-        await serve(config.gateway.bind_socket, first, COMPUTE_DRIVER),
-        await serve(admin_socket(config), second, ADMIN, VOLUMES),
-    ]
+    servers.append(await serve(config.gateway.bind_socket, first, COMPUTE_DRIVER))
+    servers.append(await serve(admin_socket(config), second, ADMIN, VOLUMES))
     if known is not None:
         address = parse_address(config.remote.bind_tls)
         clients, path = config.remote.tls_clients, tls_socket(config)
         driver.layout.make_way_for_socket(path)
         servers.append(await serve_remote(address, known, clients, path, first))
-    return servers
 
 
 def tls_identity(config: Config) -> TlsIdentity | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -35,13 +36,16 @@ class Commands:
 
     async def run(self, *words: str, code: int = 0) -> str:
         """What it says on its output."""
-        config = self.socket.with_name("config.toml")
-        config.write_text("")
-        more = ["--config", str(config), "--admin-socket", str(self.socket)]
-        found = await asyncio.to_thread(main, ["volume", *words, *more])
+        found = await asyncio.to_thread(main, ["volume", *words, *self.options()])
         out, self.err = self._capsys.readouterr()
         assert found == code, out + self.err
         return out
+
+    def options(self) -> list[str]:
+        """Of whoever speaks to this driver."""
+        config = self.socket.with_name("config.toml")
+        config.write_text("")
+        return ["--config", str(config), "--admin-socket", str(self.socket)]
 
     async def json(self, *words: str) -> Any:
         return json.loads(await self.run(*words, "--json"))
@@ -122,12 +126,48 @@ async def test_a_volume_goes_to_a_file_and_comes_back(
     assert target.stat().st_mode & 0o777 == 0o600
     assert target.stat().st_blocks * 512 < 8 * MIB
     await commands.run("export", "data", str(target), code=2)
-    assert "exists" in commands.err
+    assert f"{target} is there already" in commands.err
     assert sorted(p.name for p in tmp_path.glob("*.img*")) == [
         *("source.img", "target.img")
     ]
     await commands.run("import", "data", str(source), code=2)
     assert "volume 'data' exists" in commands.err
+
+
+async def test_of_two_exports_to_one_file_each_is_whole_and_one_is_refused(
+    commands: Commands, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "source.img", tmp_path / "target.img"
+    source.write_bytes(os.urandom(2**20) * 32)
+    foreign = tmp_path / ".target.img.part"
+    foreign.write_text("somebody's own")
+    await commands.run("import", "data", str(source))
+    both = [
+        asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "vmdriver", "volume", "export", "data"),
+            *(str(target), *commands.options()),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    codes = [await program.wait() for program in await asyncio.gather(*both)]
+    assert sorted(codes) == [0, 2]
+    assert target.read_bytes() == source.read_bytes()
+    assert foreign.read_text() == "somebody's own"
+    left = {"source.img", "target.img", ".target.img.part"}
+    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == left
+
+
+async def test_an_image_that_becomes_shorter_meanwhile_is_told_of(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source.img"
+    source.write_bytes(b"x" * 2**25)
+    monkeypatch.setattr(os, "pread", lambda *_: b"")
+    await commands.run("import", "data", str(source), code=2)
+    assert "became shorter" in commands.err
+    monkeypatch.undo()
+    assert await commands.json("ls") == []
 
 
 async def test_what_is_no_image_is_not_imported(

@@ -60,4 +60,5 @@ def test_its_driver_has_the_settings_that_it_was_given_itself(
     again = load(file=given.config).config
     assert again.isolation.machine_uids == "7000-7999"
     assert given.set_bind_socket == str(tmp_path / "own.sock")
+    assert given.set_bind_tls == "", "nobody else asks it for anything"
     assert given.set_state_dir == str(tmp_path / "state")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from vmdriver.cli.terminal import print_json, print_table
-from vmdriver.cli.unread import read_state
+from vmdriver.cli.unread import known_sandboxes, read_state
 from vmdriver.config import Config
 from vmdriver.devices import looking
 from vmdriver.devices.files import Files
@@ -18,7 +18,6 @@ from vmdriver.lifecycle.engine.resource import DEVICES
 from vmdriver.lifecycle.launch.devices import functions_of
 from vmdriver.model.devices import DevicePicture, obstacle
 from vmdriver.storage.layout import Layout
-from vmdriver.storage.sandboxes.records import is_sandbox
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,13 @@ def seen_devices(config: Config, files: Files) -> list[SeenDevice]:
 def owners_on_disk(layout: Layout) -> dict[str, str]:
     """Sandboxes' ids, by the address of what their ledgers hold."""
     owners: dict[str, str] = {}
-    if not layout.sandboxes.is_dir():
-        return owners
-    for directory in layout.sandboxes.iterdir():
-        if not is_sandbox(directory):
-            continue
-        held = read_state(layout.sandbox(directory.name)).held.get(DEVICES)
+    for name in known_sandboxes(layout):
+        held = read_state(layout.sandbox(name)).held.get(DEVICES)
         if held is None:
             continue
         with suppress(StorageError):  # doctor tells of it
             functions = functions_of(held)
-            owners |= {function.address: directory.name for function in functions}
+            owners |= {function.address: name for function in functions}
     return owners
 
 

@@ -103,12 +103,14 @@ def _driver(loaded: Loaded, file: Path | None) -> Iterator[Path]:
 
 
 def own_driver(loaded: Loaded, file: Path | None, socket: Path) -> list[str]:
-    """Its command line: the settings that the machines were made with, and what is its own."""
+    """Its command line: the settings of `file`, and what is its own."""
     words = [sys.executable, "-P", "-m", "vmdriver", "serve"]
     words += ["--config", str(file.absolute())] if file else []
     driver = loaded.config.driver
     words += ["--state-dir", str(driver.state_dir), "--instance", driver.instance]
-    return [*words, "--bind-socket", str(socket), "--templates-enabled", "false"]
+    # Nobody else may ask it for anything: not over TLS either.
+    words += ["--bind-socket", str(socket), "--bind-tls", ""]
+    return [*words, "--templates-enabled", "false"]
 
 
 def _wait(socket: Path, log: Path) -> None:

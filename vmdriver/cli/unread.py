@@ -45,12 +45,17 @@ def read_state(files: SandboxFiles) -> State:
     return State(files.root.name, record, held, tuple(problems), found)
 
 
+def known_sandboxes(layout: Layout) -> list[str]:
+    """Their ids; none where there is no state directory."""
+    try:
+        return sorted(d.name for d in layout.sandboxes.iterdir() if is_sandbox(d))
+    except OSError:
+        return []
+
+
 def unread(layout: Layout) -> list[State]:
     """Every sandbox that cannot be read."""
-    if not layout.sandboxes.is_dir():
-        return []
-    directories = sorted(d for d in layout.sandboxes.iterdir() if is_sandbox(d))
-    states = (read_state(layout.sandbox(d.name)) for d in directories)
+    states = (read_state(layout.sandbox(name)) for name in known_sandboxes(layout))
     return [state for state in states if state.problems]
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vmdriver.cli.new_file import check_free, new_file, taken
 from vmdriver.cli.progress import Step, shown_progress
 from vmdriver.cli.terminal import print_json, print_table
 from vmdriver.cli.wording import size
@@ -18,6 +19,7 @@ from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import HostError, InvalidRequest
 from vmdriver.service import volumes_client
+from vmdriver.storage import files
 
 _PIECE = 2**20
 Tell = Callable[[int, int], None]
@@ -124,31 +126,25 @@ def _export(
     path: Path, workspace: str, name: str, file: Path, *, as_json: bool
 ) -> None:
     """A new sparse file, there as a whole or not at all."""
-    if os.path.lexists(file):
-        raise InvalidRequest("FILE", f"{file} exists", resolution="name another one")
-    part, end = file.with_name(f".{file.name}.part"), 0
-    part.unlink(missing_ok=True)
-    total = _size_of(path, workspace, name)
-    try:
-        with (
-            open(part, "xb", opener=_private) as target,
-            _progress(f"exporting {name}", as_json=as_json) as tell,
-        ):
-            for offset, data in volumes_client.content(path, workspace, name):
-                os.pwrite(target.fileno(), data, offset)
-                end = offset if not data else end
-                tell(offset + len(data), total)
-            if not end:
-                raise HostError("the volume's content ended early; try again")
-            target.truncate(end)
-            os.fsync(target.fileno())
-        os.link(part, file)  # never over one that has come to be there meanwhile
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    check_free(file)
+    total, end = _size_of(path, workspace, name), 0
+    with (
+        files.or_error(f"{file} cannot be written", "name one on a disk with space"),
+        new_file(file) as (target, publish),
+        _progress(f"exporting {name}", as_json=as_json) as tell,
+    ):
+        for offset, data in volumes_client.content(path, workspace, name):
+            os.pwrite(target, data, offset)
+            end = offset if not data else end
+            tell(offset + len(data), total)
+        if not end:
+            raise HostError("the volume's content ended early; try again")
+        os.ftruncate(target, end)
+        os.fsync(target)
+        try:
+            publish()
+        except FileExistsError as error:
+            raise taken(file) from error
 
 
 def _size_of(path: Path, workspace: str, name: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vmdriver.compose import admin
 from vmdriver.compose.base import Asked, Base, BaseRejected
-from vmdriver.compose.config import FAR, ComposeConfig
+from vmdriver.compose.config import SCHEME, ComposeConfig
 from vmdriver.compose.dialect import Dialect
 from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.follower import Follower
@@ -49,7 +49,7 @@ def tunnel_of(config: ComposeConfig, path: Path | None = None) -> Tunnel | None:
     keys = config.keys()
     if keys is None:
         return None
-    address = parse_address(config.base.removeprefix(FAR))
+    address = parse_address(config.base.removeprefix(SCHEME))
     path = path or config.state_dir / "run" / "base.sock"
     return Tunnel(address, Identity(keys, Side.CLIENT), path, config.tls_server_name)
 

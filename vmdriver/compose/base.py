@@ -34,7 +34,7 @@ _FAR_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 _NEAR_AGAIN_S = (0.0,)
-_FAR_AGAIN_S = (0.1, 0.2, 0.4, 0.8)
+FAR_AGAIN_S = (0.1, 0.2, 0.4, 0.8)
 """Pauses before a call is sent again. A channel may not have noticed yet that its connection broke,
 and a link that comes back may go again.
 """
@@ -94,7 +94,7 @@ class Base:
         self._wait_s = wait_s
         self._dialect = dialect
         target = f"unix:{tunnel.path}" if tunnel is not None else address
-        self._again_s = _FAR_AGAIN_S if self.is_far else _NEAR_AGAIN_S
+        self._again_s = FAR_AGAIN_S if self.is_far else _NEAR_AGAIN_S
         self._limits = limits or (FAR if self.is_far else NEAR)
         options = [
             *_OPTIONS,

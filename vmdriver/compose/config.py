@@ -17,7 +17,7 @@ from vmdriver.errors import ConfigError
 from vmdriver.service.tls.address import parse_address
 from vmdriver.service.tls.keys import Keys
 
-FAR = "tls:"
+SCHEME = "tls:"
 """Of a base on another host."""
 _TLS = ("tls_ca", "tls_certificate", "tls_key", "tls_crl", "tls_server_name")
 DEFAULT_FILE = Path("/etc/vmdriver/compose.toml")
@@ -94,15 +94,15 @@ class ComposeConfig(BaseModel):
     @model_validator(mode="after")
     def _tls_together(self) -> Self:
         """A base on another host needs all of them, another one none."""
-        if not self.base.startswith(FAR):
+        if not self.base.startswith(SCHEME):
             named = [key for key in _TLS if getattr(self, key)]
             if named:
-                raise ValueError(f"{named[0]} goes with a base of {FAR}HOST:PORT")
+                raise ValueError(f"{named[0]} goes with a base of {SCHEME}HOST:PORT")
             return self
-        parse_address(self.base.removeprefix(FAR))
+        parse_address(self.base.removeprefix(SCHEME))
         missing = [key for key in _TLS[:3] if not getattr(self, key)]
         if missing:
-            raise ValueError(f"a base of {FAR} needs {', '.join(missing)}, too")
+            raise ValueError(f"a base of {SCHEME} needs {', '.join(missing)}, too")
         return self
 
     def keys(self) -> Keys | None:

@@ -12,12 +12,10 @@ from typing import Protocol
 import grpc
 
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.compose.base import Asked, Base, BaseRejected, Unanswered
+from vmdriver.compose.base import FAR_AGAIN_S, Asked, Base, BaseRejected, Unanswered
 from vmdriver.compose.patience import Patience
 from vmdriver.errors import Unavailable
 
-_AGAIN_S = (0.0, 0.1, 0.2, 0.4, 0.8)
-"""Pauses before each time: a channel may not have noticed yet that its connection broke."""
 _OPEN = {
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -96,7 +94,7 @@ class Creates:
         self, one: _UnderWay, request: bytes, asked: Asked
     ) -> bytes:
         lost: Unanswered | None = None
-        for pause_s in _AGAIN_S:
+        for pause_s in (0.0, *FAR_AGAIN_S):
             await asyncio.sleep(pause_s)
             try:
                 return await self._once(request, asked, one.patience)

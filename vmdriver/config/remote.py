@@ -33,7 +33,7 @@ class RemoteSettings(Frozen):
         description="those authorities' lists of revoked certificates; none: nothing is revoked",
     )
     tls_clients: list[str] = Field(
-        default_factory=list,
+        [],
         description="names (subjectAltName) of the clients that bind_tls takes",
     )
 

@@ -21,10 +21,11 @@ Tell = Callable[[str, str, bool], None]
 
 
 @contextmanager
-def _stub(path: Path) -> Iterator[Any]:
+def stub_of(path: Path, kind: Callable[[grpc.Channel], Any]) -> Iterator[Any]:
+    """One of that service; what the driver refuses is a DriverError."""
     with grpc.insecure_channel(f"unix:{path}") as channel:
         try:
-            yield pb_grpc.AdminStub(channel)
+            yield kind(channel)
         except grpc.RpcError as error:
             raise refusal(path, error) from error
 
@@ -36,13 +37,13 @@ def _follow(events: Iterable[pb.Progress], tell: Tell) -> None:
 
 def suspend(path: Path, sandbox: str, tell: Tell) -> None:
     """Returns when it is suspended. DriverError with the driver's words."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         _follow(stub.Suspend(pb.SuspendRequest(sandbox=sandbox)), tell)
 
 
 def resume(path: Path, sandbox: str, cold: bool, tell: Tell) -> None:
     """Returns when it runs."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         _follow(stub.Resume(pb.ResumeRequest(sandbox=sandbox, cold=cold)), tell)
 
 
@@ -51,27 +52,27 @@ def create_snapshot(
 ) -> None:
     """Returns when it is durable."""
     request = pb.CreateSnapshotRequest(sandbox=sandbox, name=name, disk_only=disk_only)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         _follow(stub.CreateSnapshot(request), tell)
 
 
 def restore_snapshot(path: Path, sandbox: str, name: str, tell: Tell) -> None:
     """Returns when the sandbox runs."""
     request = pb.RestoreSnapshotRequest(sandbox=sandbox, name=name)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         _follow(stub.RestoreSnapshot(request), tell)
 
 
 def delete_snapshot(path: Path, sandbox: str, name: str) -> None:
     """Returns when it is gone."""
     request = pb.DeleteSnapshotRequest(sandbox=sandbox, name=name)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         stub.DeleteSnapshot(request, timeout=_DEADLINE_S)
 
 
 def list_images(path: Path) -> list[dict[str, Any]]:
     """As protobuf's JSON mapping has them."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         found = stub.ListImages(pb.ListImagesRequest(), timeout=_DEADLINE_S)
     return [plain(image) for image in found.images]
 
@@ -80,7 +81,7 @@ def prefetch_image(
     path: Path, reference: str, tell: Callable[[pb.Progress], None]
 ) -> None:
     """Returns when it is there."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         for event in stub.PrefetchImage(pb.PrefetchImageRequest(reference=reference)):
             tell(event)
 
@@ -88,14 +89,14 @@ def prefetch_image(
 def collect_images(path: Path, *, dry_run: bool) -> list[dict[str, Any]]:
     """What went, or would."""
     request = pb.CollectImagesRequest(dry_run=dry_run)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         found = stub.CollectImages(request, timeout=_DEADLINE_S)
     return [plain(file) for file in found.files]
 
 
 def list_snapshots(path: Path, sandbox: str) -> list[dict[str, Any]]:
     """As protobuf's JSON mapping has them."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         request = pb.ListSnapshotsRequest(sandbox=sandbox)
         answer = stub.ListSnapshots(request, timeout=_DEADLINE_S)
     return [plain(entry) for entry in answer.snapshots]
@@ -103,20 +104,20 @@ def list_snapshots(path: Path, sandbox: str) -> list[dict[str, Any]]:
 
 def list_templates(path: Path) -> list[dict[str, Any]]:
     """The same of templates."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         answer = stub.ListTemplates(pb.ListTemplatesRequest(), timeout=_DEADLINE_S)
     return [plain(entry) for entry in answer.templates]
 
 
 def delete_template(path: Path, key: str) -> None:
     """Returns when it is gone."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         stub.DeleteTemplate(pb.DeleteTemplateRequest(key=key), timeout=_DEADLINE_S)
 
 
 def extension_capabilities(path: Path) -> dict[str, Any]:
     """Of any driver that serves vmdriver.admin.v1; schemas as objects."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.AdminStub) as stub:
         request = pb.GetExtensionCapabilitiesRequest()
         answer = stub.GetExtensionCapabilities(request, timeout=_DEADLINE_S)
     found = plain(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,17 @@ import grpc
 
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
-from vmdriver.service.admin_client import plain
-from vmdriver.service.client import refusal
+from vmdriver.errors import DriverError
+from vmdriver.service.admin_client import plain, stub_of
 
 _DEADLINE_S = 150.0
 Pieces = Iterable[tuple[int, bytes]]
 """Offset and content."""
 
 
-@contextmanager
-def _stub(path: Path) -> Iterator[Any]:
-    with grpc.insecure_channel(f"unix:{path}") as channel:
-        try:
-            yield pb_grpc.VolumesStub(channel)
-        except grpc.RpcError as error:
-            raise refusal(path, error) from error
-
-
 def all_of(path: Path) -> list[dict[str, Any]]:
     """As protobuf's JSON mapping has them. DriverError with the driver's words."""
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.VolumesStub) as stub:
         found = stub.ListVolumes(pb.ListVolumesRequest(), timeout=_DEADLINE_S)
     return [plain(volume) for volume in found.volumes]
 
@@ -38,21 +28,21 @@ def all_of(path: Path) -> list[dict[str, Any]]:
 def create(path: Path, workspace: str, name: str, size_mib: int) -> dict[str, Any]:
     """Returns when it is durable."""
     request = pb.CreateVolumeRequest(workspace=workspace, name=name, size_mib=size_mib)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.VolumesStub) as stub:
         return plain(stub.CreateVolume(request, timeout=_DEADLINE_S))
 
 
 def remove(path: Path, workspace: str, name: str) -> None:
     """Returns when it is gone."""
     request = pb.RemoveVolumeRequest(workspace=workspace, name=name)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.VolumesStub) as stub:
         stub.RemoveVolume(request, timeout=_DEADLINE_S)
 
 
 def grow(path: Path, workspace: str, name: str, size_mib: int) -> dict[str, Any]:
     """Returns when it is durable."""
     request = pb.GrowVolumeRequest(workspace=workspace, name=name, size_mib=size_mib)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.VolumesStub) as stub:
         return plain(stub.GrowVolume(request, timeout=_DEADLINE_S))
 
 
@@ -69,12 +59,15 @@ def receive(
             for offset, data in pieces:
                 piece = pb.VolumePiece(offset=offset, data=data)
                 yield pb.ImportVolumePiece(piece=piece)
-        except OSError as error:  # without a last one, the driver takes none of it
+        except (
+            OSError,
+            DriverError,
+        ) as error:  # without a last one, the driver takes none of it
             failed.append(error)
             return
         yield pb.ImportVolumePiece(last=True)
 
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.VolumesStub) as stub:
         try:
             return plain(stub.ImportVolume(messages()))
         except grpc.RpcError:
@@ -86,6 +79,6 @@ def receive(
 def content(path: Path, workspace: str, name: str) -> Iterator[tuple[int, bytes]]:
     """Offset and content; the last one is empty, at the end of the disk."""
     request = pb.ExportVolumeRequest(workspace=workspace, name=name)
-    with _stub(path) as stub:
+    with stub_of(path, pb_grpc.VolumesStub) as stub:
         for piece in stub.ExportVolume(request):
             yield piece.offset, piece.data

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import os
 import tarfile
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmdriver import __version__
-from vmdriver.errors import Refused
+from vmdriver.cli.new_file import new_file, taken
 from vmdriver.storage import files
 
 TOP, LIST = "vmdriver-report", "MANIFEST"
@@ -27,10 +24,6 @@ LEFT_OUT = (
     "memory, disks, checkpoints",
     "what guests print and say: in messages, and as files of their own unless --console",
 )
-Publish = Callable[[], None]
-"""Gives the file its name. FileExistsError."""
-_NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
-"""Of file systems that know no O_TMPFILE (open(2))."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def write(path: Path, members: Sequence[Member], made: float) -> None:
     what = f"the report {path} cannot be written"
     with (
         files.or_error(what, "name a file on a disk with space"),
-        _new_file(path) as (descriptor, publish),
+        new_file(path) as (descriptor, publish),
     ):
         with (
             os.fdopen(os.dup(descriptor), "wb") as file,
@@ -74,59 +67,10 @@ def write(path: Path, members: Sequence[Member], made: float) -> None:
         try:
             publish()
         except FileExistsError as error:
-            raise _taken(path) from error
-
-
-def check_free(path: Path) -> None:
-    """Refused where there is something of that name."""
-    if os.path.lexists(path):
-        raise _taken(path)
-
-
-def _taken(path: Path) -> Refused:
-    return Refused(f"{path} is there already", resolution="name another file")
+            raise taken(path) from error
 
 
 def _entry(member: Member, made: float) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(f"{TOP}/{member.name}")
     entry.size, entry.mode, entry.mtime = len(member.data), 0o600, int(made)
     return entry
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[tuple[int, Publish]]:
-    """One that has no name before it is published, so that whatever ends us leaves nothing."""
-    check_free(path)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
-            descriptor = os.open(path.parent, flags, 0o600)
-        except OSError as error:
-            if error.errno not in _NO_UNNAMED:
-                raise
-            with _named_file(path) as named:
-                yield named
-            return
-
-        def publish() -> None:
-            # linkat(2) with AT_SYMLINK_FOLLOW, which Python uses when it is given a folder.
-            source = f"/proc/self/fd/{descriptor}"
-            os.link(source, path.name, dst_dir_fd=parent, follow_symlinks=True)
-
-        try:
-            yield descriptor, publish
-        finally:
-            os.close(descriptor)
-    finally:
-        os.close(parent)
-
-
-@contextlib.contextmanager
-def _named_file(path: Path) -> Iterator[tuple[int, Publish]]:
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        yield descriptor, lambda: os.link(part, path)
-    finally:
-        os.close(descriptor)
-        Path(part).unlink(missing_ok=True)

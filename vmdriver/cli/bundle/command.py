@@ -11,11 +11,13 @@ from pathlib import Path
 
 from vmdriver.cli.bundle import archive, host, logs
 from vmdriver.cli.bundle.archive import Member, listing
-from vmdriver.cli.bundle.contents import Wanted, as_json, known_sandboxes, of_state
+from vmdriver.cli.bundle.contents import Wanted, as_json, of_state
 from vmdriver.cli.bundle.disclosure import plain
 from vmdriver.cli.bundle.secrets import Secrets
 from vmdriver.cli.doctor.examination import as_document, examine
+from vmdriver.cli.new_file import check_free
 from vmdriver.cli.terminal import print_json
+from vmdriver.cli.unread import known_sandboxes
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import DriverError, NotFound, Refused
@@ -32,7 +34,7 @@ def bundle(
     """
     layout = Layout(loaded.config.driver.state_dir)
     _check_rights(layout)
-    archive.check_free(path)
+    check_free(path)
     known = known_sandboxes(layout)
     if wanted.sandbox and wanted.sandbox not in known:
         raise NotFound(f"sandbox {wanted.sandbox} is not known in {layout.root}")

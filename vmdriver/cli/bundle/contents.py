@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from vmdriver.cli.bundle.archive import Member
 from vmdriver.cli.bundle.disclosure import disclosed, disclosed_entry
-from vmdriver.cli.unread import as_document, read_state
+from vmdriver.cli.unread import as_document, known_sandboxes, read_state
 from vmdriver.config import Config
 from vmdriver.host import console_file
 from vmdriver.host.plain_file import open_plain, read_start
@@ -29,7 +29,6 @@ from vmdriver.model.record import SandboxRecord
 from vmdriver.oci.cache import Entry, TreeEntry
 from vmdriver.storage.layout import Layout, SandboxFiles
 from vmdriver.storage.sandboxes.guest_report import read_report
-from vmdriver.storage.sandboxes.records import is_sandbox
 
 MOST_OF_LOG = 4 * 2**20
 _MOST_OF_DOCUMENT = 4 * 2**20
@@ -75,14 +74,6 @@ def of_state(config: Config, layout: Layout, wanted: Wanted) -> Iterator[Member]
     yield from _of_templates(layout)
     yield as_json("images.json", list(_of_images(layout)), "images that are prepared")
     yield from _machines_logs(config, layout, wanted.sandbox)
-
-
-def known_sandboxes(layout: Layout) -> list[str]:
-    """Their ids; none where there is no state directory."""
-    try:
-        return sorted(d.name for d in layout.sandboxes.iterdir() if is_sandbox(d))
-    except OSError:
-        return []
 
 
 def _of_sandbox(files: SandboxFiles, wanted: Wanted) -> Iterator[Member]:

@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
-from vmdriver.cli.bundle.contents import known_sandboxes, manifests
+from vmdriver.cli.bundle.contents import manifests
 from vmdriver.cli.bundle.disclosure import WITHHELD
+from vmdriver.cli.unread import known_sandboxes
 from vmdriver.config import Config
 from vmdriver.host.plain_file import read_start
 from vmdriver.host.visible import visible

@@ -32,9 +32,10 @@ class Identity:
         and only keeps connections from being made.
         """
         self.keys, self.side = keys, side
-        self.context: ssl.SSLContext = context(keys, side)
-        self._trust, self._own = self._digests()
+        # What changes between two of these is taken up at the next look.
         self._stamp = self._stamped()
+        self._trust, self._own = self._digests()
+        self.context: ssl.SSLContext = context(keys, side)
         self._unusable = ""
         """Why what is on disk now is not in force."""
         self._told_at: datetime | None = None
