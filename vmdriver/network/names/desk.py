@@ -154,10 +154,11 @@ class Desk(asyncio.DatagramProtocol):
 
     def _begin(
         self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]
-    ) -> None:
+    ) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name="names")
         among.add(task)
         task.add_done_callback(among.discard)
+        return task
 
     async def _datagram(self, data: bytes, guest: Any) -> None:
         answer = await self._answer(data, stream=False)
@@ -186,12 +187,17 @@ class Desk(asyncio.DatagramProtocol):
     def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        if self._server is not None and not self._server.is_serving():
+            writer.transport.abort()  # it came just before the end
+            return
         own, of_all = len(self._streams), self.load.streams
         if own >= _STREAMS or (own >= _STREAMS_ALWAYS and of_all >= _STREAMS_OF_ALL):
             self.load.count("dropped")
             writer.transport.abort()
             return
-        self._begin(self._stream(reader, writer), self._streams)
+        talk = self._begin(self._stream(reader, writer), self._streams)
+        # Not at the talk's own end: one that is cancelled at once never begins.
+        talk.add_done_callback(lambda _: writer.transport.abort())
 
     async def _stream(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -206,7 +212,6 @@ class Desk(asyncio.DatagramProtocol):
                     await writer.wait_closed()
         finally:
             self.load.streams -= 1
-            writer.transport.abort()
 
     async def _talk(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from weakref import WeakValueDictionary
 
 from vmdriver.errors import NetworkError
 from vmdriver.host.confined import netns
@@ -35,8 +36,8 @@ class NameService:
         self._desks: dict[str, tuple[int, Desk]] = {}
         """By tap, with the number of the namespace that it is in."""
         self._trying: dict[str, asyncio.Task[None]] = {}
-        self._alone = asyncio.Lock()
-        """What one opens, another does not close meanwhile."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By tap: what one opens, another does not close meanwhile."""
 
     async def serve(self, plan: NetworkPlan) -> None:
         """Answer that machine until `leave`, if its plan has it ask here. Where that cannot be had
@@ -57,10 +58,14 @@ class NameService:
     async def leave(self, tap: str) -> None:
         """Answer it no more; nothing of it goes on after this."""
         await self._stop_trying(tap)
-        async with self._alone:
+        async with self._turn(tap):
             _, desk = self._desks.pop(tap, (0, None))
             if desk is not None:
                 await finished(desk.close())
+
+    def _turn(self, tap: str) -> asyncio.Lock:
+        """It lives for as long as somebody has it or waits for it."""
+        return self._turns.setdefault(tap, asyncio.Lock())
 
     async def close(self) -> None:
         """Answer nobody any more."""
@@ -85,7 +90,7 @@ class NameService:
     async def _open(self, tap: str, within: str, address: str) -> None:
         """Unless it is open in that very namespace. NetworkError."""
         try:
-            async with self._alone:
+            async with self._turn(tap):
                 number = netns.path(within).stat().st_ino
                 known, desk = self._desks.pop(tap, (0, None))
                 if desk is not None and known == number:

@@ -9,7 +9,6 @@ rules in the same kernel. What the host does after that is not in it.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import select
@@ -77,7 +76,7 @@ async def outcomes(
         async with _built(plan) as replica:
             await _load(rules, replica.namespace)
             return [
-                await asyncio.to_thread(replica.send, to, _FIRST_PORT + number)
+                await alone("replica", replica.send, to, _FIRST_PORT + number)
                 for number, to in enumerate(destinations)
             ]
 
