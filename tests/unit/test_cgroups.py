@@ -134,6 +134,28 @@ def test_a_machine_is_in_its_own_cgroup_with_all_its_processes(stage: Stage) -> 
     assert stage.machine not in stage.tree.nodes
 
 
+@pytest.mark.parametrize("gone", [FileNotFoundError, ProcessLookupError])
+def test_a_thread_that_ends_while_it_is_looked_at_costs_no_machine(
+    stage: Stage, gone: type[OSError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU's threads come and go. /proc then says ENOENT at the open, or ESRCH at the read."""
+    thread = stage.tmp / "proc" / str(HOLDER) / "task" / "1" / "children"
+    thread.parent.mkdir()
+    thread.touch()
+    read, looked = Path.read_text, []
+
+    def ended_meanwhile(path: Path) -> str:
+        if path != thread:
+            return read(path)
+        looked.append(path)
+        raise gone(path)
+
+    monkeypatch.setattr(Path, "read_text", ended_meanwhile)
+    stage.cgroups.begin(plan(), stage.start, stage.end)
+    assert looked
+    assert {stage.tree.of(pid) for pid in (HOLDER, QEMU)} == {stage.machine}
+
+
 def test_the_limits_are_there_before_the_machine_is(stage: Stage) -> None:
     def start() -> None:
         assert "memory.max" in stage.tree.nodes[stage.machine].limits

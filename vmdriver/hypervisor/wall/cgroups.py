@@ -8,6 +8,7 @@ the ledger's entry of the machine answers for it too.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -202,7 +203,9 @@ class Cgroups:
     def _children(self, pid: int) -> list[int]:
         found: list[int] = []
         for file in (self.proc / str(pid) / "task").glob("*/children"):
-            found += map(int, file.read_text().split())
+            # A thread may end between the list and the look; its children are its process's then.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, file.read_text().split())
         return found
 
     def remove(self, domain: str) -> None:
