@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from vmdriver.lifecycle.ports.volumes import Piece
 from vmdriver.model.plan import MachineUser
 from vmdriver.model.record import utc_now
 from vmdriver.model.volume import Volume
+from vmdriver.storage import files
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.volumes import Volumes
 
@@ -213,3 +218,98 @@ async def test_a_removed_volume_is_gone(store: Volumes, layout: Layout) -> None:
     assert await store.load_all() == ([], {})
     assert not list(layout.volumes.iterdir())
     await store.remove(DATA.id)
+
+
+def opened_in(layout: Layout) -> list[str]:
+    """Files of volumes that this process has open."""
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the look's own
+            found.append(path.readlink())
+    return [str(link) for link in found if link.is_relative_to(layout.volumes)]
+
+
+@pytest.mark.parametrize("most", [1, 4096, MIB - 1])
+async def test_what_the_disk_takes_in_parts_is_written_to_its_end(
+    store: Volumes, layout: Layout, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, data = os.pwrite, os.urandom(16 * 1024 if most == 1 else MIB)
+
+    def short(descriptor: int, part: bytes, offset: int) -> int:
+        return write(descriptor, part[:most], offset)
+
+    monkeypatch.setattr(files.os, "pwrite", short)
+    await store.receive(DATA, pieces(Piece(3 * MIB, data)))
+    await store.publish(DATA)
+    (found, _end) = [piece async for piece in store.content(DATA)]
+    assert found.data[: len(data)] == data
+
+
+async def test_an_import_that_is_too_large_for_any_file_leaves_nothing_open(
+    store: Volumes, layout: Layout
+) -> None:
+    with pytest.raises(StorageError, match="cannot be made"):
+        await store.receive(DATA.model_copy(update={"size_mib": 2**42}), pieces())
+    assert opened_in(layout) == []
+
+
+async def test_an_import_that_is_cancelled_while_it_begins_leaves_nothing_open(
+    store: Volumes, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, let_go, truncate = threading.Event(), threading.Event(), os.ftruncate
+
+    def slow(descriptor: int, size: int) -> None:
+        begun.set()
+        let_go.wait()
+        truncate(descriptor, size)
+
+    monkeypatch.setattr(os, "ftruncate", slow)
+    task = asyncio.ensure_future(store.receive(DATA, pieces()))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert opened_in(layout) == []
+
+
+async def test_an_export_that_is_cancelled_while_it_begins_leaves_nothing_open(
+    layout: Layout,
+) -> None:
+    threads, let_go = Threads("volumes", 1), threading.Event()
+    store = Volumes(layout, threads, numbers=UserNamespace())
+    await made(store, layout)
+    blocked = asyncio.ensure_future(threads.run(let_go.wait))
+    await asyncio.sleep(0)
+    task = asyncio.ensure_future(anext(aiter(store.content(DATA))))
+    for _ in range(3):  # it waits behind the other
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await blocked
+    assert opened_in(layout) == []
+    threads.close()
+
+
+async def test_a_volume_whose_name_cannot_be_made_durable_is_none(
+    store: Volumes, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = files.sync_directory
+
+    def failing(path: Path) -> None:
+        if path == layout.volumes:
+            raise OSError(errno.EIO, "no more")
+        sync(path)
+
+    await store.make(DATA)
+    monkeypatch.setattr(files, "sync_directory", failing)
+    with pytest.raises(StorageError, match="no more"):
+        await store.publish(DATA)
+    monkeypatch.undo()
+    assert await store.load_all() == ([], {})
+    await store.discard(DATA)
+    assert not list(layout.volumes.iterdir())
+    assert await made(store, layout)

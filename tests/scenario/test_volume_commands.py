@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -166,6 +167,22 @@ async def test_an_image_that_becomes_shorter_meanwhile_is_told_of(
     monkeypatch.setattr(os, "pread", lambda *_: b"")
     await commands.run("import", "data", str(source), code=2)
     assert "became shorter" in commands.err
+    monkeypatch.undo()
+    assert await commands.json("ls") == []
+
+
+async def test_an_image_that_cannot_be_read_is_no_hole(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source.img"
+    source.write_bytes(b"x" * 2**25)
+
+    def broken(*_: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "lseek", broken)
+    await commands.run("import", "data", str(source), code=2)
+    assert "Input/output error" in commands.err
     monkeypatch.undo()
     assert await commands.json("ls") == []
 

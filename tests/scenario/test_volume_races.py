@@ -113,6 +113,26 @@ async def test_a_volume_that_changed_after_the_plan_fails_the_start(
         assert driver.phase() is Phase.RUNNING
 
 
+@pytest.mark.parametrize("size_mib", [None, 64])
+async def test_a_volume_that_was_removed_after_the_plan_is_made_only_where_that_is_asked(
+    driver: FakeDriver, gate: Gate, size_mib: int | None
+) -> None:
+    jobs = driver.manager.volume_jobs
+    await jobs.receive("", "data", 64, pieces(Piece(0, b"a")))
+    gate.shut("volumes:before-intent")
+    await driver.manager.create(wanting(size_mib=size_mib), None)
+    await gate.reached()
+    await jobs.remove("", "data")
+    gate.open()
+    await driver.settled()
+    if size_mib is None:
+        assert driver.phase() is Phase.FAILED
+        assert "VolumeMissing" in driver.failure().message
+    else:
+        assert driver.phase() is Phase.RUNNING
+    assert (DATA in driver.world.volumes.notes) == (size_mib is not None)
+
+
 async def test_memory_does_not_go_on_with_a_volume_that_others_have_changed(
     driver: FakeDriver,
 ) -> None:

@@ -321,7 +321,10 @@ async def test_nobody_writes_to_a_volume_while_it_is_exported(
         with pytest.raises(Refused, match="is being exported") as caught:
             await doing
         assert caught.value.reason == "VolumeBusy"
-    await exporting.aclose()  # type: ignore[attr-defined]
+    await running(driver, wanting("s2", read_only=True))
+    assert attached(driver) == {"s2": True}, "who only reads need not wait"
+    assert [piece.offset async for piece in exporting] == [2**26]
+    await driver.manager.delete("s2", "")
     await running(driver, wanting())
     assert attached(driver) == {"s1": False}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import stat
@@ -108,8 +109,10 @@ def _read(descriptor: int, end: int, tell: Tell) -> Iterator[tuple[int, bytes]]:
     while at < end:
         try:
             at = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # a hole up to the end
-            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # a hole up to the end
         stop = min(os.lseek(descriptor, at, os.SEEK_HOLE), end)
         while at < stop:
             data = os.pread(descriptor, min(_PIECE, stop - at), at)
@@ -134,7 +137,7 @@ def _export(
         _progress(f"exporting {name}", as_json=as_json) as tell,
     ):
         for offset, data in volumes_client.content(path, workspace, name):
-            os.pwrite(target, data, offset)
+            files.write_all(target, data, offset)
             end = offset if not data else end
             tell(offset + len(data), total)
         if not end:

@@ -158,6 +158,8 @@ class MountedVolume(Frozen):
     workspace: str
     name: str
     mount: str
+    may_be_made: bool = False
+    """The request says how large, where it is not there."""
 
     @property
     def id(self) -> str:

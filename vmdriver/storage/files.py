@@ -85,6 +85,18 @@ def write_new(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) 
             os.fsync(file.fileno())
 
 
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of it there: a disk that is nearly full takes less than it is given, and says why
+    only when it is given the rest. OSError.
+    """
+    left = memoryview(data)
+    while left:
+        put = os.pwrite(descriptor, left, offset)
+        if not put:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left, offset = left[put:], offset + put
+
+
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write beside, then rename into place. What could not be written whole is removed: on a
     full disk it would take the space that others need.

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -120,24 +120,20 @@ class Volumes:
     async def receive(self, volume: Volume, pieces: AsyncIterator[Piece]) -> None:
         part, size = self._beside(volume), volume.size_mib * _MIB
         await self._threads.run(self._begin, part)
-        descriptor = await self._threads.run(_create, part.disk, size)
-        try:
+        with ExitStack() as opened:
+            run = self._threads.run
+            descriptor = await run(_create, part.disk, size, opened)
             async for piece in pieces:
                 if not 0 <= piece.offset <= size - len(piece.data):
                     raise StorageError(
                         f"a piece of {volume.shown!r} is outside of its disk"
                     )
-                await self._threads.run(self._write, descriptor, piece)
-        finally:
-            os.close(descriptor)
+                await run(self._write, descriptor, piece)
 
     def _write(self, descriptor: int, piece: Piece) -> None:
         self._check_room()
-        data, at = memoryview(piece.data), piece.offset
         with files.or_error("a volume cannot be written", _WAY_OUT):
-            while data:
-                put = os.pwrite(descriptor, data, at)
-                data, at = data[put:], at + put
+            files.write_all(descriptor, piece.data, piece.offset)
 
     async def publish(self, volume: Volume) -> None:
         await self._threads.run(self._publish, volume)
@@ -155,7 +151,12 @@ class Volumes:
                     f"volume {volume.shown!r} exists", reason="VolumeExists"
                 )
             part.root.rename(place.root)
-            files.sync_directory(self._layout.volumes)
+            try:
+                files.sync_directory(self._layout.volumes)
+            except OSError:
+                # Nobody is told of it: it would come to be at the next start.
+                place.root.rename(part.root)
+                raise
 
     async def discard(self, volume: Volume) -> None:
         await self._threads.run(self._layout.clearing.remove, self._beside(volume).root)
@@ -240,14 +241,11 @@ class Volumes:
 
     async def content(self, volume: Volume) -> AsyncIterator[Piece]:
         path = self._layout.volume(volume.id).disk
-        with files.or_error(f"volume {volume.shown!r} cannot be read"):
-            descriptor = await self._threads.run(open_plain, path)
-            try:
-                parts = _parts(descriptor)
-                while (piece := await self._threads.run(next, parts, None)) is not None:
-                    yield piece
-            finally:
-                os.close(descriptor)
+        what = f"volume {volume.shown!r} cannot be read"
+        with files.or_error(what), ExitStack() as opened:
+            parts = _parts(await self._threads.run(_open, path, opened))
+            while (piece := await self._threads.run(next, parts, None)) is not None:
+                yield piece
 
     async def stored_bytes(self, volume_id: str) -> int:
         def look() -> int:
@@ -284,12 +282,21 @@ def _take_over(part: VolumeFiles) -> None:
         files.give(part.disk, Ownership(os.geteuid(), os.getegid()), 0o600)
 
 
-def _create(path: Path, size: int) -> int:
+def _create(path: Path, size: int, opened: ExitStack) -> int:
+    """A descriptor that `opened` closes, also where whoever waits for it is cancelled meanwhile."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with files.or_error("a volume cannot be made", _WAY_OUT):
         descriptor = os.open(path, flags, 0o600)
+        opened.callback(os.close, descriptor)
         os.ftruncate(descriptor, size)
         return descriptor
+
+
+def _open(path: Path, opened: ExitStack) -> int:
+    """The same, to read what is there."""
+    descriptor = open_plain(path)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _parts(descriptor: int) -> Iterator[Piece]:

@@ -102,7 +102,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     Lease: ("index host_ip guest_ip prefix_length mac tap", ""),
     Disk: ("role path format read_only backing size_mib", ""),
     DropIn: ("name extension", "contents"),
-    MountedVolume: ("role workspace name mount", ""),
+    MountedVolume: ("role workspace name mount may_be_made", ""),
     MachineUser: ("uid gid", ""),
     PassedFunction: ("address group driver override given bar_mib", ""),
     Processor: ("model microcode flags", ""),

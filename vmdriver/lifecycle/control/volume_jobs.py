@@ -57,8 +57,10 @@ class VolumeJobs:
     async def receive(
         self, workspace: str, name: str, size_mib: int, pieces: AsyncIterator[Piece]
     ) -> SeenVolume:
-        """One with that content. When this is cancelled, or the pieces end with an error, there is
-        none.
+        """One with that content: zero where no piece is; a piece must lie within `size_mib`.
+        Returns when it is durable. InvalidRequest for its name or size, AlreadyExists, Refused,
+        Exhausted, StorageError, and whatever the pieces raise: then there is none, and none when
+        this is cancelled. Its place is taken meanwhile, and it counts.
         """
         volume = self._new(workspace, name, size_mib)
         receive = partial(self.volumes.store.receive, volume, pieces)

@@ -31,6 +31,8 @@ from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.volume import PATH, Volume, Wish, volume_id, wishes_of
 
 _log = logging.getLogger(__name__)
+_READS = frozenset({"exported"})
+"""What is done with a volume that may be read meanwhile."""
 Holds = Callable[[str, str], bool]
 """Whether a sandbox, by id, has a volume, by id: also one that cannot be read, and may."""
 
@@ -117,7 +119,7 @@ class Volumes:
     def _new(self, workspace: str, wish: Wish) -> Volume:
         self._check_readable(volume_id(workspace, wish.name), wish.name)
         if wish.read_only:
-            self._refuse_to_read(wish.name)
+            self._refuse_missing(wish.name, read_only=True)
         if wish.size_mib is None:
             raise InvalidRequest(
                 PATH,
@@ -127,11 +129,17 @@ class Volumes:
         return self.new(workspace, wish.name, wish.size_mib)
 
     @staticmethod
-    def _refuse_to_read(name: str) -> NoReturn:
+    def _refuse_missing(name: str, *, read_only: bool) -> NoReturn:
+        if read_only:
+            text = f"there is no volume {name!r} to read"
+            way_out = "have a sandbox write it first"
+        else:
+            text = f"there is no volume {name!r} any more"
+            way_out = "say its size_mib, and an empty one is made"
         raise NotFound(
-            f"{PATH}: there is no volume {name!r} to read",
+            f"{PATH}: {text}",
             reason="VolumeMissing",
-            resolution="have a sandbox write it first, or import it (vmdriver volume import)",
+            resolution=f"{way_out}; or import it (vmdriver volume import)",
         )
 
     @staticmethod
@@ -161,7 +169,8 @@ class Volumes:
 
     def check_free(self, volume: Volume, owner: str, *, read_only: bool) -> None:
         """Refused unless that sandbox may have it now: one writes, or many read."""
-        self.check_idle(volume)
+        if not (read_only and self._busy.get(volume.id) in _READS):
+            self.check_idle(volume)
         for name, reads in self.holders(volume).items():
             if name != owner and not (reads and read_only):
                 how = "reads" if reads else "writes"
@@ -278,7 +287,11 @@ class Volumes:
             name = volume_id(spec.workspace, wish.name)
             known = self._known.get(name) or self._new(spec.workspace, wish)
             mounted = MountedVolume(
-                role=role, workspace=spec.workspace, name=wish.name, mount=wish.mount
+                role=role,
+                workspace=spec.workspace,
+                name=wish.name,
+                mount=wish.mount,
+                may_be_made=wish.size_mib is not None and not wish.read_only,
             )
             disk = Disk(
                 role=role,
@@ -298,8 +311,8 @@ class Volumes:
         for mounted in plan.volumes:
             if mounted.id not in self._known:
                 disk = plan.disk(mounted.role)
-                if disk.read_only:  # it was removed after the plan was made
-                    self._refuse_to_read(mounted.name)
+                if not mounted.may_be_made:  # it was removed after the plan was made
+                    self._refuse_missing(mounted.name, read_only=disk.read_only)
                 fresh = self.new(mounted.workspace, mounted.name, disk.size_mib)
                 await self.make(fresh, partial(self.store.make, fresh))
             async with self.changing:

@@ -57,7 +57,7 @@ class DiskStore:
             with os.fdopen(open_plain(path, os.O_RDWR), "r+b", buffering=0) as file:
                 file.truncate(content.size)
                 for offset, data in content.parts:
-                    os.pwrite(file.fileno(), data, offset)
+                    files.write_all(file.fileno(), data, offset)
             self._possession.give(path, user)
 
     async def is_whole(self, layer: str, below: str) -> bool:

@@ -115,7 +115,7 @@ class FileJournal:
         size = _end_of_whole_lines(descriptor)
         self._certain = size
         try:
-            _write_all(descriptor, data, size)
+            files.write_all(descriptor, data, size)
         except OSError:
             with suppress(OSError):
                 os.ftruncate(descriptor, size)
@@ -163,15 +163,3 @@ def _end_of_whole_lines(descriptor: int) -> int:
     keep = os.pread(descriptor, size, 0).rfind(b"\n") + 1
     os.ftruncate(descriptor, keep)
     return keep
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    """pwrite(2) may write less than it was given: on a disk that becomes full, first what
-    fits, and only the next call is an error.
-    """
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        if not written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        rest, offset = rest[written:], offset + written
