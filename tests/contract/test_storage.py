@@ -218,6 +218,25 @@ def supervisors(layout: Layout, threads: Threads) -> SupervisorDisks:
     return SupervisorDisks(layout, threads, numbers=UserNamespace())
 
 
+async def test_a_layer_is_whole_on_a_disk_that_takes_it_in_parts(
+    disks: DiskStore, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, write = layout.root / "base", os.pwrite
+    base.write_bytes(b"\0" * 2**20)
+    paths = [layout.root / name for name in ("whole.qcow2", "parts.qcow2")]
+    for path in paths:
+        disk = Disk(
+            role="root",
+            path=str(path),
+            format="qcow2",
+            read_only=False,
+            backing=(str(base),),
+        )
+        await disks.create_overlay(disk, None)
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:7], at))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 async def test_an_overlay_is_made_on_its_base_and_removed(
     disks: DiskStore, layout: Layout
 ) -> None:

@@ -135,6 +135,18 @@ async def test_a_volume_goes_to_a_file_and_comes_back(
     assert "volume 'data' exists" in commands.err
 
 
+async def test_an_export_to_a_disk_that_takes_it_in_parts_is_whole(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, write = os.urandom(MIB), os.pwrite
+    await commands.driver.manager.volume_jobs.create("", "data", 32)
+    commands.driver.world.volumes.content[DATA] = {3 * MIB: content}
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:5000], at))
+    target = tmp_path / "target.img"
+    await commands.run("export", "data", str(target))
+    assert target.read_bytes()[3 * MIB : 4 * MIB] == content
+
+
 async def test_of_two_exports_to_one_file_each_is_whole_and_one_is_refused(
     commands: Commands, tmp_path: Path
 ) -> None:
