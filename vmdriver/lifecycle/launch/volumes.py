@@ -111,7 +111,7 @@ class Volumes:
             if known is None:
                 more += self._new(spec.workspace, wish).size_mib
             else:
-                self._check_fits(known, wish)
+                _check_fits(known, wish)
                 self.check_free(known, spec.id, read_only=wish.read_only)
         if more:
             self.check_room(spec.workspace, more)
@@ -119,7 +119,7 @@ class Volumes:
     def _new(self, workspace: str, wish: Wish) -> Volume:
         self._check_readable(volume_id(workspace, wish.name), wish.name)
         if wish.read_only:
-            self._refuse_missing(wish.name, read_only=True)
+            _refuse_missing(wish.name, read_only=True)
         if wish.size_mib is None:
             raise InvalidRequest(
                 PATH,
@@ -127,20 +127,6 @@ class Volumes:
                 resolution="say its size_mib, and it is made",
             )
         return self.new(workspace, wish.name, wish.size_mib)
-
-    @staticmethod
-    def _refuse_missing(name: str, *, read_only: bool) -> NoReturn:
-        if read_only:
-            text = f"there is no volume {name!r} to read"
-            way_out = "have a sandbox write it first"
-        else:
-            text = f"there is no volume {name!r} any more"
-            way_out = "say its size_mib, and an empty one is made"
-        raise NotFound(
-            f"{PATH}: {text}",
-            reason="VolumeMissing",
-            resolution=f"{way_out}; or import it (vmdriver volume import)",
-        )
 
     @staticmethod
     def new(workspace: str, name: str, size_mib: int) -> Volume:
@@ -155,16 +141,6 @@ class Volumes:
                 f"volume {shown!r} cannot be read: {self.unreadable[name]}",
                 reason="VolumeUnreadable",
                 resolution="repair its volume.json, and restart the driver",
-            )
-
-    @staticmethod
-    def _check_fits(volume: Volume, wish: Wish) -> None:
-        if wish.size_mib is not None and wish.size_mib > volume.size_mib:
-            raise Refused(
-                f"{PATH}: volume {volume.shown!r} has {volume.size_mib} MiB, not "
-                f"{wish.size_mib}",
-                reason="VolumeTooSmall",
-                resolution="vmdriver volume grow makes it larger; or ask for no size_mib",
             )
 
     def check_free(self, volume: Volume, owner: str, *, read_only: bool) -> None:
@@ -184,15 +160,7 @@ class Volumes:
     def check_idle(self, volume: Volume) -> None:
         """Refused while something is being done with it."""
         if volume.id in self._busy:
-            self._refuse_busy(volume, self._busy[volume.id])
-
-    @staticmethod
-    def _refuse_busy(volume: Volume, doing: str) -> NoReturn:
-        raise Refused(
-            f"volume {volume.shown!r} is being {doing}",
-            reason="VolumeBusy",
-            resolution="try again when that has ended",
-        )
+            _refuse_busy(volume, self._busy[volume.id])
 
     def check_room(self, workspace: str, more_mib: int) -> None:
         """Exhausted where so much more is above what volumes may have."""
@@ -235,7 +203,7 @@ class Volumes:
                 f"volume {volume.shown!r} exists", reason="VolumeExists"
             )
         if volume.id in self._begun:
-            self._refuse_busy(volume, "made")
+            _refuse_busy(volume, "made")
         self.check_room(volume.workspace, volume.size_mib)
         self._begun[volume.id] = volume
         try:
@@ -312,7 +280,7 @@ class Volumes:
             if mounted.id not in self._known:
                 disk = plan.disk(mounted.role)
                 if not mounted.may_be_made:  # it was removed after the plan was made
-                    self._refuse_missing(mounted.name, read_only=disk.read_only)
+                    _refuse_missing(mounted.name, read_only=disk.read_only)
                 fresh = self.new(mounted.workspace, mounted.name, disk.size_mib)
                 await self.make(fresh, partial(self.store.make, fresh))
             async with self.changing:
@@ -343,6 +311,38 @@ class Volumes:
                     left = known.without_sandbox(given.owner)
                     self._known[name] = left
                     await tried(_log, self.store.note(left), f"volume {left.shown}")
+
+
+def _refuse_missing(name: str, *, read_only: bool) -> NoReturn:
+    if read_only:
+        text = f"there is no volume {name!r} to read"
+        way_out = "have a sandbox write it first"
+    else:
+        text = f"there is no volume {name!r} any more"
+        way_out = "say its size_mib, and an empty one is made"
+    raise NotFound(
+        f"{PATH}: {text}",
+        reason="VolumeMissing",
+        resolution=f"{way_out}; or import it (vmdriver volume import)",
+    )
+
+
+def _check_fits(volume: Volume, wish: Wish) -> None:
+    if wish.size_mib is not None and wish.size_mib > volume.size_mib:
+        raise Refused(
+            f"{PATH}: volume {volume.shown!r} has {volume.size_mib} MiB, not "
+            f"{wish.size_mib}",
+            reason="VolumeTooSmall",
+            resolution="vmdriver volume grow makes it larger; or ask for no size_mib",
+        )
+
+
+def _refuse_busy(volume: Volume, doing: str) -> NoReturn:
+    raise Refused(
+        f"volume {volume.shown!r} is being {doing}",
+        reason="VolumeBusy",
+        resolution="try again when that has ended",
+    )
 
 
 def volumes_part(volumes: Volumes) -> Part:
