@@ -29,7 +29,7 @@ from vmdriver.hypervisor.domain_xml import for_restore
 from vmdriver.hypervisor.embedded import embed_uri
 from vmdriver.hypervisor.memory.machine_memory import write_save_image
 from vmdriver.hypervisor.wall.sealing import ReadOnlyMapping
-from vmdriver.model.plan import LaunchPlan, MachineUser
+from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
 
 
 @contextlib.contextmanager
@@ -120,6 +120,14 @@ def plain_domain(state: Path, sandbox_id: str) -> tuple[Path, Path]:
     return xml, files / "status.img"
 
 
+def _one_layer(disk: Disk, copy: Path) -> Disk:
+    """All layers above the image in one: they lie in a folder that is their machine's user's alone."""
+    convert = ["qemu-img", "convert", "--force-share", "-O", "qcow2"]
+    convert += ["-B", disk.backing[-1], "-F", "raw"]
+    subprocess.run([*convert, disk.path, str(copy)], check=True)
+    return disk.model_copy(update={"backing": disk.backing[-1:]})
+
+
 class Plain:
     """The same machine with the same memory under a libvirt of our own: what QEMU and libvirt need for the same work."""
 
@@ -142,6 +150,8 @@ class Plain:
             copy = files / f"{disk.role}.img"
             if disk.role == "seed":
                 copy.write_bytes(b"\0" * 2**20)
+            elif disk.backing:
+                disk = _one_layer(disk, copy)
             else:
                 subprocess.run(["cp", "-p", disk.path, copy], check=True)
             copy.chmod(0o666)
