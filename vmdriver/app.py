@@ -21,7 +21,8 @@ from vmdriver.errors import ConfigError, DriverError
 from vmdriver.extensions.loader import load_extensions, participants
 from vmdriver.host import facts
 from vmdriver.host.confined.user_namespace import UserNamespace
-from vmdriver.host.guardian import Charge, Guardian
+from vmdriver.host.guardian import Charge
+from vmdriver.host.guarding import Guardian
 from vmdriver.host.lanes import Lanes
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import qemu_process

@@ -13,6 +13,7 @@ import grpc
 
 from tests.fakes import serve
 from tests.fakes.driver import spec
+from tests.fakes.eager import EAGER
 from tests.fakes.gateway import Gateway
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -70,7 +71,7 @@ class Process:
         begun = time.perf_counter()
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(self.command, stdout=output, stderr=output)
-        self.channel = grpc.insecure_channel(f"unix:{self.socket}")
+        self.channel = grpc.insecure_channel(f"unix:{self.socket}", EAGER)
         self.stub = pb_grpc.ComputeDriverStub(self.channel)
         self.stub.ListSandboxes(
             pb.ListSandboxesRequest(), wait_for_ready=True, timeout=60

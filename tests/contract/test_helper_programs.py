@@ -142,6 +142,16 @@ def test_a_guardian_that_is_killed_is_replaced(drivers: Drivers) -> None:
     )
 
 
+def test_a_guardian_has_little_in_memory() -> None:
+    """Each driver has one, and waits for what its start costs."""
+    program = "import sys; sys.path.append(sys.argv[1]); import vmdriver.host.guardian"
+    command = [sys.executable, "-I", "-S", "-c", f"{program}; print(*sys.modules)"]
+    told = subprocess.run([*command, ROOT], capture_output=True, text=True, check=True)
+    imported = set(told.stdout.split())
+    assert "select" in imported
+    assert not imported & {"asyncio", "logging", "subprocess", "hashlib", "pydantic"}
+
+
 def test_what_lost_its_guardian_too_ends_when_the_next_driver_begins(
     drivers: Drivers, tmp_path: Path
 ) -> None:

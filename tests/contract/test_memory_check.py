@@ -357,7 +357,7 @@ async def test_whoever_gives_a_check_up_does_not_wait_for_a_disk_that_hangs(
     with pytest.raises(asyncio.CancelledError):
         await started
     assert ended.is_set()
-    assert time.monotonic() - before < 0.5
+    assert time.monotonic() - before < 5
     with pytest.raises(TimedOut, match="no answer to 'read i/memory' yet"):
         await store.damage(directory, parts)
     disk.go.set()

@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 
+from tests.fakes.eager import EAGER
 from tests.fakes.process_driver import ProcessDriver
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.compose.app import Composition
@@ -47,10 +48,10 @@ async def composed(
     """A stub of it, and itself."""
     composition, stop = Composition(settings, extensions), asyncio.Event()
     task = asyncio.create_task(composition.run(stop))
-    channel = grpc.aio.insecure_channel(
-        f"unix:{settings.bind_socket}", options=[("grpc.use_local_subchannel_pool", 1)]
-    )
+    channel = grpc.aio.insecure_channel(f"unix:{settings.bind_socket}", options=EAGER)
     try:
+        while not (settings.bind_socket.exists() or task.done()):
+            await asyncio.sleep(0.002)
         ready = asyncio.create_task(channel.channel_ready())
         await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():

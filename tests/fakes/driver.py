@@ -56,6 +56,8 @@ from vmdriver.wiring import Core, Installed
 
 RETRY_S = 0.05
 """Until what is unowned is given back for the second time."""
+PATIENCE_S = 20.0
+"""With what takes milliseconds, on a busy machine."""
 UIDS = MachineUids(250000, 250999)
 FINAL = {
     Intent.RUNNING: {Phase.RUNNING, Phase.FAILED},
@@ -168,7 +170,7 @@ class FakeDriver:
         self.leftovers = self.core.leftovers
         self.inside = Inside(self.core, ports)
 
-    async def settled(self, timeout_s: float = 5.0) -> None:
+    async def settled(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until every sandbox is where it stays."""
         async with asyncio.timeout(timeout_s):
             for worker in list(self.core.sandboxes.workers.values()):
@@ -252,7 +254,7 @@ class FakeDriver:
         self,
         sandbox_id: str,
         reached: Callable[[SandboxRecord], bool],
-        timeout_s: float = 5.0,
+        timeout_s: float = PATIENCE_S,
     ) -> Awaitable[None]:
         """Wait until its record is so, or it is gone."""
         return self.worker(sandbox_id).sandbox.until(reached, timeout_s)
@@ -266,7 +268,7 @@ class FakeDriver:
 
     async def troubled(self, sandbox_id: str = "s1") -> None:
         """Wait until something of it has failed and is being retried."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not self.trouble(sandbox_id):
                 await asyncio.sleep(0.001)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vmdriver.errors import DriverError
 from vmdriver.host import process
-from vmdriver.host.guardian import Charge, Guardian
+from vmdriver.host.guardian import Charge
+from vmdriver.host.guarding import Guardian
 from vmdriver.host.lock import StateLock
 
 

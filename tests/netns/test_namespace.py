@@ -302,7 +302,7 @@ def test_what_the_host_says_of_a_connection_reaches_the_guest(around: Around) ->
     space = around.guest("g", plan)
     around.load(plan)
     name, seconds = around.refusal(space, "198.51.100.7", 80)
-    assert (name, seconds < 0.9) == ("ENETUNREACH", True), "it has no route there"
+    assert (name, seconds < 5) == ("ENETUNREACH", True), "it has no route there"
     run("ip", "link", "set", "public", "mtu", "1300")
     assert run(
         *("ip", "netns", "exec", space, sys.executable, "-c", TOO_LARGE, PUBLIC)
@@ -504,7 +504,7 @@ async def test_how_long_it_takes(host: HostNetwork) -> None:
     await host.load_rules(plan, MARK)
     took = time.monotonic() - begun
     await host.remove_tap(plan.lease.tap, MARK)
-    assert took < 1.0
+    assert took < 3.0
 
 
 async def test_whoever_gives_up_a_socket_in_a_namespace_leaves_none_behind(

@@ -14,6 +14,8 @@ from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.model.phase import Phase
 
 TEMPLATES = dataclasses.replace(SETTINGS, templates_enabled=True)
+BOUND_S = 10.0
+"""For what takes milliseconds here: on a busy machine."""
 
 
 async def eventually(condition: Callable[[], object], what: str) -> None:

@@ -15,7 +15,7 @@ from tests.fakes.crashes import Bomb, played_until_crash
 from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.limits import limit
 from tests.fakes.world import World
-from tests.scenario.stage import eventually, running, ticked
+from tests.scenario.stage import BOUND_S, eventually, running, ticked
 from vmdriver.errors import DriverError, StorageError
 from vmdriver.lifecycle.engine.ledger import MACHINE, replay
 from vmdriver.model.phase import DomainState, Phase
@@ -145,7 +145,7 @@ async def test_no_ending_waits_for_a_disk_that_hangs(
         await driver.manager.start("s1", "")
         await eventually(lambda: f"load {domain}" in world.calls, "no load was begun")
     end = driver.manager.stop if ending == "stop" else driver.manager.delete
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         await end("s1", "")
     assert domain not in world.domains
     assert not go.is_set()

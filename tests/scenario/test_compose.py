@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import BaseModel, ConfigDict
 
 from tests.fakes.composed import World, composed, config, holding, until
+from tests.fakes.eager import EAGER
 from tests.fakes.process_driver import FUTURE, ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -519,8 +520,7 @@ async def test_killed_at_any_step_nothing_is_left_over(
     socket, state = tmp_path / "c" / "c.sock", tmp_path / "s"
     command = [sys.executable, "-m", "tests.fakes.composed", base.socket, socket, state]
     first = subprocess.Popen([*command, str(kill_at)], cwd=ROOT)
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(f"unix:{socket}", options=options) as channel:
+    async with grpc.aio.insecure_channel(f"unix:{socket}", options=EAGER) as channel:
         stub: Any = pb_grpc.ComputeDriverStub(channel)
         with contextlib.suppress(grpc.aio.AioRpcError):
             await stub.CreateSandbox(create(sandbox()), wait_for_ready=True, timeout=20)
@@ -532,9 +532,8 @@ async def test_killed_at_any_step_nothing_is_left_over(
     assert await asyncio.to_thread(first.wait, 20) == -signal.SIGKILL
     second = subprocess.Popen([*command, "0"], cwd=ROOT)
     try:
-        async with grpc.aio.insecure_channel(
-            f"unix:{socket}", options=options
-        ) as channel:
+        path = f"unix:{socket}"
+        async with grpc.aio.insecure_channel(path, options=EAGER) as channel:
             stub = pb_grpc.ComputeDriverStub(channel)
             await stub.DeleteSandbox(
                 pb.DeleteSandboxRequest(sandbox_id="s1"),

@@ -74,7 +74,7 @@ async def test_a_base_that_hangs_costs_the_caller_its_deadline_and_no_more(
 
     def spoil(method: str, _request: Any, _context: Any) -> None:
         if method == "CreateSandbox":
-            released.wait(5)
+            released.wait(30)
 
     base.spoil = spoil
     world = Watching(tmp_path / "world")
@@ -83,9 +83,9 @@ async def test_a_base_that_hangs_costs_the_caller_its_deadline_and_no_more(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.CreateSandbox(create(sandbox()), timeout=0.7)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 15
         # Others are not held up meanwhile.
-        await stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=2)
+        await stub.ListSandboxes(pb.ListSandboxesRequest(), timeout=10)
         await asyncio.sleep(
             0.5
         )  # the call to the base has ended too: nobody waits for it

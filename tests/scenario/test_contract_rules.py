@@ -13,7 +13,7 @@ from tests.fakes.driver import SETTINGS
 from tests.fakes.limits import limit
 from tests.fakes.service import sandbox, served
 from tests.fakes.world import World
-from tests.scenario.stage import eventually
+from tests.scenario.stage import BOUND_S, eventually
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Phase
@@ -127,7 +127,7 @@ async def test_rule_5_start_does_not_wait_for_the_guest(short: Path) -> None:
             await real(plan, mark)
 
         s.driver.hypervisor.start = slow
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(BOUND_S):
             await s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1"))
         assert '"intent":"running"' in world.records["s1"], (
             "the start is durable before it is accepted"

@@ -10,7 +10,13 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.limits import limit
 from tests.fakes.world import World
-from tests.scenario.stage import eventually, running, waiting, with_template
+from tests.scenario.stage import (
+    BOUND_S,
+    eventually,
+    running,
+    waiting,
+    with_template,
+)
 from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import DomainState, Phase
@@ -99,7 +105,7 @@ async def test_a_machine_that_is_held_still_can_be_ended_and_started_again(
     await driver.manager.create(spec(), None)
     await driver.settled()
     await broken(driver)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         if end == "delete":
             assert await driver.manager.delete("s1", "")
             assert driver.world.objects() == set()
@@ -208,7 +214,7 @@ async def test_a_full_disk_keeps_no_machine_running() -> None:
     driver = await running()
     driver.world.fail = lambda call: call in {"save record", "append to journal"}
     domain = await broken(driver)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         driver.world.fail = lambda _call: False
         await driver.manager.delete("s1", "")
     assert domain not in driver.world.domains

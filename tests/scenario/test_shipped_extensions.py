@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 from tests.fakes.composed import composed, config, until
+from tests.fakes.eager import EAGER
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -245,11 +246,10 @@ async def test_killed_around_each_question_no_address_is_lost(
 ) -> None:
     socket, state = tmp_path / "c" / "c.sock", tmp_path / "s"
     program = [sys.executable, "-m", "tests.fakes.composed", base.socket, socket, state]
-    options = [("grpc.use_local_subchannel_pool", 1)]
 
     async def life(process: subprocess.Popen[bytes]) -> None:
         path = f"unix:{socket}"
-        async with grpc.aio.insecure_channel(path, options=options) as channel:
+        async with grpc.aio.insecure_channel(path, options=EAGER) as channel:
             stub: Any = pb_grpc.ComputeDriverStub(channel)
             request, wait = create(sandbox()), {"wait_for_ready": True, "timeout": 20}
             deadline = time.monotonic() + 20

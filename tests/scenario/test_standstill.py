@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.limits import limit
 from tests.fakes.world import World
-from tests.scenario.stage import eventually
+from tests.scenario.stage import BOUND_S, eventually
 from vmdriver.errors import HypervisorError, Refused
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Happened, Subscription
@@ -126,7 +126,7 @@ async def test_a_machine_that_stands_still_can_be_ended(end: str) -> None:
     driver, domain = await started(on_stop=on_stop)
     fill_the_disk(driver, domain)
     await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         if end == "delete":
             assert await driver.manager.delete("s1", "")
             assert driver.world.objects() == set()
@@ -142,11 +142,11 @@ async def test_an_operators_suspend_and_snapshot_are_refused_at_once() -> None:
     fill_the_disk(driver, domain)
     await eventually(lambda: driver.shown()[0] == "Ready=False", "shown")
     found = Operations(driver.manager)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         with pytest.raises(Refused):
             await found.create_snapshot(found.find("s1"), "a", disk_only=False)
         await driver.wish("s1", Wish.SUSPEND)
-        await driver.until("s1", lambda record: record.intent is Intent.RUNNING, 2)
+        await driver.until("s1", lambda record: record.intent is Intent.RUNNING)
     assert driver.phase() is Phase.RUNNING
     assert driver.world.domains[domain] is DomainState.STALLED, "its memory is kept"
     driver.world.free_bytes = 2**30

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.driver import SETTINGS, FakeDriver, spec
 from tests.fakes.limits import limit
 from tests.fakes.world import World
-from tests.scenario.stage import eventually
+from tests.scenario.stage import BOUND_S, eventually
 from vmdriver.errors import DriverError, HostError, NotFound, Refused
 from vmdriver.extension import LifecycleExtension
 from vmdriver.lifecycle.control.operator import Operations
@@ -38,7 +38,7 @@ async def test_a_job_that_fails_unexpectedly_is_answered_at_once() -> None:
         raise ZeroDivisionError("nobody thought of that")
 
     driver.memory.switch_layer = broken  # type: ignore[method-assign]
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         with pytest.raises(HostError, match="internal error"):
             await found.create_snapshot(worker, "a", disk_only=True)
         del driver.memory.switch_layer
@@ -59,7 +59,7 @@ async def test_what_the_host_refuses_a_snapshot_is_said_with_the_way_out() -> No
         raise OSError(errno.EROFS, text, "/srv/state/sandboxes/s1/capture.part")
 
     driver.inside.ports.memory_store.begin = refused  # type: ignore[method-assign]
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         with pytest.raises(HostError, match=r"^capture\.part: Read-only") as caught:
             await found.create_snapshot(worker, "a", disk_only=False)
     assert caught.value.reason == "DiskReadOnly"
@@ -132,7 +132,7 @@ async def test_a_job_for_a_sandbox_that_goes_is_refused() -> None:
     world.fail = lambda call: call.startswith("destroy")
     deleting = asyncio.create_task(driver.manager.delete("s1", ""))
     await driver.troubled()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(BOUND_S):
         with pytest.raises(Refused, match="being deleted"):
             await found.delete_snapshot(worker, "a")
     world.fail = lambda _call: False

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from tests.fakes import serve
+from tests.fakes.eager import EAGER
 from tests.fakes.gateway import Gateway
 from tests.fakes.serve import BIN
 from tests.fakes.waiting import until
@@ -101,10 +102,7 @@ class Driver:
             )
         own = self.host.state / "run" / "admin.sock"
         self.channels = [
-            # They share their connections, broken ones too, unless told not to.
-            grpc.insecure_channel(
-                f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)]
-            )
+            grpc.insecure_channel(f"unix:{path}", options=EAGER)
             for path in (self.socket, own)
         ]
         self.stub = pb_grpc.ComputeDriverStub(self.channels[0])
@@ -219,7 +217,7 @@ class Driver:
         until(self.templates, lambda: self.log.read_text()[-3000:], timeout_s, 0.2)
 
     def cli(self, *arguments: str) -> Any:
-        """The document that a command prints; its process is started."""
+        """The document that a command prints; its process is started, as an operator's is."""
         done = subprocess.run(
             [str(BIN / "vmdriver"), *arguments, "--json", *self.arguments()],
             capture_output=True,
@@ -229,12 +227,22 @@ class Driver:
         assert done.returncode in {0, 1, 3}, done.stderr
         return json.loads(done.stdout)
 
+    def _here(self, *arguments: str) -> tuple[int, str, str]:
+        """Status, output and errors of a command, without half a second of a process's start."""
+        output, errors = io.StringIO(), io.StringIO()
+        with (
+            _one_at_a_time,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            status = main([*arguments, "--json", *self.arguments()])
+        return status, output.getvalue(), errors.getvalue()
+
     def inspect(self, sandbox_id: str) -> Any:
-        """What `vmdriver inspect` prints, without half a second of a process's start."""
-        output = io.StringIO()
-        with _one_at_a_time, contextlib.redirect_stdout(output):
-            assert main(["inspect", sandbox_id, "--json", *self.arguments()]) == 0
-        return json.loads(output.getvalue())
+        """What `vmdriver inspect` prints."""
+        status, output, errors = self._here("inspect", sandbox_id)
+        assert status == 0, errors
+        return json.loads(output)
 
     def plan(self, sandbox_id: str) -> Any:
         return self.record(sandbox_id)["plan"]
@@ -249,15 +257,10 @@ class Driver:
 
     def operate(self, *arguments: str, fails: bool = False) -> list[dict[str, Any]]:
         """An operator's command that tells events, one JSON object a line; its error's text if it fails."""
-        done = subprocess.run(
-            [str(BIN / "vmdriver"), *arguments, "--json", *self.arguments()],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        events = [json.loads(line) for line in done.stdout.splitlines()]
-        return [*events, {"error": done.stderr}] if fails else events
+        status, output, errors = self._here(*arguments)
+        assert (status != 0) == fails, output + errors
+        events = [json.loads(line) for line in output.splitlines()]
+        return [*events, {"error": errors}] if fails else events
 
     def machine_pid(self, sandbox_id: str) -> int:
         return int(self.inspect(sandbox_id)["machine"]["pid"])

@@ -73,6 +73,15 @@ def lend_images(known: Path, state: Path) -> None:
         text["identity"] = [found.st_ino, found.st_size, found.st_mtime_ns]
         (here / note.name).write_text(json.dumps(text))
         (here / note.name).chmod(0o600)
+    lend_what_is_known_of_qemu(known, state)
+
+
+def lend_what_is_known_of_qemu(known: Path, state: Path) -> None:
+    """Else each state directory's first driver asks three QEMUs what they can do, and begins one twice."""
+    if (known / "questions.json").exists():  # else nothing was decided
+        shutil.copy2(known / "questions.json", state)
+    (state / "libvirt").mkdir(mode=0o711)
+    shutil.copytree(known / "libvirt" / "cache", state / "libvirt" / "cache")
 
 
 @pytest.fixture(scope="session")

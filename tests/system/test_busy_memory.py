@@ -20,7 +20,7 @@ BROKEN = "Oops:\\|BUG:\\|EXT4-fs error\\|list_.* corruption\\|general protection
 ROUNDS = 3
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_guest_at_work_is_whole_each_time_it_comes_back(
     new_driver: Callable[..., Driver], number: int
 ) -> None:

@@ -60,11 +60,11 @@ def test_machines_live_below_folders_that_are_closed_to_qemus_user(
     assert again == came_in, "nothing runs any more: it walks"
     driver.go_back(sandbox, "first")
     assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "one\n"
-    driver.stop(sandbox)
+    driver.suspend(sandbox)
     home.chmod(0o700)
     driver.restart()
-    driver.start_sandbox(sandbox)
-    driver.gateway.wait_hello(sandbox, 2)
+    driver.resume(sandbox)
+    assert driver.gateway.shell(sandbox, "cat /dev/shm/note") == "one\n"
     assert driver.delete(sandbox)
     assert home.stat().st_mode & 0o777 == 0o700, "not ours to open"
     driver.kill(signal.SIGTERM)

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from tests.fakes.composed import holding
+from tests.fakes.eager import EAGER
 from tests.fakes.waiting import until
 from tests.system.machines import Driver
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -27,9 +28,7 @@ class InFront:
         program = [sys.executable, "-m", "tests.fakes.composed"]
         command = [*program, str(base), str(self.socket), str(self.state), "0"]
         self.process = subprocess.Popen(command, cwd=ROOT)
-        self.channel = grpc.insecure_channel(
-            f"unix:{self.socket}", options=[("grpc.use_local_subchannel_pool", 1)]
-        )
+        self.channel = grpc.insecure_channel(f"unix:{self.socket}", options=EAGER)
         self.stub: Any = pb_grpc.ComputeDriverStub(self.channel)
         found = self.stub.GetCapabilities(
             pb.GetCapabilitiesRequest(), wait_for_ready=True, timeout=20

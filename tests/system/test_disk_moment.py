@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
+from tests.system.disks import run, whole
 from tests.system.machines import Driver
 from tests.system.workloads import command
 
@@ -24,22 +24,10 @@ ROUNDS = 4
 
 
 def disk_of(driver: Driver, sandbox: str, name: str, folder: Path) -> Path:
-    """The snapshot's disk, as a start would have it: its journal is replayed, and the rest is whole."""
+    """The snapshot's disk, as a start would have it."""
     (entry,) = (e for e in driver.record(sandbox)["snapshots"] if e["name"] == name)
     assert entry["memory"] is None
-    disk = folder / f"{name}.ext4"
-    run("qemu-img", "convert", "-U", "-O", "raw", entry["layers"][-1], disk)
-    assert run("e2fsck", "-p", disk, fine=(0, 1))
-    run("e2fsck", "-f", "-n", disk)
-    return disk
-
-
-def run(*words: object, fine: tuple[int, ...] = (0,)) -> str:
-    done = subprocess.run(
-        [*map(str, words)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode in fine, (words, done.stdout, done.stderr)
-    return done.stdout
+    return whole(entry["layers"][-1], folder / f"{name}.ext4")
 
 
 def numbers(disk: Path, file: str) -> list[int]:

@@ -33,8 +33,14 @@ NASTY = {
 
 def test_a_sandbox_lives_stops_starts_and_goes(booting: Driver) -> None:
     driver, gateway = booting, booting.gateway
-    sandbox = driver.create(environment=NASTY, sandbox_token="secret-token-4711")
+    resources = pb.DriverResourceRequirements(cpu_limit="1500m", memory_limit="640Mi")
+    sandbox = driver.create(
+        template=pb.DriverSandboxTemplate(image=driver.host.image, resources=resources),
+        environment=NASTY,
+        sandbox_token="secret-token-4711",
+    )
     driver.wait(sandbox, "Running")
+    a_fraction_of_a_cpu_and_memory_are_given(driver, sandbox)
     hello = gateway.session(sandbox).hellos[0]["environment"]
     expected = {
         "OPENSHELL_USER_ENVIRONMENT": json.dumps(
@@ -88,6 +94,13 @@ def test_a_sandbox_lives_stops_starts_and_goes(booting: Driver) -> None:
     driver.wait(sandbox, "Running")
     assert driver.delete(sandbox)
     assert not driver.delete(sandbox)
+
+
+def a_fraction_of_a_cpu_and_memory_are_given(driver: Driver, sandbox: str) -> None:
+    assert driver.gateway.shell(sandbox, "nproc") == "2\n"
+    memory = "awk '/MemTotal/ {print $2}' /proc/meminfo"
+    kib = int(driver.gateway.shell(sandbox, memory))
+    assert 540 * 1024 < kib < 640 * 1024
 
 
 def check_guest(driver: Driver, sandbox: str) -> None:
@@ -172,22 +185,6 @@ def test_a_killed_qemu_is_a_crash_that_is_restarted_when_configured(
     driver.wait(sandbox, "Running")
     os.kill(driver.machine_pid(sandbox), signal.SIGKILL)
     driver.wait(sandbox, "MachineCrashed")
-
-
-def test_a_fraction_of_a_cpu_and_memory_are_given(booting: Driver) -> None:
-    driver = booting
-    template = pb.DriverSandboxTemplate(
-        image=driver.host.image,
-        resources=pb.DriverResourceRequirements(
-            cpu_limit="1500m", memory_limit="640Mi"
-        ),
-    )
-    sandbox = driver.create(template=template)
-    assert driver.gateway.shell(sandbox, "nproc") == "2\n"
-    kib = int(
-        driver.gateway.shell(sandbox, "awk '/MemTotal/ {print $2}' /proc/meminfo")
-    )
-    assert 540 * 1024 < kib < 640 * 1024
 
 
 def test_the_gateways_certificate_is_verified_for_its_host_name(

@@ -174,8 +174,8 @@ DAMAGE = {
     ),
 }
 WRITTEN = ("a layer that was written to", "a base disk that was written to")
-SAMPLE = ("a bit early in the memory", "a truncated manifest", *WRITTEN)
-"""Each is found by a check of its own."""
+SAMPLE = ("a bit early in the memory", *WRITTEN)
+"""Each is found by a check of its own. That a manifest is, too, is told of above; the boot after it is these ones'."""
 
 
 @contextlib.contextmanager

@@ -13,10 +13,7 @@ from tests.system.workloads import CHAIN, HOLDER, chain_of, command, suspending
 WRITTEN = "while [ ! -s /sandbox/chain ]; do sleep 0.1; done"
 
 
-@pytest.mark.parametrize(
-    ("suspensions", "returns"), [(10, 3), pytest.param(20, 5, marks=pytest.mark.soak)]
-)
-def test_suspensions_and_returns_leave_one_unbroken_chain(
+def suspensions_and_returns_leave_one_unbroken_chain(
     driver: Driver, suspensions: int, returns: int
 ) -> None:
     sandbox = suspending(driver, command=command(CHAIN))
@@ -43,8 +40,7 @@ def test_suspensions_and_returns_leave_one_unbroken_chain(
     assert driver.delete(sandbox)
 
 
-@pytest.mark.parametrize("forks", [8, pytest.param(20, marks=pytest.mark.soak)])
-def test_forks_each_run_a_chain_of_their_own(driver: Driver, forks: int) -> None:
+def forks_each_run_a_chain_of_their_own(driver: Driver, forks: int) -> None:
     first = driver.create(command=command(CHAIN))
     driver.wait(first, "Running")
     for number in range(forks):
@@ -57,16 +53,35 @@ def test_forks_each_run_a_chain_of_their_own(driver: Driver, forks: int) -> None
     assert len(chain_of(driver, first)) > 100, "the first one never noticed"
 
 
-def test_after_a_minute_the_clock_is_right_before_the_workload_runs(
+@pytest.mark.soak
+def test_many_suspensions_and_returns_leave_one_unbroken_chain(driver: Driver) -> None:
+    suspensions_and_returns_leave_one_unbroken_chain(driver, 20, 5)
+
+
+@pytest.mark.soak
+def test_many_forks_each_run_a_chain_of_their_own(driver: Driver) -> None:
+    forks_each_run_a_chain_of_their_own(driver, 20)
+
+
+def test_chains_stay_whole_and_after_a_minute_the_clock_is_right_before_the_workload_runs(
     driver: Driver,
 ) -> None:
+    """While one sandbox is away for a minute, others are suspended, return and are forked."""
     sandbox = suspending(driver, command=command(CHAIN))
     driver.gateway.shell(sandbox, WRITTEN)
     driver.stop(sandbox)
-    time.sleep(60)
+    away = time.monotonic()
+    suspensions_and_returns_leave_one_unbroken_chain(driver, 10, 3)
+    forks_each_run_a_chain_of_their_own(driver, 8)
+    time.sleep(max(0.0, away + 60 - time.monotonic()))
     driver.start_sandbox(sandbox)
     driver.wait(sandbox, "Running")
     time.sleep(1)
+    the_clock_is_right(driver, sandbox)
+
+
+def the_clock_is_right(driver: Driver, sandbox: str) -> None:
+    """It was from the first link on that was made after the longest pause."""
     links = chain_of(driver, sandbox)
     gaps = [(b[1] - a[1], b) for a, b in itertools.pairwise(links)]
     longest, first = max(gaps)

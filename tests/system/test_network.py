@@ -63,7 +63,7 @@ def around() -> Iterator[Net]:
 
 def reaches(driver: Driver, sandbox: str, address: str, port: int) -> str | None:
     answer = (
-        driver.gateway.run(sandbox, "python3", "-c", DIAL, address, str(port))
+        driver.gateway.run(sandbox, "python3", "-IS", "-c", DIAL, address, str(port))
         .stdout.decode()
         .strip()
     )

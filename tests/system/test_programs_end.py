@@ -50,15 +50,16 @@ def test_an_images_fetch_ends_with_the_driver(
     until(lambda: not commands("skopeo", deaf_registry), "skopeo goes on", 10)
 
 
+@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_libvirts_probes_end_with_the_driver(
-    new_driver: Callable[..., Driver], number: signal.Signals
+    new_driver: Callable[..., Driver], number: signal.Signals, rounds: int
 ) -> None:
     driver = new_driver()
     driver.kill(signal.SIGTERM)
     shutil.rmtree(driver.host.state / "libvirt" / "cache")  # else libvirt knows already
     probe = ("qemu-system", "-machine none", "qmp.monitor")
-    for _ in range(5):
+    for _ in range(rounds):
         driver.begin()  # it may have asked by the time that it answers
         until(lambda: commands(*probe), "there was no probe", 30)
         driver.kill(number)

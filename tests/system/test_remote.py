@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from tests.fakes.authority import Authority
+from tests.fakes.eager import EAGER
 from tests.fakes.registry import free_port
 from tests.fakes.serve import BIN
 from tests.system.machines import Driver
@@ -53,8 +54,7 @@ def test_a_machine_lives_on_another_host_and_outlives_its_driver(
     said = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert json.loads(said.stdout)["outcome"] == "fine", said
     front = subprocess.Popen([PROGRAM, "compose", "--config", str(file)])
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channel = grpc.insecure_channel(f"unix:{tmp_path / 'c' / 'c.sock'}", options)
+    channel = grpc.insecure_channel(f"unix:{tmp_path / 'c' / 'c.sock'}", EAGER)
     direct: Any = driver.stub
     try:
         grpc.channel_ready_future(channel).result(20)

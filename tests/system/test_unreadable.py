@@ -10,34 +10,42 @@ from tests.fakes.leftovers import leftovers
 from tests.system.machines import INSTANCE, Driver
 from vmdriver.model.set_aside import STATE_UNREADABLE
 
+NAMES = ("record.json", "ledger.jsonl")
 
-@pytest.mark.parametrize("name", ["record.json", "ledger.jsonl"])
-def test_the_machine_goes_on_until_the_file_is_repaired_or_the_sandbox_deleted(
-    driver: Driver, name: str
+
+def test_machines_go_on_until_their_files_are_repaired_or_the_sandboxes_deleted(
+    driver: Driver,
 ) -> None:
-    sandbox = driver.create()
-    pid = driver.machine_pid(sandbox)
-    path = driver.directory(sandbox) / name
+    """One sandbox's record, and another's ledger."""
+    sandboxes = [driver.create(name=name.partition(".")[0]) for name in NAMES]
+    paths = [driver.directory(s) / n for s, n in zip(sandboxes, NAMES, strict=True)]
+    pids = [driver.machine_pid(sandbox) for sandbox in sandboxes]
     driver.kill()
-    intact = path.read_bytes()
-    path.write_bytes(b"\0" * len(intact) + b"\n")
+    intact = {path: path.read_bytes() for path in paths}
+    for path, text in intact.items():
+        path.write_bytes(b"\0" * len(text) + b"\n")
     driver.start()
-    assert STATE_UNREADABLE in driver.condition(sandbox)
     findings = {f["check"]: f for f in driver.cli("doctor")["findings"]}
-    assert findings[f"sandbox {sandbox}"]["level"] == "fail"
-    assert driver.machine_pid(sandbox) == pid
+    for sandbox in sandboxes:
+        assert STATE_UNREADABLE in driver.condition(sandbox)
+        assert findings[f"sandbox {sandbox}"]["level"] == "fail"
+    assert [driver.machine_pid(sandbox) for sandbox in sandboxes] == pids
     driver.kill()
     assert driver.cli("sweep", "--dry-run")["orphans"] == []
-    path.write_bytes(intact)
+    for path, text in intact.items():
+        path.write_bytes(text)
     driver.start()
-    driver.wait(sandbox, "Running")
-    assert driver.machine_pid(sandbox) == pid
+    for sandbox in sandboxes:
+        driver.wait(sandbox, "Running")
+    assert [driver.machine_pid(sandbox) for sandbox in sandboxes] == pids
 
     driver.kill()
-    path.write_bytes(intact[:-9] + b"\n")  # a short last line
+    for path, text in intact.items():
+        path.write_bytes(text[:-9] + b"\n")  # a short last line
     driver.start()
-    assert driver.delete(sandbox)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    for sandbox, pid in zip(sandboxes, pids, strict=True):
+        assert driver.delete(sandbox)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert list((driver.host.state / "layers").rglob(f"{sandbox}.*")) == []
     assert leftovers(INSTANCE, driver.host.state) == []
-    assert list((driver.host.state / "layers").rglob(f"{sandbox}.*")) == []

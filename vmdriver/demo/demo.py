@@ -22,6 +22,12 @@ from vmdriver.errors import CommandError, DriverError
 from vmdriver.host import process
 from vmdriver.hypervisor.kvm import outcome as kvm_outcome
 
+_SOON = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""The driver is just being begun: whoever comes too early is not to wait for a second."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -74,7 +80,7 @@ def _run(place: Place, wanted: Wanted, gateway: Gateway) -> dict[str, Any]:
     reference = wanted.image or _image(place.images)
     with (
         driver(place) as socket,
-        grpc.insecure_channel(f"unix:{socket}") as channel,
+        grpc.insecure_channel(f"unix:{socket}", _SOON) as channel,
     ):
         admin = place.state / "run" / "admin.sock"
         stub = pb_grpc.ComputeDriverStub(channel)

@@ -1,4 +1,5 @@
-"""A small process that outlives the driver, to end what must not: see `strays`.
+"""A small process that outlives the driver, to end what must not: see `strays`; `guarding` begins
+it. What it imports, each driver's has in memory: nothing but a few of Python's own modules.
 
 Neither a process group nor PR_SET_PDEATHSIG does that: helpers begin programs of their own, the
 signal is bound to the thread that forked and is lost at an exec of other rights, and libvirt's
@@ -8,27 +9,20 @@ nobody can inherit by mistake as the end of a pipe can be.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import token_hex
 
-from vmdriver.errors import CommandError
-from vmdriver.host import process, strays
+from vmdriver.host import strays
 from vmdriver.host.lock import StateLock
 
-_log = logging.getLogger(__name__)
 _QUIET_S = 0.5
 _LONGEST_S = 10.0
-_AGAIN_S = 1.0
 _LOOK_S = 0.03
 
 
@@ -41,7 +35,7 @@ class Charge:
     state_dir: Path
     lock: Path
     roots: tuple[str, ...] = ()
-    token: str = field(default_factory=lambda: token_hex(8))
+    token: str = field(default_factory=lambda: os.urandom(8).hex())
 
     def end_predecessors(self) -> int:
         """End what earlier drivers of this state directory left. For whoever holds its lock and
@@ -87,45 +81,6 @@ class Charge:
             lock.release()
 
 
-class Guardian:
-    """The process. When it ends before us, another one takes its place."""
-
-    def __init__(self, charge: Charge) -> None:
-        self._charge = charge
-        self._watching: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Begin it. It need not have come up: when it does and finds that we have ended, it
-        does its work.
-        """
-        process.mark_helpers(strays.mark(self._charge.state_dir, self._charge.token))
-        guardian = await self._spawn()
-        self._watching = asyncio.create_task(self._watch(guardian), name="guardian")
-
-    def leave(self) -> None:
-        """It stays, and ends after us."""
-        if self._watching is not None:
-            self._watching.cancel()
-
-    async def _spawn(self) -> asyncio.subprocess.Process | None:
-        charge = self._charge
-        words = [str(charge.state_dir), str(charge.lock), charge.token, *charge.roots]
-        command = [sys.executable, "-P", "-m", __name__, str(os.getpid()), *words]
-        try:
-            return await process.spawn(command)
-        except CommandError as error:
-            _log.warning("there is no guardian of our programs: %s", error)
-            return None
-
-    async def _watch(self, guardian: asyncio.subprocess.Process | None) -> None:
-        while True:
-            if guardian is not None:
-                status = await guardian.wait()
-                _log.warning("the guardian of our programs ended (status %d)", status)
-            await asyncio.sleep(_AGAIN_S)
-            guardian = await self._spawn()
-
-
 def _wait_for_the_end_of(driver: int) -> None:
     """Of our parent: once it has ended, we have another one."""
     with contextlib.suppress(OSError):  # no such process, or a kernel before Linux 5.3
@@ -138,15 +93,11 @@ def _wait_for_the_end_of(driver: int) -> None:
         time.sleep(_LOOK_S)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """DRIVER-PID STATE-DIR LOCK TOKEN [LIBVIRT-ROOT…]"""
+def main() -> None:
+    """The program's words: DRIVER-PID STATE-DIR LOCK TOKEN [LIBVIRT-ROOT…]"""
     # Whoever ends the driver with its group or its terminal means the driver.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    driver, state_dir, lock, token, *roots = arguments
+    driver, state_dir, lock, token, *roots = sys.argv[1:]
     _wait_for_the_end_of(int(driver))
     Charge(Path(state_dir), Path(lock), tuple(roots), token).end_own()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 from pathlib import Path
@@ -24,6 +23,8 @@ class StateLock:
 
     async def acquire(self, wait_s: float = _LOCK_WAIT_S) -> None:
         """Wait a little for a predecessor that is ending. ConfigError if it does not."""
+        import asyncio  # not for the guardian, which never waits for it
+
         self._descriptor = self._open()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s

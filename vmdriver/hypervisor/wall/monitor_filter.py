@@ -54,7 +54,7 @@ class MonitorFilter:
 
     async def _try(self) -> str:
         """What it says of this host's libvirt, to somebody who may be ended by it."""
-        command = [sys.executable, "-Ic", _TRY, str(self._file)]
+        command = [sys.executable, "-I", "-S", "-c", _TRY, str(self._file)]
         tried = await process.run(command, deadline_s=_TRY_S, tries=2)
         return tried.stdout.decode(errors="replace").strip()
 
