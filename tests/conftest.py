@@ -17,9 +17,11 @@ from hypothesis import settings
 settings.register_profile("loaded machine", deadline=None)
 settings.load_profile("loaded machine")
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # libvirt forks in this process
+# Begun in the background, as CI may be: programs that tests begin would be deaf, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Begun in the background, as CI may be: programs that tests begin would be deaf, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 pytest_plugins = ["tests.system.stage"]
 """One driver of a worker serves all tiers with real machines: two would take each other's for leftovers."""
 GOLDEN = Path(__file__).parent / "golden"
