@@ -279,6 +279,12 @@ def qemus_of(driver: Driver, sandbox_id: str) -> list[int]:
     return found
 
 
+def is_asked(driver: Driver, sandbox: str, intent: str) -> bool:
+    """Whether the driver has it on disk: a call that never reached it promises nothing."""
+    record = driver.directory(sandbox) / "record.json"
+    return not record.exists() or f'"intent":"{intent}"' in record.read_text()
+
+
 def _told(events: Iterable[Any]) -> list[str]:
     return [event.reason for event in events]
 

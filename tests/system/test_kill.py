@@ -15,7 +15,7 @@ import pytest
 from tests.fakes.serve import BIN
 from tests.fakes.waiting import until
 from tests.system.disks import run, whole
-from tests.system.machines import Driver, in_background, qemus_of
+from tests.system.machines import Driver, in_background, is_asked, qemus_of
 from vmdriver._proto import compute_driver_pb2 as pb
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /sandbox/counter; sleep 0.1; done"
@@ -87,12 +87,6 @@ def test_killed_during_delete_the_next_driver_finishes(driver: Driver) -> None:
     driver.restart()
     ask = pb.ListSandboxesRequest()
     until(lambda: not driver.stub.ListSandboxes(ask).sandboxes)
-
-
-def is_asked(driver: Driver, sandbox: str, intent: str) -> bool:
-    """Whether the driver has it on disk: a call that never reached it promises nothing."""
-    record = driver.directory(sandbox) / "record.json"
-    return not record.exists() or f'"intent":"{intent}"' in record.read_text()
 
 
 def test_launched_by_a_gateway_it_answers_soon_ends_soon_and_leaves_machines(

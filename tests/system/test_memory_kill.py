@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.waiting import until
-from tests.system.machines import Driver, in_background
+from tests.system.machines import Driver, in_background, is_asked
 from tests.system.stage import WITHOUT_TEMPLATES, lend_images, new_state
 from tests.system.workloads import check_thawed, check_whole, marked
 
@@ -31,8 +31,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def test_the_driver_is_killed_during_a_suspension(driver: Driver) -> None:
     """At any moment of it: the next one finishes it, or it never was."""
     sandbox = marked(driver)
-    for after_s in (0.02, 0.12, 0.2, 0.3, 0.45, 0.6):
+    for after_s in (0.0, 0.1, 0.2, 0.3, 0.45, 0.6):
         in_background(lambda: driver.stop(sandbox))
+        until(lambda: is_asked(driver, sandbox, "suspended"), pause_s=0.002)
         time.sleep(after_s)
         driver.restart()
         driver.wait(sandbox, "Suspended", 30)
