@@ -19,6 +19,7 @@ from vmdriver.config.views import (
 from vmdriver.devices.host_devices import SysfsDevices
 from vmdriver.errors import ConfigError, DriverError
 from vmdriver.extensions.loader import load_extensions, participants
+from vmdriver.folders.host_folders import VirtiofsFolders
 from vmdriver.host import facts
 from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.guardian import Charge
@@ -135,6 +136,9 @@ class Driver:
         )
         self.records = RecordStore(self.layout, self._files)
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
+        self.folders = VirtiofsFolders(
+            self.layout.sandboxes, config.driver.instance, self.users.uids.probe
+        )
         self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator()
@@ -273,6 +277,7 @@ class Driver:
             GatewayService(self.settings.endpoint, self.settings.tls),
             SysfsDevices(),
             Volumes(self.layout, self._files, numbers=self._numbers),
+            self.folders,
         )
 
     @property

@@ -148,6 +148,23 @@ static int set_clock(const char *line) {
     return clock_settime(CLOCK_REALTIME, &t) < 0 ? fail("the clock") : 0;
 }
 
+static void write_out_below(const char *path) { /* the file system that is mounted there */
+    int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory >= 0) {
+        syncfs(directory);
+        close(directory);
+    }
+}
+
+static void write_out(void) { /* what is on disks; "sync" would wait for a folder of the host's that does not answer any more */
+    char path[64];
+    for (int number = 0; number < MOST_VOLUMES; number++) {
+        snprintf(path, sizeof path, "/run/volumes/volume%d", number);
+        write_out_below(path);
+    }
+    write_out_below("/sysroot");
+}
+
 static int freeze(const char *line) {
     const char *limit = value_of(line, "timeout_ms");
     double begun = now_ms(), deadline = begun + (limit ? atof(limit) : 5000);
@@ -167,7 +184,7 @@ static int freeze(const char *line) {
     if (file >= 0 && read(file, boot_id, 36) != 36)
         boot_id[0] = '\0';
     close(file);
-    sync();
+    write_out();
     snprintf(answer, sizeof answer, "ok freeze_ms=%.1f flush_ms=%.1f boot_id=%s", frozen - begun, now_ms() - frozen, boot_id);
     return 0;
 }
@@ -180,7 +197,7 @@ static int sync_disks(const char *line) { /* by a child: a slow disk holds up no
     if (child > 0 && waitpid(child, &status, WNOHANG) != 0)
         child = 0; /* the last one has come to its end */
     if (child <= 0 && (child = fork()) == 0) {
-        sync();
+        write_out();
         _exit(0);
     }
     if (child < 0)

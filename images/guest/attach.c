@@ -1,8 +1,8 @@
-/* attach ROOT PLACE VOLUME UID GID
+/* attach ROOT PLACE VOLUME [UID GID]
  *
- * Lets the directory VOLUME, on which a volume is mounted, be seen at ROOT/PLACE too, an absolute path inside of the image.
- * What is missing on the way is made; nothing on it may be a link, or anything else that is no directory, and nothing is
- * followed out of ROOT. The volume's own root directory becomes UID's and GID's, if it may be written.
+ * Lets the directory VOLUME, on which a volume or a folder of the host is mounted, be seen at ROOT/PLACE too, an absolute path
+ * inside of the image. What is missing on the way is made; nothing on it may be a link, or anything else that is no directory,
+ * and nothing is followed out of ROOT. The volume's own root directory becomes UID's and GID's, if it may be written.
  * While nothing of the image runs.
  */
 #define _GNU_SOURCE
@@ -45,8 +45,8 @@ static void own(const char *volume, uid_t uid, gid_t gid) {
 
 int main(int argc, char **argv) {
     char target[64], *place, *rest;
-    if (argc != 6 || argv[2][0] != '/') {
-        fprintf(stderr, "usage: attach ROOT PLACE VOLUME UID GID\n");
+    if ((argc != 4 && argc != 6) || argv[2][0] != '/') {
+        fprintf(stderr, "usage: attach ROOT PLACE VOLUME [UID GID]\n");
         return 2;
     }
     int at = open(argv[1], O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -55,7 +55,8 @@ int main(int argc, char **argv) {
     place = argv[2];
     for (const char *name = strtok_r(place, "/", &rest); name; name = strtok_r(NULL, "/", &rest))
         at = below(at, name);
-    own(argv[3], strtoul(argv[4], NULL, 10), strtoul(argv[5], NULL, 10));
+    if (argc == 6)
+        own(argv[3], strtoul(argv[4], NULL, 10), strtoul(argv[5], NULL, 10));
     snprintf(target, sizeof target, "/proc/self/fd/%d", at);
     if (mount(argv[3], target, NULL, MS_BIND, NULL) < 0)
         failed("mount");

@@ -12,6 +12,7 @@ from tests.fakes.disks import FakeDisks
 from tests.fakes.gateway_service import FakeGatewayService
 from tests.fakes.guest import FakeGuest
 from tests.fakes.host_devices import FakeHostDevices
+from tests.fakes.host_folders import FakeHostFolders
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.images import FakeImages
 from tests.fakes.inside import Inside, is_at_work
@@ -136,6 +137,7 @@ class FakeDriver:
             FakeGatewayService(world),
             FakeHostDevices(world, crash_point),
             FakeVolumes(world, crash_point),
+            FakeHostFolders(world, instance, crash_point),
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)

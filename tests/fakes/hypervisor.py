@@ -42,6 +42,7 @@ class FakeHypervisor:
         world.open_as_qemu(plan)
         world.run_as(plan)
         world.open_devices(plan)
+        world.open_folders(plan)
         world.marks[plan.domain] = mark
         for half_way in (DomainState.OFF, DomainState.PAUSED):
             world.domains[plan.domain] = half_way
@@ -98,6 +99,7 @@ class FakeHypervisor:
         self._world.frozen.discard(domain)
         self._world.machine_users.pop(domain, None)
         self._world.group_users.pop(domain, None)
+        self._world.readers_end(domain)
         self._world.root_layers.pop(domain, None)
         self._world.known_layers.pop(domain, None)
         self._world.limits.pop(domain, None)

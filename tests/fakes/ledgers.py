@@ -35,5 +35,6 @@ def held_objects(world: World) -> set[str]:
                 "machine-user": {f"user {data.get('uid')}"},
                 "capture:layer": {f"file {data.get('path')}"},
                 "devices": devices_of(data),
+                "host-mounts": {f"folders {data.get('directory')}"},
             }.get(entry.key, set())
     return claimed

@@ -16,7 +16,7 @@ class FakePaths:
     """
 
     def boot(self) -> BootChoice:
-        return BootChoice("/kernel", "/initramfs", "boot", ("volumes",))
+        return BootChoice("/kernel", "/initramfs", "boot", ("volumes", "host_mounts"))
 
     def of(self, sandbox_id: str) -> SandboxPaths:
         return SandboxPaths(
@@ -30,6 +30,7 @@ class FakePaths:
                         "snapshots",
                         "capture.part",
                         "load.image",
+                        "folders",
                     ),
                 )
             )

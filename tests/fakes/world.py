@@ -114,6 +114,15 @@ class World:
     """IOMMU group -> the user whose its node is; root's are not here."""
     group_users: dict[str, set[int]] = field(default_factory=dict)
     """Domain -> groups that its QEMU has open."""
+    folders: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Directory of sockets -> tag of each folder of the host that is read -> the domain for which, "" while none has
+    come yet.
+    """
+    folder_marks: dict[str, str] = field(default_factory=dict)
+    """Directory of sockets -> whose it is."""
+    host_paths: set[str] = field(default_factory=set)
+    """Folders of the host that are there."""
+    has_virtiofsd: bool = True
 
     def act(self, call: str) -> None:
         """Every effect passes here: a dead driver has none, and a test may make one fail."""
@@ -138,6 +147,7 @@ class World:
                 if VFIO in {function.driver, function.override}
                 or function.group in self.groups
             }
+            | {f"folders {directory}" for directory in self.folders}
         )
 
     def running_users(self) -> set[int]:
@@ -178,6 +188,7 @@ class World:
         if self.domains.get(domain) in {DomainState.RUNNING, DomainState.PAUSED}:
             self.ended.add(domain)
             self.group_users.pop(domain, None)
+            self.readers_end(domain)
             self.frozen.discard(domain)
             self.root_layers.pop(domain, None)
 
@@ -219,6 +230,20 @@ class World:
             assert others in ([], [plan.domain]), f"group {group} is {others}'s"
         self.group_users[plan.domain] = wanted
 
+    def open_folders(self, plan: LaunchPlan) -> None:
+        """QEMU comes to whatever reads its folders: each waits for it, and serves one QEMU alone."""
+        for mount in plan.host_mounts:
+            directory = mount.socket.rpartition("/")[0]
+            waiting = self.folders.get(directory, {}).get(mount.tag)
+            assert waiting == "", f"nobody waits at {mount.socket}: {waiting}"
+            self.folders[directory][mount.tag] = plan.domain
+
+    def readers_end(self, domain: str) -> None:
+        """Its QEMU has gone; what read its folders goes with it."""
+        for directory, readers in self.folders.items():
+            left = {tag: name for tag, name in readers.items() if name != domain}
+            self.folders[directory] = left
+
     def check_rules(self, domain: str) -> None:
         """An instruction of it runs: behind rules that are its owner's."""
         tap = self.networks.get(domain)  # None: of an earlier driver's
@@ -236,6 +261,7 @@ class World:
         """The guest powers off, saying `report` first, or the machine crashes."""
         self.domains[domain] = DomainState.OFF
         self.group_users.pop(domain, None)
+        self.readers_end(domain)
         if report is not None:
             for path in self.reports:
                 if path.startswith(self.marks[domain].rpartition("/")[2]):

@@ -84,6 +84,7 @@ def plan(
                         "snapshots",
                         "capture.part",
                         "load.image",
+                        "folders",
                     ),
                 )
             )

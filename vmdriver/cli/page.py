@@ -177,6 +177,9 @@ def _machine(machine: Document, plan: Document | None) -> Iterator[tuple[str, Wo
     yield "wall", ", ".join(plan["wall"]) or Styled("no part of it", WARN)
     if plan["devices"]:
         yield "devices", ", ".join(plan["devices"])
+    for folder in plan["host_mounts"]:
+        how = "read only" if folder["read_only"] else f"written as {folder['uid']}"
+        yield "host folder", f"{folder['path']} at {folder['mount']}, {how}"
 
 
 def _network(

@@ -32,6 +32,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
         uids = driver.users.uids
         user = uids.user(uids.numbers[0])
         boot, volumes = driver.paths.boot(), driver.core.volumes
+        folders, paths = driver.core.host_mounts, driver.paths.of(spec.id)
         await volumes.look()
         facts = planner.HostFacts(
             accelerator=kvm_outcome.likely(
@@ -43,7 +44,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             image_digest="(resolved at create)",
             image_config=ImageConfig(),
             supervisor_disk="(made from supervisor_path)",
-            paths=driver.paths.of(spec.id),
+            paths=paths,
             lease=addresses.take(spec.id, await driver.network.taken()),
             own_networks=await driver.network.own_networks(),
             gateway_address=None
@@ -51,6 +52,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             else await driver.network.resolve(endpoint.host),
             has_token=token is not None,
             volumes=volumes.disks(spec, boot, driver.paths.volume),
+            host_mounts=folders.planned(spec, paths.folders),
         )
         return planner.with_user(
             planner.resolve(spec, settings, facts, PlanDraft()), user

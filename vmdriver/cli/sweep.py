@@ -9,7 +9,7 @@ from vmdriver.cli.terminal import print_json, say
 from vmdriver.config import Loaded
 from vmdriver.errors import ConfigError, DriverError
 from vmdriver.host.lock import StateLock
-from vmdriver.lifecycle.launch.marked import remove
+from vmdriver.lifecycle.launch.marked import marked, remove
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.sandboxes.records import is_sandbox
@@ -43,7 +43,7 @@ async def _sweep(
             found = await driver.network.marked()
         else:
             await driver.prepare_connection()
-            found = [*await driver.machines.marked(), *await driver.network.marked()]
+            found = await marked(ports)
         orphans = [item for item in found if item.sandbox_id not in known]
         if not driver.records.all_there():
             problems.append(

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from vmdriver.host import facts
 from vmdriver.model.devices import pci_address
+from vmdriver.model.host_mount import AllowedFolder
 from vmdriver.model.spec import Frozen
 
 
@@ -58,6 +59,12 @@ class MachineSettings(Frozen):
         [],
         description="PCI addresses of this host's devices that sandboxes may have "
         "(docs/devices.md); empty: none",
+    )
+
+    host_mounts: list[AllowedFolder] = Field(
+        [],
+        description="folders of this host that sandboxes may have, with path, read_only (true) and "
+        "user (docs/host_mounts.md), in flags PATH or PATH=USER; empty: none",
     )
 
     @field_validator("passthrough_devices")

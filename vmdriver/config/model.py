@@ -59,6 +59,24 @@ class Config(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _folders_are_none_of_the_drivers(self) -> Self:
+        """A guest that reads or writes the state directory would have all sandboxes."""
+        own = str(self.driver.state_dir)
+        for folder in self.machines.host_mounts:
+            if f"{own}/".startswith(f"{folder.path}/") or folder.path.startswith(
+                f"{own}/"
+            ):
+                raise ValueError(
+                    f"host_mounts: {folder.path} has state_dir in it, or is in it"
+                )
+        if self.machines.host_mounts and self.driver.connection != "embed":
+            raise ValueError(
+                'host_mounts takes connection = "embed": machines of a libvirt daemon have their '
+                "boxes made otherwise, which was not tried"
+            )
+        return self
+
 
 _SECTIONS: Mapping[str, Mapping[str, FieldInfo]] = {
     name: field.annotation.model_fields

@@ -59,6 +59,7 @@ def settings_from(config: Config) -> Settings:
         if isinstance(network.host_access, str)
         else tuple(network.host_access),
         "passthrough_devices": tuple(machines.passthrough_devices),
+        "host_mounts": tuple(machines.host_mounts),
         "egress_allow": tuple(network.egress_allow),
         "egress_deny": tuple(network.egress_deny),
         "namespaces": True,

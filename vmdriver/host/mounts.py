@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 _CLONE_NEWNS = 0x00020000
-_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 
 
 def enter_own_namespace() -> None:
@@ -27,6 +27,14 @@ def bind(source: Path, target: Path) -> None:
     OSError.
     """
     _mount(os.fsencode(source), target, _MS_BIND | _MS_REC)
+
+
+def bind_opened(folder: int, target: Path) -> None:
+    """Show the folder that this is a descriptor of, without what is or will be mounted below it, at
+    `target` too. It must have been opened in this thread's own namespace. OSError.
+    """
+    _mount(f"/proc/thread-self/fd/{folder}".encode(), target, _MS_BIND)
+    _mount(b"none", target, _MS_PRIVATE)
 
 
 def _mount(source: bytes, target: Path, flags: int) -> None:

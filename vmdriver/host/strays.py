@@ -108,6 +108,17 @@ def _pids() -> list[int]:
     return [pid for pid in found if pid != own]
 
 
+def values_of(variable: str) -> set[str]:
+    """What that variable says in every process that has it."""
+    begin, found = f"{variable}=".encode(), set[str]()
+    for pid in _pids():
+        process = _read(pid)
+        for entry in process.environment if process else ():
+            if entry.startswith(begin):
+                found.add(os.fsdecode(entry.removeprefix(begin)))
+    return found
+
+
 def _kill(pid: int, is_stray: Callable[[Process], bool]) -> bool:
     """True if it was one. The descriptor is opened first: whoever has that number later is
     not the one that is killed.

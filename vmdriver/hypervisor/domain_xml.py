@@ -1,15 +1,15 @@
 """A launch plan as libvirt domain XML. Pure; the golden tests pin it.
 
-Nothing in it stands in the way of saving and restoring memory: a versioned machine
-type, no 9p or virtiofs, no balloon, and a CPU that libvirt records, or we do. Choices
-that were measured are in DECISIONS.md.
+Nothing in it stands in the way of saving and restoring memory (but for what a machine was
+given of the host, devices and folders): a versioned machine type, no balloon, and a CPU that
+libvirt records, or we do. Choices that were measured are in DECISIONS.md.
 """
 
 from __future__ import annotations
 
 from xml.etree import ElementTree as Xml
 
-from vmdriver.hypervisor import passed_devices, throttle
+from vmdriver.hypervisor import passed_devices, shared_folders, throttle
 from vmdriver.hypervisor.abilities import Host
 from vmdriver.hypervisor.domain_reading import METADATA, read_element
 from vmdriver.hypervisor.guest_channel import CHANNEL
@@ -201,6 +201,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
     metadata = _add(root, "metadata")
     Xml.SubElement(metadata, f"{{{METADATA}}}sandbox", {"mark": mark})
     _add(root, "memory", str(plan.memory_mib), unit="MiB")
+    shared_folders.share_memory(root, plan)
     _add(root, "vcpu", str(plan.vcpus))
     _cpu_tune(root, plan)
     _boot(root, plan.kernel, plan.initramfs, plan.kernel_arguments, host)
@@ -219,6 +220,7 @@ def render(plan: LaunchPlan, host: Host, mark: str, passage: Passage = DIRECT) -
     _add(channel, "target", type="virtio", name=CHANNEL)
     _platform_devices(devices)
     passed_devices.render(devices, plan)
+    shared_folders.render(devices, plan)
     _security(root, plan.user or host.owner)
     if host.unasked:
         _leave_unasked(root)

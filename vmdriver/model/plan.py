@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from vmdriver.model.devices import PassedFunction
+from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.spec import Frozen
 from vmdriver.model.volume import volume_id
@@ -236,6 +237,8 @@ class LaunchPlan(Frozen):
     """These and whatever goes along with them: all of their IOMMU groups."""
     volumes: tuple[MountedVolume, ...] = ()
     """Disks that outlive the sandbox."""
+    host_mounts: tuple[HostMount, ...] = ()
+    """Folders of the host's."""
     required_features: tuple[str, ...] = ()
     hostname: str
     hosts: tuple[tuple[str, str], ...] = ()

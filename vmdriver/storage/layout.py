@@ -165,6 +165,8 @@ class SandboxFiles:
     """A checkpoint that is being made."""
     scratch = Named("load.image")
     """What libvirt loads a machine's state from; there for a moment only."""
+    folders = Named("folders")
+    """Sockets by which its machine reaches folders of the host, while it runs."""
 
     def extension(self, name: str) -> Path:
         """An extension's private directory, 0700."""

@@ -34,6 +34,7 @@ class FilePaths:
             snapshots=str(files.snapshots),
             part=str(files.part),
             scratch=str(files.scratch),
+            folders=str(files.folders),
         )
 
     def new_layer(self, sandbox_id: str, user: MachineUser | None) -> str:

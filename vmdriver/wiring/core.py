@@ -9,6 +9,7 @@ from typing import Any
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.control.admission import Admission
 from vmdriver.lifecycle.control.device_news import DeviceWatch
+from vmdriver.lifecycle.control.folder_news import FolderWatch
 from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
 from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.manager import Manager
@@ -26,6 +27,7 @@ from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.extending.subject import subject_of
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.devices import DevicePool, Devices, passed_devices
+from vmdriver.lifecycle.launch.host_mounts import HostMounts, host_mounts_part
 from vmdriver.lifecycle.launch.launcher import Launcher
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import AddressLease, Layers, launch_parts
@@ -101,7 +103,9 @@ class Core:
         self.volumes = Volumes(
             store=ports.volumes, settings=settings, holds=sandboxes.holds_volume
         )
-        more = passed, volumes_part(self.volumes)
+        self.host_mounts = HostMounts(host=ports.host_folders, settings=settings)
+        shared = host_mounts_part(ports.host_folders)
+        more = passed, volumes_part(self.volumes), shared
         self.parts = launch_parts(ports, self.layers, *more)
         self.lease = AddressLease(addresses, ports.network)
         self.user = UserLease(users, ports.machine_users)
@@ -186,6 +190,7 @@ class Core:
             devices=self.devices,
             parts=self.parts,
             volumes=self.volumes,
+            host_mounts=self.host_mounts,
         )
 
     def _templates(self, directory: str) -> Templates:
@@ -288,6 +293,7 @@ class Core:
                 settings,
                 self.workforce.snapshots,
                 DeviceWatch(self.devices, sandboxes),
+                FolderWatch(ports.host_folders, sandboxes),
             ),
             network_reporter=NetworkReporter(sandboxes, ports.network_guard),
         )
@@ -305,6 +311,7 @@ class Core:
             devices=self.devices,
             layers=self.layers,
             volumes=self.volumes,
+            host_mounts=self.host_mounts,
             allow_fork=self.workforce.snapshots.allow_fork,
         )
 

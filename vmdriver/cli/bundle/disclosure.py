@@ -23,6 +23,7 @@ from vmdriver.model.checkpoint import (
     Versions,
 )
 from vmdriver.model.devices import PassedFunction
+from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import (
     Disk,
@@ -84,9 +85,8 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
             "schema_version sandbox_id domain domain_uuid accelerator vcpus cpu_quota_millis "
             "memory_mib kernel initramfs kernel_profile kernel_arguments boot_digest image "
             "image_digest image_config disks console network environment_by drop_ins devices "
-            "passed volumes required_features hostname hosts sandbox_uid sandbox_gid pids_max "
-            "disk_iops "
-            "disk_mib_s "
+            "passed volumes host_mounts required_features hostname hosts sandbox_uid sandbox_gid "
+            "pids_max disk_iops disk_mib_s "
             "user wall processor translated_mib operator_exec template"
         ),
         "environment drop_in_environment",
@@ -103,6 +103,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     Disk: ("role path format read_only backing size_mib", ""),
     DropIn: ("name extension", "contents"),
     MountedVolume: ("role workspace name mount may_be_made", ""),
+    HostMount: ("tag path allowed mount read_only uid gid socket", ""),
     MachineUser: ("uid gid", ""),
     PassedFunction: ("address group driver override given bar_mib", ""),
     Processor: ("model microcode flags", ""),
@@ -141,7 +142,7 @@ SETTINGS_TOLD = (
     "driver_name gateway_manages_lifecycle expected_peer_pid guest_tls_ca guest_tls_cert "
     "guest_tls_key allow_same_uid_peer bootstrap_image krun_log_level otlp_endpoint vcpus mem_mib "
     "max_vcpus max_mem_mib max_sandboxes max_committed_mem_mib boot_timeout_s stop_grace_s on_stop "
-    "crash_restarts passthrough_devices "
+    "crash_restarts passthrough_devices host_mounts "
     "on_restore_failure freeze_timeout_s restore_timeout_s restore_retry_s "
     "max_snapshots max_snapshot_mib max_host_snapshots max_host_snapshot_mib "
     "snapshot_retention_days max_layers max_workspace_volumes_mib max_volumes_mib "

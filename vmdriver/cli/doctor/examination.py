@@ -12,6 +12,7 @@ from typing import Any
 from vmdriver.app import Driver, open_driver
 from vmdriver.cli.doctor.device_findings import device_findings
 from vmdriver.cli.doctor.finding import Finding, failed
+from vmdriver.cli.doctor.folder_findings import folder_findings
 from vmdriver.cli.doctor.guest_findings import guest_findings
 from vmdriver.cli.doctor.hypervisor_findings import libvirt_findings
 from vmdriver.cli.doctor.network_findings import network_findings
@@ -269,6 +270,7 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
         ("network", network_findings(driver)),
         ("libvirt", libvirt_findings(driver, alone=alone)),
         ("wall", _wall(driver, alone=alone)),
+        ("host folders", folder_findings(driver)),
     )
     try:
         for name, check in checks:

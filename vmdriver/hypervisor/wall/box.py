@@ -2,8 +2,9 @@
 so, `boxes.py` writes the files that it reads.
 
 In there are /usr, the machine's own files under the names that libvirt tells QEMU, three or four
-devices, and those of the host's that are the machine's own. There is no /proc, no /sys (but for a
-link that names the group of such a device), no other file of this host. What libvirt opens itself
+devices, and those of the host's that are the machine's own; where it has folders of the host, the
+sockets of the programs that read them. There is no /proc, no /sys (but for a link that names the
+group of such a device), no other file of this host. What libvirt opens itself
 (tap, monitor, console, the agent's socket, a stream of memory) comes to QEMU as a descriptor.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from vmdriver.host import out_of_memory
-from vmdriver.hypervisor import passed_devices
+from vmdriver.hypervisor import passed_devices, shared_folders
 from vmdriver.model.passage import Passage
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wall import WallPart
@@ -70,6 +71,8 @@ class Box:
     """Memory of theirs."""
     locked_mib: int | None = None
     """Most that it may lock. None: no more than anybody."""
+    sockets: tuple[tuple[str, str], ...] = ()
+    """Of programs that give it folders of the host: where each is, and where it is in there."""
 
 
 def of_plan(
@@ -95,6 +98,7 @@ def of_plan(
         links=passed_devices.links(plan),
         mapped_mib=passed_devices.bar_mib(plan),
         locked_mib=passed_devices.locked_mib(plan),
+        sockets=shared_folders.sockets(plan, passage),
         apart=plan.network.moved,
         memory_mib=plan.memory_mib,
         file_bytes=max(disk_bytes + disk_bytes // 4, memory) + _GIB,
@@ -121,6 +125,8 @@ def arguments(box: Box, ground: Ground) -> tuple[str, ...]:
         # A folder first: what may only be read in there is laid over it.
         *_bound("--bind", box.writes),
         *_bound("--ro-bind", box.reads),
+        *_ways_to(place for _, place in box.sockets),
+        *(word for socket in box.sockets for word in ("--ro-bind", *socket)),
     )
 
 

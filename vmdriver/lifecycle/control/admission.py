@@ -27,6 +27,7 @@ from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.devices import Devices
 from vmdriver.lifecycle.launch.devices_asked import wanted_devices
+from vmdriver.lifecycle.launch.host_mounts import HostMounts
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.launch.volumes import Volumes
@@ -58,6 +59,7 @@ class Admission:
     devices: Devices
     layers: Layers
     volumes: Volumes
+    host_mounts: HostMounts
     allow_fork: Callable[[Sandbox, SandboxSpec], Awaitable[None]]
     """Asks a sandbox's extensions whether a new one may start from its snapshot."""
 
@@ -98,9 +100,12 @@ class Admission:
             worker.start()
 
     async def let_start(self, record: SandboxRecord) -> None:
-        """Whether one that is down may come up as far as devices go. Refused, Exhausted."""
+        """Whether one that is down may come up as far as devices and folders of the host go.
+        Refused, Exhausted.
+        """
         if record.intent is not Intent.RUNNING or record.phase is Phase.FAILED:
             await self.devices.admit(record)
+            await self.host_mounts.admit(record.spec)
 
     async def _store(self, record: SandboxRecord, token: SecretStr | None) -> None:
         """What its source has left to it while it was stored goes if that fails."""
@@ -144,7 +149,7 @@ class Admission:
         """
         extensions, now = self.extensions, utc_now()
         bare = SandboxRecord(spec=spec, created_at=now, changed_at=now)
-        await self._look_for_devices(bare)
+        await self._look_at_host(bare)
         self._check(bare)
         activation = extensions.activate(
             spec.labels, spec.driver_config.get("extensions", {})
@@ -161,15 +166,16 @@ class Admission:
         await ask(CallPoint.PREPARE_PLAN, record, None, trace, draft)
         state = state.model_copy(update={"accepted": False})
         record = self._shaped(record, spec, state, draft)
-        await self._look_for_devices(record)
+        await self._look_at_host(record)
         self._check(record)
         return record, draft
 
-    async def _look_for_devices(self, record: SandboxRecord) -> None:
+    async def _look_at_host(self, record: SandboxRecord) -> None:
         """Not after the rest: what is left of room is asked for without waiting after that."""
         if wanted_devices(record.spec):
             checks.check(record.spec, self.settings)
             await self.devices.admit(record)
+        await self.host_mounts.admit(record.spec)
 
     def _shaped(
         self,

@@ -21,10 +21,11 @@ from vmdriver.lifecycle.launch.environment import (
     check_passable,
     environment,
 )
+from vmdriver.lifecycle.launch.host_mounts import check_host_mounts
 from vmdriver.lifecycle.launch.planner import disk_mib, size_of
 from vmdriver.lifecycle.launch.throttles import THROTTLE_SCHEMAS, check_throttles
 from vmdriver.lifecycle.ports.settings import Settings
-from vmdriver.model import volume
+from vmdriver.model import host_mount, volume
 from vmdriver.model.snapshot_name import _SNAPSHOT_NAME, split_snapshot
 from vmdriver.model.spec import SandboxSpec
 
@@ -57,6 +58,7 @@ DRIVER_CONFIG_SCHEMA: Mapping[str, Any] = {
         },
         KEY: DEVICES_SCHEMA,
         "volumes": volume.SCHEMA,
+        host_mount.KEY: host_mount.SCHEMA,
         **THROTTLE_SCHEMAS,
         **EGRESS_SCHEMAS,
     },
@@ -97,7 +99,7 @@ def check_driver_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_value(key: str, value: Any, path: str) -> None:
-    if key in {*THROTTLE_SCHEMAS, *EGRESS_SCHEMAS, KEY, "volumes"}:
+    if key in {*THROTTLE_SCHEMAS, *EGRESS_SCHEMAS, KEY, "volumes", host_mount.KEY}:
         return  # each has a check of its own, which knows what the operator allows
     if key == "disk_mib":
         if not isinstance(value, int) or isinstance(value, bool):
@@ -113,9 +115,9 @@ def _check_value(key: str, value: Any, path: str) -> None:
 
 def stop_mode(spec: SandboxSpec, settings: Settings) -> str:
     """What StopSandbox does with this one: the request's word, or the operator's; the state of
-    devices cannot be kept.
+    devices, and of who reads the host's folders, cannot be kept.
     """
-    if wanted_devices(spec):
+    if wanted_devices(spec) or host_mount.wishes_of(spec):
         return "shutdown"
     return str(spec.driver_config.get("on_stop", settings.on_stop))
 
@@ -192,6 +194,7 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     check_throttles(spec.driver_config, settings)
     check_devices(spec, settings)
     volume.wishes_of(spec)
+    check_host_mounts(spec, settings)
     check_egress(spec.driver_config)
     _check_size(spec, settings)
     check_passable(environment(spec, settings, has_token=True))

@@ -1,4 +1,6 @@
-"""What has to be done now and then: small consoles, no old snapshots, a look at devices."""
+"""What has to be done now and then: small consoles, no old snapshots, a look at what machines have
+of the host.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from vmdriver.errors import TimedOut
 from vmdriver.host import facts
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.control.device_news import DeviceWatch
+from vmdriver.lifecycle.control.folder_news import FolderWatch
 from vmdriver.lifecycle.engine.broadcast import GONE_S
 from vmdriver.lifecycle.engine.jobs import Job
 from vmdriver.lifecycle.engine.ledger import MACHINE
@@ -28,6 +31,8 @@ _REMOVAL_WAIT_S = 10.0
 _RETENTION_EVERY = 30
 """Rounds of the console interval between two looks at the snapshots' age."""
 
+_FOLDERS_EVERY = 5
+
 
 @dataclass(eq=False)
 class Housekeeping:
@@ -43,6 +48,7 @@ class Housekeeping:
     settings: Settings
     snapshots: Snapshots
     devices: DeviceWatch
+    folders: FolderWatch
     _had_machine: set[str] = field(default_factory=set, init=False)
     task: asyncio.Task[None] | None = field(default=None, init=False)
 
@@ -61,6 +67,8 @@ class Housekeeping:
             await asyncio.sleep(_CONSOLE_INTERVAL_S)
             await tried(_log, self._bound_consoles())
             await tried(_log, self.hypervisor.bound_logs(), "machines' logs")
+            if rounds % _FOLDERS_EVERY == 0:
+                await tried(_log, self.folders.look(), "host folders")
             if rounds % _RETENTION_EVERY == 0:
                 await tried(_log, self.remove_expired())
                 await tried(_log, self.devices.look())

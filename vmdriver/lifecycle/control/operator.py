@@ -7,7 +7,7 @@ from __future__ import annotations
 from vmdriver.errors import HostError, NotFound, Refused
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.worker import Worker
-from vmdriver.lifecycle.memory.capture import refuse_devices
+from vmdriver.lifecycle.memory.capture import refuse_unkept
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
 from vmdriver.model.checkpoint import SnapshotEntry
 from vmdriver.model.phase import Intent, MachineState, Phase
@@ -54,7 +54,7 @@ class Operations:
                 resolution="only a running sandbox can be suspended",
             )
         if record.plan is not None:
-            refuse_devices(record.plan)
+            refuse_unkept(record.plan)
         await self._manager.ask_to_stop(worker)
         await worker.wish(Wish.SUSPEND)
         limit_s = self._manager.stop_limit_s()

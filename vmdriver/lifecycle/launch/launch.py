@@ -49,7 +49,7 @@ def _qemu_ended(failed: LaunchFailed) -> bool:
     return started and isinstance(failed.cause, HypervisorError)
 
 
-def _tell_volumes(sandbox: Sandbox, plan: LaunchPlan) -> None:
+def _tell_mounts(sandbox: Sandbox, plan: LaunchPlan) -> None:
     if plan.volumes:
         shown = ", ".join(
             f"{volume.name} at {volume.mount}"
@@ -57,6 +57,9 @@ def _tell_volumes(sandbox: Sandbox, plan: LaunchPlan) -> None:
             for volume in plan.volumes
         )
         sandbox.tell("VolumesAttached", f"the machine has {shown}")
+    if plan.host_mounts:
+        folders = ", ".join(folder.shown for folder in plan.host_mounts)
+        sandbox.tell("HostMountsAttached", f"the machine has {folders}")
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ class Launch:
                 )
             source = beginning.source(environment, secrets)
             await launcher.take(sandbox.record, sandbox.ledger, source, timed)
-        _tell_volumes(sandbox, beginning.plan)
+        _tell_mounts(sandbox, beginning.plan)
         sandbox.tell(
             "Started",
             "the machine is started",

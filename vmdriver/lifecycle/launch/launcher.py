@@ -20,6 +20,7 @@ from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.devices import Devices
 from vmdriver.lifecycle.launch.devices_asked import wanted_devices
 from vmdriver.lifecycle.launch.environment import guest_endpoint
+from vmdriver.lifecycle.launch.host_mounts import HostMounts
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import (
     AddressLease,
@@ -113,6 +114,7 @@ class Launcher:
     parts: Sequence[Part]
     """Of a machine, in the order in which it comes to them."""
     volumes: Volumes
+    host_mounts: HostMounts
 
     async def plan(
         self, record: SandboxRecord, ledger: Ledger, tell: Tell, timed: Timed
@@ -145,7 +147,9 @@ class Launcher:
             raise LaunchFailed(error, Reason.BEFORE_LAUNCH_HOOK_FAILED) from error
         try:
             with timed("wall"):
-                return await self.wall.around(plan)
+                plan = await self.wall.around(plan)
+                self.host_mounts.check_wall(plan)
+                return plan
         except DriverError as error:
             raise LaunchFailed(error, Reason.GUEST_PREPARE_FAILED) from error
 
@@ -179,7 +183,9 @@ class Launcher:
     ) -> planner.HostFacts:
         endpoint = guest_endpoint(self.settings.endpoint)
         accelerator = await self.accelerator.chosen()
-        boot = self.paths.boot()
+        boot, paths = self.paths.boot(), self.paths.of(record.id)
+        host_mounts = self.host_mounts.planned(record.spec, paths.folders)
+        self.host_mounts.check_boot(host_mounts, boot)
         return planner.HostFacts(
             accelerator=accelerator,
             processor=await self.hypervisor.processor(accelerator),
@@ -189,7 +195,7 @@ class Launcher:
             image_digest=disk.digest,
             image_config=disk.config,
             supervisor_disk=await self.supervisor.disk(),
-            paths=self.paths.of(record.id),
+            paths=paths,
             lease=lease,
             own_networks=await self.network.own_networks(),
             gateway_address=None
@@ -197,6 +203,7 @@ class Launcher:
             else await self.network.resolve(endpoint.host),
             has_token=await self.records.token(record.id) is not None,
             volumes=self.volumes.disks(record.spec, boot, self.paths.volume),
+            host_mounts=host_mounts,
         )
 
     def _layers(self, record: SandboxRecord, user: MachineUser) -> tuple[str, ...]:

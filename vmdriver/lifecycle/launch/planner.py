@@ -25,6 +25,7 @@ from vmdriver.lifecycle.ports.paths import BootChoice, SandboxPaths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model import ids
 from vmdriver.model.devices import PassedFunction
+from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.plan import (
     Accelerator,
@@ -82,6 +83,7 @@ class HostFacts:
     passed: tuple[PassedFunction, ...] = ()
     """PCI functions of the host's that the machine is to have."""
     volumes: tuple[tuple[MountedVolume, Disk], ...] = ()
+    host_mounts: tuple[HostMount, ...] = ()
 
 
 def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | None]:
@@ -295,6 +297,7 @@ def resolve(
         image_config=facts.image_config,
         disks=_disks(facts, disk_mib(spec, settings)),
         volumes=tuple(volume for volume, _ in facts.volumes),
+        host_mounts=facts.host_mounts,
         console=facts.paths.console,
         network=_network(facts, settings),
         environment=with_added(_environment(spec, settings, facts), added),

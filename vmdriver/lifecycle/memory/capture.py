@@ -322,13 +322,22 @@ def _timed(watch: Stopwatch, name: str, wanted: Wanted) -> Wanted:
     return replace(wanted, effect=effect)
 
 
-def refuse_devices(plan: LaunchPlan) -> None:
-    """Refused where the machine has a device whose state nobody can keep."""
+def refuse_unkept(plan: LaunchPlan) -> None:
+    """Refused where the machine has a device, or a folder of the host's: nobody can keep the state
+    of that device, or of the program that reads the folder.
+    """
     if plan.devices:
         raise Refused(
             f"the machine has a passed-through device ({plan.devices[0]}), whose state "
             "cannot be kept",
             reason="DevicePassedThrough",
+            resolution="stop it instead, or take a snapshot of the disk only",
+        )
+    if plan.host_mounts:
+        raise Refused(
+            f"the machine has a folder of the host's ({plan.host_mounts[0].path}); what it has "
+            "open there cannot be kept with its memory",
+            reason="HostMountAttached",
             resolution="stop it instead, or take a snapshot of the disk only",
         )
 

@@ -33,7 +33,7 @@ from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.memory.capture import (
     Capture,
-    refuse_devices,
+    refuse_unkept,
     refuse_volumes,
 )
 from vmdriver.lifecycle.memory.layers import stand_on
@@ -95,7 +95,7 @@ class Snapshots:
             )
         check_room(sandbox.record, name, self.settings, self.on_host())
         if not disk_only:
-            refuse_devices(plan)
+            refuse_unkept(plan)
             refuse_volumes(plan)
         await self.extensions.before_capture(
             sandbox.record,

@@ -14,7 +14,7 @@ from vmdriver.lifecycle.engine.observer import Observer, Seen
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
-from vmdriver.lifecycle.memory.capture import Capture, refuse_devices
+from vmdriver.lifecycle.memory.capture import Capture, refuse_unkept
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.model import wishes
@@ -88,7 +88,7 @@ class Suspend:
             raise Refused("the machine stands still", reason="StandsStill")
         if plan is None or machine is not MachineState.READY:
             raise Refused("the machine is not there any more", reason="MachineLost")
-        refuse_devices(plan)
+        refuse_unkept(plan)
         with watch.step("hooks"):
             await self.extensions.before_capture(
                 sandbox.record,

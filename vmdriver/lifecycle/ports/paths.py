@@ -56,3 +56,5 @@ class SandboxPaths:
     """A checkpoint under way."""
     scratch: str
     """A file that loading a machine needs for a moment."""
+    folders: str
+    """Directory of the sockets by which its machine reaches folders of the host."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vmdriver.model.host_mount import AllowedFolder
 from vmdriver.model.plan import Egress, HostAccess
 
 
@@ -100,6 +101,8 @@ class Settings:
     isolation: Literal["strict", "available"]
     passthrough_devices: tuple[str, ...]
     """PCI addresses, as the kernel writes them, that requests may have."""
+    host_mounts: tuple[AllowedFolder, ...]
+    """Folders of the host that requests may have, and what lies in them."""
     templates_enabled: bool
     templates_scope: Literal["host", "workspace"]
     warm_pool: int

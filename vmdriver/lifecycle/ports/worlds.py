@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmdriver.lifecycle.ports.devices import HostDevices
+from vmdriver.lifecycle.ports.folders import HostFolders
 from vmdriver.lifecycle.ports.gateway import Gateway
 from vmdriver.lifecycle.ports.guest import Guest
 from vmdriver.lifecycle.ports.host import (
@@ -41,3 +42,4 @@ class Ports:
     gateway: Gateway
     host_devices: HostDevices
     volumes: VolumeStore
+    host_folders: HostFolders

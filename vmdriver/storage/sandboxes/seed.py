@@ -10,6 +10,7 @@ What images/guest/init finds in it:
     init/sandbox-uid init/sandbox-gid     for images without a user "sandbox"
     init/pids-max                most processes and threads of the workload
     init/volumes                 where there are some, a line each: serial, ro or rw, name, place
+    init/folders                 where there are some of the host's, a line each: tag, ro or rw, place
     init/operator-exec           only where operators may run commands in the machine
     init/barrier                 only for a template, and then nothing but it and the ids:
                                  init waits to be adopted, and reads the disk again
@@ -85,6 +86,7 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
         "init/pids-max": f"{plan.pids_max}\n".encode(),
         **({"init/operator-exec": b"1\n"} if plan.operator_exec else {}),
         **({"init/volumes": _volumes(plan)} if plan.volumes else {}),
+        **({"init/folders": _folders(plan)} if plan.host_mounts else {}),
         **_ids(plan),
         "over/opt/openshell/init.d.manifest": "".join(
             f"{d.name}\n" for d in plan.drop_ins
@@ -97,6 +99,13 @@ def _volumes(plan: LaunchPlan) -> bytes:
         f"{volume.role} {'ro' if plan.disk(volume.role).read_only else 'rw'} {volume.name} "
         f"{volume.mount}\n"
         for volume in plan.volumes
+    ).encode()
+
+
+def _folders(plan: LaunchPlan) -> bytes:
+    return "".join(
+        f"{folder.tag} {'ro' if folder.read_only else 'rw'} {folder.mount}\n"
+        for folder in plan.host_mounts
     ).encode()
 
 
