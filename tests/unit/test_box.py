@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_plan_rendering import plan, with_devices, with_volumes
+from tests.unit.test_plan_rendering import (
+    plan,
+    with_devices,
+    with_host_mounts,
+    with_volumes,
+)
 from vmdriver.hypervisor.wall.box import (
     BOX_PARTS,
     Box,
@@ -54,6 +59,14 @@ def test_the_box_of_a_fork_on_kvm_with_a_user_of_its_own(
     wanted = walled(accelerator="kvm", user=MachineUser(uid=250001, gid=250000))
     way = Passage((("/state", "/run/vmd-qemu/state"),))
     golden("box-fork.txt", text(of_plan(wanted, way, 2**31, ["/state/templates/m"])))
+
+
+def test_the_box_of_a_machine_with_folders_has_the_sockets_of_their_readers(
+    golden: Callable[[str, str], None],
+) -> None:
+    wanted = with_host_mounts().model_copy(update={"wall": BOX_PARTS})
+    way = Passage((("/state", "/run/vmd-qemu/state"),))
+    golden("box-folders.txt", text(of_plan(wanted, way, 2**31)))
 
 
 def test_the_box_of_a_machine_with_devices_has_their_groups_and_no_others(

@@ -32,6 +32,7 @@ from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.walled import walled as wall
 from vmdriver.lifecycle.ports.host import Ownership, Taken
 from vmdriver.model.devices import PassedFunction
+from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.model.plan import Disk, LaunchPlan, MountedVolume, NetworkPlan
@@ -438,7 +439,10 @@ def test_host_names(name: str, expected: str) -> None:
 
 
 def test_the_seed_holds_what_init_reads() -> None:
-    value = with_volumes().model_copy(update={"operator_exec": True})
+    folders = with_host_mounts().host_mounts
+    value = with_volumes().model_copy(
+        update={"operator_exec": True, "host_mounts": folders}
+    )
     data = seed.build(
         value,
         {**value.environment, "X": "1"},
@@ -563,3 +567,41 @@ def test_devices_with_much_memory_have_room_for_it() -> None:
     assert hole is not None
     assert (hole.text, hole.get("unit")) == (str(512 * 1024), "MiB")
     assert len(large.findall("devices/hostdev[@managed='no']")) == 2
+
+
+def with_host_mounts() -> LaunchPlan:
+    """One to read as its own user, and one to write as another."""
+    found = []
+    for number, (path, place) in enumerate(
+        (("/srv/models", "/data"), ("/srv/out", "/out"))
+    ):
+        found.append(
+            HostMount(
+                tag=f"folder{number}",
+                path=path,
+                allowed=path,
+                mount=place,
+                read_only=not number,
+                uid=1000 if number else None,
+                gid=1000 if number else None,
+                socket=f"/state/sandboxes/s1/folders/folder{number}.sock",
+            )
+        )
+    return plan().model_copy(update={"host_mounts": tuple(found)})
+
+
+def test_the_domain_xml_of_a_machine_with_folders_of_the_host(golden: Golden) -> None:
+    golden("domain-folders.xml", render(with_host_mounts(), TCG, "vmdriver/test/s1"))
+
+
+def test_memory_is_shared_where_there_are_folders_alone() -> None:
+    assert "memoryBacking" not in render(plan(), TCG, "m")
+
+
+def test_the_guest_is_told_its_folders() -> None:
+    value = with_host_mounts()
+    data = seed.build(value, value.environment, seed.Secrets({}))
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        file = archive.extractfile("init/folders")
+        assert file is not None
+        assert file.read() == b"folder0 ro /data\nfolder1 rw /out\n"

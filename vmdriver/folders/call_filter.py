@@ -72,8 +72,8 @@ INSTALL = (
     "syscall($prctl + 0, 22, 2, $filter, 0, 0) == 0 "
     'or die "no filter of system calls: $!"; exec { $ARGV[0] } @ARGV or die "$ARGV[0]: $!"'
 )
-"""For perl: puts a filter (its bytes in hexadecimal, the number of prctl) on itself and becomes what
-follows. prctl(2): PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP. No module, so that it begins quickly.
+"""For perl: puts a filter (its bytes in hexadecimal, the number of prctl) on itself and becomes
+what follows. prctl(2): PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP. No module, so that it begins quickly.
 """
 
 

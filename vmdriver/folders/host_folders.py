@@ -16,14 +16,14 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from vmdriver.errors import DriverError, HostError, Refused
+from vmdriver.errors import HostError
 from vmdriver.folders.reader import VARIABLE, Program, Reader, find_program
 from vmdriver.folders.resolving import open_folder
 from vmdriver.host import mounts, process, strays
 from vmdriver.host.lanes import Lanes
-from vmdriver.host.threads import finished
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.host_mount import HostMount
 from vmdriver.model.ids import mark as mark_of
@@ -64,7 +64,7 @@ class VirtiofsFolders:
             await self._lanes.run(
                 mount.allowed,
                 f"look at {mount.path}",
-                lambda mount=mount: os.close(open_folder(mount.allowed, mount.path)),
+                partial(_look, mount),
                 deadline_s=_LOOK_S,
             )
 
@@ -159,6 +159,10 @@ def _forget(mark: str, home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
+def _look(mount: HostMount) -> None:
+    os.close(open_folder(mount.allowed, mount.path))
+
+
 @contextlib.contextmanager
 def _failing(what: str) -> Iterator[None]:
     """What the host refuses is told in our words."""
@@ -221,7 +225,9 @@ def _begin(
     with _listening(place.parent, place.name, user) as listener:
         number = listener.fileno()
         words = ["sh", "-c", _IN_THE_BACKGROUND, "sh", *reader.words(program, number)]
-        process.begin(words, (number,)).wait(_BEGIN_S)
+        # From the very first on each of these can be found.
+        known = {VARIABLE: reader.name}
+        process.begin(words, (number,), environment=known).wait(_BEGIN_S)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def find_program(places: tuple[Program, ...] = PLACES) -> Program:
     raise Refused(
         "virtiofsd is missing, by which machines get folders of the host",
         reason="VirtiofsdMissing",
-        resolution="apt-get install virtiofsd (Debian 13; in Debian 12 it is in qemu-system-common)",
+        resolution="apt-get install virtiofsd (Debian 13), qemu-system-common (Debian 12)",
     )
 
 

@@ -109,10 +109,14 @@ class Helper:
 
 
 def begin(
-    arguments: Sequence[str], descriptors: Sequence[int] = (), log: Path | None = None
+    arguments: Sequence[str],
+    descriptors: Sequence[int] = (),
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Helper:
     """Begin a program that gets these descriptors, by their numbers, and nothing else: no input, a
-    session of its own, and no output but what becomes `log`. For threads. CommandError, OSError.
+    session of its own, and no output but what becomes `log`. `environment`: variables besides the
+    usual ones. For threads. CommandError, OSError.
     """
     with contextlib.ExitStack() as files:
         output = files.enter_context(log.open("wb")) if log else subprocess.DEVNULL
@@ -122,7 +126,7 @@ def begin(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**ENVIRONMENT, **_marks},
+                env={**ENVIRONMENT, **_marks, **(environment or {})},
                 cwd="/",
                 pass_fds=descriptors,
                 start_new_session=True,

@@ -135,7 +135,8 @@ def wishes_of(spec: SandboxSpec) -> tuple[HostMountWish, ...]:
     found = [_wish(each, f"{PATH}[{index}]") for index, each in enumerate(asked)]
     found.sort(key=lambda wish: wish.mount)
     if found:
-        _check_places([w.mount for w in (*found, *volume.wishes_of(spec))])
+        volumes = [wish.mount for wish in volume.wishes_of(spec)]
+        _check_places([*(wish.mount for wish in found), *volumes])
     return tuple(found)
 
 

@@ -31,7 +31,8 @@ _REMOVAL_WAIT_S = 10.0
 _RETENTION_EVERY = 30
 """Rounds of the console interval between two looks at the snapshots' age."""
 
-_FOLDERS_EVERY = 5
+_FOLDERS_EVERY = 3
+"""Of these rounds between two looks whether somebody reads machines' folders."""
 
 
 @dataclass(eq=False)

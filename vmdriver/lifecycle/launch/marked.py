@@ -23,7 +23,10 @@ from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.ids import mark
 
 KEYS = {
-    **{"domain": MACHINE, "tap": TAP, "namespace": TAP, "firewall": FIREWALL},
+    "domain": MACHINE,
+    "tap": TAP,
+    "namespace": TAP,
+    "firewall": FIREWALL,
     "folders": HOST_MOUNTS,
 }
 """What each kind of them is in a ledger."""

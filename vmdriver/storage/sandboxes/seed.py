@@ -10,7 +10,8 @@ What images/guest/init finds in it:
     init/sandbox-uid init/sandbox-gid     for images without a user "sandbox"
     init/pids-max                most processes and threads of the workload
     init/volumes                 where there are some, a line each: serial, ro or rw, name, place
-    init/folders                 where there are some of the host's, a line each: tag, ro or rw, place
+    init/folders                 where there are some of the host's, a line each: tag, ro or
+                                 rw, place
     init/operator-exec           only where operators may run commands in the machine
     init/barrier                 only for a template, and then nothing but it and the ids:
                                  init waits to be adopted, and reads the disk again
