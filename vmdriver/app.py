@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import cached_property
 from pathlib import Path
 
 from vmdriver.config import Config
@@ -136,9 +137,6 @@ class Driver:
         )
         self.records = RecordStore(self.layout, self._files)
         self.checkpoints = Checkpoints(self._files, owner, self.layout.clearing)
-        self.folders = VirtiofsFolders(
-            self.layout.sandboxes, config.driver.instance, self.users.uids.probe
-        )
         self.paths = FilePaths(self.layout)
         self._warm_up: asyncio.Task[None] | None = None
         self.accelerator = self._accelerator()
@@ -279,6 +277,12 @@ class Driver:
             Volumes(self.layout, self._files, numbers=self._numbers),
             self.folders,
         )
+
+    @cached_property
+    def folders(self) -> VirtiofsFolders:
+        """Folders of the host for machines."""
+        instance, probe = self.config.driver.instance, self.users.uids.probe
+        return VirtiofsFolders(self.layout.sandboxes, instance, probe)
 
     @property
     def programs(self) -> AgentPrograms:

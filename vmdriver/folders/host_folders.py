@@ -151,7 +151,7 @@ class VirtiofsFolders:
             reader = _reader(mount, self._probe, 64, (10001, 10001), mark)
             passing = dataclasses.replace(reader, outlives_us=False)
             _begin(program, mount, passing, self._probe)
-            _ask(directory, f"{_TRIAL}.sock")
+            ask(directory, f"{_TRIAL}.sock")
 
 
 def _forget(mark: str, home: Path) -> None:
@@ -256,7 +256,7 @@ def _listening(
         yield listener
 
 
-def _ask(directory: Path, name: str) -> None:
+def ask(directory: Path, name: str) -> None:
     """Whether what listens there answers as virtiofsd does. OSError."""
     with (
         _in(directory) as (_, short),

@@ -16,7 +16,6 @@ PACKAGES = {
     "prlimit": "util-linux",
     "setpriv": "util-linux",
     "perl": "perl-base",
-    "virtiofsd": "virtiofsd",
     "gcc": "gcc libc6-dev",
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",

@@ -266,6 +266,13 @@ class LaunchPlan(Frozen):
     template: str | None = None
     """Key of the template that the machine goes on from; None: it boots."""
 
+    @property
+    def is_tied(self) -> bool:
+        """It has volumes, or devices or folders of the host: it goes on from no other machine's
+        memory, and none from its.
+        """
+        return bool(self.devices or self.volumes or self.host_mounts)
+
     def disk(self, role: DiskRole) -> Disk:
         """The disk of that role."""
         return next(disk for disk in self.disks if disk.role == role)

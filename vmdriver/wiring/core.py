@@ -104,9 +104,8 @@ class Core:
             store=ports.volumes, settings=settings, holds=sandboxes.holds_volume
         )
         self.host_mounts = HostMounts(host=ports.host_folders, settings=settings)
-        shared = host_mounts_part(ports.host_folders)
-        more = passed, volumes_part(self.volumes), shared
-        self.parts = launch_parts(ports, self.layers, *more)
+        mounted = volumes_part(self.volumes), host_mounts_part(ports.host_folders)
+        self.parts = launch_parts(ports, self.layers, passed, *mounted)
         self.lease = AddressLease(addresses, ports.network)
         self.user = UserLease(users, ports.machine_users)
         self.wall = Wall(wall_sources, settings.isolation)

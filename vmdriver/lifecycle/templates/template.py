@@ -217,8 +217,7 @@ class Templates:
             return ""
         if not await self._ports.memory.seals():
             return ""  # everybody's memory is nobody's to change
-        alone = plan.devices or plan.volumes or plan.host_mounts
-        if alone or not planner.fits_template_seed(plan):
+        if plan.is_tied or not planner.fits_template_seed(plan):
             return ""
         versions = await self._ports.hypervisor.versions(plan.accelerator)
         return template_key(plan, versions, self._scope(workspace))
