@@ -207,7 +207,7 @@ async def test_readers_outlive_us_are_found_and_end(
         info = Path(mount.socket).lstat()
         assert (info.st_uid, info.st_mode & 0o777) == (USER.uid, 0o600)
         await asyncio.to_thread(
-            host_folders._ask,
+            host_folders.ask,
             directory,
             f"{mount.tag}.sock",
         )
