@@ -80,6 +80,7 @@ from vmdriver.storage.sandboxes import wall_found
 from vmdriver.storage.sandboxes.journal import FileJournal
 from vmdriver.storage.sandboxes.launch_files import LaunchFiles
 from vmdriver.storage.sandboxes.records import RecordStore
+from vmdriver.storage.volume_copies import VolumeCopies
 from vmdriver.storage.volumes import Volumes
 from vmdriver.storage.way_in import open_way_in
 from vmdriver.wiring import Core, Installed
@@ -276,6 +277,7 @@ class Driver:
             SysfsDevices(),
             Volumes(self.layout, self._files, numbers=self._numbers),
             self.folders,
+            VolumeCopies(self.layout, self._files, qemu_owner(self.config)),
         )
 
     @cached_property

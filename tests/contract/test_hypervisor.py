@@ -28,6 +28,7 @@ from vmdriver.errors import (
     TimedOut,
 )
 from vmdriver.host.lanes import Pulse
+from vmdriver.host.plain_file import is_open_to_write
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import monitor, qemu_process
 from vmdriver.hypervisor.abilities import Abilities
@@ -378,6 +379,82 @@ async def test_memory_goes_to_a_file_and_back(
         await memory.go_on(target.domain)
         await hypervisor.destroy(target.domain)
     await memory.go_on(plan.domain)
+
+
+def _target(folder: Path, name: str, owner: Ownership) -> Path:
+    """A file for a copy, as the store makes it."""
+    path = folder / name
+    path.touch()
+    os.truncate(path, 64 * 2**20)
+    os.chown(path, owner.uid, owner.gid)
+    return path
+
+
+async def _copied(memory: DomainMemory, domain: str) -> None:
+    """Wait until nothing is left."""
+    async with asyncio.timeout(20):
+        while await memory.uncopied_bytes(domain) != 0:
+            await asyncio.sleep(0.01)
+
+
+async def test_disks_are_copied_while_the_machine_runs(
+    hypervisor: Any, plan: LaunchPlan, folder: Path
+) -> None:
+    if hypervisor.name != "QEMU":
+        pytest.skip("only QEMU has disks")
+    memory, owner = machine_memory(hypervisor), owner_of(plan)
+    disk, domain, small = Path(plan.disk("status").path), plan.domain, folder / "small"
+    os.truncate(disk, 64 * 2**20)
+    with disk.open("r+b") as file:
+        os.pwrite(file.fileno(), os.urandom(8 * 2**20), 5 * 2**20)
+    small.mkdir(mode=0o755)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "-", small], check=True
+    )
+    try:
+        await hypervisor.start(plan, MARK)
+        full = _target(small, "full", owner)
+        await memory.begin_copies(domain, {"status": str(full)})
+        with pytest.raises(StorageError, match="No space left"):
+            await _copied(memory, domain)
+        with pytest.raises(StorageError):
+            await memory.end_copies(domain, ["status"])
+        assert await hypervisor.observe(domain) is DomainState.RUNNING
+        # As by the next driver: what the last one began is dropped first.
+        path = _target(folder, "a copy, with a comma", owner)
+        await memory.begin_copies(domain, {"status": str(path)})
+        await _copied(memory, domain)
+        await memory.end_copies(domain, ["status"])
+        assert path.read_bytes() == disk.read_bytes()
+        assert path.stat().st_blocks * 512 < 10 * 2**20, "its zeros are holes"
+        with path.open("rb") as file:
+            assert not is_open_to_write(file.fileno())
+        both = {"status": str(path), "root": str(_target(folder, "b", owner))}
+        await memory.begin_copies(domain, both)
+        for _ in range(2):
+            await memory.drop_copies(domain)
+        with pytest.raises(StorageError, match="gone"):
+            await memory.end_copies(domain, ["status"])
+        os.chown(path, 0, 0)
+        with pytest.raises(HypervisorError, match="Permission denied"):
+            await memory.begin_copies(domain, both)
+        await memory.drop_copies(domain)
+        known = await hypervisor.connection.call(
+            "look",
+            lambda c: [
+                monitor.ask(c.lookupByName(domain), "query-jobs"),
+                monitor.ask(
+                    c.lookupByName(domain), "query-named-block-nodes", flat=True
+                ),
+            ],
+        )
+        assert known[0] == []
+        assert "vmdriver-copy" not in str(known[1])
+        await hypervisor.destroy(domain)
+        await memory.drop_copies(domain)
+    finally:
+        await hypervisor.destroy(domain)
+        subprocess.run(["umount", small], check=True)
 
 
 async def _sealed_memory(

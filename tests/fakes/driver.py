@@ -27,6 +27,7 @@ from tests.fakes.paths import FakePaths
 from tests.fakes.records import FakeRecords
 from tests.fakes.settings import SETTINGS
 from tests.fakes.supervisor_disks import FakeSupervisorDisks
+from tests.fakes.volume_copies import FakeVolumeCopies
 from tests.fakes.volumes import FakeVolumes
 from tests.fakes.wall_source import FakeWallSource
 from tests.fakes.world import World
@@ -138,6 +139,7 @@ class FakeDriver:
             FakeHostDevices(world, crash_point),
             FakeVolumes(world, crash_point),
             FakeHostFolders(world, instance, crash_point),
+            FakeVolumeCopies(world),
         )
         ports = dataclasses.replace(fakes, **(adapters or {}))
         self._files = Threads("test", 1)

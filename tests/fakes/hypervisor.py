@@ -95,6 +95,7 @@ class FakeHypervisor:
         self._world.act(f"destroy {domain}")
         self._world.hanging.give_up(domain)
         self._world.domains.pop(domain, None)
+        self._world.volumes.qemu_ends(domain)
         self._world.ended.discard(domain)
         self._world.frozen.discard(domain)
         self._world.machine_users.pop(domain, None)

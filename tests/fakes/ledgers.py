@@ -16,6 +16,10 @@ def devices_of(data: Mapping[str, Any]) -> set[str]:
     return {f"device {function['address']}" for function in functions}
 
 
+def copies_of(data: Mapping[str, Any]) -> set[str]:
+    return {f"file {path}" for path in json.loads(data.get("paths", "[]"))}
+
+
 def held_objects(world: World) -> set[str]:
     """What the ledgers on disk claim, in the words of World.objects."""
     claimed = {
@@ -34,6 +38,7 @@ def held_objects(world: World) -> set[str]:
                 "overlay": {f"file {data.get('path')}"},
                 "machine-user": {f"user {data.get('uid')}"},
                 "capture:layer": {f"file {data.get('path')}"},
+                "capture:volumes": copies_of(data),
                 "devices": devices_of(data),
                 "host-mounts": {f"folders {data.get('directory')}"},
             }.get(entry.key, set())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from tests.fakes.world import World
 from vmdriver.errors import LoadRefused, NotFound
@@ -120,6 +120,42 @@ class FakeMemory:
         world.limits[plan.domain] = (plan.disk_iops, plan.disk_mib_s)
         if plan.template is None:
             world.frozen.add(plan.domain)
+
+    async def begin_copies(self, domain: str, targets: Mapping[str, str]) -> None:
+        self._world.act(f"copy disks of {domain}")
+        await self._world.hanging.passed(f"copy disks of {domain}", domain)
+        self._there(domain)
+        volumes = self._world.volumes
+        assert all(path in self._world.files for path in targets.values())
+        volumes.mirrors[domain] = dict(targets)
+        volumes.uncopied[domain] = 2**30
+        await self._crash_point("copies:begun")
+
+    async def uncopied_bytes(self, domain: str) -> int | None:
+        self._there(domain)
+        self._world.act(f"look at copies of {domain}")
+        left = self._world.volumes.uncopied[domain]
+        self._world.volumes.uncopied[domain] = 0
+        return left
+
+    async def end_copies(self, domain: str, roles: Collection[str]) -> None:
+        self._world.act(f"end copies of {domain}")
+        await self._world.hanging.passed(f"end copies of {domain}", domain)
+        self._there(domain)
+        volumes = self._world.volumes
+        assert domain in self._world.frozen, "the workload writes meanwhile"
+        assert volumes.mirrors[domain].keys() == set(roles)
+        for role, path in dict(volumes.mirrors[domain]).items():
+            content = volumes.content[volumes.roles[domain][role]]
+            volumes.copies[path] = dict(content)
+            await self._crash_point("copies:one-ended")
+        volumes.mirrors.pop(domain, None)
+
+    async def drop_copies(self, domain: str) -> None:
+        self._world.act(f"drop copies of {domain}")
+        await self._world.hanging.passed(f"drop copies of {domain}", domain)
+        self._world.monitor(domain)
+        self._world.volumes.mirrors.pop(domain, None)
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         self._world.act(f"switch {domain} to {layer}")

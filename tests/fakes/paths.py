@@ -39,5 +39,8 @@ class FakePaths:
     def new_layer(self, sandbox_id: str, user: MachineUser | None) -> str:
         return f"layers/{sandbox_id}.{next(_made)}.qcow2"
 
+    def volume_copy(self, sandbox_id: str, user: MachineUser | None) -> str:
+        return f"layers/{sandbox_id}.{next(_made)}.raw"
+
     def volume(self, volume_id: str) -> str:
         return f"volumes/{volume_id}/disk.raw"

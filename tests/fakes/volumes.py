@@ -72,11 +72,7 @@ class FakeVolumes:
         self._there.readers[volume.id] = {*readers, user.uid} if read_only else set()
 
     def _is_open_to_write(self, volume_id: str) -> bool:
-        running = {d for d, state in self._world.domains.items() if state != "off"}
-        return any(
-            self._there.opened.get(domain, {}).get(volume_id) is False
-            for domain in running - self._world.ended
-        )
+        return self._there.is_written(volume_id, self._world.running())
 
     async def take_back(self, volume_id: str, user_id: int | None) -> None:
         self._world.act(f"take back volume {volume_id}")

@@ -150,6 +150,11 @@ class World:
             | {f"folders {directory}" for directory in self.folders}
         )
 
+    def running(self) -> set[str]:
+        """Domains whose QEMU runs."""
+        off = DomainState.OFF
+        return {d for d, state in self.domains.items() if state != off} - self.ended
+
     def running_users(self) -> set[int]:
         """Numbers that a process runs as."""
         return {
@@ -165,8 +170,7 @@ class World:
         uid = plan.user.uid
         assert uid not in self.running_users(), "two machines run as one user"
         self.machine_users[plan.domain] = uid
-        running = {d for d, state in self.domains.items() if state != DomainState.OFF}
-        self.volumes.open_as(plan, running - self.ended)
+        self.volumes.open_as(plan, self.running())
         if not self.knows_users:
             return
         assert uid in self.claimed_users, "a user that is not its own"
@@ -187,6 +191,7 @@ class World:
         """It is killed. libvirt learns of it when it looks a second time, or asks it something."""
         if self.domains.get(domain) in {DomainState.RUNNING, DomainState.PAUSED}:
             self.ended.add(domain)
+            self.volumes.qemu_ends(domain)
             self.group_users.pop(domain, None)
             self.readers_end(domain)
             self.frozen.discard(domain)
@@ -260,6 +265,7 @@ class World:
     def end_machine(self, domain: str, report: GuestReport | None = None) -> None:
         """The guest powers off, saying `report` first, or the machine crashes."""
         self.domains[domain] = DomainState.OFF
+        self.volumes.qemu_ends(domain)
         self.group_users.pop(domain, None)
         self.readers_end(domain)
         if report is not None:

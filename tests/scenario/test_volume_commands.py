@@ -35,9 +35,9 @@ class Commands:
         self.driver, self.socket, self._capsys = driver, socket, capsys
         self.err = ""
 
-    async def run(self, *words: str, code: int = 0) -> str:
+    async def run(self, *words: str, of: str = "volume", code: int = 0) -> str:
         """What it says on its output."""
-        found = await asyncio.to_thread(main, ["volume", *words, *self.options()])
+        found = await asyncio.to_thread(main, [of, *words, *self.options()])
         out, self.err = self._capsys.readouterr()
         assert found == code, out + self.err
         return out
@@ -268,3 +268,41 @@ async def test_content_without_an_end_is_not_taken(commands: Commands) -> None:
             await stub.ImportVolume(requests)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert not commands.driver.world.volumes.beside
+
+
+async def test_a_snapshot_has_volumes_in_it_that_go_to_files(
+    commands: Commands, tmp_path: Path
+) -> None:
+    driver, there = commands.driver, commands.driver.world.volumes
+    config = {"volumes": [{"name": "data", "mount": "/data", "size_mib": 64}]}
+    await driver.manager.create(spec(driver_config=config), None)
+    await driver.settled()
+    there.content[DATA] = {0: b"before", 2**25: b"that"}
+    create = "create", "s1", "a"
+    said = await commands.run(*create, "--volumes", of="snapshot", code=2)
+    assert not said
+    assert "--disk-only" in commands.err
+    await commands.run(*create, "--disk-only", "--volumes", of="snapshot")
+    there.content[DATA] = {0: b"after"}
+    (entry,) = json.loads(await commands.run("ls", "s1", "--json", of="snapshot"))
+    wanted = {"name": "data", "size_mib": 64, "stored_bytes": len("beforethat")}
+    assert entry["volumes"] == [wanted]
+    assert "volumes" in await commands.run("ls", "s1", of="snapshot")
+    assert "data, 64 MiB" in await commands.run("show", "s1", "a", of="snapshot")
+    target = tmp_path / "target.img"
+    out = "export", "data", str(target), "--snapshot"
+    await commands.run(*out, "s1/b", code=2)
+    assert "has no snapshot 'b'" in commands.err
+    await commands.run(*out, "nonsense", code=2)
+    assert not target.exists()
+    said = await commands.run(*out, "s1/a", "--json")
+    assert json.loads(said.splitlines()[-1])["total_bytes"] == 64 * MIB
+    with target.open("rb") as file:
+        assert file.read(7) == b"before\0"
+        file.seek(2**25)
+        assert file.read(5) == b"that\0"
+    assert target.stat().st_size == 64 * MIB
+    await commands.run("restore", "s1", "a", "--volumes", of="snapshot")
+    assert there.content[DATA] == {0: b"before", 2**25: b"that"}
+    await commands.run("rm", "s1", "a", of="snapshot")
+    assert not [path for path in driver.world.files if path.endswith(".raw")]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system.machines import Driver
+from tests.system.test_disk_moment import run
 from tests.system.workloads import running
 
 PLACE = "/data/some/place"
@@ -19,6 +20,42 @@ def with_volume(driver: Driver, **more: Any) -> str:
 def holders(driver: Driver) -> list[str]:
     (found,) = driver.cli("volume", "ls")
     return list(found["sandboxes"])
+
+
+COUNT = f"""
+n=0
+while :; do n=$((n+1)); echo $n >> /sandbox/n; echo $n >> {PLACE}/n; done
+"""
+"""On the disk, then on the volume, and it never asks for anything to be on either."""
+
+
+def last(driver: Driver, sandbox: str, folder: str) -> int:
+    return int(driver.gateway.shell(sandbox, f"tail -1 {folder}/n"))
+
+
+def goes_back_to_a_moment(driver: Driver, sandbox: str, folder: Path) -> None:
+    """A snapshot of a machine that writes to its disk and its volume has both of one moment."""
+    shell = driver.gateway.shell
+    shell(sandbox, f"nohup sh -c '{COUNT}' > /dev/null 2>&1 &")
+    before = last(driver, sandbox, PLACE)
+    driver.operate("snapshot", "create", sandbox, "kept", "--disk-only", "--volumes")
+    after = last(driver, sandbox, PLACE)
+    shell(sandbox, f"echo lost > {PLACE}/two")
+    (entry,) = driver.cli("snapshot", "ls", sandbox)
+    assert [each["name"] for each in entry["volumes"]] == ["data"]
+    assert 0 < entry["volumes"][0]["stored_bytes"] < 48 * 2**20, "it is sparse"
+    image = folder / "of-a-moment"
+    out = "volume", "export", "data", str(image), "--snapshot", f"{sandbox}/kept"
+    driver.operate(*out)
+    run("e2fsck", "-p", image, fine=(0, 1))
+    assert run("debugfs", "-R", "cat two", image) == "more\n"
+    driver.operate("snapshot", "restore", sandbox, "kept", "--volumes")
+    disk, volume = last(driver, sandbox, "/sandbox"), last(driver, sandbox, PLACE)
+    assert disk - volume in {0, 1}
+    assert before <= volume <= after
+    assert shell(sandbox, f"cat {PLACE}/one {PLACE}/two") == "written\nmore\n"
+    driver.operate("snapshot", "rm", sandbox, "kept")
+    assert not list((driver.host.state / "layers").rglob("*.raw"))
 
 
 def test_a_volume_outlives_sandboxes_and_goes_on_with_kept_memory(
@@ -40,6 +77,7 @@ def test_a_volume_outlives_sandboxes_and_goes_on_with_kept_memory(
     )
     # Not synced: a stop puts it away whole, or nobody could mount it only to read.
     shell(first, f"echo more > {PLACE}/two")
+    goes_back_to_a_moment(driver, first, tmp_path)
     driver.stop(first)
     assert driver.delete(first)
     assert holders(driver) == []

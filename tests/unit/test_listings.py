@@ -15,7 +15,7 @@ from vmdriver.model.record import utc_now
 from vmdriver.service import admin_client
 
 AT = (utc_now() - timedelta(hours=3, minutes=1)).isoformat()
-SNAPSHOT = {"name": "one", "created": AT, "memory": True, "memory_bytes": 3 * 2**29, "disk_bytes": 2**20, "layers": ["/l/a", "/l/b"]}  # fmt: skip
+SNAPSHOT = {"name": "one", "created": AT, "memory": True, "memory_bytes": 3 * 2**29, "disk_bytes": 2**20, "layers": ["/l/a", "/l/b"], "volumes": [{"name": "data", "size_mib": 64, "stored_bytes": 2**20}]}  # fmt: skip
 IMAGE = {"digest": f"sha256:{'0' * 64}", "stored_bytes": 2**30, "used": AT, "in_use": True, "names": ["docker://r/x@sha256:0"]}  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def test_a_snapshot_is_shown_as_a_page(
     assert [line.split() for line in lines[2:]] == [
         ["memory", "1.5", "GiB"],
         ["disk", "1", "MiB"],
+        ["volume", "data,", "64", "MiB,", "1", "MiB", "stored"],
         ["layer", "/l/a"],
         ["layer", "/l/b"],
     ]

@@ -90,12 +90,14 @@ class ImportVolumePiece(_message.Message):
     def __init__(self, volume: _Optional[_Union[CreateVolumeRequest, _Mapping]] = ..., piece: _Optional[_Union[VolumePiece, _Mapping]] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class ExportVolumeRequest(_message.Message):
-    __slots__ = ("workspace", "name")
+    __slots__ = ("workspace", "name", "snapshot")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    snapshot: str
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("time", "reason", "message", "warning", "done_bytes", "total_bytes")
@@ -128,22 +130,26 @@ class ResumeRequest(_message.Message):
     def __init__(self, sandbox: _Optional[str] = ..., cold: _Optional[bool] = ...) -> None: ...
 
 class CreateSnapshotRequest(_message.Message):
-    __slots__ = ("sandbox", "name", "disk_only")
+    __slots__ = ("sandbox", "name", "disk_only", "volumes")
     SANDBOX_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISK_ONLY_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
     sandbox: str
     name: str
     disk_only: bool
-    def __init__(self, sandbox: _Optional[str] = ..., name: _Optional[str] = ..., disk_only: _Optional[bool] = ...) -> None: ...
+    volumes: bool
+    def __init__(self, sandbox: _Optional[str] = ..., name: _Optional[str] = ..., disk_only: _Optional[bool] = ..., volumes: _Optional[bool] = ...) -> None: ...
 
 class RestoreSnapshotRequest(_message.Message):
-    __slots__ = ("sandbox", "name")
+    __slots__ = ("sandbox", "name", "volumes")
     SANDBOX_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
     sandbox: str
     name: str
-    def __init__(self, sandbox: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    volumes: bool
+    def __init__(self, sandbox: _Optional[str] = ..., name: _Optional[str] = ..., volumes: _Optional[bool] = ...) -> None: ...
 
 class ListSnapshotsRequest(_message.Message):
     __slots__ = ("sandbox",)
@@ -158,20 +164,32 @@ class ListSnapshotsResponse(_message.Message):
     def __init__(self, snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("name", "created", "memory", "memory_bytes", "disk_bytes", "layers")
+    __slots__ = ("name", "created", "memory", "memory_bytes", "disk_bytes", "layers", "volumes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
     name: str
     created: _timestamp_pb2.Timestamp
     memory: bool
     memory_bytes: int
     disk_bytes: int
     layers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., memory: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ...) -> None: ...
+    volumes: _containers.RepeatedCompositeFieldContainer[SnapshotVolume]
+    def __init__(self, name: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., memory: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ..., volumes: _Optional[_Iterable[_Union[SnapshotVolume, _Mapping]]] = ...) -> None: ...
+
+class SnapshotVolume(_message.Message):
+    __slots__ = ("name", "size_mib", "stored_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MIB_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_mib: int
+    stored_bytes: int
+    def __init__(self, name: _Optional[str] = ..., size_mib: _Optional[int] = ..., stored_bytes: _Optional[int] = ...) -> None: ...
 
 class DeleteSnapshotRequest(_message.Message):
     __slots__ = ("sandbox", "name")

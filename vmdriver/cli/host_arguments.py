@@ -62,6 +62,11 @@ def _add_volumes(commands: Any, leaf: Leaf) -> None:
         if action in {"import", "export"}:
             text = "the raw image"
             one.add_argument("file", type=Path, metavar="FILE", help=text)
+        if action == "export":
+            text = "as it was at that sandbox's snapshot, whoever has it now"
+            one.add_argument(
+                "--snapshot", default="", metavar="SANDBOX/NAME", help=text
+            )
 
 
 def _group(commands: Any, name: str, text: str) -> Any:

@@ -214,6 +214,12 @@ def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None
             one.add_argument(
                 "--disk-only", action="store_true", help="without the memory"
             )
+        if action in {"create", "restore"}:
+            meaning = {
+                "create": "with what is on its volumes; with --disk-only alone",
+                "restore": "its volumes too, as the snapshot has them: all or none",
+            }[action]
+            one.add_argument("--volumes", action="store_true", help=meaning)
     text = "list and remove templates of booted guests"
     group = commands.add_parser("template", help=text, description=text)
     actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")

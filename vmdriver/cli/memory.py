@@ -45,17 +45,31 @@ def _show_snapshots(found: list[dict[str, Any]], as_json: bool) -> None:
             ago(datetime.fromisoformat(entry["created"]), utc_now()),
             size(entry["memory_bytes"]) if entry["memory"] else "-",
             size(entry["disk_bytes"]),
+            size(stored) if (stored := _volume_bytes(entry)) is not None else "-",
             str(len(entry["layers"])),
         )
         for entry in found
     ]
-    print_table(("name", "created", "memory", "disk", "layers"), rows)
+    print_table(("name", "created", "memory", "disk", "volumes", "layers"), rows)
+
+
+def _volume_bytes(entry: dict[str, Any]) -> int | None:
+    """None: it has no volumes."""
+    found = [int(volume["stored_bytes"]) for volume in entry["volumes"]]
+    return sum(found) if found else None
 
 
 def _show_snapshot(entry: dict[str, Any]) -> None:
     when = moment(datetime.fromisoformat(entry["created"]), utc_now())
     memory = size(entry["memory_bytes"]) if entry["memory"] else "none: disk only"
     rows = [("created", when), ("memory", memory), ("disk", size(entry["disk_bytes"]))]
+    rows += [
+        (
+            "volume",
+            f"{v['name']}, {v['size_mib']} MiB, {size(v['stored_bytes'])} stored",
+        )
+        for v in entry["volumes"]
+    ]
     rows += [("layer", path) for path in entry["layers"]]
     show(rendered([Section(entry["name"], rows)]))
 
@@ -66,13 +80,15 @@ def snapshot(loaded: Loaded, arguments: argparse.Namespace) -> int:
     as_json = arguments.json
     match arguments.action:
         case "create":
-            name, disk_only = arguments.name, arguments.disk_only
+            name, only, too = arguments.name, arguments.disk_only, arguments.volumes
             with _told(f"taking snapshot {name} of {sandbox}", as_json) as tell:
-                admin_client.create_snapshot(path, sandbox, name, disk_only, tell)
+                create = admin_client.create_snapshot
+                create(path, sandbox, name, only, tell, volumes=too)
         case "restore":
             name = arguments.name
             with _told(f"returning {sandbox} to snapshot {name}", as_json) as tell:
-                admin_client.restore_snapshot(path, sandbox, name, tell)
+                restore, too = admin_client.restore_snapshot, arguments.volumes
+                restore(path, sandbox, name, tell, volumes=too)
         case "rm":
             admin_client.delete_snapshot(path, sandbox, arguments.name)
         case "ls":

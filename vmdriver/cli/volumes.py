@@ -19,7 +19,7 @@ from vmdriver.cli.wording import size
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import HostError, InvalidRequest
-from vmdriver.service import volumes_client
+from vmdriver.service import admin_client, volumes_client
 from vmdriver.storage import files
 
 _PIECE = 2**20
@@ -47,7 +47,8 @@ def volume(loaded: Loaded, arguments: argparse.Namespace) -> int:
             found = _import(path, workspace, name, arguments.file, as_json=as_json)
             _told(found, as_json=as_json)
         case _:
-            _export(path, workspace, name, arguments.file, as_json=as_json)
+            whence = workspace, name, arguments.snapshot
+            _export(path, whence, arguments.file, as_json=as_json)
     return 0
 
 
@@ -126,17 +127,17 @@ def _read(descriptor: int, end: int, tell: Tell) -> Iterator[tuple[int, bytes]]:
 
 
 def _export(
-    path: Path, workspace: str, name: str, file: Path, *, as_json: bool
+    path: Path, whence: tuple[str, str, str], file: Path, *, as_json: bool
 ) -> None:
-    """A new sparse file, there as a whole or not at all."""
+    """A new sparse file, there as a whole or not at all. `whence`: workspace, name, snapshot."""
     check_free(file)
-    total, end = _size_of(path, workspace, name), 0
+    total, end = _size_of(path, *whence), 0
     with (
         files.or_error(f"{file} cannot be written", "name one on a disk with space"),
         new_file(file) as (target, publish),
-        _progress(f"exporting {name}", as_json=as_json) as tell,
+        _progress(f"exporting {whence[1]}", as_json=as_json) as tell,
     ):
-        for offset, data in volumes_client.content(path, workspace, name):
+        for offset, data in volumes_client.content(path, *whence):
             files.write_all(target, data, offset)
             end = offset if not data else end
             tell(offset + len(data), total)
@@ -150,9 +151,14 @@ def _export(
             raise taken(file) from error
 
 
-def _size_of(path: Path, workspace: str, name: str) -> int:
+def _size_of(path: Path, workspace: str, name: str, snapshot: str) -> int:
     """Bytes; 1 where the export will say what is wrong."""
-    for each in volumes_client.all_of(path):
-        if (each["workspace"], each["name"]) == (workspace, name):
-            return int(each["size_mib"]) * 2**20
-    return 1
+    if snapshot:
+        sandbox, _, taken_as = snapshot.partition("/")
+        entries = admin_client.list_snapshots(path, sandbox)
+        found = [v for e in entries if e["name"] == taken_as for v in e["volumes"]]
+    else:
+        all_of_it = volumes_client.all_of(path)
+        found = [each for each in all_of_it if each["workspace"] == workspace]
+    sizes = [int(v["size_mib"]) * 2**20 for v in found if v["name"] == name]
+    return sizes[0] if sizes else 1

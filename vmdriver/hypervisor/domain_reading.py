@@ -65,9 +65,9 @@ def read_other_disks(domain_xml: str) -> tuple[str, ...]:
     return tuple(t.get("dev", "") for t in targets if t is not None)
 
 
-def read_root_alias(domain_xml: str) -> str:
-    """libvirt's name for the root disk's device in a running QEMU, or ""."""
-    return _read(domain_xml, "devices/disk[serial='root']/alias", "name")
+def read_alias(domain_xml: str, role: str) -> str:
+    """libvirt's name for the device of the disk with that role in a running QEMU, or ""."""
+    return _read(domain_xml, f"devices/disk[serial='{role}']/alias", "name")
 
 
 def read_mark(metadata: str) -> str:

@@ -43,7 +43,7 @@ def switch(machine: Any, layer: str) -> None:
     devices = monitor.ask(machine, "query-block")
     with monitor.reading("query-block"):
         _drop_strays(machine, devices)
-        top = find_top(devices, domain_reading.read_root_alias(text))
+        top = find_top(devices, domain_reading.read_alias(text, "root"))
     if top.file == layer:
         return
     if top.file == domain_reading.read_root_layer(text):
@@ -59,7 +59,7 @@ def find_top(devices: Any, alias: str) -> Top:
         inserted = device.get("inserted")
         if inserted and alias in str(device.get("qdev", "")).split("/"):
             return Top(inserted["node-name"], plain_name(inserted["file"]))
-    raise HypervisorError("QEMU has no root disk")
+    raise HypervisorError("QEMU has no such disk")
 
 
 def plain_name(filename: str) -> str:

@@ -133,6 +133,16 @@ class SeenAge(Frozen):
         return SeenAge(seconds=self.seconds + more, boot_id=boot_id, uptime_s=uptime_s)
 
 
+class VolumeCopy(Frozen):
+    """A volume of the sandbox's workspace, as it was at a snapshot."""
+
+    name: str
+    size_mib: int
+    path: str
+    """A raw disk, beside the layers, that nobody writes to."""
+    stored_bytes: int = 0
+
+
 class SnapshotEntry(Frozen):
     """A named snapshot in its sandbox's record. Its layers are never written again."""
 
@@ -148,8 +158,21 @@ class SnapshotEntry(Frozen):
     """What its top layer occupies."""
     steps: tuple[TimedStep, ...] = ()
     """How it was taken of what ran, in milliseconds from the beginning of that."""
+    volumes: tuple[VolumeCopy, ...] = ()
+    """Of the same moment; none unless they were asked for."""
 
     @property
     def stored_bytes(self) -> int:
         """Disk space that goes with it, as far as nobody else uses it."""
-        return self.disk_bytes + (self.memory.stored_bytes if self.memory else 0)
+        memory = self.memory.stored_bytes if self.memory else 0
+        return self.disk_bytes + memory + self.volume_bytes
+
+    @property
+    def volume_bytes(self) -> int:
+        """Disk space of its volumes."""
+        return sum(copy.stored_bytes for copy in self.volumes)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its layers, and its volumes' disks beside them."""
+        return (*self.layers, *(copy.path for copy in self.volumes))

@@ -139,6 +139,8 @@ class SandboxRecord(Frozen):
     """How long the steps of the last start that came up took."""
     reverting: str = ""
     """Name of the snapshot that the sandbox is being returned to."""
+    reverting_volumes: bool = False
+    """Its volumes go back with it."""
     cold: bool = False
     """The memory is to be dropped, whatever the sandbox is at."""
     network_broken: str = ""
@@ -209,8 +211,10 @@ def _put_back(value: Any, document: Any) -> None:
 
 
 def layers_of(record: SandboxRecord) -> set[str]:
-    """Every qcow2 layer that this sandbox needs, its snapshots' among them."""
-    return set(record.layers).union(*(entry.layers for entry in record.snapshots))
+    """Every qcow2 layer that this sandbox needs, its snapshots' among them, with the volumes that
+    these have.
+    """
+    return set(record.layers).union(*(entry.files for entry in record.snapshots))
 
 
 def utc_now() -> datetime:

@@ -164,7 +164,9 @@ def not_suspended(
     return {"phase": Phase.STOPPING, "unwind_reason": unwind_reason}
 
 
-def returned(record: SandboxRecord, snapshot: str, when_asked: Asked) -> dict[str, Any]:
+def returned(
+    record: SandboxRecord, snapshot: str, when_asked: Asked, *, volumes: bool = False
+) -> dict[str, Any]:
     """For an operator who asked for it at a time when `when_asked` held. A stop that came after
     that is not undone. Refused.
     """
@@ -173,4 +175,5 @@ def returned(record: SandboxRecord, snapshot: str, when_asked: Asked) -> dict[st
     ):
         raise Refused(f"sandbox {record.id} was stopped meanwhile", reason="NotRunning")
     found = changes(Wish.RETURN, record)
-    return {**found, "reverting": snapshot, "crash_restarts": 0}
+    wanted = {"reverting": snapshot, "reverting_volumes": volumes}
+    return {**found, **wanted, "crash_restarts": 0}

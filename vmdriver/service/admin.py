@@ -83,9 +83,8 @@ class Admin(pb_grpc.AdminServicer):
         """Ends when the snapshot is durable."""
         operations = await self._operations()
         worker = operations.find(request.sandbox)
-        work = operations.create_snapshot(
-            worker, request.name, disk_only=request.disk_only
-        )
+        what = {"disk_only": request.disk_only, "volumes": request.volumes}
+        work = operations.create_snapshot(worker, request.name, **what)
         async for event in self._told(worker, work):
             yield event
 
@@ -95,7 +94,9 @@ class Admin(pb_grpc.AdminServicer):
         """Ends when the sandbox runs."""
         operations = await self._operations()
         worker = operations.find(request.sandbox)
-        work = operations.restore_snapshot(worker, request.name)
+        work = operations.restore_snapshot(
+            worker, request.name, volumes=request.volumes
+        )
         async for event in self._told(worker, work):
             yield event
 
@@ -261,4 +262,10 @@ def _encode_snapshot(entry: SnapshotEntry) -> pb.Snapshot:
         memory_bytes=entry.memory.stored_bytes if entry.memory else 0,
         disk_bytes=entry.disk_bytes,
         layers=entry.layers,
+        volumes=[
+            pb.SnapshotVolume(
+                name=copy.name, size_mib=copy.size_mib, stored_bytes=copy.stored_bytes
+            )
+            for copy in entry.volumes
+        ],
     )

@@ -48,17 +48,27 @@ def resume(path: Path, sandbox: str, cold: bool, tell: Tell) -> None:
 
 
 def create_snapshot(
-    path: Path, sandbox: str, name: str, disk_only: bool, tell: Tell
+    path: Path,
+    sandbox: str,
+    name: str,
+    disk_only: bool,
+    tell: Tell,
+    *,
+    volumes: bool = False,
 ) -> None:
     """Returns when it is durable."""
-    request = pb.CreateSnapshotRequest(sandbox=sandbox, name=name, disk_only=disk_only)
+    request = pb.CreateSnapshotRequest(
+        sandbox=sandbox, name=name, disk_only=disk_only, volumes=volumes
+    )
     with stub_of(path, pb_grpc.AdminStub) as stub:
         _follow(stub.CreateSnapshot(request), tell)
 
 
-def restore_snapshot(path: Path, sandbox: str, name: str, tell: Tell) -> None:
+def restore_snapshot(
+    path: Path, sandbox: str, name: str, tell: Tell, *, volumes: bool = False
+) -> None:
     """Returns when the sandbox runs."""
-    request = pb.RestoreSnapshotRequest(sandbox=sandbox, name=name)
+    request = pb.RestoreSnapshotRequest(sandbox=sandbox, name=name, volumes=volumes)
     with stub_of(path, pb_grpc.AdminStub) as stub:
         _follow(stub.RestoreSnapshot(request), tell)
 
@@ -139,10 +149,17 @@ def plain(message: Any) -> dict[str, Any]:
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
     )
-    # The mapping writes 64-bit numbers as text.
-    return {
-        key: int(value)
-        if isinstance(value, str) and key.endswith(("_bytes", "_mib"))
-        else value
-        for key, value in found.items()
-    }
+    return _with_numbers(found)
+
+
+def _with_numbers(found: dict[str, Any]) -> dict[str, Any]:
+    """The mapping writes 64-bit numbers as text, also in what is in a list."""
+    for key, value in found.items():
+        if isinstance(value, str) and key.endswith(("_bytes", "_mib")):
+            found[key] = int(value)
+        elif isinstance(value, list):
+            found[key] = [
+                _with_numbers(each) if isinstance(each, dict) else each
+                for each in value
+            ]
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver._proto import admin_pb2_grpc as pb_grpc
 from vmdriver.errors import InvalidRequest
+from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.control.volume_jobs import SeenVolume, VolumeJobs
 from vmdriver.lifecycle.ports.volumes import Piece
 from vmdriver.service.codec import timestamp
@@ -77,9 +78,14 @@ class Volumes(pb_grpc.VolumesServicer):
     async def ExportVolume(
         self, request: pb.ExportVolumeRequest, context: Any
     ) -> AsyncIterator[pb.VolumePiece]:
-        """FAILED_PRECONDITION while a sandbox may write to it."""
+        """FAILED_PRECONDITION while a sandbox may write to it; out of a snapshot, always."""
         jobs = await self._jobs()
-        async for piece in jobs.content(request.workspace, request.name):
+        if request.snapshot:
+            operations = Operations(await self._readiness.manager())
+            found = operations.volume_of_snapshot(request.snapshot, request.name)
+        else:
+            found = jobs.content(request.workspace, request.name)
+        async for piece in found:
             yield pb.VolumePiece(offset=piece.offset, data=piece.data)
 
 

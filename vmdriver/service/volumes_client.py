@@ -76,9 +76,13 @@ def receive(
             raise
 
 
-def content(path: Path, workspace: str, name: str) -> Iterator[tuple[int, bytes]]:
-    """Offset and content; the last one is empty, at the end of the disk."""
-    request = pb.ExportVolumeRequest(workspace=workspace, name=name)
+def content(
+    path: Path, workspace: str, name: str, snapshot: str = ""
+) -> Iterator[tuple[int, bytes]]:
+    """Offset and content; the last one is empty, at the end of the disk. `snapshot`: SANDBOX/NAME,
+    to have it as it was there.
+    """
+    request = pb.ExportVolumeRequest(workspace=workspace, name=name, snapshot=snapshot)
     with stub_of(path, pb_grpc.VolumesStub) as stub:
         for piece in stub.ExportVolume(request):
             yield piece.offset, piece.data

@@ -134,6 +134,9 @@ class VolumeFiles:
     """What is known of it (JSON)."""
     disk = Named("disk.raw")
     """A guest's file system: nobody here reads it."""
+    back = Named("disk.back")
+    """What it is to be again, whole."""
+    back_part = Named("disk.back.part")
 
 
 @dataclass(frozen=True)

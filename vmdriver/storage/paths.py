@@ -41,5 +41,8 @@ class FilePaths:
         folder = self.layout.layers / str(user.uid if user else "")
         return str(folder / f"{sandbox_id}.{secrets.token_hex(4)}.qcow2")
 
+    def volume_copy(self, sandbox_id: str, user: MachineUser | None) -> str:
+        return self.new_layer(sandbox_id, user).removesuffix(".qcow2") + ".raw"
+
     def volume(self, volume_id: str) -> str:
         return str(self.layout.volume(volume_id).disk)

@@ -8,11 +8,10 @@ nothing here reads a disk but to copy it.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -29,12 +28,11 @@ from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.volumes import Piece
 from vmdriver.model.plan import MachineUser
 from vmdriver.model.volume import Volume
-from vmdriver.storage import files
+from vmdriver.storage import files, raw_disks
 from vmdriver.storage.layout import Layout, VolumeFiles
 
 _log = logging.getLogger(__name__)
 _MIB = 2**20
-_PIECE = _MIB
 _CONFIGURATION = Path("/etc/mke2fs.conf")
 _OPTIONS = "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"
 _LIMITS = Limits(cpu_s=60, file_size=2**47)
@@ -122,7 +120,8 @@ class Volumes:
         await self._threads.run(self._begin, part)
         with ExitStack() as opened:
             run = self._threads.run
-            descriptor = await run(_create, part.disk, size, opened)
+            with files.or_error("a volume cannot be made", _WAY_OUT):
+                descriptor = await run(raw_disks.create, part.disk, size, opened)
             async for piece in pieces:
                 if not 0 <= piece.offset <= size - len(piece.data):
                     raise StorageError(
@@ -243,8 +242,9 @@ class Volumes:
         path = self._layout.volume(volume.id).disk
         what = f"volume {volume.shown!r} cannot be read"
         with files.or_error(what), ExitStack() as opened:
-            parts = _parts(await self._threads.run(_open, path, opened))
-            while (piece := await self._threads.run(next, parts, None)) is not None:
+            run = self._threads.run
+            parts = raw_disks.parts(await run(raw_disks.open_disk, path, opened))
+            while (piece := await run(next, parts, None)) is not None:
                 yield piece
 
     async def stored_bytes(self, volume_id: str) -> int:
@@ -280,41 +280,3 @@ def _take_over(part: VolumeFiles) -> None:
     with files.or_error("a volume cannot be made", _WAY_OUT):
         os.chown(part.root, os.geteuid(), os.getegid(), follow_symlinks=False)
         files.give(part.disk, Ownership(os.geteuid(), os.getegid()), 0o600)
-
-
-def _create(path: Path, size: int, opened: ExitStack) -> int:
-    """A descriptor that `opened` closes, also where whoever waits for it is cancelled meanwhile."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with files.or_error("a volume cannot be made", _WAY_OUT):
-        descriptor = os.open(path, flags, 0o600)
-        opened.callback(os.close, descriptor)
-        os.ftruncate(descriptor, size)
-        return descriptor
-
-
-def _open(path: Path, opened: ExitStack) -> int:
-    """The same, to read what is there."""
-    descriptor = open_plain(path)
-    opened.callback(os.close, descriptor)
-    return descriptor
-
-
-def _parts(descriptor: int) -> Iterator[Piece]:
-    """What is not a hole, in pieces; the last one says, empty, where the disk ends."""
-    at, end = 0, os.fstat(descriptor).st_size
-    while at < end:
-        try:
-            at = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break
-        stop = os.lseek(descriptor, at, os.SEEK_HOLE)
-        while at < stop:
-            data = os.pread(descriptor, min(_PIECE, stop - at), at)
-            if not data:
-                return
-            if data.strip(b"\0"):
-                yield Piece(at, data)
-            at += len(data)
-    yield Piece(end, b"")

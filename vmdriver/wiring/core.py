@@ -37,6 +37,7 @@ from vmdriver.lifecycle.launch.volumes import Volumes, volumes_part
 from vmdriver.lifecycle.launch.wall import Wall
 from vmdriver.lifecycle.memory.kept_memory import KeptMemory
 from vmdriver.lifecycle.memory.resources import memory_resources
+from vmdriver.lifecycle.memory.volumes_back import VolumesBack
 from vmdriver.lifecycle.ports.host import (
     AcceleratorChoice,
     Guard,
@@ -103,6 +104,7 @@ class Core:
         self.volumes = Volumes(
             store=ports.volumes, settings=settings, holds=sandboxes.holds_volume
         )
+        self.volumes_back = VolumesBack(self.volumes, ports.volume_copies, ports.disks)
         self.host_mounts = HostMounts(host=ports.host_folders, settings=settings)
         mounted = volumes_part(self.volumes), host_mounts_part(ports.host_folders)
         self.parts = launch_parts(ports, self.layers, passed, *mounted)
@@ -135,7 +137,8 @@ class Core:
         kept = memory_resources(ports)
         extensions = [ExtensionEntries(prefix, undo) for prefix in PREFIXES]
         leases = self.lease, self.user
-        return Resources([*leases, *self.parts, *kept, *extensions])
+        back = self.volumes_back
+        return Resources([*leases, *self.parts, *kept, back, *extensions])
 
     def _workforce(self) -> Workforce:
         return Workforce(
@@ -153,6 +156,8 @@ class Core:
             budget=self.budget,
             templates=self.templates,
             warm_pool=self.warm_pool,
+            volumes=self.volumes,
+            volumes_back=self.volumes_back,
         )
 
     def _extensions(self, installed: Installed) -> ExtensionRunner:

@@ -25,12 +25,15 @@ from vmdriver.lifecycle.launch.network_hold import NetworkHold
 from vmdriver.lifecycle.launch.resources import Layers
 from vmdriver.lifecycle.launch.stop import Stop
 from vmdriver.lifecycle.launch.users import UserLease
+from vmdriver.lifecycle.launch.volumes import Volumes
 from vmdriver.lifecycle.memory.capture import Capture
 from vmdriver.lifecycle.memory.layers import LayerUpkeep
 from vmdriver.lifecycle.memory.loadable import Loading
 from vmdriver.lifecycle.memory.resume import Resume
 from vmdriver.lifecycle.memory.snapshot import Snapshots
+from vmdriver.lifecycle.memory.snapshot_volumes import SnapshotVolumes
 from vmdriver.lifecycle.memory.suspend import Suspend
+from vmdriver.lifecycle.memory.volumes_back import VolumesBack
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -64,8 +67,11 @@ class Workforce:
         budget: MemoryBudget,
         templates: Templates,
         warm_pool: WarmPool,
+        volumes: Volumes,
+        volumes_back: VolumesBack,
     ) -> None:
         self._ports, self._settings, self._paths = ports, settings, paths
+        self._volumes, self._volumes_back = volumes, volumes_back
         self._sandboxes, self._broadcaster, self._extensions = (
             sandboxes,
             broadcaster,
@@ -181,6 +187,10 @@ class Workforce:
             extensions=self._extensions,
             giving_back=self._giving_back,
             layers=self._layers,
+            volumes=SnapshotVolumes(
+                ports=self._ports, paths=self._paths, volumes=self._volumes
+            ),
+            volumes_back=self._volumes_back,
             budget=self._budget,
             on_host=self._sandboxes.host_snapshots,
         )

@@ -21,6 +21,7 @@ from vmdriver.model.checkpoint import (
     SeenAge,
     SnapshotEntry,
     Versions,
+    VolumeCopy,
 )
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.host_mount import HostMount
@@ -67,7 +68,8 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
             "failure "
             "launches crash_restarts launch_retries host_boot_id unwind_reason extensions "
             "boot_seconds layers inherited_layers base image_digest image_config memory mapped "
-            "snapshots note last_restore last_start reverting cold network_broken held_for_network "
+            "snapshots note last_restore last_start reverting reverting_volumes cold "
+            "network_broken held_for_network "
             "stop_anyway"
         ),
         "secrets_digest",
@@ -109,7 +111,8 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
     Processor: ("model microcode flags", ""),
     ImageConfig: ("user working_directory", "environment entrypoint command"),
     MemoryRef: ("directory digest kind name stored_bytes consumed", ""),
-    SnapshotEntry: ("name created_at layers memory age disk_bytes steps", ""),
+    SnapshotEntry: ("name created_at layers memory age disk_bytes steps volumes", ""),
+    VolumeCopy: ("name size_mib path stored_bytes", ""),
     SeenAge: ("seconds boot_id uptime_s", ""),
     StartTiming: ("kind at steps", ""),
     TimedStep: ("name begun_ms ended_ms", ""),

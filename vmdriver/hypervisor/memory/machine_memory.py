@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.kvm import access as kvm_access
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
-from vmdriver.hypervisor.memory import capture
+from vmdriver.hypervisor.memory import capture, copies
 from vmdriver.hypervisor.questions.trial import Spared, nothing_spared
 from vmdriver.hypervisor.wall import own_folders
 from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
@@ -207,6 +207,40 @@ class DomainMemory:
             begin,
             unasked=unasked,
         )
+
+    async def begin_copies(self, domain: str, targets: Mapping[str, str]) -> None:
+        theirs = {role: self._passage.theirs(path) for role, path in targets.items()}
+        await self._connection.call(
+            f"copy disks of {domain}",
+            lambda c: copies.begin(c.lookupByName(domain), theirs),
+            domain,
+        )
+
+    async def uncopied_bytes(self, domain: str) -> int | None:
+        return await self._connection.call(
+            f"look at the copies of {domain}",
+            lambda c: copies.left(c.lookupByName(domain)),
+            domain,
+        )
+
+    async def end_copies(self, domain: str, roles: Collection[str]) -> None:
+        await self._connection.call(
+            f"end the copies of {domain}",
+            lambda c: copies.end(c.lookupByName(domain), roles),
+            domain,
+            deadline_s=copies.DEADLINE_S,
+        )
+
+    async def drop_copies(self, domain: str) -> None:
+        try:
+            await self._connection.call(
+                f"drop the copies of {domain}",
+                lambda c: copies.drop(c.lookupByName(domain)),
+                domain,
+                deadline_s=copies.DEADLINE_S,
+            )
+        except NotFound:
+            return
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         theirs = self._passage.theirs(layer)

@@ -4,14 +4,18 @@ raises why it is not.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from vmdriver.errors import HostError, NotFound, Refused
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.memory.capture import refuse_unkept
 from vmdriver.lifecycle.memory.snapshot import find_snapshot
+from vmdriver.lifecycle.ports.volumes import Piece
 from vmdriver.model.checkpoint import SnapshotEntry
-from vmdriver.model.phase import Intent, MachineState, Phase
+from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.record import SandboxRecord
+from vmdriver.model.snapshot_name import split_snapshot
 from vmdriver.model.wishes import Wish, asked_of
 
 _RESTORE_SLACK_S = 60.0
@@ -108,24 +112,31 @@ class Operations:
             )
 
     async def create_snapshot(
-        self, worker: Worker, name: str, *, disk_only: bool
+        self, worker: Worker, name: str, *, disk_only: bool, volumes: bool = False
     ) -> None:
         """Take a snapshot; the sandbox goes on."""
 
-        jobs = self._manager.snapshot_jobs
+        take = self._manager.snapshot_jobs.take
+        what = {"disk_only": disk_only, "volumes": volumes}
+        await worker.perform(lambda m: take(worker.sandbox, m, name, **what))
 
-        async def take(machine: MachineState) -> None:
-            await jobs.take(worker.sandbox, machine, name, disk_only=disk_only)
+    def volume_of_snapshot(self, text: str, name: str) -> AsyncIterator[Piece]:
+        """What is on that volume of the snapshot SANDBOX/NAME. InvalidRequest, NotFound."""
+        sandbox, snapshot = split_snapshot(text, "snapshot")
+        entry = find_snapshot(self.find(sandbox).sandbox.record, snapshot)
+        return self._manager.snapshot_jobs.volumes.content(entry, name)
 
-        await worker.perform(take)
-
-    async def restore_snapshot(self, worker: Worker, name: str) -> None:
-        """Make it what it was then. NotFound for another name."""
+    async def restore_snapshot(
+        self, worker: Worker, name: str, *, volumes: bool = False
+    ) -> None:
+        """Make it what it was then, `volumes`: with its volumes. NotFound for another name."""
         find_snapshot(worker.sandbox.record, name)
         was_down = _is_down(worker)
         asked = asked_of(worker.sandbox.record)
-        jobs = self._manager.snapshot_jobs
-        await worker.perform(lambda _: jobs.return_to(worker.sandbox, name, asked))
+        return_to = self._manager.snapshot_jobs.return_to
+        await worker.perform(
+            lambda _: return_to(worker.sandbox, name, asked, volumes=volumes)
+        )
         await self._up(worker, was_down=was_down)
 
     async def delete_snapshot(self, worker: Worker, name: str) -> None:

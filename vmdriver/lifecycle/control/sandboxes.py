@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vmdriver.errors import InvalidRequest, NotFound, Refused
 from vmdriver.lifecycle.engine.ledger import MACHINE
-from vmdriver.lifecycle.engine.resource import VOLUMES
+from vmdriver.lifecycle.engine.resource import VOLUMES, VOLUMES_BACK
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.model.condition import SandboxStatus
 from vmdriver.model.ids import check_sandbox_id
@@ -76,8 +76,9 @@ class Sandboxes:
         worker = self.workers.get(sandbox_id)
         if worker is None:
             return sandbox_id in self.set_aside or not self.complete
-        held = worker.sandbox.ledger.get(VOLUMES)
-        return held is not None and volume_id in str(held.data["ids"]).split()
+        entries = map(worker.sandbox.ledger.get, (VOLUMES, VOLUMES_BACK))
+        ids = [str(held.data["ids"]).split() for held in entries if held is not None]
+        return any(volume_id in each for each in ids)
 
     def tell_problem(self, sandbox_id: str, problem: str) -> None:
         """Show what went wrong in an extension."""

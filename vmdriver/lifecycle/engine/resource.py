@@ -32,6 +32,8 @@ FROZEN = "capture:frozen"
 PAUSED = "capture:paused"
 WRITTEN = "capture:memory"
 LAYER = "capture:layer"
+VOLUME_COPIES = "capture:volumes"
+VOLUMES_BACK = "capture:volumes-back"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn
@@ -31,7 +31,7 @@ from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.volume import PATH, Volume, Wish, volume_id, wishes_of
 
 _log = logging.getLogger(__name__)
-_READS = frozenset({"exported"})
+_READS = frozenset({"exported", "copied"})
 """What is done with a volume that may be read meanwhile."""
 Holds = Callable[[str, str], bool]
 """Whether a sandbox, by id, has a volume, by id: also one that cannot be read, and may."""
@@ -300,17 +300,36 @@ class Volumes:
         await self.note(held.with_sandbox(owner, read_only=disk.read_only))
         await self.store.let_in(known, plan.user, read_only=disk.read_only)
 
+    async def hold(self, volumes: Iterable[Volume], owner: str) -> None:
+        """Have them be that sandbox's alone, by its ledger's word, which has their ids: all or
+        none. Refused, StorageError.
+        """
+        async with self.changing:
+            for volume in volumes:
+                self.check_free(volume, owner, read_only=False)
+            for volume in volumes:
+                held = volume.model_copy(update={"attached": self.holders(volume)})
+                await self.note(held.with_sandbox(owner, read_only=False))
+
     async def release(self, given: Given) -> None:
         """That a note cannot be written keeps nobody: the ledger says that it is over."""
         user = int(given["uid"]) if given["uid"] else None
         for name in given["ids"].split():
             async with self.changing:
                 await self.store.take_back(name, user)
-                known = self._known.get(name)
-                if known is not None and given.owner in known.attached:
-                    left = known.without_sandbox(given.owner)
-                    self._known[name] = left
-                    await tried(_log, self.store.note(left), f"volume {left.shown}")
+                await self._let_go(name, given.owner)
+
+    async def let_go(self, volume_id: str, owner: str) -> None:
+        """After `hold`. That a note cannot be written keeps nobody."""
+        async with self.changing:
+            await self._let_go(volume_id, owner)
+
+    async def _let_go(self, volume_id: str, owner: str) -> None:
+        known = self._known.get(volume_id)
+        if known is not None and owner in known.attached:
+            left = known.without_sandbox(owner)
+            self._known[volume_id] = left
+            await tried(_log, self.store.note(left), f"volume {left.shown}")
 
 
 def _refuse_missing(name: str, *, read_only: bool) -> NoReturn:

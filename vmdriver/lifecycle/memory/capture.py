@@ -343,16 +343,15 @@ def refuse_unkept(plan: LaunchPlan) -> None:
 
 
 def refuse_volumes(plan: LaunchPlan) -> None:
-    """Refused where the machine has volumes: a snapshot holds none of them, and a memory that goes
-    on beside another content of its disk would destroy it. A suspension keeps its volumes, and
-    with them what they hold.
+    """Refused where the machine has volumes: a memory that goes on beside another content of its
+    disk would destroy that. A suspension keeps its volumes, and with them what they hold.
     """
     if plan.volumes:
         names = ", ".join(volume.name for volume in plan.volumes)
         raise Refused(
-            f"the machine has volumes ({names}), which are not part of snapshots, and its memory "
-            "cannot be kept without them",
+            f"the machine has volumes ({names}), and a snapshot's memory would go on beside "
+            "another content of theirs",
             reason="VolumeAttached",
-            resolution="take a snapshot of the disk only (--disk-only), or suspend it; volumes are "
-            "copied by vmdriver volume export",
+            resolution="take a snapshot of the disk only (--disk-only), with the volumes if "
+            "you want them (--volumes), or suspend it",
         )

@@ -6,6 +6,7 @@ still there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from vmdriver.lifecycle.engine.resource import (
     LAYER,
     MAPPED,
     PAUSED,
+    VOLUME_COPIES,
     WRITTEN,
     Given,
     Resource,
@@ -32,6 +34,7 @@ from vmdriver.lifecycle.ports.memory import (
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Disk, LaunchPlan, MachineUser
+from vmdriver.model.record import layers_of
 
 T = TypeVar("T")
 _THAW_TIMEOUT_S = 10.0
@@ -156,6 +159,36 @@ class NewLayer:
 
 
 @dataclass(frozen=True)
+class CopiedVolumes:
+    """Copies of a sandbox's volumes, until the record names them with their snapshot. A machine may
+    be writing to them still.
+    """
+
+    disks: Disks
+    memory: MachineMemory
+    key, needs = VOLUME_COPIES, ("domain", "paths")
+
+    async def acquire(
+        self,
+        ledger: Ledger,
+        domain: str,
+        paths: Sequence[str],
+        begin: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`domain`: the machine that writes to some of them, or ""."""
+        data = {"domain": domain, "paths": json.dumps(list(paths))}
+        await ledger.acquire(self.key, Scope.CAPTURE, data, begin)
+
+    async def release(self, given: Given) -> None:
+        if given["domain"]:
+            await self.memory.drop_copies(given["domain"])
+        named = layers_of(given.record) if given.record is not None else set()
+        for path in json.loads(given["paths"]):
+            if path not in named:
+                await self.disks.remove(str(path))
+
+
+@dataclass(frozen=True)
 class MappedMemory:
     """The file that a machine which came back from it maps as long as it runs. Without a manifest
     it is no checkpoint.
@@ -187,5 +220,6 @@ def memory_resources(ports: Ports) -> Sequence[Resource]:
         PausedMachine(ports.memory),
         WrittenMemory(),
         NewLayer(ports.disks),
+        CopiedVolumes(ports.disks, ports.memory),
         MappedMemory(ports.memory_store),
     )

@@ -3,22 +3,19 @@
 A snapshot is the disk's layers up to now, which nobody writes to again, and (unless it is of
 the disk only) the memory of the same moment. The sandbox continues on a new, empty layer.
 Returning to it puts another new layer on the snapshot's, so it can be returned to any number
-of times and is never changed.
+of times and is never changed. It has copies of the sandbox's volumes in it where that was asked
+for (snapshot_volumes.py).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from vmdriver.errors import (
-    DriverError,
-    NotFound,
-    Refused,
-    TimedOut,
-)
+from vmdriver.errors import DriverError, NotFound, Refused, TimedOut
 from vmdriver.host import facts
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine import measures
@@ -31,14 +28,12 @@ from vmdriver.lifecycle.extending.subject import view_of
 from vmdriver.lifecycle.launch import planner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
 from vmdriver.lifecycle.launch.resources import Layers
-from vmdriver.lifecycle.memory.capture import (
-    Capture,
-    refuse_unkept,
-    refuse_volumes,
-)
+from vmdriver.lifecycle.memory.capture import Capture
 from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.resources import NewLayer
-from vmdriver.lifecycle.memory.snapshot_room import check_room
+from vmdriver.lifecycle.memory.snapshot_room import check_room, takeable
+from vmdriver.lifecycle.memory.snapshot_volumes import Copies, SnapshotVolumes
+from vmdriver.lifecycle.memory.volumes_back import VolumesBack
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.lifecycle.ports.worlds import Ports
@@ -74,29 +69,27 @@ class Snapshots:
     extensions: ExtensionRunner
     giving_back: GivingBack
     layers: Layers
+    volumes: SnapshotVolumes
+    volumes_back: VolumesBack
     budget: MemoryBudget
     on_host: Callable[[], tuple[int, int]]
 
     # --- take
 
     async def take(
-        self, sandbox: Sandbox, machine: MachineState, name: str, *, disk_only: bool
+        self,
+        sandbox: Sandbox,
+        machine: MachineState,
+        name: str,
+        *,
+        disk_only: bool,
+        volumes: bool = False,
     ) -> None:
-        """Take one. Refused, AlreadyExists, Exhausted, HostError; then nothing has
-        changed.
+        """Take one, `volumes`: with the sandbox's volumes. Refused, NotFound, AlreadyExists,
+        Exhausted, TimedOut, HostError; then nothing has changed.
         """
-        plan, phase = sandbox.record.plan, sandbox.record.phase
-        runs = phase is Phase.RUNNING and machine is MachineState.READY
-        if plan is None or not (runs or (phase is Phase.STOPPED and disk_only)):
-            raise Refused(
-                f"sandbox {sandbox.record.id} is {phase.value}",
-                reason="NotRunning",
-                resolution="start or resume it; of a stopped one --disk-only is possible",
-            )
+        plan, runs = takeable(sandbox.record, machine, disk_only=disk_only)
         check_room(sandbox.record, name, self.settings, self.on_host())
-        if not disk_only:
-            refuse_unkept(plan)
-            refuse_volumes(plan)
         await self.extensions.before_capture(
             sandbox.record,
             sandbox.ledger,
@@ -106,11 +99,20 @@ class Snapshots:
         watch = Stopwatch()
         sandbox.untidy = True  # whatever of it the record comes to name
         try:
-            if runs:
-                entry = await self._of_running(sandbox, name, disk_only, plan, watch)
-                entry = entry.model_copy(update={"steps": watch.timed()})
-            else:
-                entry = await self._of_stopped(sandbox, name)
+            with ExitStack() as kept:
+                copies = self.volumes.none()
+                if volumes:
+                    with watch.step("copy volumes"):
+                        copies = await self.volumes.begin(
+                            sandbox, plan, kept, runs=runs
+                        )
+                if runs:
+                    parts = sandbox, name, disk_only, plan, watch, copies
+                    entry = await self._of_running(*parts)
+                    entry = entry.model_copy(update={"steps": watch.timed()})
+                else:
+                    entry = await self._of_stopped(sandbox, name)
+                entry = entry.model_copy(update={"volumes": await copies.sealed()})
             await sandbox.update(snapshots=(*sandbox.record.snapshots, entry))
         except BaseException:
             # Why it failed is the answer, not what else does after that.
@@ -129,22 +131,23 @@ class Snapshots:
         disk_only: bool,
         plan: LaunchPlan,
         watch: Stopwatch,
+        copies: Copies,
     ) -> SnapshotEntry:
         ports, capture, layers = self.ports, self.capture, sandbox.record.layers
-        memory_path, streamed = "", None
+        memory_path, boot_id, streamed = "", "", None
         if not disk_only:
             with watch.step("room"):
                 memory_path = await capture.begin(sandbox, plan, copies=2)
         with watch.step("new layer"):
             layer = await self._new_layer(sandbox, layers, running=True)
-        boot_id = ""
         if disk_only:
             await capture.hold_disk(sandbox, plan, watch)
+            await copies.end(watch)
         else:
             path = f"{memory_path}.stream"
             stream = partial(ports.memory.stream, plan.domain, path)
-            write = capture.write_to_go_on
-            streamed, boot_id = await write(sandbox, plan, watch, stream)
+            written = capture.write_to_go_on(sandbox, plan, watch, stream)
+            streamed, boot_id = await written
         with watch.step("disk"):
             await self._switch_layer(sandbox, plan.domain, layer)
         with watch.step("go on"):
@@ -168,9 +171,8 @@ class Snapshots:
                 guest_boot_id=boot_id,
                 watch=watch,
             )
-        sandbox.tell(
-            "SnapshotReleased", f"{name}: the workload stood still for {still:.3f} s"
-        )
+        text = f"{name}: the workload stood still for {still:.3f} s"
+        sandbox.tell("SnapshotReleased", text)
         return _entry(name, layers, disk_bytes, ref)
 
     async def _stand_above(
@@ -251,22 +253,26 @@ class Snapshots:
         await sandbox.update(snapshots=rest)
         if entry.memory is not None:
             await self.ports.memory_store.remove(entry.memory.directory)
-        unneeded = set(entry.layers) - layers_of(sandbox.record)
+        unneeded = set(entry.files) - layers_of(sandbox.record)
         await self.layers.drop(sandbox.record.id, unneeded)
         sandbox.tell("SnapshotRemoved", name)
 
     # --- return
 
-    async def return_to(self, sandbox: Sandbox, name: str, when_asked: Asked) -> None:
+    async def return_to(
+        self, sandbox: Sandbox, name: str, when_asked: Asked, *, volumes: bool = False
+    ) -> None:
         """Note that the sandbox is to be as it was then. What it is now is lost. Refused
         when it was stopped or deleted since the operator asked, Exhausted when it does not run
-        and has no room.
+        and has no room. `volumes`: the snapshot's are to be what they were, too; Refused, NotFound,
+        Exhausted where that cannot be.
         """
-        find_snapshot(sandbox.record, name)
+        entry = find_snapshot(sandbox.record, name)
+        if volumes:
+            await self.volumes_back.check(sandbox.record, entry)
         with self.budget.room_to_run(sandbox.record):
-            await sandbox.decide(
-                lambda record: wishes.returned(record, name, when_asked=when_asked)
-            )
+            returned = partial(wishes.returned, volumes=volumes)
+            await sandbox.decide(lambda record: returned(record, name, when_asked))
 
     async def revert_if_due(self, sandbox: Sandbox) -> None:
         """Do what `return_to` noted, unless the machine is to be ended first. A return that cannot
@@ -286,7 +292,7 @@ class Snapshots:
             text = (
                 f"{sandbox.record.reverting}: {error.text()}; it is stopped as it was"
             )
-            await sandbox.update(reverting="")
+            await sandbox.update(reverting="", reverting_volumes=False)
             sandbox.tell("NotReverted", text, warn=True)
 
     async def _revert(self, sandbox: Sandbox) -> None:
@@ -297,6 +303,9 @@ class Snapshots:
         old, present = layers_of(sandbox.record), sandbox.record.memory
         await self.giving_back.run(sandbox, Reason.STOPPED)
         layer = await self._new_layer(sandbox, entry.layers)
+        volumes = sandbox.record.reverting_volumes
+        if volumes:
+            await self.volumes_back.prepare(sandbox, entry, layer)
         phase = Phase.STOPPED if entry.memory is None else Phase.SUSPENDED
         await stand_on(
             sandbox,
@@ -304,6 +313,7 @@ class Snapshots:
             memory=entry.memory,
             phase=phase,
             reverting="",
+            reverting_volumes=False,
             failure=None,
             note="",
         )
@@ -312,7 +322,9 @@ class Snapshots:
             await self.ports.memory_store.remove(present.directory)
         unneeded = old - layers_of(sandbox.record)
         await self.layers.drop(sandbox.record.id, unneeded)
-        sandbox.tell("Reverted", f"the sandbox returns to its snapshot {entry.name}")
+        text = f"the sandbox returns to its snapshot {entry.name}"
+        named = ", ".join(copy.name for copy in entry.volumes) if volumes else ""
+        sandbox.tell("Reverted", f"{text}, with {named}" if named else text)
 
 
 def _user(sandbox: Sandbox) -> MachineUser | None:

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from vmdriver.errors import AlreadyExists, Exhausted
+from vmdriver.errors import AlreadyExists, Exhausted, Refused
+from vmdriver.lifecycle.memory.capture import refuse_unkept, refuse_volumes
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.phase import MachineState, Phase
+from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.snapshot_name import check_snapshot_name
+
+
+def takeable(
+    record: SandboxRecord, machine: MachineState, *, disk_only: bool
+) -> tuple[LaunchPlan, bool]:
+    """The plan of the machine that one is taken of, and whether it runs. Refused where it cannot be
+    taken now, or not with the memory.
+    """
+    plan, phase = record.plan, record.phase
+    runs = phase is Phase.RUNNING and machine is MachineState.READY
+    if plan is None or not (runs or (phase is Phase.STOPPED and disk_only)):
+        raise Refused(
+            f"sandbox {record.id} is {phase.value}",
+            reason="NotRunning",
+            resolution="start or resume it; of a stopped one --disk-only is possible",
+        )
+    if not disk_only:
+        refuse_unkept(plan)
+        refuse_volumes(plan)
+    return plan, runs
 
 
 def check_room(

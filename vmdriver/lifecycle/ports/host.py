@@ -199,7 +199,7 @@ class Disks(Protocol):
         """Make a new layer durable, its name too. StorageError."""
 
     async def layers(self, sandbox_id: str = "") -> list[str]:
-        """Paths of all layers that there are, or of those that were made for that sandbox."""
+        """Paths of all layers and copies of volumes, or of those made for that sandbox."""
 
     async def own_layers(self, sandbox_id: str) -> Mapping[str, tuple[str, ...]]:
         """Layers that were made for that sandbox, oldest first, each with the layers below it,

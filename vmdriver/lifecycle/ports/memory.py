@@ -4,6 +4,7 @@ checkpoints on disk. What ports/host.py says of errors and cancellation holds he
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,6 +85,25 @@ class MachineMemory(Protocol):
         """Have the plan's machine as it was when it was saved, paused. It can only read the file
         with its RAM, which stays as it is. `scratch`: path of a file to use meanwhile.
         """
+
+    async def begin_copies(self, domain: str, targets: Mapping[str, str]) -> None:
+        """Have the disks of these roles copied, while the machine goes on, into these files: disks
+        of zeros, of the same sizes. What an earlier call began is dropped.
+        """
+
+    async def uncopied_bytes(self, domain: str) -> int | None:
+        """What is left to copy, or was written anew; None: it has not begun. StorageError where a
+        copy has failed.
+        """
+
+    async def end_copies(self, domain: str, roles: Collection[str]) -> None:
+        """Each file is from now on what its disk is at one moment of this call, and the machine has
+        it open no more. Nothing should write meanwhile: then all are of one moment. StorageError,
+        TimedOut.
+        """
+
+    async def drop_copies(self, domain: str) -> None:
+        """Nothing is copied any more. Fine with what has ended, and with no such machine."""
 
     async def switch_layer(self, domain: str, layer: str) -> None:
         """From now on the root disk is written to `layer`, an empty one on the present

@@ -22,6 +22,9 @@ class Paths(Protocol):
         one that others will stand on when it is made.
         """
 
+    def volume_copy(self, sandbox_id: str, user: MachineUser | None) -> str:
+        """A path for a copy of one of its volumes, beside its layers; never the same one twice."""
+
     def volume(self, volume_id: str) -> str:
         """The disk of the volume with that id."""
 

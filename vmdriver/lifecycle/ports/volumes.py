@@ -18,6 +18,45 @@ class Piece:
     data: bytes
 
 
+class CopyStore(Protocol):
+    """Volumes as they were at a snapshot, a raw disk each, beside the layers of their sandbox:
+    Disks.layers lists them, and Disks.remove removes them.
+    """
+
+    async def begin(
+        self, path: str, size_mib: int, user: MachineUser | None, *, writes: bool
+    ) -> None:
+        """Make one of zeros among that machine's layers. `writes`: it may write to it. Exhausted,
+        StorageError.
+        """
+
+    async def copy(self, volume_id: str, path: str) -> None:
+        """Write what is on a volume, to which nobody writes meanwhile, into one that was begun.
+        When it is cancelled, it ends soon. Exhausted, StorageError.
+        """
+
+    async def seal(self, path: str, size_mib: int) -> int:
+        """It is durable, and ours alone, from now on; the bytes that it takes. StorageError where a
+        machine can still write to it, as it has it open.
+        """
+
+    async def prepare(self, volume_id: str, path: str, size_mib: int) -> None:
+        """Have what is on a copy lie beside a volume, whole and durable, for `put_back`. When it is
+        cancelled, it ends soon. Exhausted, StorageError.
+        """
+
+    async def put_back(self, volume_id: str) -> None:
+        """What lies there is the volume from now on, durably. Fine where nothing does: it has been
+        put back. StorageError.
+        """
+
+    async def drop_back(self, volume_id: str) -> None:
+        """Remove what lies there, whole or not."""
+
+    def content(self, path: str) -> AsyncIterator[Piece]:
+        """What is on it, as VolumeStore.content has it. StorageError."""
+
+
 class VolumeStore(Protocol):
     """A folder for each: what is known of it, and its disk. It is there as a whole, or not at all.
     Nothing here reads what a guest wrote but to copy it.

@@ -20,7 +20,7 @@ from vmdriver.lifecycle.ports.host import (
 from vmdriver.lifecycle.ports.images import Images
 from vmdriver.lifecycle.ports.memory import MachineMemory, MemoryStore
 from vmdriver.lifecycle.ports.network_guard import NetworkGuard
-from vmdriver.lifecycle.ports.volumes import VolumeStore
+from vmdriver.lifecycle.ports.volumes import CopyStore, VolumeStore
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,4 @@ class Ports:
     host_devices: HostDevices
     volumes: VolumeStore
     host_folders: HostFolders
+    volume_copies: CopyStore

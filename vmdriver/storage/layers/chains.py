@@ -26,6 +26,12 @@ def all_layers(directory: Path) -> list[Path]:
     return [*directory.glob("*.qcow2"), *directory.glob("[0-9]*/*.qcow2")]
 
 
+def all_files(directory: Path) -> list[Path]:
+    """The same, and the copies of volumes that lie beside them."""
+    copies = directory.glob("*.raw"), directory.glob("[0-9]*/*.raw")
+    return [*all_layers(directory), *copies[0], *copies[1]]
+
+
 def own_layers(directory: Path, sandbox_id: str) -> dict[str, tuple[str, ...]]:
     """Layers that were made for that sandbox (paths.new_layer names them), oldest first, each
     with the layers below it, nearest first. StorageError.
@@ -37,8 +43,8 @@ def own_layers(directory: Path, sandbox_id: str) -> dict[str, tuple[str, ...]]:
 
 
 def named_for(sandbox_id: str) -> re.Pattern[str]:
-    """Names of files that are layers which were made for that sandbox."""
-    return re.compile(rf"{re.escape(sandbox_id)}\.[0-9a-f]{{8}}\.qcow2")
+    """Names of layers, and of copies of volumes, that were made for that sandbox."""
+    return re.compile(rf"{re.escape(sandbox_id)}\.[0-9a-f]{{8}}\.(qcow2|raw)")
 
 
 def layers_below(path: Path, directory: Path) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ class DiskStore:
         await self._threads.run(sync)
 
     async def layers(self, sandbox_id: str = "") -> list[str]:
-        found = await self._threads.run(chains.all_layers, self._layout.layers)
+        found = await self._threads.run(chains.all_files, self._layout.layers)
         mine = chains.named_for(sandbox_id) if sandbox_id else None
         return [
             str(path)
