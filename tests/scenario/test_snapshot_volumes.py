@@ -207,6 +207,27 @@ async def test_a_copy_that_fails_leaves_the_sandbox_as_it_was(
     check_tidy(driver)
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_copying_leaves_space_on_the_disk(driver: FakeDriver, when: str) -> None:
+    """Or every machine of the host would stand still."""
+    await running(driver, wanting())
+    write(driver, BEFORE)
+
+    def filled(call: str) -> bool:
+        if call.startswith("look at copies of") or when == "before":
+            driver.world.free_bytes = 2**28 - 1
+        return False
+
+    driver.world.fail = filled
+    with pytest.raises(Exhausted, match="free for copies") as caught:
+        await take(driver)
+    assert caught.value.reason == "DiskFull"
+    made = any(call.startswith("begin copy") for call in driver.world.calls)
+    assert made == (when == "meanwhile")
+    assert driver.phase() is Phase.RUNNING
+    check_tidy(driver)
+
+
 async def test_what_is_written_faster_than_it_is_copied_is_not_waited_for(
     driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from vmdriver.errors import NotFound, TimedOut
+from vmdriver.errors import Exhausted, NotFound, TimedOut
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.launch.volumes import Volumes
@@ -29,6 +29,8 @@ from vmdriver.model.plan import LaunchPlan
 _SOON = 8 * 2**20
 """Bytes that may be left when the workload is frozen: they are copied while it stands still."""
 _LOOK_S = 0.05
+_FREE_KEPT = 256 * 2**20
+"""Bytes that copying leaves on the disk."""
 LONGEST_S, SLOWEST_MIB_S = 60.0, 16
 """Copying may take so many seconds, and one more for each so many MiB."""
 
@@ -98,6 +100,7 @@ class SnapshotVolumes:
         if not copies:
             return self.none()
         store, memory = self.ports.volume_copies, self.ports.memory
+        await self._check_room(copies)
         live = {copy.role: copy.made.path for copy in copies if copy.live}
 
         async def begin() -> None:
@@ -117,8 +120,7 @@ class SnapshotVolumes:
             if not copy.live:
                 await store.copy(copy.volume_id, copy.made.path)
         if live:
-            size_mib = sum(copy.made.size_mib for copy in copies if copy.live)
-            await self._nearly(plan.domain, size_mib)
+            await self._nearly(plan.domain, copies)
         return Copies(memory, store, domain, copies)
 
     def _wanted(
@@ -138,8 +140,25 @@ class SnapshotVolumes:
             copies.append(Copy(known.id, mounted.role, live, made))
         return copies
 
-    async def _nearly(self, domain: str, size_mib: int) -> None:
+    async def _check_room(self, copies: Sequence[Copy]) -> None:
+        """Exhausted: a disk that becomes full has every machine stand still."""
+        stored_bytes = self.ports.volumes.stored_bytes
+        needed = sum([await stored_bytes(copy.volume_id) for copy in copies])
+        await self._check_free(copies[0].made.path, needed)
+
+    async def _check_free(self, path: str, needed: int) -> None:
+        free = await self.ports.disks.free_bytes(path)
+        if free < needed + _FREE_KEPT:
+            raise Exhausted(
+                f"only {free // 2**20} MiB are free for copies of the volumes, which need "
+                f"{(needed + _FREE_KEPT) // 2**20}",
+                reason="DiskFull",
+                resolution="free space in the state directory, or remove snapshots",
+            )
+
+    async def _nearly(self, domain: str, copies: Sequence[Copy]) -> None:
         """Wait until so little is left that the workload can wait for it."""
+        size_mib = sum(copy.made.size_mib for copy in copies if copy.live)
         end = time.monotonic() + LONGEST_S + size_mib / SLOWEST_MIB_S
         while True:
             left = await self.ports.memory.uncopied_bytes(domain)
@@ -152,6 +171,7 @@ class SnapshotVolumes:
                     reason="VolumesNotCopied",
                     resolution="take the snapshot when less is written, or of the stopped sandbox",
                 )
+            await self._check_free(copies[0].made.path, 0)
             await asyncio.sleep(_LOOK_S)
 
     def content(self, entry: SnapshotEntry, name: str) -> AsyncIterator[Piece]:
