@@ -16,7 +16,7 @@ from tests.fakes.driver import spec
 from vmdriver.cli.main import main
 from vmdriver.cli.page import page, rendered
 from vmdriver.cli.terminal import show
-from vmdriver.model.checkpoint import MemoryRef, SnapshotEntry
+from vmdriver.model.checkpoint import MemoryRef, SnapshotEntry, VolumeCopy
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import Phase
 from vmdriver.model.plan import LaunchPlan
@@ -52,6 +52,15 @@ def record(**changes: Any) -> SandboxRecord:
                 layers=("a",),
                 memory=MemoryRef(
                     directory="d", digest="x", kind="snapshot", stored_bytes=3 * 2**29
+                ),
+            ),
+            SnapshotEntry(
+                name="after",
+                created_at=NOW - timedelta(hours=1),
+                layers=("a", "b"),
+                disk_bytes=2**29,
+                volumes=(
+                    VolumeCopy(name="d", size_mib=64, path="p", stored_bytes=2**29),
                 ),
             ),
         ),
@@ -98,6 +107,7 @@ def test_it_reads_like_a_page(tmp_path: Path) -> None:
         "in 1234 ms, 3 minutes ago (2026-11-26 20:01:17 UTC)"
     )
     assert value(text, "before").endswith("memory and disk, 1.5 GiB")
+    assert value(text, "after").endswith("disk and d, 1.0 GiB")
     assert value(text, "machine") == "begun; while the machine runs"
     assert re.fullmatch(r"\d+ MiB|\d+\.\d GiB", value(text, "memory"))
     assert text.endswith("console (its end)\n  hello\n")

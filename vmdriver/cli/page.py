@@ -237,8 +237,12 @@ def _memory(record: Document) -> Iterator[tuple[str, Words]]:
 def _snapshots(record: Document, now: datetime) -> Iterator[tuple[str, Words]]:
     for entry in record["snapshots"]:
         memory = entry["memory"]
+        volumes = entry["volumes"]
         stored = entry["disk_bytes"] + (memory["stored_bytes"] if memory else 0)
+        stored += sum(volume["stored_bytes"] for volume in volumes)
         what = "memory and disk" if memory else "disk only"
+        if volumes:
+            what = f"disk and {', '.join(volume['name'] for volume in volumes)}"
         when = _when(entry["created_at"], now)
         yield entry["name"], f"{when}, {what}, {size(stored)}"
 
