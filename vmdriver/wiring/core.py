@@ -101,9 +101,8 @@ class Core:
         self.layers = Layers(ports.disks, sandboxes.layers_of_others)
         self.devices = self._devices(accelerator)
         passed = passed_devices(ports.host_devices, self.devices.pool)
-        self.volumes = Volumes(
-            store=ports.volumes, settings=settings, holds=sandboxes.holds_volume
-        )
+        holds = sandboxes.holds_volume
+        self.volumes = Volumes(store=ports.volumes, settings=settings, holds=holds)
         self.volumes_back = VolumesBack(self.volumes, ports.volume_copies, ports.disks)
         self.host_mounts = HostMounts(host=ports.host_folders, settings=settings)
         mounted = volumes_part(self.volumes), host_mounts_part(ports.host_folders)
