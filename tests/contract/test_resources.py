@@ -30,7 +30,9 @@ from vmdriver.lifecycle.engine.resource import (
     OVERLAY,
     PAUSED,
     TAP,
+    VOLUME_COPIES,
     VOLUMES,
+    VOLUMES_BACK,
     WRITTEN,
     Given,
     Resources,
@@ -53,6 +55,8 @@ NEEDS = {
     WRITTEN: (*LAUNCH, *HELD_STILL),
     LEASE: (),
     VOLUMES: (MACHINE_USER,),
+    VOLUME_COPIES: LAUNCH,
+    VOLUMES_BACK: (),
 }
 """What is there before each of them is acquired."""
 GPU = {
@@ -83,11 +87,33 @@ async def acquire(key: str, process: FakeDriver, ledger: Ledger, plan: Any) -> N
         case "capture:layer":
             disk = plan.disk("root").model_copy(update={"path": "layers/s1.new.qcow2"})
             await one.acquire(ledger, disk, plan.user, running=True)
+        case "capture:volumes" | "capture:volumes-back":
+            await acquire_volumes(one, process, ledger, plan)
         case "mapped-memory":
             await one.acquire(ledger, IMAGE, MAPPED_AT)
         case _:
             assert isinstance(one, Part), f"say here how {key} is acquired"
             await take(ledger, [one], MachineSource(plan, mark("test", "s1")))
+
+
+async def acquire_volumes(
+    one: Any, process: FakeDriver, ledger: Ledger, plan: Any
+) -> None:
+    """For a snapshot, or to put them back from one."""
+    ports, domain, volumes = process.inside.ports, plan.domain, process.core.volumes
+    path = "layers/s1.new.raw"
+
+    async def begin() -> None:
+        await ports.volume_copies.begin(path, 64, plan.user, writes=True)
+        await ports.memory.begin_copies(domain, {"volume0": path})
+
+    if one.key == VOLUME_COPIES:
+        await one.acquire(ledger, domain, [path], begin)
+        return
+    await volumes.look()
+    if not volumes.all():
+        await process.manager.volume_jobs.create("", "data", 64)
+    await one.acquire(ledger, "s1", volumes.all(), "layers/s1.new.qcow2")
 
 
 def state(world: World) -> Mapping[str, Any]:
@@ -98,6 +124,7 @@ def state(world: World) -> Mapping[str, Any]:
         "images": images,
         "machines": dict(world.domains),
         "frozen": set(world.frozen),
+        "copied": dict(world.volumes.mirrors),
         "volumes of machines": {n for n, uids in world.volumes.writers.items() if uids},
     }
 

@@ -6,10 +6,12 @@ is put in place, in whatever process, whoever asks for what meanwhile; before th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from vmdriver.errors import Exhausted, NotFound, Refused
-from vmdriver.lifecycle.engine.ledger import Scope
+from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import VOLUMES, VOLUMES_BACK, Given
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.launch.volumes import Volumes
@@ -76,16 +78,18 @@ class VolumesBack:
         """
         record, ledger = sandbox.record, sandbox.ledger
         wanted = self._wanted(record, entry)
-        ids = " ".join(volume.id for volume in wanted)
-        data = {"ids": ids, "layer": layer, "ready": ""}
-
-        async def hold() -> None:
-            await self.volumes.hold(wanted, record.id)
-
-        await ledger.acquire(self.key, Scope.CAPTURE, data, hold)
+        await self.acquire(ledger, record.id, wanted, layer)
         for volume, copy in zip(wanted, entry.volumes, strict=True):
             await self.store.prepare(volume.id, copy.path, volume.size_mib)
-        await ledger.remember(self.key, {**data, "ready": "yes"})
+        data = _entry(wanted, layer) | {"ready": "yes"}
+        await ledger.remember(self.key, data)
+
+    async def acquire(
+        self, ledger: Ledger, owner: str, volumes: Sequence[Volume], layer: str
+    ) -> None:
+        """Have them be nobody else's. Refused, StorageError."""
+        hold = partial(self.volumes.hold, volumes, owner)
+        await ledger.acquire(self.key, Scope.CAPTURE, _entry(volumes, layer), hold)
 
     async def release(self, given: Given) -> None:
         stands = given.record is not None and given["layer"] in given.record.layers
@@ -98,3 +102,7 @@ class VolumesBack:
         for name in ids:
             if attached is None or name not in str(attached.data["ids"]).split():
                 await self.volumes.let_go(name, given.owner)
+
+
+def _entry(volumes: Sequence[Volume], layer: str) -> dict[str, str]:
+    return {"ids": " ".join(v.id for v in volumes), "layer": layer, "ready": ""}
