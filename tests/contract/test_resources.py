@@ -312,6 +312,12 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
     WRITTEN: {"domain": "vmd-test-s1"},
     LAYER: {"path": "layers/s1.2.qcow2"},
     VOLUMES: {"ids": "0123456789abcdef0123456789abcdef", "uid": "250002"},
+    VOLUME_COPIES: {"domain": "vmd-test-s1", "paths": '["layers/s1.3.raw"]'},
+    VOLUMES_BACK: {
+        "ids": "0123456789abcdef0123456789abcdef",
+        "layer": "layers/s1.2.qcow2",
+        "ready": "",
+    },
 }
 """As 0.1.0 wrote them, and releases after it what is newer. No release renames a key or a field, since ledgers of any age are read."""
 
