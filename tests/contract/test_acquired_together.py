@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -12,7 +13,16 @@ from tests.fakes.journal import FakeJournal
 from tests.fakes.world import World
 from vmdriver.errors import HostError, Unavailable
 from vmdriver.host.threads import finished
-from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope, Wanted, replay
+from vmdriver.lifecycle.engine.ledger import (
+    Held,
+    Ledger,
+    Scope,
+    VolatileJournal,
+    Wanted,
+    replay,
+)
+from vmdriver.lifecycle.engine.resource import FROZEN, PAUSED, WRITTEN
+from vmdriver.lifecycle.memory.resources import is_being_written
 
 T = TypeVar("T")
 LIMIT_S = 20.0
@@ -267,24 +277,70 @@ async def test_in_turn_one_write_comes_before_all_effects_and_none_between_them(
     assert host.on_disk() == {}
 
 
-async def test_in_turn_what_failed_and_what_was_to_follow_are_given_back_as_well(
+async def test_in_turn_what_failed_is_given_back_and_what_was_to_follow_is_not(
     host: Host,
 ) -> None:
-    """Whoever undoes must look: their intents are on disk."""
+    """Whoever undoes must look at what was begun. The rest may be somebody else's doing."""
     parts = [host.wanted("a"), host.wanted("b", fail), host.wanted("c")]
     with pytest.raises(HostError, match="broken"):
         await host.ledger.acquire_in_turn(parts)
     assert host.there == ["a"]
     assert host.begun == [*"ab"], "what stands on it is not begun"
-    assert {held.key: held.done for held in host.ledger.held()} == {
-        "a": True,
-        "b": False,
-        "c": False,
-    }
+    held = {held.key: held.done for held in host.ledger.held()}
+    assert held == host.on_disk() == {"a": True, "b": False}
     with pytest.raises(HostError, match="broken"):
         await host.ledger.acquire_in_turn(parts)
     assert host.begun == [*"abb"], "what is there is not had again"
-    assert await host.undone() == [*"cba"]
+    assert await host.undone() == [*"ba"]
+
+
+async def test_in_turn_what_an_earlier_try_had_begun_is_given_back_whatever_keeps_this_one(
+    host: Host,
+) -> None:
+    with pytest.raises(HostError):
+        await host.ledger.acquire_in_turn([host.wanted("b", fail)])
+    with pytest.raises(HostError):
+        await host.ledger.acquire_in_turn([host.wanted("a", fail), host.wanted("b")])
+    assert host.begun == [*"ba"]
+    assert await host.undone() == [*"ab"]
+
+
+async def test_in_turn_what_was_not_begun_stays_where_that_cannot_be_noted(
+    host: Host,
+) -> None:
+    async def on_a_full_disk() -> None:
+        host.world.fail = lambda call: call == "append to journal"
+        await fail()
+
+    parts = [host.wanted("a", on_a_full_disk), host.wanted("b")]
+    with pytest.raises(HostError, match="broken"):
+        await host.ledger.acquire_in_turn(parts)
+    host.world.fail = lambda _: False
+    held = {held.key: held.done for held in host.ledger.held()}
+    assert held == host.on_disk() == {"a": False, "b": False}
+    assert await host.undone() == [*"ba"]
+
+
+async def test_in_turn_cancelled_it_finishes_what_was_begun_and_strikes_the_rest(
+    host: Host,
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        begun.set()
+        await go_on.wait()
+
+    parts = [host.wanted("a", slow), host.wanted("b")]
+    task = asyncio.create_task(host.ledger.acquire_in_turn(parts))
+    await within(begun.wait())
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await within(task)
+    assert host.there == ["a"]
+    assert host.on_disk() == {"a": False}
+    assert await host.undone() == ["a"]
 
 
 async def test_in_turn_nothing_begins_without_its_intent(host: Host) -> None:
@@ -310,3 +366,15 @@ async def test_in_turn_nobody_else_has_what_is_under_way(host: Host) -> None:
     go_on.set()
     await within(work)
     assert host.there == [*"ab"]
+
+
+async def test_memory_is_being_written_when_its_machine_stands_still_for_it(
+    host: Host,
+) -> None:
+    """A driver that was killed while the workload was to be frozen leaves all three intents."""
+    begun = [Held(key, Scope.CAPTURE) for key in (FROZEN, PAUSED, WRITTEN)]
+    assert not is_being_written(Ledger(VolatileJournal()))
+    assert not is_being_written(Ledger(VolatileJournal(*begun)))
+    paused = replace(begun[1], done=True)
+    assert not is_being_written(Ledger(VolatileJournal(paused)))
+    assert is_being_written(Ledger(VolatileJournal(begun[0], paused, begun[2])))

@@ -21,11 +21,11 @@ from vmdriver.lifecycle.control.sandboxes import Sandboxes
 from vmdriver.lifecycle.control.volume_jobs import VolumeJobs
 from vmdriver.lifecycle.engine.broadcast import Broadcaster
 from vmdriver.lifecycle.engine.ledger import Scope
-from vmdriver.lifecycle.engine.resource import WRITTEN
 from vmdriver.lifecycle.engine.worker import Worker
 from vmdriver.lifecycle.extending import call_points as api
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch.memory_budget import MemoryBudget
+from vmdriver.lifecycle.memory.resources import is_being_written
 from vmdriver.lifecycle.memory.snapshot import Snapshots
 from vmdriver.lifecycle.ports.host import Hypervisor
 from vmdriver.lifecycle.ports.settings import Settings
@@ -150,9 +150,9 @@ class Manager:
         try:
             await worker.sandbox.until(_is_down_or_wanted, patience_s)
         except TimedOut:
-            if worker.sandbox.ledger.get(WRITTEN) is None:
+            if not is_being_written(worker.sandbox.ledger):
                 await worker.wish(Wish.STOP_NOW)
-            # Else its memory is being written: that moves, or ends by itself.
+            # Else that moves, or ends by itself.
             await worker.sandbox.until(
                 _is_down_or_wanted, self.stop_limit_s() - patience_s
             )

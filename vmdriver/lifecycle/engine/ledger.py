@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -239,20 +239,29 @@ class Ledger:
     async def acquire_in_turn(self, wanted: Sequence[Wanted]) -> None:
         """The same for several of which each stands on the one before: their intents are one write,
         their effects follow each other, and nothing is written between them: the outcomes are with
-        what is written next. For what may not take longer than its effects.
+        what is written next. What one that fails keeps from beginning is struck out, not undone:
+        somebody else may have done the same. For what may not take longer than its effects.
         """
         missing = [one for one in wanted if not self._has(one.key)]
+        unbegun = {one.key for one in missing} - self._held.keys()
         with ExitStack() as busy:
             for one in missing:
                 busy.enter_context(self._alone_at(one.key))
                 await self._crash_point(f"{one.key}:before-intent")
-            await finished(self._put(*(one.held for one in missing)))
-            for one in missing:
-                await self._crash_point(f"{one.key}:after-intent")
-            for one in missing:
-                await self._have(one)
-                await finished(self._note([one.key], later=True))
-                await self._crash_point(f"{one.key}:after-outcome")
+            try:
+                await finished(self._put(*(one.held for one in missing)))
+                for one in missing:
+                    await self._crash_point(f"{one.key}:after-intent")
+                for one in missing:
+                    unbegun.discard(one.key)
+                    await self._have(one)
+                    await finished(self._note([one.key], later=True))
+                    await self._crash_point(f"{one.key}:after-outcome")
+            except (Exception, asyncio.CancelledError):
+                if unbegun := unbegun & self._held.keys():
+                    with suppress(DriverError):  # else whoever undoes it must look
+                        await finished(self._strike([*unbegun]))
+                raise
 
     async def _have(self, one: Wanted) -> None:
         await finished(one.effect(), _PATIENCE_S if one.may_hang else None)

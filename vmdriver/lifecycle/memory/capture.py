@@ -9,10 +9,8 @@ machine first.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -247,14 +245,7 @@ class Capture:
         if pause:
             paused = PausedMachine(ports.memory).wanted(domain)
             wanted.append(_timed(watch, "pause", paused))
-        try:
-            await sandbox.ledger.acquire_in_turn([*wanted, *then])
-        except (DriverError, asyncio.CancelledError):
-            if sandbox.ledger.get(PAUSED) is not None and "pause" not in watch.steps:
-                # It was not begun: who has paused the machine meanwhile is not undone.
-                with suppress(DriverError):
-                    await sandbox.ledger.hand_over(PAUSED)
-            raise
+        await sandbox.ledger.acquire_in_turn([*wanted, *then])
         return boot_ids[-1]
 
     async def _write_back(self, plan: LaunchPlan, watch: Stopwatch) -> None:

@@ -132,6 +132,14 @@ class WrittenMemory:
         pass
 
 
+def is_being_written(ledger: Ledger) -> bool:
+    """Whether a machine stands still for its memory to be written. The intent alone says less: it
+    is noted with that of freezing, which may take as long as a guest likes.
+    """
+    paused = ledger.get(PAUSED)
+    return ledger.get(WRITTEN) is not None and paused is not None and paused.done
+
+
 @dataclass(frozen=True)
 class NewLayer:
     """A layer that the root disk is to go on with, until the record names it."""
