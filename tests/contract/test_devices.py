@@ -232,6 +232,46 @@ async def test_one_that_another_program_has_by_vfio_is_neither_had_nor_disturbed
     assert sysfs.owners == {"dev/vfio/7": (300000, 0)}
 
 
+async def test_a_group_that_somebody_else_has_half_bound_is_neither_had_nor_missed(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    """A program outside of us has the GPU by vfio-pci; nobody drives its sound."""
+    sysfs.write(f"{DEVICES}/{AUDIO}/driver/unbind", AUDIO)
+    sysfs.write(f"{DEVICES}/{GPU}/driver_override", VFIO)
+    sysfs.write(f"{DEVICES}/{GPU}/driver/unbind", GPU)
+    sysfs.write(f"sys/bus/pci/drivers/{VFIO}/bind", GPU)
+    sysfs.elsewhere.add("dev/vfio/7")
+    sysfs.writes.clear()
+    functions = await of(devices, GPU)
+    with pytest.raises(HostError) as refused:
+        await devices.give(functions, USER)
+    assert refused.value.reason == "DeviceInUse"
+    await devices.take_back(functions)
+    assert sysfs.writes == []
+    assert sysfs.owners == {"dev/vfio/7": (0, 0)}
+
+
+async def test_one_that_an_operator_had_bound_to_vfio_is_not_back_while_it_is_open(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    """By the kernel's argument vfio-pci.ids, for one, which overrides nothing."""
+    for address in (GPU, AUDIO):
+        sysfs.write(f"{DEVICES}/{address}/driver_override", VFIO)
+        sysfs.write(f"{DEVICES}/{address}/driver/unbind", address)
+        sysfs.write(f"sys/bus/pci/drivers/{VFIO}/bind", address)
+        sysfs.write(f"{DEVICES}/{address}/driver_override", "\n")
+    functions = await of(devices, GPU)
+    await devices.give(functions, USER)
+    sysfs.elsewhere.add("dev/vfio/7")
+    with pytest.raises(HostError) as refused:
+        await devices.take_back(functions)
+    assert refused.value.reason == "DeviceNotReturned"
+    sysfs.elsewhere.clear()
+    await devices.take_back(functions)
+    assert sysfs.owners == {"dev/vfio/7": (0, 0)}
+    assert sysfs.overrides()[GPU] == "(null)"
+
+
 async def test_one_that_something_of_its_machine_still_has_open_is_not_pulled_away(
     sysfs: FakeSysfs, devices: SysfsDevices
 ) -> None:

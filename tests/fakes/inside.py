@@ -50,7 +50,7 @@ class Inside:
 
     def leases(self) -> list[str]:
         """Who has an address."""
-        return sorted(self._core.addresses._leases)
+        return sorted(self._core.addresses.owned.now)
 
     def left_over(self) -> list[str]:
         """Owners of what belongs to no sandbox and could not be given back yet."""

@@ -20,6 +20,7 @@ from tests.scenario.stage import eventually, operations
 from vmdriver.errors import (
     AlreadyExists,
     DriverError,
+    Exhausted,
     InvalidRequest,
     NotFound,
     Refused,
@@ -356,6 +357,7 @@ async def test_what_cannot_be_had_is_refused_at_once(
         ([7], "must be a string"),
         (["3b:00"], "is no PCI address"),
         ([GPU, "3b:00.0"], "a second time"),
+        (["00010000:3b:00.0"], "none above ffff"),
     ],
 )
 async def test_what_is_no_list_of_addresses_is_told_with_its_place(
@@ -380,6 +382,42 @@ async def test_without_kvm_or_a_list_there_are_none() -> None:
         await created(closed)
     assert refused.value.reason == "GpuUnsupported"
     await closed.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"resources": ONE}, "GpuUnsupported"),
+        (
+            {"resources": Resources(), "driver_config": {"devices": [GPU]}},
+            "DeviceNotAllowed",
+        ),
+    ],
+)
+async def test_nobody_waits_for_a_device_that_is_in_the_list_no_more(
+    asked: dict[str, Any], reason: str
+) -> None:
+    world = host()
+    driver = await begun(world)
+    await created(driver, **asked)
+    await driver.manager.stop("s1", "")
+    await driver.close()
+    again = await begun(world, dataclasses.replace(PASSING, passthrough_devices=()))
+    with pytest.raises(Refused) as refused:
+        await again.manager.start("s1", "")
+    assert refused.value.reason == reason
+    assert "passthrough_devices" in refused.value.resolution
+    await again.close()
+
+
+async def test_too_few_gpus_are_waited_for_only_where_others_have_them() -> None:
+    driver = await begun(host())
+    for gpus, way_out in ((2, "ask for fewer"), (1, "wait until another")):
+        with pytest.raises(Exhausted) as refused:
+            await created(driver, f"s{gpus}", resources=Resources(gpus=gpus))
+            await created(driver, "late", resources=Resources(gpus=gpus))
+        assert refused.value.resolution.startswith(way_out)
+    await driver.close()
 
 
 async def test_its_memory_is_never_kept_and_it_never_goes_on_from_anybodys() -> None:

@@ -62,6 +62,15 @@ def test_addresses_are_kept_as_the_kernel_writes_them(tmp_path: Path) -> None:
             config(tmp_path, wrong)
 
 
+def test_a_domain_that_no_machine_can_be_told_of_is_refused_where_it_is_named(
+    tmp_path: Path,
+) -> None:
+    told = config(tmp_path, "0000003b:00:00.0", "FFFF:3b:00.0")
+    assert settings_from(told).passthrough_devices == ("003b:00:00.0", "ffff:3b:00.0")
+    with pytest.raises(ValidationError, match="domain 10000: QEMU takes none above"):
+        config(tmp_path, "10000:01:00.0")
+
+
 def test_devices_take_the_embedded_connection(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match='connection = "embed"'):
         config(tmp_path, GPU, connection="qemu:///system")

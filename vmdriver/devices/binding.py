@@ -35,17 +35,27 @@ def give(
     """Have vfio-pci drive them, and their nodes be the user's. HostError."""
     for function in functions:
         _check_unchanged(files, function)
+    # A group is opened once at a time: whoever else has it is found before anything of it is
+    # changed, and once more before it changes hands.
+    for node in nodes(functions):
+        if files.there(node):
+            _try_open(files, node)
     for function in functions:
         _bind(files, function)
     settle(files)
     for node in nodes(functions):
+        _try_open(files, node)
         try:
-            # A group is opened once at a time: whoever else has it is found before it changes
-            # hands.
-            files.try_open(node)
             files.own(node, user.uid, _ROOT)
         except OSError as error:
             raise _not_given(node, error) from error
+
+
+def _try_open(files: Files, node: str) -> None:
+    try:
+        files.try_open(node)
+    except OSError as error:
+        raise _not_given(node, error) from error
 
 
 def nodes(functions: Iterable[PassedFunction]) -> list[str]:
@@ -135,8 +145,8 @@ def _is_it(files: Files, function: PassedFunction) -> bool:
 
 
 def _take_node(files: Files, members: list[PassedFunction]) -> bool:
-    """Have a group's node be root's again. False: somebody else has it, who had it before; nothing
-    of it was ever ours.
+    """Have a group's node be root's again. False: somebody else has it, and nothing of it is
+    otherwise than it was: it was never ours, or is given back.
     """
     (node,) = nodes(members)
     try:
@@ -145,11 +155,16 @@ def _take_node(files: Files, members: list[PassedFunction]) -> bool:
             files.try_open(node)
             files.own(node, _ROOT, _ROOT)
     except OSError as error:
-        if error.errno == errno.EBUSY and all(f.driver == VFIO for f in members):
+        if error.errno == errno.EBUSY and all(_is_as_before(files, f) for f in members):
             _log.warning("%s is open elsewhere and stays as it is", node)
             return False
         raise _not_returned(node, error, "DeviceNotReturned") from error
     return True
+
+
+def _is_as_before(files: Files, function: PassedFunction) -> bool:
+    now = driver_of(files, function.address), override_of(files, function.address)
+    return now == (function.driver, function.override)
 
 
 def _return(files: Files, function: PassedFunction) -> None:

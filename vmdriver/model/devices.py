@@ -20,6 +20,10 @@ SETTING = "passthrough_devices"
 _ADDRESS = re.compile(
     r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE
 )
+_LAST_DOMAIN = 0xFFFF
+"""The kernel has more (behind Intel's VMD, in Azure). QEMU takes 16 bits of a domain
+(set_pci_host_devaddr of its hw/core/qdev-properties-system.c).
+"""
 _DISPLAY, _BRIDGE = 0x03, 0x0604
 """Base class of graphics; class of bridges between PCI buses (PCI Code and ID Assignment)."""
 _MIB = 2**20
@@ -34,8 +38,12 @@ def pci_address(text: str) -> str:
     found = _ADDRESS.fullmatch(text.strip())
     if found is None:
         raise ValueError(f'{text!r} is no PCI address such as "0000:3b:00.0"')
-    domain, bus, slot, function = (part or "0000" for part in found.groups())
-    return f"{domain}:{bus}:{slot}.{function}".lower()
+    domain, place = int(found[1] or "0", 16), f"{found[2]}:{found[3]}.{found[4]}"
+    if domain > _LAST_DOMAIN:
+        raise ValueError(
+            f"{text!r} is in PCI domain {domain:x}: QEMU takes none above {_LAST_DOMAIN:x}"
+        )
+    return f"{domain:04x}:{place}".lower()
 
 
 class PassedFunction(Frozen):
@@ -296,13 +304,19 @@ def _too_few(
     wanted: int, free: int, picture: DevicePicture, allowed: tuple[str, ...]
 ) -> DriverError:
     known = gpus(picture, allowed)
-    hindered = (obstacle(address, picture, allowed) for address in known)
+    hindered = [obstacle(address, picture, allowed) for address in known]
     why = next((f"; {found.message}" for found in hindered if found is not None), "")
+    if hindered.count(None) < wanted:
+        way_out = (
+            f"ask for fewer, or have the operator mend that, or name more in {SETTING}"
+        )
+    else:
+        way_out = "wait until another sandbox has ended"
     return Exhausted(
-        f"spec.resource_requirements.gpu: {wanted} asked for, {free} of this host's "
-        f"{len(known)} are free{why}",
+        f"spec.resource_requirements.gpu: {wanted} asked for, {free} of the {len(known)} that "
+        f"{SETTING} names on this host are free{why}",
         reason="NoDeviceFree",
-        resolution="wait until another sandbox has ended (vmdriver devices ls)",
+        resolution=f"{way_out} (vmdriver devices ls)",
     )
 
 

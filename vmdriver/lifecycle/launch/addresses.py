@@ -7,7 +7,7 @@ import ipaddress
 from itertools import islice
 
 from vmdriver.errors import Exhausted
-from vmdriver.lifecycle.engine.returns import Returns
+from vmdriver.lifecycle.engine.owned import Owned
 from vmdriver.lifecycle.launch.ways import Ways
 from vmdriver.lifecycle.ports.host import Taken
 from vmdriver.model.ids import mac_address, tap_name
@@ -23,24 +23,15 @@ class AddressPool:
         self._instance = instance
         self._network = ipaddress.IPv4Network(pool)
         self._size: int = 2 ** (30 - self._network.prefixlen)
-        self.ways, self.returns = Ways(), Returns()
-        self._all: dict[str, Lease] = {}
+        self.ways, self.owned = Ways(), Owned[Lease]()
         # Several drivers of one host begin in different places: a stopped sandbox has a block that
         # no other driver can see.
         begin = int.from_bytes(hashlib.sha256(instance.encode()).digest()[:4])
         self._next = begin % self._size if spread else 0
 
-    @property
-    def _leases(self) -> dict[str, Lease]:
-        """As of now, by owner."""
-        for owner in self.returns.noted():
-            self.free(owner)
-        return self._all
-
     def adopt(self, sandbox_id: str, lease: Lease) -> None:
         """Note a lease that a ledger holds."""
-        self._leases[sandbox_id] = lease
-        self.returns.forget(sandbox_id)
+        self.owned.adopt(sandbox_id, lease)
         self._next = max(self._next, lease.index + 1)
 
     @property
@@ -50,16 +41,16 @@ class AddressPool:
 
     def left(self) -> int:
         """How many blocks nobody has."""
-        return self._size - len(self._leases)
+        return self._size - len(self.owned.now)
 
     def holder(self, index: int) -> str | None:
         """Whose that block is."""
-        held = (name for name, lease in self._leases.items() if lease.index == index)
+        held = (name for name, lease in self.owned.now.items() if lease.index == index)
         return next(held, None)
 
     def free(self, sandbox_id: str) -> None:
         """Give a lease back that no ledger holds."""
-        self._all.pop(sandbox_id, None)
+        self.owned.free(sandbox_id)
 
     def take(self, sandbox_id: str, taken: Taken, *, modest: bool = False) -> Lease:
         """A lease with a free block, but for the last if `modest`, and names that nobody has. The
@@ -70,8 +61,8 @@ class AddressPool:
         >>> lease.index, lease.host_ip, lease.guest_ip
         (1, '10.0.128.5', '10.0.128.6')
         """
-        if sandbox_id in self._leases:
-            return self._leases[sandbox_id]
+        if (present := self.owned.now.get(sandbox_id)) is not None:
+            return present
         index = self._free_block(taken.addresses, modest=modest)
         base = int(self._network.network_address) + 4 * index
         salt = self._free_salt(sandbox_id, taken.names)
@@ -86,7 +77,7 @@ class AddressPool:
         return lease
 
     def _free_block(self, taken: frozenset[str], *, modest: bool) -> int:
-        used = {lease.index for lease in self._leases.values()}
+        used = {lease.index for lease in self.owned.now.values()}
         base = int(self._network.network_address)
         used |= {(int(ipaddress.IPv4Address(a)) - base) // 4 for a in taken}
         turns = ((self._next + step) % self._size for step in range(self._size))
@@ -100,8 +91,8 @@ class AddressPool:
         )
 
     def _free_salt(self, sandbox_id: str, taken: frozenset[str]) -> int:
-        names = taken | {lease.tap for lease in self._leases.values()}
-        macs = {lease.mac for lease in self._leases.values()}
+        names = taken | {lease.tap for lease in self.owned.now.values()}
+        macs = {lease.mac for lease in self.owned.now.values()}
         salt = 0
         while (
             tap_name(self._instance, sandbox_id, salt) in names

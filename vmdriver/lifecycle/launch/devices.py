@@ -13,9 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from vmdriver.errors import StorageError
 from vmdriver.lifecycle.engine.ledger import Held, Ledger
+from vmdriver.lifecycle.engine.owned import Owned
 from vmdriver.lifecycle.engine.resource import DEVICES, Given
-from vmdriver.lifecycle.engine.returns import Returns
-from vmdriver.lifecycle.launch.devices_asked import check_accelerator, wanted_devices
+from vmdriver.lifecycle.launch.devices_asked import (
+    check_accelerator,
+    check_allowed,
+    wanted_devices,
+)
 from vmdriver.lifecycle.launch.resources import MachineSource, Part
 from vmdriver.lifecycle.ports.devices import HostDevices
 from vmdriver.lifecycle.ports.host import AcceleratorChoice
@@ -35,40 +39,33 @@ class DevicePool:
     """Who has what, by address."""
 
     def __init__(self) -> None:
-        self.returns = Returns()
-        self._all: dict[str, str] = {}
-
-    @property
-    def _owners(self) -> dict[str, str]:
-        """As of now."""
-        for owner in self.returns.noted():
-            self.free(owner)
-        return self._all
+        self.owned = Owned[frozenset[str]]()
 
     def adopt(self, owner: str, functions: Iterable[PassedFunction]) -> None:
         """They are that owner's, as its ledger says, or as was just decided."""
-        self._all = self._owners | dict.fromkeys((f.address for f in functions), owner)
-        self.returns.forget(owner)
+        present = self.owned.now.get(owner, frozenset())
+        self.owned.adopt(owner, present | {f.address for f in functions})
 
     def adopt_free(self, owner: str, functions: Iterable[PassedFunction]) -> None:
         """They may be that owner's: those that nobody is known to have are kept for it."""
-        self.adopt(owner, [f for f in functions if f.address not in self._owners])
+        taken = self.owners()
+        self.adopt(owner, [f for f in functions if f.address not in taken])
 
     def free(self, owner: str) -> None:
         """It has none any more."""
-        self._all = {a: o for a, o in self._all.items() if o != owner}
+        self.owned.free(owner)
 
     def owner(self, address: str) -> str | None:
         """Whose it is."""
-        return self._owners.get(address)
+        return self.owners().get(address)
 
     def taken(self, but: str) -> set[str]:
         """What somebody else has."""
-        return {a for a, owner in self._owners.items() if owner != but}
+        return {a for a, owner in self.owners().items() if owner != but}
 
     def owners(self) -> Mapping[str, str]:
         """By address."""
-        return dict(self._owners)
+        return {a: o for o, having in self.owned.now.items() for a in having}
 
 
 def functions_of(held: Held) -> tuple[PassedFunction, ...]:
@@ -97,7 +94,7 @@ def passed_devices(host: HostDevices, pool: DevicePool) -> Part:
 
     async def release(given: Given) -> None:
         await host.take_back(functions_of(given.held))
-        pool.returns.add(given)
+        pool.owned.returned(given)
 
     return Part(
         DEVICES,
@@ -126,9 +123,14 @@ class Devices:
         wanted = wanted_devices(record.spec)
         if not wanted:
             return
+        await self._look(wanted)
+        self.check_room(record)
+
+    async def _look(self, wanted: WantedDevices) -> None:
+        """Nobody waits for what can never be had."""
+        check_allowed(wanted, self.allowed)
         check_accelerator(wanted, await self.accelerator.chosen())
         self._seen = await self.host.look(self.allowed)
-        self.check_room(record)
 
     def check_room(self, record: SandboxRecord) -> None:
         """The same beside those who are to run and have not chosen yet, without looking again:
@@ -166,8 +168,7 @@ class Devices:
         wanted = wanted_devices(record.spec)
         if not wanted:
             return ()
-        check_accelerator(wanted, await self.accelerator.chosen())
-        self._seen = await self.host.look(self.allowed)
+        await self._look(wanted)
         # Nothing is waited for between looking who has what and taking it.
         taken = self.pool.taken(but=record.id)
         named = self._named(but=record.id)

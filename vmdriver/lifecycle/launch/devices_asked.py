@@ -48,7 +48,18 @@ def check_devices(spec: SandboxSpec, settings: Settings) -> None:
     wanted = wanted_devices(spec)
     if not wanted:
         return
-    allowed = settings.passthrough_devices
+    check_allowed(wanted, settings.passthrough_devices)
+    if spec.driver_config.get("on_stop") == "suspend":
+        raise Refused(
+            f"template.driver_config.on_stop: a machine with {_named(wanted)} has no memory "
+            "that could be kept",
+            reason="DevicePassedThrough",
+            resolution='leave it out, or say "shutdown"',
+        )
+
+
+def check_allowed(wanted: WantedDevices, allowed: tuple[str, ...]) -> None:
+    """Refused where the operator does not let sandboxes have that; not any more, it may be."""
     if wanted.gpus > len(allowed):
         have = f"{len(allowed)} devices" if allowed else "no device"
         raise Refused(
@@ -63,13 +74,6 @@ def check_devices(spec: SandboxSpec, settings: Settings) -> None:
                 reason="DeviceNotAllowed",
                 resolution=f"ask for another one, or have the operator name it in {SETTING}",
             )
-    if spec.driver_config.get("on_stop") == "suspend":
-        raise Refused(
-            f"template.driver_config.on_stop: a machine with {_named(wanted)} has no memory "
-            "that could be kept",
-            reason="DevicePassedThrough",
-            resolution='leave it out, or say "shutdown"',
-        )
 
 
 def check_accelerator(wanted: WantedDevices, accelerator: Accelerator) -> None:

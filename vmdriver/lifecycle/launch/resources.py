@@ -332,4 +332,4 @@ class AddressLease:
                     raise
 
     async def release(self, given: Given) -> None:
-        self.addresses.returns.add(given)
+        self.addresses.owned.returned(given)

@@ -14,8 +14,8 @@ from itertools import islice
 from vmdriver.errors import DriverError, Exhausted, Refused, Unavailable
 from vmdriver.host.retry import tried
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
+from vmdriver.lifecycle.engine.owned import Owned
 from vmdriver.lifecycle.engine.resource import MACHINE_USER, Given
-from vmdriver.lifecycle.engine.returns import Returns
 from vmdriver.lifecycle.launch.ways import Ways
 from vmdriver.lifecycle.ports.host import MachineUsers
 from vmdriver.model.machine_uids import MachineUids
@@ -30,22 +30,13 @@ class UserPool:
     def __init__(self, uids: MachineUids, taken: DriverError | None = None) -> None:
         """`taken`: somebody on this host has some of them too, so that nobody new gets any."""
         self.uids, self._taken = uids, taken
-        self._all: dict[str, int] = {}
         self._avoided: set[int] = set()
         self._next = 0
-        self.ways, self.returns = Ways(), Returns()
-
-    @property
-    def _held(self) -> dict[str, int]:
-        """As of now, by owner."""
-        for owner in self.returns.noted():
-            self.free(owner)
-        return self._all
+        self.ways, self.owned = Ways(), Owned[int]()
 
     def adopt(self, owner: str, number: int) -> None:
         """Note one that a ledger holds."""
-        self._held[owner] = number
-        self.returns.forget(owner)
+        self.owned.adopt(owner, number)
         numbers = self.uids.numbers
         if number in numbers:
             self._next = max(self._next, numbers.index(number) + 1)
@@ -56,7 +47,7 @@ class UserPool:
 
     def held(self) -> set[int]:
         """All numbers that somebody has."""
-        return set(self._held.values())
+        return set(self.owned.now.values())
 
     def left(self) -> int:
         """How many numbers nobody has, or had of late."""
@@ -65,15 +56,15 @@ class UserPool:
 
     def holder(self, number: int) -> str | None:
         """Whose that number is."""
-        return next((o for o, held in self._held.items() if held == number), None)
+        return next((o for o, held in self.owned.now.items() if held == number), None)
 
     def number_of(self, owner: str) -> int | None:
         """The number that somebody has."""
-        return self._held.get(owner)
+        return self.owned.now.get(owner)
 
     def free(self, owner: str) -> None:
         """Give a number back that no ledger holds."""
-        self._all.pop(owner, None)
+        self.owned.free(owner)
 
     def take(self, owner: str, tried: set[int], *, modest: bool = False) -> int:
         """The number that it has, or one that nobody has and that was not tried, but for the last
@@ -83,7 +74,7 @@ class UserPool:
         >>> pool.take("s1", set()), pool.take("s2", set()), pool.take("s1", set())
         (250002, 250003, 250002)
         """
-        present = self._held.get(owner)
+        present = self.owned.now.get(owner)
         if present is not None and present not in tried:
             return present
         if self._taken is not None:
@@ -206,4 +197,4 @@ class UserLease:
         # An entry that was cut off may be of a number that was somebody's.
         if given.held.done or await self.users.claim(number):
             await self.users.clear(number, given.owner)
-        self.pool.returns.add(given)
+        self.pool.owned.returned(given)
