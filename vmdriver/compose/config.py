@@ -63,7 +63,7 @@ class ComposeConfig(BaseModel):
     create_grace_s: float = Field(
         30.0,
         ge=0,
-        description="how long a create that the base never answered may still appear",
+        description="how long a create or a start that the base never answered may still happen",
     )
     extensions: list[str] = Field(
         default_factory=list, description="extensions to load, in this order"

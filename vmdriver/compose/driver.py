@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import grpc
+
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose import request as requests
 from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.creates import Creates
 from vmdriver.compose.dialect import stops_still
-from vmdriver.compose.registry import Absent, Registry
+from vmdriver.compose.registry import Absent, Registry, is_unsure
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
 from vmdriver.errors import AlreadyExists, DriverError, Refused, Unavailable
@@ -90,6 +92,7 @@ class ComposedDriver:
             outgoing = incoming.outgoing(incoming.draft(), self._runner.keys)
             return await self._creates.ask(incoming.sandbox, outgoing, asked)
         sandbox = self._registry.add(record)
+        sandbox.base_asked = False
         async with sandbox.lock:
             try:
                 return await self._create(sandbox, incoming, asked)
@@ -113,6 +116,7 @@ class ComposedDriver:
         await sandbox.update(up=True)
         await sandbox.ask(CallPoint.BEFORE_START, trace)
         outgoing = incoming.outgoing(draft, self._runner.keys)
+        sandbox.base_asked = True
         answer = await self._creates.ask(incoming.sandbox, outgoing, asked)
         await sandbox.update(stage=Stage.PRESENT)
         await sandbox.report(CallPoint.AFTER_CREATE)
@@ -131,16 +135,26 @@ class ComposedDriver:
                 text = f"sandbox {sandbox.record.id} is being deleted"
                 raise Refused(text, reason="Deleting")
             begun = not sandbox.record.up
+            if begun:
+                await self._begin_run(sandbox, asked)
             try:
-                if begun:
-                    await sandbox.update(up=True, ready_told=False)
-                    await sandbox.ask(CallPoint.BEFORE_START, asked.trace)
-                return await self._base.call("StartSandbox", raw, asked)
+                answer = await self._base.call("StartSandbox", raw, asked)
             except (BaseRejected, DriverError) as error:
-                # Of a base that went away nobody knows whether it starts: a list will tell.
-                if begun and not isinstance(error, Unavailable):
+                if is_unsure(error):
+                    self._registry.start_unanswered(sandbox)
+                elif begun:
                     await sandbox.run_ended()
                 raise
+            sandbox.start_open_until = None
+            return answer
+
+    async def _begin_run(self, sandbox: Composed, asked: Asked) -> None:
+        try:
+            await sandbox.update(up=True, ready_told=False)
+            await sandbox.ask(CallPoint.BEFORE_START, asked.trace)
+        except DriverError:  # whatever it is, the base was not asked
+            await sandbox.run_ended()
+            raise
 
     async def stop(self, raw: bytes, asked: Asked) -> bytes:
         """after_stop when the base says that it is down: now, or later where a stop is only
@@ -154,6 +168,7 @@ class ComposedDriver:
             if sandbox.record.up:
                 await sandbox.ask(CallPoint.BEFORE_STOP, asked.trace)
             answer = await self._base.call("StopSandbox", raw, asked)
+            sandbox.start_open_until = None
             await self._stopped(sandbox)
             return answer
 
@@ -177,7 +192,24 @@ class ComposedDriver:
             if sandbox.record.stage is Stage.PRESENT:
                 await sandbox.ask(CallPoint.BEFORE_DELETE, asked.trace)
                 await sandbox.update(stage=Stage.DELETING)
-            answer = await self._base.call("DeleteSandbox", raw, asked)
+            try:
+                answer = await self._base.call("DeleteSandbox", raw, asked)
+            except BaseRejected as error:
+                await self._not_deleted(sandbox, error)
+                raise
             if not pb.DeleteSandboxResponse.FromString(answer).deleted:
-                await self._registry.end(sandbox)
+                await self._absent(sandbox)
             return answer
+
+    async def _not_deleted(self, sandbox: Composed, error: BaseRejected) -> None:
+        if error.code is grpc.StatusCode.NOT_FOUND:
+            await self._absent(sandbox)
+        elif not is_unsure(error) and sandbox.record.stage is Stage.DELETING:
+            await sandbox.update(stage=Stage.PRESENT)  # it goes on
+
+    async def _absent(self, sandbox: Composed) -> None:
+        """The base does not have it: not yet, maybe, where it has never answered the create."""
+        if sandbox.record.stage is Stage.CREATING:
+            await self._registry.settle_abandoned(sandbox)
+        else:
+            await self._registry.end(sandbox)

@@ -63,8 +63,15 @@ class Follower:
             await asyncio.sleep(_CLEAN_AGAIN_S)
             try:
                 await self._registry.clean_again()
+                await self._settle_starts()
             except Exception:  # noqa: BLE001 - whatever it was, it is tried again
                 _log.exception("what is overdue cannot be given back now")
+
+    async def _settle_starts(self) -> None:
+        for sandbox in self._registry.all():
+            settled = sandbox.start_open_until is None or sandbox.lock.locked()
+            if not settled and self.relay.connected.is_set():
+                await self._look(sandbox)
 
     # --- events
 
@@ -102,9 +109,7 @@ class Follower:
                     await self._registry.end(sandbox)
                     return
                 if isinstance(present, pb.DriverSandbox):
-                    change = change_of(present, sandbox.record)
-                    if change is not None:
-                        await change(sandbox)
+                    await _follow(sandbox, present)
             if not deleted:
                 return
 
@@ -140,9 +145,7 @@ class Follower:
         elif stage is Stage.DELETING:
             await registry.delete_in_base(sandbox)
         else:
-            change = change_of(seen, sandbox.record)
-            if change is not None:
-                await change(sandbox)
+            await _follow(sandbox, seen)
             await sandbox.report(CallPoint.RECONCILE)
 
 
@@ -164,6 +167,17 @@ def change_of(seen: pb.DriverSandbox, record: Record) -> Change | None:
         return None if record.ready_told else _ready
     ended = ready.status.lower() == "false" and ready.reason.lower() not in _TRANSIENT
     return Composed.run_ended if ended and record.stage is not Stage.CREATING else None
+
+
+async def _follow(sandbox: Composed, seen: pb.DriverSandbox) -> None:
+    """Do what it means. A start that was not answered is open until it is seen to run, or until it
+    has had its time: which run is over by then says whatever the base says.
+    """
+    change, open_still = change_of(seen, sandbox.record), sandbox.may_still_start
+    if change is not None and (change is _ready or not open_still):
+        await change(sandbox)
+    if change is _ready or not open_still:
+        sandbox.start_open_until = None
 
 
 async def _ready(sandbox: Composed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -57,7 +58,10 @@ class Registry:
     def open(self) -> None:
         """Read what is on disk."""
         for record in self._store.open():
-            self.add(record)
+            sandbox = self.add(record)
+            going_up = record.up and not record.ready_told
+            if going_up and record.stage is Stage.PRESENT:
+                self.start_unanswered(sandbox)  # by the process before, for all we know
 
     def add(self, record: Record) -> Composed:
         """A new one; it is on disk when it is first updated."""
@@ -108,7 +112,7 @@ class Registry:
         """
         if sandbox.record.stage is Stage.PRESENT:
             return  # only the answer was lost
-        if _is_unsure(error):
+        if sandbox.base_asked and is_unsure(error):
             sandbox.abandoned_at = time.monotonic()
             await self.settle_abandoned(sandbox)
         else:
@@ -116,15 +120,24 @@ class Registry:
 
     async def settle_abandoned(self, sandbox: Composed) -> None:
         """A create that the base never answered: what appears there is deleted, and after a
-        while nothing appears any more. Called again until it is settled.
+        while nothing appears any more. Called again until it is settled: what extensions hold for
+        it is given back when it is gone, and not when the base says that it is going.
         """
         present = await self.look(sandbox.record.id)
-        late = time.monotonic() - sandbox.abandoned_at > self._create_grace_s
         if isinstance(present, pb.DriverSandbox):
-            if await self.delete_in_base(sandbox):
-                await self.uncreate(sandbox)
-        elif present is Absent.GONE and late:
+            sandbox.abandoned_at = -math.inf  # it appears once
+            if not await self.delete_in_base(sandbox):
+                return
+            present = await self.look(sandbox.record.id)
+        late = time.monotonic() - sandbox.abandoned_at > self._create_grace_s
+        if present is Absent.GONE and late:
             await self.uncreate(sandbox)
+
+    def start_unanswered(self, sandbox: Composed) -> None:
+        """Of a start: it may have been done, or be done yet. What the base says decides, but for
+        a while not that it is down.
+        """
+        sandbox.start_open_until = time.monotonic() + self._create_grace_s
 
     async def clean_again(self) -> None:
         """Try again what could not be settled or undone. Called every second."""
@@ -207,7 +220,7 @@ class Registry:
         self._publish(event, event.SerializeToString())
 
 
-def _is_unsure(error: BaseException) -> bool:
+def is_unsure(error: BaseException) -> bool:
     """Whether the base may have done what it was asked for all the same."""
     if isinstance(error, BaseRejected):
         return error.code in _UNSURE

@@ -36,6 +36,12 @@ class Composed:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     abandoned_at: float = field(default_factory=time.monotonic)
     """While it is CREATING and nobody is at it: since when (monotonic seconds)."""
+    base_asked: bool = True
+    """The base may know of it. False: its create has not come that far."""
+    start_open_until: float | None = None
+    """A start was asked for that the base has not answered, and until then (monotonic seconds) may
+    still begin.
+    """
     retries: int = 0
     retry_at: float = 0.0
     """When what could not be undone is tried again (monotonic seconds)."""
@@ -63,9 +69,16 @@ class Composed:
         """A run is over, however; told once."""
         if not self.record.up:
             return
+        self.start_open_until = None
         await self.report(CallPoint.AFTER_STOP)
         await self.give_back(Scope.RUNTIME)
         await self.update(up=False, ready_told=False)
+
+    @property
+    def may_still_start(self) -> bool:
+        """What the base says of its end may be of the run before."""
+        until = self.start_open_until
+        return until is not None and time.monotonic() < until
 
     async def create_failed(self) -> None:
         """The base does not have it: as if it had never been asked for."""
