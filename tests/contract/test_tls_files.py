@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.authority import Authority
+from tests.fakes.authority import Authority, chained
 from vmdriver.cli.doctor.remote_findings import tls_findings
 from vmdriver.errors import ConfigError
 from vmdriver.service.tls.address import Address, parse_address
@@ -145,6 +145,9 @@ def test_another_ones_key_is_noticed(keys: Keys, authority: Authority) -> None:
         ("foreign", "unable to get local issuer"),
         ("of the other side", "unsuitable certificate purpose|unsupported"),
         ("with a list that has ended", "tls_crl: .*CRL has expired"),
+        ("of tomorrow", "is not yet valid"),
+        ("with a list of tomorrow", "tls_crl: .*CRL is not yet valid"),
+        ("with a common name alone", "is for no name"),
     ],
 )
 @pytest.mark.parametrize("side", Side)
@@ -165,17 +168,75 @@ def test_what_the_other_end_would_refuse_is_said_before_it_does(
         case "of the other side":
             wrong = Side.CLIENT if side is Side.SERVER else Side.SERVER
             bad = authority.issue("a.test", wrong)
+        case "of tomorrow":
+            bad = authority.issue("a.test", side, begin=in_a_day())
+        case "with a list of tomorrow":
+            bad = authority.issue("a.test", side)
+            tomorrow = ("-crl_lastupdate", in_a_day())
+            authority.list_revoked(*tomorrow, "-crl_nextupdate", "20491231000000Z")
+        case "with a common name alone":
+            bad = authority.issue("a.test", side, named=False)
         case _:
             bad = authority.issue("a.test", side)
             long_ago = ("-crl_lastupdate", "20200101000000Z")
             authority.list_revoked(*long_ago, "-crl_nextupdate", "20200201000000Z")
     with pytest.raises(ConfigError, match=text) as caught:
         own_certificate(bad, side)
-    assert caught.value.resolution
+    assert ("clock" in caught.value.resolution) is ("tomorrow" in kind)
     (finding,) = tls_findings(bad, side)
     assert (finding.level, finding.blocks) == ("fail", False)
     assert finding.advice
     assert Identity(bad, side).context
+
+
+def test_two_lists_of_one_name_are_told_apart_or_that_is_said(tmp_path: Path) -> None:
+    """As while an authority is replaced by one of the same name."""
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    keys = old.issue("a.test", Side.SERVER)
+    both = replace(keys, ca=tmp_path / "ca", crl=tmp_path / "crl")
+
+    def join() -> Keys:
+        both.ca.write_bytes(old.ca.read_bytes() + new.ca.read_bytes())
+        (tmp_path / "crl").write_bytes(old.crl.read_bytes() + new.crl.read_bytes())
+        return both
+
+    assert own_certificate(join(), Side.SERVER)
+    for one in (old, new):
+        settings = one.folder / "ca.conf"
+        bare = settings.read_text().replace("crl_extensions = list\n", "")
+        settings.write_text(bare)
+    old.list_revoked("-crl_lastupdate", "20260101000000Z", "-crldays", "9999")
+    new.list_revoked()
+    with pytest.raises(ConfigError, match="tls_crl: .*CRL signature failure") as caught:
+        own_certificate(join(), Side.SERVER)
+    assert "authorityKeyIdentifier" in caught.value.resolution
+
+
+def in_a_day() -> str:
+    return f"{datetime.now(UTC) + timedelta(days=1):%Y%m%d%H%M%S}Z"
+
+
+@pytest.mark.parametrize("side", Side)
+def test_an_authority_between_is_taken_where_all_of_the_chain_is_known(
+    tmp_path: Path, side: Side
+) -> None:
+    root = Authority(tmp_path / "root")
+    between = Authority(tmp_path / "between", root)
+    keys = chained(root, between, side, "a.test")
+    assert admitted(own_certificate(keys, side), ["a.test"])
+    bare = between.issue("b.test", side)
+    for wrong, way_out in (
+        (replace(keys, ca=between.ca), "up to one that has signed itself"),
+        (replace(bare, ca=root.ca, crl=keys.crl), "behind it, in the same file"),
+        (replace(keys, crl=root.crl), "a list of each authority"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            own_certificate(wrong, side)
+        assert way_out in caught.value.resolution, caught.value
+    root.revoke(replace(keys, certificate=between.ca))
+    keys = chained(root, between, side, "c.test")
+    with pytest.raises(ConfigError, match="revoked"):
+        own_certificate(keys, side)
 
 
 def test_ends_are_told_before_they_come(
@@ -339,18 +400,27 @@ def blocks(document: str) -> list[str]:
 def test_the_documents_commands_make_what_both_ends_take(tmp_path: Path) -> None:
     authority, issue, revoke = blocks("docs/remote.md")
 
-    def run(script: str) -> None:
+    def run(script: str, folder: Path = tmp_path) -> None:
         done = subprocess.run(
-            ["sh", "-e", "-c", script], cwd=tmp_path, capture_output=True, text=True
+            ["sh", "-e", "-c", script], cwd=folder, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
 
-    def made(name: str) -> Keys:
-        certificate, key = tmp_path / f"{name}.crt", tmp_path / f"{name}.key"
-        return Keys(tmp_path / "ca.crt", certificate, key, tmp_path / "crl.pem")
+    def made(name: str, folder: Path = tmp_path) -> Keys:
+        certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+        return Keys(folder / "ca.crt", certificate, key, folder / "crl.pem")
 
     run(authority + issue)
     host, gateway = made("vmhost1.example.org"), made("gateway1.example.org")
+    next_one = tmp_path / "next"
+    next_one.mkdir()
+    run(authority + issue, next_one)
+    both = [tmp_path / "both.crt", tmp_path / "both.pem"]
+    for kind, place in zip(("ca.crt", "crl.pem"), both, strict=True):
+        texts = [(folder / kind).read_text() for folder in (tmp_path, next_one)]
+        place.write_text("".join(texts))
+    for keys in (host, made("vmhost1.example.org", next_one)):
+        assert own_certificate(replace(keys, ca=both[0], crl=both[1]), Side.SERVER)
     assert admitted(own_certificate(host, Side.SERVER), ["vmhost1.example.org"])
     assert admitted(own_certificate(gateway, Side.CLIENT), ["gateway1.example.org"])
     assert [f.level for f in tls_findings(host, Side.SERVER)] == ["ok"] * 3

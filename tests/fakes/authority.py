@@ -21,6 +21,9 @@ default_crl_days = 30
 policy = any
 unique_subject = no
 rand_serial = yes
+crl_extensions = list
+[list]
+authorityKeyIdentifier = keyid:always
 [any]
 commonName = supplied
 """
@@ -34,7 +37,8 @@ _SELF = "[req]\ndistinguished_name = name\nx509_extensions = ca\n[name]\n[ca]\nb
 class Authority:
     """In a folder of its own. Paths that it answers with are of files that stay."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, above: Authority | None = None) -> None:
+        """`above`: by whom it is signed; else by itself."""
         folder.mkdir(parents=True)
         self.folder = folder
         for name, text in (
@@ -43,11 +47,21 @@ class Authority:
             ("index.txt", ""),
         ):
             (folder / name).write_text(text)
-        self._openssl(
-            *(*_NEW_KEY, "-x509", "-days", "30", "-subj", "/CN=test authority"),
-            *("-keyout", "ca.key", "-out", "ca.crt"),
-        )
+        if above is None:
+            self._openssl(
+                *(*_NEW_KEY, "-x509", "-days", "30", "-subj", "/CN=test authority"),
+                *("-keyout", "ca.key", "-out", "ca.crt"),
+            )
         (folder / "req.conf").write_text(_REQUEST)
+        if above is not None:
+            request = ("-keyout", "ca.key", "-out", "request.csr")
+            self._openssl(*_NEW_KEY, "-subj", f"/CN={folder.name}", *request)
+            usage = "keyUsage = critical,keyCertSign,cRLSign\n"
+            usage += (
+                "subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid:always\n"
+            )
+            extensions = f"basicConstraints = critical,CA:TRUE\n{usage}"
+            above._sign(folder / "request.csr", folder / "ca.crt", extensions)
         self.list_revoked()
 
     @property
@@ -65,26 +79,42 @@ class Authority:
         file: str = "",
         begin: str = "20200101000000Z",
         end: str = "20491231000000Z",
+        named: bool = True,
     ) -> Keys:
         """For that DNS name (or what `name` says in openssl's words, as "IP:127.0.0.1"), and for that side; None: for
-        neither. Its files are called `file`. The list of revocations is asked for.
+        neither. Its files are called `file`. The list of revocations is asked for. Not `named`: only the common
+        name says whose it is.
         """
         kind = name if ":" in name else f"DNS:{name}"
         file = file or name.replace(":", "-")
         usage = side.usage if side is not None else "codeSigning"
-        (self.folder / "extensions").write_text(
-            f"basicConstraints = critical,CA:FALSE\nextendedKeyUsage = {usage}\nsubjectAltName = {kind}\n"
+        extensions = (
+            f"basicConstraints = critical,CA:FALSE\nextendedKeyUsage = {usage}\n"
+            "authorityKeyIdentifier = keyid:always\n"
         )
+        if named:
+            extensions += f"subjectAltName = {kind}\n"
         request = ("-keyout", f"{file}.key", "-out", "request.csr")
         self._openssl(*_NEW_KEY, "-subj", f"/CN={name}", *request)
-        self._openssl(
-            *("ca", "-config", "ca.conf", "-batch", "-notext", "-in", "request.csr"),
-            *("-out", f"{file}.crt", "-extfile", "extensions"),
-            *("-startdate", begin, "-enddate", end),
-        )
+        self._sign("request.csr", f"{file}.crt", extensions, begin, end)
         certificate, key = (self.folder / f"{file}.{kind}" for kind in ("crt", "key"))
         key.chmod(0o600)
         return Keys(self.ca, certificate, key, self.crl)
+
+    def _sign(
+        self,
+        request: object,
+        certificate: object,
+        extensions: str,
+        begin: str = "20200101000000Z",
+        end: str = "20491231000000Z",
+    ) -> None:
+        (self.folder / "extensions").write_text(extensions)
+        self._openssl(
+            *("ca", "-config", "ca.conf", "-batch", "-notext", "-in", request),
+            *("-out", certificate, "-extfile", "extensions"),
+            *("-startdate", begin, "-enddate", end),
+        )
 
     def revoke(self, keys: Keys) -> None:
         """From now on, with a new list."""
@@ -104,3 +134,12 @@ class Authority:
             command, cwd=self.folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def chained(root: Authority, between: Authority, side: Side, name: str) -> Keys:
+    """Signed by `between`, for those who know `root`: with both lists of revocations."""
+    own = between.issue(name, side)
+    chain, lists = (between.folder / f"{name}.{what}" for what in ("chain", "lists"))
+    chain.write_bytes(own.certificate.read_bytes() + between.ca.read_bytes())
+    lists.write_bytes(root.crl.read_bytes() + between.crl.read_bytes())
+    return Keys(root.ca, chain, own.key, lists)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver.compose import relay as relays
 from vmdriver.compose.base import Base
-from vmdriver.compose.relay import Relay
+from vmdriver.compose.relay import Backlog, Relay
 from vmdriver.lifecycle.engine.broadcast import GONE_S, MOST_GONE
 
 MOST = 10_000
@@ -129,3 +130,42 @@ async def test_what_is_told_while_it_ends_disturbs_nobody() -> None:
     assert (len(told), told[-1]) == (MOST + 1, None)
     await base.close()
     await asyncio.sleep(0)
+
+
+async def drained(backlog: Backlog) -> list[bytes]:
+    found = []
+    while (raw := await backlog.next()) is not None:
+        found.append(raw)
+    return found
+
+
+async def test_events_are_bounded_by_their_number_and_the_end_is_behind_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relays, "_MOST", 3)
+    backlog = Backlog()
+    assert [backlog.offer(b"x") for _ in range(4)] == [True, True, True, False]
+    assert await drained(backlog) == [b"x"] * 3
+
+
+async def test_large_events_are_bounded_by_their_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relays, "_MOST_BYTES", 100)
+    backlog = Backlog()
+    assert backlog.offer(b"x" * 60)
+    assert await backlog.next() == b"x" * 60
+    assert backlog.offer(b"y" * 60), "what was taken does not count"
+    assert not backlog.offer(b"z" * 60)
+    assert backlog.bytes == 60
+    assert await drained(backlog) == [b"y" * 60]
+
+
+async def test_one_that_is_larger_than_all_that_may_wait_still_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relays, "_MOST_BYTES", 100)
+    backlog = Backlog()
+    assert backlog.offer(b"x" * 1000)
+    assert not backlog.offer(b"y")
+    assert await drained(backlog) == [b"x" * 1000]

@@ -17,8 +17,37 @@ from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.broadcast import GONE_S, MOST_GONE
 
 _log = logging.getLogger(__name__)
-_QUEUE = 10_000
+_MOST, _MOST_BYTES = 10_000, 32 * 2**20
+"""Of events that one watcher has not taken yet. Each may have as many bytes as a message."""
 _LIST_TIMEOUT_S = 30.0
+
+
+class Backlog:
+    """What one watcher has not taken yet, and then its end."""
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.bytes = 0
+
+    def offer(self, raw: bytes) -> bool:
+        """False: it does not fit, and is the last: there is no gap before the end."""
+        events = self._events.qsize()
+        if events >= _MOST or (events and self.bytes + len(raw) > _MOST_BYTES):
+            self.end()
+            return False
+        self._events.put_nowait(raw)
+        self.bytes += len(raw)
+        return True
+
+    def end(self) -> None:
+        """Nothing comes after what is in it."""
+        self._events.put_nowait(None)
+
+    async def next(self) -> bytes | None:
+        """None: the end."""
+        raw = await self._events.get()
+        self.bytes -= len(raw or b"")
+        return raw
 
 
 class Relay:
@@ -36,7 +65,7 @@ class Relay:
         self._last: dict[str, bytes] = {}
         self._gone: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         """Id -> when its end was told (monotonic seconds), and how; oldest first."""
-        self._watchers: set[asyncio.Queue[bytes | None]] = set()
+        self._watchers: set[Backlog] = set()
         self.connected = asyncio.Event()
         """Set while the base is watched and its list has been read."""
 
@@ -102,12 +131,9 @@ class Relay:
             self._gone[event.deleted.sandbox_id] = time.monotonic(), raw
             if len(self._gone) > MOST_GONE:
                 self._gone.popitem(last=False)
-        for queue in list(self._watchers):
-            if queue.qsize() < _QUEUE:
-                queue.put_nowait(raw)
-            else:  # the first that does not fit is the last: no gap before the end
-                queue.put_nowait(None)
-                self._watchers.discard(queue)
+        for backlog in list(self._watchers):
+            if not backlog.offer(raw):
+                self._watchers.discard(backlog)
 
     def known(self) -> set[str]:
         """Ids of what the base has told us of."""
@@ -117,19 +143,18 @@ class Relay:
         """First everything, what has gone of late before it, then every event. None: this watcher
         fell behind, and must watch again.
         """
-        # With room for the end.
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE + 1)
-        self._watchers.add(queue)
+        backlog = Backlog()
+        self._watchers.add(backlog)
         try:
             for raw in [*self._gone_of_late(), *self._last.values()]:
                 yield raw
             while True:
-                found = await queue.get()
+                found = await backlog.next()
                 yield found
                 if found is None:
                     return
         finally:
-            self._watchers.discard(queue)
+            self._watchers.discard(backlog)
 
     def _gone_of_late(self) -> list[bytes]:
         """A watcher may have been away just then, and waits for it."""
@@ -140,6 +165,6 @@ class Relay:
 
     def close(self) -> None:
         """End every watch; what is told from now on, of calls under way, is told to nobody."""
-        for queue in self._watchers:
-            queue.put_nowait(None)
+        for backlog in self._watchers:
+            backlog.end()
         self._watchers.clear()

@@ -24,6 +24,24 @@ _SEQUENCE, _INTEGER = 0x30, 0x02
 _TIMES = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
 """UTCTime and GeneralizedTime, as RFC 5280 has them in a list of revocations."""
 
+_CLOCK = "set this host's clock, if it is slow, or wait"
+_OF_LISTS = {3, 8, 11, 12}
+_WAYS_OUT = {
+    2: "put the authority above it into tls_ca, too, up to one that has signed itself",
+    3: "put a list of each authority of the chain into it",
+    8: "have lists say whose they are (crl_extensions with an authorityKeyIdentifier), or give "
+    "each authority a name of its own",
+    9: _CLOCK,
+    10: "have tls_ca's authority sign a new one; it is taken up by itself",
+    11: _CLOCK,
+    12: "write a new list (openssl ca -gencrl); it is taken up by itself",
+    20: "use one that tls_ca's authority has signed, with the certificates of authorities in "
+    "between behind it, in the same file",
+    23: "have another one signed, with a new key",
+    26: "have one signed with extendedKeyUsage={usage}",
+}
+"""X509_V_ERR_… of openssl/x509_vfy.h."""
+
 
 @dataclass(frozen=True)
 class Validity:
@@ -101,29 +119,24 @@ def own_certificate(keys: Keys, side: Side) -> Decoded:
         raise _refused(keys, side, error) from error
     if not found:
         raise ConfigError(f"tls_certificate: {keys.certificate} says nothing")
+    if not names_of(found):
+        raise ConfigError(
+            f"tls_certificate: {keys.certificate} is for no name; its common name "
+            f"({subject_of(found)}) is none that the other end would look at",
+            resolution="have one signed with a subjectAltName (docs/remote.md)",
+        )
     return found
 
 
 def _refused(keys: Keys, side: Side, error: Exception) -> ConfigError:
     code = getattr(error, "verify_code", 0)
     text = getattr(error, "verify_message", "") or str(error)
-    where = f"tls_certificate: {keys.certificate}"
-    match code:  # X509_V_ERR_… of openssl/x509_vfy.h
-        case 10:
-            way_out = "have tls_ca's authority sign a new one; it is taken up by itself"
-        case 12:
-            where = f"tls_crl: {keys.crl}"
-            way_out = "write a new list (openssl ca -gencrl); it is taken up by itself"
-        case 3:
-            where = f"tls_crl: {keys.crl}"
-            way_out = "put a list of each authority of the chain into it"
-        case 23:
-            way_out = "have another one signed, with a new key"
-        case 26:
-            way_out = f"have one signed with extendedKeyUsage={side.usage}"
-        case _:
-            way_out = "use one that tls_ca's authority has signed"
-    return ConfigError(f"{where}: {text}", resolution=way_out)
+    of_list = code in _OF_LISTS
+    where = (
+        f"tls_crl: {keys.crl}" if of_list else f"tls_certificate: {keys.certificate}"
+    )
+    way_out = _WAYS_OUT.get(code, "use one that tls_ca's authority has signed")
+    return ConfigError(f"{where}: {text}", resolution=way_out.format(usage=side.usage))
 
 
 def crl_ends(path: Path) -> Iterator[datetime]:

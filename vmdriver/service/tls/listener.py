@@ -17,7 +17,12 @@ from vmdriver.errors import ConfigError
 from vmdriver.host.visible import visible
 from vmdriver.service.tls import counts
 from vmdriver.service.tls.address import Address
-from vmdriver.service.tls.certificate import admitted, subject_of, until_of
+from vmdriver.service.tls.certificate import (
+    admitted,
+    names_of,
+    subject_of,
+    until_of,
+)
 from vmdriver.service.tls.context import PROTOCOL
 from vmdriver.service.tls.ends import End, keep_alive
 from vmdriver.service.tls.identity import Identity
@@ -66,6 +71,8 @@ class Listener:
         self._handshakes: dict[asyncio.Task[None], str] = {}
         """With whose they are, oldest first."""
         self._guests: dict[End, Guest] = {}
+        self._turned_away: dict[End, None] = {}
+        """Those who are there still, oldest first."""
         self._said: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def start(self) -> None:
@@ -102,7 +109,7 @@ class Listener:
             await asyncio.wait(tasks)
         if self._socket is not None:
             self._socket.close()
-        for end in list(self._guests):
+        for end in [*self._guests, *self._turned_away]:
             end.abort()
         await asyncio.sleep(0)  # for the loop to close what was aborted
 
@@ -153,7 +160,7 @@ class Listener:
             if asked_by is self.identity.context:
                 await self._let_in(end, host)
             else:  # by what holds no more; whoever it is comes again
-                end.close()
+                self._turn_away(end)
         except OSError as error:  # ssl.SSLError and time-outs among them
             end.abort()
             text = getattr(error, "verify_message", "") or str(error)
@@ -167,7 +174,9 @@ class Listener:
         secured = end.said("ssl_object")
         name = admitted(found, self._names)
         shown = visible(subject_of(found))[:200] if found else "nobody"
-        if name is None:
+        if name is None and not names_of(found):
+            why = f"is for no name (subjectAltName), but has a common name: {shown}"
+        elif name is None:
             why = f"is for {shown}, which is not in tls_clients"
         elif secured.selected_alpn_protocol() != PROTOCOL or secured.session_reused:
             why = f"of {shown} speaks something else than gRPC"
@@ -177,7 +186,18 @@ class Listener:
             await self._join(end, Guest(name, host, until_of(found)))
             return
         self._say(host, f"is refused: its certificate {why}")
+        self._turn_away(end)
+
+    def _turn_away(self, end: End) -> None:
+        """By TLS, which says so better than a reset. Whoever does not answer that keeps a
+        descriptor for a while: only so many do.
+        """
+        self._turned_away[end] = None
         end.close()
+        while len(self._turned_away) > MOST_HANDSHAKES:
+            oldest = next(iter(self._turned_away))
+            del self._turned_away[oldest]
+            oldest.abort()
 
     def _room_for(self, name: str) -> bool:
         """Nobody takes another one's place."""
@@ -217,6 +237,7 @@ class Listener:
         _log.info("%s has connected from %s, by TLS", guest.name, guest.host)
 
     def _gone(self, end: End, _error: Exception | None) -> None:
+        self._turned_away.pop(end, None)
         guest = self._guests.pop(end, None)
         if guest is None:
             return
