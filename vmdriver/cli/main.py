@@ -245,7 +245,7 @@ def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
     if arguments.command == "stop-all":
         from vmdriver.cli.stop_all import stop_all
 
-        return stop_all(loaded, arguments.config)
+        return stop_all(loaded)
     if arguments.command in {"extensions", "schema"}:
         from vmdriver.cli import extensions
 

@@ -22,15 +22,17 @@ from vmdriver.service.client import list_sandboxes, stop_sandbox
 from vmdriver.storage.layout import Layout
 from vmdriver.storage.sandboxes.journal import read_lines
 
+_OUTLIVE_MACHINES = {Scope.PERSISTENT, Scope.ATTACHED}
+"""What a sandbox without a machine has, too: its files, and volumes while its memory is kept."""
 _AT_ONCE = 4
 _BEGIN_S = 60.0
 _END_S = 20.0
 
 
-def stop_all(loaded: Loaded, file: Path | None = None) -> int:
+def stop_all(loaded: Loaded) -> int:
     """Stop every sandbox through the driver that runs. Where none does, and machines do or have
-    left something, one is begun for that, with the same settings (`file`). 1: some could not be
-    stopped, and are named.
+    left something, one is begun for that, with the same settings. 1: some could not be stopped, and
+    are named.
     """
     path = loaded.config.gateway.bind_socket
     try:
@@ -38,7 +40,7 @@ def stop_all(loaded: Loaded, file: Path | None = None) -> int:
     except Unavailable:
         if not _machines(loaded) and not held(loaded.config.driver.state_dir):
             return 0
-        with _driver(loaded, file) as own:
+        with _driver(loaded) as own:
             return _stop(own, list_sandboxes(own))
     return _stop(path, sandboxes)
 
@@ -81,19 +83,18 @@ def held(state_dir: Path) -> bool:
             entries = replay(read_lines(path)).values()
         except StorageError:
             return True
-        if any(entry.scope is not Scope.PERSISTENT for entry in entries):
+        if any(entry.scope not in _OUTLIVE_MACHINES for entry in entries):
             return True
     return False
 
 
 @contextmanager
-def _driver(loaded: Loaded, file: Path | None) -> Iterator[Path]:
+def _driver(loaded: Loaded) -> Iterator[Path]:
     """For the same state directory, with a socket of its own and no templates."""
     with tempfile.TemporaryDirectory(prefix="vmdriver-", dir="/run") as folder:
         socket = Path(folder) / "own" / "d.sock"
-        words = own_driver(loaded, file, socket)
-        log = Path(folder) / "log"
-        program = process.begin(words, log=log)
+        words, log = own_driver(loaded, socket), Path(folder) / "log"
+        program = process.begin(words, log=log, environment=loaded.environment)
         try:
             _wait(socket, log)
             yield socket
@@ -102,12 +103,21 @@ def _driver(loaded: Loaded, file: Path | None) -> Iterator[Path]:
             program.wait(_END_S)
 
 
-def own_driver(loaded: Loaded, file: Path | None, socket: Path) -> list[str]:
-    """Its command line: the settings of `file`, and what is its own."""
+def own_driver(loaded: Loaded, socket: Path) -> list[str]:
+    """Its command line: the settings of our file and flags, and what is its own. What our
+    environment says it is given as its own environment, which nobody else can read.
+    """
     words = [sys.executable, "-P", "-m", "vmdriver", "serve"]
-    words += ["--config", str(file.absolute())] if file else []
+    words += ["--config", str(loaded.file.absolute())] if loaded.file else []
+    flags = loaded.flags.items()
+    words += [f"--{key.replace('_', '-')}={text}" for key, text in flags]
     driver = loaded.config.driver
-    words += ["--state-dir", str(driver.state_dir), "--instance", driver.instance]
+    words += [
+        "--state-dir",
+        str(driver.state_dir.absolute()),
+        "--instance",
+        driver.instance,
+    ]
     # Nobody else may ask it for anything: not over TLS either.
     words += ["--bind-socket", str(socket), "--bind-tls", ""]
     return [*words, "--templates-enabled", "false"]

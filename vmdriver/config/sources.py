@@ -8,7 +8,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,6 +56,12 @@ class Loaded:
 
     config: Config
     sources: Mapping[str, str]
+    file: Path | None = None
+    """The one that was named, by a flag or in the environment."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """By setting."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The variables that say something of settings, with what they say."""
 
     def table(self) -> list[tuple[str, Any, str]]:
         """Key, JSON-able value and source; secrets hidden."""
@@ -129,16 +135,14 @@ def read_toml(named: Path | None, default: Path) -> dict[str, Any]:
 def _from_environment(
     environment: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    values, sources = {}, {}
+    """Values, and the variables that they are from, by setting."""
+    values, variables = {}, {}
     for key in SETTINGS:
         for name in (ENVIRONMENT_PREFIX + key.upper(), UPSTREAM_ENVIRONMENT.get(key)):
             if name is not None and environment.get(name):
-                values[key], sources[key] = (
-                    _split(key, environment[name]),
-                    f"environment {name}",
-                )
+                values[key], variables[key] = _split(key, environment[name]), name
                 break
-    return values, sources
+    return values, variables
 
 
 def _split(key: str, text: str) -> Any:
@@ -192,16 +196,16 @@ def load(
     file_source = f"file {file or DEFAULT_FILE}"
     _check_keys(values, file_source)
     sources = dict.fromkeys(values, file_source)
-    from_environment, environment_sources = _from_environment(environment)
+    from_environment, variables = _from_environment(environment)
     given = {key: _split(key, text) for key, text in (flags or {}).items()}
     values = {**values, **from_environment, **given}
-    sources |= environment_sources | {
-        key: f"flag --{key.replace('_', '-')}" for key in given
-    }
+    sources |= {key: f"environment {name}" for key, name in variables.items()}
+    sources |= {key: f"flag --{key.replace('_', '-')}" for key in given}
+    told = {name: environment[name] for name in variables.values()}
     try:
         config = config_of(values)
         _check_extensions(config)
-        return Loaded(config, sources)
+        return Loaded(config, sources, file, dict(flags or {}), told)
     except ValidationError as error:
         first = error.errors()[0]
         within = [str(part) for part in first["loc"][1:]]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from vmdriver.model.checkpoint import MemoryRef, SnapshotEntry
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.mistakes import first_mistake
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import LaunchPlan, Lease
 from vmdriver.model.spec import Frozen, SandboxSpec
@@ -183,9 +184,8 @@ def parse_record(data: bytes) -> SandboxRecord:
             data, extra="allow" if newer else "forbid"
         )
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {first['msg']}") from error
+        where, what = first_mistake(error)
+        raise ValueError(f"{where}: {what}") from error
     return record.model_copy(
         update={"schema_minor": max(record.schema_minor, SCHEMA_MINOR)}
     )

@@ -26,6 +26,7 @@ from vmdriver.host.threads import Threads
 from vmdriver.host.users import ownership
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.volumes import Piece
+from vmdriver.model.mistakes import first_mistake
 from vmdriver.model.plan import MachineUser
 from vmdriver.model.volume import Volume
 from vmdriver.storage import files, raw_disks
@@ -268,8 +269,8 @@ def _read(place: VolumeFiles) -> Volume:
 
 def _said(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_input=False, include_url=False)[0]
-        return f"volume.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        where, what = first_mistake(error)
+        return f"volume.json: {where}: {what}"
     if isinstance(error, OSError):
         return f"volume.json: {error.strerror}"
     return str(error)

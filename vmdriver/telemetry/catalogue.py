@@ -1,6 +1,6 @@
 """Every metric that there is: those that a look gives, and those that are counted where things
-happen (lifecycle/engine/measures.py, lifecycle/extending/calls.py, service/tls/counts.py,
-loop_lag.py).
+happen (lifecycle/engine/measures.py, lifecycle/extending/calls.py, network/names/counts.py,
+service/tls/counts.py, loop_lag.py).
 """
 
 from __future__ import annotations

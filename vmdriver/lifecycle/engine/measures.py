@@ -56,11 +56,6 @@ _pool = _meter.create_counter(
     unit="{lookup}",
     description="starts that looked for a machine that waits on their template: hit, miss",
 )
-_names = _meter.create_counter(
-    "vmdriver.names",
-    unit="{question}",
-    description="guests' questions for names that the driver passes on to the host's resolver",
-)
 
 
 def event(reason: str, kind: str) -> None:
@@ -76,11 +71,6 @@ def failure(reason: str) -> None:
 def looked_for_template(outcome: str) -> None:
     """`outcome`: "hit", "miss", or "none" where none may be used."""
     _templates.add(1, {"outcome": outcome})
-
-
-def asked_for_name(outcome: str) -> None:
-    """By a guest. `outcome`: "answered", "failed" (no server has), "refused" or "dropped"."""
-    _names.add(1, {"outcome": outcome})
 
 
 def looked_for_waiting(*, found: bool) -> None:

@@ -15,6 +15,7 @@ from vmdriver.lifecycle.extending.call_points import CallPoint
 from vmdriver.lifecycle.extending.hooks import OnRequest
 from vmdriver.lifecycle.extending.participants import Participant, Registered
 from vmdriver.lifecycle.extending.subject import Activation
+from vmdriver.model.mistakes import first_mistake
 
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 _YES = {"enabled", "enable", "requested", "request", "1", "true", "yes", "y", "on"}
@@ -174,9 +175,8 @@ def parse_parameters(extension: Registered, given: Mapping[str, Any]) -> Any:
     try:
         return extension.parameters.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{path}.{where}".rstrip("."), first["msg"]) from error
+        where, what = first_mistake(error)
+        raise InvalidRequest(f"{path}.{where}".rstrip("."), what) from error
 
 
 def parameter_schemas(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from vmdriver.errors import Refused
 from vmdriver.lifecycle.extending.draft import PLAN_POINTS, Draft, PlanDraft
+from vmdriver.model.mistakes import first_mistake
 from vmdriver.model.quantity import parse_resources
 from vmdriver.model.record import Change
 from vmdriver.model.spec import SandboxSpec
@@ -59,7 +60,7 @@ def changed_spec(spec: SandboxSpec, changes: Iterable[Change]) -> SandboxSpec:
     try:
         return SandboxSpec.model_validate(values)
     except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        field, _ = first_mistake(error)
         raise Refused(
             f"an extension set {field} to what it cannot be",
             detail=str(error),

@@ -27,6 +27,7 @@ from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.notes import HOOKS, Mark, Notes, is_hold, meaning
 from vmdriver.lifecycle.extending.participants import Participant, Site
 from vmdriver.lifecycle.extending.subject import Activation, Subject
+from vmdriver.model.mistakes import first_mistake
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.runs import Reason, RestoreKind
@@ -274,7 +275,6 @@ def _configuration(
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        text = f"[extension.{participant.name}] {where}: {first['msg']}"
+        where, what = first_mistake(error)
+        text = f"[extension.{participant.name}] {where}: {what}"
         raise ConfigError(text) from error

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from vmdriver.lifecycle.engine.measures import asked_for_name
+from vmdriver.network.names import counts
 from vmdriver.network.names.asking import Asking, framed, message_of
 from vmdriver.network.names.query import LONGEST, question_of
 
@@ -38,13 +37,8 @@ class Load:
 
     open: int = 0
     streams: int = 0
-    ends: Counter[str] = field(default_factory=Counter)
-    """What became of the others: answered, failed, refused, dropped."""
-
-    def count(self, end: str) -> None:
-        """One more."""
-        self.ends[end] += 1
-        asked_for_name(end)
+    count: Callable[[str], None] = counts.asked
+    """Called with what has become of one."""
 
 
 @dataclass

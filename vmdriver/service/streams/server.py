@@ -18,6 +18,7 @@ from vmdriver.host.unix_socket import peer_of
 from vmdriver.host.visible import visible
 from vmdriver.lifecycle.control.commands import Asked, Commands
 from vmdriver.lifecycle.ports.programs import MOST_GIVEN, MOST_SAID, Program, Window
+from vmdriver.model.mistakes import first_mistake
 from vmdriver.service.server import check_path, remove_stale, secure_directory
 from vmdriver.service.streams import frames
 from vmdriver.service.streams.frames import Broken, Kind
@@ -109,9 +110,8 @@ def _valid(kind: Any, content: bytes) -> Any:
     try:
         return kind.model_validate(frames.parse_document(content))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Broken(f"{where}: {first['msg']}") from error
+        where, what = first_mistake(error)
+        raise Broken(f"{where}: {what}") from error
 
 
 class StreamServer:
