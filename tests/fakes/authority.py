@@ -61,7 +61,7 @@ class Authority:
                 "subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid:always\n"
             )
             extensions = f"basicConstraints = critical,CA:TRUE\n{usage}"
-            above._sign(folder / "request.csr", folder / "ca.crt", extensions)
+            above.sign(folder / "request.csr", folder / "ca.crt", extensions)
         self.list_revoked()
 
     @property
@@ -96,12 +96,12 @@ class Authority:
             extensions += f"subjectAltName = {kind}\n"
         request = ("-keyout", f"{file}.key", "-out", "request.csr")
         self._openssl(*_NEW_KEY, "-subj", f"/CN={name}", *request)
-        self._sign("request.csr", f"{file}.crt", extensions, begin, end)
+        self.sign("request.csr", f"{file}.crt", extensions, begin, end)
         certificate, key = (self.folder / f"{file}.{kind}" for kind in ("crt", "key"))
         key.chmod(0o600)
         return Keys(self.ca, certificate, key, self.crl)
 
-    def _sign(
+    def sign(
         self,
         request: object,
         certificate: object,
@@ -109,6 +109,7 @@ class Authority:
         begin: str = "20200101000000Z",
         end: str = "20491231000000Z",
     ) -> None:
+        """Paths; `extensions` in openssl's words."""
         (self.folder / "extensions").write_text(extensions)
         self._openssl(
             *("ca", "-config", "ca.conf", "-batch", "-notext", "-in", request),

@@ -40,7 +40,7 @@ LIST = pb.ListSandboxesRequest()
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "_LOOK_S", 0.05)
+    monkeypatch.setattr(identity, "LOOK_S", 0.05)
 
 
 @dataclass

@@ -142,7 +142,7 @@ async def drained(backlog: Backlog) -> list[bytes]:
 async def test_events_are_bounded_by_their_number_and_the_end_is_behind_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relays, "_MOST", 3)
+    monkeypatch.setattr(relays, "MOST", 3)
     backlog = Backlog()
     assert [backlog.offer(b"x") for _ in range(4)] == [True, True, True, False]
     assert await drained(backlog) == [b"x"] * 3
@@ -151,7 +151,7 @@ async def test_events_are_bounded_by_their_number_and_the_end_is_behind_them(
 async def test_large_events_are_bounded_by_their_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relays, "_MOST_BYTES", 100)
+    monkeypatch.setattr(relays, "MOST_BYTES", 100)
     backlog = Backlog()
     assert backlog.offer(b"x" * 60)
     assert await backlog.next() == b"x" * 60
@@ -164,7 +164,7 @@ async def test_large_events_are_bounded_by_their_bytes(
 async def test_one_that_is_larger_than_all_that_may_wait_still_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relays, "_MOST_BYTES", 100)
+    monkeypatch.setattr(relays, "MOST_BYTES", 100)
     backlog = Backlog()
     assert backlog.offer(b"x" * 1000)
     assert not backlog.offer(b"y")

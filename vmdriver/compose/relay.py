@@ -17,7 +17,7 @@ from vmdriver.host.retry import backoff_s
 from vmdriver.lifecycle.engine.broadcast import GONE_S, MOST_GONE
 
 _log = logging.getLogger(__name__)
-_MOST, _MOST_BYTES = 10_000, 32 * 2**20
+MOST, MOST_BYTES = 10_000, 32 * 2**20
 """Of events that one watcher has not taken yet. Each may have as many bytes as a message."""
 _LIST_TIMEOUT_S = 30.0
 
@@ -32,7 +32,7 @@ class Backlog:
     def offer(self, raw: bytes) -> bool:
         """False: it does not fit, and is the last: there is no gap before the end."""
         events = self._events.qsize()
-        if events >= _MOST or (events and self.bytes + len(raw) > _MOST_BYTES):
+        if events >= MOST or (events and self.bytes + len(raw) > MOST_BYTES):
             self.end()
             return False
         self._events.put_nowait(raw)

@@ -16,7 +16,7 @@ from vmdriver.service.tls.context import context, digest
 from vmdriver.service.tls.keys import Keys, Side
 
 _log = logging.getLogger(__name__)
-_LOOK_S = 2.0
+LOOK_S = 2.0
 SOON = timedelta(days=14)
 """Before the end of something, for whoever has to make a new one."""
 _TELL_AGAIN = timedelta(days=1)
@@ -46,7 +46,7 @@ class Identity:
         who is connected has to be asked again.
         """
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(LOOK_S)
             if self.refresh():
                 on_distrust()
             self._tell_ends()

@@ -24,6 +24,10 @@ from vmdriver.service.tls.keys import Side
 _log = logging.getLogger(__name__)
 CONNECT_S = 10.0
 _MOST = 16
+_SETTLE_S = 0.2
+"""asyncio of Python 3.11 loses a socket that is connected at the moment at which the race for it
+(staggered_race) is cancelled: who is about to connect has that long.
+"""
 _NOT_A_WORD = (
     "it hangs up when it has seen our certificate, and its log says why: "
     "tls_clients there has to name us"
@@ -60,6 +64,8 @@ class Tunnel:
         """Everything."""
         if self._server is not None:
             self._server.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_SETTLE_S)
         tasks = [*self._tasks, *([self._follows] if self._follows else [])]
         for task in tasks:
             task.cancel()
