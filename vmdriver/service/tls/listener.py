@@ -163,7 +163,7 @@ class Listener:
                 self._turn_away(end)
         except OSError as error:  # ssl.SSLError and time-outs among them
             end.abort()
-            text = getattr(error, "verify_message", "") or str(error)
+            text = getattr(error, "verify_message", "") or str(error) or "it hangs up"
             self._say(host, f"is no connection of TLS that we take: {text}")
         except BaseException:
             end.abort()
