@@ -17,6 +17,7 @@ from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError, StorageError, TimedOut
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.engine.broadcast import Deleted, Notice
+from vmdriver.lifecycle.engine.resource import WRITTEN
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Intent, Phase
 from vmdriver.model.plan import Disk, MachineUser
@@ -109,6 +110,47 @@ async def test_a_stop_has_the_machine_down_in_time(what: str, mode: str) -> None
     await driver.manager.start("s1", "")
     await driver.settled()
     assert driver.phase() is Phase.RUNNING, "and it can be started again"
+    await driver.close()
+
+
+async def test_a_stop_waits_for_no_memory_that_was_only_to_be_written() -> None:
+    """Its intent is noted with that of freezing, at which the driver before was killed."""
+    world = World()
+
+    async def at_freezing(point: str) -> None:
+        if world.dead or point == "capture:frozen:after-intent":
+            world.dead = True
+            raise Crash(point)
+
+    driver = FakeDriver(world, at_freezing, settings=SLOW)
+    await driver.manager.recover()
+    await driver.manager.create(spec(driver_config={"on_stop": "suspend"}), None)
+    await driver.settled()
+    found = Operations(driver.manager)
+    keep = found.create_snapshot(found.find("s1"), "a", disk_only=False)
+    keeping = in_background(keep)
+    async with asyncio.timeout(5):
+        while not world.dead:
+            await asyncio.sleep(0.001)
+    await driver.kill()
+    await asyncio.wait({keeping})
+    world.hanging.hangs = lambda call: call.startswith("go on ")
+    driver = FakeDriver(world, settings=SLOW)
+    await driver.manager.recover()
+    async with asyncio.timeout(5):
+        while not world.hanging.met:
+            await asyncio.sleep(0.001)
+    assert WRITTEN in driver.held()
+    (domain,) = world.domains
+    stopping = in_background(driver.manager.stop("s1", ""))
+    async with asyncio.timeout(STOP_S):
+        while world.domains:
+            await asyncio.sleep(0.001)
+    world.hanging.hangs = lambda _call: False
+    world.hanging.give_up(domain)
+    driver.hint()
+    await stopping
+    assert driver.phase() is Phase.STOPPED
     await driver.close()
 
 
