@@ -23,6 +23,7 @@ from vmdriver.lifecycle.engine.resource import (
     FILES,
     FIREWALL,
     FROZEN,
+    HOST_MOUNTS,
     LAYER,
     LEASE,
     MACHINE_USER,
@@ -41,6 +42,7 @@ from vmdriver.lifecycle.extending.notes import PREFIXES, ExtensionEntries
 from vmdriver.lifecycle.launch.resources import MachineSource, Part, take
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point
 from vmdriver.model.devices import PciFunction
+from vmdriver.model.host_mount import AllowedFolder
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.record import SandboxRecord
@@ -57,6 +59,7 @@ NEEDS = {
     VOLUMES: (MACHINE_USER,),
     VOLUME_COPIES: LAUNCH,
     VOLUMES_BACK: (),
+    HOST_MOUNTS: (MACHINE_USER,),
 }
 """What is there before each of them is acquired."""
 GPU = {
@@ -64,7 +67,11 @@ GPU = {
         "0000:3b:00.0", 0x030200, group=7, driver="nvidia", resettable=True
     )
 }
-PASSING = dataclasses.replace(SETTINGS, passthrough_devices=tuple(GPU))
+PASSING = dataclasses.replace(
+    SETTINGS,
+    passthrough_devices=tuple(GPU),
+    host_mounts=(AllowedFolder(path="/srv/models"),),
+)
 PART, IMAGE, MAPPED_AT = "s1/capture.part", "s1/suspended", "s1/mapped"
 
 
@@ -179,15 +186,17 @@ class Stage:
 
 
 def host() -> World:
-    """With KVM and a GPU."""
-    return World(accelerator="kvm", pci=dict(GPU))
+    """With KVM, a GPU and a folder to give."""
+    return World(accelerator="kvm", pci=dict(GPU), host_paths={"/srv/models"})
 
 
 async def stage(key: str) -> Stage:
     driver = FakeDriver(host(), settings=PASSING)
     await driver.manager.recover()
     volumes = [{"name": "data", "mount": "/data", "size_mib": 64}]
-    config = {"volumes": volumes} if key == VOLUMES else {}
+    folders = [{"path": "/srv/models", "mount": "/models"}]
+    asked = {VOLUMES: {"volumes": volumes}, HOST_MOUNTS: {"host_mounts": folders}}
+    config = asked.get(key, {})
     await driver.manager.create(
         spec(resources=Asked(gpus=1), driver_config=config), None
     )
@@ -318,6 +327,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
         "layer": "layers/s1.2.qcow2",
         "ready": "",
     },
+    HOST_MOUNTS: {"mark": "vmdriver/test/s1", "directory": "s1/folders"},
 }
 """As 0.1.0 wrote them, and releases after it what is newer. No release renames a key or a field, since ledgers of any age are read."""
 
