@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 
-from tests.fakes.registry import free_port
+from tests.fakes.ports import free_port
 from tests.fakes.serve import BIN, SERVE, WORK
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc

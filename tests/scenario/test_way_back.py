@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,12 @@ from tests.fakes.authority import Authority
 from tests.fakes.composed import until
 from tests.fakes.disk_driver import config
 from tests.fakes.health import gateway
+from tests.fakes.ports import free_port
 from vmdriver.cli.doctor.finding import Finding
 from vmdriver.cli.doctor.remote_findings import remote_findings
 from vmdriver.config import Config
 from vmdriver.service.tls.keys import Side
 from vmdriver.service.way_back import WayBack
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 async def test_a_gateway_that_answers_is_the_way() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.ports import free_port
 from tests.fakes.prometheus_queries import ALERTS
 from tests.fakes.waiting import until
 
@@ -23,12 +23,6 @@ scrape_configs:
   - job_name: vmdriver
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
 """
-
-
-def free_port() -> int:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        return int(other.getsockname()[1])
 
 
 class Prometheus:

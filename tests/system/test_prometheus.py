@@ -10,10 +10,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.fakes.ports import free_port
 from tests.fakes.prometheus_queries import Query, known, panels
 from tests.fakes.waiting import until
 from tests.system.machines import Driver
-from tests.system.prometheus import Prometheus, free_port, prometheus
+from tests.system.prometheus import Prometheus, prometheus
 from vmdriver._proto import compute_driver_pb2 as pb
 
 VARIABLES = {

@@ -12,7 +12,7 @@ import grpc
 
 from tests.fakes.authority import Authority
 from tests.fakes.eager import EAGER
-from tests.fakes.registry import free_port
+from tests.fakes.ports import free_port
 from tests.fakes.serve import BIN
 from tests.system.machines import Driver
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc

@@ -22,6 +22,7 @@ from vmdriver.cli.doctor import command as doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
+from vmdriver.host import garbage
 
 _log = logging.getLogger(__name__)
 _SWITCHES = {name for name, field in SETTINGS.items() if field.annotation is bool}
@@ -231,7 +232,8 @@ def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None
 def _dispatch(arguments: argparse.Namespace, loaded: Loaded) -> int:
     commands_arguments.check(arguments)
     if arguments.command == "serve":
-        from vmdriver.cli.serve import serve
+        with garbage.none_meanwhile():
+            from vmdriver.cli.serve import serve
 
         return serve(loaded, partial(_load, arguments))
     if arguments.command == "doctor":
@@ -375,7 +377,8 @@ def main_gateway_launched(argv: Sequence[str] | None = None) -> int:
     )
 
     def work() -> int:
-        from vmdriver.cli.serve import serve
+        with garbage.none_meanwhile():
+            from vmdriver.cli.serve import serve
 
         return serve(_load(arguments), partial(_load, arguments))
 
