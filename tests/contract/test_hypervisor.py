@@ -339,7 +339,9 @@ async def test_memory_goes_to_a_file_and_back(
     streamed = await memory.stream(plan.domain, str(stream))
     again = await memory.split(streamed, str(split), plan.memory_mib)
     assert split.stat().st_size == path.stat().st_size
-    assert abs(again.stored_bytes - captured.stored_bytes) < 2**20
+    # The guest's kernel has gone on meanwhile: on a busy host it is at its beginning.
+    least, most = captured.stored_bytes - 2**20, captured.stored_bytes + 2**26
+    assert least < again.stored_bytes < most
     assert abs(len(again.state) - len(captured.state)) < 4096
     assert not stream.exists()
     await _pause_anew(memory, plan)
