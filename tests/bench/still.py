@@ -137,6 +137,11 @@ def shape(
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="with live_snapshots; vm.unprivileged_userfaultfd is to be 1",
+    )
     parser.add_argument("--snapshots", type=int, default=20, metavar="N")
     parser.add_argument("--shapes", default=SHAPES, help="RAM:TOUCHED,... in MiB")
 
@@ -149,7 +154,8 @@ def measure(rounds: int, chosen: argparse.Namespace) -> Figures:
     state = Path(tempfile.mkdtemp(prefix="vmdriver-bench-"))
     state.chmod(0o755)
     (state / "boot").symlink_to(WORK / "boot")
-    options = ("--templates-enabled", "false", "--max-layers", "64")
+    options = ["--templates-enabled", "false", "--max-layers", "64"]
+    options += ["--live-snapshots", "true"] if chosen.live else []
     try:
         with registry(state / "registry") as address, tap():
             image = f"{address}/demo:1"

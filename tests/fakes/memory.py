@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from tests.fakes.world import World
-from vmdriver.errors import LoadRefused, NotFound
+from vmdriver.errors import HostError, LoadRefused, NotFound
 from vmdriver.lifecycle.ports.memory import Captured, SavedMachine, Streamed
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import LaunchPlan
@@ -24,6 +24,8 @@ class FakeMemory:
         self.refuses = ""
         """What QEMU says of every state that it is to load."""
         self.can_seal = True
+        self.stands_still = ""
+        """Why the machines' QEMU cannot write their memory while they go on."""
 
     def _there(self, domain: str) -> None:
         self._world.monitor(domain)
@@ -60,6 +62,7 @@ class FakeMemory:
         await self._world.hanging.passed(f"go on {domain}", domain)
         self._world.monitor(domain)
         if self._world.domains.get(domain) is DomainState.PAUSED:
+            self._world.writing.pop(domain, None)
             made_from = self._world.made_from.get(domain)
             assert made_from not in self._world.damaged, "it runs from damaged memory"
             self._world.check_rules(domain)
@@ -72,6 +75,7 @@ class FakeMemory:
     async def capture(self, domain: str, memory: str, memory_mib: int) -> Captured:
         world = self._world
         world.act(f"capture {domain}")
+        assert domain not in world.writing, "QEMU writes already"
         await self._world.hanging.passed(f"capture {domain}", domain, STALL_S)
         world.monitor(domain)
         assert world.domains[domain] is DomainState.PAUSED
@@ -89,8 +93,56 @@ class FakeMemory:
         captured = await self.capture(domain, target, 0)
         return Streamed(target, captured.domain_xml)
 
+    async def why_still(self, domain: str) -> str:
+        self._world.act(f"ask {domain} how")
+        await self._world.hanging.passed(f"ask {domain}", domain)
+        self._there(domain)
+        return self.stands_still
+
+    async def begin_stream(self, domain: str, target: str) -> Streamed:
+        world = self._world
+        world.act(f"begin to write {domain}")
+        await world.hanging.passed(f"begin to write {domain}", domain, STALL_S)
+        world.monitor(domain)
+        assert world.domains[domain] is DomainState.PAUSED
+        assert domain in world.frozen, "its workload would go on before that is noted"
+        assert domain not in world.writing, "two writings"
+        world.half_written.add(target)
+        world.memories[target.rpartition("/")[0]] = world.ticks[domain]
+        world.writing[domain] = target
+        await self._crash_point("meanwhile:protected")  # it stands still yet
+        world.monitor(domain)
+        try:
+            world.act(f"{domain} goes on meanwhile")
+        except HostError:
+            world.writing.pop(domain)
+            raise
+        world.domains[domain] = DomainState.RUNNING
+        await self._crash_point("meanwhile:begun")
+        return Streamed(target, "<domain/>", meanwhile=True)
+
+    async def end_stream(self, domain: str, streamed: Streamed) -> None:
+        world = self._world
+        await self._crash_point("meanwhile:half-way")
+        try:
+            world.act(f"end of writing {domain}")
+            await world.hanging.passed(f"end of writing {domain}", domain, STALL_S)
+            world.monitor(domain)
+            assert world.writing[domain] == streamed.path
+            world.half_written.discard(streamed.path)
+        finally:
+            if not world.dead:
+                world.writing.pop(domain, None)
+        await self._crash_point("meanwhile:complete")
+
+    async def give_up_stream(self, domain: str) -> None:
+        self._world.act(f"give up writing {domain}")
+        await self._world.hanging.passed(f"give up writing {domain}", domain)
+        self._world.writing.pop(domain, None)
+
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
         self._world.act(f"split {streamed.path}")
+        assert streamed.path not in self._world.half_written, "half a memory"
         return Captured(b"state", "<domain/>", 4096, "pc-q35-7.2", "<cpu/>")
 
     async def load(

@@ -68,6 +68,10 @@ class World:
     """Directory -> what is in it: "" while it is made, then the manifest's JSON."""
     memories: dict[str, int] = field(default_factory=dict)
     """Directory -> the guest's tick when it was captured."""
+    writing: dict[str, str] = field(default_factory=dict)
+    """Domain -> the file to which its QEMU writes its memory while it goes on, protected against its own writing."""
+    half_written: set[str] = field(default_factory=set)
+    """Such files that are not complete."""
     made_from: dict[str, str] = field(default_factory=dict)
     """Domain -> the directory whose memory it maps."""
     ticks: dict[str, int] = field(default_factory=dict)
@@ -194,6 +198,7 @@ class World:
             self.volumes.qemu_ends(domain)
             self.group_users.pop(domain, None)
             self.readers_end(domain)
+            self.writing.pop(domain, None)
             self.frozen.discard(domain)
             self.root_layers.pop(domain, None)
 

@@ -5,20 +5,22 @@ wrote is in a snapshot or after it, and never lost.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 
 import pytest
 
 from tests.fakes.crashes import Bomb, BombAtCalls, played_until_crash
-from tests.fakes.driver import FakeDriver
+from tests.fakes.driver import SETTINGS, FakeDriver
 from tests.fakes.ledgers import held_objects
 from tests.fakes.world import World
 from tests.scenario.stage import operations, running
 from vmdriver.errors import AlreadyExists, DriverError
+from vmdriver.lifecycle.ports.settings import Settings
 from vmdriver.model.phase import DomainState, Phase
 from vmdriver.model.record import SandboxRecord
 
-KEPT = ("snapshot", "disk-snapshot", "suspend")
+KEPT = ("snapshot", "live-snapshot", "disk-snapshot", "suspend")
 BOUND_S = 8.0
 
 
@@ -80,6 +82,10 @@ def check_nothing_is_lost(world: World) -> None:
     assert max((world.written.get(layer, 0) for layer in layers), default=0) == newest
 
 
+def settings_for(how: str) -> Settings:
+    return dataclasses.replace(SETTINGS, live_snapshots=how == "live-snapshot")
+
+
 async def keep(driver: FakeDriver, how: str) -> None:
     found, worker = operations(driver)
     if how == "suspend":
@@ -102,7 +108,7 @@ async def killed_at(
     await up(world)
     bomb = kind(world, at)
     busy = Busy(world, bomb)
-    driver = FakeDriver(world, busy)
+    driver = FakeDriver(world, busy, settings=settings_for(how))
 
     async def play() -> None:
         await driver.settled()
@@ -148,6 +154,7 @@ async def test_what_is_written_around_a_kill_is_kept_and_of_one_moment(
         check_nothing_is_lost(world)
         check_moments(world, busy)
         assert not world.frozen, (at, "a workload was left frozen")
+        assert not world.writing, (at, "its memory is being written for nobody")
         assert DomainState.PAUSED not in world.domains.values(), at
         assert not [d for d in world.checkpoints if d.endswith("capture.part")]
         if machine_too == "never" and driver.phase() is not Phase.SUSPENDED:
@@ -181,7 +188,7 @@ async def test_who_asked_goes_or_the_sandbox_is_ended_at_any_point_of_it(
         await up(world)
         bell = Bell(world, at)
         busy = Busy(world, bell)
-        driver = FakeDriver(world, busy)
+        driver = FakeDriver(world, busy, settings=settings_for(how))
         await driver.manager.recover()
         await driver.settled()
         asked = asyncio.create_task(keep(driver, how))
@@ -201,6 +208,7 @@ async def test_who_asked_goes_or_the_sandbox_is_ended_at_any_point_of_it(
             check_nothing_is_lost(world)
             check_moments(world, busy)
             assert not world.frozen, at
+            assert not world.writing, at
             await driver.manager.delete("s1", "")
         assert world.objects() == set(), at
         await driver.close()
@@ -212,13 +220,14 @@ async def test_who_asked_goes_or_the_sandbox_is_ended_at_any_point_of_it(
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
 @pytest.mark.parametrize("only", [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("how", ["snapshot", "live-snapshot"])
 async def test_two_at_once_are_taken_one_after_the_other(
-    names: tuple[str, str], only: tuple[bool, bool]
+    names: tuple[str, str], only: tuple[bool, bool], how: str
 ) -> None:
     world = World()
     await up(world)
     busy = Busy(world, Bomb(world))
-    driver = FakeDriver(world, busy)
+    driver = FakeDriver(world, busy, settings=settings_for(how))
     await driver.manager.recover()
     await driver.settled()
     found, worker = operations(driver)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.system.machines import Driver
-from tests.system.workloads import CHAIN, HOLDER, chain_of, command, suspending
+from tests.fakes.waiting import until
+from tests.system.machines import Driver, in_background
+from tests.system.stage import WITHOUT_TEMPLATES
+from tests.system.workloads import (
+    CHAIN,
+    HARD,
+    HOLDER,
+    chain_of,
+    check_thawed,
+    command,
+    suspending,
+)
 
+PERMISSION = Path("/proc/sys/vm/unprivileged_userfaultfd")
+LIVE = ("live", "live-again")
 WRITTEN = "while [ ! -s /sandbox/chain ]; do sleep 0.1; done"
 
 
@@ -119,3 +134,69 @@ def test_both_ends_of_a_connection_know_within_two_seconds(driver: Driver) -> No
     )
     assert "ConnectionAborted" in got or "ConnectionReset" in got, got
     assert time.monotonic() - thawed < 4, "two seconds, and the time of asking"
+
+
+@contextmanager
+def permitted() -> Iterator[None]:
+    """QEMU, whose user may nothing, may have its guest's memory protected. It is the whole host's."""
+    before = PERMISSION.read_text()
+    try:
+        PERMISSION.write_text("1")
+    except OSError as error:
+        pytest.skip(f"the kernel's settings cannot be changed here: {error}")
+    try:
+        yield
+    finally:
+        PERMISSION.write_text(before)
+
+
+def test_a_live_snapshot_is_of_one_moment_of_memory_and_disk(
+    new_driver: Callable[..., Driver],
+) -> None:
+    with permitted():
+        driver = new_driver("--live-snapshots", "true", *WITHOUT_TEMPLATES)
+        sandbox = driver.create(command=command(HARD))
+
+        def told() -> int:
+            return int(driver.gateway.shell(sandbox, "cat /dev/shm/told || echo 0"))
+
+        def goes_on(since: int) -> None:
+            until(lambda: told() > since + 1, f"it stands still at {since}", 60)
+            torn = driver.gateway.shell(sandbox, "cat /dev/shm/torn || echo whole")
+            assert torn == "whole\n"
+
+        goes_on(1)
+        kill_while_it_is_written(driver, sandbox)
+        goes_on(told())
+        moments = {}
+        for name in LIVE:
+            before = told()
+            driver.snapshot(sandbox, name)
+            moments[name] = before
+        assert driver.snapshots(sandbox) == list(LIVE), "and none of the killed driver"
+        for entry in driver.record(sandbox)["snapshots"]:
+            steps = {step["name"] for step in entry["steps"]}
+            assert "write" in steps, "it was written while the machine stood still"
+        goes_on(told())
+        for name in LIVE:
+            driver.go_back(sandbox, name)
+            driver.wait(sandbox, "Running")
+            goes_on(moments[name])
+        assert driver.delete(sandbox)
+
+
+def kill_while_it_is_written(driver: Driver, sandbox: str) -> None:
+    """The driver. QEMU writes on, for nobody: the next one ends that."""
+    part = driver.directory(sandbox) / "capture.part"
+
+    def begun() -> bool:
+        return any(p.stat().st_size > 2**20 for p in part.glob("*.stream"))
+
+    asked = in_background(lambda: driver.snapshot(sandbox, "cut-off"))
+    until(begun, "nothing is written", 20, 0.005)
+    driver.kill()
+    asked.join()
+    driver.start()
+    driver.wait(sandbox, "Running")
+    check_thawed(driver, sandbox)
+    assert not part.exists()

@@ -146,3 +146,34 @@ def check_chains(text: str) -> list[int]:
             torn = line != f"{lengths[-1] + 1} {h}"
             lengths[-1] += not torn
     return lengths
+
+
+HARD = """
+import mmap, os, time
+pages, block = mmap.mmap(-1, 4096 * 4096), mmap.mmap(-1, 4096)
+disk = os.open("/sandbox/count", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+def torn(what):
+    with open("/dev/shm/torn", "w") as file:
+        file.write(what)
+    time.sleep(10**6)
+n = 0
+for page in range(4096):
+    pages[page * 4096:page * 4096 + 20] = b"%020d" % n
+while True:
+    block[:20] = b"%020d" % n
+    os.pwritev(disk, [block], 0)
+    with open("/dev/shm/told", "w") as file:
+        file.write(str(n))
+    for page in range(4096):
+        at = page * 4096
+        if pages[at:at + 20] != b"%020d" % n:
+            torn(f"page {page} at {n}: {pages[at:at + 20]!r}")
+        pages[at:at + 20] = b"%020d" % (n + 1)
+    os.preadv(disk, [block], 0)
+    if int(block[:20]) != n:
+        torn(f"the disk at {n}: {block[:20]!r}")
+    n += 1
+"""
+"""Writes 16 MiB of memory round and round, and a count to the disk, past every cache; says when one of them is not of the
+moment that its program is at.
+"""

@@ -35,6 +35,11 @@ class MemorySettings(Frozen):
     max_host_snapshot_mib: int = Field(
         524288, ge=0, description="most disk space of all snapshots, MiB"
     )
+    live_snapshots: bool = Field(
+        False,
+        description="the memory of snapshots is written while the machine goes on, where its QEMU "
+        "can: it needs the host's vm.unprivileged_userfaultfd = 1",
+    )
     snapshot_retention_days: float = Field(
         0.0,
         ge=0,

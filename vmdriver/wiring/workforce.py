@@ -32,6 +32,7 @@ from vmdriver.lifecycle.memory.loadable import Loading
 from vmdriver.lifecycle.memory.resume import Resume
 from vmdriver.lifecycle.memory.snapshot import Snapshots
 from vmdriver.lifecycle.memory.snapshot_volumes import SnapshotVolumes
+from vmdriver.lifecycle.memory.streaming import Streaming
 from vmdriver.lifecycle.memory.suspend import Suspend
 from vmdriver.lifecycle.memory.volumes_back import VolumesBack
 from vmdriver.lifecycle.ports.paths import Paths
@@ -184,6 +185,11 @@ class Workforce:
             paths=self._paths,
             settings=self._settings,
             capture=self._capture,
+            streaming=Streaming(
+                memory=self._ports.memory,
+                capture=self._capture,
+                live=self._settings.live_snapshots,
+            ),
             extensions=self._extensions,
             giving_back=self._giving_back,
             layers=self._layers,

@@ -148,7 +148,7 @@ SETTINGS_TOLD = (
     "crash_restarts passthrough_devices host_mounts "
     "on_restore_failure freeze_timeout_s restore_timeout_s restore_retry_s "
     "max_snapshots max_snapshot_mib max_host_snapshots max_host_snapshot_mib "
-    "snapshot_retention_days max_layers max_workspace_volumes_mib max_volumes_mib "
+    "live_snapshots snapshot_retention_days max_layers max_workspace_volumes_mib max_volumes_mib "
     "templates_enabled templates_scope warm_pool "
     "warm_pool_memory_mib egress egress_allow egress_deny "
     "host_access host_alias address_pool dns dns_without_egress "
@@ -176,7 +176,7 @@ LEDGER_DATA = frozenset(
             "domain",
             "directory",
         ),
-        *("running", "uid", "functions", "ids", *Lease.model_fields),
+        *("running", "meanwhile", "uid", "functions", "ids", *Lease.model_fields),
     }
 )
 """What entries of the machine's own say; those of extensions say nothing but their names."""

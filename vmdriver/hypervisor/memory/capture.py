@@ -3,7 +3,8 @@ libvirt's monitor passthrough.
 
 Into a pipe, cut in two while it comes (confined_reader.py): the shortest way to a checkpoint, for a
 machine that ends anyway. Or into a file that is cut afterwards: the machine can go on as
-soon as QEMU has written it, at the price of twice the disk space for a moment.
+soon as QEMU has written it, at the price of twice the disk space for a moment; or while it is
+written (meanwhile.py).
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import libvirt
 import libvirt_qemu
 
-from vmdriver.errors import HypervisorError, StorageError, TimedOut
+from vmdriver.errors import DriverError, HypervisorError, StorageError, TimedOut
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.plain_file import open_plain
 from vmdriver.hypervisor import domain_reading, monitor
@@ -29,6 +32,8 @@ from vmdriver.lifecycle.ports.memory import Captured, Streamed
 
 _PIPE_BYTES = 1024 * 1024
 _POLL_S = 0.004
+MEANWHILE = "background-snapshot"
+"""QEMU's capability of writing the memory of a moment while the machine goes on."""
 STALL_S = 8.0
 """Without a byte for that long, whoever takes them is not there any more."""
 DEADLINE_S = STALL_S + 1.0
@@ -47,7 +52,7 @@ def to_memory(machine: Any, memory: str, memory_bytes: int, pulse: Pulse) -> Cap
     """Write it to the empty file `memory`, and what is not RAM to memory. See
     ports.MachineMemory.capture.
     """
-    text = _describe(machine)
+    text = describe(machine)
     source, target = os.pipe2(os.O_CLOEXEC)
     try:
         fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -57,7 +62,7 @@ def to_memory(machine: Any, memory: str, memory_bytes: int, pulse: Pulse) -> Cap
         raise
     try:
         hand_over(machine, target)
-        problem = migrate(machine, pulse, _longest_s(memory_bytes))
+        problem = migrate(machine, pulse, longest_s(memory_bytes))
         try:
             found = reader.found(STALL_S, lambda: not pulse.given_up)
         except HypervisorError as error:
@@ -72,19 +77,14 @@ def to_memory(machine: Any, memory: str, memory_bytes: int, pulse: Pulse) -> Cap
 
 def to_stream(machine: Any, path: str, pulse: Pulse) -> Streamed:
     """Write it to a new file, as it comes. See ports.MachineMemory.stream."""
-    text = _describe(machine)
+    text = describe(machine)
     memory_bytes = domain_reading.read_memory_bytes(text)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    target = os.open(path, flags, 0o600)
+    target = new_file(path)
     watched = os.dup(target)
-
-    def check() -> None:
-        if os.fstat(watched).st_size > _most_bytes(memory_bytes):
-            raise _refused("is longer than all of the machine's memory")
-
+    check = partial(check_length, watched, memory_bytes)
     try:
         hand_over(machine, target)
-        problem = migrate(machine, pulse, _longest_s(memory_bytes), check)
+        problem = migrate(machine, pulse, longest_s(memory_bytes), check)
         check()
     except BaseException:
         os.truncate(watched, 0)  # QEMU may have it open for ever
@@ -92,14 +92,31 @@ def to_stream(machine: Any, path: str, pulse: Pulse) -> Streamed:
     finally:
         os.close(watched)
     if problem:
-        if shutil.disk_usage(Path(path).parent).free < _NO_SPACE_BYTES:
-            raise StorageError(
-                "the memory cannot be written: no space left",
-                detail=problem,
-                resolution="free space in the state directory",
-            )
-        raise HypervisorError(f"QEMU could not write the memory: {problem}")
+        raise not_streamed(path, problem)
     return Streamed(path, text)
+
+
+def new_file(path: str) -> int:
+    """For a stream: its descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, 0o600)
+
+
+def check_length(stream: int, memory_bytes: int) -> None:
+    """HypervisorError for a file that is longer than a stream of so much memory can be."""
+    if os.fstat(stream).st_size > _most_bytes(memory_bytes):
+        raise _refused("is longer than all of the machine's memory")
+
+
+def not_streamed(path: str, problem: str) -> DriverError:
+    """To be raised for a stream that QEMU could not write to that file."""
+    if shutil.disk_usage(Path(path).parent).free < _NO_SPACE_BYTES:
+        return StorageError(
+            "the memory cannot be written: no space left",
+            detail=problem,
+            resolution="free space in the state directory",
+        )
+    return HypervisorError(f"QEMU could not write the memory: {problem}")
 
 
 def split(streamed: Streamed, memory: str, memory_bytes: int) -> Captured:
@@ -109,12 +126,13 @@ def split(streamed: Streamed, memory: str, memory_bytes: int) -> Captured:
         Path(streamed.path).unlink()
     except OSError as error:
         raise _not_written(error) from error
-    reader = _reader(source, memory, memory_bytes, streamed.domain_xml)
-    found = reader.found(_longest_s(memory_bytes), lambda: True)
+    text, once = streamed.domain_xml, streamed.meanwhile
+    reader = _reader(source, memory, memory_bytes, text, once=once)
+    found = reader.found(longest_s(memory_bytes), lambda: True)
     return _captured(streamed.domain_xml, found)
 
 
-def _longest_s(memory_bytes: int) -> float:
+def longest_s(memory_bytes: int) -> float:
     """How long a QEMU that gets on may take for all."""
     return LONGEST_S + memory_bytes / _SLOWEST
 
@@ -134,7 +152,14 @@ def _not_whole(problem: str, error: HypervisorError) -> HypervisorError:
     return error
 
 
-def _reader(source: int, memory: str, memory_bytes: int, domain: str) -> ConfinedReader:
+def _reader(
+    source: int,
+    memory: str,
+    memory_bytes: int,
+    domain: str,
+    *,
+    once: bool = False,
+) -> ConfinedReader:
     """Begun. `source` is its own from now on, whatever comes of it."""
     try:
         target = open_plain(memory, os.O_RDWR)
@@ -142,7 +167,7 @@ def _reader(source: int, memory: str, memory_bytes: int, domain: str) -> Confine
         os.close(source)
         raise _not_written(error) from error
     user = domain_reading.read_user(domain)
-    return ConfinedReader(source, target, memory_bytes, user)
+    return ConfinedReader(source, target, memory_bytes, user, once=once)
 
 
 def give_up(machine: Any) -> None:
@@ -163,7 +188,8 @@ def _is_under_way(machine: Any) -> bool:
         return answer.get("status") in _UNDER_WAY
 
 
-def _describe(machine: Any) -> str:
+def describe(machine: Any) -> str:
+    """The definition that it can be loaded by."""
     flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
     return str(machine.XMLDesc(flags))
 
@@ -186,9 +212,23 @@ def _not_written(error: OSError) -> StorageError:
     )
 
 
-def hand_over(machine: Any, target: int) -> None:
+def write_meanwhile(machine: Any, *, on: bool) -> None:
+    """Whether the machine goes on when QEMU writes its memory next. HypervisorError where that
+    cannot be.
+    """
+    wanted = [{"capability": MEANWHILE, "state": on}]
+    monitor.ask(machine, "migrate-set-capabilities", capabilities=wanted)
+
+
+def hand_over(machine: Any, target: int, *, meanwhile: bool = False) -> None:
     """Give QEMU the descriptor to write to; ours is closed."""
     try:
+        if meanwhile:
+            write_meanwhile(machine, on=True)
+        else:
+            # A killed driver may have left it so: the machine would go on by itself.
+            with suppress(HypervisorError):  # by a QEMU that does not know it
+                write_meanwhile(machine, on=False)
         # The default of 128 MiB/s would be the slowest part by far.
         monitor.ask(machine, "migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
         libvirt_qemu.qemuMonitorCommandWithFiles(
@@ -207,10 +247,26 @@ def migrate(
     longest_s: float = LONGEST_S,
     check: Callable[[], None] = lambda: None,
 ) -> str:
-    """Have it written. What went wrong, or "". TimedOut when it does not get on, takes longer than
+    """Have it written. See `until_written`."""
+    begin(machine)
+    return until_written(machine, pulse, longest_s, check)
+
+
+def begin(machine: Any) -> None:
+    """Have it written to what was handed over."""
+    monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
+
+
+def until_written(
+    machine: Any,
+    pulse: Pulse,
+    longest_s: float,
+    check: Callable[[], None],
+    poll_s: float = _POLL_S,
+) -> str:
+    """What went wrong, or "". TimedOut when it does not get on, takes longer than
     `longest_s` all in all, or nobody waits any more. What `check` raises ends it too.
     """
-    monitor.ask(machine, "migrate", uri="fd:vmdriver-memory")
     moved: object = None
     end = time.monotonic() + longest_s
     while True:
@@ -233,4 +289,4 @@ def migrate(
         if pulse.given_up or time.monotonic() > min(pulse.at + STALL_S, end):
             give_up(machine)
             raise TimedOut("QEMU does not get on with writing the memory")
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)

@@ -32,17 +32,25 @@ _MOST_ANSWER = ANSWER.size + STATE_BYTES + 65536
 
 class ConfinedReader:
     """One process for one stream. `source` and `memory` are given to it, and closed here; `user`
-    is the machine's own, whose memory it is. CommandError when it cannot be begun.
+    is the machine's own, whose memory it is; `once`: which went on meanwhile. CommandError
+    when it cannot be begun.
     """
 
     def __init__(
-        self, source: int, memory: int, memory_bytes: int, user: Ownership
+        self,
+        source: int,
+        memory: int,
+        memory_bytes: int,
+        user: Ownership,
+        *,
+        once: bool = False,
     ) -> None:
         self._memory_bytes = memory_bytes
         self._answer, theirs = os.pipe2(os.O_CLOEXEC)
         uid, gid = user.uid or _NOBODY, user.gid or _NOBODY
         given = (source, memory, theirs)
-        words = [_PACKAGES, *map(str, (*given, memory_bytes, uid, gid))]
+        numbers = (*given, memory_bytes, uid, gid, int(once))
+        words = [_PACKAGES, *map(str, numbers)]
         python = [sys.executable, "-I", "-S", "-c", _BEGIN]
         try:
             self._process = process.begin([*python, *words], given)

@@ -7,6 +7,7 @@ for 256 MiB.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import struct
@@ -28,7 +29,7 @@ from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.kvm import access as kvm_access
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
-from vmdriver.hypervisor.memory import capture, copies
+from vmdriver.hypervisor.memory import capture, copies, meanwhile
 from vmdriver.hypervisor.questions.trial import Spared, nothing_spared
 from vmdriver.hypervisor.wall import own_folders
 from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
@@ -131,6 +132,52 @@ class DomainMemory:
             pulse=pulse,
             deadline_s=capture.DEADLINE_S,
         )
+
+    async def why_still(self, domain: str) -> str:
+        return await self._connection.call(
+            f"ask {domain} how its memory can be written",
+            lambda c: meanwhile.why_still(c.lookupByName(domain)),
+            domain,
+        )
+
+    async def begin_stream(self, domain: str, target: str) -> Streamed:
+        pulse = Pulse()
+        return await self._connection.call(
+            f"begin to write out {domain}",
+            lambda c: meanwhile.begin(c.lookupByName(domain), target, pulse),
+            domain,
+            pulse=pulse,
+            deadline_s=capture.DEADLINE_S,
+        )
+
+    async def end_stream(self, domain: str, streamed: Streamed) -> None:
+        pulse = Pulse()
+        call = self._connection.call(
+            f"write out {domain} meanwhile",
+            lambda c: meanwhile.end(c.lookupByName(domain), streamed, pulse),
+            domain,
+            pulse=pulse,
+            deadline_s=capture.DEADLINE_S,
+        )
+        waiting = asyncio.ensure_future(call)
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            pulse.given_up = True  # it is ended at once, and not when it is complete
+            await asyncio.wait({waiting})
+            if not waiting.cancelled():
+                waiting.exception()
+            raise
+
+    async def give_up_stream(self, domain: str) -> None:
+        try:
+            await self._connection.call(
+                f"end the writing of {domain}",
+                lambda c: meanwhile.give_up(c.lookupByName(domain)),
+                domain,
+            )
+        except NotFound:
+            return
 
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
         return await self._files.run(

@@ -23,9 +23,11 @@ _CPU_S, _CPU_BYTES = 30, 16 * 2**20
 """
 
 
-def _answer(source: int, memory: int, memory_bytes: int) -> tuple[int, int, bytes]:
+def _answer(
+    source: int, memory: int, memory_bytes: int, *, once: bool
+) -> tuple[int, int, bytes]:
     try:
-        found = ram_stream.split(source, memory, memory_bytes)
+        found = ram_stream.split(source, memory, memory_bytes, once=once)
     except HypervisorError as error:
         return REFUSED, 0, error.message.encode()
     except OSError as error:
@@ -38,22 +40,22 @@ def _answer(source: int, memory: int, memory_bytes: int) -> tuple[int, int, byte
 
 def main() -> None:
     """Arguments: descriptors of the stream, of the memory's file and for the answer; bytes of the
-    memory; user and group to become.
+    memory; user and group to become; 1 for the memory of one moment of a machine that went on.
     """
-    source, memory, answer, memory_bytes, uid, gid = map(int, sys.argv[1:])
+    source, memory, answer, memory_bytes, uid, gid, once = map(int, sys.argv[1:])
     pages = memory_bytes // ram_stream.PAGE
     try:
         confine(
             uid,
             gid,
             file_bytes=memory_bytes,
-            memory_bytes=_ADDRESS_SPACE + pages,
+            memory_bytes=_ADDRESS_SPACE + 2 * pages,
             cpu_s=_CPU_S + memory_bytes // _CPU_BYTES,
         )
     except (OSError, ValueError) as error:
         kind, number, content = NOT_CONFINED, 0, str(error).encode()
     else:
-        kind, number, content = _answer(source, memory, memory_bytes)
+        kind, number, content = _answer(source, memory, memory_bytes, once=bool(once))
     data = memoryview(ANSWER.pack(kind, number, len(content)) + content)
     while data:
         data = data[os.write(answer, data) :]

@@ -5,7 +5,8 @@ of its own, then the devices. Of one that runs meanwhile, pages that have change
 further passes, as zero pages where they have become zero: the last one holds. Here the pages of
 the main block go to their own offsets of a file, which another QEMU can map copy-on-write; what is
 left (some 300 KiB) is again a stream that any QEMU with default capabilities accepts. Pages that
-were zero from the beginning become holes.
+were zero from the beginning become holes. Of one that goes on, as it was before that (QEMU's
+background snapshot), each page comes once, in any order, and no section ends the memory.
 
 Format (QEMU 3 to 10, "ram" section of the precopy stream; QEMU source migration/ram.c,
 migration/savevm.c; measured with 7.2 and 10.0): all numbers are big-endian.
@@ -123,9 +124,10 @@ class _Source:
 class _Memory:
     """The main block's pages, on their way into the file."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, *, once: bool) -> None:
         self._descriptor, self.size = descriptor, size
         pages = -(-size // PAGE)
+        self.came = bytearray(pages) if once else None
         self._stored = bytearray(pages)
         self._left = _MOST_TIMES * pages
         self._above = 0  # the next page of the same pass is at this address or above it
@@ -142,12 +144,22 @@ class _Memory:
             raise _refuse(f"has a page at {start:#x}, where there is no memory")
         if self._left < 0:
             raise _refuse("has the same pages again and again")
-        if start < self._above:
+        pages = range(start // PAGE, start // PAGE + count)
+        if self.came is not None:
+            if self.came.find(1, pages.start, pages.stop) >= 0:
+                raise _refuse(f"has a page twice, at {start:#x} or after it")
+            self.came[pages.start : pages.stop] = b"\1" * count
+        elif start < self._above:
             self._passes += 1
             if self._passes > _MOST_PASSES:
                 raise _refuse("goes through the memory again and again")
         self._above = start + count * PAGE
-        return range(start // PAGE, start // PAGE + count)
+        return pages
+
+    def check_whole(self) -> None:
+        """Of one moment, all has come: nothing else says that it has ended."""
+        if self.came is not None and (missing := self.came.count(0)):
+            raise _refuse(f"lacks {missing} pages of the memory")
 
     def write(self, views: list[memoryview] | list[bytes], start: int) -> None:
         """Pages that follow each other. OSError."""
@@ -180,8 +192,8 @@ class _Splitter:
         self.block: bytes | None = None
         self.kept_block: bytes | None = None
         """The block that the last record in `out` named: records after it may leave it out."""
-        self.ended = False
-        """Whether the last section of RAM was there."""
+        self.ended = memory.came is not None
+        """Whether the last section of RAM was there, or none is to come."""
 
     def run(self) -> bytes:
         """What is not the main block's pages."""
@@ -195,6 +207,7 @@ class _Splitter:
         if not self.ended:
             # Pages would be left in what is loaded as devices.
             raise _refuse("has no end of the memory")
+        self.memory.check_whole()
         for chunk in self.source.rest():
             self.out += chunk
             self._check_size()
@@ -376,13 +389,12 @@ class _Splitter:
         return done
 
 
-def split(source: int, memory: int, memory_bytes: int) -> Split:
-    """Read a stream from the descriptor `source` to its end; write the pages of the block
-    that has `memory_bytes` bytes to the empty file `memory`.
-
+def split(source: int, memory: int, memory_bytes: int, *, once: bool = False) -> Split:
+    """Read a stream from the descriptor `source` to its end; write the pages of the block that has
+    `memory_bytes` bytes to the empty file `memory`. `once`: of a machine that went on.
     HypervisorError for what is no such stream; OSError of the file.
     """
-    pages = _Memory(memory, memory_bytes)
+    pages = _Memory(memory, memory_bytes, once=once)
     state = _Splitter(_Source(source), pages).run()
     os.ftruncate(memory, memory_bytes)
     return Split(state, memory_bytes, pages.stored_bytes)

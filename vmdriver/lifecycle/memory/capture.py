@@ -193,17 +193,21 @@ class Capture:
         plan: LaunchPlan,
         watch: Stopwatch,
         write: Callable[[], Awaitable[T]],
+        *,
+        meanwhile: bool = False,
     ) -> tuple[T, str]:
         """What `write` makes of the memory of a machine that stands still for no more than that,
-        and the guest's boot id.
+        and the guest's boot id. `meanwhile`: `write` only begins it.
         """
         written: list[T] = []
 
         async def keep() -> None:
             written.append(await write())
 
-        memory = WrittenMemory().wanted(plan.domain, keep)
-        step = _timed(watch, "memory", memory)
+        memory = WrittenMemory(self.ports.memory)
+        wanted = memory.wanted(plan.domain, keep, meanwhile=meanwhile)
+        # Of two steps, with the disk's, where it only begins here.
+        step = wanted if meanwhile else _timed(watch, "memory", wanted)
         boot_id = await self._stand_still(sandbox, plan, watch, step)
         return written[-1], boot_id
 
@@ -218,7 +222,8 @@ class Capture:
         boot_id = await self._stand_still(sandbox, plan, watch)
         with watch.step("memory"):
             ledger, domain = sandbox.ledger, plan.domain
-            written = await WrittenMemory().acquire(ledger, domain, write)
+            memory = WrittenMemory(self.ports.memory)
+            written = await memory.acquire(ledger, domain, write)
         return written, boot_id
 
     async def _stand_still(

@@ -110,9 +110,10 @@ class PausedMachine:
 @dataclass(frozen=True)
 class WrittenMemory:
     """The memory is being written. What comes of it is in the checkpoint's part, and goes with
-    that.
+    that. What goes on `meanwhile` is not protected against its own writing any more.
     """
 
+    memory: MachineMemory
     key, needs = WRITTEN, ()
 
     async def acquire(
@@ -124,12 +125,18 @@ class WrittenMemory:
         assert written is not None  # noqa: S101 - a capture is never resumed half-way
         return written
 
-    def wanted(self, domain: str, write: Callable[[], Awaitable[None]]) -> Wanted:
-        """Together with what the machine stands still by."""
-        return Wanted(Held(self.key, Scope.CAPTURE, {"domain": domain}), write)
+    def wanted(
+        self, domain: str, write: Callable[[], Awaitable[None]], *, meanwhile: bool
+    ) -> Wanted:
+        """Together with what the machine stands still by. `meanwhile`: it goes on when `write` has
+        only begun.
+        """
+        data = {"domain": domain, **({"meanwhile": True} if meanwhile else {})}
+        return Wanted(Held(self.key, Scope.CAPTURE, data), write)
 
-    async def release(self, _given: Given) -> None:
-        pass
+    async def release(self, given: Given) -> None:
+        if given.held.data.get("meanwhile"):
+            await self.memory.give_up_stream(given["domain"])
 
 
 def is_being_written(ledger: Ledger) -> bool:
@@ -226,7 +233,7 @@ def memory_resources(ports: Ports) -> Sequence[Resource]:
         CheckpointPart(ports.memory_store),
         FrozenWorkload(ports.guest, ports.hypervisor, ports.memory),
         PausedMachine(ports.memory),
-        WrittenMemory(),
+        WrittenMemory(ports.memory),
         NewLayer(ports.disks),
         CopiedVolumes(ports.disks, ports.memory),
         MappedMemory(ports.memory_store),

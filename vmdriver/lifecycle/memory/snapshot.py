@@ -33,6 +33,7 @@ from vmdriver.lifecycle.memory.layers import stand_on
 from vmdriver.lifecycle.memory.resources import NewLayer
 from vmdriver.lifecycle.memory.snapshot_room import check_room, takeable
 from vmdriver.lifecycle.memory.snapshot_volumes import Copies, SnapshotVolumes
+from vmdriver.lifecycle.memory.streaming import Streaming
 from vmdriver.lifecycle.memory.volumes_back import VolumesBack
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.settings import Settings
@@ -66,6 +67,7 @@ class Snapshots:
     paths: Paths
     settings: Settings
     capture: Capture
+    streaming: Streaming
     extensions: ExtensionRunner
     giving_back: GivingBack
     layers: Layers
@@ -133,23 +135,22 @@ class Snapshots:
         watch: Stopwatch,
         copies: Copies,
     ) -> SnapshotEntry:
-        ports, capture, layers = self.ports, self.capture, sandbox.record.layers
-        memory_path, boot_id, streamed = "", "", None
+        capture, layers = self.capture, sandbox.record.layers
+        memory_path, streamed, boot_id = "", None, ""
         if not disk_only:
             with watch.step("room"):
                 memory_path = await capture.begin(sandbox, plan, copies=2)
         with watch.step("new layer"):
             layer = await self._new_layer(sandbox, layers, running=True)
+        switch = partial(self._switch_layer, sandbox, plan.domain, layer, watch)
         if disk_only:
             await capture.hold_disk(sandbox, plan, watch)
             await copies.end(watch)
+            await switch()
         else:
             path = f"{memory_path}.stream"
-            stream = partial(ports.memory.stream, plan.domain, path)
-            written = capture.write_to_go_on(sandbox, plan, watch, stream)
-            streamed, boot_id = await written
-        with watch.step("disk"):
-            await self._switch_layer(sandbox, plan.domain, layer)
+            stream = self.streaming.stream
+            streamed, boot_id = await stream(sandbox, plan, watch, path, switch)
         with watch.step("go on"):
             await capture.let_go_on(sandbox)  # before anything is written out
         still = watch.between("freeze", "go on")
@@ -157,10 +158,8 @@ class Snapshots:
             disk_bytes = await self._stand_above(sandbox, layers, layer)
         ref: MemoryRef | None = None
         if streamed is not None:
-            with watch.step("cut"):
-                captured = await ports.memory.split(
-                    streamed, memory_path, plan.memory_mib
-                )
+            cut = self.streaming.cut
+            captured = await cut(sandbox, plan, watch, streamed, memory_path)
             ref = await capture.publish(
                 sandbox,
                 plan,
@@ -172,6 +171,8 @@ class Snapshots:
                 watch=watch,
             )
         text = f"{name}: the workload stood still for {still:.3f} s"
+        if streamed is not None and not streamed.meanwhile:
+            text += ", while its memory was written"
         sandbox.tell("SnapshotReleased", text)
         return _entry(name, layers, disk_bytes, ref)
 
@@ -189,10 +190,13 @@ class Snapshots:
             disk_bytes = await self.ports.disks.freeze_layer(below, _user(sandbox))
         return disk_bytes
 
-    async def _switch_layer(self, sandbox: Sandbox, domain: str, layer: str) -> None:
+    async def _switch_layer(
+        self, sandbox: Sandbox, domain: str, layer: str, watch: Stopwatch
+    ) -> None:
         """The record says so when the machine goes on: until then the ledger does."""
         try:
-            await self.ports.memory.switch_layer(domain, layer)
+            with watch.step("disk"):
+                await self.ports.memory.switch_layer(domain, layer)
         except TimedOut:
             # It may come to it yet.
             await stand_on(sandbox, (*sandbox.record.layers, layer))

@@ -31,10 +31,13 @@ class Captured:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A stopped machine's memory as QEMU wrote it to the file `path`: no checkpoint yet."""
+    """A stopped machine's memory as QEMU wrote it to the file `path`: no checkpoint yet. Or, of one
+    that goes on `meanwhile`, as QEMU is writing it.
+    """
 
     path: str
     domain_xml: str
+    meanwhile: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,24 @@ class MachineMemory(Protocol):
         """Write a paused machine's memory to a new file, as fast as QEMU does it. It stays
         paused and can go on, also after an error. StorageError for the file's.
         """
+
+    async def why_still(self, domain: str) -> str:
+        """Why the machine has to stand still while its memory is written; "": it need not."""
+
+    async def begin_stream(self, domain: str, target: str) -> Streamed:
+        """Have a paused machine's memory written to a new file, as it is now, while the machine
+        goes on: it does when this returns. After an error nothing is being written, and it is
+        paused, or goes on.
+        """
+
+    async def end_stream(self, domain: str, streamed: Streamed) -> None:
+        """Wait until QEMU has written what `begin_stream` began. After an error, or cancelled,
+        nothing is being written any more; the machine went on in any case. StorageError for the
+        file's.
+        """
+
+    async def give_up_stream(self, domain: str) -> None:
+        """Nothing is being written any more. Fine where nothing is, and with no such machine."""
 
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
         """What `capture` gives, from what `stream` wrote, which is gone afterwards. The

@@ -94,6 +94,8 @@ class Settings:
     max_snapshot_bytes: int
     max_host_snapshots: int
     max_host_snapshot_bytes: int
+    live_snapshots: bool
+    """Whether the memory of snapshots is written while the machine goes on, where QEMU can."""
     snapshot_retention_days: float
     """0: snapshots stay until they are removed."""
     max_layers: int
