@@ -13,6 +13,7 @@ from pathlib import Path
 from vmdriver.config import Config
 from vmdriver.config.views import (
     image_policy,
+    ipv6_pool,
     machine_uids,
     qemu_owner,
     settings_from,
@@ -116,9 +117,7 @@ class Driver:
         self.cgroups = self._cgroups(uri)
         self.users = UserPool(machine_uids(config), why)
         self.box_trial = self._box_trial()
-        self.network = HostNetwork(
-            config.driver.instance, owner, self._files, config.network.address_pool
-        )
+        self.network = self._network(owner)
         self.network_guard = NamedNetworks.of(self.network, self._files)
         self.sealing = Sealing(self.libvirt_root)
         self.monitor_filter = MonitorFilter(self.libvirt_root)
@@ -247,6 +246,12 @@ class Driver:
             layout.accelerator,
             trial,
         )
+
+    def _network(self, owner: Ownership) -> HostNetwork:
+        instance, network = self.config.driver.instance, self.config.network
+        six = ipv6_pool(self.config) if network.egress_ipv6 else ""
+        pool = network.address_pool
+        return HostNetwork(instance, owner, self._files, pool, ipv6_pool=six)
 
     def _charge(self, uri: str) -> Charge:
         roots = self._libvirt_names(uri) if self.embedded else ()

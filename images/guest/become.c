@@ -15,6 +15,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/neighbour.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <sched.h>
@@ -198,7 +199,9 @@ static void limit_workload(const struct seed *seed) { /* a fork has its own limi
     close(file);
 }
 
-/* --- the network, as `ip link set eth0 address MAC up; ip addr add ADDRESS dev eth0; ip route add default via GATEWAY` */
+/* --- the network, as `ip link set eth0 address MAC up; ip addr add ADDRESS dev eth0; ip route add default via GATEWAY`
+ * and, where the seed has IPv6, `ip addr add ADDRESS6/128 dev eth0 nodad; ip neigh replace GATEWAY6 lladdr ITS_MAC dev eth0;
+ * ip route add default via GATEWAY6 dev eth0 onlink` */
 
 struct request {
     struct nlmsghdr head;
@@ -254,6 +257,60 @@ static void parse_address(char *text, struct in_addr *address, unsigned char *bi
     *bits = (unsigned char)found;
 }
 
+/* IPv6 is as given, and nothing of it is learnt or asked for: not from routers, nor who has the gateway's address. */
+
+static void set_ipv6(const char *name, const char *value) {
+    char path[96];
+    snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/eth0/%s", name);
+    int file = open(path, O_WRONLY | O_CLOEXEC);
+    if (file < 0 || write(file, value, strlen(value)) < 0)
+        dprintf(STDERR_FILENO, "become: %s: %s\n", path, strerror(errno)); /* nobody on the link says anything anyway */
+    if (file >= 0)
+        close(file);
+}
+
+static int has_ipv6(const struct seed *seed) { /* somebody else's kernel may have none: the machine does without */
+    int found = seed_file(seed, "init/address6") != NULL;
+    if (found && access("/proc/sys/net/ipv6", F_OK) < 0 && access("/proc/sys/net", F_OK) == 0) {
+        dprintf(STDERR_FILENO, "become: this kernel has no IPv6\n");
+        return 0;
+    }
+    return found;
+}
+
+static void set_up_ipv6(const struct seed *seed, int netlink, int index) {
+    char address_text[LONGEST], gateway_text[LONGEST];
+    unsigned char mac[6];
+    struct in6_addr address, gateway;
+    line_of(seed, "init/address6", address_text);
+    if (!line_of(seed, "init/gateway6", gateway_text))
+        fail("the network cannot be set up: the seed has an IPv6 address alone");
+    char *space = strchr(gateway_text, ' ');
+    if (!space)
+        fail("the network cannot be set up: %s is no gateway", gateway_text);
+    *space = '\0';
+    parse_mac(space + 1, mac);
+    if (inet_pton(AF_INET6, address_text, &address) != 1 || inet_pton(AF_INET6, gateway_text, &gateway) != 1)
+        fail("the network cannot be set up: %s or %s is no IPv6 address", address_text, gateway_text);
+    struct ifaddrmsg own = {.ifa_family = AF_INET6, .ifa_prefixlen = 128, .ifa_index = (unsigned)index};
+    own.ifa_flags = IFA_F_NODAD; /* it can be used at once */
+    struct request request = begun(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &own, sizeof own);
+    add(&request, IFA_LOCAL, &address, sizeof address);
+    add(&request, IFA_ADDRESS, &address, sizeof address);
+    ask(netlink, &request, "its IPv6 address");
+    struct ndmsg near = {.ndm_family = AF_INET6, .ndm_ifindex = index, .ndm_state = NUD_PERMANENT};
+    request = begun(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &near, sizeof near);
+    add(&request, NDA_DST, &gateway, sizeof gateway);
+    add(&request, NDA_LLADDR, mac, sizeof mac);
+    ask(netlink, &request, "the IPv6 gateway");
+    struct rtmsg route = {.rtm_family = AF_INET6, .rtm_table = RT_TABLE_MAIN, .rtm_protocol = RTPROT_BOOT, .rtm_type = RTN_UNICAST};
+    route.rtm_flags = RTNH_F_ONLINK;
+    request = begun(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &route, sizeof route);
+    add(&request, RTA_GATEWAY, &gateway, sizeof gateway);
+    add(&request, RTA_OIF, &index, sizeof index);
+    ask(netlink, &request, "the IPv6 default route");
+}
+
 static void set_up_network(const struct seed *seed) {
     char mac_text[LONGEST], address_text[LONGEST], gateway_text[LONGEST];
     unsigned char mac[6], bits;
@@ -269,6 +326,12 @@ static void set_up_network(const struct seed *seed) {
     int netlink = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE), index = (int)if_nametoindex("eth0");
     if (netlink < 0 || index == 0)
         fail("the network cannot be set up: eth0: %s", strerror(errno));
+    int ipv6 = has_ipv6(seed);
+    if (ipv6) {
+        set_ipv6("accept_ra", "0");
+        set_ipv6("accept_redirects", "0");
+        set_ipv6("router_solicitations", "0");
+    }
     /* The address of a fork's network card is its template's until here. */
     struct ifinfomsg link = {.ifi_index = index, .ifi_flags = IFF_UP, .ifi_change = IFF_UP};
     struct request request = begun(RTM_NEWLINK, 0, &link, sizeof link);
@@ -283,6 +346,8 @@ static void set_up_network(const struct seed *seed) {
     request = begun(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &route, sizeof route);
     add(&request, RTA_GATEWAY, &gateway, sizeof gateway);
     ask(netlink, &request, "the default route");
+    if (ipv6)
+        set_up_ipv6(seed, netlink, index);
     close(netlink);
 }
 

@@ -17,6 +17,8 @@ import pytest
 from tests.contract.guest_programs import compiled
 from tests.fakes.waiting import until
 from tests.unit.test_plan_rendering import plan
+from vmdriver.model.ids import host_mac
+from vmdriver.model.ipv6 import block
 from vmdriver.model.plan import DropIn, LaunchPlan
 from vmdriver.storage.sandboxes import seed
 from vmdriver.storage.sandboxes.guest_report import read_report
@@ -54,6 +56,7 @@ status=0
 "$3" "$1" "$2/seed" "$2/status" "$4" || status=$?
 ip -o addr show eth0 >"$2/network"
 ip route >>"$2/network"
+for look in "addr show eth0" route neigh; do ip -6 -o $look 2>/dev/null >>"$2/network6" || true; done
 [ ! -e /run/failed ] || cat /run/failed >"$2/failed"
 exit $status
 """
@@ -168,6 +171,43 @@ def test_a_machine_becomes_what_its_seed_says(guest: Guest) -> None:
     assert report.phase == "started"
     assert report.stamps["init"] == 1.0
     assert report.stamps["supervisor"] > 0
+
+
+def test_a_machine_with_ipv6_has_what_it_is_given_and_has_nobody_to_ask(
+    guest: Guest,
+) -> None:
+    own, plain = block("fd00:1::/64", 5, ()), machine().network
+    guest.give(seed_of(machine(network=plain.model_copy(update={"ipv6": own}))))
+    assert guest.run() == 7, (guest.folder / "console").read_text() + guest.failed
+    shown = (guest.folder / "network6").read_text()
+    assert f"inet6 {own.guest_ip}/128 scope global nodad" in shown
+    assert re.search(rf"default via {own.host_ip} dev eth0 .*onlink", shown), shown
+    mac = host_mac(plain.lease.mac)
+    assert f"{own.host_ip} dev eth0 lladdr {mac} PERMANENT" in shown
+    assert f"inet {plain.guest_interface}" in guest.network
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guest_ip": "10.0.0.1"},
+        {"guest_ip": "fd00::2/64"},
+        {"guest_ip": "fd00::2" + "0" * 400},
+        {"host_ip": "10.0.0.1"},
+        {"host_ip": "fd00::1 02:00:00:00:00:0g"},
+        {"host_ip": ""},
+    ],
+    ids=str,
+)
+def test_an_ipv6_address_that_is_none_ends_the_machine(
+    guest: Guest, changes: dict[str, str]
+) -> None:
+    own = block("fd00:1::/64", 5, ()).model_copy(update=changes)
+    network = machine().network.model_copy(update={"ipv6": own})
+    guest.give(seed_of(machine(network=network)))
+    assert guest.run() == 1
+    assert guest.failed
+    assert not guest.told
 
 
 def test_a_fork_is_what_its_own_seed_says_and_nothing_of_its_template(

@@ -9,6 +9,7 @@ from vmdriver.lifecycle.ports.host import (
     Taken,
 )
 from vmdriver.model.ids import is_anothers, parse_mark
+from vmdriver.model.ipv6 import WayToIpv6
 from vmdriver.model.plan import NetworkPlan
 
 
@@ -25,6 +26,8 @@ class FakeNetwork:
             world.ways_out.discard(tap)
             world.namespaces[plan.namespace] = mark
         world.limits[tap] = (plan.mbit_s,)
+        if plan.ipv6 is not None:
+            world.ipv6[tap] = plan.ipv6.guest_ip
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
         if tap in self._world.namespaces:
@@ -45,6 +48,7 @@ class FakeNetwork:
             raise NotOursError(f"interface {tap} is somebody else's, and is left alone")
         self._world.taps.pop(tap, None)
         self._world.limits.pop(tap, None)
+        self._world.ipv6.pop(tap, None)
         if tap in self._world.namespaces:
             self._world.act(f"remove namespace {tap}")
             if is_anothers(self._world.namespaces[tap], mark, made=made):
@@ -73,6 +77,16 @@ class FakeNetwork:
 
     async def own_networks(self) -> tuple[str, ...]:
         return ("192.0.2.0/24",)
+
+    async def give_ipv6(self, plan: NetworkPlan, mark: str) -> None:
+        tap = plan.lease.tap
+        self._world.act(f"give IPv6 to {tap}")
+        assert self._world.taps[tap] == mark
+        assert plan.ipv6 is not None
+        self._world.ipv6[tap] = plan.ipv6.guest_ip
+
+    async def way_to_ipv6(self) -> WayToIpv6:
+        return self._world.way_to_ipv6
 
     async def resolve(self, host: str) -> str:
         return "198.51.100.7"

@@ -14,6 +14,7 @@ from vmdriver.errors import HostError
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.devices import VFIO, PciFunction
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.ipv6 import WayToIpv6
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import Accelerator, LaunchPlan, Processor
 
@@ -40,6 +41,10 @@ class World:
     """Namespaces from which something may come: whose pair is up."""
     networks: dict[str, str] = field(default_factory=dict)
     """Domain -> the tap that its QEMU has open."""
+    ipv6: dict[str, str] = field(default_factory=dict)
+    """Tap -> the address that its guest may use."""
+    way_to_ipv6: WayToIpv6 = field(default_factory=WayToIpv6)
+    """The host's own."""
     beyond_repair: set[str] = field(default_factory=set)
     """Taps whose rules cannot be loaded."""
     files: set[str] = field(default_factory=set)

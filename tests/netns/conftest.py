@@ -37,7 +37,7 @@ type filter hook forward priority 0; policy drop;
 """A table of somebody else that forwards nothing."""
 SERVER = """
 import socket, sys, threading
-s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 s.bind((sys.argv[1], int(sys.argv[2]))); s.listen(); print("up", flush=True)
 while True:
     c, peer = s.accept(); c.sendall(peer[0].encode()); c.close()
@@ -53,7 +53,8 @@ except OSError as e:
 REFUSED = """
 import errno, socket, sys, time
 kind = socket.SOCK_DGRAM if sys.argv[3] == "udp" else socket.SOCK_STREAM
-s = socket.socket(socket.AF_INET, kind); s.settimeout(20); begun = time.monotonic()
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+s = socket.socket(family, kind); s.settimeout(20); begun = time.monotonic()
 try:
     s.connect((sys.argv[1], int(sys.argv[2]))); s.send(b"x"); s.recv(1); what = "answered"
 except OSError as e:
@@ -102,6 +103,15 @@ class Net:
         run("ip", "-n", space, "addr", "add", peer, "dev", "eth0")
         run("ip", "-n", space, "link", "set", "eth0", "up")
         run("ip", "-n", space, "route", "add", "default", "via", address.split("/")[0])
+
+    def link_ipv6(self, here: str, space: str, address: str, peer: str) -> None:
+        """The same with IPv6 alone, each of a /64."""
+        both = ("type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "link", "add", here, *both)
+        for where, name, own in (([], here, address), (["-n", space], "eth0", peer)):
+            run("ip", *where, "addr", "add", f"{own}/64", "dev", name, "nodad")
+            run("ip", *where, "link", "set", name, "up")
+        run("ip", "-n", space, "-6", "route", "add", "default", "via", address)
 
     def serve(self, address: str, port: int, space: str | None = None) -> None:
         inside = ["ip", "netns", "exec", space] if space else []

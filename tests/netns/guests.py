@@ -14,6 +14,7 @@ from typing import Any
 from tests.netns.conftest import Net, run
 from tests.netns.test_host_network import network_plan
 from vmdriver.host.confined import netns
+from vmdriver.model.ids import host_mac
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.host_network import HostNetwork
 
@@ -80,6 +81,14 @@ def in_its_namespace(net: Net, name: str, plan: NetworkPlan) -> str:
         ("route", "add", "default", "via", lease.host_ip),
     ):
         run("ip", "-n", space, *command)
+    if plan.ipv6 is not None:
+        own, way, mac = plan.ipv6.guest_ip, plan.ipv6.host_ip, host_mac(lease.mac)
+        for words in (
+            f"addr add {own}/128 dev eth0 nodad",
+            f"neigh replace {way} lladdr {mac} dev eth0",
+            f"route add default via {way} dev eth0 onlink",
+        ):
+            run("ip", "-n", space, "-6", *words.split())
     net.wires.append(Wire(open_tap(lease.tap, lease.tap), inner))
     return space
 

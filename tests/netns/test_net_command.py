@@ -15,6 +15,7 @@ from tests.unit.test_plan_rendering import plan as launch_plan
 from vmdriver.cli.main import main
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Ownership
+from vmdriver.model.ipv6 import block
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.model.record import SandboxRecord, stored_form, utc_now
 from vmdriver.network.host_network import HostNetwork
@@ -135,6 +136,48 @@ def test_rules_that_are_not_as_they_should_be_are_said_to_be_so(
     said(capsys, state, "10.1.1.1:80", status=1)
     out = said(capsys, state, "10.1.1.1:80/udp")
     assert "NOT WHAT ITS RULES SHOULD DO" in out
+
+
+def test_when_the_hosts_half_is_gone_or_another_that_is_said_and_nothing_is_reached(
+    net: Net, state: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Packets still leave the machine's network, and nobody translates their address."""
+    space = net.space("public")
+    net.link("public", "public", space, "203.0.113.1/24", "203.0.113.10/24")
+    net.serve("203.0.113.10", 443, space)
+    plan = machine(net, state)
+    table = f"vmdriver_{plan.lease.tap}"
+    assert json.loads(said(capsys, state, "--json"))["hosts_half"] == "whole"
+    run("nft", "flush", "chain", "inet", table, "postrouting")
+    page = said(capsys, state)
+    assert "HOST'S HALF OF ITS RULES IS NOT AS THIS VERSION LOADS IT" in page
+    run("nft", "delete", "table", "inet", table)
+    assert "THE HOST'S HALF OF ITS RULES IS GONE" in said(capsys, state)
+    away = said(capsys, state, "203.0.113.10:443", status=1)
+    assert "203.0.113.10:443/tcp: refused" not in away
+    assert "203.0.113.10:443/tcp: not reached" in away
+    assert "it is lost there: THE HOST'S HALF" in away
+    document = json.loads(said(capsys, state, "203.0.113.10:443", "--json", status=1))
+    assert document["tried"][0]["lost"] is True
+    document = json.loads(said(capsys, state, "--json"))
+    assert (document["loaded"], document["hosts_half"]) == (False, "gone")
+
+
+def test_a_machine_with_ipv6_is_explained_and_tried_and_one_without_is_told_why(
+    net: Net, state: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = block("fd00:1::/64", 0, ())
+    plan = machine(net, state, ipv6=own)
+    page = said(capsys, state)
+    assert f"s1 is 10.0.128.2 and {own.guest_ip}; its rules are loaded." in page
+    denied = said(capsys, state, "[fd00:ec2::254]:80", status=1)
+    assert "[fd00:ec2::254]:80/tcp: refused" in denied
+    assert "is refused at once" in denied
+    away = said(capsys, state, "[2001:db8::1]:443", status=1)
+    assert "leaves the machine's network, for [2001:db8::1]:443" in away
+    without = plan.model_copy(update={"ipv6": None, "no_ipv6": "no route"})
+    stored(state, without)
+    assert "it has no IPv6: no route (egress_ipv6)" in said(capsys, state)
 
 
 def test_without_a_machine_the_rules_of_its_last_start_are_explained(

@@ -59,6 +59,7 @@ def plan(
     import dataclasses
 
     said = {"dns": ("192.0.2.53",), **changes.pop("settings", {})}
+    way = changes.pop("way", None)
     own = dataclasses.replace(SETTINGS, endpoint=endpoint, **said)
     wanted = spec(
         environment={"A": "x y", "B": "q\"u'o\nte"},
@@ -95,6 +96,7 @@ def plan(
         own_networks=("192.0.2.0/24",),
         gateway_address=gateway_address,
         has_token=True,
+        ipv6=way,
     )
     draft = PlanDraft()
     draft.on_behalf_of("example")
@@ -267,9 +269,9 @@ def test_nothing_secret_or_unsavable_is_in_the_domain() -> None:
     assert "pc-q35-7.2" in text
 
 
-def walled(network: NetworkPlan) -> str:
+def walled(network: NetworkPlan, *more: str) -> str:
     """Both rulesets of a machine with a namespace of its own, on a host with two addresses."""
-    host = ("192.0.2.7/32", "192.0.2.255/32")
+    host = ("192.0.2.7/32", "192.0.2.255/32", *more)
     loaded = rules_of(network, "vmdriver/test/s1", host)
     assert [rules.namespace for rules in loaded] == [network.lease.tap, None]
     return "".join(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,13 @@ from vmdriver.network.reach.explained import (
     deciding,
     rules,
 )
-from vmdriver.network.reach.replica import Outcome, live_rules, outcomes
+from vmdriver.network.reach.replica import (
+    HostsHalf,
+    Outcome,
+    hosts_half,
+    live_rules,
+    outcomes,
+)
 from vmdriver.network.rules.shared_rules import LOOPBACK, table_name
 from vmdriver.storage.sandboxes.records import read_record
 
@@ -33,21 +38,27 @@ _PATIENCE_S = 4.0
 
 @dataclass(frozen=True)
 class Network:
-    """Of one sandbox, as far as it is known here. `loaded`: what the kernel has, None where there
-    is no machine to have it for.
+    """Of one sandbox, as far as it is known here. `loaded`: what the kernel has in its namespace,
+    None where there is no machine to have it for; `host`: whether the host has its half of them.
     """
 
     sandbox: str
     plan: NetworkPlan
     known: tuple[Rule, ...]
     loaded: str | None
+    host: HostsHalf
 
     @property
-    def whole(self) -> bool:
+    def inside(self) -> bool:
         """Whether there are rules in its namespace at all."""
         return (
             self.loaded is not None and table_name(self.plan.lease.tap) in self.loaded
         )
+
+    @property
+    def whole(self) -> bool:
+        """Whether both halves of its rules are there."""
+        return self.inside and self.host == "whole"
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,14 @@ class Tried:
     rule: Rule
     outcome: Outcome | None
     host: str | None
+    lost: bool = False
+    """It leaves the machine's network, and nothing translates its address then."""
 
     @property
     def reached(self) -> bool:
         """As the rules that are loaded say, or those that would be, and the host's connection."""
         passes = self.rule.reached if self.outcome is None else self.outcome.reached
-        return passes and not self.host
+        return passes and not self.host and not self.lost
 
 
 def net(loaded: Loaded, arguments: argparse.Namespace) -> int:
@@ -91,26 +104,32 @@ def net(loaded: Loaded, arguments: argparse.Namespace) -> int:
 def _destination(text: str) -> tuple[str, Destination]:
     """The name, and its port with an address that is still to be found. InvalidRequest."""
     host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     number, _, protocol = port.partition("/")
     right = number.isascii() and number.isdecimal() and 0 < int(number) < 2**16
     if not host or not right or protocol not in {"", "tcp", "udp"}:
         raise InvalidRequest(
-            "HOST:PORT", f"{text!r} is none, like example.org:443 or 192.0.2.1:53/udp"
+            "HOST:PORT",
+            f"{text!r} is none, like example.org:443, 192.0.2.1:53/udp or [2001:db8::1]:443",
         )
     kind: Protocol = "udp" if protocol == "udp" else "tcp"
     return host, Destination("0.0.0.0", int(number), kind)  # noqa: S104 - not bound
 
 
 async def _known(sandbox: str, plan: NetworkPlan) -> Network:
-    host = await own_addresses(ipaddress.IPv4Network(plan.pool))
-    there = plan.namespace is not None and netns.is_there(plan.namespace)
-    loaded = await live_rules(plan.namespace) if there and plan.namespace else None
-    return Network(sandbox, plan, rules(plan, host), loaded)
+    six = plan.ipv6
+    pools = (plan.pool,) if six is None else (plan.pool, six.pool)
+    known = rules(plan, await own_addresses(pools, ipv6=six is not None))
+    if plan.namespace is None or not netns.is_there(plan.namespace):
+        return Network(sandbox, plan, known, None, "gone")
+    loaded = await live_rules(plan.namespace)
+    return Network(sandbox, plan, known, loaded, await hosts_half(plan))
 
 
 async def _tried(known: Network, name: str, port: Destination) -> list[Tried]:
     """NotFound: the host knows no address of that name."""
-    addresses = await _addresses(name)
+    addresses = await _addresses(name, known.plan)
     wanted = [Destination(a, port.port, port.protocol) for a in addresses]
     found: Sequence[Outcome | None] = [None] * len(wanted)
     if known.loaded is not None:
@@ -118,24 +137,32 @@ async def _tried(known: Network, name: str, port: Destination) -> list[Tried]:
     tried = []
     for to, outcome in zip(wanted, found, strict=True):
         place = deciding(known.known, to)
-        host = await _from_the_host(known.plan, to, outcome)
-        tried.append(Tried(to, place + 1, known.known[place], outcome, host))
+        # Half of what leads out is the host's: it is of no use to ask what is behind that.
+        lost = known.host == "gone" and outcome is not None and bool(outcome.leads_to)
+        host = None if lost else await _from_the_host(known.plan, to, outcome)
+        rule = known.known[place]
+        tried.append(Tried(to, place + 1, rule, outcome, host, lost))
     return tried
 
 
-async def _addresses(name: str) -> list[str]:
+async def _addresses(name: str, plan: NetworkPlan) -> list[str]:
     loop = asyncio.get_running_loop()
+    # An address that is given is tried, whatever becomes of it.
+    six = plan.ipv6 is not None or ":" in name
+    family = socket.AF_UNSPEC if six else socket.AF_INET
     try:
         found = await loop.getaddrinfo(
-            name, None, family=socket.AF_INET, type=socket.SOCK_STREAM
+            name, None, family=family, type=socket.SOCK_STREAM
         )
     except (OSError, UnicodeError) as error:  # the latter: what can be no name
         why = error.strerror if isinstance(error, OSError) else "it is no name"
+        kind = "address" if six else "IPv4 address"
+        more = "" if six else "this guest has no IPv6; "
         raise NotFound(
-            f"the host finds no IPv4 address for {name}: {why}",
-            resolution="guests have no IPv6; which name servers they ask: vmdriver net ID",
+            f"the host finds no {kind} for {name}: {why}",
+            resolution=f"{more}which name servers guests ask: vmdriver net ID",
         ) from error
-    every = dict.fromkeys(str(address[0]) for *_, address in found)
+    every = dict.fromkeys(str(address[0]).split("%")[0] for *_, address in found)
     return list(every)[:_MOST_ADDRESSES]
 
 
@@ -167,8 +194,11 @@ def _print_rules(known: Network, *, as_json: bool) -> None:
             {
                 "sandbox": known.sandbox,
                 "guest_ip": known.plan.lease.guest_ip,
+                "guest_ipv6": known.plan.ipv6.guest_ip if known.plan.ipv6 else None,
+                "no_ipv6": known.plan.no_ipv6,
                 "namespace": known.plan.namespace,
                 "loaded": known.whole,
+                "hosts_half": known.host if known.loaded is not None else None,
                 "name_servers": list(known.plan.dns),
                 "search": list(known.plan.search),
                 "rules": [asdict(rule) for rule in known.known],
@@ -180,7 +210,8 @@ def _print_rules(known: Network, *, as_json: bool) -> None:
 
 def _page(known: Network) -> Iterator[str]:
     plan = known.plan
-    yield f"{known.sandbox} is {plan.lease.guest_ip}; {_state(known)}."
+    six = f" and {plan.ipv6.guest_ip}" if plan.ipv6 is not None else ""
+    yield f"{known.sandbox} is {plan.lease.guest_ip}{six}; {_state(known)}."
     names = ", ".join(plan.dns) or "nobody"
     search = f", and tries {', '.join(plan.search)}" if plan.search else ""
     yield f"It asks {names} for names{search}."
@@ -188,7 +219,10 @@ def _page(known: Network) -> Iterator[str]:
     for number, rule in enumerate(known.known, 1):
         yield f"{number:3}  {_word(rule.reached)}  {_where(rule)}"
         yield f"              {rule.sentence}{_setting(rule)}"
-    yield "Whatever is not plain IPv4 from its own address is dropped: it has no IPv6."
+    if plan.ipv6 is None:
+        yield "Whatever is not plain IPv4 from its own address is dropped: it has no IPv6."
+    else:
+        yield "Whatever is not plain IPv4 or IPv6 from its own addresses is dropped."
     yield "From outside nothing reaches it but answers."
     if plan.max_connections is not None:
         yield f"It may have {plan.max_connections} connections at a time (max_connections)."
@@ -199,8 +233,18 @@ def _state(known: Network) -> str:
         return "its machine has no network namespace of its own: these are its rules"
     if known.loaded is None:
         return "it has no machine now: these are the rules of its last start"
-    if not known.whole:
+    if not known.inside:
         return "ITS RULES ARE NOT LOADED: nothing passes until the driver has restored them"
+    if known.host == "gone":
+        return (
+            "THE HOST'S HALF OF ITS RULES IS GONE: nothing that it is allowed works until the "
+            "driver has restored that"
+        )
+    if known.host == "changed":
+        return (
+            "THE HOST'S HALF OF ITS RULES IS NOT AS THIS VERSION LOADS IT: what it is allowed may "
+            "not work until the driver has restored that"
+        )
     return "its rules are loaded"
 
 
@@ -233,10 +277,12 @@ def _print_tried(
         print_json(document)
         return
     for one in tried:
-        print(f"{one.to}: {_word(one.reached)}")
+        print(f"{one.to}: {'not reached' if one.lost else _word(one.reached)}")
         text = f"{_word(one.rule.reached)}: {one.rule.sentence}{_setting(one.rule)}"
         print(f"  rule {one.number}, {text}")
         print(f"  {_kernels_word(known, one)}")
+        if one.lost:
+            print(f"  it is lost there: {_state(known)}")
         if one.host is not None:
             there = "it is there" if not one.host else one.host
             print(f"  a connection from the host itself: {there}")
@@ -257,7 +303,7 @@ def _kernels_word(known: Network, one: Tried) -> str:
         "dropped": "is dropped without a word",
     }[one.outcome.verdict]
     leads = one.outcome.leads_to
-    where = f", for {leads[0]}:{leads[1]}" if leads is not None else ""
+    where = f", for {Destination(*leads).place}" if leads is not None else ""
     if leads is not None and leads[0] == known.plan.lease.uplink_ip:
         where += f", which is the host's {LOOPBACK}"
     odd = "" if _agrees(one) else "; THAT IS NOT WHAT ITS RULES SHOULD DO"

@@ -192,6 +192,10 @@ def _network(
     if plan is None:
         return
     network = plan["network"]
+    if network["ipv6"]:
+        yield "guest, IPv6", network["ipv6"]["guest_ip"]
+    if network["no_ipv6"]:
+        yield "no IPv6", Styled(network["no_ipv6"], WARN)
     yield "egress", network["egress"]
     ports = network["host_access"]
     if not isinstance(ports, str):

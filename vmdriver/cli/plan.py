@@ -47,6 +47,7 @@ async def _plan(loaded: Loaded, text: str) -> LaunchPlan:
             paths=paths,
             lease=addresses.take(spec.id, await driver.network.taken()),
             own_networks=await driver.network.own_networks(),
+            ipv6=await driver.network.way_to_ipv6() if settings.egress_ipv6 else None,
             gateway_address=None
             if endpoint.on_host_loopback
             else await driver.network.resolve(endpoint.host),
@@ -70,5 +71,9 @@ def plan(loaded: Loaded, request: str) -> int:
         json.loads(text)
     except (OSError, ValueError) as error:
         raise ConfigError(f"request {request}: {error}") from error
-    print(asyncio.run(_plan(loaded, text)).model_dump_json(indent=2))
+    found = asyncio.run(_plan(loaded, text))
+    if found.network.no_ipv6:
+        note = f"vmdriver: the machine would have no IPv6: {found.network.no_ipv6}"
+        print(note, file=sys.stderr)
+    print(found.model_dump_json(indent=2))
     return 0

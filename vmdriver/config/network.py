@@ -8,9 +8,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from vmdriver.lifecycle.launch.environment import INNER_SANDBOX_NETWORK
-from vmdriver.model.egress import networks_of, within
+from vmdriver.model.egress import networks_of, of_version, within
+from vmdriver.model.ipv6 import LONGEST_PREFIX
 from vmdriver.model.spec import Frozen
-from vmdriver.network.rules.shared_rules import ALWAYS_DENIED
+from vmdriver.network.rules.destinations import ALWAYS_DENIED, ALWAYS_DENIED_IPV6
 
 _HOST_ACCESS_WORDS = ("gateway", "all")
 _MAX_PORT = 65535
@@ -24,11 +25,19 @@ class NetworkSettings(Frozen):
         description="where sandboxes may connect to besides the gateway",
     )
     egress_allow: list[str] = Field(
-        [], description="IPv4 networks that are reached beside what egress allows"
+        [],
+        description="networks that are reached beside what egress allows; of IPv6 too with "
+        "egress_ipv6",
     )
     egress_deny: list[str] = Field(
         [],
-        description="IPv4 networks that are not reached, whatever egress and egress_allow say",
+        description="networks that are not reached, whatever egress and egress_allow say; of "
+        "IPv6 too with egress_ipv6",
+    )
+    egress_ipv6: bool = Field(
+        False,
+        description="sandboxes reach IPv6 networks too, by masquerade, where this host has a way "
+        "to them; by the rules of egress; from a machine's next launch on",
     )
     host_access: Literal["gateway", "all"] | list[int] = Field(
         "gateway",
@@ -45,6 +54,11 @@ class NetworkSettings(Frozen):
         "10.0.128.0/17",
         description="IPv4 network that sandboxes get /30 blocks of; best another one for each "
         "driver of a host",
+    )
+    address_pool_ipv6: str = Field(
+        "",
+        description="IPv6 network that sandboxes get their addresses of with egress_ipv6; empty: "
+        "a private one (fd…/64) that is made of instance",
     )
     dns: Literal["auto", "host"] | list[str] = Field(
         "auto",
@@ -75,7 +89,7 @@ class NetworkSettings(Frozen):
     @field_validator("egress_allow", "egress_deny")
     @classmethod
     def _networks(cls, value: list[str]) -> list[str]:
-        return list(networks_of(value))
+        return list(networks_of(value, ipv6=True))
 
     @field_validator("host_alias")
     @classmethod
@@ -99,6 +113,18 @@ class NetworkSettings(Frozen):
             raise ValueError("must hold at least one /30 block")
         return str(network)
 
+    @field_validator("address_pool_ipv6")
+    @classmethod
+    def _pool_ipv6(cls, value: str) -> str:
+        if not value:
+            return value
+        network = ipaddress.IPv6Network(value)
+        if network.prefixlen > LONGEST_PREFIX:
+            raise ValueError(f"must be a /{LONGEST_PREFIX} or larger")
+        if within(str(network), ALWAYS_DENIED_IPV6):
+            raise ValueError(f"{network} is no network that hosts have addresses of")
+        return str(network)
+
     @field_validator("dns")
     @classmethod
     def _dns(cls, value: str | list[str]) -> str | list[str]:
@@ -110,11 +136,23 @@ class NetworkSettings(Frozen):
 
     @model_validator(mode="after")
     def _allowed_can_be_reached(self) -> Self:
+        pools = [pool for pool in (self.address_pool, self.address_pool_ipv6) if pool]
         for network in self.egress_allow:
-            if within(network, (*ALWAYS_DENIED, self.address_pool)):
+            if within(network, (*ALWAYS_DENIED, *ALWAYS_DENIED_IPV6, *pools)):
                 raise ValueError(
-                    f"egress_allow: {network} is never reached: link-local addresses (metadata "
-                    "services among them), loopback, multicast, reserved ones and other sandboxes"
+                    f"egress_allow: {network} is never reached: link-local addresses, metadata "
+                    "services, loopback, multicast, reserved networks and other sandboxes"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _ipv6_only_where_there_is_some(self) -> Self:
+        for name in ("egress_allow", "egress_deny"):
+            six = of_version(getattr(self, name), 6)
+            if six and not self.egress_ipv6:
+                raise ValueError(
+                    f"{name}: {six[0]} is an IPv6 network, and sandboxes have no IPv6: set "
+                    "egress_ipv6, or leave it out"
                 )
         return self
 

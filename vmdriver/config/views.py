@@ -21,6 +21,7 @@ from vmdriver.host.unix_socket import MAX_PATH
 from vmdriver.host.users import ids
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.lifecycle.ports.settings import Settings, TlsFiles
+from vmdriver.model.ipv6 import private_pool
 from vmdriver.model.machine_uids import MachineUids
 from vmdriver.oci.policy import ImagePolicy
 from vmdriver.oci.proxies import Proxies
@@ -62,11 +63,17 @@ def settings_from(config: Config) -> Settings:
         "host_mounts": tuple(machines.host_mounts),
         "egress_allow": tuple(network.egress_allow),
         "egress_deny": tuple(network.egress_deny),
+        "address_pool_ipv6": ipv6_pool(config),
         "namespaces": True,
         "moved_taps": config.driver.connection != "embed",
         **_names(network),
     }
     return Settings(**same | translated)
+
+
+def ipv6_pool(config: Config) -> str:
+    """What sandboxes get their IPv6 addresses of, if they have any."""
+    return config.network.address_pool_ipv6 or private_pool(config.driver.instance)
 
 
 def _names(network: NetworkSettings) -> dict[str, tuple[str, ...]]:

@@ -61,6 +61,16 @@ def mac_address(instance: str, sandbox_id: str, salt: int = 0) -> str:
     return raw.hex(":")
 
 
+def host_mac(guest_mac: str) -> str:
+    """The tap's own address: the guest's with one bit of its first byte changed.
+
+    >>> host_mac("a6:1c:3b:5d:81:b3")
+    'e6:1c:3b:5d:81:b3'
+    """
+    first, rest = guest_mac.split(":", 1)
+    return f"{int(first, 16) ^ 0x40:02x}:{rest}"
+
+
 def domain_name(instance: str, sandbox_id: str) -> str:
     """The libvirt domain's name. Short: libvirt puts it into socket paths of at most
     107 bytes.

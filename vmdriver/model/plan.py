@@ -13,6 +13,7 @@ from pydantic import Field
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.ipv6 import Ipv6
 from vmdriver.model.spec import Frozen
 from vmdriver.model.volume import volume_id
 from vmdriver.model.wall import WallPart
@@ -102,6 +103,10 @@ class NetworkPlan(Frozen):
     """Most connections at a time. None: as many as the host can follow."""
     mbit_s: int | None = None
     """Most Mbit a second, each way. None: no limit."""
+    ipv6: Ipv6 | None = None
+    """None: the guest has none, and nothing of it passes."""
+    no_ipv6: str = ""
+    """Why there is none although the operator wants it."""
 
     @property
     def opened_tap(self) -> str:

@@ -1,8 +1,12 @@
-"""Whether this host forwards IPv4 (net.ipv4.ip_forward), which machines need and others may.
+"""Whether this host forwards (net.ipv4.ip_forward, and net.ipv6.conf.all.forwarding for machines
+with IPv6), which machines need and others may.
 
 It is turned on for the first machine and given back with the last one, of whatever driver of this
 host; one that was on already is none of ours. A note below /run, which the host forgets as it
 forgets the setting, says that it was us: it is written before the effect.
+
+A host that forwards IPv6 is a router, and takes no word of other routers (accept_ra 1): where it
+has its own IPv6 by their word, it is not turned on.
 """
 
 from __future__ import annotations
@@ -14,25 +18,44 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmdriver.errors import NetworkError
 from vmdriver.host.threads import Threads
+from vmdriver.network.guard.surroundings import by_advertisements
 from vmdriver.network.guard.wire import NETFILTER, ROUTE, attributes, dump, open_socket
 
 _log = logging.getLogger(__name__)
 NOTES = Path("/run/vmd-host")
-_SETTING = Path("/proc/sys/net/ipv4/ip_forward")
 _NAMESPACE = Path("/proc/thread-self/ns/net")
 ON, OFF = "1", "0"
 _GET_LINK, _GET_CHAIN, _ALIAS, _HOOK = 18, 10 << 8 | 4, 20, 4
 _HOOKS = {struct.pack(">I", 2), struct.pack(">I", 4)}
 """Forward and postrouting (linux/netfilter.h)."""
-_FAMILIES = {1: "inet", 2: "ip"}
 _OURS = "vmdriver_"
+_IPV6 = Path("/proc/sys/net/ipv6/conf")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of forwarding. `families`: of chains that it goes through."""
+
+    name: str
+    note: str
+    setting: Path
+    families: Mapping[int, str]
+
+
+IPV4 = Kind(
+    "IPv4",
+    "ip_forward",
+    Path("/proc/sys/net/ipv4/ip_forward"),
+    {1: "inet", 2: "ip"},
+)
+IPV6 = Kind("IPv6", "ip6_forward", _IPV6 / "all" / "forwarding", {1: "inet", 10: "ip6"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,7 @@ class Forwarding:
 
     threads: Threads
     notes: Path = NOTES
+    kind: Kind = IPV4
     _users: set[str] = field(default_factory=set, init=False)
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
@@ -65,6 +89,11 @@ class Forwarding:
         async with self._alone:
             return await self._turn_on()
 
+    @property
+    def needed(self) -> bool:
+        """Whether anybody has said so and not left."""
+        return bool(self._users)
+
     async def left(self, user: str) -> None:
         """That one needs it no more: with the last one of all it is as it was. NetworkError."""
         async with self._alone:
@@ -77,10 +106,9 @@ class Forwarding:
             await self._give_back()
 
     async def _turn_on(self) -> bool:
-        if await self.threads.run(_is_on):
+        if await self.threads.run(self._is_on):
             return False
-        await self.threads.run(self._set_on)
-        return True
+        return await self.threads.run(self._set_on)
 
     async def _give_back(self) -> None:
         if self._users or not self._note.exists():
@@ -93,33 +121,51 @@ class Forwarding:
     def _note(self) -> Path:
         """Of this network namespace, which another that sees the same /run is not."""
         number = _NAMESPACE.stat().st_ino
-        return self.notes / f"ip_forward-{number}"
+        return self.notes / f"{self.kind.note}-{number}"
 
-    def _set_on(self) -> None:
-        with _translated("turned on"), self._locked():
+    def _set_on(self) -> bool:
+        with self._translated("turned on"), self._locked():
+            if self.kind is IPV6 and (links := by_advertisements()):
+                text = "IPv6 forwarding stays off: this host has its IPv6 from routers on %s"
+                _log.warning(text, ", ".join(links))
+                return False
             if not self._note.exists():
                 part = self._note.with_suffix(".part")
-                part.write_text(json.dumps({"was": OFF, "chains": _others().chains}))
+                note = {"was": OFF, "chains": self._others().chains}
+                part.write_text(json.dumps({**note, "routers": self._routers()}))
                 part.replace(self._note)
-            _SETTING.write_text(ON)
+            self.kind.setting.write_text(ON)
+            return True
+
+    def _routers(self) -> list[str]:
+        """Links that are a router's by themselves, of IPv6: with the host they are no more."""
+        if self.kind is not IPV6:
+            return []
+        found = (
+            path.parent.name for path in _IPV6.glob("*/forwarding") if _has_on(path)
+        )
+        return sorted(found)
 
     def _set_off(self) -> None:
-        with _translated("turned off"), self._locked():
-            others = _others()
+        with self._translated("turned off"), self._locked():
+            others = self._others()
             if others.machines or not self._note.exists():
                 return
-            new = set(others.chains) - self._known()
+            new = set(others.chains) - self._noted("chains")
             if new:
                 # Whoever has them found it on, and would find it off.
-                text = "IPv4 forwarding stays on: others forward by now (%s)"
-                _log.warning(text, ", ".join(sorted(new)))
+                text = "%s forwarding stays on: others forward by now (%s)"
+                _log.warning(text, self.kind.name, ", ".join(sorted(new)))
             else:
-                _SETTING.write_text(OFF)
+                self.kind.setting.write_text(OFF)
+                for name in self._noted("routers"):
+                    with suppress(OSError):  # a link that is gone
+                        (_IPV6 / Path(name).name / "forwarding").write_text(ON)
             self._note.unlink()
 
-    def _known(self) -> set[str]:
+    def _noted(self, what: str) -> set[str]:
         with suppress(OSError, ValueError, TypeError, KeyError):
-            return {str(name) for name in json.loads(self._note.read_text())["chains"]}
+            return {str(name) for name in json.loads(self._note.read_text())[what]}
         return set()
 
     @contextmanager
@@ -127,7 +173,9 @@ class Forwarding:
         """Alone among all drivers of this host."""
         self.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(
-            self.notes / "ip_forward.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            self.notes / f"{self.kind.note}.lock",
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+            0o600,
         )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -135,38 +183,40 @@ class Forwarding:
         finally:
             os.close(lock)
 
+    def _others(self) -> _Others:
+        with closing(open_socket(ROUTE)) as asked:
+            links = dump(asked, _GET_LINK, struct.pack("=B15x", socket.AF_UNSPEC))
+        aliases = [dict(attributes(link, 16)).get(_ALIAS, b"") for link in links]
+        machines = any(alias.startswith(b"vmdriver/") for alias in aliases)
+        with closing(open_socket(NETFILTER)) as asked:
+            chains = dump(asked, _GET_CHAIN, struct.pack("=BBH", 0, 0, 0))
+        found = (_forwards(chain, self.kind.families) for chain in chains)
+        return _Others(machines, tuple(sorted(filter(None, found))))
 
-def _others() -> _Others:
-    with closing(open_socket(ROUTE)) as asked:
-        links = dump(asked, _GET_LINK, struct.pack("=B15x", socket.AF_UNSPEC))
-    aliases = [dict(attributes(link, 16)).get(_ALIAS, b"") for link in links]
-    machines = any(alias.startswith(b"vmdriver/") for alias in aliases)
-    with closing(open_socket(NETFILTER)) as asked:
-        chains = dump(asked, _GET_CHAIN, struct.pack("=BBH", 0, 0, 0))
-    return _Others(machines, tuple(sorted(filter(None, map(_forwards, chains)))))
+    def _is_on(self) -> bool:
+        with self._translated("read"):
+            return _has_on(self.kind.setting)
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise NetworkError(
+                f"{self.kind.name} forwarding of this host cannot be {what}: {error.strerror}",
+                detail=str(error),
+            ) from error
 
 
-def _forwards(chain: bytes) -> str:
+def _has_on(setting: Path) -> bool:
+    return setting.read_text().strip() != OFF
+
+
+def _forwards(chain: bytes, families: Mapping[int, str]) -> str:
     """Its name, if it is one of others through which forwarded packets go."""
     known = dict(attributes(chain, 4))
     table, name = (known[key].rstrip(b"\0").decode(errors="replace") for key in (1, 3))
     hook = dict(attributes(known.get(_HOOK, b""))).get(1, b"")
-    if chain[0] not in _FAMILIES or hook not in _HOOKS or table.startswith(_OURS):
+    if chain[0] not in families or hook not in _HOOKS or table.startswith(_OURS):
         return ""
-    return f"{_FAMILIES[chain[0]]} {table} {name}"
-
-
-def _is_on() -> bool:
-    with _translated("read"):
-        return _SETTING.read_text().strip() != OFF
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise NetworkError(
-            f"IPv4 forwarding of this host cannot be {what}: {error.strerror}",
-            detail=str(error),
-        ) from error
+    return f"{families[chain[0]]} {table} {name}"

@@ -17,14 +17,14 @@ from vmdriver.host.confined import netns
 from vmdriver.host.retry import tried
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.ports.host import Found, Ownership, Taken
-from vmdriver.model.ids import is_anothers, parse_mark
-from vmdriver.model.plan import Lease, NetworkPlan, outer_tap
+from vmdriver.model.ids import host_mac, is_anothers, parse_mark
+from vmdriver.model.ipv6 import WayToIpv6
+from vmdriver.model.plan import NetworkPlan, outer_tap
 from vmdriver.network import namespace, rtnetlink
-from vmdriver.network.forwarding import NOTES, Forwarding
+from vmdriver.network.forwarding import IPV6, NOTES, Forwarding
 from vmdriver.network.guard import mending, surroundings
 from vmdriver.network.netlink import (
     attribute,
-    host_mac,
     netlink,
     translated,
     write_sysctls,
@@ -39,11 +39,12 @@ _OURS = "vmd"
 """What names of our interfaces and namespaces begin with."""
 
 
-def _check_free(lease: Lease) -> None:
+def _check_free(plan: NetworkPlan) -> None:
     """NetworkError where an interface has an address of the lease's block: the kernel would take it
     twice and send what is for one sandbox to another, such as one of a second driver with the
     same pool; or where there is one of that name, which is somebody else's.
     """
+    lease = plan.lease
     block = ipaddress.IPv4Network(
         f"{lease.host_ip}/{lease.prefix_length}", strict=False
     )
@@ -53,16 +54,32 @@ def _check_free(lease: Lease) -> None:
             raise NetworkError(f"an interface {lease.tap} exists and is not ours")
         for address, label in rtnetlink.addresses(host):
             if address in block:
-                raise NetworkError(
-                    f"{lease.host_ip} is in use on this host ({label})",
-                    reason="AddressInUse",
-                    resolution="give each driver of this host an address_pool of its own, or "
-                    "stop what has the address",
-                )
+                raise _in_use(lease.host_ip, label, "address_pool")
+        six = [] if plan.ipv6 is None else rtnetlink.addresses_ipv6(host)
+        names = {link.index: link.name for link in rtnetlink.links(host)} if six else {}
+    for address6, index, _ in six:
+        if plan.ipv6 is not None and str(address6) == plan.ipv6.uplink_ip:
+            name = names.get(index, "a link")
+            raise _in_use(plan.ipv6.uplink_ip, name, "address_pool_ipv6")
 
 
-def outside_sysctls(link: str) -> Mapping[str, str]:
+def _in_use(address: str, where: str, setting: str) -> NetworkError:
+    return NetworkError(
+        f"{address} is in use on this host ({where})",
+        reason="AddressInUse",
+        resolution=f"give each driver of this host an {setting} of its own, or "
+        "stop what has the address",
+    )
+
+
+def outside_sysctls(plan: NetworkPlan) -> Mapping[str, str]:
     """What the kernel does with the host's end of a machine's network."""
+    link = plan.lease.tap
+    six = {"disable_ipv6": "1"}
+    if plan.ipv6 is not None:
+        # There are no addresses but those given, and nothing is learnt or announced.
+        six = dict.fromkeys(("accept_ra", "autoconf", "accept_redirects"), "0")
+        six |= {"accept_dad": "0", "addr_gen_mode": "1", "disable_ipv6": "0"}
     return {
         # Packets from this link may be sent on to 127.0.0.1; the firewall table lets
         # only the ports of host_access in.
@@ -70,7 +87,7 @@ def outside_sysctls(link: str) -> Mapping[str, str]:
         f"ipv4/conf/{link}/rp_filter": "1",
         f"ipv4/conf/{link}/accept_redirects": "0",
         f"ipv4/conf/{link}/send_redirects": "0",
-        f"ipv6/conf/{link}/disable_ipv6": "1",
+        **{f"ipv6/conf/{link}/{name}": value for name, value in six.items()},
     }
 
 
@@ -114,13 +131,19 @@ class HostNetwork:
         threads: Threads,
         address_pool: str,
         notes: Path = NOTES,
+        ipv6_pool: str = "",
     ) -> None:
-        """`notes`: where it is noted what of the whole host was changed."""
+        """`notes`: where it is noted what of the whole host was changed. `ipv6_pool`: "" where
+        machines have no IPv6.
+        """
         self._instance = instance
         self._owner = owner
         self._threads = threads
-        self._address_pool = ipaddress.IPv4Network(address_pool)
+        self._pools = (address_pool, *((ipv6_pool,) if ipv6_pool else ()))
         self._forwarding = Forwarding(threads, notes)
+        self._forwarding_ipv6 = Forwarding(threads, notes, IPV6)
+        self._ipv6 = bool(ipv6_pool)
+        """Whether there are machines with it, or may be."""
 
     # --- taps
 
@@ -132,21 +155,27 @@ class HostNetwork:
         await self._remove(tap, mark, made=False)
         await self._forwarding.need(tap)
         with translated(f"tap {tap}"):
-            await self._threads.run(_check_free, plan.lease)
+            await self._threads.run(_check_free, plan)
             if plan.namespace is None:
                 async with netlink() as host:
                     await self._make_bare_tap(plan, mark, host)
                 return
             await namespace.make(plan, mark)
-            await self._configure(tap)
+            await self._configure(plan)
 
     async def connect(self, plan: NetworkPlan) -> None:
         """Bring the way out of its namespace up, if it has one: its rules are in force. May be
         repeated. NetworkError.
         """
-        if plan.namespace is not None:
-            with translated(f"tap {plan.lease.tap}"):
-                await namespace.connect(plan)
+        if plan.namespace is None:
+            return
+        await self._forward_ipv6(plan)
+        with translated(f"tap {plan.lease.tap}"):
+            await namespace.connect(plan)
+
+    async def _forward_ipv6(self, plan: NetworkPlan) -> None:
+        if plan.ipv6 is not None:
+            await self._forwarding_ipv6.need(plan.lease.tap)
 
     async def _make_bare_tap(self, plan: NetworkPlan, mark: str, host: Any) -> None:
         lease = plan.lease
@@ -162,14 +191,20 @@ class HostNetwork:
         # Always the same address: a guest that comes back from memory knows it.
         await host.link("set", index=index, ifalias=mark, address=host_mac(lease.mac))
         await shape(host, index, plan.mbit_s)
-        await self._configure(lease.tap)
+        await self._configure(plan)
         await host.addr(
             "add", index=index, address=lease.host_ip, prefixlen=lease.prefix_length
         )
         await host.link("set", index=index, state="up")
 
-    async def _configure(self, link: str) -> None:
-        await self._threads.run(write_sysctls, outside_sysctls(link))
+    async def _configure(self, plan: NetworkPlan) -> None:
+        await self._threads.run(write_sysctls, outside_sysctls(plan))
+
+    async def give_ipv6(self, plan: NetworkPlan, mark: str) -> None:
+        """Have a tap that is there without it have it too. NetworkError."""
+        with translated(f"tap {plan.lease.tap}"):
+            await namespace.give_ipv6(plan, mark)
+            await self._configure(plan)
 
     async def reassign_tap(self, tap: str, mark: str) -> None:
         with translated(f"tap {tap}"):
@@ -191,6 +226,7 @@ class HostNetwork:
             await self._remove(tap, mark, made=made)
         finally:
             await tried(_log, self._forwarding.left(tap), "IPv4 forwarding")
+            await tried(_log, self._forwarding_ipv6.left(tap), "IPv6 forwarding")
 
     async def _remove(self, tap: str, mark: str, *, made: bool) -> None:
         with translated(f"tap {tap}"):
@@ -226,7 +262,9 @@ class HostNetwork:
         """
         local: tuple[str, ...] = ()
         if plan.namespace is not None and inside:
-            local = await surroundings.own_addresses(self._address_pool)
+            six = plan.ipv6
+            pools = self._pools if six is None else (*self._pools, six.pool)
+            local = await surroundings.own_addresses(pools, ipv6=six is not None)
         with translated(f"tap {plan.lease.tap}"):
             frames = not plan.moved or await namespace.has_tap(plan)
         return rules_of(plan, mark, local, frames=frames)
@@ -237,6 +275,7 @@ class HostNetwork:
         """Have the name of its namespace again, where it was lost while the machine runs.
         NetworkError.
         """
+        self._ipv6 |= plan.ipv6 is not None
         if plan.namespace is not None:
             await namespace.find(plan.namespace, mark)
 
@@ -244,11 +283,12 @@ class HostNetwork:
         """Have the links as they were made, the machine's end first. NetworkError, also where only
         a new start has them again.
         """
+        await self._forward_ipv6(plan)
         with translated(f"tap {plan.lease.tap}"):
             async with netlink() as host:
                 if plan.namespace is not None:
                     await mending.mend_inside(plan, mark, host)
-                await self._configure(plan.lease.tap)
+                await self._configure(plan)
                 await mending.mend_outside(plan, mark, host)
 
     async def shut(self, plan: NetworkPlan) -> None:
@@ -304,12 +344,18 @@ class HostNetwork:
 
     async def lasting_addresses(self) -> tuple[str, ...]:
         """What the host is reached at, whatever machines come and go. NetworkError."""
-        pool = self._address_pool
-        return await surroundings.own_addresses(pool, of_machines=False)
+        return await surroundings.own_addresses(
+            self._pools, ipv6=self._ipv6, of_machines=False
+        )
+
+    async def way_to_ipv6(self) -> WayToIpv6:
+        """What the host has of it now. NetworkError."""
+        return await surroundings.way_to_ipv6()
 
     async def check_pool(self) -> None:
         """Refuse an address pool that overlaps what is in use. ConfigError."""
-        await surroundings.check_pool(self._address_pool)
+        for pool in self._pools:
+            await surroundings.check_pool(pool)
 
     async def foreign_drops(self) -> list[str]:
         """Other tables' chains that drop forwarded packets by policy: an accept of ours
@@ -323,10 +369,16 @@ class HostNetwork:
         """
         await self.check_pool()
         await self._forwarding.give_back()
+        await self._forwarding_ipv6.give_back()
 
     async def forward(self) -> bool:
-        """Have the host forward still. True: it did not any more. NetworkError."""
-        return await self._forwarding.again()
+        """Have the host forward still, of IPv6 too where a machine has it. True: it did not any
+        more. NetworkError.
+        """
+        was_off = await self._forwarding.again()
+        if self._forwarding_ipv6.needed:
+            was_off |= await self._forwarding_ipv6.again()
+        return was_off
 
     async def resolve(self, host: str) -> str:
         try:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from vmdriver.errors import NetworkError
 from vmdriver.host.confined import netns
-from vmdriver.host.threads import alone
 from vmdriver.lifecycle.ports.network_guard import NetworkGuard
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import namespace
@@ -21,7 +20,6 @@ from vmdriver.network.netlink import (
     netlink,
     netlink_in,
     translated,
-    write_sysctls,
 )
 
 
@@ -75,11 +73,6 @@ async def _move_in(plan: NetworkPlan, mark: str) -> None:
             await host.link("set", index=index, net_ns_fd=there, ifname=within)
     finally:
         os.close(there)
-    await alone("sysctls", _settle, within)
+    # It has the values of what is made in there now, which is the pair's end.
+    await namespace.settle(plan)
     await namespace.furnish(plan, mark)
-
-
-def _settle(within: str) -> None:
-    """It has the values of what is made in there now, which is the pair's end."""
-    with netns.entered(within):
-        write_sysctls(namespace.of_link(within, namespace.INSIDE))

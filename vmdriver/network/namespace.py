@@ -17,6 +17,7 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -24,12 +25,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vmdriver.errors import NetworkError, NotOursError
 from vmdriver.host.confined import netns
 from vmdriver.host.threads import alone
-from vmdriver.model.ids import is_anothers
+from vmdriver.model.ids import host_mac, is_anothers
+from vmdriver.model.ipv6 import Ipv6
 from vmdriver.model.plan import Lease, NetworkPlan
 from vmdriver.network import rtnetlink
 from vmdriver.network.netlink import (
     attribute,
-    host_mac,
     netlink,
     netlink_in,
     write_sysctls,
@@ -59,16 +60,46 @@ INSIDE: Mapping[str, str] = {
     "ipv4/conf/all/proxy_arp": "0",
     "ipv4/conf/default/proxy_arp": "0",
     "ipv4/conf/default/arp_ignore": "1",
+}
+_WITHOUT_IPV6: Mapping[str, str] = {
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
 }
-"""Before there is any link: a new namespace has the host's values of these."""
+_WITH_IPV6: Mapping[str, str] = {
+    "ipv6/conf/all/forwarding": "1",
+    "ipv6/conf/default/forwarding": "1",
+    # Nothing is learnt, asked for or announced, and there are no addresses but those given.
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/default/accept_redirects": "0",
+    "ipv6/conf/default/accept_source_route": "-1",
+    "ipv6/conf/default/addr_gen_mode": "1",
+    "ipv6/conf/default/accept_dad": "0",
+    "ipv6/conf/default/proxy_ndp": "0",
+    "ipv6/conf/all/proxy_ndp": "0",
+    "ipv6/conf/default/disable_ipv6": "0",
+    "ipv6/conf/all/disable_ipv6": "0",  # last: by then links know what not to do
+}
 OUTWARDS: Mapping[str, str] = {
     # What the host says to the guest comes from the gateway's address, which is in here too.
     "ipv4/conf/default/rp_filter": "0",
     "ipv4/conf/default/accept_local": "1",
 }
 """Behind the tap, before the pair's end."""
+
+
+def made_with(plan: NetworkPlan) -> Mapping[str, str]:
+    """The kernel's settings before there is any link: a new namespace has the host's values."""
+    return {**INSIDE, **(_WITHOUT_IPV6 if plan.ipv6 is None else _WITH_IPV6)}
+
+
+def settings(plan: NetworkPlan) -> Mapping[str, str]:
+    """The same once all links are there: those that they are made with, on the links that were made
+    with them.
+    """
+    tap, made = plan.lease.tap, made_with(plan)
+    late = {**made, **OUTWARDS}
+    found = {**late, **of_link(tap, made), **of_link(OUT, late)}
+    return dict(sorted(found.items(), key=lambda one: "disable_ipv6" in one[0]))
 
 
 def of_link(link: str, made_with: Mapping[str, str]) -> dict[str, str]:
@@ -93,12 +124,14 @@ class _Begun:
         tap = None if plan.moved else plan.lease.tap
         with rtnetlink.opened() as host:
             self.namespace = netns.make()
-            write_sysctls(INSIDE)
+            write_sysctls(made_with(plan))
             if tap is not None:
                 _make_tap(tap)
             write_sysctls(OUTWARDS)
             if tap is not None:
-                write_sysctls(of_link(tap, INSIDE))  # it has followed the default
+                write_sysctls(
+                    of_link(tap, made_with(plan))
+                )  # it has followed the default
             _pair(plan.lease.tap, mark, self.namespace, host)
             # Whoever looks whether the block is free finds it from now on.
             rtnetlink.do(host, *_addressed(host, plan.lease))
@@ -192,7 +225,50 @@ def furnish_here(plan: NetworkPlan, mark: str, inside: socket.socket) -> None:
             rtnetlink.route(out, gateway=lease.uplink_ip),
             rtnetlink.neighbour(tap, lease.guest_ip, lease.mac),
         ]
+    if plan.ipv6 is not None:
+        requests += _furnished_ipv6(plan, plan.ipv6, out, tap)
     rtnetlink.do(inside, *requests)
+
+
+def _furnished_ipv6(
+    plan: NetworkPlan, six: Ipv6, out: int, tap: int | None
+) -> list[rtnetlink.Request]:
+    """What the machine's namespace is has an address only on the tap: it says from there who may
+    not pass.
+    """
+    requests = [rtnetlink.neighbour(out, six.uplink_ip, HOST_MAC)]
+    if tap is not None:
+        requests += [
+            rtnetlink.address(tap, six.host_ip, 128),
+            rtnetlink.route(tap, six.guest_ip),
+            rtnetlink.route(out, gateway=six.uplink_ip),
+            rtnetlink.neighbour(tap, six.guest_ip, plan.lease.mac),
+        ]
+    return requests
+
+
+async def give_ipv6(plan: NetworkPlan, mark: str) -> None:
+    """Have what is there without it have it too. NetlinkError, OSError, NetworkError."""
+    await settle(plan)
+    await furnish(plan, mark)
+
+
+async def settle(plan: NetworkPlan) -> None:
+    """Have the kernel's settings in there, as far as what they are of is there. OSError,
+    NetworkError.
+    """
+    await alone("sysctls", _settled, plan)
+
+
+def _settled(plan: NetworkPlan) -> None:
+    with netns.entered(plan.lease.tap):
+        write_sysctls(
+            {
+                name: value
+                for name, value in settings(plan).items()
+                if Path("/proc/sys/net", name).exists()  # goes with its link
+            }
+        )
 
 
 async def has_tap(plan: NetworkPlan) -> bool:
@@ -224,7 +300,18 @@ def _connect(plan: NetworkPlan) -> None:
             # takes for one: the other is its network's broadcast.
             rtnetlink.route(index, lease.guest_ip, source=lease.host_ip),
             rtnetlink.neighbour(index, lease.guest_ip, OUT_MAC),
+            *_connected_ipv6(plan.ipv6, index),
         )
+
+
+def _connected_ipv6(six: Ipv6 | None, index: int) -> list[rtnetlink.Request]:
+    if six is None:
+        return []
+    return [
+        rtnetlink.address(index, six.uplink_ip, 128),
+        rtnetlink.route(index, six.guest_ip, source=six.uplink_ip),
+        rtnetlink.neighbour(index, six.guest_ip, OUT_MAC),
+    ]
 
 
 def _addressed(host: socket.socket, lease: Lease) -> list[rtnetlink.Request]:

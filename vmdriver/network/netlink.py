@@ -97,9 +97,3 @@ def write_sysctls(values: Mapping[str, str]) -> None:
             raise NetworkError(
                 f"sysctl net/{name} cannot be set to {value}: {error.strerror}"
             ) from error
-
-
-def host_mac(guest_mac: str) -> str:
-    """The tap's own address: the guest's with one bit of its first byte changed."""
-    first, rest = guest_mac.split(":", 1)
-    return f"{int(first, 16) ^ 0x40:02x}:{rest}"

@@ -11,7 +11,14 @@ import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import NamedTuple
 
 from vmdriver.network.guard.wire import (
@@ -37,6 +44,9 @@ _MAIN, _STATIC, _UNICAST, _ANYWHERE, _ON_LINK, _ON_LINK_FLAG = 254, 4, 1, 0, 253
 _PERMANENT = 0x80
 _MAC, _NAME, _INFO, _ALIAS, _NAMESPACE = 1, 3, 18, 20, 28
 _INFO_KIND, _INFO_DATA, _PEER = 1, 2, 1
+_ADDRESS_FLAGS, _UNTRIED = 8, 0x02 | 0x200
+"""Of IPv6: nobody is asked whether it is theirs (IFA_F_NODAD), and it brings no route along."""
+_PERMANENT_ADDRESS, _BY_ROUTER, _CLONED = 0x80, 9, 0x200
 _PEERS_ADDRESS, _OWN_ADDRESS = 1, 2
 """Both are the same where a link has many peers."""
 
@@ -113,8 +123,8 @@ def alias_of(asked: socket.socket, index: int) -> str | None:
 
 
 def addresses(asked: socket.socket) -> list[tuple[IPv4Address, str]]:
-    """Each with its label, which is the name of its link; of a link with one at its other end both,
-    if that one is known. OSError.
+    """Those of IPv4, each with its label, which is the name of its link; of a link with one at its
+    other end both, if that one is known. OSError.
     """
     found = []
     for data in dumped(asked, _GET_ADDRESS, socket.AF_INET):
@@ -125,18 +135,48 @@ def addresses(asked: socket.socket) -> list[tuple[IPv4Address, str]]:
     return found
 
 
-def destinations(asked: socket.socket, table: int) -> list[tuple[IPv4Network, int]]:
+def addresses_ipv6(asked: socket.socket) -> list[tuple[IPv6Address, int, bool]]:
+    """Each with the index of its link, and whether it stays until it is taken away. OSError."""
+    found = []
+    for data in dumped(asked, _GET_ADDRESS, socket.AF_INET6):
+        family, _, short, _, index = _ADDRESS.unpack_from(data)
+        if family != socket.AF_INET6:
+            continue  # the kernel has none, and answers with others
+        known = dict(attributes(data, _ADDRESS.size))
+        (flags,) = struct.unpack(
+            "=I", known.get(_ADDRESS_FLAGS, struct.pack("=I", short))
+        )
+        address = IPv6Address(known.get(_OWN_ADDRESS, known[_PEERS_ADDRESS]))
+        found.append((address, index, bool(flags & _PERMANENT_ADDRESS)))
+    return found
+
+
+def destinations(
+    asked: socket.socket, table: int, family: int = socket.AF_INET
+) -> list[tuple[IPv4Network | IPv6Network, int]]:
     """Those of a table's routes, but for the default ones, with the index of its link (0: none).
     OSError.
     """
     found = []
-    for data in dumped(asked, _GET_ROUTE, socket.AF_INET):
-        _, length, _, _, named, _, _, _, _ = _ROUTE.unpack_from(data)
+    for data in dumped(asked, _GET_ROUTE, family):
+        head = _ROUTE.unpack_from(data)
         known = dict(attributes(data, _ROUTE.size))
-        (wide,) = struct.unpack("=I", known.get(15, struct.pack("=I", named)))
+        if head[0] != family or head[8] & _CLONED:
+            continue
+        (wide,) = struct.unpack("=I", known.get(15, struct.pack("=I", head[4])))
         if wide == table and 1 in known:
             (index,) = struct.unpack("=i", known.get(4, b"\0\0\0\0"))
-            found.append((IPv4Network((known[1], length)), index))
+            found.append((ip_network((known[1], head[1])), index))
+    return found
+
+
+def links_by_routers(asked: socket.socket) -> set[int]:
+    """Indexes of links that IPv6 routes lead through which routers have advertised. OSError."""
+    found: set[int] = set()
+    for data in dumped(asked, _GET_ROUTE, socket.AF_INET6):
+        head, known = _ROUTE.unpack_from(data), dict(attributes(data, _ROUTE.size))
+        if head[0] == socket.AF_INET6 and head[5] == _BY_ROUTER and 4 in known:
+            found |= set(struct.unpack("=i", known[4]))
     return found
 
 
@@ -191,10 +231,12 @@ def _named(name: str, mac: str) -> bytes:
 
 
 def address(index: int, ip: str, length: int) -> Request:
-    """One of a link's own."""
-    own = IPv4Address(ip).packed
-    payload = _ADDRESS.pack(socket.AF_INET, length, 0, 0, index)
+    """One of a link's own; of IPv6 without a route of its own, and at once."""
+    own = ip_address(ip).packed
+    payload = _ADDRESS.pack(_family(ip), length, 0, 0, index)
     payload += attribute(_OWN_ADDRESS, own) + attribute(_PEERS_ADDRESS, own)
+    if _family(ip) == socket.AF_INET6:
+        payload += attribute(_ADDRESS_FLAGS, struct.pack("=I", _UNTRIED))
     return Request(_NEW_ADDRESS, _CREATE | _REPLACE, payload)
 
 
@@ -202,22 +244,28 @@ def route(index: int, to: str = "", *, gateway: str = "", source: str = "") -> R
     """To one address that is on that link, from one of ours; or to everywhere by a gateway, which
     is taken to be on that link.
     """
-    scope, length = (_ANYWHERE, 0) if gateway else (_ON_LINK, 32)
+    family = _family(gateway or to)
+    one = 32 if family == socket.AF_INET else 128
+    scope, length = (_ANYWHERE, 0) if gateway else (_ON_LINK, one)
     flags = _ON_LINK_FLAG if gateway else 0
     kinds = (_MAIN, _STATIC, scope, _UNICAST, flags)
-    payload = _ROUTE.pack(socket.AF_INET, length, 0, 0, *kinds)
+    payload = _ROUTE.pack(family, length, 0, 0, *kinds)
     for kind, ip in ((1, to), (5, gateway), (7, source)):
         if ip:
-            payload += attribute(kind, IPv4Address(ip).packed)
+            payload += attribute(kind, ip_address(ip).packed)
     payload += attribute(4, struct.pack("=i", index))
     return Request(_NEW_ROUTE, _CREATE | _REPLACE, payload)
 
 
 def neighbour(index: int, ip: str, mac: str) -> Request:
     """What is known of it for good, and not asked for."""
-    payload = _NEIGHBOUR.pack(socket.AF_INET, index, _PERMANENT, 0, 0)
-    payload += attribute(1, IPv4Address(ip).packed) + attribute(2, _mac(mac))
+    payload = _NEIGHBOUR.pack(_family(ip), index, _PERMANENT, 0, 0)
+    payload += attribute(1, ip_address(ip).packed) + attribute(2, _mac(mac))
     return Request(_NEW_NEIGHBOUR, _CREATE | _REPLACE, payload)
+
+
+def _family(ip: str) -> int:
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET
 
 
 def _mac(text: str) -> bytes:

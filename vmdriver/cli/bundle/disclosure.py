@@ -26,6 +26,7 @@ from vmdriver.model.checkpoint import (
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.ipv6 import Ipv6
 from vmdriver.model.plan import (
     Disk,
     DropIn,
@@ -97,11 +98,12 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
         (
             "lease gateway_port gateway_address dns search egress egress_allow egress_deny "
             "egress_only host_access host_alias pool "
-            "denied_networks namespace moved max_connections mbit_s"
+            "denied_networks namespace moved max_connections mbit_s ipv6 no_ipv6"
         ),
         "",
     ),
     Lease: ("index host_ip guest_ip prefix_length mac tap", ""),
+    Ipv6: ("pool host_ip guest_ip uplink_ip denied_networks", ""),
     Disk: ("role path format read_only backing size_mib", ""),
     DropIn: ("name extension", "contents"),
     MountedVolume: ("role workspace name mount may_be_made", ""),
@@ -150,8 +152,8 @@ SETTINGS_TOLD = (
     "max_snapshots max_snapshot_mib max_host_snapshots max_host_snapshot_mib "
     "live_snapshots snapshot_retention_days max_layers max_workspace_volumes_mib max_volumes_mib "
     "templates_enabled templates_scope warm_pool "
-    "warm_pool_memory_mib egress egress_allow egress_deny "
-    "host_access host_alias address_pool dns dns_without_egress "
+    "warm_pool_memory_mib egress egress_allow egress_deny egress_ipv6 "
+    "host_access host_alias address_pool address_pool_ipv6 dns dns_without_egress "
     "isolation machine_uids max_connections max_disk_iops max_disk_mib_s max_net_mbit_s "
     "machine_cgroup default_image overlay_disk_mib max_disk_mib insecure_registries "
     "allowed_image_dirs allowed_images local_image_stores image_auth_file credential_registries "

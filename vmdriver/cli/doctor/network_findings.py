@@ -10,6 +10,7 @@ from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.errors import DriverError
 from vmdriver.host import resolv_conf
 from vmdriver.lifecycle.ports.settings import Settings
+from vmdriver.model.ipv6 import WayToIpv6
 from vmdriver.network.names.asking import Asking
 from vmdriver.network.names.query import question_of
 
@@ -25,6 +26,11 @@ async def network_findings(driver: Driver) -> AsyncIterator[Finding]:
     except DriverError as error:
         yield failed("address pool", error)
     yield await names_finding(driver.settings, resolv_conf.read().servers)
+    if driver.settings.egress_ipv6:
+        try:
+            yield ipv6_finding(driver.settings, await driver.network.way_to_ipv6())
+        except DriverError as error:
+            yield failed("IPv6", error)
     for name in await driver.network.foreign_drops():
         yield Finding(
             "firewall",
@@ -33,6 +39,15 @@ async def network_findings(driver: Driver) -> AsyncIterator[Finding]:
             "sandboxes reach the gateway but nothing else, unless that table "
             "accepts their addresses",
         )
+
+
+def ipv6_finding(settings: Settings, way: WayToIpv6) -> Finding:
+    """Whether guests have the IPv6 that the operator wants."""
+    if way.lack:
+        text = f"guests get none: {way.lack}"
+        return Finding("IPv6", "warn", text, "or set egress_ipv6 = false")
+    pool = settings.address_pool_ipv6
+    return Finding("IPv6", "ok", f"guests have addresses of {pool}, masqueraded")
 
 
 async def names_finding(settings: Settings, servers: tuple[str, ...]) -> Finding:

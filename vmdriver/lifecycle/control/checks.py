@@ -195,7 +195,7 @@ def check(spec: SandboxSpec, settings: Settings) -> None:
     check_devices(spec, settings)
     volume.wishes_of(spec)
     check_host_mounts(spec, settings)
-    check_egress(spec.driver_config)
+    check_egress(spec.driver_config, ipv6=settings.egress_ipv6)
     _check_size(spec, settings)
     check_passable(environment(spec, settings, has_token=True))
 

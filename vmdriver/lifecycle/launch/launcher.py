@@ -198,6 +198,9 @@ class Launcher:
             paths=paths,
             lease=lease,
             own_networks=await self.network.own_networks(),
+            ipv6=await self.network.way_to_ipv6()
+            if self.settings.egress_ipv6
+            else None,
             gateway_address=None
             if endpoint.on_host_loopback
             else await self.network.resolve(endpoint.host),

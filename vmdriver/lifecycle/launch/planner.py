@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vmdriver.errors import Refused
 from vmdriver.lifecycle.extending.draft import PlanDraft
-from vmdriver.lifecycle.launch.egress import reaching
+from vmdriver.lifecycle.launch.egress import addressed, reaching, readdressed
 from vmdriver.lifecycle.launch.environment import (
     HOST_ALIASES,
     check_added,
@@ -27,6 +27,7 @@ from vmdriver.model import ids
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.ipv6 import WayToIpv6
 from vmdriver.model.plan import (
     Accelerator,
     Disk,
@@ -84,6 +85,8 @@ class HostFacts:
     """PCI functions of the host's that the machine is to have."""
     volumes: tuple[tuple[MountedVolume, Disk], ...] = ()
     host_mounts: tuple[HostMount, ...] = ()
+    ipv6: WayToIpv6 | None = None
+    """None: it was not asked for."""
 
 
 def size_of(resources: Resources, settings: Settings) -> tuple[int, int, int | None]:
@@ -120,7 +123,8 @@ def files_of(plan: LaunchPlan) -> tuple[str, ...]:
 def with_lease(plan: LaunchPlan, lease: Lease) -> LaunchPlan:
     """The same machine at another address. What it knows the host as stays what it is."""
     within = None if plan.network.namespace is None else lease.tap
-    network = plan.network.model_copy(update={"lease": lease, "namespace": within})
+    update = {"lease": lease, "namespace": within}
+    network = readdressed(plan.network.model_copy(update=update))
     return plan.model_copy(update={"network": network})
 
 
@@ -193,6 +197,7 @@ def _disks(facts: HostFacts, size_mib: int) -> tuple[Disk, ...]:
 
 
 def _network(facts: HostFacts, settings: Settings) -> NetworkPlan:
+    ipv6, lack = addressed(facts.lease.index, facts.ipv6, settings)
     return NetworkPlan(
         lease=facts.lease,
         gateway_port=guest_endpoint(settings.endpoint).port,
@@ -204,6 +209,8 @@ def _network(facts: HostFacts, settings: Settings) -> NetworkPlan:
         host_alias=settings.host_alias,
         pool=settings.address_pool,
         denied_networks=facts.own_networks,
+        ipv6=ipv6,
+        no_ipv6=lack,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmdriver.lifecycle.ports.settings import Settings
-from vmdriver.model.egress import EVERYTHING
+from vmdriver.model.egress import EVERYTHING, EVERYTHING_IPV6
 from vmdriver.model.plan import LaunchPlan
 
 
@@ -19,10 +19,13 @@ def walled(plan: LaunchPlan, settings: Settings) -> LaunchPlan:
         "moved": settings.namespaces and settings.moved_taps,
         "max_connections": settings.max_connections,
     }
+    if not settings.namespaces:
+        changes["ipv6"] = None
+    everything = {EVERYTHING} if network.ipv6 is None else {EVERYTHING, EVERYTHING_IPV6}
     closed = (
         network.egress == "none"
         or network.egress_only == ()
-        or EVERYTHING in network.egress_deny
+        or everything.issubset(network.egress_deny)
     )
     if closed and not settings.dns_without_egress:
         changes["dns"] = ()

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
+from vmdriver.lifecycle.ports.ipv6 import Ipv6Ways
 from vmdriver.model.checkpoint import Versions
 from vmdriver.model.phase import DomainState
 from vmdriver.model.plan import (
@@ -131,7 +132,7 @@ class WallSource(Protocol):
         """What that plan's machine would get; None: any. Asked before each start; HostError."""
 
 
-class Network(Protocol):
+class Network(Ipv6Ways, Protocol):
     """Taps, machines' network namespaces and firewall tables."""
 
     async def make_tap(self, plan: NetworkPlan, mark: str) -> None:
@@ -166,9 +167,7 @@ class Network(Protocol):
         """Remove the host's table. What is in a namespace goes with it."""
 
     async def taken(self) -> Taken:
-        """What other interfaces of the host, another driver's taps among them, have
-        taken.
-        """
+        """What other interfaces of the host have taken, another driver's taps among them."""
 
     async def own_networks(self) -> tuple[str, ...]:
         """The host's directly connected IPv4 networks, without our taps'."""

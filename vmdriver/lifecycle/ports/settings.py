@@ -59,9 +59,11 @@ class Settings:
     egress: Egress
     egress_allow: tuple[str, ...]
     egress_deny: tuple[str, ...]
+    egress_ipv6: bool
     host_access: HostAccess
     host_alias: str
     address_pool: str
+    address_pool_ipv6: str
     dns: tuple[str, ...]
     """`host_alias`: the host's own resolver, asked by the driver."""
     search: tuple[str, ...]

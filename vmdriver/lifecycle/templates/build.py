@@ -88,6 +88,8 @@ class TemplateMaker:
                 "dns": (),
                 "search": (),
                 "mbit_s": None,
+                "ipv6": None,
+                "no_ipv6": "",
             }
         )
         nobody = planner.as_unowned(plan, self._settings.instance, one.owner, part)

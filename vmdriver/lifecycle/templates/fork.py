@@ -156,6 +156,8 @@ class Forks:
         await self.network.reassign_tap(plan.network.lease.tap, owner)
         if plan.network.mbit_s != waited.network.mbit_s:
             await self.network.limit_rate(plan.network)
+        if plan.network.ipv6 is not None:
+            await self.network.give_ipv6(plan.network, owner)
 
     async def _take_leases(
         self, sandbox: Sandbox, plan: LaunchPlan, waiting: Waiting

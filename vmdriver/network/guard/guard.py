@@ -29,10 +29,10 @@ from vmdriver.model.plan import NetworkPlan
 from vmdriver.network.guard.joint_look import JointLook, Seen
 from vmdriver.network.guard.kept import Kept, Watched
 from vmdriver.network.guard.listener import Heard, Listener
-from vmdriver.network.guard.mending import inside_sysctls
 from vmdriver.network.guard.picture import Picture, Scene, differences, look
 from vmdriver.network.guard.table_prints import INET, Table
 from vmdriver.network.host_network import HostNetwork, outside_sysctls
+from vmdriver.network.namespace import settings
 from vmdriver.network.rules import nft
 from vmdriver.network.rules.joint_load import JointLoader
 from vmdriver.network.rules.machine_rules import Rules
@@ -182,12 +182,12 @@ class NetworkGuard:
         scene = Scene(
             tables=frozenset({Table(INET, table_name(tap))}),
             interfaces=frozenset({tap}),
-            sysctls=frozenset(outside_sysctls(tap)),
+            sysctls=frozenset(outside_sysctls(plan)),
         )
         outside = Watched(tap, None, scene, self._host, self._look_at_host)
         if within is None:
             return (outside,)
-        scene = Scene(None, None, frozenset(inside_sysctls(tap)))
+        scene = Scene(None, None, frozenset(settings(plan)))
         try:
             with ExitStack() as unwanted:
                 listener = await alone("listener", _listener_in, within, unwanted)
@@ -261,7 +261,7 @@ class NetworkGuard:
         now = time.monotonic()
         if now - self._told_at > _QUIET_S:
             self._told_at = now
-            text = "this host did not forward IPv4 any more; that was restored"
+            text = "this host did not forward any more; that was restored"
             for tap in self._kept:
                 self._tell(NetworkNews(tap, text, restored=True))
 

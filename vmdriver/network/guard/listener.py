@@ -24,9 +24,9 @@ from vmdriver.network.guard.wire import (
 )
 
 _NFTABLES_GROUPS = (7,)
-_ROUTE_GROUPS = (1, 3, 4, 5, 7, 8, 24)
-"""Links, neighbours, queues, IPv4 addresses, routes, routing rules, what devices are to do with
-IPv4.
+_ROUTE_GROUPS = (1, 3, 4, *(5, 7, 8, 24), *(9, 11, 19, 25))
+"""Links, neighbours, queues; then addresses, routes, routing rules and what devices are to do, of
+IPv4 and of IPv6.
 """
 _NEW_GENERATION = 15
 _LINKS, _ADDRESSES, _ROUTES, _SETTINGS = {16, 17}, {20, 21}, {24, 25}, {80, 81}

@@ -8,41 +8,30 @@ import errno
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vmdriver.errors import NetworkError
-from vmdriver.host.confined import netns
-from vmdriver.host.threads import alone
+from vmdriver.model.ids import host_mac
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import namespace
 from vmdriver.network.netlink import (
     attribute,
-    host_mac,
     ignore_missing,
     kind,
     netlink_in,
-    write_sysctls,
 )
 from vmdriver.network.shaping import clear_queues, shape
 
 _MAIN, _LOCAL_TABLE = 254, 255
-_ANYWHERE = "0.0.0.0"  # noqa: S104 - a destination
 _LOOPBACK, _MTU, _NO_ARP, _PERMANENT = 1, 1500, 0x80, 0x80
 _OWN_RULES = {0: 255, 32766: 254, 32767: 253}
-"""Ranks and tables of the routing rules that every namespace begins with."""
+_OWN_RULES_IPV6 = {0: 255, 32766: 254}
+_GROUPS = {4, 5}
+"""Kinds of routes: to the nearest of several, to all of a group."""
 _BY_KERNEL = 2
-
-
-def inside_sysctls(tap: str) -> Mapping[str, str]:
-    """The kernel's settings in a machine's namespace: those that links are made with, on the links
-    that were made with them.
-    """
-    late = {**namespace.INSIDE, **namespace.OUTWARDS}
-    of_tap = namespace.of_link(tap, namespace.INSIDE)
-    return {**late, **of_tap, **namespace.of_link(namespace.OUT, late)}
 
 
 async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
@@ -51,20 +40,21 @@ async def mend_inside(plan: NetworkPlan, mark: str, host: Any) -> None:
     """
     within = plan.lease.tap
     await namespace.find(within, mark)
-    await alone("sysctls", _write_inside, within)
+    await namespace.settle(plan)
     async with netlink_in(within) as inside:
         tap = await _mend_tap(within, inside)
         await _mend_pair(plan, mark, inside, host)
         await inside.link("set", index=_LOOPBACK, state="down")
-        await alone("sysctls", _write_inside, within)
-        lease = plan.lease
+        await namespace.settle(plan)
         (out,) = await inside.link_lookup(ifname=namespace.OUT)
-        links, own = {tap, out, _LOOPBACK}, {(tap, f"{lease.host_ip}/32")}
-        routes = {(tap, f"{lease.guest_ip}/32"), (out, f"{_ANYWHERE}/0")}
-        await _clear(inside, links, own, routes)
-        known = {(tap, lease.guest_ip), (out, lease.uplink_ip)}
-        await _clear_neighbours(inside, links, known)
-        await _clear_rules(inside)
+        links = {tap, out, _LOOPBACK}
+        for ways in _ways(plan):
+            own = {(tap, ways.host_ip)}
+            routes = {(tap, ways.guest_ip), (out, ways.anywhere)}
+            await _clear(inside, ways, links, own, routes)
+            known = {(tap, ways.guest_ip), (out, ways.uplink_ip)}
+            await _clear_neighbours(inside, ways, links, known)
+            await _clear_rules(inside, ways)
         # A mark is on the loopback, and on a tap that was made outside.
         for index, alias in ((tap, mark if plan.moved else ""), (out, "")):
             await inside.link("set", index=index, ifalias=alias)
@@ -136,47 +126,78 @@ def _as_made(link: Any, address: str) -> bool:
     )
 
 
-def _write_inside(within: str) -> None:
-    with netns.entered(within):
-        write_sysctls(
-            {
-                name: value
-                for name, value in inside_sysctls(within).items()
-                if Path("/proc/sys/net", name).exists()  # goes with its link
-            }
-        )
+@dataclass(frozen=True)
+class _Ways:
+    """A machine's addresses of one version of IP."""
+
+    family: int
+    length: int
+    """Bits of an address."""
+    anywhere: str
+    host_ip: str
+    guest_ip: str
+    uplink_ip: str
+    rules: Mapping[int, int]
+    """Ranks and tables of the routing rules that every namespace begins with."""
+
+    def one(self, address: str) -> str:
+        """A network of that address alone."""
+        return f"{address}/{self.length}"
+
+
+def _ways(plan: NetworkPlan) -> Iterator[_Ways]:
+    lease, six = plan.lease, plan.ipv6
+    four = (lease.host_ip, lease.guest_ip, lease.uplink_ip)
+    yield _Ways(socket.AF_INET, 32, "0.0.0.0/0", *four, _OWN_RULES)
+    if six is not None:
+        own = (six.host_ip, six.guest_ip, six.uplink_ip)
+        yield _Ways(socket.AF_INET6, 128, "::/0", *own, _OWN_RULES_IPV6)
 
 
 async def _clear(
     netlink: Any,
+    ways: _Ways,
     links: Collection[int],
     own: Collection[tuple[int, str]],
     routes: Collection[tuple[int, str]],
 ) -> None:
     """Addresses and routes of these links go, but for their own and those routes: what they are
-    made with. Each with its link's index.
+    made with. Each with its link's index; an address stands for a network of it alone.
     """
-    for found in [a async for a in await netlink.addr("dump", family=socket.AF_INET)]:
+    family = ways.family
+    mine, leading = ({(i, _network(ways, to)) for i, to in x} for x in (own, routes))
+    for found in [a async for a in await netlink.addr("dump", family=family)]:
         index, ip = found["index"], attribute(found, "IFA_ADDRESS")
         length = found["prefixlen"]
-        if index in links and (index, f"{ip}/{length}") not in own:
+        if index in links and (index, f"{ip}/{length}") not in mine:
             await netlink.addr("del", index=index, address=ip, prefixlen=length)
-    for found in [r async for r in await netlink.route("dump", family=socket.AF_INET)]:
+    for found in [r async for r in await netlink.route("dump", family=family)]:
         table = attribute(found, "RTA_TABLE") or found["table"]
-        index = attribute(found, "RTA_OIF")
-        to = f"{attribute(found, 'RTA_DST') or _ANYWHERE}/{found['dst_len']}"
-        made = (index, to) in (own if table == _LOCAL_TABLE else routes)
-        if index in links and not (made and table in {_MAIN, _LOCAL_TABLE}):
-            where = {"table": table, "oif": index, "type": found["type"]}
-            with _ignore_gone():  # with its address
-                await netlink.route("del", dst=to, scope=found["scope"], **where)
+        index, length = attribute(found, "RTA_OIF"), found["dst_len"]
+        to = f"{attribute(found, 'RTA_DST') or ways.anywhere.split('/')[0]}/{length}"
+        made = (index, to) in (mine if table == _LOCAL_TABLE else leading)
+        if index not in links or (made and table in {_MAIN, _LOCAL_TABLE}):
+            continue
+        if family == socket.AF_INET6 and found["type"] in _GROUPS:
+            continue  # the kernel has them for every link
+        where = {"table": table, "oif": index, "type": found["type"]}
+        with _ignore_gone():  # with its address
+            scope = {"scope": found["scope"]} if family == socket.AF_INET else {}
+            await netlink.route("del", dst=to, family=family, **scope, **where)
+
+
+def _network(ways: _Ways, to: str) -> str:
+    return to if "/" in to else ways.one(to)
 
 
 async def _clear_neighbours(
-    netlink: Any, links: Collection[int], own: Collection[tuple[int, str]]
+    netlink: Any,
+    ways: _Ways,
+    links: Collection[int],
+    own: Collection[tuple[int, str]],
 ) -> None:
     """The same of what somebody has said of neighbours."""
-    found = [n async for n in await netlink.neigh("dump", family=socket.AF_INET)]
+    found = [n async for n in await netlink.neigh("dump", family=ways.family)]
     for one in found:
         index, address = one["ifindex"], attribute(one, "NDA_DST")
         said = one["state"] & _PERMANENT and index in links
@@ -184,17 +205,17 @@ async def _clear_neighbours(
             await netlink.neigh("del", ifindex=index, dst=address)
 
 
-async def _clear_rules(netlink: Any) -> None:
-    missing = dict(_OWN_RULES)
-    for rule in [r async for r in await netlink.rule("dump", family=socket.AF_INET)]:
+async def _clear_rules(netlink: Any, ways: _Ways) -> None:
+    missing, family = dict(ways.rules), ways.family
+    for rule in [r async for r in await netlink.rule("dump", family=family)]:
         rank = attribute(rule, "FRA_PRIORITY") or 0
         if rank in missing:
             del missing[rank]
         else:
-            await netlink.rule("del", priority=rank, family=socket.AF_INET)
+            await netlink.rule("del", priority=rank, family=family)
     for rank, table in missing.items():
         made = {"table": table, "protocol": _BY_KERNEL, "action": "to_tbl"}
-        await netlink.rule("add", priority=rank, family=socket.AF_INET, **made)
+        await netlink.rule("add", priority=rank, family=family, **made)
 
 
 @contextmanager
@@ -215,12 +236,15 @@ async def mend_outside(plan: NetworkPlan, mark: str, host: Any) -> None:
     if not found:
         raise NetworkError(f"its link {lease.tap} is gone")
     if plan.namespace is not None:
-        index, guest = found[0], f"{lease.guest_ip}/32"
+        index = found[0]
         await host.link("set", index=index, ifalias=mark, address=namespace.HOST_MAC)
-        addresses = namespace.outside_addresses(lease)
-        own = {(index, f"{address}/32") for address in addresses}
-        await _clear(host, {index}, own, {(index, guest)})
-        await _clear_neighbours(host, {index}, {(index, lease.guest_ip)})
+        for ways in _ways(plan):
+            own = {(index, ways.uplink_ip)}
+            if ways.family == socket.AF_INET:
+                own = {(index, ip) for ip in namespace.outside_addresses(lease)}
+            guest = {(index, ways.guest_ip)}
+            await _clear(host, ways, {index}, own, guest)
+            await _clear_neighbours(host, ways, {index}, guest)
         await clear_queues(host, index)
         await shape(host, index, plan.mbit_s)
         await namespace.connect(plan)

@@ -30,6 +30,11 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _QUEUE = struct.Struct("=BxxxiIII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _UP_OR_NO_ARP = 0x1 | 0x80
+_BOTH = (socket.AF_INET, socket.AF_INET6)
+_CLONED, _BY_KERNEL, _OWN_KINDS = 0x200, 2, {2, 4, 5}
+"""Of a route: what the kernel noted of one destination; that it made it; to its own address, to the
+nearest of several, to a group.
+"""
 _PERMANENT = 0x80
 _OWN_LOOK = {1, 4, 10, 20, 43}
 """Of a link: its address, MTU, master, alias (its mark), XDP program."""
@@ -121,23 +126,28 @@ def _links(
 def _addresses(
     asked: socket.socket, names: Mapping[int, str]
 ) -> Iterator[tuple[str, bytes]]:
-    for data in dumped(asked, _GET_ADDRESS, socket.AF_INET):
+    for data in _dumped(asked, _GET_ADDRESS):
         _, length, _, _, index = _ADDRESS.unpack_from(data)
         known = dict(attributes(data, _ADDRESS.size))
         if index in names:
-            address = ipaddress.IPv4Address(known.get(2, known[1]))
+            address = ipaddress.ip_address(known.get(2, known[1]))
             yield f"address {address}/{length} of {names[index]}", b""
 
 
 def _routes(
     asked: socket.socket, names: Mapping[int, str]
 ) -> Iterator[tuple[str, bytes]]:
-    for data in dumped(asked, _GET_ROUTE, socket.AF_INET):
-        _, length, _, tos, table, _, scope, kind, _ = _ROUTE.unpack_from(data)
+    for data in _dumped(asked, _GET_ROUTE):
+        family, length, _, tos, table, maker, scope, kind, flags = _ROUTE.unpack_from(
+            data
+        )
         known = dict(attributes(data, _ROUTE.size))
         (index,) = struct.unpack("=i", known.get(4, b"\0\0\0\0"))
-        if index in names:
-            to = ipaddress.IPv4Address(known.get(1, b"\0\0\0\0"))
+        # Those of IPv6 come a little after their address, or with a carrier, which is QEMU's.
+        goes_along = (maker == _BY_KERNEL and kind in _OWN_KINDS) or flags & _CLONED
+        if index in names and not (family == socket.AF_INET6 and goes_along):
+            size = 4 if family == socket.AF_INET else 16
+            to = ipaddress.ip_address(known.get(1, bytes(size)))
             rank = known.get(6, b"")
             rest = struct.pack("=BBB", tos, scope, kind)
             rest += known.get(5, b"") + known.get(7, b"") + rank  # gateway, source
@@ -147,11 +157,11 @@ def _routes(
 def _neighbours(
     asked: socket.socket, names: Mapping[int, str]
 ) -> Iterator[tuple[str, bytes]]:
-    for data in dumped(asked, _GET_NEIGHBOUR, socket.AF_INET):
-        family, index, state, flags, _ = _NEIGHBOUR.unpack_from(data)
+    for data in _dumped(asked, _GET_NEIGHBOUR):
+        _, index, state, flags, _ = _NEIGHBOUR.unpack_from(data)
         known = dict(attributes(data, _NEIGHBOUR.size))
-        if index in names and family == socket.AF_INET and state & _PERMANENT:
-            address = ipaddress.IPv4Address(known[1])
+        if index in names and state & _PERMANENT:
+            address = ipaddress.ip_address(known[1])
             rest = struct.pack("=B", flags) + known.get(2, b"")
             yield f"neighbour {address} of {names[index]}", rest
 
@@ -172,5 +182,11 @@ def _queues(
 
 def _rules(asked: socket.socket) -> Iterator[tuple[str, bytes]]:
     """What chooses a table of routes. Only in a namespace that is all ours."""
-    for number, data in enumerate(dumped(asked, _GET_RULE, socket.AF_INET)):
+    for number, data in enumerate(_dumped(asked, _GET_RULE)):
         yield f"routing rule {number}", data
+
+
+def _dumped(asked: socket.socket, kind: int) -> Iterator[bytes]:
+    """Of both versions of IP. A kernel without one answers with what it has."""
+    for family in _BOTH:
+        yield from (one for one in dumped(asked, kind, family) if one[0] == family)

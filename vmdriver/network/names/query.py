@@ -44,11 +44,17 @@ class Question:
 
     def message(self, number: int) -> bytes:
         """The same question as a message of ours with that number."""
-        head = _HEADER.pack(number, self.flags, 1, 0, 0, self.size is not None)
+        return self._whole(number, self.flags)
+
+    def _whole(self, number: int, flags: int) -> bytes:
+        """With an option where the guest's has one: whoever is asked so has to answer so, or is
+        taken for a server that knows of none.
+        """
+        head = _HEADER.pack(number, flags, 1, 0, 0, self.size is not None)
         if self.size is None:
             return head + self.asked
-        flags = _WANTS_SIGNATURES if self.signatures else 0
-        return head + self.asked + _OPTION.pack(0, _OPT, self.size, 0, 0, flags, 0)
+        wants = _WANTS_SIGNATURES if self.signatures else 0
+        return head + self.asked + _OPTION.pack(0, _OPT, self.size, 0, 0, wants, 0)
 
     def is_answered_by(self, message: bytes, number: int) -> bool:
         """Whether that message is an answer to the one of ours with that number."""
@@ -70,7 +76,7 @@ class Question:
     def failed(self) -> bytes:
         """Says that no server has answered."""
         flags = self.flags | _RESPONSE | _OFFERED | _SERVER_FAILED
-        return _HEADER.pack(self.number, flags, 1, 0, 0, 0) + self.asked
+        return self._whole(self.number, flags)
 
 
 def question_of(message: bytes) -> Question | None:

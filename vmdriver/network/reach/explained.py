@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vmdriver.model.plan import NetworkPlan
-from vmdriver.network.rules.shared_rules import ALWAYS_DENIED, PRIVATE
+from vmdriver.network.rules.destinations import (
+    ALWAYS_DENIED,
+    ALWAYS_DENIED_IPV6,
+    PRIVATE,
+    PRIVATE_IPV6,
+)
 
 Protocol = Literal["tcp", "udp"]
 _BOTH: tuple[Protocol, ...] = ("tcp", "udp")
 _NAMES = 53
-ANYWHERE = "0.0.0.0/0"
+ANYWHERE, ANYWHERE_IPV6 = "0.0.0.0/0", "::/0"
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,14 @@ class Destination:
     port: int
     protocol: Protocol = "tcp"
 
+    @property
+    def place(self) -> str:
+        """Without the protocol."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.port}"
+
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}/{self.protocol}"
+        return f"{self.place}/{self.protocol}"
 
 
 @dataclass(frozen=True)
@@ -47,27 +58,34 @@ class Rule:
 
     def decides(self, to: Destination) -> bool:
         """Whether it is about that one."""
-        address = ipaddress.IPv4Address(to.address)
+        address = ipaddress.ip_address(to.address)
         return (
             to.protocol in self.protocols
             and (not self.ports or to.port in self.ports)
             and self._names(address) is not self.others
         )
 
-    def _names(self, address: ipaddress.IPv4Address) -> bool:
-        return any(address in ipaddress.IPv4Network(n) for n in self.networks)
+    def _names(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        return any(address in ipaddress.ip_network(n) for n in self.networks)
 
 
 def rules(plan: NetworkPlan, host: Sequence[str]) -> tuple[Rule, ...]:
     """All of them; the last one is about everything. `host`: the host's own addresses, as networks,
     of this moment.
     """
-    return (*_of_the_host(plan, tuple(host)), *_outwards(plan))
+    return (*_of_the_host(plan, tuple(host)), *_without_ipv6(plan), *_outwards(plan))
 
 
 def deciding(known: Sequence[Rule], to: Destination) -> int:
     """Which of them decides: its place."""
     return next(place for place, rule in enumerate(known) if rule.decides(to))
+
+
+def _without_ipv6(plan: NetworkPlan) -> Iterator[Rule]:
+    if plan.ipv6 is None:
+        why = f": {plan.no_ipv6}" if plan.no_ipv6 else ""
+        text = f"it has no IPv6{why}"
+        yield Rule(False, (ANYWHERE_IPV6,), text, "egress_ipv6")
 
 
 def _of_the_host(plan: NetworkPlan, host: tuple[str, ...]) -> Iterator[Rule]:
@@ -100,22 +118,37 @@ def _outwards(plan: NetworkPlan) -> Iterator[Rule]:
         text = "name servers"
         yield Rule(True, plan.servers_elsewhere, text, "dns", ports=(_NAMES,))
     text = "no other sandbox is reached"
-    yield Rule(False, (plan.pool,), text, "")
+    pools, own = _of_the_host_too(plan)
+    six = plan.ipv6 is not None
+    yield Rule(False, pools, text, "")
     text = (
-        "link-local addresses (metadata services of clouds among them), loopback, multicast and "
-        "reserved networks are never reached"
+        "link-local addresses, metadata services of clouds, loopback, multicast and reserved "
+        "networks are never reached"
     )
-    yield Rule(False, ALWAYS_DENIED, text, "")
+    if six:
+        text += ", nor IPv4 by way of IPv6"
+    more = ALWAYS_DENIED_IPV6 if six else ()
+    yield Rule(False, (*ALWAYS_DENIED, *more), text, "")
     yield from _by_lists(plan)
     if plan.egress == "private-denied":
         text = "private networks are not reached"
-        yield Rule(False, PRIVATE, text, "egress")
-        if plan.denied_networks:
+        near = (*PRIVATE, *PRIVATE_IPV6) if six else PRIVATE
+        yield Rule(False, near, text, "egress")
+        if own:
             text = "networks that this host has a route to are private too"
-            yield Rule(False, plan.denied_networks, text, "egress")
+            yield Rule(False, own, text, "egress")
     reached = plan.egress != "none"
     text = "everything else is reached" if reached else "nothing else is reached"
-    yield Rule(reached, (ANYWHERE,), text, "egress")
+    everything = (ANYWHERE, ANYWHERE_IPV6) if six else (ANYWHERE,)
+    yield Rule(reached, everything, text, "egress")
+
+
+def _of_the_host_too(plan: NetworkPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The sandboxes' own networks, and others that this host has a route to."""
+    six = plan.ipv6
+    if six is None:
+        return (plan.pool,), plan.denied_networks
+    return (plan.pool, six.pool), (*plan.denied_networks, *six.denied_networks)
 
 
 def _by_lists(plan: NetworkPlan) -> Iterator[Rule]:

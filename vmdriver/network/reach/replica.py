@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,18 +24,25 @@ from vmdriver.errors import CommandError, NetworkError
 from vmdriver.host import process
 from vmdriver.host.confined import netns
 from vmdriver.host.threads import alone
+from vmdriver.model.ids import host_mac
 from vmdriver.model.plan import NetworkPlan
 from vmdriver.network import namespace, rtnetlink
-from vmdriver.network.netlink import host_mac, translated, write_sysctls
+from vmdriver.network.guard.table_prints import INET, Prints, Table
+from vmdriver.network.guard.wire import NETFILTER, open_socket
+from vmdriver.network.netlink import translated, write_sysctls
 from vmdriver.network.reach.explained import Destination
 from vmdriver.network.reach.packets import first_frame, seen
-from vmdriver.network.rules import nft
+from vmdriver.network.rules import nft, walled_rules
+from vmdriver.network.rules.shared_rules import table_name
 
 _TUN, _TUNSETIFF, _TAP = "/dev/net/tun", 0x400454CA, 0x1002
 _FIRST_PORT, _FRAME = 40000, 2048
 _TRIES, _WAIT_S = 3, 0.4
 """The kernel bounds how much ICMP it says."""
 _MARK = "replica"
+_UNLIMITED = {"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"}
+_NOBODY = "fd00::2"
+"""As whom a guest sends IPv6 that has none of its own."""
 
 Verdict = Literal["leaves", "answered", "refused", "dropped"]
 
@@ -66,6 +73,39 @@ async def live_rules(within: str) -> str:
             detail=error.detail,
         ) from error
     return listed.stdout.decode()
+
+
+HostsHalf = Literal["whole", "gone", "changed"]
+
+
+async def hosts_half(plan: NetworkPlan) -> HostsHalf:
+    """Whether the rules in the host's own namespace, which translate addresses, are as they would
+    be loaded for that machine, which has a namespace: the kernel is given them once more, in
+    another one. NetworkError.
+    """
+    table = Table(INET, table_name(plan.lease.tap))
+    with translated("the host's rules"):
+        mark = await namespace.owner(plan.lease.tap) or ""
+        there = await alone("prints", _print, table)
+        if there is None:
+            return "gone"
+        within = await alone("netns", netns.make)
+        try:
+            await _load(walled_rules.outside(plan, mark), within)
+            wanted = await alone("prints", _print_in, within, table)
+        finally:
+            os.close(within)
+    return "whole" if there == wanted else "changed"
+
+
+def _print(table: Table) -> bytes | None:
+    with closing(open_socket(NETFILTER)) as asked:
+        return Prints(asked).of([table]).get(table)
+
+
+def _print_in(within: int, table: Table) -> bytes | None:
+    with netns.entered(f"/proc/{os.getpid()}/fd/{within}"):
+        return _print(table)
 
 
 async def outcomes(
@@ -122,11 +162,12 @@ class _Replica:
         plan, lease = self.plan, self.plan.lease
         self.namespace = netns.make()
         self._open.append(self.namespace)
-        write_sysctls({**namespace.INSIDE, "ipv4/icmp_ratelimit": "0"})
+        made_with = namespace.made_with(plan)
+        write_sysctls({**made_with, **_UNLIMITED})
         self._tap = self._opened_tap(lease.tap)
         write_sysctls(namespace.OUTWARDS)
         self._out = self._opened_tap(namespace.OUT)
-        write_sysctls(namespace.of_link(lease.tap, namespace.INSIDE))
+        write_sysctls(namespace.of_link(lease.tap, made_with))
         with rtnetlink.opened() as inside:
             namespace.furnish_here(plan, _MARK, inside)
         if plan.asks_host:
@@ -159,9 +200,12 @@ class _Replica:
 
     def send(self, to: Destination, port: int) -> Outcome:
         """As the guest would, from that port. Blocking."""
-        lease = self.plan.lease
+        lease, six = self.plan.lease, self.plan.ipv6
         macs = (host_mac(lease.mac), lease.mac)
-        frame = first_frame(to, source=lease.guest_ip, port=port, macs=macs)
+        own = lease.guest_ip
+        if ":" in to.address:
+            own = _NOBODY if six is None else six.guest_ip
+        frame = first_frame(to, source=own, port=port, macs=macs)
         for _ in range(_TRIES):
             os.write(self._tap, frame)
             outcome = self._seen_within(port, _WAIT_S)

@@ -19,22 +19,8 @@ What it does, chain by chain:
 from __future__ import annotations
 
 from vmdriver.model.plan import NetworkPlan
+from vmdriver.network.rules.destinations import outwards
 
-ALWAYS_DENIED = (
-    "0.0.0.0/8",
-    "127.0.0.0/8",
-    "169.254.0.0/16",  # link-local, and the metadata services of clouds
-    "192.0.0.0/24",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-)
-PRIVATE = (
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-)
 LOOPBACK = "127.0.0.1"
 REFUSE = (
     "chain refuse {",
@@ -47,11 +33,6 @@ REFUSE = (
 def table_name(tap: str) -> str:
     """The table's name; interface names of ours are made of letters and digits."""
     return f"vmdriver_{tap}"
-
-
-def nft_set(addresses: tuple[str, ...]) -> str:
-    """As nftables writes it."""
-    return "{ " + ", ".join(addresses) + " }"
 
 
 def host_services(plan: NetworkPlan) -> str | None:
@@ -122,29 +103,6 @@ def input_chain(plan: NetworkPlan, asked: str) -> list[str]:
     ]
 
 
-def outwards(plan: NetworkPlan) -> list[tuple[str, bool]]:
-    """What matches destinations, and whether they are reached: the first that matches decides, the
-    last one matches all.
-    """
-    steps = [(_to((plan.pool,)), False), (_to(ALWAYS_DENIED), False)]
-    if plan.egress_deny:
-        steps.append((_to(plan.egress_deny), False))
-    if plan.egress_only == ():
-        return [*steps, ("", False)]
-    if plan.egress_only is not None:
-        steps.append((f"ip daddr != {nft_set(plan.egress_only)} ", False))
-    if plan.egress_allow:
-        steps.append((_to(plan.egress_allow), True))
-    if plan.egress == "private-denied":
-        private = [PRIVATE, *((network,) for network in plan.denied_networks)]
-        steps += [(_to(networks), False) for networks in private]
-    return [*steps, ("", plan.egress != "none")]
-
-
-def _to(networks: tuple[str, ...]) -> str:
-    return f"ip daddr {nft_set(networks)} "
-
-
 def _egress_rules(plan: NetworkPlan) -> list[str]:
     tap = plan.lease.tap
     rules = []
@@ -199,10 +157,14 @@ def _raw_chain(plan: NetworkPlan) -> list[str]:
 
 def postrouting_chain(plan: NetworkPlan) -> list[str]:
     """What leaves does so under the host's address."""
+    ways = [f"ip saddr {plan.lease.guest_ip}"]
+    if plan.ipv6 is not None:
+        ways.append(f"ip6 saddr {plan.ipv6.guest_ip}")
+    out = f'oifname != "{plan.lease.tap}" masquerade'
     return [
         "chain postrouting {",
         "type nat hook postrouting priority srcnat; policy accept;",
-        f'ip saddr {plan.lease.guest_ip} oifname != "{plan.lease.tap}" masquerade',
+        *(f"{way} {out}" for way in ways),
         "}",
     ]
 

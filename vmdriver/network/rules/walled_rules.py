@@ -4,11 +4,13 @@ tests pin it, the netns tests run it.
 What may leave is decided by `inside`, in the machine's namespace, out of reach of whatever empties
 the host's tables:
     frames       the guest sends IPv4 from its own MAC and address, and asks for its gateway's
-                 MAC; every other frame is dropped without a word
+                 MAC; IPv6 from its own address where it has one, to nobody on the link: there is
+                 nothing to ask for; every other frame is dropped without a word
     to_host      the ports that host_access names, at the address that the guest knows the host
                  as, become the host's end of the pair; the gateway's among them if it is there
     forward      outwards as `egress` and its lists say, never to other machines, to the host or
                  link-local; inwards only answers
+    forward6     the same of IPv6, for a machine that has it
     names        questions for names at that address, where the guest has no other server, become
                  the namespace's own; not too many at once
     connect      no more connections than the machine may have, nor too fast
@@ -23,20 +25,21 @@ forbidden, and what was allowed does not work:
     input        of the host nothing else is reached (also at an address that it has only now)
     count        the host follows no more connections for the machine than it may have
     brief        the host forgets soon what has ended: by `count` it is not counted
+    source6      IPv6 comes from the machine's address: for IPv4 the kernel sees to that (rp_filter)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vmdriver.model.egress import of_version
 from vmdriver.model.plan import NetworkPlan
+from vmdriver.network.rules.destinations import nft_set, outwards
 from vmdriver.network.rules.shared_rules import (
     LOOPBACK,
     REFUSE,
     host_services,
     input_chain,
-    nft_set,
-    outwards,
     postrouting_chain,
     replaced,
     table_name,
@@ -48,6 +51,11 @@ _BRIEF = (
     "protocol tcp; l3proto ip; policy = { time_wait: 5, close: 2 }",
     "}",
 )
+_BRIEF_IPV6 = (
+    "ct timeout ended6 {",
+    "protocol tcp; l3proto ip6; policy = { time_wait: 5, close: 2 }",
+    "}",
+)
 _ASKED_EACH_S, _ASKED_AT_ONCE = 64, 256
 """Questions for names of one machine, and streams that it begins for them; what is more is asked
 again by itself.
@@ -55,6 +63,13 @@ again by itself.
 _PACKETS_EACH_S, _PACKETS_AT_ONCE = 512, 1024
 """In such streams: each wakes the driver, also one with a single byte in it."""
 _FOR_NAMES = "meta l4proto { tcp, udp } th dport 53"
+_ENDS = {True: "goto connect", False: "goto refuse"}
+_ODD_IPV6 = (
+    # Words between neighbours are not followed as connections, and would leave as they are.
+    "meta nfproto ipv6 ct state untracked drop",
+    # A packet that goes on from where it arrives: to where no rule has looked.
+    "exthdr rt exists drop",
+)
 _NEW_EACH_S, _NEW_AT_ONCE = 8, 4
 """A machine may begin so much of its connections in a second, and at once: 1/8, 1/4."""
 
@@ -72,17 +87,33 @@ def _frames(plan: NetworkPlan, mark: str) -> list[str]:
         # As it is in the frame: behind a VLAN tag there is another type.
         f"ether type ip ip saddr {lease.guest_ip} accept",
         f"ether type arp arp operation request {arp} accept",
+        *_frames_ipv6(plan),
         "}",
     ]
     return replaced("netdev", table_name(lease.tap), mark, chain)
 
 
-def _brief(tap: str = "") -> list[str]:
+def _frames_ipv6(plan: NetworkPlan) -> list[str]:
+    if plan.ipv6 is None:
+        return []
+    to = "ip6 daddr != { fe80::/10, ff00::/8 }"
+    return [f"ether type ip6 ip6 saddr {plan.ipv6.guest_ip} {to} accept"]
+
+
+def _timeouts(plan: NetworkPlan) -> tuple[str, ...]:
+    return _BRIEF if plan.ipv6 is None else (*_BRIEF, *_BRIEF_IPV6)
+
+
+def _brief(plan: NetworkPlan, tap: str = "") -> list[str]:
     where = f'iifname "{tap}" ' if tap else ""
+    of_tcp = "meta l4proto tcp ct timeout set"
+    kinds = [("", "ended")]
+    if plan.ipv6 is not None:
+        kinds = [("meta nfproto ipv4 ", "ended"), ("meta nfproto ipv6 ", "ended6")]
     return [
         "chain brief {",
         "type filter hook prerouting priority mangle; policy accept;",
-        f'{where}meta l4proto tcp ct timeout set "ended"',
+        *(f'{where}{kind}{of_tcp} "{name}"' for kind, name in kinds),
         "}",
     ]
 
@@ -119,17 +150,27 @@ def _forward(plan: NetworkPlan) -> list[str]:
         f"ip daddr {server} {_FOR_NAMES} goto connect"
         for server in plan.servers_elsewhere
     ]
-    ends = {True: "goto connect", False: "goto refuse"}
-    rules += [f"{to}{ends[reached]}" for to, reached in outwards(plan)]
+    rules += [f"{to}{_ENDS[reached]}" for to, reached in outwards(plan)]
+    six = plan.ipv6 is not None
     return [
+        *_forward_ipv6(plan),
         "chain forward {",
         "type filter hook forward priority filter; policy drop;",
         "ct state invalid drop",
+        *(_ODD_IPV6 if six else ()),
         "ct state established,related accept",
         f'iifname != "{lease.tap}" goto refuse',
+        *(("meta nfproto ipv6 goto forward6",) if six else ()),
         *rules,
         "}",
     ]
+
+
+def _forward_ipv6(plan: NetworkPlan) -> list[str]:
+    if plan.ipv6 is None:
+        return []
+    rules = [f"{to}{_ENDS[reached]}" for to, reached in outwards(plan, 6)]
+    return ["chain forward6 {", "ip6 daddr @host6 goto refuse", *rules, "}"]
 
 
 def _names(plan: NetworkPlan) -> list[str]:
@@ -186,6 +227,19 @@ def _output(plan: NetworkPlan) -> list[str]:
     ]
 
 
+def _host_sets(plan: NetworkPlan, host: Sequence[str]) -> list[str]:
+    return [
+        *_set("host", "ipv4_addr", of_version(host, 4)),
+        *(_set("host6", "ipv6_addr", of_version(host, 6)) if plan.ipv6 else ()),
+    ]
+
+
+def _set(name: str, kind: str, networks: tuple[str, ...]) -> list[str]:
+    elements = [f"elements = {nft_set(networks)}"] if networks else []
+    kinds = f"type {kind}; flags interval; auto-merge"
+    return [f"set {name} {{", kinds, *elements, "}"]
+
+
 def inside(
     plan: NetworkPlan, mark: str, host: Sequence[str], *, frames: bool = True
 ) -> str:
@@ -193,13 +247,12 @@ def inside(
     addresses, as networks. `frames`: the tap is there, whose frames the first chain looks at.
     """
     tap = plan.lease.tap
-    elements = [f"elements = {nft_set(tuple(host))}"] if host else []
     body = [
-        *_BRIEF,
-        *("set host {", "type ipv4_addr; flags interval; auto-merge", *elements, "}"),
+        *_timeouts(plan),
+        *_host_sets(plan, host),
         *REFUSE,
         *_connect(plan),
-        *_brief(),
+        *_brief(plan),
         *_names(plan),
         *_to_host(plan),
         *_input(plan),
@@ -225,13 +278,26 @@ def _count(plan: NetworkPlan) -> list[str]:
     ]
 
 
+def _source_ipv6(plan: NetworkPlan) -> list[str]:
+    if plan.ipv6 is None:
+        return []
+    from_it = f'iifname "{plan.lease.tap}" ip6 saddr != {plan.ipv6.guest_ip}'
+    return [
+        "chain source6 {",
+        "type filter hook prerouting priority raw; policy accept;",
+        f"{from_it} drop",
+        "}",
+    ]
+
+
 def outside(plan: NetworkPlan, mark: str) -> str:
     """For the host's namespace: replace the machine's table in one transaction."""
     lease = plan.lease
     body = [
-        *_BRIEF,
+        *_timeouts(plan),
         *REFUSE,
-        *_brief(lease.tap),
+        *_source_ipv6(plan),
+        *_brief(plan, lease.tap),
         *to_host_chain(plan, lease.uplink_ip, LOOPBACK),
         *_count(plan),
         *input_chain(plan, lease.uplink_ip),

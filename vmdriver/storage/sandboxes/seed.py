@@ -7,6 +7,8 @@ What images/guest/init finds in it:
     init/drop-in-environ         the same for init drop-ins
     init/uuid                    the machine's, as firmware would tell it
     init/mac init/address init/gateway    MAC; IPv4 address with prefix length; default route
+    init/address6 init/gateway6  where there is IPv6: the address alone; the default route's, and
+                                 its MAC, for which nobody is to be asked
     init/sandbox-uid init/sandbox-gid     for images without a user "sandbox"
     init/pids-max                most processes and threads of the workload
     init/volumes                 where there are some, a line each: serial, ro or rw, name, place
@@ -27,6 +29,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vmdriver.model.ids import host_mac
 from vmdriver.model.plan import LaunchPlan
 
 UNIT = 1024 * 1024
@@ -84,6 +87,7 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
         "init/mac": f"{plan.network.lease.mac}\n".encode(),
         "init/address": f"{plan.network.guest_interface}\n".encode(),
         "init/gateway": f"{plan.network.lease.host_ip}\n".encode(),
+        **_ipv6(plan),
         "init/pids-max": f"{plan.pids_max}\n".encode(),
         **({"init/operator-exec": b"1\n"} if plan.operator_exec else {}),
         **({"init/volumes": _volumes(plan)} if plan.volumes else {}),
@@ -92,6 +96,17 @@ def _plain_files(plan: LaunchPlan, environment: Mapping[str, str]) -> dict[str, 
         "over/opt/openshell/init.d.manifest": "".join(
             f"{d.name}\n" for d in plan.drop_ins
         ).encode(),
+    }
+
+
+def _ipv6(plan: LaunchPlan) -> dict[str, bytes]:
+    six = plan.network.ipv6
+    if six is None:
+        return {}
+    gateway = f"{six.host_ip} {host_mac(plan.network.lease.mac)}"
+    return {
+        "init/address6": f"{six.guest_ip}\n".encode(),
+        "init/gateway6": f"{gateway}\n".encode(),
     }
 
 
