@@ -36,7 +36,10 @@ def last(driver: Driver, sandbox: str, folder: str) -> int:
 def goes_back_to_a_moment(driver: Driver, sandbox: str, folder: Path) -> None:
     """A snapshot of a machine that writes to its disk and its volume has both of one moment."""
     shell = driver.gateway.shell
-    shell(sandbox, f"nohup sh -c '{COUNT}' > /dev/null 2>&1 &")
+    shell(
+        sandbox,
+        f"nohup sh -c '{COUNT}' > /dev/null 2>&1 & while [ ! -s {PLACE}/n ]; do sleep 0.1; done",
+    )
     before = last(driver, sandbox, PLACE)
     driver.operate("snapshot", "create", sandbox, "kept", "--disk-only", "--volumes")
     after = last(driver, sandbox, PLACE)
