@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import subprocess
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_plan_rendering import with_host_mounts
-from vmdriver.errors import DriverError, Refused
+from vmdriver.errors import DriverError, Refused, TimedOut
 from vmdriver.folders import host_folders
 from vmdriver.folders.host_folders import VirtiofsFolders
 from vmdriver.folders.reader import VARIABLE, Program, Reader, find_program
@@ -22,6 +23,7 @@ from vmdriver.folders.resolving import open_folder
 from vmdriver.host import strays
 from vmdriver.model.ids import mark
 from vmdriver.model.plan import LaunchPlan, MachineUser
+from vmdriver.storage.layout import Layout
 
 USER = MachineUser(uid=1_950_000_001, gid=1_950_000_000)
 WRITER = 1_950_000_002
@@ -154,6 +156,38 @@ def test_a_folder_that_may_be_read_is_not_written_to_by_anybody_in_there(
 # --- virtiofsd
 
 
+@pytest.mark.parametrize(
+    ("owner", "directory"),
+    [
+        ("ghost", "sandboxes/../kept"),
+        ("ghost", "sandboxes/s1"),
+        ("ghost", "sandboxes/s1/folders"),
+        ("s1", "sandboxes/s1/private"),
+        ("..", "sandboxes/../folders"),
+        ("", "sandboxes//folders"),
+        ("../kept", "sandboxes/../kept/folders"),
+    ],
+)
+async def test_what_a_program_of_anybodys_names_is_never_removed(
+    home: Path, owner: str, directory: str
+) -> None:
+    (home / directory).mkdir(parents=True)
+    (home / directory / "file").touch()
+    name = f"folder0:{mark('test', owner)}:{home}/{directory}"
+    folders = VirtiofsFolders(home / "sandboxes", "test", USER)
+    words = ["setpriv", "--reuid=65534", "--clear-groups", "sleep", "60"]
+    with subprocess.Popen(words, env={**os.environ, VARIABLE: name}) as program:
+        try:
+            assert name in await asyncio.to_thread(strays.values_of, VARIABLE)
+            assert await folders.marked() == []
+            assert await folders.shared() == {}
+        finally:
+            program.kill()
+    with pytest.raises(DriverError):
+        await folders.end(mark("test", owner), f"{home}/{directory}")
+    assert (home / directory / "file").exists()
+
+
 @pytest.fixture
 def folders(home: Path) -> VirtiofsFolders:
     try:
@@ -186,6 +220,33 @@ async def test_a_trial_answers_and_leaves_nothing(
     assert await folders.try_one() == find_program().path
     assert await folders.shared() == {}
     assert not [v for v in strays.values_of(VARIABLE) if "trial" in v]
+
+
+BECOMING = 'test "$1" = 0 && exec sleep 60; exec sh "$0" $(($1 - 1))'
+"""Becomes a program again and again, as who reads a folder does at its beginning."""
+
+
+def test_who_is_just_becoming_another_program_is_found(home: Path) -> None:
+    script, name = home / "script", f"folder0:test:{home}"
+    script.write_text(BECOMING)
+    words, known = ["sh", str(script), "4000"], {**os.environ, VARIABLE: name}
+    with subprocess.Popen(words, env=known) as program:
+        try:
+            missed = sum(
+                name not in strays.values_of(VARIABLE)
+                for _ in range(400)
+                if program.poll() is None
+            )
+        finally:
+            program.kill()
+    assert missed == 0
+
+
+async def test_its_sockets_lie_where_the_state_directory_has_them(
+    home: Path,
+) -> None:
+    own = Layout(home).sandbox("s1").folders
+    assert own == home / "sandboxes/s1" / host_folders.DIRECTORY
 
 
 async def test_readers_outlive_us_are_found_and_end(
@@ -263,6 +324,31 @@ def seen_by_a_reader(home: Path) -> list[str]:
                     return sorted(str(p.relative_to(top)) for p in top.rglob("*"))
         time.sleep(0.05)
     raise AssertionError("nobody reads it")
+
+
+async def test_a_folder_that_does_not_answer_is_told_in_time(
+    home: Path, folders: VirtiofsFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a FUSE file system whose program answers nothing; the others are looked at meanwhile."""
+    monkeypatch.setattr(host_folders, "LOOK_S", 0.3)
+    hung = home / "hung"
+    hung.mkdir()
+    try:
+        answers = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"/dev/fuse: {error.strerror}")
+    try:
+        options = f"fd={answers},rootmode=40000,user_id=0,group_id=0".encode()
+        where = str(hung).encode()
+        assert ctypes.CDLL(None).mount(b"hung", where, b"fuse", 0, options) == 0
+        for _ in range(2):
+            with pytest.raises(TimedOut, match="look at .*hung/models"):
+                await folders.look_at(str(hung), str(hung / "models"))
+        (home / "other").mkdir()
+        await folders.look_at(str(home / "other"), str(home / "other"))
+    finally:
+        os.close(answers)
+        subprocess.run(["umount", "-l", hung], check=True)
 
 
 async def test_without_virtiofsd_it_is_told(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def test_they_are_tables_in_the_file_and_words_in_flags_and_the_environment(
         ({"path": "/proc/1/root"}, "system's own"),
         ({"path": "/run/user/0"}, "system's own"),
         ({"path": "/srv/./a"}, "no . or"),
+        ({"path": "//"}, "no . or"),
+        ({"path": "//proc/1/root"}, "no . or"),
         ({"path": "/srv/a\n"}, "unprintable"),
         ({"path": "/srv/a", "read_only": False}, "needs a user"),
         ({"path": "/srv/a", "user": "root"}, "as root"),
@@ -86,6 +89,21 @@ def test_nobody_gets_the_state_directory_or_what_it_is_in(
     with pytest.raises(ValidationError, match="has state_dir in it, or is in it"):
         config(tmp_path, str(tmp_path / below))
     config(tmp_path, str(tmp_path / "state-of-others"))
+
+
+def test_nobody_gets_what_the_state_directory_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "data/state").mkdir(parents=True)
+    (tmp_path / "state").symlink_to("data/state")
+    for path in ("data", "data/state/images"):
+        with pytest.raises(ValidationError, match="has state_dir in it, or is in it"):
+            config(tmp_path, os.path.realpath(tmp_path / path))
+    config(tmp_path, os.path.realpath(tmp_path / "data/models"))
+
+
+def test_a_folder_that_is_named_twice_is_told(tmp_path: Path) -> None:
+    again = {"path": "/srv/a", "read_only": False, "user": "games"}
+    with pytest.raises(ValidationError, match="names /srv/a twice"):
+        config(tmp_path, "/srv/a", again)
 
 
 def test_machines_of_a_daemon_get_none(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ class MachineSettings(Frozen):
         "user (docs/host_mounts.md), in flags PATH or PATH=USER; empty: none",
     )
 
+    @field_validator("host_mounts")
+    @classmethod
+    def _host_mounts(cls, value: list[AllowedFolder]) -> list[AllowedFolder]:
+        paths = [folder.path for folder in value]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"names {path} twice")
+        return value
+
     @field_validator("passthrough_devices")
     @classmethod
     def _passthrough_devices(cls, value: list[str]) -> list[str]:

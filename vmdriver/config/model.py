@@ -5,6 +5,7 @@ written there and nowhere else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -63,9 +64,12 @@ class Config(Frozen):
     def _folders_are_none_of_the_drivers(self) -> Self:
         """A guest that reads or writes the state directory would have all sandboxes."""
         own = str(self.driver.state_dir)
+        led_to = os.path.realpath(own)
         for folder in self.machines.host_mounts:
-            if f"{own}/".startswith(f"{folder.path}/") or folder.path.startswith(
-                f"{own}/"
+            asked = f"{folder.path}/"
+            if any(
+                f"{path}/".startswith(asked) or asked.startswith(f"{path}/")
+                for path in (own, led_to)
             ):
                 raise ValueError(
                     f"host_mounts: {folder.path} has state_dir in it, or is in it"

@@ -16,7 +16,6 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from vmdriver.errors import HostError
@@ -26,15 +25,17 @@ from vmdriver.host import mounts, process, strays
 from vmdriver.host.lanes import Lanes
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.host_mount import HostMount
+from vmdriver.model.ids import is_sandbox_id, parse_mark
 from vmdriver.model.ids import mark as mark_of
-from vmdriver.model.ids import parse_mark
 from vmdriver.model.plan import LaunchPlan, MachineUser
 
-_LOOK_S, _SHARE_S, _END_S = 10.0, 20.0, 10.0
+LOOK_S, _SHARE_S, _END_S = 10.0, 20.0, 10.0
 _BEGIN_S = 5.0
 _IN_THE_BACKGROUND = '"$@" </dev/null >/dev/null 2>&1 &'
 """For sh: what it begins is no child of ours, and is reaped like a QEMU (host/reaper.py)."""
 _TRIAL, _SOCKETS = "trial", "sockets"
+DIRECTORY = "folders"
+"""Of a sandbox's sockets, in its own (storage/layout.py)."""
 _ASK_FEATURES = struct.pack("<III", 1, 1, 0)
 """VHOST_USER_GET_FEATURES, version 1, no payload (QEMU's docs/interop/vhost-user.rst)."""
 
@@ -61,12 +62,16 @@ class VirtiofsFolders:
     async def look(self, mounts: Sequence[HostMount]) -> None:
         await self.try_one()
         for mount in mounts:
-            await self._lanes.run(
-                mount.allowed,
-                f"look at {mount.path}",
-                partial(_look, mount),
-                deadline_s=_LOOK_S,
-            )
+            await self.look_at(mount.allowed, mount.path)
+
+    async def look_at(self, allowed: str, path: str) -> None:
+        """Whether that one can be opened, in time. Refused, HostError."""
+        await self._lanes.run(
+            allowed,
+            f"look at {path}",
+            lambda: os.close(open_folder(allowed, path)),
+            deadline_s=LOOK_S,
+        )
 
     async def share(self, plan: LaunchPlan, mark: str, directory: str) -> None:
         program = self._find()
@@ -105,11 +110,18 @@ class VirtiofsFolders:
             "",
             "look for what reads folders of the host",
             lambda: strays.values_of(VARIABLE),
-            deadline_s=_LOOK_S,
+            deadline_s=LOOK_S,
         )
         found = [tuple(name.split(":", 2)) for name in names if name.count(":") > 1]
-        own = f"{self._sandboxes}/"
-        return [(t, m, d) for t, m, d in found if d.startswith(own)]
+        return [(t, m, d) for t, m, d in found if self._is_own(m, d)]
+
+    def _is_own(self, mark: str, directory: str) -> bool:
+        """Whether the sockets of the sandbox with that mark lie there. Anybody on the host may
+        begin a program with such a variable, and what no sandbox claims is ended and removed.
+        """
+        sandbox = mark.removeprefix(mark_of(self._instance, ""))
+        expected = f"{self._sandboxes}/{sandbox}/{DIRECTORY}"
+        return is_sandbox_id(sandbox) and directory == expected
 
     # --- whether it works here
 
@@ -157,10 +169,6 @@ class VirtiofsFolders:
 def _forget(mark: str, home: Path) -> None:
     _end(mark, home / _SOCKETS)
     shutil.rmtree(home, ignore_errors=True)
-
-
-def _look(mount: HostMount) -> None:
-    os.close(open_folder(mount.allowed, mount.path))
 
 
 @contextlib.contextmanager
@@ -288,14 +296,16 @@ def _end(mark: str, directory: Path) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """With the sockets and the empty folders in it; nothing else can be there."""
+    """With the sockets and the empty folders in it; whatever else is there is not ours to remove.
+    OSError.
+    """
     try:
         entries = list(directory.iterdir())
     except FileNotFoundError:
         return
     for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            entry.rmdir()
-        else:
+        if entry.is_socket() and not entry.is_symlink():
             entry.unlink()
+        else:
+            entry.rmdir()
     directory.rmdir()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 VARIABLE = "VMDRIVER_HELPER_OF"
 _LOOK_AGAIN_S = 0.02
+_BECOMING_S, _BECOMING_TRIES = 0.001, 20
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,23 @@ def _kill(pid: int, is_stray: Callable[[Process], bool]) -> bool:
 def _read(pid: int) -> Process | None:
     """None for one that has ended, or that we may not look at: it is not ours then."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        for _ in range(_BECOMING_TRIES):
+            variables = Path(f"/proc/{pid}/environ").read_bytes()
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if variables or not _is_becoming(pid, words):
+                break
     except OSError:
         return None
-    return Process(pid, tuple(words), frozenset(variables))
+    return Process(pid, tuple(words.split(b"\0")), frozenset(variables.split(b"\0")))
+
+
+def _is_becoming(pid: int, words: bytes) -> bool:
+    """Whether one without an environment may be about to have one: in the midst of execve(2) the
+    kernel shows neither that nor arguments. A moment later where that is so.
+    """
+    if not words:
+        Path(
+            f"/proc/{pid}/exe"
+        ).readlink()  # OSError: the kernel's own, or it has ended
+        time.sleep(_BECOMING_S)
+    return True

@@ -49,7 +49,9 @@ def folder_path(text: object) -> str:
     """
     if not isinstance(text, str) or not text.startswith("/") or len(text) > _LONGEST:
         raise ValueError("must be an absolute path")
-    if posixpath.normpath(text) != text or not text.isprintable():
+    # normpath keeps two slashes at the beginning, where the kernel sees one.
+    normal = posixpath.normpath(text) == text and not text.startswith("//")
+    if not normal or not text.isprintable():
         raise ValueError("must hold no . or .., no // and no unprintable character")
     if text == "/" or any(_within(text, top) for top in _NEVER):
         raise ValueError(f"{text} is the system's own")

@@ -19,9 +19,14 @@ IFNAMSIZ - 1).
 """
 
 
+def is_sandbox_id(value: str) -> bool:
+    """Whether a sandbox can have that id."""
+    return bool(_ID.fullmatch(value)) and value not in {".", ".."}
+
+
 def check_sandbox_id(value: str, field: str = "sandbox.id") -> str:
     """Return the id, or raise InvalidRequest: it becomes a directory's name."""
-    if not _ID.fullmatch(value) or value in {".", ".."}:
+    if not is_sandbox_id(value):
         raise InvalidRequest(
             field,
             "must be 1 to 128 characters of A-Z a-z 0-9 . _ - and not '.' or '..'",

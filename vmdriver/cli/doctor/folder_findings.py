@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import AsyncIterator
 
 from vmdriver.app import Driver
 from vmdriver.cli.doctor.finding import Finding
 from vmdriver.errors import DriverError
-from vmdriver.folders.resolving import open_folder
 from vmdriver.host import facts
 from vmdriver.model.host_mount import SETTING, AllowedFolder
 
@@ -31,13 +28,13 @@ async def folder_findings(driver: Driver) -> AsyncIterator[Finding]:
     else:
         yield Finding(_CHECK, "ok", f"{program} answers in its box")
     for folder in allowed:
-        yield await asyncio.to_thread(_of, folder)
+        yield await _of(driver, folder)
 
 
-def _of(folder: AllowedFolder) -> Finding:
+async def _of(driver: Driver, folder: AllowedFolder) -> Finding:
     check = f"host folder {folder.path}"
     try:
-        os.close(open_folder(folder.path, folder.path))
+        await driver.folders.look_at(folder.path, folder.path)
     except DriverError as error:
         return Finding(
             check, "fail", error.message, error.resolution, machines_start=True
