@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from vmdriver.app import Driver
 from vmdriver.cli.doctor.finding import Finding
@@ -12,6 +13,8 @@ from vmdriver.errors import DriverError
 from vmdriver.hypervisor.memory.confined_reader import trial
 from vmdriver.hypervisor.questions import verdict as verdicts
 from vmdriver.lifecycle.ports.host import Ownership
+
+_USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
 async def libvirt_findings(driver: Driver, *, alone: bool) -> AsyncIterator[Finding]:
@@ -32,6 +35,8 @@ async def libvirt_findings(driver: Driver, *, alone: bool) -> AsyncIterator[Find
     yield Finding(check, "ok", text)
     yield _questions(driver)
     yield _streams(driver.config)
+    if driver.config.memory.live_snapshots:
+        yield live_snapshots()
     if driver.embedded:
         yield _monitors(driver.monitor_filter.problem)
 
@@ -67,3 +72,22 @@ def _monitors(problem: str) -> Finding:
         text = f"a QEMU that was taken over can end the driver: {problem}"
         return Finding(check, "warn", text, "apt-get install gcc libc6-dev")
     return Finding(check, "ok", "what QEMUs say is filtered before libvirt reads it")
+
+
+def live_snapshots(switch: Path = _USERFAULTFD) -> Finding:
+    """Whether a QEMU without rights may write memory while its machine goes on."""
+    check, still = (
+        "live snapshots",
+        "machines stand still while their memory is written",
+    )
+    leave_it = "set live_snapshots = false"
+    try:
+        allowed = switch.read_text().strip() == "1"
+    except OSError:
+        text = f"{still}: this kernel has no userfaultfd"
+        return Finding(check, "warn", text, leave_it)
+    if not allowed:
+        text = f"{still}: QEMU's users may not use userfaultfd"
+        allow = f"sysctl -w vm.{switch.name}=1 (docs/security.md says what that opens)"
+        return Finding(check, "warn", text, f"{allow}, or {leave_it}")
+    return Finding(check, "ok", "QEMU's users may use userfaultfd")
