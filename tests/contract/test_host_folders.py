@@ -278,6 +278,19 @@ async def test_readers_outlive_us_are_found_and_end(
         assert not directory.exists()
 
 
+async def test_a_machines_user_comes_to_its_sockets_whatever_the_umask_is(
+    home: Path, folders: VirtiofsFolders
+) -> None:
+    plan, directory = shared_plan(home), home / "sandboxes/s1/folders"
+    before = os.umask(0o077)
+    try:
+        await folders.share(plan, MARK, str(directory))
+    finally:
+        os.umask(before)
+    assert directory.stat().st_mode & 0o777 == 0o711
+    await folders.end(MARK, str(directory))
+
+
 async def test_a_half_of_it_is_ended_and_begun_anew(
     home: Path, folders: VirtiofsFolders
 ) -> None:

@@ -192,7 +192,8 @@ def _share(program: Program, plan: LaunchPlan, mark: str, directory: Path) -> No
     inside = plan.sandbox_uid, plan.sandbox_gid
     with _failing(f"{plan.sandbox_id} cannot be given folders of the host"):
         _end(mark, directory)
-        directory.mkdir(mode=0o711)
+        directory.mkdir()
+        directory.chmod(0o711)  # whatever the umask is
         mounts.enter_own_namespace()
         for mount in plan.host_mounts:
             reader = _reader(mount, plan.user, plan.memory_mib, inside, mark)
