@@ -176,6 +176,21 @@ async def test_a_host_that_listens_to_routers_is_never_made_deaf_to_them(
     assert by_router()
 
 
+async def test_a_host_that_has_not_heard_its_router_yet_will_hear_it(
+    net: Net, host: HostNetwork
+) -> None:
+    """After a boot a machine may go on from memory before the network is up."""
+    for name in ("default", "all"):
+        (CONF / name / "accept_ra").write_text("1")
+    plan = walled()
+    await host.make_tap(plan, MARK)
+    await host.load_rules(plan, MARK)
+    assert not forwards(), "there is nothing to forward to"
+    advertised(net)
+    await soon(by_router, "the kernel has not heard it", 10)
+    await host.remove_tap(plan.lease.tap, MARK)
+
+
 async def test_a_pool_in_use_is_refused(net: Net, host: HostNetwork) -> None:
     uplink(net)
     run("ip", "addr", "add", "fd00:1::99/64", "dev", "public", "nodad")
@@ -289,6 +304,22 @@ async def test_it_forwards_again_while_there_are_machines_that_need_it(
     SETTING.write_text("0")
     await soon(forwards, "it stays off")
     assert not guarded.guard.why_broken(guarded.tap)
+
+
+async def test_it_forwards_once_there_is_something_to_forward_to(
+    net: Net, files: Threads, host: HostNetwork
+) -> None:
+    guard = NetworkGuard(host, files)
+    guard.open()
+    plan = walled()
+    await host.make_tap(plan, MARK)
+    await guard.keep(plan, MARK)
+    assert not forwards()
+    routed(net)
+    await soon(forwards, "it stays off")
+    await guard.close()
+    await host.remove_tap(plan.lease.tap, MARK)
+    assert not forwards()
 
 
 async def test_an_address_that_the_host_has_later_is_denied_too(guarded: Shown) -> None:

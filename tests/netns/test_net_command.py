@@ -167,6 +167,9 @@ def test_a_machine_with_ipv6_is_explained_and_tried_and_one_without_is_told_why(
     net: Net, state: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = block("fd00:1::/64", 0, ())
+    space = net.space("public")
+    net.link_ipv6("public", space, "2001:db8:1::1", "2001:db8:1::10")
+    run("ip", "-6", "route", "add", "default", "via", "2001:db8:1::10")
     plan = machine(net, state, ipv6=own)
     page = said(capsys, state)
     assert f"s1 is 10.0.128.2 and {own.guest_ip}; its rules are loaded." in page
@@ -175,6 +178,15 @@ def test_a_machine_with_ipv6_is_explained_and_tried_and_one_without_is_told_why(
     assert "is refused at once" in denied
     away = said(capsys, state, "[2001:db8::1]:443", status=1)
     assert "leaves the machine's network, for [2001:db8::1]:443" in away
+    net.serve("2001:db8:1::10", 443, space)
+    assert "]:443/tcp: reached" in said(capsys, state, "[2001:db8:1::10]:443")
+    net.serve("127.0.0.1", 17670)
+    for setting in ("ipv6.conf.all.forwarding", "ipv4.ip_forward"):
+        run("sysctl", "-qw", f"net.{setting}=0")
+    deaf = said(capsys, state, "[2001:db8:1::10]:443", status=1)
+    assert "]:443/tcp: not reached" in deaf, "whatever the host itself reaches"
+    assert "it is lost there: THE HOST DOES NOT FORWARD IPv4 and IPv6" in deaf
+    said(capsys, state, f"{ALIAS}:17670")
     without = plan.model_copy(update={"ipv6": None, "no_ipv6": "no route"})
     stored(state, without)
     assert "it has no IPv6: no route (egress_ipv6)" in said(capsys, state)

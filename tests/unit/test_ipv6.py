@@ -80,6 +80,17 @@ def test_by_default_nobody_has_any_and_lists_of_it_are_refused_with_the_field() 
     assert found.egress_deny == ["10.1.0.0/16", "2001:db8::1/128"]
 
 
+@pytest.mark.parametrize("which", ["2001:db8::%eth0/32", "2001:db8::% }\n#/128"])
+def test_what_is_of_one_link_alone_is_no_network(which: str) -> None:
+    """Python takes it for one, with whatever is behind the sign; nft does not."""
+    for name in ("egress_allow", "egress_deny"):
+        with pytest.raises(ValueError, match="is no IPv4 or IPv6 network"):
+            config_of({**ON, name: [which]})
+        wanted = SandboxSpec(id="a", name="a", image="i", driver_config={name: [which]})
+        with pytest.raises(InvalidRequest, match="is no IPv4 or IPv6 network"):
+            check(wanted, WITH)
+
+
 @pytest.mark.parametrize(
     "address", ["fe80::/16", "fd00:ec2::254", "64:ff9b::/96", "fd01::/64"]
 )
@@ -89,7 +100,8 @@ def test_nobody_may_allow_what_nobody_reaches(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "pool", ["fd00::/97", "fe80::/64", "2002::/64", "10.0.0.0/8", "fd00::1/64"]
+    "pool",
+    ["fd00::/97", "fe80::/64", "2002::/64", "10.0.0.0/8", "fd00::1/64", "fd00::%a/64"],
 )
 def test_what_can_be_no_pool_is_refused(pool: str) -> None:
     with pytest.raises(ConfigError, match="address_pool_ipv6"):

@@ -14,6 +14,7 @@ from vmdriver.config import Loaded
 from vmdriver.errors import InvalidRequest, NotFound
 from vmdriver.host.confined import netns
 from vmdriver.model.plan import NetworkPlan
+from vmdriver.network.forwarding import IPV4, IPV6, forwards
 from vmdriver.network.guard.surroundings import own_addresses
 from vmdriver.network.reach.explained import (
     Destination,
@@ -47,6 +48,8 @@ class Network:
     known: tuple[Rule, ...]
     loaded: str | None
     host: HostsHalf
+    stuck: tuple[str, ...] = ()
+    """Versions of IP that the machine has and the host does not forward."""
 
     @property
     def inside(self) -> bool:
@@ -74,7 +77,7 @@ class Tried:
     outcome: Outcome | None
     host: str | None
     lost: bool = False
-    """It leaves the machine's network, and nothing translates its address then."""
+    """It leaves the machine's network, and the host does not send it on with another address."""
 
     @property
     def reached(self) -> bool:
@@ -124,7 +127,18 @@ async def _known(sandbox: str, plan: NetworkPlan) -> Network:
     if plan.namespace is None or not netns.is_there(plan.namespace):
         return Network(sandbox, plan, known, None, "gone")
     loaded = await live_rules(plan.namespace)
-    return Network(sandbox, plan, known, loaded, await hosts_half(plan))
+    kinds = (IPV4,) if six is None else (IPV4, IPV6)
+    stuck = tuple(kind.name for kind in kinds if not forwards(kind))
+    return Network(sandbox, plan, known, loaded, await hosts_half(plan), stuck)
+
+
+def _lost(known: Network, outcome: Outcome | None) -> bool:
+    if outcome is None or outcome.leads_to is None:
+        return False
+    address, _ = outcome.leads_to
+    kind = IPV6 if ":" in address else IPV4
+    to_host = address == known.plan.lease.uplink_ip
+    return known.host == "gone" or (kind.name in known.stuck and not to_host)
 
 
 async def _tried(known: Network, name: str, port: Destination) -> list[Tried]:
@@ -138,7 +152,7 @@ async def _tried(known: Network, name: str, port: Destination) -> list[Tried]:
     for to, outcome in zip(wanted, found, strict=True):
         place = deciding(known.known, to)
         # Half of what leads out is the host's: it is of no use to ask what is behind that.
-        lost = known.host == "gone" and outcome is not None and bool(outcome.leads_to)
+        lost = _lost(known, outcome)
         host = None if lost else await _from_the_host(known.plan, to, outcome)
         rule = known.known[place]
         tried.append(Tried(to, place + 1, rule, outcome, host, lost))
@@ -245,6 +259,9 @@ def _state(known: Network) -> str:
             "THE HOST'S HALF OF ITS RULES IS NOT AS THIS VERSION LOADS IT: what it is allowed may "
             "not work until the driver has restored that"
         )
+    if known.stuck:
+        kinds = " and ".join(known.stuck)
+        return f"THE HOST DOES NOT FORWARD {kinds}: by that nothing is reached but the host"
     return "its rules are loaded"
 
 

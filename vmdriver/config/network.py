@@ -119,6 +119,8 @@ class NetworkSettings(Frozen):
         if not value:
             return value
         network = ipaddress.IPv6Network(value)
+        if "%" in value:
+            raise ValueError("must be a network, not one of a single link")
         if network.prefixlen > LONGEST_PREFIX:
             raise ValueError(f"must be a /{LONGEST_PREFIX} or larger")
         if within(str(network), ALWAYS_DENIED_IPV6):

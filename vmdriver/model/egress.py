@@ -36,7 +36,9 @@ def networks_of(values: Sequence[Any], *, ipv6: bool = False) -> tuple[str, ...]
 def _network(value: Any, *, ipv6: bool) -> Network:
     kinds = "IPv4 or IPv6 network" if ipv6 else "IPv4 network"
     try:
-        found = ipaddress.ip_network(value if isinstance(value, str) else "")
+        # An address of one link ("fe80::%eth0/64") is none that rules could name.
+        right = isinstance(value, str) and "%" not in value
+        found = ipaddress.ip_network(value if right else "")
     except ValueError as error:
         raise ValueError(
             f"{value!r} is no {kinds}, such as 10.1.0.0/16, without host bits"

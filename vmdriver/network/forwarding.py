@@ -6,7 +6,8 @@ host; one that was on already is none of ours. A note below /run, which the host
 forgets the setting, says that it was us: it is written before the effect.
 
 A host that forwards IPv6 is a router, and takes no word of other routers (accept_ra 1): where it
-has its own IPv6 by their word, it is not turned on.
+has its own IPv6 by their word, it is not turned on. Nor where it has none as yet: after a boot it
+may still be waiting for that word.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from vmdriver.errors import NetworkError
 from vmdriver.host.threads import Threads
-from vmdriver.network.guard.surroundings import by_advertisements
+from vmdriver.network.guard.surroundings import lack_of_ipv6
 from vmdriver.network.guard.wire import NETFILTER, ROUTE, attributes, dump, open_socket
 
 _log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Forwarding:
     kind: Kind = IPV4
     _users: set[str] = field(default_factory=set, init=False)
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _lack: str = field(default="", init=False)
 
     async def need(self, user: str) -> bool:
         """Have it on, until `left` with that name. True: it was off. NetworkError."""
@@ -125,9 +127,7 @@ class Forwarding:
 
     def _set_on(self) -> bool:
         with self._translated("turned on"), self._locked():
-            if self.kind is IPV6 and (links := by_advertisements()):
-                text = "IPv6 forwarding stays off: this host has its IPv6 from routers on %s"
-                _log.warning(text, ", ".join(links))
+            if self._lacks_ipv6():
                 return False
             if not self._note.exists():
                 part = self._note.with_suffix(".part")
@@ -136,6 +136,13 @@ class Forwarding:
                 part.replace(self._note)
             self.kind.setting.write_text(ON)
             return True
+
+    def _lacks_ipv6(self) -> bool:
+        """Whether the host has none to forward, which is told once."""
+        before, self._lack = self._lack, lack_of_ipv6() if self.kind is IPV6 else ""
+        if self._lack and self._lack != before:
+            _log.warning("IPv6 forwarding stays off: %s", self._lack)
+        return bool(self._lack)
 
     def _routers(self) -> list[str]:
         """Links that are a router's by themselves, of IPv6: with the host they are no more."""
@@ -206,6 +213,11 @@ class Forwarding:
                 f"{self.kind.name} forwarding of this host cannot be {what}: {error.strerror}",
                 detail=str(error),
             ) from error
+
+
+def forwards(kind: Kind) -> bool:
+    """Whether this host does now. A kernel without that version of IP does not. OSError."""
+    return kind.setting.exists() and _has_on(kind.setting)
 
 
 def _has_on(setting: Path) -> bool:

@@ -255,8 +255,9 @@ class NetworkGuard:
 
     async def _check_forwarding(self) -> None:
         """It concerns all of them. Without it nothing comes or goes: nobody is stopped for it."""
-        wanted, self._settings = self._settings and bool(self._kept), False
-        if not wanted or not await self._network.forward():
+        # Who had no IPv6 to forward may have it with other addresses or routes.
+        changed, self._settings = self._settings or self._readdressed, False
+        if not (changed and self._kept) or not await self._network.forward():
             return
         now = time.monotonic()
         if now - self._told_at > _QUIET_S:

@@ -182,7 +182,9 @@ class Listener:
             if kind == _NEIGHBOUR_GONE or state & _PERMANENT:
                 heard.interfaces.add(index)
         elif kind in _ROUTES:
-            heard.addresses |= payload[4] == _LOCAL_TABLE
+            # With its first way to everywhere a host may begin to have IPv6.
+            everywhere = payload[1] == 0
+            heard.addresses |= everywhere or payload[4] == _LOCAL_TABLE
             for key, content in attributes(payload, 12):
                 if key == 4:
                     heard.interfaces |= set(struct.unpack("=i", content))

@@ -100,14 +100,17 @@ async def check_pool(pool: str) -> None:
 async def way_to_ipv6() -> WayToIpv6:
     """Whether the host has IPv6 that it can share. NetworkError."""
     with translated("look for IPv6"):
-        lack = await alone("look", _lack_of_ipv6)
+        lack = await alone("look", lack_of_ipv6)
     if lack:
         return WayToIpv6(lack)
     networks = await connected_networks(6)
     return WayToIpv6(networks=tuple(sorted({str(network) for network in networks})))
 
 
-def _lack_of_ipv6() -> str:
+def lack_of_ipv6() -> str:
+    """Why this host has no IPv6 that it can share, and what to do about it; "" where it has.
+    Blocking. OSError.
+    """
     if not _reaches_ipv6():
         return "this host itself has no way to IPv6 networks (no address, or no default route)"
     needed = by_advertisements()
