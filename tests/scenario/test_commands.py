@@ -318,6 +318,25 @@ async def test_none_is_begun_beside_a_frozen_workload(there: Place) -> None:
     await eventually(lambda: len(there.programs.ended) == 2, "nothing is left to end")
 
 
+async def test_one_is_begun_while_the_memory_of_a_machine_that_goes_on_is_written() -> (
+    None
+):
+    """That may take a minute and more, and nothing stands still."""
+    there = await place(live_snapshots=True)
+    world, operations = there.driver.world, Operations(there.driver.manager)
+    world.hanging.hangs = lambda call: call.startswith("end of writing ")
+    taking = asyncio.ensure_future(
+        operations.create_snapshot(operations.find("s1"), "one", disk_only=False)
+    )
+    await eventually(lambda: world.hanging.met, "it is being written")
+    assert await there.run("exit", "5", timeout_s=2) == 5
+    assert not taking.done()
+    world.hanging.give_up(there.driver.plan().domain)
+    with pytest.raises(TimedOut):
+        await taking
+    await there.driver.close()
+
+
 @pytest.mark.parametrize("held", ["pause ", "capture "])
 async def test_none_is_begun_in_what_came_to_stand_still_since_that_was_looked_at(
     there: Place, held: str

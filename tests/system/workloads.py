@@ -162,8 +162,9 @@ for page in range(4096):
 while True:
     block[:20] = b"%020d" % n
     os.pwritev(disk, [block], 0)
-    with open("/dev/shm/told", "w") as file:
+    with open("/dev/shm/next", "w") as file:
         file.write(str(n))
+    os.replace("/dev/shm/next", "/dev/shm/told")
     for page in range(4096):
         at = page * 4096
         if pages[at:at + 20] != b"%020d" % n:

@@ -18,18 +18,25 @@ from typing import Any
 
 import libvirt
 
-from vmdriver.errors import HypervisorError, LoadRefused, NotFound, StorageError
+from vmdriver.errors import (
+    DriverError,
+    HypervisorError,
+    LoadRefused,
+    NotFound,
+    StorageError,
+)
 from vmdriver.host import open_files
 from vmdriver.host.lanes import Pulse
 from vmdriver.host.side_by_side import beside
 from vmdriver.host.threads import Threads
-from vmdriver.hypervisor import domain_xml, root_disk
+from vmdriver.hypervisor import domain_xml, qemu_process, root_disk
 from vmdriver.hypervisor.abilities import kind_of
 from vmdriver.hypervisor.connection import START_DEADLINE_S, Connection
 from vmdriver.hypervisor.kvm import access as kvm_access
 from vmdriver.hypervisor.load_errors import is_checkpoints_fault
 from vmdriver.hypervisor.machines import Check, end_at_once, unchecked
 from vmdriver.hypervisor.memory import capture, copies, meanwhile
+from vmdriver.hypervisor.memory.unprotect import unprotect
 from vmdriver.hypervisor.questions.trial import Spared, nothing_spared
 from vmdriver.hypervisor.wall import own_folders
 from vmdriver.hypervisor.wall.cgroups import NO_CGROUPS, Cgroups
@@ -41,6 +48,7 @@ from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.wall import Offer
 
 _log = logging.getLogger(__name__)
+_UNPROTECT_S = 5.0
 _SAVE_HEADER = struct.Struct("<16s5I56x")
 """libvirt's save image: magic, version, length of XML, was running, compression, offset of a
 cookie, 14 unused words (libvirt 9.0, src/qemu/qemu_saveimage.h).
@@ -142,13 +150,17 @@ class DomainMemory:
 
     async def begin_stream(self, domain: str, target: str) -> Streamed:
         pulse = Pulse()
-        return await self._connection.call(
-            f"begin to write out {domain}",
-            lambda c: meanwhile.begin(c.lookupByName(domain), target, pulse),
-            domain,
-            pulse=pulse,
-            deadline_s=capture.DEADLINE_S,
-        )
+        try:
+            return await self._connection.call(
+                f"begin to write out {domain}",
+                lambda c: meanwhile.begin(c.lookupByName(domain), target, pulse),
+                domain,
+                pulse=pulse,
+                deadline_s=capture.DEADLINE_S,
+            )
+        except DriverError:
+            await self._unprotect(domain)
+            raise
 
     async def end_stream(self, domain: str, streamed: Streamed) -> None:
         pulse = Pulse()
@@ -164,12 +176,33 @@ class DomainMemory:
             await asyncio.shield(waiting)
         except asyncio.CancelledError:
             pulse.given_up = True  # it is ended at once, and not when it is complete
+            await self._unprotect(domain)
             await asyncio.wait({waiting})
             if not waiting.cancelled():
                 waiting.exception()
+            await self._unprotect(domain)
+            raise
+        except DriverError:
+            await self._unprotect(domain)
             raise
 
+    async def _unprotect(self, domain: str) -> None:
+        """Past its monitor, which may not answer before."""
+        directory = qemu_process.run_directory(self._connection.uri)
+        lane, what = f"unprotect {domain}", f"unprotect the memory of {domain}"
+        try:
+            await self._connection.lanes.run(
+                lane,
+                what,
+                lambda: unprotect(directory, domain),
+                deadline_s=_UNPROTECT_S,
+            )
+        except (OSError, DriverError) as error:
+            # A QEMU from 8.1 on does it by itself.
+            _log.warning("%s: %s", what, error)
+
     async def give_up_stream(self, domain: str) -> None:
+        await self._unprotect(domain)
         try:
             await self._connection.call(
                 f"end the writing of {domain}",
@@ -178,6 +211,7 @@ class DomainMemory:
             )
         except NotFound:
             return
+        await self._unprotect(domain)  # it may have been about to protect it
 
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
         return await self._files.run(

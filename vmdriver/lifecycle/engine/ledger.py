@@ -288,9 +288,9 @@ class Ledger:
         """
         await finished(self._move_to_end(key))
 
-    async def hand_over(self, key: str) -> None:
-        """Strike an entry that another ledger holds from now on: nothing is undone."""
-        await finished(self._strike([key]))
+    async def hand_over(self, *keys: str) -> None:
+        """Strike entries that another ledger holds from now on, or that were undone: nothing is."""
+        await finished(self._strike([*keys]))
 
     def forget(self) -> None:
         """Its file is, with the sandbox: nothing is held, whatever was not struck out."""

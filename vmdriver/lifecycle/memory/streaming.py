@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from vmdriver.lifecycle.engine.resource import PAUSED
+from vmdriver.lifecycle.engine.resource import FROZEN, PAUSED
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.memory.capture import Capture
@@ -73,8 +73,8 @@ class Streaming:
         """The memory, when it is written."""
         memory = self.memory
         if streamed.meanwhile:
-            # Whoever pauses it from now on has it paused.
-            await sandbox.ledger.hand_over(PAUSED)
+            # Whoever pauses it from now on has it paused, and commands begin in it.
+            await sandbox.ledger.hand_over(PAUSED, FROZEN)
             with watch.step("write"):
                 await memory.end_stream(plan.domain, streamed)
         with watch.step("cut"):
