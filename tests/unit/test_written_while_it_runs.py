@@ -35,7 +35,7 @@ class Qemu:
         self.refuses, self._status, self._goes_on = refuses, list(status), goes_on
         self._heard = heard
         self.writes_meanwhile = False
-        self.running = self.resumed = self.cancelled = False
+        self.running = self.resumed = self.cancelled = self.ended = False
         self.pages = 0
         self.file = -1
         self.known = libvirt.VIR_DOMAIN_PAUSED
@@ -46,6 +46,9 @@ class Qemu:
 
     def XMLDesc(self, _flags: int = 0) -> str:
         return XML
+
+    def isActive(self) -> bool:
+        return not self.ended
 
     def state(self) -> list[int]:
         return [self.known, 0]
@@ -60,6 +63,8 @@ class Qemu:
         return "{}"
 
     def _ask(self, _machine: Any, command: str, **words: Any) -> Any:
+        if self.ended:
+            raise libvirt.libvirtError("domain is not running")
         if command == "migrate-set-capabilities":
             (wanted,) = words["capabilities"]
             assert wanted["capability"] == CAPABILITY
@@ -194,3 +199,16 @@ def test_a_file_that_grows_beyond_the_memory_is_ended(
         meanwhile.end(machine, streamed, Pulse())
     assert machine.cancelled
     assert (tmp_path / "s").stat().st_size == 0
+
+
+def test_of_one_that_has_ended_nothing_is_left_to_be_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Qemu(monkeypatch)
+    meanwhile.begin(machine, str(tmp_path / "s"), Pulse())
+    machine.ended = True
+    meanwhile.give_up_if_it_runs(machine)
+    machine.ended = False
+    meanwhile.give_up_if_it_runs(machine)
+    assert machine.cancelled
+    assert not machine.writes_meanwhile

@@ -206,7 +206,7 @@ class DomainMemory:
         try:
             await self._connection.call(
                 f"end the writing of {domain}",
-                lambda c: meanwhile.give_up(c.lookupByName(domain)),
+                lambda c: meanwhile.give_up_if_it_runs(c.lookupByName(domain)),
                 domain,
             )
         except NotFound:

@@ -109,3 +109,9 @@ def give_up(machine: Any) -> None:
     """End it, if it is under way, and have the next one written of a machine that stands still."""
     capture.give_up(machine)
     capture.write_meanwhile(machine, on=False)
+
+
+def give_up_if_it_runs(machine: Any) -> None:
+    """The same of what may have ended: its definition outlasts it."""
+    if machine.isActive():
+        give_up(machine)
