@@ -17,14 +17,13 @@ from vmdriver.host.plain_file import is_open_to_write
 from vmdriver.host.threads import Threads
 from vmdriver.host.users import ownership
 from vmdriver.lifecycle.ports.host import Ownership
-from vmdriver.lifecycle.ports.volumes import Piece
+from vmdriver.lifecycle.ports.volumes import FREE_KEPT, Piece
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage import files, raw_disks
 from vmdriver.storage.layers.possession import Possession
 from vmdriver.storage.layout import Layout
 
 _MIB = 2**20
-_FREE_KEPT = 256 * _MIB
 _WAY_OUT = "free space in the state directory"
 _WHAT = "a volume cannot be copied"
 _NOT_BACK = "a volume cannot be put back"
@@ -140,7 +139,7 @@ class VolumeCopies:
 
 def _check_room(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
-    if free < _FREE_KEPT:
+    if free < FREE_KEPT:
         raise Exhausted(
             f"only {free // _MIB} MiB are free for copies of volumes",
             reason="DiskFull",

@@ -19,6 +19,7 @@ from vmdriver.lifecycle.engine.worker import Hire
 from vmdriver.lifecycle.extending.runner import ExtensionRunner
 from vmdriver.lifecycle.launch.users import UserPool
 from vmdriver.lifecycle.launch.volumes import Volumes
+from vmdriver.lifecycle.memory.resources import copies_begun
 from vmdriver.lifecycle.ports.paths import Paths
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.lifecycle.templates.template import Templates
@@ -115,9 +116,10 @@ class Recovery:
         )
 
     def _layers_begun(self) -> set[str]:
-        workers = self.sandboxes.workers.values()
-        entries = (worker.sandbox.ledger.get(LAYER) for worker in workers)
-        return {entry.data["path"] for entry in entries if entry is not None}
+        ledgers = [w.sandbox.ledger for w in self.sandboxes.workers.values()]
+        entries = (ledger.get(LAYER) for ledger in ledgers)
+        layers = {entry.data["path"] for entry in entries if entry is not None}
+        return layers.union(*map(copies_begun, ledgers))
 
 
 def _goes(record: SandboxRecord) -> bool:

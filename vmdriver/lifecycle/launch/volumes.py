@@ -290,24 +290,23 @@ class Volumes:
         disk, owner = plan.disk(mounted.role), plan.sandbox_id
         known = self.find(mounted.workspace, mounted.name)
         self.check_free(known, owner, read_only=disk.read_only)
-        if known.size_mib != disk.size_mib:  # its box lets nobody write beyond
-            raise Refused(
-                f"volume {known.shown!r} was made larger, or anew, while the start began",
-                reason="VolumeBusy",
-                resolution="start the sandbox again",
-            )
+        _check_size(known, disk.size_mib)  # its box lets nobody write beyond
         held = known.model_copy(update={"attached": self.holders(known)})
         await self.note(held.with_sandbox(owner, read_only=disk.read_only))
         await self.store.let_in(known, plan.user, read_only=disk.read_only)
 
     async def hold(self, volumes: Iterable[Volume], owner: str) -> None:
         """Have them be that sandbox's alone, by its ledger's word, which has their ids: all or
-        none. Refused, StorageError.
+        none. Refused, NotFound, StorageError.
         """
         async with self.changing:
+            present = []
             for volume in volumes:
+                present.append(known := self.find(volume.workspace, volume.name))
+                _check_size(known, volume.size_mib)
+            for volume in present:
                 self.check_free(volume, owner, read_only=False)
-            for volume in volumes:
+            for volume in present:
                 held = volume.model_copy(update={"attached": self.holders(volume)})
                 await self.note(held.with_sandbox(owner, read_only=False))
 
@@ -353,6 +352,15 @@ def _check_fits(volume: Volume, wish: Wish) -> None:
             f"{wish.size_mib}",
             reason="VolumeTooSmall",
             resolution="vmdriver volume grow makes it larger; or ask for no size_mib",
+        )
+
+
+def _check_size(volume: Volume, planned_mib: int) -> None:
+    if volume.size_mib != planned_mib:
+        raise Refused(
+            f"volume {volume.shown!r} was made larger, or anew, meanwhile",
+            reason="VolumeBusy",
+            resolution="start the sandbox again",
         )
 
 

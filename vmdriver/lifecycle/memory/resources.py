@@ -203,6 +203,12 @@ class CopiedVolumes:
                 await self.disks.remove(str(path))
 
 
+def copies_begun(ledger: Ledger) -> set[str]:
+    """Their paths, until they are given back or a snapshot's."""
+    held = ledger.get(VOLUME_COPIES)
+    return set(json.loads(held.data["paths"])) if held is not None else set()
+
+
 @dataclass(frozen=True)
 class MappedMemory:
     """The file that a machine which came back from it maps as long as it runs. Without a manifest

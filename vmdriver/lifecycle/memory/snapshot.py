@@ -287,17 +287,22 @@ class Snapshots:
         kept = record.intent is not Intent.DELETED and not sandbox.going_down()
         if not (record.reverting and kept):
             return
+        if record.reverting_volumes and record.intent is Intent.STOPPED:
+            # To copy volumes may take longer than a stop may.
+            await self._not_reverted(sandbox, "it was stopped before its volumes were")
+            return
         sandbox.underway.doing = Action.REVERT
         try:
             await self._revert(sandbox)
         except DriverError as error:
             if sandbox.record.intent is Intent.RUNNING or not sandbox.record.reverting:
                 raise
-            text = (
-                f"{sandbox.record.reverting}: {error.text()}; it is stopped as it was"
-            )
-            await sandbox.update(reverting="", reverting_volumes=False)
-            sandbox.tell("NotReverted", text, warn=True)
+            await self._not_reverted(sandbox, error.text())
+
+    async def _not_reverted(self, sandbox: Sandbox, why: str) -> None:
+        text = f"{sandbox.record.reverting}: {why}; it is stopped as it was"
+        await sandbox.update(reverting="", reverting_volumes=False)
+        sandbox.tell("NotReverted", text, warn=True)
 
     async def _revert(self, sandbox: Sandbox) -> None:
         """The machine away; a new layer on the snapshot's; then the ordinary way up. What the

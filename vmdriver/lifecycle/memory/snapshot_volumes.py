@@ -21,7 +21,7 @@ from vmdriver.lifecycle.launch.volumes import Volumes
 from vmdriver.lifecycle.memory.resources import CopiedVolumes
 from vmdriver.lifecycle.ports.memory import MachineMemory
 from vmdriver.lifecycle.ports.paths import Paths
-from vmdriver.lifecycle.ports.volumes import CopyStore, Piece
+from vmdriver.lifecycle.ports.volumes import FREE_KEPT, CopyStore, Piece
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.checkpoint import SnapshotEntry, VolumeCopy
 from vmdriver.model.plan import LaunchPlan
@@ -29,8 +29,6 @@ from vmdriver.model.plan import LaunchPlan
 _SOON = 8 * 2**20
 """Bytes that may be left when the workload is frozen: they are copied while it stands still."""
 _LOOK_S = 0.05
-_FREE_KEPT = 256 * 2**20
-"""Bytes that copying leaves on the disk."""
 LONGEST_S, SLOWEST_MIB_S = 60.0, 16
 """Copying may take so many seconds, and one more for each so many MiB."""
 
@@ -148,10 +146,10 @@ class SnapshotVolumes:
 
     async def _check_free(self, path: str, needed: int) -> None:
         free = await self.ports.disks.free_bytes(path)
-        if free < needed + _FREE_KEPT:
+        if free < needed + FREE_KEPT:
             raise Exhausted(
                 f"only {free // 2**20} MiB are free for copies of the volumes, which need "
-                f"{(needed + _FREE_KEPT) // 2**20}",
+                f"{(needed + FREE_KEPT) // 2**20}",
                 reason="DiskFull",
                 resolution="free space in the state directory, or remove snapshots",
             )

@@ -16,7 +16,7 @@ from vmdriver.lifecycle.engine.resource import VOLUMES, VOLUMES_BACK, Given
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.launch.volumes import Volumes
 from vmdriver.lifecycle.ports.host import Disks
-from vmdriver.lifecycle.ports.volumes import CopyStore
+from vmdriver.lifecycle.ports.volumes import FREE_KEPT, CopyStore
 from vmdriver.model.checkpoint import SnapshotEntry, VolumeCopy
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.volume import Volume
@@ -36,9 +36,11 @@ class VolumesBack:
         for volume in self._wanted(record, entry):
             self.volumes.check_free(volume, record.id, read_only=False)
         free = await self.disks.free_bytes(entry.layers[-1])
-        if free < entry.volume_bytes:
+        needed = entry.volume_bytes + FREE_KEPT
+        if free < needed:  # or its machine would be ended in vain
             raise Exhausted(
-                f"only {free // 2**20} MiB are free for the snapshot's volumes",
+                f"only {free // 2**20} MiB are free for the snapshot's volumes, which need "
+                f"{needed // 2**20}",
                 reason="DiskFull",
                 resolution="free space in the state directory",
             )

@@ -9,6 +9,11 @@ from typing import Protocol
 from vmdriver.model.plan import MachineUser
 from vmdriver.model.volume import Volume
 
+FREE_KEPT = 256 * 2**20
+"""Bytes that copying volumes leaves on the disk: one that becomes full has every machine stand
+still.
+"""
+
 
 @dataclass(frozen=True)
 class Piece:
