@@ -75,6 +75,25 @@ def test_no_link_is_followed_and_nothing_but_a_folder_is_opened(
     assert refused.value.reason == reason
 
 
+@pytest.mark.parametrize("kind", ["proc", "sysfs", "tmpfs"])
+def test_what_is_the_kernels_own_is_not_opened_wherever_it_is_mounted(
+    home: Path, kind: str
+) -> None:
+    place = home / "a/root/of its own"
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", kind, "none", place], check=True)
+    try:
+        for path in (place, *[p for p in place.iterdir() if p.is_dir()][:1]):
+            if kind == "tmpfs":
+                os.close(open_folder(str(home / "a"), str(path)))
+                continue
+            with pytest.raises(Refused, match=rf"{kind}. is the system's own") as told:
+                open_folder(str(home / "a"), str(path))
+            assert told.value.reason == "HostMountNotAllowed"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 # --- the box, with a shell in place of virtiofsd
 
 
