@@ -32,6 +32,8 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
         self.spoil: Callable[[str, Any, Any], None] = lambda _m, _r, _c: None
         self.lingers = False
         """A stop or delete is only accepted when it is answered, as a cluster's is: `end_of` or `forget` ends it."""
+        self.by_and_by = False
+        """A start is only accepted when it is answered: what it says of the sandbox stays as it is."""
         self.workspaces: set[str] | None = None
         """Those it was asked for; None: it knows no workspaces."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -154,7 +156,7 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
     def StartSandbox(self, request: Any, context: Any) -> Any:
         self._begin("StartSandbox", request, context)
         sandbox = self._one(request, context)
-        if sandbox.id not in self._processes:
+        if sandbox.id not in self._processes and not self.by_and_by:
             self._run(sandbox.id)
         return pb.StartSandboxResponse()
 

@@ -9,7 +9,8 @@ from vmdriver.compose import request as requests
 from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.creates import Creates
 from vmdriver.compose.dialect import stops_still
-from vmdriver.compose.registry import Absent, Registry, is_unsure
+from vmdriver.compose.follower import is_down
+from vmdriver.compose.registry import Absent, Registry, is_unsure, is_vague
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage
 from vmdriver.errors import AlreadyExists, DriverError, Refused, Unavailable
@@ -135,26 +136,39 @@ class ComposedDriver:
                 text = f"sandbox {sandbox.record.id} is being deleted"
                 raise Refused(text, reason="Deleting")
             begun = not sandbox.record.up
-            if begun:
+            if begun or sandbox.cut_off:
                 await self._begin_run(sandbox, asked)
             try:
                 answer = await self._base.call("StartSandbox", raw, asked)
             except (BaseRejected, DriverError) as error:
                 if is_unsure(error):
-                    self._registry.start_unanswered(sandbox)
+                    self._registry.start_open(sandbox)
                 elif begun:
-                    await sandbox.run_ended()
+                    await self._not_started(sandbox, error)
                 raise
-            sandbox.start_open_until = None
+            self._registry.start_open(sandbox, answered=True)
             return answer
 
     async def _begin_run(self, sandbox: Composed, asked: Asked) -> None:
+        again = sandbox.record.up
         try:
-            await sandbox.update(up=True, ready_told=False)
+            if not again:
+                await sandbox.update(up=True, ready_told=False)
             await sandbox.ask(CallPoint.BEFORE_START, asked.trace)
-        except DriverError:  # whatever it is, the base was not asked
-            await sandbox.run_ended()
+        except Exception:  # whatever it is, the base was not asked: not by us
+            if not again:
+                await sandbox.run_ended()
             raise
+        sandbox.cut_off = False
+
+    async def _not_started(self, sandbox: Composed, error: Exception) -> None:
+        if is_vague(error):
+            seen = await self._registry.look(sandbox.record.id)
+            up = isinstance(seen, pb.DriverSandbox) and not is_down(seen)
+            if up or seen is Absent.UNKNOWN:
+                self._registry.start_open(sandbox)
+                return
+        await sandbox.run_ended()
 
     async def stop(self, raw: bytes, asked: Asked) -> bytes:
         """after_stop when the base says that it is down: now, or later where a stop is only

@@ -157,23 +157,40 @@ def change_of(seen: pb.DriverSandbox, record: Record) -> Change | None:
     """What a snapshot means to extensions. One that says nothing clear changes nothing."""
     if not record.up:
         return None
-    state = {c.type: c for c in reversed(seen.status.conditions)}
-    suspended, ready = state.get("Suspended"), state.get("Ready")
-    if suspended is not None and suspended.status.lower() == "true":
+    ready = _condition(seen, "Ready")
+    if _is_suspended(seen):
         return Composed.run_ended
-    if ready is None:
-        return None
-    if ready.status.lower() == "true":
+    if ready is not None and ready.status.lower() == "true":
         return None if record.ready_told else _ready
-    ended = ready.status.lower() == "false" and ready.reason.lower() not in _TRANSIENT
-    return Composed.run_ended if ended and record.stage is not Stage.CREATING else None
+    ended = is_down(seen) and record.stage is not Stage.CREATING
+    return Composed.run_ended if ended else None
+
+
+def is_down(seen: pb.DriverSandbox) -> bool:
+    """Whether the base says that it does not run, nor is on the way up."""
+    ready = _condition(seen, "Ready")
+    if _is_suspended(seen) or ready is None:
+        return _is_suspended(seen)
+    return ready.status.lower() == "false" and ready.reason.lower() not in _TRANSIENT
+
+
+def _is_suspended(seen: pb.DriverSandbox) -> bool:
+    found = _condition(seen, "Suspended")
+    return found is not None and found.status.lower() == "true"
+
+
+def _condition(seen: pb.DriverSandbox, kind: str) -> pb.DriverCondition | None:
+    return next((c for c in seen.status.conditions if c.type == kind), None)
 
 
 async def _follow(sandbox: Composed, seen: pb.DriverSandbox) -> None:
     """Do what it means. A start that was not answered is open until it is seen to run, or until it
-    has had its time: which run is over by then says whatever the base says.
+    has had its time: which run is over by then says whatever the base says. One that was answered
+    is open while its sandbox is still suspended.
     """
     change, open_still = change_of(seen, sandbox.record), sandbox.may_still_start
+    if sandbox.start_answered and not _is_suspended(seen):
+        open_still = False
     if change is not None and (change is _ready or not open_still):
         await change(sandbox)
     if change is _ready or not open_still:

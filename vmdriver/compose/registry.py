@@ -25,6 +25,13 @@ _UNSURE = {
     grpc.StatusCode.CANCELLED,
 }
 """Codes that also say that an answer was lost."""
+_VAGUE = {
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DATA_LOSS,
+}
+"""Codes of a base that failed: before what it was asked for, or after it."""
 Publish = Callable[[pb.WatchSandboxesEvent, bytes], None]
 
 
@@ -61,7 +68,8 @@ class Registry:
             sandbox = self.add(record)
             going_up = record.up and not record.ready_told
             if going_up and record.stage is Stage.PRESENT:
-                self.start_unanswered(sandbox)  # by the process before, for all we know
+                self.start_open(sandbox)  # by the process before, for all we know
+                sandbox.cut_off = True
 
     def add(self, record: Record) -> Composed:
         """A new one; it is on disk when it is first updated."""
@@ -133,11 +141,12 @@ class Registry:
         if present is Absent.GONE and late:
             await self.uncreate(sandbox)
 
-    def start_unanswered(self, sandbox: Composed) -> None:
-        """Of a start: it may have been done, or be done yet. What the base says decides, but for
-        a while not that it is down.
+    def start_open(self, sandbox: Composed, *, answered: bool = False) -> None:
+        """A start may have been done, or be done yet. What the base says decides, but for a while
+        not that it is down; where it has `answered` that it starts, not that it is suspended.
         """
         sandbox.start_open_until = time.monotonic() + self._create_grace_s
+        sandbox.start_answered = answered
 
     async def clean_again(self) -> None:
         """Try again what could not be settled or undone. Called every second."""
@@ -218,6 +227,11 @@ class Registry:
         inner.source, inner.type = EVENT_SOURCE, "Warning"
         inner.reason, inner.message = reason, message
         self._publish(event, event.SerializeToString())
+
+
+def is_vague(error: BaseException) -> bool:
+    """Whether only a look can tell."""
+    return isinstance(error, BaseRejected) and error.code in _VAGUE
 
 
 def is_unsure(error: BaseException) -> bool:

@@ -40,8 +40,12 @@ class Composed:
     """The base may know of it. False: its create has not come that far."""
     start_open_until: float | None = None
     """A start was asked for that the base has not answered, and until then (monotonic seconds) may
-    still begin.
+    still begin; or one that has not shown yet.
     """
+    start_answered: bool = False
+    """The base has said yes to that one, so only "suspended" may still be of the run before."""
+    cut_off: bool = False
+    """A process before ended while it was to start: perhaps before extensions were ready for it."""
     retries: int = 0
     retry_at: float = 0.0
     """When what could not be undone is tried again (monotonic seconds)."""
@@ -69,7 +73,7 @@ class Composed:
         """A run is over, however; told once."""
         if not self.record.up:
             return
-        self.start_open_until = None
+        self.start_open_until, self.cut_off = None, False
         await self.report(CallPoint.AFTER_STOP)
         await self.give_back(Scope.RUNTIME)
         await self.update(up=False, ready_told=False)
