@@ -51,6 +51,33 @@ def test_leases_from_ledgers_count() -> None:
     assert addresses.take("y", Taken()).index == 1
 
 
+def test_a_pool_that_has_become_larger_knows_who_has_its_addresses() -> None:
+    """It begins before the former one: what was that one's first block is its fifth."""
+    former, addresses = (
+        AddressPool("i", "10.0.128.16/28"),
+        AddressPool("i", "10.0.128.0/27"),
+    )
+    for name in ("a", "b", "c", "d"):
+        addresses.adopt(name, former.take(name, Taken()))
+    held = {lease.host_ip for lease in addresses.owned.now.values()}
+    with pytest.raises(Exhausted):  # their numbers are theirs, too
+        assert addresses.take("e", Taken()).host_ip not in held
+    assert addresses.left() == 0
+    addresses.free("b")
+    assert addresses.take("e", Taken()).host_ip == "10.0.128.21"
+    assert addresses.left() == 1
+
+
+def test_a_pool_that_has_become_smaller_has_none_left_and_not_less() -> None:
+    former, addresses = (
+        AddressPool("i", "10.0.128.0/24"),
+        AddressPool("i", "10.0.128.0/28"),
+    )
+    for n in range(9):
+        addresses.adopt(f"s{n}", former.take(f"s{n}", Taken()))
+    assert addresses.left() == 0
+
+
 def test_drivers_of_one_host_begin_in_different_places() -> None:
     def first(instance: str) -> int:
         addresses = AddressPool(instance, "10.0.128.0/17", spread=True)

@@ -41,7 +41,7 @@ class AddressPool:
 
     def left(self) -> int:
         """How many blocks nobody has."""
-        return self._size - len(self.owned.now)
+        return self._size - sum(0 <= n < self._size for n in self._used())
 
     def holder(self, index: int) -> str | None:
         """Whose that block is."""
@@ -77,9 +77,7 @@ class AddressPool:
         return lease
 
     def _free_block(self, taken: frozenset[str], *, modest: bool) -> int:
-        used = {lease.index for lease in self.owned.now.values()}
-        base = int(self._network.network_address)
-        used |= {(int(ipaddress.IPv4Address(a)) - base) // 4 for a in taken}
+        used = self._used() | {self._block(address) for address in taken}
         turns = ((self._next + step) % self._size for step in range(self._size))
         free = list(islice((i for i in turns if i not in used), 1 + modest))
         if len(free) > modest:
@@ -89,6 +87,15 @@ class AddressPool:
             reason="AddressPoolExhausted",
             resolution="delete sandboxes or configure a larger address_pool",
         )
+
+    def _used(self) -> set[int]:
+        """Also by address: the pool may have begun elsewhere when a lease was made."""
+        leases = self.owned.now.values()
+        return {n for x in leases for n in (x.index, self._block(x.host_ip))}
+
+    def _block(self, address: str) -> int:
+        begin = int(self._network.network_address)
+        return (int(ipaddress.IPv4Address(address)) - begin) // 4
 
     def _free_salt(self, sandbox_id: str, taken: frozenset[str]) -> int:
         names = taken | {lease.tap for lease in self.owned.now.values()}
