@@ -132,3 +132,41 @@ async def test_a_base_that_fails_after_it_has_started_something_runs_it(
         assert await refused(stub.StartSandbox(START)) is code
         await until(lambda: spy.told == ["begins", "ready"])
         assert holding(tmp_path / "world") == RUN
+
+
+async def test_a_base_that_fails_after_it_has_made_something_has_it_deleted(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    """Whoever asked has been told that there is none; it ran without what had been taken for it."""
+    spy, base.lingers = Spy(tmp_path / "world"), True
+
+    def spoil(method: str, request: Any, context: Any) -> None:
+        if method == "CreateSandbox":
+            base.sandboxes["s1"] = pb.DriverSandbox(id="s1", name=request.sandbox.name)
+            base._run("s1")
+            context.abort(grpc.StatusCode.INTERNAL, "cannot read its state")
+
+    base.spoil = spoil
+    settings = settings_for(base, tmp_path, create_grace_s=20.0)
+    async with composed(settings, [spy]) as (stub, composition):
+        assert await refused(stub.CreateSandbox(CREATE)) is grpc.StatusCode.INTERNAL
+        assert holding(tmp_path / "world") == RUN
+        base.gone("s1")
+        await until(lambda: not composition.registry.all())
+    assert holding(tmp_path / "world") == set()
+    assert "DeleteSandbox" in [name for name, _ in base.seen]
+
+
+async def test_a_base_that_fails_before_it_has_made_anything_is_not_waited_for(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    def spoil(method: str, _request: Any, context: Any) -> None:
+        if method == "CreateSandbox":
+            context.abort(grpc.StatusCode.INTERNAL, "the disk is full")
+
+    spy, base.spoil = Spy(tmp_path / "world"), spoil
+    settings = settings_for(base, tmp_path, create_grace_s=20.0)
+    async with composed(settings, [spy]) as (stub, composition):
+        assert await refused(stub.CreateSandbox(CREATE)) is grpc.StatusCode.INTERNAL
+        assert composition.registry.all() == []
+    assert holding(tmp_path / "world") == set()

@@ -120,7 +120,10 @@ class Registry:
         """
         if sandbox.record.stage is Stage.PRESENT:
             return  # only the answer was lost
-        if sandbox.base_asked and is_unsure(error):
+        may_be_there = is_unsure(error)
+        if is_vague(error):
+            may_be_there = await self.look(sandbox.record.id) is not Absent.GONE
+        if sandbox.base_asked and may_be_there:
             sandbox.abandoned_at = time.monotonic()
             await self.settle_abandoned(sandbox)
         else:
