@@ -138,10 +138,11 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
         self.sandboxes[asked.id] = pb.DriverSandbox(
             id=asked.id, name=asked.name, workspace=asked.workspace
         )
-        self._run(asked.id)
+        self.run(asked.id)
         return pb.CreateSandboxResponse()
 
-    def _run(self, sandbox_id: str) -> None:
+    def run(self, sandbox_id: str) -> None:
+        """It is up from now on."""
         self._processes[sandbox_id] = subprocess.Popen(["/bin/sleep", "600"])
         self.condition(sandbox_id, "Ready", "True", "Running")
 
@@ -157,7 +158,7 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
         self._begin("StartSandbox", request, context)
         sandbox = self._one(request, context)
         if sandbox.id not in self._processes and not self.by_and_by:
-            self._run(sandbox.id)
+            self.run(sandbox.id)
         return pb.StartSandboxResponse()
 
     def StopSandbox(self, request: Any, context: Any) -> Any:

@@ -125,7 +125,7 @@ async def test_a_base_that_fails_after_it_has_started_something_runs_it(
 
         def spoil(method: str, _request: Any, context: Any) -> None:
             if method == "StartSandbox":
-                base._run("s1")
+                base.run("s1")
                 context.abort(code, "cannot read its state")
 
         base.spoil = spoil
@@ -143,7 +143,7 @@ async def test_a_base_that_fails_after_it_has_made_something_has_it_deleted(
     def spoil(method: str, request: Any, context: Any) -> None:
         if method == "CreateSandbox":
             base.sandboxes["s1"] = pb.DriverSandbox(id="s1", name=request.sandbox.name)
-            base._run("s1")
+            base.run("s1")
             context.abort(grpc.StatusCode.INTERNAL, "cannot read its state")
 
     base.spoil = spoil
