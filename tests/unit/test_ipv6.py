@@ -142,7 +142,10 @@ def test_one_that_goes_on_from_memory_loses_it_when_it_is_not_wanted_and_never_g
     assert planner.limited(had, spec(), WITH).network.ipv6 == had.network.ipv6
     assert planner.limited(had_not, spec(), WITH).network.ipv6 is None
     bare = replace(WITH, namespaces=False)
-    assert wall(had, bare).network.ipv6 is None, "only behind rules of its own"
+    found = wall(had, bare).network
+    assert found.ipv6 is None, "only behind rules of its own"
+    assert "namespaces" in found.no_ipv6
+    assert not wall(had_not, bare).network.no_ipv6, "nobody wanted any"
 
 
 def test_the_guest_is_told_its_address_and_whom_not_to_ask_for() -> None:
@@ -225,7 +228,9 @@ def test_no_request_reaches_more_than_the_operator_allows(
 def test_names_go_only_when_nothing_of_either_version_is_reached() -> None:
     deny = {"egress_deny": ["0.0.0.0/0"]}
     assert plan(driver_config=deny).network.dns == ()
-    assert plan(driver_config=deny, settings=ON, way=WAY).network.dns
+    with_it = plan(driver_config=deny, settings=ON, way=WAY)
+    assert with_it.network.dns
+    assert wall(with_it, replace(WITH, namespaces=False)).network.dns == ()
     both = {"egress_deny": ["0.0.0.0/0", "::/0"]}
     assert plan(driver_config=both, settings=ON, way=WAY).network.dns == ()
 

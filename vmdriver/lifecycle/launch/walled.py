@@ -19,9 +19,11 @@ def walled(plan: LaunchPlan, settings: Settings) -> LaunchPlan:
         "moved": settings.namespaces and settings.moved_taps,
         "max_connections": settings.max_connections,
     }
-    if not settings.namespaces:
-        changes["ipv6"] = None
-    everything = {EVERYTHING} if network.ipv6 is None else {EVERYTHING, EVERYTHING_IPV6}
+    if network.ipv6 is not None and not settings.namespaces:
+        why = "machines have no network namespaces of their own on this host"
+        changes |= {"ipv6": None, "no_ipv6": why}
+    six = network.ipv6 is not None and settings.namespaces
+    everything = {EVERYTHING, EVERYTHING_IPV6} if six else {EVERYTHING}
     closed = (
         network.egress == "none"
         or network.egress_only == ()
