@@ -37,6 +37,7 @@ class Qemu:
         self.writes_meanwhile = False
         self.running = self.resumed = self.cancelled = self.ended = False
         self.pages = 0
+        self.next: list[str] = []
         self.file = -1
         self.known = libvirt.VIR_DOMAIN_PAUSED
         monkeypatch.setattr(capture.monitor, "ask", self._ask)
@@ -73,6 +74,7 @@ class Qemu:
             self.writes_meanwhile = wanted["state"]
         elif command == "migrate":
             assert self.writes_meanwhile
+            self._status, self.next = self.next or self._status, []
             os.write(self.file, b"stream")
         elif command == "migrate_cancel":
             self.cancelled, self._status = True, ["cancelled"]
@@ -207,8 +209,23 @@ def test_of_one_that_has_ended_nothing_is_left_to_be_ended(
     machine = Qemu(monkeypatch)
     meanwhile.begin(machine, str(tmp_path / "s"), Pulse())
     machine.ended = True
-    meanwhile.give_up_if_it_runs(machine)
-    machine.ended = False
-    meanwhile.give_up_if_it_runs(machine)
+    meanwhile.give_up_if_it_runs(machine, Pulse())
+    os.close(machine.file)
+
+
+def test_one_that_was_ended_is_written_once_more_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """QEMU before 8.1 could write it in no other way after that."""
+    machine = Qemu(monkeypatch, status=("setup", "active"))
+    meanwhile.begin(machine, str(tmp_path / "s"), Pulse())
+    os.close(machine.file)
+    machine.next = ["setup", "active", "completed"]
+    meanwhile.give_up_if_it_runs(machine, Pulse())
     assert machine.cancelled
+    assert os.readlink(f"/proc/self/fd/{machine.file}") == os.devnull
     assert not machine.writes_meanwhile
+    begun = machine.file
+    meanwhile.give_up_if_it_runs(machine, Pulse())
+    assert machine.file == begun, "the last one was written to its end"
+    os.close(begun)

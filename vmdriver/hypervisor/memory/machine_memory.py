@@ -203,15 +203,19 @@ class DomainMemory:
 
     async def give_up_stream(self, domain: str) -> None:
         await self._unprotect(domain)
+        pulse = Pulse()
         try:
             await self._connection.call(
                 f"end the writing of {domain}",
-                lambda c: meanwhile.give_up_if_it_runs(c.lookupByName(domain)),
+                lambda c: meanwhile.give_up_if_it_runs(c.lookupByName(domain), pulse),
                 domain,
+                pulse=pulse,
+                deadline_s=capture.DEADLINE_S,
             )
         except NotFound:
             return
-        await self._unprotect(domain)  # it may have been about to protect it
+        finally:
+            await self._unprotect(domain)  # it may have been about to protect it
 
     async def split(self, streamed: Streamed, memory: str, memory_mib: int) -> Captured:
         return await self._files.run(

@@ -8,6 +8,7 @@ KVM (DECISIONS.md). It needs memory that is mapped from no file, and the right t
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from functools import partial
@@ -22,6 +23,7 @@ from vmdriver.hypervisor import domain_reading, monitor
 from vmdriver.hypervisor.memory import capture
 from vmdriver.lifecycle.ports.memory import Streamed
 
+_log = logging.getLogger(__name__)
 _SOON_S, _POLL_S = 0.001, 0.02
 _HEARD_S = 0.5
 """In which libvirt hears that a machine goes on."""
@@ -111,7 +113,38 @@ def give_up(machine: Any) -> None:
     capture.write_meanwhile(machine, on=False)
 
 
-def give_up_if_it_runs(machine: Any) -> None:
-    """The same of what may have ended: its definition outlasts it."""
-    if machine.isActive():
+def give_up_if_it_runs(machine: Any, pulse: Pulse) -> None:
+    """The same of what may have ended: its definition outlasts it. And have what was not written to
+    its end leave nothing behind.
+    """
+    if not machine.isActive():
+        return
+    give_up(machine)
+    answer = monitor.ask(machine, "query-migrate")
+    with monitor.reading("query-migrate"):
+        whole = answer.get("status", "none") in {"completed", "none"}
+    if not whole and machine.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+        _mend(machine, pulse)
+
+
+def _mend(machine: Any, pulse: Pulse) -> None:
+    """Write it once more, to its end, for nobody. A QEMU before 8.1 that has not written one to
+    its end takes its memory for protected, and cannot write it in any other way: no suspension
+    would come to anything any more. TimedOut.
+    """
+    memory_bytes = domain_reading.read_memory_bytes(capture.describe(machine))
+    target = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    problem = ""
+    try:
+        capture.hand_over(machine, target, meanwhile=True)
+        capture.begin(machine)
+        longest_s = capture.longest_s(memory_bytes)
+        problem = capture.until_written(
+            machine, pulse, longest_s, lambda: None, _POLL_S
+        )
+    except HypervisorError as error:
+        problem = error.message
+    finally:
         give_up(machine)
+    if problem:
+        _log.warning("its memory cannot be written any more: %s", problem)
