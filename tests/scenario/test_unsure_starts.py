@@ -170,3 +170,28 @@ async def test_a_base_that_fails_before_it_has_made_anything_is_not_waited_for(
         assert await refused(stub.CreateSandbox(CREATE)) is grpc.StatusCode.INTERNAL
         assert composition.registry.all() == []
     assert holding(tmp_path / "world") == set()
+
+
+async def test_what_cannot_be_noted_of_one_sandbox_keeps_no_other_waiting(
+    base: ProcessDriver, tmp_path: Path
+) -> None:
+    spy = Spy(tmp_path / "world")
+    async with composed(settings_for(base, tmp_path), [spy]) as (stub, composition):
+        await stub.CreateSandbox(CREATE)
+        in_the_way = tmp_path / "s" / "sandboxes" / "s1" / ".record.json.part"
+        in_the_way.mkdir()
+        base.gone("s1")
+        await until(lambda: "stop" in spy.told)
+        await asyncio.sleep(0.2)
+
+        def spoil(method: str, _request: Any, context: Any) -> None:
+            if method == "CreateSandbox":
+                context.abort(grpc.StatusCode.UNAVAILABLE, "who knows")
+
+        base.spoil = spoil
+        other = pb.CreateSandboxRequest(sandbox=sandbox("s2"))
+        code = await refused(stub.CreateSandbox(other))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        await until(lambda: [s.record.id for s in composition.registry.all()] == ["s1"])
+        in_the_way.rmdir()
+        await until(lambda: not composition.registry.all())

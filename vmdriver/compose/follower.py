@@ -69,9 +69,12 @@ class Follower:
 
     async def _settle_starts(self) -> None:
         for sandbox in self._registry.all():
-            settled = sandbox.start_open_until is None or sandbox.lock.locked()
-            if not settled and self.relay.connected.is_set():
-                await self._look(sandbox)
+            is_open = sandbox.start_open_until is not None or sandbox.look_again
+            if is_open and not sandbox.lock.locked() and self.relay.connected.is_set():
+                try:
+                    await self._look(sandbox)
+                except Exception:  # noqa: BLE001 - others do not wait for that one
+                    _log.exception("%s: cannot be followed now", sandbox.record.id)
 
     # --- events
 
@@ -95,7 +98,17 @@ class Follower:
         return None
 
     async def _look(self, sandbox: Composed, *, deleted: bool = False) -> None:
-        """What the base says now decides. Where it does not answer, its next list will."""
+        """What the base says now decides. Where it does not answer, its next list will; what cannot
+        be noted of it, on a full disk, is looked at each second.
+        """
+        try:
+            await self._look_until_seen(sandbox, deleted=deleted)
+        except Exception:
+            sandbox.look_again = True
+            raise
+        sandbox.look_again = False
+
+    async def _look_until_seen(self, sandbox: Composed, *, deleted: bool) -> None:
         for wait_s in (0.0, *_LOOK_AGAIN_S):
             await asyncio.sleep(wait_s)
             async with sandbox.lock:

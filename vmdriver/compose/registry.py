@@ -156,12 +156,18 @@ class Registry:
         for sandbox in self.all():
             if sandbox.lock.locked():
                 continue
-            async with sandbox.lock:
-                if sandbox.record.stage is Stage.CREATING:
-                    await self.settle_abandoned(sandbox)
-                elif sandbox.overdue():
-                    await sandbox.clean_again()
-                    self._drop(sandbox)
+            try:
+                async with sandbox.lock:
+                    await self._clean_one(sandbox)
+            except Exception:  # noqa: BLE001 - others do not wait for that one
+                _log.exception("%s: cannot be cleaned up now", sandbox.record.id)
+
+    async def _clean_one(self, sandbox: Composed) -> None:
+        if sandbox.record.stage is Stage.CREATING:
+            await self.settle_abandoned(sandbox)
+        elif sandbox.overdue():
+            await sandbox.clean_again()
+            self._drop(sandbox)
 
     def _drop(self, sandbox: Composed) -> None:
         if sandbox.forgotten:

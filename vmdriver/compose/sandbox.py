@@ -46,6 +46,8 @@ class Composed:
     """The base has said yes to that one, so only "suspended" may still be of the run before."""
     cut_off: bool = False
     """A process before ended while it was to start: perhaps before extensions were ready for it."""
+    look_again: bool = False
+    """What the base said could not be noted."""
     retries: int = 0
     retry_at: float = 0.0
     """When what could not be undone is tried again (monotonic seconds)."""
