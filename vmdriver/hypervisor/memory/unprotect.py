@@ -9,10 +9,12 @@ is given free. A writing that is under way fails by that.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import re
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +25,8 @@ _UNREGISTER, _WAKE = 0x8010AA01, 0x8010AA02
 """_IOR(UFFDIO, 1 and 2, struct uffdio_range), linux/userfaultfd.h: the first wakes nobody who waits
 to write.
 """
+_LONGEST_S = 4.0
+"""One that was taken over may have as many ranges and descriptors as it likes."""
 _LINK = "anon_inode:[userfaultfd]"
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 
@@ -47,7 +51,7 @@ def unprotect(directory: Path, domain: str) -> None:
 
 def unprotect_process(process: int, pid: int) -> None:
     """The same of that process, which the descriptor `process` pins. OSError."""
-    proc = Path(f"/proc/{pid}")
+    proc, end = Path(f"/proc/{pid}"), time.monotonic() + _LONGEST_S
     try:
         protecting = [int(e.name) for e in (proc / "fd").iterdir() if _protects(e)]
         text = (proc / "maps").read_text(errors="replace") if protecting else ""
@@ -57,7 +61,7 @@ def unprotect_process(process: int, pid: int) -> None:
         taken = _take(process, number)
         try:
             if _protects(Path(f"/proc/self/fd/{taken}")):
-                _give_free(taken, text)
+                _give_free(taken, text, end)
         finally:
             os.close(taken)
 
@@ -78,9 +82,11 @@ def _take(process: int, number: int) -> int:
     return found
 
 
-def _give_free(protecting: int, maps: str) -> None:
-    """Whoever waits there goes on."""
+def _give_free(protecting: int, maps: str, end: float) -> None:
+    """Whoever waits there goes on. OSError when that is not done by `end`."""
     for match in _RANGE.finditer(maps):
+        if time.monotonic() > end:
+            raise OSError(errno.ETIMEDOUT, "it has too much memory of its own making")
         start, end = (int(number, 16) for number in match.groups())
         of_it = struct.pack("QQ", start, end - start)
         with suppress(OSError):  # what is not protected, or not any more
