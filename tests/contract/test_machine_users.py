@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +92,11 @@ class OnDisk:
 
     @contextmanager
     def running(self, number: int) -> Iterator[None]:
-        sleeper = [sys.executable, "-c", "print(flush=True); input()"]
+        sleeper = [
+            "sh",
+            "-c",
+            "echo; read line",
+        ]  # no Python, which may be in a folder that is closed to it
         pipe = subprocess.PIPE
         with subprocess.Popen(sleeper, user=number, stdin=pipe, stdout=pipe) as process:
             assert process.stdout is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -331,4 +332,30 @@ async def test_a_used_checkpoint_is_no_checkpoint_before_the_record_forgets_it()
     assert "s1/suspended" not in world.checkpoints
     assert world.checkpoints["s1/mapped"] == ""
     assert driver.memory.tick(domain) == 2
+    await driver.close()
+
+
+def _not_begun(found: object) -> bool:
+    created = inspect.CORO_CREATED
+    return inspect.iscoroutine(found) and inspect.getcoroutinestate(found) == created
+
+
+async def test_a_process_may_end_before_anything_of_a_resume_has_begun() -> None:
+    """Its tasks are cancelled: a coroutine that one of them was given, and had not begun, would be awaited by nobody."""
+    driver = await running(World())
+    found, worker = operations(driver)
+    await found.suspend(worker)
+    resuming = asyncio.create_task(found.resume(worker))
+    while not resuming.done():
+        for task in asyncio.all_tasks():
+            coroutine = task.get_coro()
+            if inspect.iscoroutine(coroutine) and _not_begun(coroutine):
+                given = [*coroutine.cr_frame.f_locals.values()]
+                given += [
+                    one for some in given if isinstance(some, tuple) for one in some
+                ]
+                assert not any(map(_not_begun, given)), coroutine.__qualname__
+        await asyncio.sleep(0)
+    await resuming
+    assert worker.sandbox.record.phase is Phase.RUNNING
     await driver.close()

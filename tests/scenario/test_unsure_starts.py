@@ -178,6 +178,7 @@ async def test_what_cannot_be_noted_of_one_sandbox_keeps_no_other_waiting(
     spy = Spy(tmp_path / "world")
     async with composed(settings_for(base, tmp_path), [spy]) as (stub, composition):
         await stub.CreateSandbox(CREATE)
+        await until(lambda: "ready" in spy.told)  # nothing is being noted any more
         in_the_way = tmp_path / "s" / "sandboxes" / "s1" / ".record.json.part"
         in_the_way.mkdir()
         base.gone("s1")

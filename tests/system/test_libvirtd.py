@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from tests.adversary.inside import everything_below
 from tests.adversary.test_box import EXPECTED, everything, hard_limit, status
 from tests.adversary.test_mapped_memory import sealed
 from tests.adversary.test_users import as_user, user_of
+from tests.fakes.serve import WORK
 from tests.fakes.waiting import until
 from tests.netns.conftest import run
 from tests.system.machines import Driver, Host, qemus_of
@@ -70,6 +72,10 @@ def test_a_sandbox_on_a_libvirt_daemon(
 ) -> None:
     options = ["--connection", "qemu:///system", "--stop-grace-s", "3"]
     options += ["--max-disk-iops", "5000", "--max-net-mbit-s", "100"]
+    # No way leads a daemon's QEMU around a closed folder, below which this checkout may lie.
+    boot = fresh_host.state / "boot"
+    boot.unlink()
+    shutil.copytree(WORK / "boot", boot, symlinks=True)
     driver = new_driver(*WITHOUT_TEMPLATES, *options, host=fresh_host)
     sandbox = driver.create()
     driver.wait(sandbox, "Running")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import pytest
 
 from vmdriver.errors import HostError
-from vmdriver.host.side_by_side import together
+from vmdriver.host.side_by_side import beside, together
 
 
 async def fail(words: str) -> None:
@@ -69,3 +70,24 @@ async def test_a_cancellation_reaches_all_and_is_raised_before_errors() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert sorted(cancelled) == ["a", "b"]
+
+
+async def test_what_is_cancelled_before_it_has_begun_leaves_nothing_that_was_never_awaited() -> (
+    None
+):
+    """As when a process ends: every task is cancelled, also one that was made just now."""
+
+    async def nothing() -> None:
+        raise AssertionError("it has begun")
+
+    works = [nothing(), nothing()]
+    task = asyncio.create_task(beside(*works))
+    await asyncio.sleep(0)
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert len(others) == 3
+    for other in others:
+        other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    states = [inspect.getcoroutinestate(work) for work in works]
+    assert states == [inspect.CORO_CLOSED] * 2

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def side_by_side(
-    works: Mapping[K, Awaitable[None]],
+    works: Mapping[K, Awaitable[object]],
 ) -> tuple[set[K], list[BaseException]]:
     """Which of them came to their end, and what the others raised, the first first. All are waited
     for, whatever happens to one.
@@ -51,7 +51,7 @@ def most_urgent(errors: Sequence[BaseException]) -> BaseException:
     return errors[0]
 
 
-async def together(*works: Awaitable[None]) -> None:
+async def together(*works: Awaitable[object]) -> None:
     """Do them side by side. What one raises is raised when all have ended."""
     _, errors = await side_by_side(dict(enumerate(works)))
     if errors:
@@ -60,14 +60,10 @@ async def together(*works: Awaitable[None]) -> None:
 
 async def beside(work: Awaitable[T], other: Awaitable[None]) -> T:
     """What `work` gives, with another one done meanwhile. Errors as with `together`."""
-    found: list[T] = []
-
-    async def keep() -> None:
-        found.append(await work)
-
-    await together(keep(), other)
-    return found[0]
+    found = asyncio.ensure_future(work)
+    await together(found, other)
+    return found.result()
 
 
-def _error_of(task: asyncio.Future[None]) -> BaseException | None:
+def _error_of(task: asyncio.Future[object]) -> BaseException | None:
     return asyncio.CancelledError() if task.cancelled() else task.exception()

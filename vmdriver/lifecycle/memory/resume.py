@@ -176,14 +176,17 @@ class Resume:
             user = await self.launcher.user.acquire(record.id, sandbox.ledger)
         plan = planner.with_user(found.plan, user)
         changes = {"plan": plan, "launches": record.launches + 1}
-        # What is had beside it is in the ledger, which says all that its undo needs; the machine
-        # is not begun before it is there.
-        noted = asyncio.ensure_future(
-            together(
+
+        async def note() -> None:
+            # What it consists of is made when it begins: it may be cancelled before.
+            await together(
                 sandbox.update(**changes, host_boot_id=facts.boot_id()),
                 store.lend(ref.directory, user),
             )
-        )
+
+        # What is had beside it is in the ledger, which says all that its undo needs; the machine
+        # is not begun before it is there.
+        noted = asyncio.ensure_future(note())
         noted.add_done_callback(_heard)
         load = partial(self._loaded, sandbox, plan, found.saved, check, noted)
         source = self._from_memory(sandbox, plan, found.secrets, load)
