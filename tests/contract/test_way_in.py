@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from vmdriver.host.confined import netns
+
 NOBODY = 65534
 CHILD = """
 import asyncio, json, sys
@@ -101,6 +103,66 @@ def test_a_closed_folder_above_stays_closed_and_qemu_comes_in_through_a_mount(
     assert home.stat().st_mode & 0o777 == 0o700
     assert str(home.parent / "place") not in Path("/proc/self/mounts").read_text()
     assert list((home.parent / "place" / "state").iterdir()) == [], "ours alone"
+
+
+NAMING = """
+import sys
+from pathlib import Path
+from vmdriver.host.confined import netns
+from vmdriver.storage import way_in
+from vmdriver.storage.layout import Layout
+
+way_in.PLACE = Path(sys.argv[1])
+way_in._mount(way_in._folders(Layout(Path(sys.argv[2])))[:1])
+named = sys.argv[3]
+print(netns.is_there(f"{named}-before"), flush=True)
+sys.stdin.readline()
+import threading
+maker = threading.Thread(target=lambda: netns.give_name(netns.make(), named))
+maker.start()
+maker.join()
+print(netns.is_there(named), flush=True)
+sys.stdin.readline()
+netns.forget(named)
+print(netns.is_there(f"{named}-before"), flush=True)
+"""
+
+
+def test_names_of_network_namespaces_are_everybodys_all_the_same(home: Path) -> None:
+    """What a driver with mounts of its own names, its other commands and `ip netns` find; what they
+    remove is gone there.
+    """
+    name = f"vmdway{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", f"{name}-before"], check=True)
+    words = [str(home.parent / "place"), str(home / "state"), name]
+    child = subprocess.Popen(
+        [sys.executable, "-c", NAMING, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "True\n"
+        print(file=child.stdin, flush=True)
+        assert child.stdout.readline() == "True\n"
+        assert netns.is_there(name)
+        subprocess.run(["ip", "netns", "exec", name, "true"], check=True)
+        subprocess.run(["ip", "netns", "del", f"{name}-before"], check=True)
+        print(file=child.stdin, flush=True)
+        assert child.stdout.readline() == "False\n"
+        assert not netns.path(name).exists()
+        assert child.wait(10) == 0
+        assert str(home.parent / "place") not in Path("/proc/self/mounts").read_text()
+    finally:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+        for left in (name, f"{name}-before"):
+            netns.forget(left)
 
 
 def test_boot_files_elsewhere_are_reached_too(home: Path) -> None:

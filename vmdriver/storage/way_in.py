@@ -3,7 +3,8 @@
 Our own folder is opened: 0711, so that its files can be reached but not listed. Folders above it
 are somebody else's and stay as they are. Where one of them is closed to QEMU's user, the
 driver shows its folders at a second place, in a mount namespace of its own: nothing of it is seen
-elsewhere on the host, and nothing is left when the last machine has ended.
+elsewhere on the host, and nothing is left when the last machine has ended. Only the names of
+network namespaces stay everybody's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from vmdriver.errors import ConfigError, DriverError
 from vmdriver.host import mounts
+from vmdriver.host.confined import netns
 from vmdriver.host.users import access
 from vmdriver.lifecycle.ports.host import Ownership
 from vmdriver.model.passage import PLACE, Passage
@@ -74,7 +76,9 @@ async def open_way_in(layout: Layout, owner: Ownership, *, embedded: bool) -> Pa
 
 
 def _mount(folders: list[_Folder]) -> None:
-    mounts.enter_own_namespace()
+    # Names of network namespaces are mounts: `vmdriver net`, doctor and `ip netns` are to see them.
+    netns.have_place()
+    mounts.enter_own_namespace(common=[netns.PLACE])
     for folder in folders:
         for path in (PLACE, folder.mount):
             _have(path)

@@ -78,7 +78,7 @@ def of_processes() -> list[Path]:
 
 def give_name(namespace: int, name: str) -> None:
     """Keep the namespace of that descriptor under a name that none has. OSError."""
-    _have_place()
+    have_place()
     file = path(name)
     os.close(os.open(file, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
     try:
@@ -115,9 +115,10 @@ def is_there(name: str) -> bool:
         return False
 
 
-def _have_place() -> None:
-    """The directory, shared as ip-netns(8) has it: a name that is removed is gone in every mount
-    namespace, so that no program keeps a namespace alive which it never entered.
+def have_place() -> None:
+    """The directory of the names, shared as ip-netns(8) has it: a name that is removed is gone in
+    every mount namespace, so that no program keeps a namespace alive which it never entered.
+    OSError.
     """
     PLACE.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
