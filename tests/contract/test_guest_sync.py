@@ -19,17 +19,43 @@ from tests.fakes.waiting import until
 SLOW_S = 1.0
 SLOW = f"""
 #include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
 #include <unistd.h>
-void slow_sync(void) {{
-    int file = open("begun", O_WRONLY | O_CREAT | O_APPEND, 0600);
-    if (write(file, "x", 1) == 1)
-        close(file);
-    usleep({int(SLOW_S * 1e6)});
-    file = open("ended", O_WRONLY | O_CREAT | O_APPEND, 0600);
-    if (write(file, "x", 1) == 1)
+
+int __real_open(const char *path, int flags, int mode);
+
+int __wrap_open(const char *path, int flags, ...) {{ /* the guest's disks are below the folder where it runs */
+    va_list rest;
+    va_start(rest, flags);
+    int mode = flags & O_CREAT ? va_arg(rest, int) : 0;
+    va_end(rest);
+    int disk = strcmp(path, "/sysroot") == 0 || strncmp(path, "/run/volumes/", 13) == 0;
+    return __real_open(disk ? path + 1 : path, flags, mode);
+}}
+
+static void note(const char *name, char letter) {{
+    int file = open(name, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    if (write(file, &letter, 1) == 1)
         close(file);
 }}
+
+int __wrap_syncfs(int directory) {{
+    char link[40], path[4096] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", directory);
+    if (readlink(link, path, sizeof path - 1) < 0)
+        return -1;
+    char letter = strrchr(path, '/')[1];
+    note("begun", letter);
+    usleep({int(SLOW_S * 1e6)});
+    note("ended", letter);
+    return 0;
+}}
+
+void __wrap_sync(void) {{ note("everything", 'x'); }}
 """
+WRAPPED = tuple(f"-Wl,--wrap={name}" for name in ("open", "sync", "syncfs"))
 Ask = Callable[[str], str]
 
 
@@ -38,15 +64,18 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("agent")
     (folder / "slow.c").write_text(SLOW)
     sources = ("agent.c", "commands.c", folder / "slow.c")
-    return compiled(folder / "agent", *sources, options=("-O2", "-Dsync=slow_sync"))
+    return compiled(folder / "agent", *sources, options=("-O2", *WRAPPED))
 
 
 @pytest.fixture
 def ask(agent: Path, tmp_path: Path) -> Iterator[Ask]:
-    """A request; its answer without the number. `begun` and `ended` of the folder have a letter for each sync."""
+    """A request; its answer without the number. `begun` and `ended` of the folder have the first letter of each
+    file system that was written out.
+    """
     master, slave = os.openpty()
     tty.setraw(slave)
-    (tmp_path / "cgroups").mkdir()
+    for folder in ("cgroups", "sysroot", "run/volumes"):
+        (tmp_path / folder).mkdir(parents=True)
     command = [agent, os.ttyname(slave), tmp_path / "cgroups"]
     process = subprocess.Popen(command, cwd=tmp_path)
     count = 0
@@ -110,3 +139,16 @@ def test_a_freeze_that_comes_meanwhile_writes_by_itself(
     assert "boot_id=" in ask("freeze timeout_ms=5000")
     assert count(tmp_path / "begun") == 2
     assert count(tmp_path / "ended") >= 1
+
+
+def test_each_disk_is_written_by_itself_and_nothing_else(
+    ask: Ask, tmp_path: Path
+) -> None:
+    """A folder of the host's that does not answer any more would never come to its end."""
+    for name in ("volume0", "volume7", "folder0"):
+        (tmp_path / "run" / "volumes" / name).mkdir()
+    assert ask("sync timeout_ms=20000") == "ok written=1"
+    assert (tmp_path / "ended").read_text() == "vvs"
+    assert ask("freeze timeout_ms=5000").startswith("ok")
+    assert (tmp_path / "ended").read_text() == "vvs" * 2
+    assert not (tmp_path / "everything").exists(), "sync() asks all file systems"
