@@ -92,11 +92,8 @@ class OnDisk:
 
     @contextmanager
     def running(self, number: int) -> Iterator[None]:
-        sleeper = [
-            "sh",
-            "-c",
-            "echo; read line",
-        ]  # no Python, which may be in a folder that is closed to it
+        # Not this Python, which may be in a folder that is closed to that user.
+        sleeper = ["sh", "-c", "echo; read line"]
         pipe = subprocess.PIPE
         with subprocess.Popen(sleeper, user=number, stdin=pipe, stdout=pipe) as process:
             assert process.stdout is not None
