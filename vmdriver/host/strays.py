@@ -141,24 +141,26 @@ def _kill(pid: int, is_stray: Callable[[Process], bool]) -> bool:
 
 def _read(pid: int) -> Process | None:
     """None for one that has ended, or that we may not look at: it is not ours then."""
+    begun = False
     try:
         for _ in range(_BECOMING_TRIES):
             variables = Path(f"/proc/{pid}/environ").read_bytes()
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if variables or not _is_becoming(pid, words):
+            if variables or begun:
                 break
+            # It may have begun since its environment was read.
+            begun = bool(words)
+            if not begun:
+                _await_becoming(pid)
     except OSError:
         return None
     return Process(pid, tuple(words.split(b"\0")), frozenset(variables.split(b"\0")))
 
 
-def _is_becoming(pid: int, words: bytes) -> bool:
-    """Whether one without an environment may be about to have one: in the midst of execve(2) the
-    kernel shows neither that nor arguments. A moment later where that is so.
+def _await_becoming(pid: int) -> None:
+    """Give a moment to one that may be about to begin another program: in the midst of execve(2)
+    the kernel shows neither arguments nor an environment. OSError: the kernel's own, or it has
+    ended.
     """
-    if not words:
-        Path(
-            f"/proc/{pid}/exe"
-        ).readlink()  # OSError: the kernel's own, or it has ended
-        time.sleep(_BECOMING_S)
-    return True
+    Path(f"/proc/{pid}/exe").readlink()
+    time.sleep(_BECOMING_S)
