@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from vmdriver.lifecycle.engine.resource import FROZEN, PAUSED
 from vmdriver.lifecycle.engine.sandbox import Sandbox
@@ -23,7 +24,9 @@ class Streaming:
     memory: MachineMemory
     capture: Capture
     live: bool
-    _told_why: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _told_why: WeakKeyDictionary[Sandbox, str] = field(
+        default_factory=WeakKeyDictionary, init=False
+    )
 
     async def stream(
         self,
@@ -51,12 +54,14 @@ class Streaming:
         return await write(sandbox, plan, watch, begin, meanwhile=True)
 
     async def _may_go_on(self, sandbox: Sandbox, plan: LaunchPlan) -> bool:
-        """Whether its memory is to be written while it goes on. Why not is said once."""
+        """Whether its memory is to be written while it goes on. Why not is said once, and again
+        when it is another reason.
+        """
         if not self.live:
             return False
         why = await self.memory.why_still(plan.domain)
-        if why and (plan.domain, why) not in self._told_why:
-            self._told_why.add((plan.domain, why))
+        if why and self._told_why.get(sandbox) != why:
+            self._told_why[sandbox] = why
             sandbox.tell(
                 "MemoryWrittenStill", f"the machine stands still for snapshots: {why}"
             )
