@@ -19,6 +19,8 @@ from vmdriver.model.host_mount import HostMount
 from vmdriver.model.phase import MachineState, Phase
 
 _NOTE_S = 10.0
+_TELLING = 2
+"""The look, of those in a row, at which it is told."""
 
 
 @dataclass(eq=False)
@@ -29,16 +31,14 @@ class FolderWatch:
 
     host: HostFolders
     sandboxes: Sandboxes
-    _missing: set[tuple[str, int, str]] = field(default_factory=set, init=False)
-    """Sandbox, launch and tag of those that were missing at the last look."""
-    _told: set[tuple[str, int, str]] = field(default_factory=set, init=False)
+    _looks: dict[tuple[str, int, str], int] = field(default_factory=dict, init=False)
+    """By sandbox, launch and tag: how many looks in a row, up to the last, it was missing at."""
 
     async def look(self) -> None:
         """HostError."""
         watched = [w for w in self.sandboxes.workers.values() if _has_folders(w)]
         if not watched:
-            self._missing.clear()
-            self._told.clear()
+            self._looks.clear()
             return
         there = await self.host.shared()
         missing = {}
@@ -51,10 +51,10 @@ class FolderWatch:
             for folder in plan.host_mounts:
                 if folder.tag not in tags:
                     missing[record.id, record.launches, folder.tag] = worker, folder
-        for key in missing.keys() & self._missing - self._told:
-            self._told.add(key)
-            await _tell(*missing[key])
-        self._missing = set(missing)
+        self._looks = {key: self._looks.get(key, 0) + 1 for key in missing}
+        for key, (worker, folder) in missing.items():
+            if self._looks[key] == _TELLING:
+                await _tell(worker, folder)
 
 
 def _has_folders(worker: Worker) -> bool:
