@@ -12,6 +12,7 @@ from pydantic import field_validator, model_validator
 
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.model import volume
+from vmdriver.model.asked_objects import asked_objects, flag
 from vmdriver.model.spec import Frozen, SandboxSpec
 
 KEY = SETTING = "host_mounts"
@@ -130,11 +131,9 @@ class HostMount(Frozen):
 def wishes_of(spec: SandboxSpec) -> tuple[HostMountWish, ...]:
     """What a request wants, sorted by where it is mounted. InvalidRequest, with the key's path."""
     asked = spec.driver_config.get(KEY, ())
-    if not isinstance(asked, list | tuple):
-        raise InvalidRequest(PATH, "must be a list")
-    if len(asked) > MOST_OF_ONE:
-        raise InvalidRequest(PATH, f"holds more than {MOST_OF_ONE}")
-    found = [_wish(each, f"{PATH}[{index}]") for index, each in enumerate(asked)]
+    keys = HostMountWish.model_fields
+    objects = asked_objects(asked, PATH, MOST_OF_ONE, keys, "a host folder")
+    found = [_wish(each, path) for path, each in objects]
     found.sort(key=lambda wish: wish.mount)
     if found:
         volumes = [wish.mount for wish in volume.wishes_of(spec)]
@@ -151,19 +150,7 @@ def _check_places(places: list[str]) -> None:
                 )
 
 
-def _wish(value: Any, path: str) -> HostMountWish:
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(path, "must be an object")
-    for key in value:
-        if key not in HostMountWish.model_fields:
-            raise InvalidRequest(
-                f"{path}.{key}",
-                "is not a key of a host folder",
-                resolution=f"known keys: {', '.join(HostMountWish.model_fields)}",
-            )
-    read_only = value.get("read_only", True)
-    if not isinstance(read_only, bool):
-        raise InvalidRequest(f"{path}.read_only", "must be true or false")
+def _wish(value: Mapping[str, Any], path: str) -> HostMountWish:
     try:
         folder = folder_path(value.get("path"))
     except ValueError as error:
@@ -171,7 +158,7 @@ def _wish(value: Any, path: str) -> HostMountWish:
     return HostMountWish(
         path=folder,
         mount=volume.check_mount(value.get("mount"), f"{path}.mount"),
-        read_only=read_only,
+        read_only=flag(value, "read_only", path, default=True),
     )
 
 

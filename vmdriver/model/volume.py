@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from vmdriver.errors import InvalidRequest
+from vmdriver.model.asked_objects import asked_objects, flag
 from vmdriver.model.spec import Frozen, SandboxSpec
 
 MIN_MIB, MOST_MIB = 16, 64 * 2**20
@@ -151,11 +152,8 @@ def check_mount(mount: Any, field: str) -> str:
 def wishes_of(spec: SandboxSpec) -> tuple[Wish, ...]:
     """What a request wants, sorted by where it is mounted. InvalidRequest, with the key's path."""
     asked = spec.driver_config.get("volumes", ())
-    if not isinstance(asked, list | tuple):
-        raise InvalidRequest(PATH, "must be a list")
-    if len(asked) > MOST_OF_ONE:
-        raise InvalidRequest(PATH, f"holds more than {MOST_OF_ONE}")
-    found = [_wish(each, f"{PATH}[{index}]") for index, each in enumerate(asked)]
+    objects = asked_objects(asked, PATH, MOST_OF_ONE, Wish.model_fields, "a volume")
+    found = [_wish(each, path) for path, each in objects]
     found.sort(key=lambda wish: wish.mount)
     if len({wish.name for wish in found}) < len(found):
         raise InvalidRequest(PATH, "names one volume twice")
@@ -168,22 +166,11 @@ def wishes_of(spec: SandboxSpec) -> tuple[Wish, ...]:
     return tuple(found)
 
 
-def _wish(value: Any, path: str) -> Wish:
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(path, "must be an object")
-    for key in value:
-        if key not in Wish.model_fields:
-            raise InvalidRequest(
-                f"{path}.{key}",
-                "is not a key of a volume",
-                resolution=f"known keys: {', '.join(Wish.model_fields)}",
-            )
-    size, read_only = value.get("size_mib"), value.get("read_only", False)
-    if not isinstance(read_only, bool):
-        raise InvalidRequest(f"{path}.read_only", "must be true or false")
+def _wish(value: Mapping[str, Any], path: str) -> Wish:
+    size = value.get("size_mib")
     return Wish(
         name=check_name(value.get("name"), f"{path}.name"),
         mount=check_mount(value.get("mount"), f"{path}.mount"),
         size_mib=None if size is None else check_size(size, f"{path}.size_mib"),
-        read_only=read_only,
+        read_only=flag(value, "read_only", path, default=False),
     )
