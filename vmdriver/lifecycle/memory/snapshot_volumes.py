@@ -14,14 +14,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from vmdriver.errors import Exhausted, NotFound, TimedOut
+from vmdriver.errors import NotFound, TimedOut
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.engine.stopwatch import Stopwatch
 from vmdriver.lifecycle.launch.volumes import Volumes
+from vmdriver.lifecycle.memory.free_space import check_free
 from vmdriver.lifecycle.memory.resources import CopiedVolumes
 from vmdriver.lifecycle.ports.memory import MachineMemory
 from vmdriver.lifecycle.ports.paths import Paths
-from vmdriver.lifecycle.ports.volumes import FREE_KEPT, CopyStore, Piece
+from vmdriver.lifecycle.ports.volumes import CopyStore, Piece
 from vmdriver.lifecycle.ports.worlds import Ports
 from vmdriver.model.checkpoint import SnapshotEntry, VolumeCopy
 from vmdriver.model.plan import LaunchPlan
@@ -139,20 +140,15 @@ class SnapshotVolumes:
         return copies
 
     async def _check_room(self, copies: Sequence[Copy]) -> None:
-        """Exhausted: a disk that becomes full has every machine stand still."""
+        """Exhausted."""
         stored_bytes = self.ports.volumes.stored_bytes
         needed = sum([await stored_bytes(copy.volume_id) for copy in copies])
         await self._check_free(copies[0].made.path, needed)
 
     async def _check_free(self, path: str, needed: int) -> None:
-        free = await self.ports.disks.free_bytes(path)
-        if free < needed + FREE_KEPT:
-            raise Exhausted(
-                f"only {free // 2**20} MiB are free for copies of the volumes, which need "
-                f"{(needed + FREE_KEPT) // 2**20}",
-                reason="DiskFull",
-                resolution="free space in the state directory, or remove snapshots",
-            )
+        what = "copies of the volumes"
+        way_out = "free space in the state directory, or remove snapshots"
+        await check_free(self.ports.disks, path, needed, what, way_out)
 
     async def _nearly(self, domain: str, copies: Sequence[Copy]) -> None:
         """Wait until so little is left that the workload can wait for it."""

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from vmdriver.errors import Exhausted, NotFound, Refused
+from vmdriver.errors import NotFound, Refused
 from vmdriver.lifecycle.engine.ledger import Ledger, Scope
 from vmdriver.lifecycle.engine.resource import VOLUMES, VOLUMES_BACK, Given
 from vmdriver.lifecycle.engine.sandbox import Sandbox
 from vmdriver.lifecycle.launch.volumes import Volumes
+from vmdriver.lifecycle.memory.free_space import check_free
 from vmdriver.lifecycle.ports.host import Disks
-from vmdriver.lifecycle.ports.volumes import FREE_KEPT, CopyStore
+from vmdriver.lifecycle.ports.volumes import CopyStore
 from vmdriver.model.checkpoint import SnapshotEntry, VolumeCopy
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.volume import Volume
@@ -35,15 +36,10 @@ class VolumesBack:
         """Refused, NotFound, Exhausted where they could not be put back now."""
         for volume in self._wanted(record, entry):
             self.volumes.check_free(volume, record.id, read_only=False)
-        free = await self.disks.free_bytes(entry.layers[-1])
-        needed = entry.volume_bytes + FREE_KEPT
-        if free < needed:  # or its machine would be ended in vain
-            raise Exhausted(
-                f"only {free // 2**20} MiB are free for the snapshot's volumes, which need "
-                f"{needed // 2**20}",
-                reason="DiskFull",
-                resolution="free space in the state directory",
-            )
+        # Or its machine would be ended in vain.
+        place, needed = entry.layers[-1], entry.volume_bytes
+        what, way_out = "the snapshot's volumes", "free space in the state directory"
+        await check_free(self.disks, place, needed, what, way_out)
 
     def _wanted(self, record: SandboxRecord, entry: SnapshotEntry) -> list[Volume]:
         if not entry.volumes:
