@@ -43,3 +43,9 @@ def held_objects(world: World) -> set[str]:
                 "host-mounts": {f"folders {data.get('directory')}"},
             }.get(entry.key, set())
     return claimed
+
+
+def check_claimed(world: World, kind: str) -> None:
+    """Every object of that kind is in a ledger."""
+    unclaimed = {o for o in world.objects() - held_objects(world) if o.startswith(kind)}
+    assert not unclaimed, f"on the host, and in no ledger: {unclaimed}"

@@ -7,6 +7,7 @@ from vmdriver.errors import AlreadyExists, DriverError, NotFound
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.phase import Phase
+from vmdriver.model.spec import SandboxSpec
 
 SEQUENCES = {
     "create": ("create",),
@@ -27,18 +28,24 @@ SEQUENCES = {
     "snapshot-delete": ("create", "snapshot", "delete"),
     "suspended-revert": ("create", "snapshot", "suspend", "revert", "delete"),
 }
+SHORT = ("create", "create-stop-start", "create-crash-delete", "create-delete")
+"""Names of those in which a machine gets, keeps and loses what it has of the host."""
 OPERATIONS = {
     *("tick", "suspend", "resume", "cold"),
     *("snapshot", "disk-snapshot", "revert", "forget"),
 }
 
 
-async def perform(driver: FakeDriver, step: str) -> None:
-    """One intent (or one event of the guest), and wait for its end, as a gateway that retries would."""
+async def perform(
+    driver: FakeDriver, step: str, wanted: SandboxSpec | None = None
+) -> None:
+    """One intent (or one event of the guest), and wait for its end, as a gateway that retries would. `wanted`: what is
+    created, if not the usual.
+    """
     manager, world = driver.manager, driver.world
     try:
         if step == "create":
-            await manager.create(spec(), None)
+            await manager.create(wanted or spec(), None)
         elif step == "stop":
             await manager.stop("s1", "")
         elif step == "start":

@@ -12,11 +12,12 @@ import pytest
 
 from tests.fakes.crashes import Bomb, BombAtCalls, played_until_crash
 from tests.fakes.driver import FakeDriver, spec
-from tests.fakes.ledgers import held_objects
+from tests.fakes.ledgers import check_claimed
 from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
+from tests.scenario import lives
 from tests.scenario.stage import eventually, operations
-from vmdriver.errors import AlreadyExists, DriverError, NotFound, Refused
+from vmdriver.errors import DriverError, Refused
 from vmdriver.lifecycle.engine.resource import HOST_MOUNTS
 from vmdriver.lifecycle.launch.host_mounts import HostMounts
 from vmdriver.model.host_mount import AllowedFolder
@@ -304,33 +305,9 @@ async def test_what_no_sandbox_claims_is_ended_when_the_driver_starts() -> None:
 
 # --- the crash matrix
 
-LIVES = {
-    "create": ("create",),
-    "create-stop-start": ("create", "stop", "start"),
-    "create-crash-delete": ("create", "crash", "delete"),
-    "create-delete": ("create", "delete"),
-}
-
 
 async def perform(driver: FakeDriver, step: str) -> None:
-    manager = driver.manager
-    try:
-        if step == "create":
-            await manager.create(spec(driver_config=CONFIG), None)
-        elif step == "stop":
-            await manager.stop("s1", "")
-        elif step == "start":
-            await manager.start("s1", "")
-        elif step == "delete":
-            await manager.delete("s1", "")
-        elif driver.phase() is Phase.RUNNING:
-            domain = driver.plan().domain
-            driver.world.end_machine(domain)
-            driver.hypervisor.hint(domain)
-            await driver.in_phase("s1", Phase.FAILED)
-    except (AlreadyExists, NotFound):
-        pass  # it was accepted, or is gone, before the crash
-    await driver.settled()
+    await lives.perform(driver, step, spec(driver_config=CONFIG))
 
 
 async def run_until_crash(world: World, bomb: Bomb, steps: tuple[str, ...]) -> bool:
@@ -344,19 +321,12 @@ async def run_until_crash(world: World, bomb: Bomb, steps: tuple[str, ...]) -> b
     return await played_until_crash(driver, bomb, play)
 
 
-def claimed(world: World) -> None:
-    unclaimed = {
-        o for o in world.objects() - held_objects(world) if o.startswith("folders")
-    }
-    assert not unclaimed, f"read, and in no ledger: {unclaimed}"
-
-
 @pytest.mark.parametrize("bombs", [Bomb, BombAtCalls])
-@pytest.mark.parametrize("name", LIVES)
+@pytest.mark.parametrize("name", lives.SHORT)
 async def test_a_crash_anywhere_leaves_no_reader_behind(
     name: str, bombs: type[Bomb]
 ) -> None:
-    steps, trial = LIVES[name], host()
+    steps, trial = lives.SEQUENCES[name], host()
     bomb = bombs(trial)
     assert not await run_until_crash(trial, bomb, steps)
     assert bomb.passed > 15
@@ -365,10 +335,10 @@ async def test_a_crash_anywhere_leaves_no_reader_behind(
         assert await run_until_crash(world, bombs(world, at), steps), (
             f"no crash at {at}"
         )
-        claimed(world)
+        check_claimed(world, "folders")
         driver = await begun(world)
         await driver.settled()
-        claimed(world)
+        check_claimed(world, "folders")
         for step in steps:
             if step != "create" and not driver.knows():
                 continue
