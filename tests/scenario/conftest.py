@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.driver import FakeDriver
 from tests.fakes.process_driver import ProcessDriver
+from tests.fakes.world import World
 
 
 def _is_a_call_of_grpcs(task: asyncio.Task[Any]) -> bool:
@@ -36,3 +38,12 @@ def base(tmp_path: Path) -> Iterator[ProcessDriver]:
     driver.start()
     yield driver
     driver.close()
+
+
+@pytest.fixture
+async def driver() -> AsyncIterator[FakeDriver]:
+    """With an empty host."""
+    driver = FakeDriver(World())
+    await driver.manager.recover()
+    yield driver
+    await driver.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -37,14 +36,6 @@ from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.memory import snapshot_volumes
 from vmdriver.lifecycle.ports.volumes import Piece
 from vmdriver.model.phase import Phase
-
-
-@pytest.fixture
-async def driver() -> AsyncIterator[FakeDriver]:
-    driver = FakeDriver(World())
-    await driver.manager.recover()
-    yield driver
-    await driver.close()
 
 
 async def test_a_snapshot_has_the_volumes_of_a_running_machine_in_it(

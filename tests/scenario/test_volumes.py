@@ -49,14 +49,6 @@ def attached(driver: FakeDriver, workspace: str = "") -> dict[str, bool]:
     return volumes.holders(volumes.find(workspace, "data"))
 
 
-@pytest.fixture
-async def driver() -> AsyncIterator[FakeDriver]:
-    driver = FakeDriver(World())
-    await driver.manager.recover()
-    yield driver
-    await driver.close()
-
-
 async def test_a_volume_is_made_on_first_use_and_outlives_its_sandbox(
     driver: FakeDriver,
 ) -> None:
