@@ -32,8 +32,10 @@ _OPEN_FILES = 2**18
 _MORE_MIB = 4096
 """Of address space, above the guest's memory twice."""
 _WANTS = "-all,+sys_chroot,+setpcap"
-_GIVES_UP = ("chown", "dac_override", "fowner", "fsetid")
-_GIVES_UP_TOO = ("setgid", "setuid", "mknod", "setfcap")
+_GIVES_UP = (
+    *("chown", "dac_override", "fowner", "fsetid"),
+    *("setgid", "setuid", "mknod", "setfcap"),
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _virtiofsd(program: Program, socket: int) -> list[str]:
     that outlives what somebody changes on the host.
     """
     if program.of_qemu:
-        gives_up = ":".join(f"-{name}" for name in (*_GIVES_UP, *_GIVES_UP_TOO))
+        gives_up = ":".join(f"-{name}" for name in _GIVES_UP)
         return [
             *(program.path, "-f", f"--fd={socket}", "--rlimit-nofile=0"),
             *("-o", f"source={_FOLDER}", "-o", "sandbox=chroot"),
