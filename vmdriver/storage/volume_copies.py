@@ -21,7 +21,7 @@ from vmdriver.lifecycle.ports.volumes import FREE_KEPT, Piece
 from vmdriver.model.plan import MachineUser
 from vmdriver.storage import files, raw_disks
 from vmdriver.storage.layers.possession import Possession
-from vmdriver.storage.layout import Layout
+from vmdriver.storage.layout import Layout, VolumeFiles
 
 _MIB = 2**20
 _WAY_OUT = "free space in the state directory"
@@ -94,8 +94,7 @@ class VolumeCopies:
         place = self._layout.volume(volume_id)
 
         def create() -> None:
-            for left in (place.back_part, place.back):
-                left.unlink(missing_ok=True)
+            _drop_back(place)
             with ExitStack() as opened:
                 raw_disks.create(place.back_part, size_mib * _MIB, opened)
 
@@ -123,8 +122,7 @@ class VolumeCopies:
 
         def drop() -> None:
             with files.or_error("what a volume was to be cannot be removed"):
-                for left in (place.back_part, place.back):
-                    left.unlink(missing_ok=True)
+                _drop_back(place)
 
         await self._threads.run(drop)
 
@@ -135,6 +133,11 @@ class VolumeCopies:
             parts = raw_disks.parts(source)
             while (piece := await run(next, parts, None)) is not None:
                 yield piece
+
+
+def _drop_back(place: VolumeFiles) -> None:
+    for left in (place.back_part, place.back):
+        left.unlink(missing_ok=True)
 
 
 def _check_room(folder: Path) -> None:
