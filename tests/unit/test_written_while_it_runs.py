@@ -109,6 +109,16 @@ def test_whether_it_can_is_asked_and_nothing_is_left_behind(
     assert "not this memory" in why
 
 
+def test_what_a_killed_driver_left_on_is_off_for_one_that_is_to_stand_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Qemu(monkeypatch)
+    machine.writes_meanwhile = True
+    capture.hand_over(machine, os.open(os.devnull, os.O_WRONLY))
+    assert not machine.writes_meanwhile
+    os.close(machine.file)
+
+
 @pytest.mark.parametrize(
     ("goes_on", "heard", "resumed"),
     [(True, True, False), (False, True, True), (True, False, True)],
