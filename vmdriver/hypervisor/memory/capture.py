@@ -221,7 +221,9 @@ def write_meanwhile(machine: Any, *, on: bool) -> None:
 
 
 def hand_over(machine: Any, target: int, *, meanwhile: bool = False) -> None:
-    """Give QEMU the descriptor to write to; ours is closed."""
+    """Give QEMU the descriptor to write to, as fast as it can; ours is closed. `meanwhile`: the
+    machine is to go on when QEMU has begun.
+    """
     try:
         if meanwhile:
             write_meanwhile(machine, on=True)

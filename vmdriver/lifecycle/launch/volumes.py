@@ -185,7 +185,9 @@ class Volumes:
 
     @contextmanager
     def busy(self, volume: Volume, doing: str) -> Iterator[None]:
-        """While something takes long: nobody gets it, or does something else with it."""
+        """While something takes long: nobody does something else with it, or gets it, but to read
+        what is only read meanwhile.
+        """
         self.check_idle(volume)
         self._busy[volume.id] = doing
         try:
