@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import grpc
 
 from tests.fakes.eager import EAGER
 from tests.fakes.process_driver import ProcessDriver
+from tests.fakes.service import sandbox
+from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.compose.app import Composition
 from vmdriver.compose.config import ComposeConfig
@@ -132,6 +134,34 @@ class Watching(World):
 
     async def after_delete(self, context: Context) -> None:
         self.told.append("delete")
+
+
+class Runs(Watching):
+    """Counts the runs that are about to begin, too."""
+
+    async def before_start(self, context: Context) -> None:
+        self.told.append("begins")
+        await super().before_start(context)
+
+
+async def run_once(stub: Any, spy: Runs) -> None:
+    """Make the sandbox "s1", and stop it; `spy` forgets what it was told by then."""
+    await stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=sandbox()))
+    await until(lambda: spy.told == ["begins", "ready"])
+    await stub.StopSandbox(pb.StopSandboxRequest(sandbox_id="s1"))
+    await until(lambda: spy.told[-1] == "stop")
+    spy.told.clear()
+
+
+async def failed(call: Awaitable[Any]) -> grpc.StatusCode:
+    """What it failed with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        code = error.code()
+        assert isinstance(code, grpc.StatusCode)
+        return code
+    raise AssertionError("it did not fail")
 
 
 class KilledAddress(ExternalAddress):

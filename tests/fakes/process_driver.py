@@ -104,6 +104,15 @@ class ProcessDriver(pb_grpc.ComputeDriverServicer):
         self._end(sandbox_id)
         self.sandboxes.pop(sandbox_id, None)
 
+    def fail(self, method: str, code: grpc.StatusCode, why: str = "who knows") -> None:
+        """It answers all calls of that method so, and does nothing, until `spoil` is another."""
+
+        def spoil(called: str, _request: Any, context: Any) -> None:
+            if called == method:
+                context.abort(code, why)
+
+        self.spoil = spoil
+
     def _begin(self, method: str, request: Any, context: Any) -> None:
         self.seen.append((method, request))
         self.metadata.append((method, dict(context.invocation_metadata())))

@@ -12,7 +12,15 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.composed import Watching, composed, holding, settings_for, until
+from tests.fakes.composed import (
+    Runs,
+    composed,
+    failed,
+    holding,
+    run_once,
+    settings_for,
+    until,
+)
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -25,7 +33,7 @@ LIFE, RUN = {"first", "second"}, {"first", "second", "run"}
 CREATE = pb.CreateSandboxRequest(sandbox=sandbox())
 
 
-class Spy(Watching):
+class Spy(Runs):
     """`away`: the call at which its service cannot be reached."""
 
     def __init__(self, path: Path, away: str = "") -> None:
@@ -35,7 +43,6 @@ class Spy(Watching):
     async def before_start(self, context: Context) -> None:
         if self.away == "before_start":
             raise Unavailable("the address service is away")
-        self.told.append("begins")
         await super().before_start(context)
 
     async def before_create(self, context: Context, draft: Draft) -> None:
@@ -68,23 +75,6 @@ def held_up(base: ProcessDriver, held: str) -> Iterator[threading.Event]:
         base.spoil = lambda *_: None
 
 
-async def stopped(stub: Any, spy: Spy) -> None:
-    """A sandbox that has run once."""
-    await stub.CreateSandbox(CREATE)
-    await until(lambda: spy.told == ["begins", "ready"])
-    await stub.StopSandbox(pb.StopSandboxRequest(**ID))
-    await until(lambda: spy.told[-1] == "stop")
-    spy.told.clear()
-
-
-async def failed(call: Any) -> grpc.StatusCode:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    code = caught.value.code()
-    assert isinstance(code, grpc.StatusCode)
-    return code
-
-
 async def test_a_start_that_takes_longer_than_its_caller_waits_is_one_run(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
@@ -93,7 +83,7 @@ async def test_a_start_that_takes_longer_than_its_caller_waits_is_one_run(
     settings = settings_for(base, tmp_path, create_grace_s=20.0)
     start = pb.StartSandboxRequest(**ID)
     async with composed(settings, [spy]) as (stub, composition):
-        await stopped(stub, spy)
+        await run_once(stub, spy)
         with held_up(base, "StartSandbox") as go_on:
             late = stub.StartSandbox(start, timeout=0.5)
             assert await failed(late) is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -116,14 +106,10 @@ async def test_a_start_that_takes_longer_than_its_caller_waits_is_one_run(
 async def test_a_start_that_never_comes_about_is_over_after_a_while(
     base: ProcessDriver, tmp_path: Path, code: grpc.StatusCode
 ) -> None:
-    def spoil(method: str, _request: Any, context: Any) -> None:
-        if method == "StartSandbox":
-            context.abort(code, "who knows")
-
     spy = Spy(tmp_path / "world")
     async with composed(settings_for(base, tmp_path), [spy]) as (stub, _):
-        await stopped(stub, spy)
-        base.spoil = spoil
+        await run_once(stub, spy)
+        base.fail("StartSandbox", code)
         start = pb.StartSandboxRequest(**ID)
         assert await failed(stub.StartSandbox(start)) is code
         assert spy.told == ["begins"]
@@ -141,7 +127,7 @@ async def test_a_start_that_was_asked_for_by_a_process_before_may_still_come_abo
     settings = settings_for(base, tmp_path, create_grace_s=20.0)
     with held_up(base, "StartSandbox") as go_on:
         async with composed(settings, [spy]) as (stub, _):
-            await stopped(stub, spy)
+            await run_once(stub, spy)
             late = stub.StartSandbox(pb.StartSandboxRequest(**ID), timeout=0.3)
             await failed(late)
         async with composed(settings, [spy]) as (_, composition):
@@ -160,7 +146,7 @@ async def test_an_extension_that_is_away_has_nothing_started(
     settings = settings_for(base, tmp_path, create_grace_s=60.0)
     start = pb.StartSandboxRequest(**ID)
     async with composed(settings, [spy]) as (stub, composition):
-        await stopped(stub, spy)
+        await run_once(stub, spy)
         spy.away = "before_start"
         assert await failed(stub.StartSandbox(start)) is grpc.StatusCode.UNAVAILABLE
         assert spy.told == ["stop"]
@@ -229,14 +215,12 @@ async def test_a_delete_that_comes_before_what_it_is_for_is_not_the_end_of_it(
 async def test_a_delete_that_is_refused_leaves_a_sandbox_that_can_be_started(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    def spoil(method: str, _request: Any, context: Any) -> None:
-        if method == "DeleteSandbox":
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it is protected")
-
     spy = Spy(tmp_path / "world")
     async with composed(settings_for(base, tmp_path), [spy]) as (stub, composition):
-        await stopped(stub, spy)
-        base.spoil = spoil
+        await run_once(stub, spy)
+        base.fail(
+            "DeleteSandbox", grpc.StatusCode.FAILED_PRECONDITION, "it is protected"
+        )
         delete = pb.DeleteSandboxRequest(**ID)
         code = await failed(stub.DeleteSandbox(delete))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
@@ -252,15 +236,11 @@ async def test_a_delete_that_is_refused_leaves_a_sandbox_that_can_be_started(
 async def test_a_base_that_says_of_a_delete_that_there_is_none_is_believed(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    def spoil(method: str, _request: Any, context: Any) -> None:
-        if method == "DeleteSandbox":
-            context.abort(grpc.StatusCode.NOT_FOUND, "none of that id")
-
     spy = Spy(tmp_path / "world")
     async with composed(settings_for(base, tmp_path), [spy]) as (stub, composition):
-        await stopped(stub, spy)
+        await run_once(stub, spy)
         base.forget("s1")
-        base.spoil = spoil
+        base.fail("DeleteSandbox", grpc.StatusCode.NOT_FOUND, "none of that id")
         delete = pb.DeleteSandboxRequest(**ID)
         assert await failed(stub.DeleteSandbox(delete)) is grpc.StatusCode.NOT_FOUND
         assert composition.registry.all() == []

@@ -12,13 +12,20 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.composed import Watching, composed, holding, settings_for, until
+from tests.fakes.composed import (
+    Runs,
+    composed,
+    failed,
+    holding,
+    run_once,
+    settings_for,
+    until,
+)
 from tests.fakes.eager import EAGER
 from tests.fakes.process_driver import ProcessDriver
 from tests.fakes.service import sandbox
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
-from vmdriver.extension import Context
 
 ROOT = Path(__file__).resolve().parents[2]
 ID = {"sandbox_id": "s1"}
@@ -27,29 +34,6 @@ CREATE = pb.CreateSandboxRequest(sandbox=sandbox())
 START, STOP = pb.StartSandboxRequest(**ID), pb.StopSandboxRequest(**ID)
 IN_BEFORE_START, STARTED = 9, 10
 """Of the lines that `World` writes: a create has 7, a stop 1."""
-
-
-class Spy(Watching):
-    async def before_start(self, context: Context) -> None:
-        self.told.append("begins")
-        await super().before_start(context)
-
-
-async def stopped(stub: Any, spy: Spy) -> None:
-    """A sandbox that has run once."""
-    await stub.CreateSandbox(CREATE)
-    await until(lambda: spy.told == ["begins", "ready"])
-    await stub.StopSandbox(STOP)
-    await until(lambda: spy.told[-1] == "stop")
-    spy.told.clear()
-
-
-async def refused(call: Any) -> grpc.StatusCode:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    code = caught.value.code()
-    assert isinstance(code, grpc.StatusCode)
-    return code
 
 
 @pytest.mark.parametrize("kill_at", [IN_BEFORE_START, STARTED])
@@ -64,9 +48,9 @@ async def test_a_start_whose_before_start_was_cut_off_is_not_passed_on_without_i
         stub: Any = pb_grpc.ComputeDriverStub(channel)
         await stub.CreateSandbox(CREATE, wait_for_ready=True, timeout=20)
         await stub.StopSandbox(STOP, timeout=20)
-        await refused(stub.StartSandbox(START, timeout=20))
+        await failed(stub.StartSandbox(START, timeout=20))
     assert await asyncio.to_thread(first.wait, 20) == -signal.SIGKILL
-    spy = Spy(state / "world")
+    spy = Runs(state / "world")
     settings = settings_for(base, tmp_path, create_grace_s=20.0)
     async with composed(settings, [spy]) as (stub, _):
         await stub.StartSandbox(START)
@@ -80,12 +64,12 @@ async def test_a_start_whose_before_start_was_cut_off_is_not_passed_on_without_i
 async def test_a_start_that_could_not_be_noted_is_no_run(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    spy = Spy(tmp_path / "world")
+    spy = Runs(tmp_path / "world")
     async with composed(settings_for(base, tmp_path), [spy]) as (stub, composition):
-        await stopped(stub, spy)
+        await run_once(stub, spy)
         in_the_way = tmp_path / "s" / "sandboxes" / "s1" / ".record.json.part"
         in_the_way.mkdir()
-        await refused(stub.StartSandbox(START))
+        await failed(stub.StartSandbox(START))
         assert not composition.registry.get("s1").record.up
         in_the_way.rmdir()
         spy.told.clear()
@@ -98,10 +82,10 @@ async def test_what_a_base_says_until_a_start_shows_is_of_the_run_before(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
     """One that accepts a start and does it by and by, as a cluster does: it says for a while that the sandbox is suspended, which is why gateways take no notice of that."""
-    spy = Spy(tmp_path / "world")
+    spy = Runs(tmp_path / "world")
     settings = settings_for(base, tmp_path, create_grace_s=20.0)
     async with composed(settings, [spy]) as (stub, composition):
-        await stopped(stub, spy)
+        await run_once(stub, spy)
         base.by_and_by = True
         await stub.StartSandbox(START)
         base.condition("s1", "Suspended", "True", "Stopped")
@@ -118,10 +102,10 @@ async def test_what_a_base_says_until_a_start_shows_is_of_the_run_before(
 async def test_a_base_that_fails_after_it_has_started_something_runs_it(
     base: ProcessDriver, tmp_path: Path, code: grpc.StatusCode
 ) -> None:
-    spy = Spy(tmp_path / "world")
+    spy = Runs(tmp_path / "world")
     settings = settings_for(base, tmp_path, create_grace_s=20.0)
     async with composed(settings, [spy]) as (stub, _):
-        await stopped(stub, spy)
+        await run_once(stub, spy)
 
         def spoil(method: str, _request: Any, context: Any) -> None:
             if method == "StartSandbox":
@@ -129,7 +113,7 @@ async def test_a_base_that_fails_after_it_has_started_something_runs_it(
                 context.abort(code, "cannot read its state")
 
         base.spoil = spoil
-        assert await refused(stub.StartSandbox(START)) is code
+        assert await failed(stub.StartSandbox(START)) is code
         await until(lambda: spy.told == ["begins", "ready"])
         assert holding(tmp_path / "world") == RUN
 
@@ -138,7 +122,7 @@ async def test_a_base_that_fails_after_it_has_made_something_has_it_deleted(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
     """Whoever asked has been told that there is none; it ran without what had been taken for it."""
-    spy, base.lingers = Spy(tmp_path / "world"), True
+    spy, base.lingers = Runs(tmp_path / "world"), True
 
     def spoil(method: str, request: Any, context: Any) -> None:
         if method == "CreateSandbox":
@@ -149,7 +133,7 @@ async def test_a_base_that_fails_after_it_has_made_something_has_it_deleted(
     base.spoil = spoil
     settings = settings_for(base, tmp_path, create_grace_s=20.0)
     async with composed(settings, [spy]) as (stub, composition):
-        assert await refused(stub.CreateSandbox(CREATE)) is grpc.StatusCode.INTERNAL
+        assert await failed(stub.CreateSandbox(CREATE)) is grpc.StatusCode.INTERNAL
         assert holding(tmp_path / "world") == RUN
         base.gone("s1")
         await until(lambda: not composition.registry.all())
@@ -160,14 +144,11 @@ async def test_a_base_that_fails_after_it_has_made_something_has_it_deleted(
 async def test_a_base_that_fails_before_it_has_made_anything_is_not_waited_for(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    def spoil(method: str, _request: Any, context: Any) -> None:
-        if method == "CreateSandbox":
-            context.abort(grpc.StatusCode.INTERNAL, "the disk is full")
-
-    spy, base.spoil = Spy(tmp_path / "world"), spoil
+    spy = Runs(tmp_path / "world")
+    base.fail("CreateSandbox", grpc.StatusCode.INTERNAL, "the disk is full")
     settings = settings_for(base, tmp_path, create_grace_s=20.0)
     async with composed(settings, [spy]) as (stub, composition):
-        assert await refused(stub.CreateSandbox(CREATE)) is grpc.StatusCode.INTERNAL
+        assert await failed(stub.CreateSandbox(CREATE)) is grpc.StatusCode.INTERNAL
         assert composition.registry.all() == []
     assert holding(tmp_path / "world") == set()
 
@@ -175,7 +156,7 @@ async def test_a_base_that_fails_before_it_has_made_anything_is_not_waited_for(
 async def test_what_cannot_be_noted_of_one_sandbox_keeps_no_other_waiting(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    spy = Spy(tmp_path / "world")
+    spy = Runs(tmp_path / "world")
     async with composed(settings_for(base, tmp_path), [spy]) as (stub, composition):
         await stub.CreateSandbox(CREATE)
         await until(lambda: "ready" in spy.told)  # nothing is being noted any more
@@ -184,14 +165,9 @@ async def test_what_cannot_be_noted_of_one_sandbox_keeps_no_other_waiting(
         base.gone("s1")
         await until(lambda: "stop" in spy.told)
         await asyncio.sleep(0.2)
-
-        def spoil(method: str, _request: Any, context: Any) -> None:
-            if method == "CreateSandbox":
-                context.abort(grpc.StatusCode.UNAVAILABLE, "who knows")
-
-        base.spoil = spoil
+        base.fail("CreateSandbox", grpc.StatusCode.UNAVAILABLE)
         other = pb.CreateSandboxRequest(sandbox=sandbox("s2"))
-        code = await refused(stub.CreateSandbox(other))
+        code = await failed(stub.CreateSandbox(other))
         assert code is grpc.StatusCode.UNAVAILABLE
         await until(lambda: [s.record.id for s in composition.registry.all()] == ["s1"])
         in_the_way.rmdir()
