@@ -215,20 +215,26 @@ async def test_a_group_that_another_process_has_open_does_not_change_hands(
     assert sysfs.owners == {"dev/vfio/7": (0, 0)}
 
 
+async def check_neither_had_nor_disturbed(
+    sysfs: FakeSysfs, devices: SysfsDevices
+) -> None:
+    """When somebody else has the GPU's group open."""
+    sysfs.elsewhere.add("dev/vfio/7")
+    sysfs.writes.clear()
+    functions = await of(devices, GPU)
+    with pytest.raises(HostError) as refused:
+        await devices.give(functions, USER)
+    assert refused.value.reason == "DeviceInUse"
+    await devices.take_back(functions)
+    assert sysfs.writes == []
+
+
 async def test_one_that_another_program_has_by_vfio_is_neither_had_nor_disturbed(
     sysfs: FakeSysfs, devices: SysfsDevices
 ) -> None:
     """Another driver's, for one: its guest would not outlive a reset."""
     await devices.give(await of(devices, GPU), MachineUser(uid=300000, gid=300000))
-    sysfs.elsewhere.add("dev/vfio/7")
-    sysfs.writes.clear()
-    other = SysfsDevices(sysfs)
-    functions = await of(other, GPU)
-    with pytest.raises(HostError) as refused:
-        await other.give(functions, USER)
-    assert refused.value.reason == "DeviceInUse"
-    await other.take_back(functions)
-    assert sysfs.writes == []
+    await check_neither_had_nor_disturbed(sysfs, SysfsDevices(sysfs))
     assert sysfs.owners == {"dev/vfio/7": (300000, 0)}
 
 
@@ -240,14 +246,7 @@ async def test_a_group_that_somebody_else_has_half_bound_is_neither_had_nor_miss
     sysfs.write(f"{DEVICES}/{GPU}/driver_override", VFIO)
     sysfs.write(f"{DEVICES}/{GPU}/driver/unbind", GPU)
     sysfs.write(f"sys/bus/pci/drivers/{VFIO}/bind", GPU)
-    sysfs.elsewhere.add("dev/vfio/7")
-    sysfs.writes.clear()
-    functions = await of(devices, GPU)
-    with pytest.raises(HostError) as refused:
-        await devices.give(functions, USER)
-    assert refused.value.reason == "DeviceInUse"
-    await devices.take_back(functions)
-    assert sysfs.writes == []
+    await check_neither_had_nor_disturbed(sysfs, devices)
     assert sysfs.owners == {"dev/vfio/7": (0, 0)}
 
 
