@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from tests.fakes.crashes import Bomb, BombAtCalls, Killer, played_until_crash
-from tests.fakes.driver import FakeDriver
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.kept_volumes import (
     AFTER,
     BEFORE,
@@ -80,6 +80,20 @@ async def test_without_being_asked_a_snapshot_has_no_volumes(
             await operations.create_snapshot(
                 driver.worker(), "b", disk_only=False, volumes=volumes
             )
+    check_tidy(driver)
+
+
+@pytest.mark.parametrize("disk_only", [True, False])
+async def test_of_a_machine_without_volumes_no_snapshot_is_taken_that_is_to_have_some(
+    driver: FakeDriver, disk_only: bool
+) -> None:
+    await running(driver, spec())
+    with pytest.raises(Refused, match="has no volumes") as caught:
+        await Operations(driver.manager).create_snapshot(
+            driver.worker(), "a", disk_only=disk_only, volumes=True
+        )
+    assert caught.value.reason == "NoVolumes"
+    assert driver.record().snapshots == ()
     check_tidy(driver)
 
 

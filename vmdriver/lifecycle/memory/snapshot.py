@@ -90,7 +90,8 @@ class Snapshots:
         """Take one, `volumes`: with the sandbox's volumes. Refused, NotFound, AlreadyExists,
         Exhausted, TimedOut, HostError; then nothing has changed.
         """
-        plan, runs = takeable(sandbox.record, machine, disk_only=disk_only)
+        asked = {"disk_only": disk_only, "volumes": volumes}
+        plan, runs = takeable(sandbox.record, machine, **asked)
         check_room(sandbox.record, name, self.settings, self.on_host())
         await self.extensions.before_capture(
             sandbox.record,

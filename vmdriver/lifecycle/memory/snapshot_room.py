@@ -12,10 +12,14 @@ from vmdriver.model.snapshot_name import check_snapshot_name
 
 
 def takeable(
-    record: SandboxRecord, machine: MachineState, *, disk_only: bool
+    record: SandboxRecord,
+    machine: MachineState,
+    *,
+    disk_only: bool,
+    volumes: bool,
 ) -> tuple[LaunchPlan, bool]:
     """The plan of the machine that one is taken of, and whether it runs. Refused where it cannot be
-    taken now, or not with the memory.
+    taken now, not with the memory, or not with volumes.
     """
     plan, phase = record.plan, record.phase
     runs = phase is Phase.RUNNING and machine is MachineState.READY
@@ -28,6 +32,12 @@ def takeable(
     if not disk_only:
         refuse_unkept(plan)
         refuse_volumes(plan)
+    if volumes and not plan.volumes:
+        raise Refused(
+            f"sandbox {record.id} has no volumes that a snapshot could have in it",
+            reason="NoVolumes",
+            resolution="take it without --volumes",
+        )
     return plan, runs
 
 
