@@ -197,7 +197,7 @@ class Forwarding:
         machines = any(alias.startswith(b"vmdriver/") for alias in aliases)
         with closing(open_socket(NETFILTER)) as asked:
             chains = dump(asked, _GET_CHAIN, struct.pack("=BBH", 0, 0, 0))
-        found = (_forwards(chain, self.kind.families) for chain in chains)
+        found = (_name_of_others(chain, self.kind.families) for chain in chains)
         return _Others(machines, tuple(sorted(filter(None, found))))
 
     def _is_on(self) -> bool:
@@ -224,7 +224,7 @@ def _has_on(setting: Path) -> bool:
     return setting.read_text().strip() != OFF
 
 
-def _forwards(chain: bytes, families: Mapping[int, str]) -> str:
+def _name_of_others(chain: bytes, families: Mapping[int, str]) -> str:
     """Its name, if it is one of others through which forwarded packets go."""
     known = dict(attributes(chain, 4))
     table, name = (known[key].rstrip(b"\0").decode(errors="replace") for key in (1, 3))

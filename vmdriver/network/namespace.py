@@ -129,9 +129,8 @@ class _Begun:
                 _make_tap(tap)
             write_sysctls(OUTWARDS)
             if tap is not None:
-                write_sysctls(
-                    of_link(tap, made_with(plan))
-                )  # it has followed the default
+                # It has followed the default.
+                write_sysctls(of_link(tap, made_with(plan)))
             _pair(plan.lease.tap, mark, self.namespace, host)
             # Whoever looks whether the block is free finds it from now on.
             rtnetlink.do(host, *_addressed(host, plan.lease))

@@ -59,10 +59,8 @@ def receive(
             for offset, data in pieces:
                 piece = pb.VolumePiece(offset=offset, data=data)
                 yield pb.ImportVolumePiece(piece=piece)
-        except (
-            OSError,
-            DriverError,
-        ) as error:  # without a last one, the driver takes none of it
+        except (OSError, DriverError) as error:
+            # Without a last one, the driver takes none of it.
             failed.append(error)
             return
         yield pb.ImportVolumePiece(last=True)

@@ -140,9 +140,9 @@ class _Ways:
     rules: Mapping[int, int]
     """Ranks and tables of the routing rules that every namespace begins with."""
 
-    def one(self, address: str) -> str:
-        """A network of that address alone."""
-        return f"{address}/{self.length}"
+    def network(self, to: str) -> str:
+        """A network as it is; an address as one of it alone."""
+        return to if "/" in to else f"{to}/{self.length}"
 
 
 def _ways(plan: NetworkPlan) -> Iterator[_Ways]:
@@ -165,7 +165,7 @@ async def _clear(
     made with. Each with its link's index; an address stands for a network of it alone.
     """
     family = ways.family
-    mine, leading = ({(i, _network(ways, to)) for i, to in x} for x in (own, routes))
+    mine, leading = ({(i, ways.network(to)) for i, to in x} for x in (own, routes))
     for found in [a async for a in await netlink.addr("dump", family=family)]:
         index, ip = found["index"], attribute(found, "IFA_ADDRESS")
         length = found["prefixlen"]
@@ -184,10 +184,6 @@ async def _clear(
         with _ignore_gone():  # with its address
             scope = {"scope": found["scope"]} if family == socket.AF_INET else {}
             await netlink.route("del", dst=to, family=family, **scope, **where)
-
-
-def _network(ways: _Ways, to: str) -> str:
-    return to if "/" in to else ways.one(to)
 
 
 async def _clear_neighbours(
