@@ -270,7 +270,7 @@ async def _asked(driver: Driver, *, alone: bool) -> list[Finding]:
         ("network", network_findings(driver)),
         ("libvirt", libvirt_findings(driver, alone=alone)),
         ("wall", _wall(driver, alone=alone)),
-        ("host folders", folder_findings(driver)),
+        ("host folders", folder_findings(driver.folders, driver.core.host_mounts)),
     )
     try:
         for name, check in checks:

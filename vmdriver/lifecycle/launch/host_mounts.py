@@ -59,7 +59,7 @@ class HostMounts:
         found = []
         for number, wish in enumerate(wishes_of(spec)):
             allowed = allowed_for(wish, self.settings.host_mounts)
-            uid, gid = self._whose(allowed.user) if allowed.user else (None, None)
+            uid, gid = self.whose(allowed.user) if allowed.user else (None, None)
             tag = f"folder{number}"
             found.append(
                 HostMount(
@@ -75,7 +75,8 @@ class HostMounts:
             )
         return tuple(found)
 
-    def _whose(self, user: str) -> tuple[int, int]:
+    def whose(self, user: str) -> tuple[int, int]:
+        """Whose files are written as that user, by number: never root. Refused."""
         found = self.account(user)
         if found is None or found[0] == 0:
             what = "is root" if found else "is no user of this host"
