@@ -83,7 +83,7 @@ def test_other_places_can_be_had(place: str) -> None:
     [("/data", "/data"), ("/data", "/data/x"), ("/data/x/y", "/data/x")],
 )
 def test_no_volume_lies_within_another(first: str, second: str) -> None:
-    with pytest.raises(InvalidRequest, match="is within the volume"):
+    with pytest.raises(InvalidRequest, match="is within what is mounted at"):
         wished({"name": "a", "mount": first}, {"name": "b", "mount": second})
     assert wished({"name": "a", "mount": "/data"}, {"name": "b", "mount": "/data-b"}), (
         "only a beginning of the name"

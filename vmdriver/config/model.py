@@ -24,6 +24,7 @@ from vmdriver.config.network import NetworkSettings
 from vmdriver.config.remote import RemoteSettings
 from vmdriver.config.volumes import VolumeSettings
 from vmdriver.lifecycle.launch.environment import guest_endpoint
+from vmdriver.model.places import lies_in
 from vmdriver.model.spec import Frozen
 
 
@@ -66,11 +67,8 @@ class Config(Frozen):
         own = str(self.driver.state_dir)
         led_to = os.path.realpath(own)
         for folder in self.machines.host_mounts:
-            asked = f"{folder.path}/"
-            if any(
-                f"{path}/".startswith(asked) or asked.startswith(f"{path}/")
-                for path in (own, led_to)
-            ):
+            asked = folder.path
+            if any(lies_in(p, asked) or lies_in(asked, p) for p in (own, led_to)):
                 raise ValueError(
                     f"host_mounts: {folder.path} has state_dir in it, or is in it"
                 )

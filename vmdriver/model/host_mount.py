@@ -13,6 +13,7 @@ from pydantic import field_validator, model_validator
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.model import volume
 from vmdriver.model.asked_objects import asked_objects, flag
+from vmdriver.model.places import check_apart, lies_in
 from vmdriver.model.spec import Frozen, SandboxSpec
 
 KEY = SETTING = "host_mounts"
@@ -54,13 +55,9 @@ def folder_path(text: object) -> str:
     normal = posixpath.normpath(text) == text and not text.startswith("//")
     if not normal or not text.isprintable():
         raise ValueError("must hold no . or .., no // and no unprintable character")
-    if text == "/" or any(_within(text, top) for top in _NEVER):
+    if text == "/" or any(lies_in(text, top) for top in _NEVER):
         raise ValueError(f"{text} is the system's own")
     return text
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
 
 
 class AllowedFolder(Frozen):
@@ -137,17 +134,8 @@ def wishes_of(spec: SandboxSpec) -> tuple[HostMountWish, ...]:
     found.sort(key=lambda wish: wish.mount)
     if found:
         volumes = [wish.mount for wish in volume.wishes_of(spec)]
-        _check_places([*(wish.mount for wish in found), *volumes])
+        check_apart(PATH, [*(wish.mount for wish in found), *volumes])
     return tuple(found)
-
-
-def _check_places(places: list[str]) -> None:
-    for number, outer in enumerate(places):
-        for other, inner in enumerate(places):
-            if number != other and _within(inner, outer):
-                raise InvalidRequest(
-                    PATH, f"{inner} is within what is mounted at {outer}"
-                )
 
 
 def _wish(value: Mapping[str, Any], path: str) -> HostMountWish:
@@ -164,7 +152,7 @@ def _wish(value: Mapping[str, Any], path: str) -> HostMountWish:
 
 def allowed_for(wish: HostMountWish, allowed: Iterable[AllowedFolder]) -> AllowedFolder:
     """Which of the operator's folders that is, or is in: the innermost. Refused."""
-    around = [folder for folder in allowed if _within(wish.path, folder.path)]
+    around = [folder for folder in allowed if lies_in(wish.path, folder.path)]
     if not around:
         raise Refused(
             f"{PATH}: {wish.path} may not be given to sandboxes",

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdriver.model.places import lies_in
+
 PLACE = Path("/run/vmd-qemu")
 """Where QEMU's ways in begin. A folder of its own: that of a socket is closed to others. Short:
 below it libvirt makes sockets (hypervisor/embedded.py says how long a root may be).
@@ -43,6 +45,6 @@ DIRECT = Passage()
 
 def _moved(path: str, ways: tuple[tuple[str, str], ...]) -> str:
     for source, target in ways:
-        if path == source or path.startswith(f"{source}/"):
+        if lies_in(path, source):
             return target + path[len(source) :]
     return path

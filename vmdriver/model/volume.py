@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vmdriver.errors import InvalidRequest
 from vmdriver.model.asked_objects import asked_objects, flag
+from vmdriver.model.places import check_apart, lies_in
 from vmdriver.model.spec import Frozen, SandboxSpec
 
 MIN_MIB, MOST_MIB = 16, 64 * 2**20
@@ -139,7 +140,7 @@ def check_mount(mount: Any, field: str) -> str:
         )
     if posixpath.normpath(mount) != mount:
         raise InvalidRequest(field, "must not hold . or ..")
-    taken = [top for top in _NO_TREE if mount == top or mount.startswith(f"{top}/")]
+    taken = [top for top in _NO_TREE if lies_in(mount, top)]
     if taken or mount in _NO_PLACE:
         raise InvalidRequest(
             field,
@@ -157,12 +158,7 @@ def wishes_of(spec: SandboxSpec) -> tuple[Wish, ...]:
     found.sort(key=lambda wish: wish.mount)
     if len({wish.name for wish in found}) < len(found):
         raise InvalidRequest(PATH, "names one volume twice")
-    for outer in found:
-        for inner in found:
-            if inner is not outer and f"{inner.mount}/".startswith(f"{outer.mount}/"):
-                raise InvalidRequest(
-                    PATH, f"{inner.mount} is within the volume at {outer.mount}"
-                )
+    check_apart(PATH, [wish.mount for wish in found])
     return tuple(found)
 
 
