@@ -181,10 +181,12 @@ def change_of(seen: pb.DriverSandbox, record: Record) -> Change | None:
 
 def is_down(seen: pb.DriverSandbox) -> bool:
     """Whether the base says that it does not run, nor is on the way up."""
+    if _is_suspended(seen):
+        return True
     ready = _condition(seen, "Ready")
-    if _is_suspended(seen) or ready is None:
-        return _is_suspended(seen)
-    return ready.status.lower() == "false" and ready.reason.lower() not in _TRANSIENT
+    if ready is None or ready.status.lower() != "false":
+        return False
+    return ready.reason.lower() not in _TRANSIENT
 
 
 def _is_suspended(seen: pb.DriverSandbox) -> bool:
