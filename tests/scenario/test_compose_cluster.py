@@ -203,14 +203,11 @@ async def test_workspaces_are_the_bases(base: ProcessDriver, tmp_path: Path) -> 
         assert set(base.sandboxes) == {"in-team-b"}
         assert world.told.count("delete") == 1
 
-        def spoil(method: str, _request: Any, context: Any) -> None:
-            if method == "EnsureWorkspace":
-                context.abort(grpc.StatusCode.PERMISSION_DENIED, "not in the allowlist")
-
-        base.spoil = spoil
+        denied = grpc.StatusCode.PERMISSION_DENIED
+        base.fail("EnsureWorkspace", denied, "not in the allowlist")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.EnsureWorkspace(pb.EnsureWorkspaceRequest(workspace="team-c"))
-        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert caught.value.code() is denied
         assert caught.value.details() == "not in the allowlist"
         await stub.DeleteWorkspace(pb.DeleteWorkspaceRequest(workspace="team-a"))
         assert base.workspaces == {"team-b"}
