@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,16 @@ async def test_without_a_driver_and_machines_there_is_nothing_to_stop(
     tmp_path: Path,
 ) -> None:
     assert await stop_all(tmp_path) == 0
+
+
+async def test_a_driver_that_ends_at_once_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "sandboxes" / "sandbox-1" / "ledger.jsonl"
+    left.parent.mkdir(parents=True)
+    tap = {"op": "intent", "key": "tap", "scope": "runtime", "data": {}}
+    left.write_text(f"{json.dumps(tap)}\n")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    async with asyncio.timeout(20):
+        assert await stop_all(tmp_path) == 2
+    assert "a driver for that could not be begun" in capsys.readouterr().err

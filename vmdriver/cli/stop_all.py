@@ -96,7 +96,7 @@ def _driver(loaded: Loaded) -> Iterator[Path]:
         words, log = own_driver(loaded, socket), Path(folder) / "log"
         program = process.begin(words, log=log, environment=loaded.environment)
         try:
-            _wait(socket, log)
+            _wait(socket, log, program)
             yield socket
         finally:
             program.tell(signal.SIGTERM)
@@ -123,14 +123,17 @@ def own_driver(loaded: Loaded, socket: Path) -> list[str]:
     return [*words, "--templates-enabled", "false"]
 
 
-def _wait(socket: Path, log: Path) -> None:
-    """Until it answers, after a look at all sandboxes. Unavailable with its last words."""
+def _wait(socket: Path, log: Path, program: process.Helper) -> None:
+    """Until it answers, after a look at all sandboxes. Unavailable, with its last words, where it
+    ends instead or takes too long.
+    """
     end = time.monotonic() + _BEGIN_S
     while True:
+        runs = program.runs()  # before it is asked: it may answer and end
         try:
             list_sandboxes(socket)
         except Unavailable:
-            if time.monotonic() > end:
+            if not runs or time.monotonic() > end:
                 last = log.read_text(errors="replace")[-400:]
                 text = "a driver for that could not be begun"
                 raise Unavailable(text, detail=last) from None

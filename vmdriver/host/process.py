@@ -102,6 +102,10 @@ class Helper:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._program.poll() is None
+
     def ended(self) -> str:
         """How it did, in words."""
         code = self._program.returncode

@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,12 +224,8 @@ def hand_over(machine: Any, target: int, *, meanwhile: bool = False) -> None:
     machine is to go on when QEMU has begun.
     """
     try:
-        if meanwhile:
-            write_meanwhile(machine, on=True)
-        else:
-            # A killed driver may have left it so: the machine would go on by itself.
-            with suppress(HypervisorError):  # by a QEMU that does not know it
-                write_meanwhile(machine, on=False)
+        # Each time: a killed driver may have left it on, and the machine would go on by itself.
+        write_meanwhile(machine, on=meanwhile)
         # The default of 128 MiB/s would be the slowest part by far.
         monitor.ask(machine, "migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
         libvirt_qemu.qemuMonitorCommandWithFiles(
