@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,11 +112,13 @@ def own_network_namespaces() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Iterator[pytest.TestReport]:
+def pytest_runtest_makereport() -> Generator[
+    None, pytest.TestReport, pytest.TestReport
+]:
     """A half of a character that a test printed or logged would not pass from a worker to its
     master, which then ends all the others' tests.
     """
-    report: pytest.TestReport = yield
+    report = yield
     report.sections[:] = [
         (name, text.encode(errors="backslashreplace").decode())
         for name, text in report.sections

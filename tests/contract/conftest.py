@@ -97,7 +97,7 @@ async def hypervisor(
     if request.param == "fake":
         world = World()
         fake = FakeHypervisor(world, "test")
-        fake.name, fake.world = "fake", world
+        fake.name, fake.world = "fake", world  # type: ignore[attr-defined]
         yield fake
         return
     lanes = Lanes("contract")

@@ -17,7 +17,6 @@ import pytest
 from vmdriver.errors import StorageError, Unavailable
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.engine.ledger import Held, Ledger, Scope, replay
-from vmdriver.storage.sandboxes import journal as journal_module
 from vmdriver.storage.sandboxes.journal import FileJournal, read_lines
 
 WIDE = {"text": "x" * 900}
@@ -125,7 +124,7 @@ async def test_a_short_write_is_completed(
     def short(descriptor: int, data: bytes, offset: int) -> int:
         return write(descriptor, bytes(data[:most]), offset)
 
-    monkeypatch.setattr(journal_module.os, "pwrite", short)
+    monkeypatch.setattr(os, "pwrite", short)
     path = tmp_path / "ledger"
     ledger = Ledger(FileJournal(path, threads))
     for key in ("root", "tap"):
@@ -155,11 +154,11 @@ async def test_after_a_failed_write_the_next_one_stands_on_what_was_durable(
 
     with monkeypatch.context() as broken_disk:
         if failing == "fdatasync":
-            broken_disk.setattr(journal_module.os, "fdatasync", fail)
+            broken_disk.setattr(os, "fdatasync", fail)
         else:
-            broken_disk.setattr(journal_module.os, "pwrite", torn)
+            broken_disk.setattr(os, "pwrite", torn)
         if failing == "ftruncate":
-            broken_disk.setattr(journal_module.os, "ftruncate", fail)
+            broken_disk.setattr(os, "ftruncate", fail)
         with pytest.raises(StorageError):
             await ledger.remember("root", {"lost": True})
     broken = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +37,7 @@ class Side(Protocol):
 
     def owned(self) -> set[int]: ...
 
-    def running(self, number: int) -> object: ...
+    def running(self, number: int) -> AbstractContextManager[None]: ...
 
 
 class InMemory:

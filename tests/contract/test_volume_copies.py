@@ -96,7 +96,7 @@ async def test_where_blocks_cannot_be_linked_or_copied_by_the_kernel_they_are_re
     def none(*_: object) -> int:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(raw_disks.os, "copy_file_range", none)
+    monkeypatch.setattr(os, "copy_file_range", none)
     await test_a_copy_is_sparse_whole_and_ours(place)
 
 

@@ -238,7 +238,7 @@ async def test_what_the_disk_takes_in_parts_is_written_to_its_end(
     def short(descriptor: int, part: bytes, offset: int) -> int:
         return write(descriptor, part[:most], offset)
 
-    monkeypatch.setattr(files.os, "pwrite", short)
+    monkeypatch.setattr(os, "pwrite", short)
     await store.receive(DATA, pieces(Piece(3 * MIB, data)))
     await store.publish(DATA)
     (found, _end) = [piece async for piece in store.content(DATA)]

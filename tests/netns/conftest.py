@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def run(
-    *command: str, check: bool = True, **options: object
+    *command: str, check: bool = True, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, check=check, capture_output=True, text=True, **options

@@ -42,7 +42,9 @@ def words() -> dict[str, str]:
         if parts[0] in ELSEWHERE or path.name in NAMES_ONLY:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            text = node.value if isinstance(node, ast.Constant) else None
+            if not isinstance(node, ast.Constant):
+                continue
+            text = node.value
             if isinstance(text, str) and _WORD.fullmatch(text):
                 found[text] = f"{path.relative_to(ROOT)}:{node.lineno}"
     return found

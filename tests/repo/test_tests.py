@@ -51,7 +51,7 @@ def private_names(path: Path) -> Iterator[tuple[int, str]]:
                 names = [str(text).rpartition(".")[2] for text in texts]
         for name in names:
             if name.startswith("_") and not name.startswith("__") and name != "_proto":
-                yield node.lineno, name
+                yield getattr(node, "lineno", 0), name
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -78,7 +78,9 @@ SCENARIOS = sorted((ROOT / "tests" / "scenario").glob("*.py"))
 def test_a_scenario_needs_no_other_one(path: Path) -> None:
     """What several have in common is in stage.py and lives.py."""
     for node in ast.walk(ast.parse(path.read_text())):
-        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        module = node.module or ""
         assert ".test_" not in module, f"{path.name}:{node.lineno}: from {module}"
 
 

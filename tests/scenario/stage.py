@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from vmdriver.lifecycle.control.operator import Operations
 from vmdriver.lifecycle.ports.host import Guard, no_crash_point

@@ -11,8 +11,9 @@ from contextlib import suppress
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.limits import limit
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import Crash, World
 from vmdriver.errors import DriverError, StorageError, TimedOut
 from vmdriver.lifecycle.control.operator import Operations

@@ -7,8 +7,9 @@ import dataclasses
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.gate import Gate
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import eventually, with_template
 from vmdriver.errors import Exhausted, NotFound, Refused, StorageError

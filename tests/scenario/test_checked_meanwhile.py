@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.crashes import Bomb, played_until_crash
-from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.driver import FakeDriver
 from tests.fakes.limits import limit
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import BOUND_S, eventually, running, ticked
 from vmdriver.errors import DriverError, StorageError

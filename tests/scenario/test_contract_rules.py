@@ -9,9 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.fakes.driver import SETTINGS
 from tests.fakes.limits import limit
 from tests.fakes.service import sandbox, served
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import BOUND_S, eventually
 from vmdriver._proto import compute_driver_pb2 as pb
@@ -39,8 +39,9 @@ async def refused(call, code: grpc.StatusCode, text: str = "") -> str:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     assert caught.value.code() is code, caught.value.details()
-    assert text in caught.value.details()
-    return caught.value.details()
+    details = caught.value.details() or ""
+    assert text in details
+    return details
 
 
 async def test_rule_1_answers_carry_the_gateways_id_and_name(short: Path) -> None:

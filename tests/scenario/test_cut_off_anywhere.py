@@ -9,7 +9,8 @@ import itertools
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.driver import FakeDriver
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.lives import SEQUENCES, perform
 from tests.scenario.stage import TEMPLATES, eventually, running, ticked

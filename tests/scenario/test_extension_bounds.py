@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import TEMPLATES
 from vmdriver.errors import Exhausted, Refused

@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from vmdriver.host.confined.user_namespace import UserNamespace
 from vmdriver.host.threads import Threads

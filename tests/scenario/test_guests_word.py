@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from vmdriver.lifecycle.engine.broadcast import Happened
 from vmdriver.lifecycle.ports.host import GuestReport

@@ -10,8 +10,9 @@ import dataclasses
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.limits import limit
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from vmdriver.model.phase import Phase
 
@@ -37,7 +38,7 @@ def hang_once(driver: FakeDriver, call: str) -> asyncio.Event:
     adapter = getattr(driver.inside.ports, port)
     real = getattr(adapter, name)
 
-    async def hung(*arguments: object) -> object:
+    async def hung(*arguments: object) -> None:
         setattr(adapter, name, real)
         begun.set()
         await asyncio.get_running_loop().create_future()

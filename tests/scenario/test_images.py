@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from vmdriver._proto import admin_pb2 as pb
 from vmdriver.config import config_of
@@ -20,10 +21,10 @@ from vmdriver.config.views import settings_from
 from vmdriver.errors import InvalidRequest, Refused
 from vmdriver.lifecycle.launch.launcher import ImageTeller
 from vmdriver.lifecycle.launch.supervisor import program_in
-from vmdriver.lifecycle.ports.images import CachedFile, ImageProgress
+from vmdriver.lifecycle.ports.images import CachedFile, CacheLimits, ImageProgress
 from vmdriver.model.image import ImageConfig
 from vmdriver.model.phase import Phase
-from vmdriver.oci.retention import CacheLimits, to_remove
+from vmdriver.oci.retention import to_remove
 from vmdriver.service.admin import Admin
 from vmdriver.service.servicer import Readiness
 

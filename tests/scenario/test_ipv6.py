@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import running, waiting, with_template
 from vmdriver.model.ipv6 import WayToIpv6

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.driver import FakeDriver
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import operations, running, ticked
 from vmdriver.errors import DriverError, HostError, Refused

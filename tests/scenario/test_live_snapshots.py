@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.driver import FakeDriver
+from tests.fakes.settings import SETTINGS
 from tests.scenario.stage import eventually, operations, running, ticked
 from vmdriver.errors import DriverError
 from vmdriver.lifecycle.engine.broadcast import Happened

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import vmdriver.lifecycle.memory.restore_check as restore_check_module
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.ledgers import held_objects
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import TEMPLATES, operations, running, waiting, with_template
 from vmdriver.errors import (

@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.programs import FakePrograms
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import eventually
 from vmdriver.errors import DriverError, Unavailable

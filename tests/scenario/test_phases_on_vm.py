@@ -655,13 +655,14 @@ async def test_every_call_is_a_span_below_its_request_and_a_measurement() -> Non
     found = {span.name: span for span in spans.get_finished_spans()}
     created = found["extension a.before_create"]
     assert format(created.context.trace_id, "032x") == identity
-    assert created.attributes["sandbox"] == "s1"
+    assert (created.attributes or {})["sandbox"] == "s1"
     assert found["extension a.after_create"].status.is_ok is False
     assert "extension b.before_launch" in found
     data = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics[0]
     assert data.name == "vmdriver.extension.call.duration"
     outcomes = {
-        (p.attributes["phase"], p.attributes["outcome"]) for p in data.data.data_points
+        ((p.attributes or {})["phase"], (p.attributes or {})["outcome"])
+        for p in data.data.data_points
     }
     assert ("after_create", "failed") in outcomes
     assert ("before_launch", "ok") in outcomes

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import PROCESSOR
 from tests.scenario.stage import TEMPLATES, operations, running, with_template
 from vmdriver.model.phase import Phase

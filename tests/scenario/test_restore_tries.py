@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.driver import SETTINGS
+from tests.fakes.settings import SETTINGS
 from tests.scenario.stage import operations, running, ticked
 from vmdriver.errors import (
     HostError,

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vmdriver.lifecycle.memory.snapshot as snapshot_module
-from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.driver import FakeDriver
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import operations, running
 from vmdriver.host import facts

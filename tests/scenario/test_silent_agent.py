@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.limits import limit
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import eventually
 from vmdriver.errors import DriverError, GuestRefused, HypervisorError, TimedOut

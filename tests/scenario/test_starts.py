@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ async def start(s: Served) -> None:
     await s.stub.StartSandbox(pb.StartSandboxRequest(sandbox_id="s1"))
 
 
-async def conditions(watch: object, count: int) -> list[tuple[str, str, str]]:
+async def conditions(watch: Any, count: int) -> list[tuple[str, str, str]]:
     """Of the next `count` snapshots that a watcher is shown."""
     shown: list[tuple[str, str, str]] = []
     async with asyncio.timeout(5):
@@ -84,9 +85,9 @@ async def running() -> tuple[FakeDriver, Operations]:
     return driver, Operations(driver.manager)
 
 
-async def notices(subscription: object, reason: str) -> list[object]:
+async def notices(subscription: Any, reason: str) -> list[Any]:
     """Everything up to the event of that reason."""
-    found: list[object] = []
+    found: list[Any] = []
     async with asyncio.timeout(5):
         while True:
             found.append(await subscription.next())

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import operations, waiting, with_template
 from vmdriver.errors import InvalidRequest

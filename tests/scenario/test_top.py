@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,9 +58,9 @@ class Stage:
     def layout(self) -> Layout:
         return Layout(self.root / "state")
 
-    def driver(self) -> AsyncIterator[Served]:
+    def driver(self) -> AbstractAsyncContextManager[Served]:
         on_disk = kept_on_disk(self.layout, self.threads)
-        return served(self.root, world=self.world, usage_of=moving, **on_disk)  # type: ignore[return-value]
+        return served(self.root, world=self.world, usage_of=moving, **on_disk)
 
     def command(self) -> list[str]:
         run = self.root / "run"

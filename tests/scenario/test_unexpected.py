@@ -8,8 +8,9 @@ import errno
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.limits import limit
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import BOUND_S, eventually
 from vmdriver.errors import DriverError, HostError, NotFound, Refused

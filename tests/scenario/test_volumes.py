@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.crashes import Bomb, BombAtCalls, played_until_crash
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.paths import FakePaths
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from vmdriver.errors import (
     AlreadyExists,

@@ -7,7 +7,8 @@ import logging
 
 import pytest
 
-from tests.fakes.driver import SETTINGS, FakeDriver, spec
+from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import running, waiting, with_template
 from vmdriver.model.phase import Phase

@@ -11,8 +11,9 @@ import itertools
 import pytest
 
 from tests.fakes.crashes import Bomb, BombAtCalls, played_until_crash
-from tests.fakes.driver import SETTINGS, FakeDriver
+from tests.fakes.driver import FakeDriver
 from tests.fakes.ledgers import held_objects
+from tests.fakes.settings import SETTINGS
 from tests.fakes.world import World
 from tests.scenario.stage import operations, running
 from vmdriver.errors import AlreadyExists, DriverError

@@ -40,7 +40,7 @@ def half_a_switch(machine: Any, layer: str) -> None:
         if "virtio-disk0" in device.get("qdev", "")
     )
     storage, node = f"{name}-storage", f"{name}-format"
-    add = {"node-name": storage, "driver": "file", "filename": layer}
+    add: dict[str, Any] = {"node-name": storage, "driver": "file", "filename": layer}
     ask(machine, "blockdev-add", discard="unmap", **add)
     add = {"node-name": node, "driver": "qcow2", "file": storage, "backing": None}
     ask(machine, "blockdev-add", discard="unmap", **add)

@@ -121,9 +121,9 @@ def test_every_query_of_the_dashboard_has_an_answer_after_a_few_lives(
 def what_is_scraped_is_what_is_documented(watched: Prometheus) -> None:
     """Names and labels, in both directions."""
     scraped: dict[str, set[str]] = {}
-    for labels in watched.values('{__name__=~"vmdriver_.*"}'):
-        names = {name for name, _ in labels}
-        scraped.setdefault(dict(labels)["__name__"], set()).update(
+    for series in watched.values('{__name__=~"vmdriver_.*"}'):
+        names = {name for name, _ in series}
+        scraped.setdefault(dict(series)["__name__"], set()).update(
             names - {"__name__", "otel_scope_name"}
         )
     there = known()

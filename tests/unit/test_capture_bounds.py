@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import libvirt_qemu
 import pytest
 
 from tests.unit.test_checkpoints import RAM, stream
 from vmdriver.errors import HypervisorError, TimedOut
 from vmdriver.host.lanes import Pulse
-from vmdriver.hypervisor import root_disk
+from vmdriver.hypervisor import monitor, root_disk
 from vmdriver.hypervisor.memory import capture
 
 XML = f"""<domain><memory unit='KiB'>{RAM // 1024}</memory>
@@ -27,7 +28,7 @@ class Machine:
         self.cancelled = False
         self.transferred = 0
         monkeypatch.setattr(capture, "hand_over", self._take)
-        monkeypatch.setattr(capture.monitor, "ask", self._ask)
+        monkeypatch.setattr(monitor, "ask", self._ask)
 
     def XMLDesc(self, _flags: int = 0) -> str:
         return XML
@@ -136,11 +137,9 @@ def test_what_qemu_says_of_a_failure_is_told(
 def test_an_answer_of_qemus_that_makes_no_sense_is_an_error_like_any(
     said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        capture.monitor.libvirt_qemu, "qemuMonitorCommand", lambda *_: said
-    )
+    monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", lambda *_: said)
     with pytest.raises(HypervisorError):
-        capture.monitor.ask(object(), "query-migrate")
+        monitor.ask(object(), "query-migrate")
 
 
 @pytest.mark.parametrize(
@@ -151,11 +150,9 @@ def test_an_answer_of_qemus_that_would_take_all_memory_is_not_read(
 ) -> None:
     """10 MB of it are three million dictionaries, and nothing else is done in this process while they are made."""
     said = '{"return": [' + "{}," * (objects // 3) + "{}]}"
-    monkeypatch.setattr(
-        capture.monitor.libvirt_qemu, "qemuMonitorCommand", lambda *_: said
-    )
+    monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommand", lambda *_: said)
     with pytest.raises(HypervisorError, match="is too long"):
-        capture.monitor.ask(object(), command)
+        monitor.ask(object(), command)
 
 
 def test_a_qemu_that_says_it_has_thousands_of_images_is_not_asked_to_close_them(
@@ -164,9 +161,7 @@ def test_a_qemu_that_says_it_has_thousands_of_images_is_not_asked_to_close_them(
     node = {"node-name": "n", "file": "/x", "drv": "qcow2"}
     answers = {"query-block": [], "query-named-block-nodes": [node] * 50_000}
     machine = Machine(monkeypatch)
-    monkeypatch.setattr(
-        capture.monitor, "ask", lambda _, command, **__: answers[command]
-    )
+    monkeypatch.setattr(monitor, "ask", lambda _, command, **__: answers[command])
     with pytest.raises(HypervisorError, match="too many images"):
         root_disk.switch(machine, "/layer")
 
@@ -176,11 +171,11 @@ def test_an_answer_of_another_shape_is_an_error_like_any(
     answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(monkeypatch)
-    monkeypatch.setattr(capture.monitor, "ask", lambda *_, **__: answer)
+    monkeypatch.setattr(monitor, "ask", lambda *_, **__: answer)
     with pytest.raises(HypervisorError, match="query-migrate makes no sense"):
         capture.to_stream(machine, str(tmp_path / "stream"), Pulse())
     machine.close()
     for other in (answer, [7], [{"inserted": 7}], [{"inserted": {"image": {}}}]):
-        monkeypatch.setattr(capture.monitor, "ask", lambda *_, found=other, **__: found)
+        monkeypatch.setattr(monitor, "ask", lambda *_, found=other, **__: found)
         with pytest.raises(HypervisorError):
             root_disk.switch(machine, "/layer")

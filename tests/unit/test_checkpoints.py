@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from tests.unit.test_plan_rendering import plan
 from vmdriver.errors import Exhausted, HypervisorError, NotFound, Refused, TimedOut
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor import guest_channel
-from vmdriver.hypervisor.memory.ram_stream import MAIN_BLOCK, PAGE, split
+from vmdriver.hypervisor.memory.ram_stream import MAIN_BLOCK, PAGE, Split, split
 from vmdriver.lifecycle.launch.secrets import secrets_digest
 from vmdriver.lifecycle.memory import restore_check
 from vmdriver.lifecycle.ports.host import Ownership
@@ -83,7 +84,7 @@ def stream(
     return header + first + between + second + tail
 
 
-def cut(data: bytes, memory: Path, size: int = RAM) -> object:
+def cut(data: bytes, memory: Path, size: int = RAM) -> Split:
     source, target = os.pipe()
 
     def feed() -> None:
@@ -165,7 +166,7 @@ def store(tmp_path: Path) -> Iterator[Checkpoints]:
     threads.close()
 
 
-async def a_checkpoint(store: Checkpoints, directory: Path) -> tuple[object, ...]:
+async def a_checkpoint(store: Checkpoints, directory: Path) -> tuple[Any, ...]:
     memory = Path(await store.begin(str(directory), 1))
     with memory.open("r+b") as file:
         file.truncate(130 * 2**20)

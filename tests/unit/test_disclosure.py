@@ -51,7 +51,7 @@ STORED = set[type[BaseModel]]().union(
 )
 
 
-@pytest.mark.parametrize("kind", sorted(STORED, key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted(STORED, key=lambda kind: str(kind)))
 def test_each_field_that_is_stored_is_told_or_withheld_on_purpose(
     kind: type[BaseModel],
 ) -> None:
@@ -86,8 +86,8 @@ def test_what_no_list_names_is_withheld_whatever_it_is() -> None:
     assert SECRET not in json.dumps(shown)
     for line in ({"op": "intent", "key": "tap", "data": SECRET}, SECRET, [SECRET]):
         assert SECRET not in json.dumps(disclosed_entry(line))
-    line = {"key": "hold:x:y:z", "data": {"extension": "x", "domain": SECRET}}
-    assert SECRET not in json.dumps(disclosed_entry(line)), "an extension's own"
+    held = {"key": "hold:x:y:z", "data": {"extension": "x", "domain": SECRET}}
+    assert SECRET not in json.dumps(disclosed_entry(held)), "an extension's own"
     assert "domain" in LEDGER_DATA
 
 

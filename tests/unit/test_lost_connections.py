@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 
+import libvirt
 import pytest
 
 from vmdriver.host.lanes import Lanes
@@ -35,7 +36,7 @@ async def test_a_lost_connection_is_never_freed_under_libvirts_event_thread(
         made.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(module.libvirt, "open", open_another)
+    monkeypatch.setattr(libvirt, "open", open_another)
     monkeypatch.setattr(module, "start_event_loop", lambda: None)
     connection = Connection("qemu:///system", Lanes("libvirt"))
     connection.on_domain_event(lambda _name: None)

@@ -10,14 +10,16 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.driver import SETTINGS, spec
+from tests.fakes.driver import spec
 from tests.fakes.paths import FakePaths
+from tests.fakes.settings import SETTINGS
 from vmdriver.extension import PlanDraft
 from vmdriver.hypervisor.abilities import Host
 from vmdriver.hypervisor.domain_reading import read_mark
@@ -31,6 +33,7 @@ from vmdriver.lifecycle.launch import environment, planner
 from vmdriver.lifecycle.launch.addresses import AddressPool
 from vmdriver.lifecycle.launch.walled import walled as wall
 from vmdriver.lifecycle.ports.host import Ownership, Taken
+from vmdriver.lifecycle.ports.paths import SandboxPaths
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
@@ -54,7 +57,7 @@ KVM = Host(
 def plan(
     gateway_address: str | None = None,
     endpoint: str = "http://127.0.0.1:17670",
-    **changes: object,
+    **changes: Any,
 ) -> LaunchPlan:
     import dataclasses
 
@@ -75,7 +78,7 @@ def plan(
             environment={"FROM_IMAGE": "1", "A": "lower", "HOME": "/root"}
         ),
         supervisor_disk="/state/supervisors/x.img",
-        paths=planner.SandboxPaths(
+        paths=SandboxPaths(
             *(
                 f"/state/sandboxes/s1/{n}"
                 for n in (

@@ -41,6 +41,7 @@ from vmdriver.telemetry.listen import Listen, parse_listen
 from vmdriver.telemetry.machines import ALL, ONE, TOP, Usages, Whose
 from vmdriver.telemetry.readers import Scraped
 from vmdriver.telemetry.seen import MOST_IMAGES, Value
+from vmdriver.telemetry.shown import Shown
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_a_collectors_address_holds_no_password_that_the_log_would_tell(
         GatewaySettings(otlp_endpoint=url)
 
 
-def values_of(values: Sequence[Value], shown: seen.Shown) -> dict[str, float]:
+def values_of(values: Sequence[Value], shown: Shown) -> dict[str, float]:
     return {
         v.attributes.get("sandbox", ""): v.number for v in values if v.shown is shown
     }

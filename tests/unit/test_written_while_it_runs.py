@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
+import libvirt_qemu
 import pytest
 
 from tests.unit.test_capture_bounds import XML
 from vmdriver.errors import HypervisorError, TimedOut
 from vmdriver.host.lanes import Pulse
+from vmdriver.hypervisor import monitor
 from vmdriver.hypervisor.memory import capture, meanwhile
 
 CAPABILITY = capture.MEANWHILE
@@ -40,10 +42,8 @@ class Qemu:
         self.next: list[str] = []
         self.file = -1
         self.known = libvirt.VIR_DOMAIN_PAUSED
-        monkeypatch.setattr(capture.monitor, "ask", self._ask)
-        monkeypatch.setattr(
-            capture.libvirt_qemu, "qemuMonitorCommandWithFiles", self._take
-        )
+        monkeypatch.setattr(monitor, "ask", self._ask)
+        monkeypatch.setattr(libvirt_qemu, "qemuMonitorCommandWithFiles", self._take)
 
     def XMLDesc(self, _flags: int = 0) -> str:
         return XML

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.compose.base import Asked, Base, BaseRejected
@@ -139,7 +139,7 @@ class Relay:
         """Ids of what the base has told us of."""
         return set(self._last)
 
-    async def watch(self) -> AsyncIterator[bytes | None]:
+    async def watch(self) -> AsyncGenerator[bytes | None, None]:
         """First everything, what has gone of late before it, then every event. None: this watcher
         fell behind, and must watch again.
         """
