@@ -9,46 +9,17 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.command_line import every_command, own, takes_settings
 from vmdriver import __version__
 from vmdriver.cli.main import parser
 from vmdriver.config import SETTINGS
+from vmdriver.config.allowed import allowed
 from vmdriver.config.sources import UPSTREAM_ENVIRONMENT
 
-_SETTING = "set_"
 _DATE = "@date@"
-
-
-def commands(
-    one: argparse.ArgumentParser, name: str = ""
-) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Every command that does something, by its words."""
-    groups = [a for a in one._actions if isinstance(a, argparse._SubParsersAction)]
-    if not groups:
-        yield name, one
-    for group in groups:
-        for word, sub in group.choices.items():
-            yield from commands(sub, f"{name} {word}".strip())
-
-
-def is_setting(action: argparse.Action) -> bool:
-    return action.dest.startswith(_SETTING) or action.dest == "config"
-
-
-def own(one: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Without --help and what every command takes."""
-    return [
-        action
-        for action in one._actions
-        if not is_setting(action) and not isinstance(action, argparse._HelpAction)
-    ]
-
-
-def takes_settings(one: argparse.ArgumentParser) -> bool:
-    return any(action.dest.startswith(_SETTING) for action in one._actions)
 
 
 # --- manual pages: man(7)
@@ -100,7 +71,7 @@ def command_page() -> str:
         _text(str(top.description)),
         ".SH COMMANDS",
     ]
-    for name, one in commands(top):
+    for name, one in every_command(top):
         actions = own(one)
         places = [_argument(a) for a in actions if not a.option_strings]
         lines += [".TP", " ".join([f"\\fBvmdriver {_text(name)}\\fR", *places])]
@@ -145,6 +116,7 @@ def settings_page() -> str:
     for name, field in SETTINGS.items():
         lines += [".TP", f"\\fB{_text(name)}\\fR"]
         lines.append(_text(_sentence(field.description or "")))
+        lines.append(f"May be: {_text(allowed(field))}.")
         if (value := toml(default(name))) is not None:
             lines.append(f"Default: {_text(value)}.")
         if upstream := UPSTREAM_ENVIRONMENT.get(name):
@@ -182,7 +154,8 @@ def settings_file() -> str:
     for name in SETTINGS:
         if name in {"extension", "request_parameters"}:
             continue
-        text = _sentence(SETTINGS[name].description or "")
+        field = SETTINGS[name]
+        text = f"{_sentence(field.description or '')} May be: {allowed(field)}."
         value = toml(default(name))
         lines += [
             "",
@@ -205,7 +178,7 @@ def completion() -> str:
     cases = []
     top = parser()
     groups: dict[str, list[str]] = {}
-    for name, one in commands(top):
+    for name, one in every_command(top):
         words = name.split()
         for depth in range(len(words)):
             known = groups.setdefault(" ".join(words[:depth]), [])
@@ -221,7 +194,9 @@ def completion() -> str:
         *(f"--{n.replace('_', '-')}" for n in SETTINGS if n != "extension"),
     ]
     asking = "|".join(
-        f'"{n}"' for n, one in commands(top) if any(a.dest == "id" for a in own(one))
+        f'"{n}"'
+        for n, one in every_command(top)
+        if any(a.dest == "id" for a in own(one))
     )
     return f"""# bash completion for vmdriver; written by packaging/pages.py
 _vmdriver() {{

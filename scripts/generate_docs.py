@@ -5,14 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from pydantic.fields import FieldInfo
-
-from scripts import example_screens
+from scripts import commands_page, example_screens, settings_page
 from scripts.dashboard import dashboard
 from tests.bench import documents, history
-from vmdriver.config import SETTINGS
 from vmdriver.model.plan import LaunchPlan
 from vmdriver.model.reasons import sections
 from vmdriver.telemetry.catalogue import EVERY
@@ -44,32 +40,12 @@ def reasons() -> str:
     return _BY.format(source="vmdriver/model/reasons.toml") + "\n".join(lines) + "\n"
 
 
-def _setting(name: str, field: FieldInfo) -> str:
-    default: Any = field.default
-    if field.default_factory is not None:
-        default = "the host's CPUs" if "vcpus" in name else "the host's memory"
-    elif default is None or default in ("", [], {}):
-        default = _NONE
-    else:
-        default = f"`{default}`"
-    return f"| `{name}` | {default} | {_cell(field.description or '')} |"
-
-
 def configuration() -> str:
-    """Every setting, in the order of the model."""
-    lines = [
-        "# Configuration",
-        "",
-        "From a TOML file (`--config`, `VMDRIVER_CONFIG`, default `/etc/vmdriver/config.toml`), the "
-        "environment (`VMDRIVER_<SETTING>`; the upstream VM driver's `OPENSHELL_…` names are read "
-        "too) and flags (`--setting-name`), in rising precedence. `vmdriver config` prints the "
-        "effective values with their sources; an unknown or wrong one is refused with its name.",
-        "",
-        "| setting | default | meaning |",
-        "|---|---|---|",
-        *(_setting(name, field) for name, field in SETTINGS.items()),
-    ]
-    return _BY.format(source="the models in vmdriver/config") + "\n".join(lines) + "\n"
+    """Every setting of both drivers."""
+    page = settings_page.configuration()
+    return (
+        _BY.format(source="the models in vmdriver/config and vmdriver/compose") + page
+    )
 
 
 def _words(labels: tuple[str, ...]) -> str:
@@ -103,6 +79,14 @@ def metrics() -> str:
         ),
     ]
     return _BY.format(source="vmdriver/telemetry") + "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """Every command of `vmdriver`, with what it takes."""
+    return (
+        _BY.format(source="the command's --help, or scripts/commands_page.py")
+        + commands_page.commands()
+    )
 
 
 def screens() -> str:
@@ -142,6 +126,7 @@ def scale() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reasons.md": reasons,
     "docs/configuration.md": configuration,
+    "docs/commands.md": commands,
     "docs/metrics.md": metrics,
     "dashboards/vmdriver.json": dashboard,
     "docs/screens.md": screens,

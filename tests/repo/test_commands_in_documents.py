@@ -32,6 +32,7 @@ def commands(page: str) -> Iterator[str]:
     blocks = "\n".join(_BLOCK.findall(text))
     for found in (*_QUOTED.findall(text), *_IN_A_BLOCK.findall(blocks)):
         whole = re.sub(r"\s#\s.*|\\\n|\[[A-Z.]+\]", "", found).replace("...", "")
+        whole = whole.replace(" MIB", " 1")
         first, *others = re.sub(r"\{\{.*?\}\}", "X", whole).split(" | ")
         group = shlex.split(first)[0]
         for one in (first, *others):

@@ -70,7 +70,7 @@ def test_manual_and_completion_name_every_command_and_setting(
     pages: ModuleType,
 ) -> None:
     manual, settings = pages.command_page(), pages.settings_page()
-    names = [name for name, _ in pages.commands(pages.parser())]
+    names = [name for name, _ in pages.every_command(pages.parser())]
     assert len(names) > 20
     for name in names:
         assert f"\\fBvmdriver {name.replace('-', chr(92) + '-')}\\fR" in manual, name

@@ -68,6 +68,16 @@ def test_what_is_said_is_a_sentence_and_said_once() -> None:
         )
 
 
+@pytest.mark.parametrize("page", ["operating", "restore", "volumes", "host_mounts"])
+def test_a_page_for_operators_names_reasons_that_there_are(page: str) -> None:
+    explained = {e.reason for entries in sections().values() for e in entries}
+    alerts = re.findall(r"alert: (\w+)", (ROOT / "dashboards/alerts.yml").read_text())
+    named = re.findall(
+        r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)`", (ROOT / "docs" / f"{page}.md").read_text()
+    )
+    assert set(named) - explained - {*alerts} == set()
+
+
 def test_pages_that_are_made_from_code_are_new() -> None:
     done = subprocess.run(
         ["scripts/generate-docs", "--check"],

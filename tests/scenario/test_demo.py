@@ -17,7 +17,7 @@ from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 from vmdriver.demo.demo import Wanted, demo
 from vmdriver.demo.driver import SOCKET_FOLDER, DriverDied, Place, driver
 from vmdriver.demo.gateway import Gateway
-from vmdriver.demo.life import life
+from vmdriver.demo.life import life, say, shortened
 from vmdriver.demo.undisturbed import alone, ended_once
 from vmdriver.errors import Unavailable
 
@@ -126,3 +126,29 @@ def _is(process: Path, folder: Path) -> bool:
     except OSError:
         return False
     return b"serve" in words and str(folder / "state").encode() in words
+
+
+def test_lines_of_several_threads_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event and the demo's own step come at one moment: both were on one line."""
+    written: list[str] = []
+
+    class Screen:
+        def write(self, text: str) -> None:
+            written.append(text)
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Screen())
+    say("first")
+    say("second")
+    lines = [text for text in written if text]
+    assert len(lines) == 2
+    assert all(line.endswith("\n") for line in lines)
+
+
+def test_what_is_left_out_of_a_message_is_seen() -> None:
+    assert shortened("short") == "short"
+    long = shortened("x" * 400)
+    assert len(long) == 100
+    assert long.endswith("x…")

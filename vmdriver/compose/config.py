@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -88,8 +88,10 @@ class ComposeConfig(BaseModel):
     extension: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, description="one table per extension"
     )
-    log_level: str = "info"
-    log_format: str = "text"
+    log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="one line a record, on standard error, or a JSON object"
+    )
 
     @model_validator(mode="after")
     def _tls_together(self) -> Self:

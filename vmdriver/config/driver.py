@@ -54,7 +54,9 @@ class DriverSettings(Frozen):
         description="time for the KVM probe guest to reach user space",
     )
     log_level: str = Field(
-        "info", description="of this driver, and of supervisors that are given none"
+        "info",
+        description="debug, info, warning or error: of this driver, and of supervisors that are "
+        "given none",
     )
     log_format: Literal["text", "json"] = Field(
         "text",

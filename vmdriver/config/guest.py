@@ -46,7 +46,9 @@ class GuestSettings(Frozen):
         description="most processes and threads of a sandbox's workload",
     )
     telemetry: bool = Field(
-        True, description="what guests are told about the gateway's telemetry"
+        True,
+        description="what guests are told of the gateway's telemetry: true: that it is on "
+        "(OPENSHELL_TELEMETRY_ENABLED)",
     )
 
     operator_exec: bool = Field(

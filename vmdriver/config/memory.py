@@ -13,7 +13,9 @@ class MemorySettings(Frozen):
     """How memory is kept and restored, and how much of it is kept."""
 
     on_restore_failure: Literal["cold-boot", "fail"] = Field(
-        "cold-boot", description="when kept memory cannot be restored"
+        "cold-boot",
+        description="when kept memory cannot be restored: cold-boot: the disk is booted, and it is "
+        "said what was lost; fail: the sandbox fails, and the next start tries again",
     )
     freeze_timeout_s: float = Field(
         10.0, gt=0, le=600, description="time for a guest to freeze its workload"
@@ -52,7 +54,9 @@ class MemorySettings(Frozen):
         True, description="new sandboxes go on from a booted template's memory"
     )
     templates_scope: Literal["host", "workspace"] = Field(
-        "host", description="who may share a template's memory pages"
+        "host",
+        description="who may share a template's memory pages: every sandbox of this host, or "
+        "those of one workspace",
     )
     warm_pool: int = Field(
         0, ge=0, le=1000, description="forks of each template kept waiting for a create"

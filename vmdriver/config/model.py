@@ -1,4 +1,4 @@
-"""Every setting, by section. Flags, environment names, `vmdriver config` and the README's table
+"""Every setting, by section. Flags, environment names, `vmdriver config` and docs/configuration.md
 come from the sections' fields: a setting's key, type, default, bounds and description are
 written there and nowhere else.
 """

@@ -22,7 +22,9 @@ class NetworkSettings(Frozen):
 
     egress: Literal["open", "private-denied", "none"] = Field(
         "private-denied",
-        description="where sandboxes may connect to besides the gateway",
+        description="where sandboxes may connect to besides the gateway: open: everywhere; "
+        "private-denied: everywhere but private networks and those of this host; none: nowhere "
+        "(docs/networking.md)",
     )
     egress_allow: list[str] = Field(
         [],

@@ -16,11 +16,22 @@ from vmdriver.service import admin_client
 _BEGUN = time.monotonic()
 SANDBOX = "demo-0001"
 _DELETE_S = 120.0
+_LONGEST_MESSAGE = 100
 
 
 def say(text: str) -> None:
-    """A line, with the time since the begin."""
-    print(f"[{time.monotonic() - _BEGUN:7.2f} s] {text}", flush=True)
+    """A line, with the time since the begin; in one piece, since several threads have something
+    to say.
+    """
+    line = f"[{time.monotonic() - _BEGUN:7.2f} s] {text}\n"
+    print(line, end="", flush=True)
+
+
+def shortened(message: str) -> str:
+    """As much of it as a line has room for; that something is left out is seen."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return message[: _LONGEST_MESSAGE - 1] + "…"
 
 
 class Watcher:
@@ -46,7 +57,7 @@ class Watcher:
         kind = event.WhichOneof("payload")
         if kind == "platform_event":
             inner = event.platform_event.event
-            say(f"  event     {inner.reason}: {inner.message[:110]}")
+            say(f"  event     {inner.reason}: {shortened(inner.message)}")
             self.events.setdefault(inner.reason, time.monotonic())
         elif kind == "sandbox":
             condition = event.sandbox.sandbox.status.conditions[0]
@@ -86,8 +97,8 @@ def request(image: str) -> pb.DriverSandbox:
 def keep_memory(gateway: Gateway, admin: Path, figures: dict[str, Any]) -> None:
     """Suspend and resume, as an operator would."""
 
-    def tell(reason: str, message: str, _warning: bool) -> None:
-        say(f"  {reason}: {message}")
+    def tell(_reason: str, _message: str, _warning: bool) -> None:
+        """Whoever watches has it from the driver, too."""
 
     gateway.shell(SANDBOX, "echo in-memory > /dev/shm/proof")
     say("wrote /dev/shm/proof, which is in the guest's memory alone")
