@@ -243,7 +243,8 @@ MEMORY = (
             "committed": f"sum({_metric('memory_committed_bytes')})",
             "max_committed_mem_mib": f"sum({_metric('memory_limit_bytes')})",
             "machines, really": f"sum({_metric('machines_memory_bytes')})",
-            "of these, waiting": f"sum({_metric('warm_pool_memory_bytes')})",
+            "waiting ones beside them": f"sum({_metric('warm_pool_memory_bytes')})",
+            "what reads host folders for them": f"sum({_metric('host_folders_memory_bytes')})",
         },
         "What machines that are meant to run might take, and what they take; shared pages are divided.",
         unit="bytes",
@@ -403,6 +404,12 @@ HEALTH = (
         unit="s",
     ),
     Panel(
+        "Ready",
+        {"{{instance}}": _metric("ready")},
+        "1: what was there before it began is taken up. Until then nothing of sandboxes is shown.",
+        width=4,
+    ),
+    Panel(
         "Who watches",
         {"{{instance}}": _metric("watchers")},
         "A gateway has one stream; none: no gateway is there.",
@@ -415,6 +422,12 @@ HEALTH = (
             "{{instance}} machine_uids": f"{_metric('machine_uids_left')} / {_metric('machine_uids_limit')}",
         },
         unit="percentunit",
+        width=4,
+    ),
+    Panel(
+        "Programs that read folders of the host",
+        {"{{instance}}": _metric("host_folders_readers")},
+        "One for each folder of each machine; if one ends, its machine waits (HostMountLost).",
         width=4,
     ),
     Panel(
@@ -499,6 +512,52 @@ HEALTH = (
         width=6,
     ),
 )
+COMPOSED = (
+    Panel(
+        "Bases that are followed",
+        {"{{instance}}": _metric("composed_base_connected")},
+        "0: it is away; what it says is passed on when it is there again.",
+    ),
+    Panel(
+        "Sandboxes that extensions take part in",
+        {
+            "{{stage}}": _sum("stage", _metric("composed_sandboxes")),
+            "the base's": f"sum({_metric('composed_base_sandboxes')})",
+        },
+    ),
+    Panel(
+        "What extensions hold",
+        {
+            "{{extension}}": _sum("extension", _metric("composed_held")),
+            "sandboxes of which it cannot be given back": (
+                f"sum({_metric('composed_sandboxes_troubled')})"
+            ),
+        },
+    ),
+    Panel(
+        "Time of calls, 95 of 100",
+        {
+            "{{method}}": _quantile(
+                "0.95", "composed_call_duration", "method", over=_WINDOW
+            )
+        },
+        "With the base's part, and its extensions'.",
+        unit="s",
+        width=12,
+    ),
+    Panel(
+        "Calls by what became of them",
+        {
+            "{{outcome}}": _sum(
+                "outcome",
+                f"increase({_metric('composed_call_duration_seconds_count')}{_WINDOW})",
+            )
+        },
+        "Base refused: in the base's words.",
+        width=12,
+        stacked=True,
+    ),
+)
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Overview": OVERVIEW,
     "Starts": STARTS,
@@ -507,6 +566,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Images": IMAGES,
     "Guests": GUESTS,
     "The driver's health": HEALTH,
+    "Composed drivers": COMPOSED,
 }
 _HEIGHT = {"stat": 4, "timeseries": 8, "bargauge": 8}
 
@@ -602,7 +662,6 @@ def _asked_of_prometheus(name: str, label: str, query: str) -> dict[str, Any]:
         "type": "query",
         "datasource": _SOURCE,
         "query": {"query": query, "refId": name},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "multi": True,
@@ -620,7 +679,6 @@ def _variables() -> list[dict[str, Any]]:
             "label": "Prometheus",
             "type": "datasource",
             "query": "prometheus",
-            "current": {},
         },
         _asked_of_prometheus(
             "instance", "Driver", "label_values(vmdriver_sandboxes_limit, instance)"
@@ -649,7 +707,6 @@ def dashboard() -> str:
         json.dumps(
             {
                 "id": None,
-                "uid": None,
                 "title": "vmdriver",
                 "description": "Written by scripts/generate-docs from scripts/dashboard.py.",
                 "tags": ["vmdriver", "openshell"],

@@ -66,8 +66,12 @@ def metrics() -> str:
         "its unit: `vmdriver.step.duration` is `vmdriver_step_duration_seconds`.",
         "",
         f"What is of one machine has a series for each of the {TOP} that used most CPU since the "
-        "last look, and one for all together. Nobody waits for a driver that is held up: it shows "
-        "what it showed last, and `vmdriver.loop.lag`. A driver's own processor time, memory and open "
+        "last look, and one for all together; where there are many, their memory is added up in turn, and "
+        "may be some looks old. A sum begins at nothing with its driver. Nobody waits for a driver that is held up: it shows "
+        "what it showed last, and `vmdriver.loop.lag`; one that has not taken up its sandboxes yet shows "
+        "`vmdriver.ready` 0 and nothing of them. A composed driver (`vmdriver compose`) has both settings, "
+        "too: it shows `vmdriver.composed.…`, and of the others calls of extensions, events, watchers and "
+        "its loop's lag. A driver's own processor time, memory and open "
         "files are `process_…`, its version is on `target_info`. `dashboards` has a dashboard for "
         "Grafana and alert rules for Prometheus ([how](operating.md#watch-it)).",
         "",

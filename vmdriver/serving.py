@@ -97,7 +97,7 @@ async def run_server(
     try:
         await _listen(config, driver, readiness, use, known, servers)
         await serve_commands(driver, streams)
-        telemetry = await _watched(driver, use)
+        telemetry = await _watched(driver, use, readiness)
     except ConfigError:
         await _end(driver, servers, streams, None)
         raise
@@ -230,14 +230,16 @@ async def serve_commands(driver: Driver, streams: StreamServer) -> None:
         await streams.start(path)
 
 
-async def _watched(driver: Driver, use: MachineUse) -> Telemetry | None:
+async def _watched(
+    driver: Driver, use: MachineUse, readiness: Readiness
+) -> Telemetry | None:
     """The SDK is some 4 MiB (measured), which nobody pays for who does not use it."""
     config = driver.config
     if not config.driver.metrics_listen and not config.gateway.otlp_endpoint:
         return None
     from vmdriver.watching import watched
 
-    return watched(driver, use)
+    return watched(driver, use, lambda: readiness.is_set)
 
 
 async def _end(

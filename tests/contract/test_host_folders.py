@@ -281,7 +281,11 @@ async def test_readers_outlive_us_are_found_and_end(
         str(directory),
         "s1",
     )
+    readers, size = await another.memory()
+    assert readers == 2
+    assert 2**20 < size < 200 * 2**20, "two programs' own, with their boxes"
     elsewhere = VirtiofsFolders(home / "others", "test", USER)
+    assert await elsewhere.memory() == (0, 0)
     assert await elsewhere.marked() == [], "another state directory's are not ours"
     for mount in plan.host_mounts:
         info = Path(mount.socket).lstat()
@@ -294,6 +298,7 @@ async def test_readers_outlive_us_are_found_and_end(
     for _ in range(2):
         await another.end(MARK, str(directory))
         assert await another.shared() == {}
+        assert await another.memory() == (0, 0)
         assert not directory.exists()
 
 

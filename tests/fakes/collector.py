@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,23 +16,33 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as tra
 
 
 class Collector:
-    """Listens from now on; `spans` are names with their attributes."""
+    """Listens from now on; `spans` are names with their attributes. `credentials`: by TLS alone."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, port: int = 0, credentials: grpc.ServerCredentials | None = None
+    ) -> None:
         self.metrics: set[str] = set()
         self.spans: list[tuple[str, dict[str, str]]] = []
         self._server = grpc.server(ThreadPoolExecutor(2))
         metrics_grpc.add_MetricsServiceServicer_to_server(_Metrics(self), self._server)
         traces_grpc.add_TraceServiceServicer_to_server(_Traces(self), self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        address = f"127.0.0.1:{port}"
+        if credentials is not None:
+            self.port = self._server.add_secure_port(address, credentials)
+        else:
+            self.port = self._server.add_insecure_port(address)
+        self._scheme = "http" if credentials is None else "https"
         self._server.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def close(self) -> None:
         self._server.stop(0.2).wait()
+        for thread in threading.enumerate():  # gRPC's own, which it does not join
+            if "cancel_all_calls_after_grace" in thread.name:
+                thread.join()
 
 
 class _Metrics(metrics_grpc.MetricsServiceServicer):

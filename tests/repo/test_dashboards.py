@@ -64,8 +64,9 @@ def test_the_dashboard_has_its_rows_and_names_no_grafanas_own_ids() -> None:
     assert rows == [
         *("Overview", "Starts", "Memory", "Disk", "Images", "Guests"),
         "The driver's health",
+        "Composed drivers",
     ]
-    assert (document["id"], document["uid"]) == (None, None)
+    assert (document["id"], "uid" in document) == (None, False)
     sources = {
         (holder["datasource"]["type"], holder["datasource"]["uid"])
         for panel in document["panels"]

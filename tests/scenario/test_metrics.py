@@ -82,3 +82,19 @@ async def test_how_many_machines_should_wait_and_how_many_numbers_there_are() ->
     assert limit - left == 3, "one runs, two wait"
     assert values(driver, seen.USER_LIMIT)[()] > values(driver, seen.USERS)[()]
     await driver.close()
+
+
+async def test_any_number_of_workspaces_has_a_bounded_number_of_series() -> None:
+    driver = FakeDriver(World())
+    await driver.manager.recover()
+    own, more = seen.MOST_WORKSPACES, 5
+    for number in range(own + more):
+        await driver.manager.create(spec(f"s{number}", workspace=f"w{number:03}"), None)
+    await driver.manager.create(spec("second", workspace=f"w{own + more - 1:03}"), None)
+    await driver.settled()
+    found = values(driver, seen.SANDBOXES)
+    assert len(found) == own + 1
+    assert found["running", "running", f"w{own + more - 1:03}"] == 2
+    assert found["running", "running", seen.OTHERS] == more
+    assert sum(found.values()) == own + more + 1
+    await driver.close()

@@ -1,4 +1,4 @@
-"""A real Prometheus, of Debian's package, which scrapes one driver."""
+"""A real Prometheus, of Debian's package, which scrapes a driver, and one in front of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ global: {{scrape_interval: 1s, evaluation_interval: 1s}}
 rule_files: ["{rules}"]
 scrape_configs:
   - job_name: vmdriver
-    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
+    static_configs: [{{targets: {targets}}}]
 """
 
 
@@ -60,10 +60,11 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(directory: Path, driver_port: int) -> Iterator[Prometheus]:
-    """Scrapes each second, until the end of the block."""
+def prometheus(directory: Path, *ports: int) -> Iterator[Prometheus]:
+    """Scrapes those drivers each second, until the end of the block."""
     port, config = free_port(), directory / "prometheus.yml"
-    config.write_text(_CONFIG.format(rules=ALERTS, port=driver_port))
+    targets = json.dumps([f"127.0.0.1:{of_driver}" for of_driver in ports])
+    config.write_text(_CONFIG.format(rules=ALERTS, targets=targets))
     log = (directory / "prometheus.log").open("wb")
     process = subprocess.Popen(
         [

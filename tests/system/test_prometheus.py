@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from tests.fakes.eager import EAGER
 from tests.fakes.ports import free_port
 from tests.fakes.prometheus_queries import Query, known, panels
 from tests.fakes.waiting import until
 from tests.system.machines import Driver
 from tests.system.prometheus import Prometheus, prometheus
 from vmdriver._proto import compute_driver_pb2 as pb
+from vmdriver._proto import compute_driver_pb2_grpc as pb_grpc
 
 VARIABLES = {
     "instance": ".*",
@@ -86,6 +91,36 @@ def a_volume(driver: Driver) -> Iterator[None]:
         driver.operate("volume", "rm", *of)
 
 
+@contextmanager
+def in_front(
+    driver: Driver, directory: Path, port: int
+) -> Iterator[Callable[[], None]]:
+    """A composed driver, which follows its base, with somebody who watches it; what asks it something is yielded."""
+    socket = directory / "c" / "c.sock"
+    flags = {
+        "base": f"unix:{driver.socket}",
+        "bind-socket": str(socket),
+        "state-dir": str(directory / "composed"),
+        "metrics-listen": f"127.0.0.1:{port}",
+    }
+    config = directory / "compose.toml"
+    config.write_text('extensions = ["audit-log"]\n')
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    program = [sys.executable, "-m", "vmdriver", "compose", "--config", str(config)]
+    process = subprocess.Popen([*program, *words])
+    try:
+        with grpc.insecure_channel(f"unix:{socket}", options=EAGER) as channel:
+            stub: Any = pb_grpc.ComputeDriverStub(channel)
+            nothing = pb.GetCapabilitiesRequest()
+            stub.GetCapabilities(nothing, wait_for_ready=True, timeout=20)
+            events = stub.WatchSandboxes(pb.WatchSandboxesRequest())
+            yield lambda: stub.ListSandboxes(pb.ListSandboxesRequest())
+            events.cancel()
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 def answered(watched: Prometheus, query: Query) -> bool:
     found = watched.values(query.asked(**VARIABLES))
     return any(not math.isnan(value) for value in found.values())
@@ -103,11 +138,17 @@ def test_every_query_of_the_dashboard_has_an_answer_after_a_few_lives(
     names = ("--dns", "host")  # the driver is who is asked for them
     options = (*listen, *names, "--warm-pool", "1", "--config", str(config))
     driver = new_driver(*options)
-    with prometheus(tmp_path, port) as watched, a_volume(driver):
+    front = free_port()
+    with (
+        prometheus(tmp_path, port, front) as watched,
+        a_volume(driver),
+        in_front(driver, tmp_path, front) as ask,
+    ):
         live(driver, watched)
         unanswered: list[str] = []
 
         def every_query_is_answered() -> bool:
+            ask()
             unanswered[:] = [q.where for q in panels() if not answered(watched, q)]
             return not unanswered
 

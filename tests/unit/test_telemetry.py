@@ -38,10 +38,9 @@ from vmdriver.telemetry.exposition import Exposition
 from vmdriver.telemetry.gauges import Gauges
 from vmdriver.telemetry.last_seen import LastSeen
 from vmdriver.telemetry.listen import Listen, parse_listen
-from vmdriver.telemetry.machines import ALL, ONE, TOP, Usages, Whose
+from vmdriver.telemetry.machines import TOP, Usages, Whose
 from vmdriver.telemetry.readers import Scraped
 from vmdriver.telemetry.seen import MOST_IMAGES, Value
-from vmdriver.telemetry.shown import Shown
 
 
 @pytest.mark.parametrize(
@@ -78,42 +77,6 @@ def test_a_collectors_address_holds_no_password_that_the_log_would_tell(
 ) -> None:
     with pytest.raises(ValidationError, match=r"password|URL"):
         GatewaySettings(otlp_endpoint=url)
-
-
-def values_of(values: Sequence[Value], shown: Shown) -> dict[str, float]:
-    return {
-        v.attributes.get("sandbox", ""): v.number for v in values if v.shown is shown
-    }
-
-
-def test_sums_only_grow_whoever_comes_and_goes() -> None:
-    usages, a, b = Usages(), Whose("a", "w"), Whose("b", "w")
-    cpu, memory = ALL["cpu_s"], ALL["memory"]
-    first = usages.note({a: Usage("1", cpu_s=2, memory=10), b: Usage("2", cpu_s=1)})
-    assert values_of(first, cpu) == {"": 3}
-    assert values_of(first, memory) == {"": 10}
-    assert values_of(first, ONE["cpu_s"]) == {"a": 2, "b": 1}
-    gone = usages.note({b: Usage("2", cpu_s=4)})
-    assert values_of(gone, cpu) == {"": 6}, "what a has used is not forgotten"
-    assert values_of(gone, ONE["cpu_s"]) == {"b": 4}
-    again = usages.note({a: Usage("3", cpu_s=1), b: Usage("2", cpu_s=4)})
-    assert values_of(again, cpu) == {"": 7}, "another QEMU begins from nothing"
-    older = usages.note({a: Usage("3", cpu_s=1), b: Usage("4", cpu_s=2)})
-    assert values_of(older, cpu) == {"": 9}
-
-
-def test_who_is_missed_once_is_not_counted_from_nothing_again() -> None:
-    usages, a = Usages(), Whose("a", "w")
-    for look in ({a: Usage("1", cpu_s=5)}, {}, {a: Usage("1", cpu_s=6)}):
-        found = usages.note(look)
-    assert values_of(found, ALL["cpu_s"]) == {"": 6}
-
-
-def test_only_the_busiest_machines_have_series_of_their_own() -> None:
-    usages = Usages()
-    many = {Whose(f"s{n:03}", "w"): Usage(str(n), cpu_s=n) for n in range(3 * TOP)}
-    own = values_of(usages.note(many), ONE["cpu_s"])
-    assert set(own) == {f"s{n:03}" for n in range(2 * TOP, 3 * TOP)}
 
 
 def test_what_has_several_names_on_disk_counts_once(tmp_path: Path) -> None:

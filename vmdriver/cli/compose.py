@@ -18,6 +18,7 @@ from vmdriver.lifecycle.extending.phases import Extension
 
 FLAGS = (
     *("base", "bind_socket", "state_dir", "driver_name", "suffix", "log_level"),
+    *("metrics_listen", "otlp_endpoint"),
     *("tls_ca", "tls_certificate", "tls_key", "tls_crl", "tls_server_name"),
 )
 """Settings that are flags too; the rest is in the file."""

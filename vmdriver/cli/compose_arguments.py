@@ -27,5 +27,10 @@ def add(commands: Any) -> None:
         ("driver-name", "name that the gateway sees; default <base's>+<suffix>"),
         ("suffix", "of the default name"),
         ("log-level", "debug, info, warning or error"),
+        ("metrics-listen", "metrics for Prometheus: unix:/PATH or 127.0.0.1:PORT"),
+        (
+            "otlp-endpoint",
+            "collector that is sent metrics and traces: http://HOST:PORT",
+        ),
     ):
         one.add_argument(f"--{name}", metavar="VALUE", help=meaning)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmdriver.compose import admin
 from vmdriver.compose.base import Asked, Base, BaseRejected
@@ -19,7 +19,7 @@ from vmdriver.compose.follower import Follower
 from vmdriver.compose.registry import Registry
 from vmdriver.compose.server import Handler
 from vmdriver.compose.store import Record, Store
-from vmdriver.errors import DriverError
+from vmdriver.errors import ConfigError, DriverError
 from vmdriver.host.lock import StateLock
 from vmdriver.host.threads import Threads
 from vmdriver.lifecycle.extending.by_phases import ByPhases
@@ -38,8 +38,13 @@ from vmdriver.service.tls.identity import Identity
 from vmdriver.service.tls.keys import Side
 from vmdriver.service.tls.tunnel import Tunnel
 
+if TYPE_CHECKING:
+    from vmdriver.telemetry.telemetry import Telemetry
+
 _log = logging.getLogger(__name__)
 _THREADS = 8
+_TELL_S = 1.0
+"""For collectors, at the end."""
 
 
 def tunnel_of(config: ComposeConfig, path: Path | None = None) -> Tunnel | None:
@@ -105,6 +110,11 @@ class Composition:
             secure_directory(self.tunnel.path.parent)
             await self.tunnel.start()
         servers = await self._serve()
+        try:
+            telemetry = self._watched()
+        except ConfigError:
+            await self._end(servers, None)
+            raise
         _log.info(
             "serving on %s, in front of %s", self.config.bind_socket, self.base.address
         )
@@ -115,13 +125,28 @@ class Composition:
         finally:
             _log.info("ending; sandboxes go on")
             names.cancel()
-            await self.follower.close()
-            await asyncio.gather(*(server.stop(0.5) for server in servers))
-            await self.base.close()
-            if self.tunnel is not None:
-                await self.tunnel.close()
-            self._files.close()
-            self._lock.release()
+            await self._end(servers, telemetry)
+
+    async def _end(self, servers: list[Any], telemetry: Telemetry | None) -> None:
+        """What is told to those who watch over hosts is sent meanwhile, and not waited for long."""
+        telling = [asyncio.ensure_future(telemetry.close())] if telemetry else []
+        await self.follower.close()
+        await asyncio.gather(*(server.stop(0.5) for server in servers))
+        await self.base.close()
+        if self.tunnel is not None:
+            await self.tunnel.close()
+        if telling:
+            await asyncio.wait(telling, timeout=_TELL_S)
+        self._files.close()
+        self._lock.release()
+
+    def _watched(self) -> Telemetry | None:
+        """Who does not use it pays nothing for the SDK. ConfigError."""
+        if not self.config.metrics_listen and not self.config.otlp_endpoint:
+            return None
+        from vmdriver.compose.watching import watched
+
+        return watched(self.config, self.registry, self.follower.relay)
 
     async def _serve(self) -> list[Any]:
         handler = Handler(self.driver, self.base, self.follower.relay)

@@ -8,7 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vmdriver.compose.dialect import Meaning
 from vmdriver.config.paths import AbsolutePath
@@ -16,6 +23,7 @@ from vmdriver.config.sources import read_toml
 from vmdriver.errors import ConfigError
 from vmdriver.service.tls.address import parse_address
 from vmdriver.service.tls.keys import Keys
+from vmdriver.telemetry.listen import check_collector, parse_listen
 
 SCHEME = "tls:"
 """Of a base on another host."""
@@ -92,6 +100,26 @@ class ComposeConfig(BaseModel):
     log_format: Literal["text", "json"] = Field(
         "text", description="one line a record, on standard error, or a JSON object"
     )
+    metrics_listen: str = Field(
+        "",
+        description="where Prometheus may ask for metrics: unix:/PATH, or a port of the loopback",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        description="OpenTelemetry collector that metrics and traces are sent to, by gRPC",
+    )
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _metrics_listen(cls, value: str) -> str:
+        if value:
+            parse_listen(value)
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str) -> str:
+        return check_collector(value)
 
     @model_validator(mode="after")
     def _tls_together(self) -> Self:
@@ -146,12 +174,13 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        text = first["msg"].removeprefix("Value error, ")
         if not key:  # of several together
-            raise ConfigError(first["msg"].removeprefix("Value error, ")) from error
+            raise ConfigError(text) from error
         absent = first["type"] == "missing"
         flag = f", or as --{key.replace('_', '-')}" if key in taken else ""
         raise ConfigError(
-            f"{key}: {'it is needed, and not set' if absent else first['msg']}",
+            f"{key}: {'it is needed, and not set' if absent else text}",
             resolution=f"set it in {file or DEFAULT_FILE}{flag}",
         ) from error
     for name in {*config.extension, *config.request_parameters} - {*config.extensions}:

@@ -15,6 +15,7 @@ from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.sandbox import Composed
 from vmdriver.compose.store import Record, Stage, Store
 from vmdriver.errors import DriverError, Unavailable
+from vmdriver.lifecycle.engine import measures
 from vmdriver.lifecycle.extending.runner import Runner
 
 _log = logging.getLogger(__name__)
@@ -229,6 +230,7 @@ class Registry:
     def tell(self, sandbox_id: str, reason: str, message: str) -> None:
         """A platform event of our own, and a line in the log."""
         _log.warning("%s: %s: %s", sandbox_id, reason, message)
+        measures.event(reason, "Warning")
         event = pb.WatchSandboxesEvent()
         event.platform_event.sandbox_id = sandbox_id
         inner = event.platform_event.event

@@ -139,6 +139,10 @@ class Relay:
         """Ids of what the base has told us of."""
         return set(self._last)
 
+    def watchers(self) -> int:
+        """How many watch us."""
+        return len(self._watchers)
+
     async def watch(self) -> AsyncGenerator[bytes | None, None]:
         """First everything, what has gone of late before it, then every event. None: this watcher
         fell behind, and must watch again.

@@ -4,16 +4,28 @@ of, as bytes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
+from opentelemetry import metrics
 
 from vmdriver.compose.base import SERVICE, Asked, Base, BaseRejected
 from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.relay import Relay
+from vmdriver.errors import DriverError
+from vmdriver.lifecycle.engine.measures import BUCKETS_S
 
 Flow = Callable[[bytes, Asked], Awaitable[bytes]]
+_OTHER = "other"
+"""Stands for every method that we do not know: there may be any number."""
+_calls = metrics.get_meter("vmdriver").create_histogram(
+    "vmdriver.composed.call.duration",
+    unit="s",
+    description="one call, with those of extensions and of the base",
+    explicit_bucket_boundaries_advisory=BUCKETS_S,
+)
 _HOP_BY_HOP = ("grpc-", ":", "user-agent", "content-type", "te")
 
 
@@ -43,7 +55,7 @@ class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
             "DeleteSandbox": driver.delete,
         }
         self._handlers: dict[str, Any] = {
-            SERVICE + name: grpc.unary_unary_rpc_method_handler(_unary(flow))
+            SERVICE + name: grpc.unary_unary_rpc_method_handler(_unary(flow, name))
             for name, flow in flows.items()
         }
         self._handlers[f"{SERVICE}WatchSandboxes"] = (
@@ -58,7 +70,9 @@ class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
         known = self._handlers.get(method)
         if known is not None:
             return known
-        return grpc.unary_unary_rpc_method_handler(_unary(self._forward(method)))
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(self._forward(method), _OTHER)
+        )
 
     def _forward(self, method: str) -> Flow:
         async def forward(raw: bytes, asked: Asked) -> bytes:
@@ -75,12 +89,23 @@ class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
             yield event
 
 
-def _unary(flow: Flow) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _unary(flow: Flow, method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def call(raw: bytes, context: Any) -> bytes:
+        begun, outcome = time.monotonic(), "failed"
         try:
-            return await flow(raw, _asked(context))
+            answer = await flow(raw, _asked(context))
         except BaseRejected as error:
+            outcome = "base refused"
             await context.abort(error.code, error.text, error.trailing)
             raise
+        except DriverError:
+            outcome = "refused"
+            raise
+        else:
+            outcome = "ok"
+            return answer
+        finally:
+            took = time.monotonic() - begun
+            _calls.record(took, {"method": method, "outcome": outcome})
 
     return call

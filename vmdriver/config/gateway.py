@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from vmdriver.config.paths import AbsolutePath
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.model.spec import Frozen
+from vmdriver.telemetry.listen import check_collector
 
 
 class GatewaySettings(Frozen):
@@ -67,14 +67,7 @@ class GatewaySettings(Frozen):
     @field_validator("otlp_endpoint")
     @classmethod
     def _collector(cls, value: str) -> str:
-        found = urlsplit(value)
-        if value and (found.scheme not in {"http", "https"} or not found.hostname):
-            raise ValueError("is no http:// or https:// URL")
-        if (
-            found.username is not None
-        ):  # gRPC would take it for the host, and tell it to the log
-            raise ValueError("may hold no user and password")
-        return value
+        return check_collector(value)
 
     @field_validator("openshell_endpoint")
     @classmethod

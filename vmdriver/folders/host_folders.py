@@ -21,7 +21,7 @@ from pathlib import Path
 from vmdriver.errors import HostError
 from vmdriver.folders.reader import VARIABLE, Program, Reader, find_program
 from vmdriver.folders.resolving import open_folder
-from vmdriver.host import mounts, process, strays
+from vmdriver.host import memory, mounts, process, strays
 from vmdriver.host.lanes import Lanes
 from vmdriver.lifecycle.ports.host import Found
 from vmdriver.model.host_mount import HostMount
@@ -92,28 +92,46 @@ class VirtiofsFolders:
 
     async def shared(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for tag, mark, _ in await self._running():
+        for (tag, mark, _), _ in await self._running():
             found.setdefault(mark, set()).add(tag)
         return found
 
     async def marked(self) -> list[Found]:
-        its = {(mark, directory) for _, mark, directory in await self._running()}
+        its = {(mark, directory) for (_, mark, directory), _ in await self._running()}
         return [
             Found("folders", directory, sandbox)
             for mark, directory in sorted(its)
             if (sandbox := parse_mark(mark, self._instance)) is not None
         ]
 
-    async def _running(self) -> list[tuple[str, str, str]]:
-        """Tag, mark and directory of each that is this state directory's."""
+    async def memory(self) -> tuple[int, int]:
+        """How many programs there are for that, boxes not counted, and bytes of the host's memory
+        that they have; what they share with machines is divided. HostError.
+        """
+        running = await self._running()
+        pids = [pid for _, found in running for pid in found]
+        size = await self._lanes.run(
+            "",
+            "add up the memory of what reads folders of the host",
+            lambda: sum(map(memory.share_of, pids)),
+            deadline_s=LOOK_S,
+        )
+        return len(running), size
+
+    async def _running(self) -> list[tuple[tuple[str, str, str], list[int]]]:
+        """Tag, mark and directory of each that is this state directory's, with its processes."""
         names = await self._lanes.run(
             "",
             "look for what reads folders of the host",
-            lambda: strays.values_of(VARIABLE),
+            lambda: strays.bearers_of(VARIABLE),
             deadline_s=LOOK_S,
         )
-        found = [tuple(name.split(":", 2)) for name in names if name.count(":") > 1]
-        return [(t, m, d) for t, m, d in found if self._is_own(m, d)]
+        found = []
+        for name, pids in names.items():
+            tag, mark, directory = (*name.split(":", 2), "", "")[:3]
+            if self._is_own(mark, directory):
+                found.append(((tag, mark, directory), pids))
+        return found
 
     def _is_own(self, mark: str, directory: str) -> bool:
         """Whether the sockets of the sandbox with that mark lie there. Anybody on the host may

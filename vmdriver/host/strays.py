@@ -111,12 +111,18 @@ def _pids() -> list[int]:
 
 def values_of(variable: str) -> set[str]:
     """What that variable says in every process that has it."""
-    begin, found = f"{variable}=".encode(), set[str]()
+    return set(bearers_of(variable))
+
+
+def bearers_of(variable: str) -> dict[str, list[int]]:
+    """The same, with the ids of the processes in which it says so."""
+    begin, found = f"{variable}=".encode(), dict[str, list[int]]()
     for pid in _pids():
         process = _read(pid)
         for entry in process.environment if process else ():
             if entry.startswith(begin):
-                found.add(os.fsdecode(entry.removeprefix(begin)))
+                said = os.fsdecode(entry.removeprefix(begin))
+                found.setdefault(said, []).append(pid)
     return found
 
 

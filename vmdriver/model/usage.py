@@ -24,3 +24,5 @@ class Usage:
     received: int = 0
     """From the guest's side: what came to the tap of its network namespace."""
     sent: int = 0
+    begun_s: float = 0.0
+    """When it began: seconds since the host's boot."""

@@ -53,6 +53,11 @@ class Readiness:
         """From now on calls go through."""
         self._manager.set_result(manager)
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._manager.done()
+
     async def manager(self) -> Manager:
         """The manager, once it has recovered. Unavailable if that takes too long."""
         if self._manager.done():  # every call but the first few: no timer, no shield

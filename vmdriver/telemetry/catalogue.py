@@ -1,11 +1,11 @@
 """Every metric that there is: those that a look gives, and those that are counted where things
 happen (lifecycle/engine/measures.py, lifecycle/extending/calls.py, network/names/counts.py,
-service/tls/counts.py, loop_lag.py).
+service/tls/counts.py, compose/server.py, loop_lag.py).
 """
 
 from __future__ import annotations
 
-from vmdriver.telemetry import machines, seen
+from vmdriver.telemetry import composed, machines, seen
 from vmdriver.telemetry.shown import Shown
 
 _OPERATIONS = (
@@ -87,10 +87,12 @@ COUNTED: tuple[Shown, ...] = (
     Shown(
         "vmdriver.loop.lag", "s", "how late the event loop came to a timer", "histogram"
     ),
+    composed.CALLS,
 )
 SEEN: tuple[Shown, ...] = (
     *(value for value in vars(seen).values() if isinstance(value, Shown)),
     *machines.ONE.values(),
     *machines.ALL.values(),
+    *composed.SEEN,
 )
 EVERY = (*COUNTED, *SEEN)

@@ -1,4 +1,4 @@
-"""Where metrics may be asked for."""
+"""Where metrics may be asked for, and where they may be sent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 _UNIX = "unix:"
 _LONGEST = 107
@@ -47,3 +48,13 @@ def parse_listen(text: str) -> Listen:
     if not 0 < int(port) < 65536:
         raise ValueError("a port is between 1 and 65535")
     return Listen(host=host, port=int(port))
+
+
+def check_collector(url: str) -> str:
+    """That one, or "" for none. ValueError."""
+    found = urlsplit(url)
+    if url and (found.scheme not in {"http", "https"} or not found.hostname):
+        raise ValueError("is no http:// or https:// URL")
+    if found.username is not None:  # gRPC would take it for the host, and log it
+        raise ValueError("may hold no user and password")
+    return url

@@ -32,7 +32,8 @@ _SHOWN = {
 }
 _PEOPLES = {"own", "shared"}
 """For a screen: `memory` is what can be added up."""
-assert set(_SHOWN) == {f.name for f in fields(Usage)} - {"run"} - _PEOPLES  # noqa: S101
+_ABOUT = {"run", "begun_s"}
+assert set(_SHOWN) == {f.name for f in fields(Usage)} - _ABOUT - _PEOPLES  # noqa: S101
 
 
 def _shown(field: str, group: str, whose: str, labels: tuple[str, ...]) -> Shown:
@@ -52,31 +53,52 @@ ALL = {
 
 
 class Usages:
-    """Sums that only grow, of machines that come and go."""
+    """Sums that only grow, of machines that come and go. `since_s`: seconds since the host's boot,
+    when this driver began. What a machine had used before is no growth: after a restart a counter
+    begins at nothing, and who watches takes all that it says for what was used since.
+    """
 
-    def __init__(self) -> None:
-        self._last: dict[Whose, Usage] = {}
-        self._before: dict[Whose, Usage] = {}
+    def __init__(self, since_s: float = 0.0) -> None:
+        self._since_s = since_s
+        self._last: Mapping[Whose, Usage] = {}
+        self._before: Mapping[Whose, Usage] = {}
         """One look earlier: who is missed once is not counted from nothing again."""
         self._totals = dict.fromkeys(_GROWING, 0.0)
+        self._values: list[Value] = []
 
     def note(self, now: Mapping[Whose, Usage]) -> list[Value]:
-        """Values of this look. What a machine used between the last look and its end is lost."""
+        """Values of this look. What a machine used between the last look and its end is lost.
+        The mapping of the call before again is no look of its own: who is busiest stays so.
+        """
+        if now is not self._last:
+            self._values = self._noted(now)
+            self._before, self._last = self._last, now
+        return self._values
+
+    def _noted(self, now: Mapping[Whose, Usage]) -> list[Value]:
         grown = {whose: self._grown(whose, use) for whose, use in now.items()}
         for grown_by in grown.values():
             for field, amount in grown_by.items():
                 self._totals[field] += amount
-        self._before, self._last = self._last, dict(now)
-        busiest = sorted(now, key=lambda w: (-grown[w]["cpu_s"], w.sandbox))[:TOP]
+
+        def busy(whose: Whose) -> tuple[float, float, str]:
+            return -grown[whose]["cpu_s"], -now[whose].cpu_s, whose.sandbox
+
         memory = sum(use.memory for use in now.values())
         return [
             *(Value(ALL[field], total, {}) for field, total in self._totals.items()),
             Value(ALL["memory"], memory, {}),
-            *(value for whose in busiest for value in _of_one(whose, now[whose])),
+            *(
+                value
+                for whose in sorted(now, key=busy)[:TOP]
+                for value in _of_one(whose, now[whose])
+            ),
         ]
 
     def _grown(self, whose: Whose, use: Usage) -> dict[str, float]:
         before = self._last.get(whose) or self._before.get(whose)
+        if before is None and use.begun_s < self._since_s:
+            before = use
         if before is None or before.run != use.run:
             before = Usage(use.run)
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmdriver.lifecycle.ports.images import KnownImage
@@ -15,16 +15,24 @@ from vmdriver.wiring import Core
 Attributes = Mapping[str, str]
 MOST_IMAGES = 20
 """Images that have series of their own."""
+MOST_WORKSPACES = 100
+OTHERS = "other"
+"""Stands for all workspaces but those that have most."""
 PASSING = (
     *(Phase.NEW, Phase.LAUNCHING, Phase.RESUMING, Phase.SUSPENDING),
     *(Phase.STOPPING, Phase.FAILING, Phase.DELETING),
 )
 """Phases that no sandbox stays in."""
 
+READY = Shown(
+    "vmdriver.ready",
+    "{driver}",
+    "1: what an earlier driver has left is taken up; 0: not yet, and nothing of sandboxes is shown",
+)
 SANDBOXES = Shown(
     "vmdriver.sandboxes",
     "{sandbox}",
-    "sandboxes, by phase",
+    f"sandboxes, by phase; `other` is all workspaces but the {MOST_WORKSPACES} that have most",
     labels=("phase", "intent", "workspace"),
 )
 PHASE_AGE = Shown(
@@ -66,6 +74,16 @@ DEVICES = Shown(
 DEVICE_LIMIT = Shown(
     "vmdriver.devices.limit", "{device}", "devices of passthrough_devices"
 )
+READERS = Shown(
+    "vmdriver.host_folders.readers",
+    "{program}",
+    "programs that read folders of the host for machines",
+)
+READERS_MEMORY = Shown(
+    "vmdriver.host_folders.memory",
+    "By",
+    "host memory of these, which machines' memory is not a part of; what is shared is divided",
+)
 WATCHERS = Shown("vmdriver.watchers", "{watcher}", "streams of WatchSandboxes")
 TEMPLATES = Shown("vmdriver.templates", "{template}", "templates that can be used")
 WAITING = Shown("vmdriver.warm_pool.waiting", "{machine}", "machines of the warm pool")
@@ -78,7 +96,10 @@ WAITING_MEMORY = Shown(
 SNAPSHOTS = Shown("vmdriver.snapshots", "{snapshot}", "snapshots of all sandboxes")
 SNAPSHOT_BYTES = Shown("vmdriver.snapshots.size", "By", "what they take on disk")
 VOLUMES = Shown(
-    "vmdriver.volumes", "{volume}", "volumes, by workspace", labels=("workspace",)
+    "vmdriver.volumes",
+    "{volume}",
+    f"volumes, by workspace; `other` is all but the {MOST_WORKSPACES} whose are largest",
+    labels=("workspace",),
 )
 VOLUME_BYTES = Shown(
     "vmdriver.volumes.size",
@@ -117,6 +138,11 @@ class Value:
     attributes: Attributes
 
 
+def of_begin(*, ready: bool) -> list[Value]:
+    """Whether it has begun."""
+    return [Value(READY, int(ready), {})]
+
+
 def of_core(core: Core, sandbox_limit: int, memory_limit_mib: int) -> list[Value]:
     """What the core knows without asking anybody. In the loop's thread."""
     accepted = [worker.sandbox for worker in core.sandboxes.accepted()]
@@ -150,8 +176,9 @@ def of_core(core: Core, sandbox_limit: int, memory_limit_mib: int) -> list[Value
 
 def _of_phases(core: Core) -> list[Value]:
     accepted = [worker.sandbox for worker in core.sandboxes.accepted()]
+    shown = _most(Counter(s.record.spec.workspace for s in accepted))
     phases = Counter(
-        (s.record.phase.value, s.record.intent.value, s.record.spec.workspace)
+        (s.record.phase.value, s.record.intent.value, shown(s.record.spec.workspace))
         for s in accepted
     )
     ages, now = dict.fromkeys(PASSING, 0.0), time.monotonic()
@@ -180,12 +207,26 @@ def _of_templates(core: Core) -> list[Value]:
 
 
 def _of_volumes(core: Core) -> list[Value]:
-    number = Counter(volume.workspace for volume in core.volumes.all())
-    sizes = core.volumes.sizes_mib().items()
+    sizes = core.volumes.sizes_mib()
+    shown = _most(sizes)
+    number = Counter(shown(volume.workspace) for volume in core.volumes.all())
+    together = Counter[str]()
+    for name, mib in sizes.items():
+        together[shown(name)] += mib * 2**20
     return [
         *(Value(VOLUMES, count, {"workspace": name}) for name, count in number.items()),
-        *(Value(VOLUME_BYTES, mib * 2**20, {"workspace": name}) for name, mib in sizes),
+        *(
+            Value(VOLUME_BYTES, size, {"workspace": name})
+            for name, size in together.items()
+        ),
     ]
+
+
+def _most(sizes: Mapping[str, int]) -> Callable[[str], str]:
+    """What a workspace is called in series: there may be any number of them."""
+    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_WORKSPACES]
+    own = frozenset(largest)
+    return lambda name: name if name in own else OTHERS
 
 
 def of_images(known: Sequence[KnownImage]) -> list[Value]:
@@ -215,3 +256,8 @@ def of_host(memory: int, available: int) -> list[Value]:
     """Bytes of its memory."""
     both = {HOST_MEMORY: memory, HOST_MEMORY_AVAILABLE: available}
     return [Value(shown, number, {}) for shown, number in both.items()]
+
+
+def of_folders(readers: int, memory: int) -> list[Value]:
+    """What reads folders of the host, and its bytes."""
+    return [Value(READERS, readers, {}), Value(READERS_MEMORY, memory, {})]

@@ -6,11 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from urllib.parse import urlsplit
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
@@ -21,6 +18,7 @@ from prometheus_client import REGISTRY
 from vmdriver.errors import ConfigError
 from vmdriver.host.threads import alone
 from vmdriver.telemetry import loop_lag
+from vmdriver.telemetry.collector import metrics_to, spans_to
 from vmdriver.telemetry.exposition import Exposition
 from vmdriver.telemetry.gauges import Gauges, Look
 from vmdriver.telemetry.listen import parse_listen
@@ -32,15 +30,21 @@ _END_MS = 1000
 
 class Telemetry:
     """`listen`: where Prometheus may ask, or "". `otlp_endpoint`: URL of a collector that is sent
-    metrics and spans by gRPC, or "". `instance`, `version`: of the driver.
+    metrics and spans by gRPC, or "". `instance`, `version`: of the driver, which is a `service`.
     """
 
     def __init__(
-        self, *, listen: str, otlp_endpoint: str, instance: str, version: str
+        self,
+        *,
+        listen: str,
+        otlp_endpoint: str,
+        instance: str,
+        version: str,
+        service: str = "vmdriver",
     ) -> None:
         self._listen, self._endpoint = listen, otlp_endpoint
         attributes = {
-            "service.name": "vmdriver",
+            "service.name": service,
             "service.instance.id": instance,
             "service.version": version,
         }
@@ -59,7 +63,7 @@ class Telemetry:
             self._expose()
             readers.append(Scraped(self._gauges))
         if self._endpoint:
-            readers.append(Sent(self._metric_exporter(), self._gauges))
+            readers.append(Sent(metrics_to(self._endpoint), self._gauges))
             self._export_spans()
         self._metrics = MeterProvider(readers, self._resource, shutdown_on_exit=False)
         metrics.set_meter_provider(self._metrics)
@@ -95,15 +99,9 @@ class Telemetry:
             ) from error
         _log.info("metrics are served on %s", self._listen)
 
-    def _metric_exporter(self) -> OTLPMetricExporter:
-        return OTLPMetricExporter(endpoint=self._endpoint, insecure=self._plain())
-
     def _export_spans(self) -> None:
-        exporter = OTLPSpanExporter(endpoint=self._endpoint, insecure=self._plain())
+        exporter = spans_to(self._endpoint)
         self._traces = TracerProvider(resource=self._resource, shutdown_on_exit=False)
         self._traces.add_span_processor(BatchSpanProcessor(exporter))
         trace.set_tracer_provider(self._traces)
         _log.info("metrics and traces are sent to %s", self._endpoint)
-
-    def _plain(self) -> bool:
-        return urlsplit(self._endpoint).scheme != "https"

@@ -16,6 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from vmdriver.errors import DriverError, Refused
+from vmdriver.host.log_context import being_at
 from vmdriver.lifecycle.engine.measures import BUCKETS_S
 from vmdriver.lifecycle.extending.hooks import SandboxView
 from vmdriver.lifecycle.extending.participants import Registered
@@ -51,24 +52,25 @@ class Calls:
         """Await `work`. Refused, naming the extension, for whatever is not a DriverError.
         `context`: traceparent and tracestate of what led here.
         """
-        begun, problem = time.monotonic(), ""
+        begun, problem, outcome = time.monotonic(), "", "cancelled"
         attributes = {"extension": extension.name, "phase": what}
-        with _tracer.start_as_current_span(
+        span = _tracer.start_as_current_span(
             f"extension {extension.name}.{what}",
             context=_parent(context),
             attributes={**attributes, "sandbox": sandbox.id},
             # With the trace of what an extension raised: it may hold a secret of its own, and the
             # log is the place for it, not another host.
             record_exception=False,
-        ):
+        )
+        with being_at(sandbox=sandbox.id), span:
             try:
                 await _bounded(extension, what, work)
+                outcome = "ok"
             except DriverError as error:
-                problem = error.text()
+                problem, outcome = error.text(), "failed"
                 raise
             finally:
                 seconds = time.monotonic() - begun
-                outcome = "failed" if problem else "ok"
                 _duration.record(seconds, {**attributes, "outcome": outcome})
                 whose = (extension.name, what, sandbox.id, sandbox.workspace)
                 await self._tell(Call(*whose, seconds, problem))
