@@ -104,7 +104,7 @@ def in_front(
         "metrics-listen": f"127.0.0.1:{port}",
     }
     config = directory / "compose.toml"
-    config.write_text('extensions = ["audit-log"]\n')
+    config.write_text('extensions = ["workspace-quota"]\n')
     words = [f"--{name}={value}" for name, value in flags.items()]
     program = [sys.executable, "-m", "vmdriver", "compose", "--config", str(config)]
     process = subprocess.Popen([*program, *words])
