@@ -102,7 +102,7 @@ def test_with_many_machines_the_memory_of_some_is_added_up_at_each_look(
         return usage.Memory(len(added), 1, 1)
 
     monkeypatch.setattr(qemu_process, "pid_of", lambda _, domain: pids[domain])
-    monkeypatch.setattr(usage, "_memory", memory)
+    monkeypatch.setattr(usage, "memory_of", memory)
     hurried, taps = HostUsage(Path("/nowhere"), memory_s=-1), dict.fromkeys(pids, "tap")
     first = hurried.of(taps)
     assert [use.memory for use in first.values()] == [1, 2, 3, 4], "none was known"

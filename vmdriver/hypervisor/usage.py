@@ -62,7 +62,7 @@ class HostUsage:
             if run in self._memory and time.monotonic() > until:
                 return
             before = self._memory.pop(run, None)
-            now = _memory(pids[run]) or before
+            now = memory_of(pids[run]) or before
             if now is not None:
                 self._memory[run] = now
 
@@ -84,7 +84,7 @@ def _of(pid: int, tap: str) -> Usage | None:
         return None
 
 
-def _memory(pid: int) -> Memory | None:
+def memory_of(pid: int) -> Memory | None:
     """proc(5): lines such as `Private_Dirty:   4 kB`, below one that says which addresses. None: it
     has ended meanwhile.
     """
