@@ -14,7 +14,8 @@ from typing import Any
 
 from scripts.command_line import every_command, own, takes_settings
 from vmdriver import __version__
-from vmdriver.cli.main import parser
+from vmdriver.cli.commands_arguments import ENDS
+from vmdriver.cli.main import EXIT_STATUS, parser
 from vmdriver.config import SETTINGS
 from vmdriver.config.allowed import allowed
 from vmdriver.config.sources import UPSTREAM_ENVIRONMENT
@@ -90,7 +91,9 @@ def command_page() -> str:
         "Commands also take every setting of \\fBvmdriver.toml\\fR(5) as an option, with hyphens: "
         "\\fB\\-\\-state\\-dir\\fR \\fIVALUE\\fR; and \\fB\\-\\-config\\fR \\fIFILE\\fR.",
         ".SH EXIT STATUS",
-        "0: done. 1: something is wrong, and was said. 2: the command could not be carried out.",
+        _text(EXIT_STATUS),
+        ".PP",
+        _text(f"vmdriver exec ends with {ENDS}"),
         ".SH SEE ALSO",
         "\\fBvmdriver.toml\\fR(5), \\fBvirsh\\fR(1), \\fBip\\-netns\\fR(8)",
     ]

@@ -10,12 +10,15 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from vmdriver.cli.ls import listing
 from vmdriver.cli.page import page, rendered
-from vmdriver.cli.terminal import table
 from vmdriver.cli.top.app import Top
 from vmdriver.config import load
+from vmdriver.model.checkpoint import SnapshotEntry
 from vmdriver.model.condition import PlatformEvent
+from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.ipv6 import block, private_pool
 from vmdriver.model.phase import Phase
 from vmdriver.model.picture import (
     Picture,
@@ -24,7 +27,7 @@ from vmdriver.model.picture import (
     SeenTemplate,
     Totals,
 )
-from vmdriver.model.plan import LaunchPlan
+from vmdriver.model.plan import Disk, LaunchPlan, MountedVolume
 from vmdriver.model.record import SandboxRecord
 from vmdriver.model.spec import SandboxSpec
 from vmdriver.model.timing import StartTiming, TimedStep
@@ -152,20 +155,48 @@ def _drawn(renderable: RenderableType) -> str:
 def ls() -> str:
     """`vmdriver ls`."""
     rows = [
-        (seen.id, seen.name, seen.workspace, _condition(seen), seen.reason)
+        {
+            "id": seen.id,
+            "name": seen.name,
+            "workspace": seen.workspace,
+            "type": "Suspended" if seen.phase == "suspended" else "Ready",
+            "status": str(seen.phase in {"suspended", "running"}),
+            "reason": seen.reason,
+            "since": seen.since.isoformat(),
+        }
         for seen in _picture(1.0).sandboxes
     ]
-    return _drawn(table(("id", "name", "workspace", "condition", "reason"), rows))
+    return _drawn(listing(rows, NOW, 100))
 
 
-def _condition(seen: SeenSandbox) -> str:
-    if seen.phase == "suspended":
-        return "Suspended=True"
-    return f"Ready={seen.phase == 'running'}"
+def _given(plan: LaunchPlan) -> LaunchPlan:
+    """With a volume, a folder of the host and IPv6."""
+    disk = Disk(role="volume0", path="v", format="raw", read_only=False, size_mib=4096)
+    folder = HostMount(
+        tag="hostfs0",
+        path="/srv/models",
+        allowed="/srv/models",
+        mount="/data/models",
+        read_only=True,
+        socket="s",
+    )
+    ipv6 = block(private_pool("vmdriver"), plan.network.lease.index, ())
+    given = {
+        "disks": (*plan.disks, disk),
+        "volumes": (
+            MountedVolume(
+                role="volume0", workspace="blue", name="cache", mount="/data/cache"
+            ),
+        ),
+        "host_mounts": (folder,),
+        "network": plan.network.model_copy(update={"ipv6": ipv6}),
+    }
+    return plan.model_copy(update=given)
 
 
 def inspect(plan: LaunchPlan) -> str:
     """`vmdriver inspect ID`."""
+    plan = _given(plan)
     record = SandboxRecord(
         spec=SandboxSpec(
             id="id-builder",
@@ -183,9 +214,18 @@ def inspect(plan: LaunchPlan) -> str:
         image_digest=plan.image_digest,
         image_config=ImageConfig(user="1000", command=("make", "-j", "4")),
         last_start=StartTiming(
-            kind="resumed",
+            kind="relaunched",
             at=NOW - timedelta(minutes=3, seconds=5),
-            steps=(TimedStep(name="machine", begun_ms=0, ended_ms=402.0),),
+            steps=(TimedStep(name="machine", begun_ms=0, ended_ms=1874.0),),
+        ),
+        snapshots=(
+            SnapshotEntry(
+                name="before-upgrade",
+                created_at=NOW - timedelta(minutes=90),
+                layers=("a",),
+                disk_bytes=259 * MIB,
+                steps=(TimedStep(name="freeze", begun_ms=1, ended_ms=24),),
+            ),
         ),
     )
     ledger: Sequence[Any] = [

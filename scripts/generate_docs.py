@@ -108,14 +108,16 @@ def screens() -> str:
         "",
         "What some commands show; the sandboxes are made up. Colours are left out here, as they are "
         "with `NO_COLOR` and where standard output is no terminal. `ls --watch` draws its table "
-        "anew when something changes; into a pipe it writes a line for each change.",
+        "anew when something changes; where there are more sandboxes than lines, it has those that "
+        "changed last. Into a pipe it writes a line for each change.",
         "",
         "`vmdriver top` shows of each machine: CPU in percent of one processor, memory that is its "
         "own and that it shares with others (templates, programs), what its own layers take on "
         "disk, and bytes a second of disk and network. Keys (`?` lists them) inspect, show the "
         "console, suspend, resume, take a snapshot, delete (it asks), filter and sort. Times are UTC. It needs no "
-        "mouse and 80 columns; the driver looks once for all who watch, for at most a twentieth of "
-        "one processor's time.",
+        "mouse and 80 columns by 24 lines; a smaller terminal has fewer columns and events, a larger "
+        "one more. Ctrl-Z stops it, as it does other programs. The driver looks once for all who "
+        "watch, for at most a twentieth of one processor's time.",
     ]
     for command, picture in pictures.items():
         lines += ["", f"## `{command}`", "", "```text", picture, "```"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tests.fakes.serve import BIN
 from tests.fakes.service import served
-from tests.fakes.terminal import terminal
+from tests.fakes.terminal import Terminal, terminal
 from tests.fakes.world import World
 from vmdriver._proto import compute_driver_pb2 as pb
 
@@ -126,3 +127,71 @@ async def test_a_terminal_has_one_table_that_changes(tmp_path: Path) -> None:
             await window.press("C-c")
             assert await window.ended() == 130
             assert "Traceback" not in "\n".join(await window.lines())
+
+
+async def test_more_than_a_terminal_has_lines_are_those_that_changed_last(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as client:
+        for number in range(30):
+            await client.create(f"s{number}")
+        async with terminal(tmp_path, command(tmp_path), size=(100, 20)) as window:
+            lines = await window.shows(
+                "30 sandboxes; these 17 changed last", "name-s29"
+            )
+            assert not any("name-s12 " in line for line in lines)
+            assert not any("..." in line for line in lines)
+            client.driver.broadcaster.close()
+            lines = await window.shows("the driver is away")
+            assert any("these 16 changed last" in line for line in lines)
+            await window.resize(100, 40)
+            await window.shows("name-s0 ")
+            await window.press("C-c")
+            assert await window.ended() == 130
+
+
+async def test_who_stops_it_or_ends_it_sees_the_cursor_again(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        await client.create("s1")
+        async with terminal(tmp_path, ["bash", "--norc", "-i"]) as window:
+            await window.type(f"{shlex.join(command(tmp_path))}\n")
+            await window.shows("name-s1", "ago")
+            assert await cursor(window) == "0"
+            await window.press("C-z")
+            await window.shows("Stopped")
+            assert await cursor(window) == "1"
+            await window.type("fg\n")
+            await asyncio.sleep(1)
+            assert await cursor(window) == "0"
+            await window.press("C-z")
+            await window.type("clear; kill %1; fg; echo ended with $?\n")
+            await window.shows("ended with 143")
+            assert await cursor(window) == "1"
+
+
+async def cursor(window: Terminal) -> str:
+    return (await window.ask("display-message", "-p", "#{cursor_flag}")).strip()
+
+
+async def test_a_narrow_terminal_has_a_line_for_each_and_fewer_columns(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as client:
+        await client.create("0f9c3a52-7d4e-4a52-9f0b-0123456789ab", name="builder")
+        async with terminal(tmp_path, command(tmp_path), size=(80, 12)) as window:
+            lines = await window.shows("0f9c3a52-7d4e-4a52-9f0b-0123456789ab")
+            assert lines[0].split() == ["id", "name", "reason", "since"]
+            await window.resize(40, 12)
+            await window.hides("0f9c3a52")
+            lines = await window.shows("builder")
+            assert lines[0].split() == ["name", "reason"]
+
+
+async def test_a_dumb_terminal_has_lines(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        await client.create("s1")
+        options = {"size": (100, 12), "kind": "dumb"}
+        async with terminal(tmp_path, command(tmp_path), **options) as window:  # type: ignore[arg-type]
+            await window.shows("s1  name-s1  w  Ready=True  Running")
+            await client.create("s2")
+            await window.shows("s2  name-s2  w  Ready=True  Running")

@@ -411,3 +411,39 @@ async def test_closed_input_and_output_that_nobody_takes_end_it(there: Place) ->
     assert await process.stderr.read() == b""
     assert await process.wait() == 141
     await eventually(lambda: not there.programs.running, "it was ended")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("s2", "--", "echo"), b"no sandbox is named 's2'"),
+        (("s1", "--", "x" * 8001), b"longer than 8000 bytes"),
+        (("s1", "--", *["x" * 100_000] * 3), b"longer than 8000 bytes"),
+        (("--timeout", "nan", "s1", "--", "echo"), b"timeout"),
+        (("--timeout", "0.3", "s1", "--", "wait"), b"took longer than 0.3 s"),
+    ],
+    ids=["unknown", "long", "huge", "nan", "late"],
+)
+async def test_what_is_not_the_commands_fault_ends_with_125(
+    words: tuple[str, ...], said: bytes, there: Place
+) -> None:
+    where = f"--admin-socket={there.path.with_name('admin.sock')}"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vmdriver", "exec", where, *words),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    _, err = await process.communicate()
+    assert said in err
+    assert process.returncode == 125
+
+
+async def test_who_finds_no_place_is_told_so(there: Place) -> None:
+    others = []
+    for _ in range(64):
+        others.append(await asyncio.open_unix_connection(there.path))
+    with pytest.raises(DriverError, match="64 operators' commands are asked for"):
+        await there.run("exit", "0")
+    for _, writer in others:
+        writer.close()

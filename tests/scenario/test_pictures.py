@@ -13,7 +13,15 @@ from tests.fakes.driver import FakeDriver, spec
 from tests.fakes.world import World
 from tests.scenario.stage import waiting, with_template
 from vmdriver._proto import admin_pb2 as pb
-from vmdriver.cli.top.rows import ORDERS, History, chosen, columns, headlines
+from vmdriver.cli.top.rows import (
+    ORDERS,
+    History,
+    Row,
+    chosen,
+    columns,
+    headlines,
+    heights,
+)
 from vmdriver.model.condition import PlatformEvent
 from vmdriver.model.picture import (
     Picture,
@@ -117,12 +125,37 @@ def test_rows_are_found_and_sorted() -> None:
 
 
 def test_columns_fit_into_every_width() -> None:
-    for width in range(72, 250):
+    for width in range(24, 250):
         taken = sum(column.width + 2 for column in columns(width)) + 1
         assert taken <= width
     assert "WORKSPACE" in {column.name for column in columns(120)}
-    for line in headlines(picture(1.0), []):
-        assert len(line) <= 80
+    assert [column.name for column in columns(40)] == ["NAME", "PHASE", "CPU%", "OWN"]
+    assert len(columns(80)) == 9
+
+
+def test_a_table_has_room_for_a_row_on_every_terminal() -> None:
+    for lines in range(5, 100):
+        room = heights(lines)
+        assert room.head + room.events + 2 <= lines - 2
+        assert room.events >= 0
+    assert heights(60).events == 10
+
+
+def test_headlines_fit() -> None:
+    large = replace(
+        picture(1.0),
+        totals=Totals(
+            committed=600 * 2**30,
+            memory_limit=1024 * 2**30,
+            sandbox_limit=1000,
+            disk_free=2**43,
+        ),
+    )
+    uses = [
+        Row(sandbox("x", Usage("1", own=200 * 2**30, memory=999 * 2**30)), cpu=447.0)
+    ]
+    for lines in (headlines(picture(1.0), []), headlines(large, uses)):
+        assert all(len(line) <= 80 for line in lines)
 
 
 async def test_a_driver_is_looked_at_once_for_all_who_watch() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.fakes.serve import BIN
 from tests.fakes.service import Served, served
 from tests.fakes.terminal import Terminal, terminal
 from tests.fakes.world import World
+from vmdriver._proto import compute_driver_pb2 as pb
 from vmdriver.host.threads import Threads
 from vmdriver.model.phase import Phase
 from vmdriver.model.record import utc_now
@@ -126,9 +128,7 @@ async def test_it_shows_what_sandboxes_use(stage: Stage) -> None:
         assert (io, network) == ("3M", "5M")
         assert re.fullmatch(r"\d+s|1m", age)
         assert "sandboxes 2 of 1000: 2 running" in lines[0]
-        assert re.search(
-            r"CPU (29|30|31)\d %  memory 600 MiB, 400 MiB of it own", lines[1]
-        )
+        assert re.search(r"CPU (29|30|31)\d %  memory 600 MiB, own 400 MiB", lines[1])
         assert "pool 0 waiting  templates 0" in lines[2]
         assert len(lines) == 24
         assert all(len(line) <= 80 for line in lines)
@@ -240,6 +240,29 @@ async def test_it_filters_and_sorts(stage: Stage) -> None:
             await window.shows(f"by {order}  ")
 
 
+async def test_who_reads_a_part_of_many_is_not_taken_elsewhere(stage: Stage) -> None:
+    async with stage.driver() as client:
+        for number in range(40):
+            await client.create(f"s{number:02}")
+        async with terminal(stage.root, stage.command()) as window:
+            await window.shows("name-s00", KEYS)
+            await window.type("oooooo")
+            await window.shows("by name  name-s00")
+            await window.press("End")
+            lines = await window.shows("by name  name-s39")
+            first = lines[4].split()[0]
+            await window.press("Up", "Up", "Up", "Up")
+            await window.shows("by name  name-s35")
+            before = lines[0]
+            await window.until(lambda lines: lines[0] != before, "another look")
+            await asyncio.sleep(1.5)
+            lines = await window.lines()
+            assert lines[4].split()[0] == first
+            await window.press("Home")
+            lines = await window.shows("by name  name-s00")
+            assert lines[4].split()[0] == "name-s00"
+
+
 async def test_it_says_that_the_driver_is_away_and_goes_on_when_it_is_back(
     stage: Stage,
 ) -> None:
@@ -299,7 +322,67 @@ async def test_a_terminal_that_changes_its_size_keeps_all_columns(stage: Stage) 
         await window.hides("WORKSPACE")
         await window.shows("NAME", "SHARED", "AGE", KEYS)
         await window.resize(40, 10)
-        await window.shows("name-s1")
+        await window.hides("SHARED")
+        lines = await window.shows(" name-s1", "? keys  q quit")
+        assert "sandboxes 1" in lines[0]
+        await window.press("d")
+        await window.shows("| Delete name-s1 (s1) with its disk", "y yes")
+        await window.press("n")
+        await window.resize(200, 60)
+        lines = await window.shows("WORKSPACE", KEYS)
+        assert lines[-1].rstrip() == KEYS
+
+
+async def test_who_stops_or_ends_it_has_the_terminal_back(stage: Stage) -> None:
+    """Ctrl-Z, fg; and kill."""
+    async with stage.driver() as client:
+        await client.create("s1")
+        async with terminal(stage.root, ["bash", "--norc", "-i"]) as window:
+            await window.type(f"{shlex.join(stage.command())}\n")
+            await window.shows("name-s1", KEYS)
+            await window.press("C-z")
+            await window.until(at_a_prompt, "a prompt")
+            await window.type("echo $((6 * 7)); fg\n")
+            await window.shows("name-s1", KEYS)
+            await window.press("Down")
+            await window.type("?")
+            await window.shows("put it away with its memory")
+            await window.press("q")
+            await window.shows(KEYS)
+            await window.press("C-z")
+            await window.until(at_a_prompt, "a prompt")
+            await window.type(
+                "kill %1; fg; echo ended with $?; stty -a | grep -c ' icanon'\n"
+            )
+            await window.shows("ended with 143", "1")
+
+
+def at_a_prompt(lines: Sequence[str]) -> bool:
+    last = [line for line in lines if line.strip()][-1:]
+    return bool(re.match(r"bash-[0-9.]+[#$] *$", last[0])) if last else False
+
+
+async def test_a_page_says_what_is_there_now(stage: Stage) -> None:
+    async with watched(stage, "s1") as (client, window):
+        await window.press("i")
+        await window.shows("asked for     running")
+        client.driver.record("s1")
+        await client.driver.manager.stop("s1", "")
+        await window.shows("phase         stopped", timeout_s=60)
+        await client.stub.DeleteSandbox(pb.DeleteSandboxRequest(sandbox_id="s1"))
+        await window.shows("sandbox s1 is not known")
+        await window.press("q")
+        await window.shows("sandboxes 0 of 1000")
+
+
+async def test_a_refusal_is_read_to_its_end(stage: Stage) -> None:
+    async with watched(stage, "s1") as (client, window):
+        await client.driver.manager.stop("s1", "")
+        await client.driver.settled()
+        await window.press("s")
+        lines = await window.shows("suspending name-s1: sandbox s1 is stopped")
+        text = " ".join(" ".join(lines).split())
+        assert "only a running sandbox can be suspended" in text
 
 
 async def test_what_is_said_of_sandboxes_moves_nothing(stage: Stage) -> None:
@@ -320,3 +403,19 @@ async def test_without_a_terminal_it_says_what_to_use(stage: Stage) -> None:
     out, _ = await process.communicate()
     assert process.returncode == 2
     assert b"ls --watch" in out
+
+
+@pytest.mark.parametrize("interval", ["nan", "inf", "0", "-1", "0.5", "x"])
+async def test_an_interval_that_no_driver_takes_is_refused(
+    interval: str, stage: Stage
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *stage.command(),
+        f"--interval={interval}",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 2
+    assert b"is not within 1 and 3600 seconds" in out
+    assert len(out) < 1000, "not every setting is listed"

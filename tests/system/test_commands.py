@@ -90,19 +90,19 @@ def test_a_command_whose_client_ends_ends_and_what_is_off_is_refused(
         process.wait(10)
         until(lambda mark=mark: not runs(driver, sandbox, mark), "it has ended")  # type: ignore[misc]
     status, _, err = told(driver, sandbox, "sleep", "900", options=("--timeout", "2"))
-    assert (status, b"took longer than 2 s" in err) == (2, True)
+    assert (status, b"took longer than 2 s" in err) == (125, True)
 
     # A driver that is killed leaves one behind, which ends by itself.
     process = subprocess.Popen(start(driver, sandbox, "sleep", "91003"))
     until(lambda: runs(driver, sandbox, "91003"), "it runs")
     driver.kill()
-    assert process.wait(10) == 2
+    assert process.wait(10) == 125
     driver.options[:] = []
     driver.start()
     driver.wait(sandbox, "Running")
     until(lambda: not runs(driver, sandbox, "91003"), "it has ended", 60)
     status, _, err = told(driver, sandbox, "id")
-    assert (status, b"no driver serves operators' commands" in err) == (2, True)
+    assert (status, b"no driver serves operators' commands" in err) == (125, True)
 
     # Its machine was begun with them; one that is begun now is not, also once they are on again.
     other = driver.create()
@@ -111,7 +111,7 @@ def test_a_command_whose_client_ends_ends_and_what_is_off_is_refused(
     driver.start()
     driver.wait(other, "Running")
     status, _, err = told(driver, other, "id")
-    assert (status, b"started without operators' commands" in err) == (2, True)
+    assert (status, b"started without operators' commands" in err) == (125, True)
     path = driver.directory(other) / "record.json"
     record = json.loads(Path(path).read_text())
     driver.kill()
@@ -120,7 +120,7 @@ def test_a_command_whose_client_ends_ends_and_what_is_off_is_refused(
     driver.start()
     driver.wait(other, "Running")
     status, _, err = told(driver, other, "id")
-    assert (status, b"the machine was started without" in err) == (2, True), (
+    assert (status, b"the machine was started without" in err) == (125, True), (
         "the guest itself says no"
     )
     works(driver, sandbox)

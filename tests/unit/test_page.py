@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from vmdriver.cli.main import main
 from vmdriver.cli.page import page, rendered
 from vmdriver.cli.terminal import show
 from vmdriver.model.checkpoint import MemoryRef, SnapshotEntry, VolumeCopy
+from vmdriver.model.devices import PassedFunction
+from vmdriver.model.host_mount import HostMount
 from vmdriver.model.image import ImageConfig
+from vmdriver.model.ipv6 import block
 from vmdriver.model.phase import Phase
-from vmdriver.model.plan import LaunchPlan
-from vmdriver.model.record import Failure, SandboxRecord, stored_form
+from vmdriver.model.plan import Disk, LaunchPlan, MountedVolume
+from vmdriver.model.record import ExtensionState, Failure, SandboxRecord, stored_form
 from vmdriver.model.timing import StartTiming, TimedStep
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "plan.json"
@@ -52,6 +56,11 @@ def record(**changes: Any) -> SandboxRecord:
                 layers=("a",),
                 memory=MemoryRef(
                     directory="d", digest="x", kind="snapshot", stored_bytes=3 * 2**29
+                ),
+                steps=(
+                    TimedStep(name="freeze", begun_ms=10, ended_ms=12),
+                    TimedStep(name="write", begun_ms=12, ended_ms=900),
+                    TimedStep(name="go on", begun_ms=38, ended_ms=41),
                 ),
             ),
             SnapshotEntry(
@@ -103,10 +112,12 @@ def test_it_reads_like_a_page(tmp_path: Path) -> None:
     assert value(text, "phase") == "running"
     assert value(text, "label") == "team = blue"
     assert value(text, "CMD") == "sh -c 'a b'"
-    assert value(text, "booted") == (
-        "in 1234 ms, 3 minutes ago (2026-11-26 20:01:17 UTC)"
+    assert value(text, "how") == "booted in 1234 ms"
+    assert value(text, "when") == "3 minutes ago (2026-11-26 20:01:17 UTC)"
+    assert "step by step: vmdriver inspect s1 --timing" in text
+    assert value(text, "before").endswith(
+        "memory and disk, 1.5 GiB, the workload stood still for 31 ms"
     )
-    assert value(text, "before").endswith("memory and disk, 1.5 GiB")
     assert value(text, "after").endswith("disk and d, 1.0 GiB")
     assert value(text, "machine") == "begun; while the machine runs"
     assert re.fullmatch(r"\d+ MiB|\d+\.\d GiB", value(text, "memory"))
@@ -187,3 +198,112 @@ def test_devices_of_the_host_that_the_machine_has_are_named(tmp_path: Path) -> N
     given = plan.model_copy(update={"devices": ("0000:3b:00.0", "0000:af:00.0")})
     stored(tmp_path, record(plan=given))
     assert value(printed(tmp_path), "devices") == "0000:3b:00.0, 0000:af:00.0"
+
+
+def test_all_that_a_machine_was_given_is_named(tmp_path: Path) -> None:
+    plan = LaunchPlan.model_validate_json(GOLDEN.read_text())
+    disks = [
+        Disk(role=role, path="p", format="raw", read_only=read_only, size_mib=4096)
+        for role, read_only in (("volume0", False), ("volume1", True))
+    ]
+    network = plan.network.model_copy(
+        update={"ipv6": block("fd00:1::/64", 2, ()), "no_ipv6": ""}
+    )
+    given = plan.model_copy(
+        update={
+            "disks": (*plan.disks, *disks),
+            "volumes": (
+                MountedVolume(role="volume0", workspace="w", name="data", mount="/d"),
+                MountedVolume(role="volume1", workspace="w", name="ref", mount="/r"),
+            ),
+            "host_mounts": (
+                folder("/srv/a", read_only=True),
+                folder("/srv/b", read_only=False, uid=1000),
+                folder("/srv/c", read_only=False),
+            ),
+            "devices": ("0000:3b:00.0",),
+            "passed": (
+                PassedFunction(address="0000:3b:00.0", group=1),
+                PassedFunction(address="0000:3b:00.1", group=1, given=False),
+            ),
+            "network": network,
+            "operator_exec": True,
+        }
+    )
+    stored(tmp_path, record(plan=given))
+    text = printed(tmp_path)
+    for line in (
+        "volume        data at /d, 4.0 GiB, written to",
+        "volume        ref at /r, 4.0 GiB, read only",
+        "host folder   /srv/a at /mnt, read only",
+        "host folder   /srv/b at /mnt, written to as uid 1000",
+        "host folder   /srv/c at /mnt, written to as its own user",
+        "devices       0000:3b:00.0",
+        "with the rest of their groups, which nobody has: 0000:3b:00.1",
+        "guest, IPv6   fd00:1::a",
+        "commands      of operators are run in it (operator_exec)",
+        "rule by rule: vmdriver net s1",
+    ):
+        assert line in text
+
+
+def folder(path: str, *, read_only: bool, uid: int | None = None) -> HostMount:
+    return HostMount(
+        tag="t", path=path, allowed="/srv", mount="/mnt", read_only=read_only, uid=uid,
+        socket="s",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("relaunched", "booted again"),
+        ("resumed", "resumed from its memory"),
+        ("snapshot", "returned to a snapshot"),
+        ("template", "taken from the warm pool"),
+    ],
+)
+def test_how_it_came_up_and_that_it_was_adopted_is_said(
+    kind: str, how: str, tmp_path: Path
+) -> None:
+    timing = StartTiming(
+        kind=kind,
+        at=NOW,
+        steps=(TimedStep(name="machine", begun_ms=0, ended_ms=402.0),),
+    )
+    adopted = ExtensionState(active=("audit-log",), returned="adopted")
+    stored(tmp_path, record(last_start=timing, extensions=adopted, reverting="one"))
+    text = printed(tmp_path)
+    assert value(text, "how") == f"{how} in 402 ms"
+    assert value(text, "since then") == "adopted: it ran on while no driver did"
+    assert value(text, "extensions") == "audit-log"
+    assert value(text, "returns to") == "snapshot one"
+
+
+@pytest.mark.parametrize("command", ["inspect", "console", "net"])
+def test_a_sandbox_is_found_by_its_name_too_where_one_alone_has_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tried(word: str) -> tuple[int, str]:
+        status = main([command, word, "--json", "--state-dir", str(tmp_path)])
+        found = capsys.readouterr()
+        return status, found.out if status == 0 else found.err
+
+    stored(tmp_path, record())
+    by_id = tried("s1")
+    assert by_id[0] == 0
+    assert tried("name-s1") == by_id
+    status, text = tried("name")
+    assert status == 2
+    assert "sandbox name is not known" in text
+    assert "vmdriver ls" in text
+    shutil.copytree(tmp_path / "sandboxes" / "s1", tmp_path / "sandboxes" / "s2")
+    (tmp_path / "sandboxes" / "s2" / "record.json").write_text("{")
+    assert tried("name-s1") == by_id, "what cannot be read has no name"
+    other = record(spec=spec("s2", name="name-s1"))
+    (tmp_path / "sandboxes" / "s2" / "record.json").write_bytes(stored_form(other))
+    status, text = tried("name-s1")
+    assert status == 2
+    assert "2 sandboxes are named 'name-s1': name one by its id: s1, s2" in text
+    assert tried("s1") == by_id
+    assert tried("../s1")[0] == 2

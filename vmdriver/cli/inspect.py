@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmdriver.cli.files import files_of
+from vmdriver.cli.files import files_of, find
 from vmdriver.cli.page import page, rendered
 from vmdriver.cli.terminal import print_json, show
 from vmdriver.cli.unread import as_document, read_state
@@ -51,8 +51,9 @@ def inspection(loaded: Loaded, sandbox_id: str) -> dict[str, Any]:
     }
 
 
-def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
-    """Print it, as a page or as a document."""
+def inspect(loaded: Loaded, sandbox: str, *, as_json: bool) -> int:
+    """Print it, as a page or as a document. `sandbox`: id or name."""
+    sandbox_id = find(loaded, sandbox).root.name
     found = inspection(loaded, sandbox_id)
     if as_json:
         print_json(found)
@@ -61,15 +62,15 @@ def inspect(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
     return 0
 
 
-def timing(loaded: Loaded, sandbox_id: str, *, as_json: bool) -> int:
+def timing(loaded: Loaded, sandbox: str, *, as_json: bool) -> int:
     """Where the time of its last start went, and of each snapshot that was taken while it ran.
     NotFound before the first start that came up.
     """
-    record = read_record(files_of(loaded, sandbox_id).root)
+    record = read_record(find(loaded, sandbox).root)
     found, snapshots = record.last_start, [s for s in record.snapshots if s.steps]
     if found is None:
         raise NotFound(
-            f"no start of sandbox {sandbox_id} was timed",
+            f"no start of sandbox {record.id} was timed",
             resolution="see what it waits for: vmdriver inspect, without --timing",
         )
     if as_json:

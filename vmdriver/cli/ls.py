@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,18 @@ from vmdriver.cli.terminal import (
     BAD,
     DIM,
     GOOD,
+    HEAD,
     WARN,
     Styled,
     Words,
+    can_draw,
+    cells_of,
     console,
+    drawing,
     indented,
-    is_terminal,
     print_json,
-    print_table,
     say,
+    show,
     table,
     words,
 )
@@ -38,7 +41,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Row = Mapping[str, Any]
-_COLUMNS = ("id", "name", "workspace", "condition", "reason")
+COLUMNS = ("id", "name", "workspace", "condition", "reason", "since")
+_NEEDED_LEAST = ("workspace", "condition", "since", "id")
+"""What a terminal that is too narrow does without, first ones first; the reason says more than the
+condition.
+"""
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _PASSING = {"Starting", "DependenciesNotReady"}
 _AGAIN_S = 1.0
 _AWAY = "the driver is away, and is asked again until it is back"
@@ -53,21 +61,45 @@ def ls(loaded: Loaded, *, as_json: bool) -> int:
         found = [sandbox | {"wall": _wall(loaded, sandbox["id"])} for sandbox in found]
         print_json(found)
         return 0
-    print_table(_COLUMNS, [_cells(sandbox) for sandbox in found])
+    show(listing(found, utc_now(), console().width))
     for note in _notes(found):
         say(note)
     return 0
 
 
+def listing(rows: Sequence[Row], now: datetime, width: int) -> RenderableType:
+    """A line for each; a terminal that is too narrow for that has fewer columns."""
+    cells = [
+        dict(zip(COLUMNS, (*_cells(row), _age(row, now)), strict=True)) for row in rows
+    ]
+    shown = list(COLUMNS)
+    for column in _NEEDED_LEAST:
+        if sum(_width(column, cells) for column in shown) <= width:
+            break
+        shown.remove(column)
+    return table(shown, [[row[column] for column in shown] for row in cells])
+
+
+def _width(column: str, rows: Sequence[Mapping[str, Words]]) -> int:
+    """With the gap behind it."""
+    return max(map(cells_of, (column, *(row[column] for row in rows)))) + 2
+
+
 def _cells(row: Row) -> tuple[Words, ...]:
-    condition = f"{row['type']}={row['status']}"
+    condition = f"{row['type']}={row['status']}" if row["type"] else "-"
+    style = _style(row)
     return (
         row["id"],
         row["name"],
         row["workspace"],
-        Styled(condition, _style(row)),
-        row["reason"],
+        Styled(condition, style),
+        Styled(row["reason"], style),
     )
+
+
+def _age(row: Row, now: datetime) -> str:
+    since = _since(row)
+    return "-" if since == _NEVER else ago(since, now)
 
 
 def _style(row: Row) -> str:
@@ -157,7 +189,7 @@ def ls_watch(loaded: Loaded, *, as_json: bool) -> int:
     elsewhere, and for machines, a line for each change.
     """
     path = loaded.config.gateway.bind_socket
-    if as_json or not is_terminal():
+    if as_json or not can_draw():
         watch = Watch(_json_line if as_json else _plain_line)
         # Not a blocking call of gRPC's, in which an interruption may be lost.
         asyncio.run(follow(path, watch, lambda why: say(f"{_AWAY}: {why}", error=True)))
@@ -177,10 +209,11 @@ def _plain_line(news: Row | str) -> None:
     if isinstance(news, str):
         print(f"{utc_now():%Y-%m-%d %H:%M:%S} UTC  {news}  is gone", flush=True)
         return
-    since = datetime.fromisoformat(news["since"])
+    since = _since(news)
+    when = "-" if since == _NEVER else f"{since:%Y-%m-%d %H:%M:%S} UTC"
     cells = (cell if isinstance(cell, str) else cell.text for cell in _cells(news))
     # One line, whatever is in it: the stream shows every other control character as text.
-    line = "  ".join([f"{since:%Y-%m-%d %H:%M:%S} UTC", *cells])
+    line = "  ".join([when, *cells])
     print(line.replace("\n", "\\n"), flush=True)
 
 
@@ -188,27 +221,48 @@ def _plain_line(news: Row | str) -> None:
 def _drawn(watch: Watch) -> Iterator[None]:
     from rich.live import Live
 
+    out = console()
     live = Live(
-        console=console(),
-        get_renderable=lambda: _picture(watch),
+        console=out,
+        get_renderable=lambda: _picture(watch, *out.size),
         refresh_per_second=2,
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    with live:
+    with drawing(out), live:
         yield
 
 
-def _picture(watch: Watch) -> RenderableType:
+def _picture(watch: Watch, width: int, height: int) -> RenderableType:
+    """In that room. What everybody must know is above, where nothing is cut off."""
     from rich.console import Group
 
     now, rows = utc_now(), watch.rows()
-    cells = [
-        (*_cells(row), ago(datetime.fromisoformat(row["since"]), now)) for row in rows
-    ]
-    parts = [table((*_COLUMNS, "since"), cells)]
-    parts += [words(note, keep="\n") for note in _notes(rows)]
+    parts: list[RenderableType] = []
     if watch.away_since is not None:
         since = moment(watch.away_since, now)
         parts.append(words(Styled(f"{_AWAY}: since {since}", WARN)))
+    shown = latest(rows, height - len(parts) - 2)
+    if len(shown) < len(rows):
+        text = f"{len(rows)} sandboxes; these {len(shown)} changed last"
+        parts.append(words(Styled(text, HEAD)))
+    parts.append(listing(shown, now, width))
+    parts += [words(note, keep="\n") for note in _notes(shown)]
     return Group(*parts)
+
+
+def latest(rows: Sequence[Row], room: int) -> list[Row]:
+    """So many of them, in their order: all, or those that changed last, and a line less."""
+    if len(rows) <= room:
+        return list(rows)
+    by_change = sorted(rows, key=_since, reverse=True)
+    kept = {row["id"] for row in by_change[: max(1, room - 1)]}
+    return [row for row in rows if row["id"] in kept]
+
+
+def _since(row: Row) -> datetime:
+    """The beginning of time where a driver behind a composed one does not say it."""
+    try:
+        return datetime.fromisoformat(row["since"]).astimezone(UTC)
+    except ValueError:
+        return _NEVER

@@ -16,8 +16,9 @@ from vmdriver.cli import (
     compose_arguments,
     demo,
     host_arguments,
-    net_arguments,
+    look_arguments,
 )
+from vmdriver.cli.commands_arguments import SANDBOX
 from vmdriver.cli.doctor import command as doctor_command
 from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
@@ -25,28 +26,43 @@ from vmdriver.errors import DriverError
 from vmdriver.host import garbage
 
 _log = logging.getLogger(__name__)
+_SETTINGS_TOO = (
+    "Every setting of the driver is an option, too, such as --state-dir or --bind-socket, for one "
+    "that was started with others than the file has: vmdriver serve --help lists them, vmdriver "
+    "config prints those in force."
+)
 _SWITCHES = {name for name, field in SETTINGS.items() if field.annotation is bool}
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting, named as the gateway names them."""
+EXIT_STATUS = (
+    "Ends with 0: done; 1: something is wrong, and was said; 2: it could not be done; 130: it was "
+    "interrupted. doctor also ends with 3, exec as the command that it runs: see there."
+)
+"""Of every command."""
+
+
+def _add_settings(parser: argparse.ArgumentParser, *, shown: bool) -> None:
+    """A flag for every setting, named as the gateway names them. `shown`: in --help, too."""
+    group: argparse._ActionsContainer = parser
+    if shown:
+        text = "which the file and the environment can say, too"
+        group = parser.add_argument_group("settings", text)
     for name, field in SETTINGS.items():
         if name == "extension":
             continue  # tables belong into the file
         flag = "--" + name.replace("_", "-")
+        text = (field.description or "") if shown else argparse.SUPPRESS
         if name in _SWITCHES:
-            parser.add_argument(
+            group.add_argument(
                 flag,
                 dest=f"set_{name}",
                 nargs="?",
                 const="true",
                 metavar="BOOL",
-                help=field.description,
+                help=text,
             )
         else:
-            parser.add_argument(
-                flag, dest=f"set_{name}", metavar="VALUE", help=field.description
-            )
+            group.add_argument(flag, dest=f"set_{name}", metavar="VALUE", help=text)
 
 
 def _load(arguments: argparse.Namespace) -> Loaded:
@@ -59,14 +75,14 @@ def _load(arguments: argparse.Namespace) -> Loaded:
     return load(file=arguments.config, flags=flags)
 
 
-def _common() -> argparse.ArgumentParser:
+def _common(*, shown: bool = True) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--config",
         type=Path,
         help="TOML file; default /etc/vmdriver/config.toml if it is there",
     )
-    _add_settings(common)
+    _add_settings(common, shown=shown)
     return common
 
 
@@ -75,9 +91,14 @@ def _leaf(
 ) -> argparse.ArgumentParser:
     """A command that takes every setting, and prints JSON if asked to."""
     sub: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, parents=[common], allow_abbrev=False
+        name,
+        help=text,
+        description=text,
+        parents=[common],
+        allow_abbrev=False,
+        epilog=None if name == "serve" else _SETTINGS_TOO,
     )
-    if name not in {"serve", "stop-all", "top"}:
+    if name not in {"serve", "stop-all", "top", "exec"}:
         sub.add_argument("--json", action="store_true", help="print JSON for machines")
     return sub
 
@@ -87,12 +108,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vmdriver",
         description="OpenShell compute driver: every sandbox is a virtual machine.",
+        epilog=f"vmdriver COMMAND --help says more of one. {EXIT_STATUS}",
     )
     parser.add_argument(
         "--version", action="version", version=f"vmdriver {__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = _common()
+    common = _common(shown=False)
     text = "print the effective settings, whose they are and where each comes from"
     one = _leaf(commands, common, "config", text)
     one.add_argument(
@@ -100,15 +122,16 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="those of a composed driver (its --config, or /etc/vmdriver/compose.toml)",
     )
-    _leaf(commands, common, "serve", "run the driver on its socket")
+    _leaf(commands, _common(), "serve", "run the driver on its socket")
     text = "stop every sandbox, as before the driver is removed from a host"
     _leaf(commands, common, "stop-all", text)
     doctor_command.add_arguments(_leaf(commands, common, "doctor", doctor_command.TEXT))
     demo.add(commands)
-    _add_looks(commands, common)
+    look_arguments.add(commands, partial(_leaf, common=common))
     text = "say what a reason means, and what to do about it; all without one"
     one = commands.add_parser("explain", help=text, description=text)
-    one.add_argument("reason", nargs="?", default="", metavar="REASON")
+    text = "as a condition, an event or an error has it"
+    one.add_argument("reason", nargs="?", default="", metavar="REASON", help=text)
     one.add_argument("--json", action="store_true", help="print JSON for machines")
     text = (
         "print the launch plan of a request (JSON file, - for standard input); "
@@ -124,47 +147,6 @@ def parser() -> argparse.ArgumentParser:
     _add_extension_commands(commands, common)
     compose_arguments.add(commands)
     return parser
-
-
-def _add_looks(commands: Any, common: argparse.ArgumentParser) -> None:
-    """At all sandboxes, and at one."""
-    text = "list the sandboxes of the running driver"
-    one = _leaf(commands, common, "ls", text)
-    one.add_argument("--watch", "-w", action="store_true", help="go on, as they change")
-    text = "a screen with the sandboxes of the running driver, and keys for what is done with them"
-    one = _leaf(commands, common, "top", text)
-    one.add_argument(
-        "--interval",
-        type=float,
-        default=2.0,
-        metavar="SECONDS",
-        help="between two looks; 2 by default, 1 at least",
-    )
-    text = "show all that is known of one sandbox; works without a running driver"
-    one = _leaf(commands, common, "inspect", text)
-    one.add_argument("id", help="sandbox id")
-    one.add_argument(
-        "--timing",
-        action="store_true",
-        help="instead, where the time of its last start, and of its snapshots, went, step by step",
-    )
-    one = _leaf(commands, common, "console", "print a sandbox's console")
-    one.add_argument("id", help="sandbox id")
-    one.add_argument(
-        "--follow", "-f", action="store_true", help="go on printing what comes"
-    )
-    one.add_argument(
-        "--raw",
-        action="store_true",
-        help="the guest's own bytes: what they do to a terminal, they do",
-    )
-    commands_arguments.add_to_console(one)
-    net_arguments.add(_leaf(commands, common, "net", net_arguments.TEXT))
-    text = commands_arguments.TEXT
-    one = commands.add_parser(
-        "exec", help=text, description=text, parents=[common], allow_abbrev=False
-    )
-    commands_arguments.add_to_exec(one)
 
 
 def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -188,12 +170,11 @@ def _add_extension_commands(commands: Any, common: argparse.ArgumentParser) -> N
 
 
 def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    sandbox = "sandbox id, or a unique name"
     one = _leaf(commands, common, "suspend", "put a sandbox away with its memory")
-    one.add_argument("id", help=sandbox)
+    one.add_argument("id", help=SANDBOX)
     text = "bring a suspended (or stopped) sandbox back"
     one = _leaf(commands, common, "resume", text)
-    one.add_argument("id", help=sandbox)
+    one.add_argument("id", help=SANDBOX)
     one.add_argument(
         "--cold", action="store_true", help="drop the memory and boot from the disk"
     )
@@ -208,7 +189,7 @@ def _add_memory_commands(commands: Any, common: argparse.ArgumentParser) -> None
         ("restore", "make the sandbox what it was then; what it is now is lost"),
     ):
         one = _leaf(actions, common, action, text)
-        one.add_argument("id", help=sandbox)
+        one.add_argument("id", help=SANDBOX)
         if action != "ls":
             one.add_argument("name", help="the snapshot's name")
         if action == "create":
@@ -310,7 +291,8 @@ def _look(arguments: argparse.Namespace, loaded: Loaded) -> int:
     return look(loaded, arguments.id, as_json=as_json)
 
 
-def _reported(work: Any) -> int:
+def _reported(work: Any, failed: int = 2) -> int:
+    """What the process ends with; `failed`: where that could not be done."""
     quiet_libraries()
     try:
         return int(work())
@@ -318,7 +300,7 @@ def _reported(work: Any) -> int:
         print(f"vmdriver: {indented(error.text())}", file=sys.stderr)
         if error.detail:
             print(f"  {indented(error.detail)}", file=sys.stderr)
-        return 2
+        return failed
     except BrokenPipeError:
         return 0
     except OSError as error:
@@ -326,7 +308,7 @@ def _reported(work: Any) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"vmdriver: {where}{error.strerror or error}", file=sys.stderr)
         _log.debug("where that was", exc_info=True)
-        return 2
+        return failed
     except KeyboardInterrupt:
         return 130
 
@@ -359,7 +341,8 @@ def _main(argv: Sequence[str] | None) -> int:
         from vmdriver.cli.new_extension import command
 
         return _reported(lambda: command(arguments.name, arguments.parent))
-    return _reported(lambda: _dispatch(arguments, _load(arguments)))
+    failed = commands_arguments.FAILED if arguments.command == "exec" else 2
+    return _reported(lambda: _dispatch(arguments, _load(arguments)), failed)
 
 
 def main_gateway_launched(argv: Sequence[str] | None = None) -> int:

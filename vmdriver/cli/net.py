@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from vmdriver.cli.files import files_of
+from vmdriver.cli.files import find
 from vmdriver.cli.terminal import print_json
 from vmdriver.config import Loaded
 from vmdriver.errors import InvalidRequest, NotFound
@@ -89,13 +89,14 @@ class Tried:
 def net(loaded: Loaded, arguments: argparse.Namespace) -> int:
     """Explain all rules, or try a destination: 1 if that is not reached."""
     wanted = _destination(arguments.destination) if arguments.destination else None
-    plan = read_record(files_of(loaded, arguments.id).root).plan
+    record = read_record(find(loaded, arguments.id).root)
+    plan = record.plan
     if plan is None:
         raise NotFound(
-            f"sandbox {arguments.id} has not been launched: it has no network yet",
+            f"sandbox {record.id} has not been launched: it has no network yet",
             resolution="see what it waits for: vmdriver inspect",
         )
-    known = asyncio.run(_known(arguments.id, plan.network))
+    known = asyncio.run(_known(record.id, plan.network))
     if wanted is None:
         _print_rules(known, as_json=arguments.json)
         return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from vmdriver.cli.commands_arguments import SANDBOX
+
 TEXT = (
     "explain what a sandbox reaches on the network and why, rule by rule; or try one destination "
     "against the rules that are loaded for it"
@@ -12,7 +14,7 @@ TEXT = (
 
 def add(one: argparse.ArgumentParser) -> None:
     """Its own."""
-    one.add_argument("id", help="sandbox id")
+    one.add_argument("id", help=SANDBOX)
     one.add_argument(
         "destination",
         nargs="?",

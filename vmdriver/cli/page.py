@@ -12,7 +12,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vmdriver.cli.terminal import BAD, DIM, GOOD, HEAD, WARN, Styled, Words, words
+from vmdriver.cli.waterfall import stood_still_ms, way
 from vmdriver.cli.wording import moment, size, span, took
+from vmdriver.model.checkpoint import SnapshotEntry
+from vmdriver.model.runs import RestoreKind
+from vmdriver.model.timing import StartTiming
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,10 +59,12 @@ def page(sandbox_id: str, found: Document, now: datetime) -> list[Section]:
     if record:
         sections.append(Section("image", [*_image(record)]))
     sections.append(Section("machine", [*_machine(found["machine"], plan)]))
-    sections.append(Section("network", [*_network(found["addresses"], plan)]))
+    network = [*_network(sandbox_id, found["addresses"], plan)]
+    sections.append(Section("network", network))
     sections.append(Section("guest", [*_guest(found["guest"])]))
     if record:
-        sections.append(Section("last start", [*_last_start(record, now)]))
+        last_start = [*_last_start(sandbox_id, record, now)]
+        sections.append(Section("last start", last_start))
         sections.append(Section("kept memory", [*_memory(record)]))
         sections.append(Section("snapshots", [*_snapshots(record, now)]))
     sections.append(Section("held on this host", [*_held(found["ledger"])]))
@@ -132,10 +138,14 @@ def _state(record: Document, now: datetime) -> Iterator[tuple[str, Words]]:
             yield "exit code", str(failure["exit_code"])
         if failure["will_retry"]:
             yield "", "it is tried again"
+    if record["reverting"]:
+        yield "returns to", f"snapshot {record['reverting']}"
     if record["network_broken"]:
         yield "network", Styled(f"broken: {record['network_broken']}", BAD)
     if record["note"]:
         yield "note", Styled(record["note"], WARN)
+    if record["extensions"]["active"]:
+        yield "extensions", ", ".join(record["extensions"]["active"])
     for key, value in record["spec"]["labels"].items():
         yield "label", f"{key} = {value}"
 
@@ -175,15 +185,32 @@ def _machine(machine: Document, plan: Document | None) -> Iterator[tuple[str, Wo
     if plan["user"]:
         yield "host user", f"{plan['user']['uid']}:{plan['user']['gid']}"
     yield "wall", ", ".join(plan["wall"]) or Styled("no part of it", WARN)
+    if plan["operator_exec"]:
+        yield "commands", "of operators are run in it (operator_exec)"
+    yield from _given(plan)
+
+
+def _given(plan: Document) -> Iterator[tuple[str, Words]]:
+    """What of the host's and of its workspace's the machine has beside its own disk."""
+    disks = {disk["role"]: disk for disk in plan["disks"]}
+    for volume in plan["volumes"]:
+        disk = disks[volume["role"]]
+        how = "read only" if disk["read_only"] else "written to"
+        large = f"{size(disk['size_mib'] * 2**20)}, " if disk["size_mib"] else ""
+        yield "volume", f"{volume['name']} at {volume['mount']}, {large}{how}"
+    for folder in plan["host_mounts"]:
+        user = "its own user" if folder["uid"] is None else f"uid {folder['uid']}"
+        how = "read only" if folder["read_only"] else f"written to as {user}"
+        yield "host folder", f"{folder['path']} at {folder['mount']}, {how}"
     if plan["devices"]:
         yield "devices", ", ".join(plan["devices"])
-    for folder in plan["host_mounts"]:
-        how = "read only" if folder["read_only"] else f"written as {folder['uid']}"
-        yield "host folder", f"{folder['path']} at {folder['mount']}, {how}"
+    along = [f["address"] for f in plan["passed"] if not f["given"]]
+    if along:
+        yield "", f"with the rest of their groups, which nobody has: {', '.join(along)}"
 
 
 def _network(
-    lease: Document | None, plan: Document | None
+    sandbox_id: str, lease: Document | None, plan: Document | None
 ) -> Iterator[tuple[str, Words]]:
     if lease:
         prefix = lease["prefix_length"]
@@ -207,6 +234,7 @@ def _network(
     said = [f"{network[key]} {unit}" for key, unit in limits if network[key]]
     if said:
         yield "limits", ", ".join(said)
+    yield "", f"rule by rule: vmdriver net {sandbox_id}"
 
 
 def _guest(report: Document) -> Iterator[tuple[str, Words]]:
@@ -221,11 +249,17 @@ def _guest(report: Document) -> Iterator[tuple[str, Words]]:
         yield "its kernel", ", ".join(said)
 
 
-def _last_start(record: Document, now: datetime) -> Iterator[tuple[str, Words]]:
-    if timing := record["last_start"]:
-        whole_ms = max((step["ended_ms"] for step in timing["steps"]), default=0.0)
-        yield timing["kind"], f"in {took(whole_ms)}, {_when(timing['at'], now)}"
-        yield "", "step by step: vmdriver inspect ID --timing"
+def _last_start(
+    sandbox_id: str, record: Document, now: datetime
+) -> Iterator[tuple[str, Words]]:
+    if record["last_start"]:
+        timing = StartTiming.model_validate(record["last_start"])
+        whole_ms = max((step.ended_ms for step in timing.steps), default=0.0)
+        yield "how", f"{way(timing)} in {took(whole_ms)}"
+        yield "when", moment(timing.at, now)
+        yield "", f"step by step: vmdriver inspect {sandbox_id} --timing"
+    if record["extensions"]["returned"] == RestoreKind.ADOPTED:
+        yield "since then", "adopted: it ran on while no driver did"
 
 
 def _memory(record: Document) -> Iterator[tuple[str, Words]]:
@@ -239,16 +273,15 @@ def _memory(record: Document) -> Iterator[tuple[str, Words]]:
 
 
 def _snapshots(record: Document, now: datetime) -> Iterator[tuple[str, Words]]:
-    for entry in record["snapshots"]:
-        memory = entry["memory"]
-        volumes = entry["volumes"]
-        stored = entry["disk_bytes"] + (memory["stored_bytes"] if memory else 0)
-        stored += sum(volume["stored_bytes"] for volume in volumes)
-        what = "memory and disk" if memory else "disk only"
-        if volumes:
-            what = f"disk and {', '.join(volume['name'] for volume in volumes)}"
-        when = _when(entry["created_at"], now)
-        yield entry["name"], f"{when}, {what}, {size(stored)}"
+    for found in record["snapshots"]:
+        entry = SnapshotEntry.model_validate(found)
+        what = ["memory and disk" if entry.memory else "disk only"]
+        if entry.volumes:
+            what = ["disk and " + ", ".join(volume.name for volume in entry.volumes)]
+        what.append(size(entry.stored_bytes))
+        if entry.steps:
+            what.append(f"the workload stood still for {took(stood_still_ms(entry))}")
+        yield entry.name, f"{moment(entry.created_at, now)}, {', '.join(what)}"
 
 
 def _held(ledger: Sequence[Document]) -> Iterator[tuple[str, Words]]:

@@ -13,9 +13,10 @@ from vmdriver.cli.terminal import (
     WARN,
     Styled,
     Words,
+    can_draw,
     console,
+    drawing,
     indented,
-    is_terminal,
     say,
     words,
 )
@@ -45,10 +46,11 @@ Tell = Callable[[Step], None]
 @contextmanager
 def shown_progress(what: str) -> Iterator[Tell]:
     """Meanwhile `what` is under way, whose steps are told to what this gives."""
-    if not is_terminal(error=True):
+    if not can_draw(error=True):
         yield _Lines().tell
         return
-    with bars(console(error=True)) as progress:
+    out = console(error=True)
+    with drawing(out), bars(out) as progress:
         yield Drawn(progress, what).tell
 
 

@@ -6,7 +6,7 @@ import codecs
 import json
 import time
 
-from vmdriver.cli.files import files_of
+from vmdriver.cli.files import find
 from vmdriver.cli.terminal import print_json, print_table, write_raw
 from vmdriver.config import Loaded
 from vmdriver.host import console_file
@@ -34,10 +34,10 @@ def config(loaded: Loaded, *, as_json: bool) -> int:
 
 
 def console(
-    loaded: Loaded, sandbox_id: str, *, follow: bool, raw: bool, as_json: bool
+    loaded: Loaded, sandbox: str, *, follow: bool, raw: bool, as_json: bool
 ) -> int:
     """The console file, once or as it grows. `raw`: the guest's own bytes, escapes and all."""
-    path = files_of(loaded, sandbox_id).console
+    path = find(loaded, sandbox).console
     if as_json:
         print_json({"console": console_file.tail(path, console_file.ROOM)})
         return 0

@@ -12,12 +12,14 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from vmdriver.config.sources import terminal_kind
 from vmdriver.host.visible import visible, visible_lines
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 GOOD, WARN, BAD, DIM, HEAD = "green", "yellow", "bold red", "dim", "bold"
 """Styles, as rich names them."""
+_DUMB = {"dumb", "unknown"}
+"""Terminals that only write on, as rich has it."""
 _UNBOUNDED = 2**20
 """Columns of what is no terminal: nothing is folded there."""
 
@@ -133,6 +137,11 @@ def is_terminal(*, error: bool = False) -> bool:
     return stream is not None and stream.isatty()
 
 
+def can_draw(*, error: bool = False) -> bool:
+    """The same, and it can write where it likes: else whatever is drawn comes at the end."""
+    return is_terminal(error=error) and terminal_kind() not in _DUMB
+
+
 def console(*, error: bool = False) -> Console:
     """rich's, on standard output or error. What others have said goes in as `words` only: it
     writes to the stream itself, and takes escape sequences for what they are.
@@ -149,6 +158,32 @@ def console(*, error: bool = False) -> Console:
         highlight=False,
         emoji=False,
     )
+
+
+@contextlib.contextmanager
+def drawing(out: Console) -> Iterator[None]:
+    """Meanwhile something is drawn there, and the cursor is hidden: it is shown while we are
+    stopped (Ctrl-Z), and when a signal ends us, which is a SystemExit. For a program's main thread.
+    """
+
+    def stop(_number: int, _frame: object) -> None:
+        out.show_cursor()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        out.show_cursor(show=False)
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    handlers = {signal.SIGTSTP: stop, signal.SIGTERM: end, signal.SIGHUP: end}
+    known = {}
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            known[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in known.items():
+            signal.signal(number, before)
 
 
 @dataclass(frozen=True)
@@ -179,6 +214,11 @@ def words(*parts: Words, keep: str = "") -> Text:
         text, style = (part, "") if isinstance(part, str) else (part.text, part.style)
         found.append(visible(text, keep), style)
     return found
+
+
+def cells_of(part: Words) -> int:
+    """Columns that it takes."""
+    return words(part).cell_len
 
 
 def say(*parts: Words, error: bool = False) -> None:

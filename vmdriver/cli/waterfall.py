@@ -50,7 +50,7 @@ def shown(timing: StartTiming) -> str:
     guest = sum(s.ended_ms - s.begun_ms for s in timing.steps if s.name in _GUESTS)
     whose = f", of which the guest {guest:.0f} ms" if guest else ""
     when = f"up at {timing.at:%Y-%m-%d %H:%M:%S} UTC"
-    head = f"{_way(timing)} in {total:.0f} ms{whose}, {when}"
+    head = f"{way(timing)} in {total:.0f} ms{whose}, {when}"
     return "\n".join(
         [head, *waterfall(timing.steps, shutil.get_terminal_size().columns)]
     )
@@ -61,10 +61,8 @@ def taken(entry: SnapshotEntry) -> str:
     if not entry.steps:
         return ""
     total = max(step.ended_ms for step in entry.steps)
-    still = [step for step in entry.steps if step.name in _STANDING]
-    begun = min((step.begun_ms for step in still), default=0.0)
-    stood = max((step.ended_ms for step in still), default=0.0) - begun
     what = "" if entry.memory else " of the disk alone"
+    stood = stood_still_ms(entry)
     head = (
         f"snapshot {visible(entry.name)}{what} in {total:.0f} ms, of which the workload stood "
         f"still for {stood:.0f} ms, taken at {entry.created_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -74,7 +72,14 @@ def taken(entry: SnapshotEntry) -> str:
     )
 
 
-def _way(timing: StartTiming) -> str:
+def stood_still_ms(entry: SnapshotEntry) -> float:
+    """For how long the workload did, where that was timed."""
+    still = [step for step in entry.steps if step.name in _STANDING]
+    begun = min((step.begun_ms for step in still), default=0.0)
+    return max((step.ended_ms for step in still), default=0.0) - begun
+
+
+def way(timing: StartTiming) -> str:
     """How it came up. A machine that waited had its template's memory already."""
     loaded = any(step.name == "load" for step in timing.steps)
     if timing.kind == "template" and not loaded:

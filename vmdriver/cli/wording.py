@@ -57,9 +57,11 @@ def moment(then: datetime, now: datetime) -> str:
 def size(count: float) -> str:
     """A number of bytes.
 
-    >>> size(0), size(300_000), size(5 * 2**20), size(3 * 2**29)
-    ('0 MiB', '0.3 MiB', '5 MiB', '1.5 GiB')
+    >>> size(0), size(300_000), size(5 * 2**20), size(3 * 2**29), size(2**40)
+    ('0 MiB', '0.3 MiB', '5 MiB', '1.5 GiB', '1024 GiB')
     """
+    if count >= 100 * 2**30:
+        return f"{count / 2**30:.0f} GiB"
     if count >= 2**30:
         return f"{count / 2**30:.1f} GiB"
     whole = count == 0 or count >= 10 * 2**20 or count % 2**20 == 0

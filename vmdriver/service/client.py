@@ -59,7 +59,8 @@ def no_answer(path: Path, details: str) -> Unavailable:
 
 def row_of(sandbox: pb.DriverSandbox) -> dict[str, Any]:
     """A sandbox as commands show it."""
-    condition = sandbox.status.conditions[0]
+    known = sandbox.status.conditions
+    condition = known[0] if known else pb.DriverCondition()
     return {
         "id": sandbox.id,
         "name": sandbox.name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import sys
 
+from vmdriver.cli.terminal import can_draw
 from vmdriver.config import Loaded
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import ConfigError
@@ -17,9 +18,10 @@ def top(loaded: Loaded, interval_s: float) -> int:
     """Until `q`. ConfigError where there is no terminal."""
     # Not the streams as commands have them: the screen writes to the process's own.
     streams = (sys.__stdin__, sys.__stdout__, sys.__stderr__)
-    if not all(stream is not None and stream.isatty() for stream in streams):
+    there = all(stream is not None and stream.isatty() for stream in streams)
+    if not there or not can_draw():
         raise ConfigError(
-            "top needs a terminal",
+            "top needs a terminal, and one that is not dumb",
             resolution="elsewhere, use `vmdriver ls --watch` or the metrics",
         )
     from vmdriver.cli.top.app import Top

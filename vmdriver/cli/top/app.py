@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+from functools import partial
+
 from textual.app import App
 from textual.binding import Binding
 from textual.events import Key
@@ -15,7 +19,10 @@ class Top(App[None]):
     """Shows the overview; colours are the terminal's own sixteen."""
 
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS = [Binding("ctrl+c", "quit", priority=True, show=False)]
+    BINDINGS = [
+        Binding("ctrl+c", "quit", priority=True, show=False),
+        Binding("ctrl+z", "suspend_process", priority=True, show=False),
+    ]
     CSS = """
     Screen { background: ansi_default; color: ansi_default; }
     """
@@ -26,7 +33,9 @@ class Top(App[None]):
         self._overview = Overview(loaded, observer, interval_s)
 
     def on_mount(self) -> None:
-        """Begin."""
+        """Begin. Who ends us leaves the terminal as it was."""
+        loop, number = asyncio.get_running_loop(), signal.SIGTERM
+        loop.add_signal_handler(number, partial(self.exit, return_code=128 + number))
         self.push_screen(self._overview)
 
     def on_key(self, event: Key) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BOX = """
     align: center middle;
     & > Vertical {
-        width: 64; height: auto; padding: 1 2;
+        width: 64; max-width: 100%; height: auto; padding: 1 2;
         border: ascii ansi_default; background: ansi_default; color: ansi_default;
     }
 """

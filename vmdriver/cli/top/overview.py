@@ -11,13 +11,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.events import Key, Resize
 from textual.screen import Screen
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import Input, Static
 
 from vmdriver.cli.files import files_of
 from vmdriver.cli.inspect import inspection
 from vmdriver.cli.page import page, rendered
 from vmdriver.cli.terminal import BAD, WARN, Styled, Words, table, words
 from vmdriver.cli.top.dialogs import Ask, Prompt, Reading
+from vmdriver.cli.top.grid import Grid
 from vmdriver.cli.top.rows import (
     ORDERS,
     Column,
@@ -26,6 +27,7 @@ from vmdriver.cli.top.rows import (
     columns,
     event_line,
     headlines,
+    heights,
 )
 from vmdriver.cli.wording import size
 from vmdriver.config import Loaded
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _AGAIN_S = 1.0
-_EVENTS = 4
+_PAGE_AGAIN_S = 2.0
 _CONSOLE_BYTES = 64 * 1024
 _KEYS = (
     ("i", "inspect", "all that is known of it"),
@@ -55,6 +57,7 @@ _KEYS = (
     ("q", "quit", "end; the driver and its machines go on"),
 )
 _SHOWN = "i inspect c console s suspend r resume n snapshot d delete / filter ? q quit"
+_SHOWN_NARROW = "? keys  q quit  i inspect  d delete"
 
 
 class Overview(Screen[None]):
@@ -63,7 +66,6 @@ class Overview(Screen[None]):
     BINDINGS = [Binding(key, name, show=False) for key, name, _ in _KEYS]
     CSS = """
     Overview Static { text-wrap: nowrap; text-overflow: clip; }
-    Overview #head { height: 3; }
     Overview DataTable {
         height: 1fr; scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0;
         background: ansi_default; color: ansi_default;
@@ -75,7 +77,7 @@ class Overview(Screen[None]):
         background: ansi_default; color: ansi_default; text-style: reverse;
     }
     Overview Input { display: none; border: none; height: 1; padding: 0; }
-    Overview #state { height: 1; }
+    Overview #state { height: auto; max-height: 4; text-wrap: wrap; }
     Overview #keys { height: 1; text-style: reverse; }
     """
 
@@ -89,27 +91,26 @@ class Overview(Screen[None]):
         self._said: Words = ""
         self._chosen = ""
         self._away = "the driver is asked for the first time"
-        self._columns: list[Column] = []
+        self._ids: list[str] = []
 
     def compose(self) -> ComposeResult:
         """From above to below."""
         yield Static(id="head")
-        yield DataTable[Text](cursor_type="row", cell_padding=1)
+        yield Grid(cursor_type="row", cell_padding=1)
         asked = "text to look for; enter: keep, escape: all"
         yield Input(placeholder=asked, select_on_focus=False)
         yield Static(id="state")
         yield Static(id="events")
-        yield Static(words(_SHOWN), id="keys")
+        yield Static(id="keys")
 
     def on_mount(self) -> None:
         """Begin to watch."""
-        self.query_one("#events").styles.height = _EVENTS
         self._table.focus()
         self.run_worker(self._watch(), exit_on_error=True)
 
     @property
-    def _table(self) -> DataTable[Text]:
-        return self.query_one(DataTable)
+    def _table(self) -> Grid:
+        return self.query_one(Grid)
 
     async def _watch(self) -> None:
         """Again and again, for as long as the screen is there."""
@@ -138,28 +139,30 @@ class Overview(Screen[None]):
 
     def on_resize(self, _event: Resize) -> None:
         """The terminal has another size."""
+        room = heights(self.size.height)
+        self.query_one("#head").styles.height = room.head
+        events = self.query_one("#events")
+        events.styles.height, events.display = room.events, room.events > 0
+        keys = _SHOWN if self.size.width >= len(_SHOWN) else _SHOWN_NARROW
+        self.query_one("#keys", Static).update(words(keys))
         self._draw()
 
     def _draw(self) -> None:
         shown = chosen(self._history.rows(), self._order, self._wanted)
-        grid, selected = self._table, self._selected()
+        selected = self._selected()
         now = self._history.now.at if self._history.now else utc_now()
-        index = grid.cursor_row
         fitting = columns(self.size.width)
-        changed = [c.width for c in fitting] != [c.width for c in self._columns]
-        grid.clear(columns=changed)
-        if changed:
-            for column in fitting:
-                grid.add_column(_cell(column, column.name), width=column.width)
-        self._columns = fitting
-        for row in shown:
-            cells = (_cell(column, column.cell(row, now)) for column in fitting)
-            grid.add_row(*cells, key=row.seen.id)
-        ids = [row.seen.id for row in shown]
+        cells = [
+            [_cell(column, column.cell(row, now)) for column in fitting]
+            for row in shown
+        ]
+        self._table.fill([_cell(column, column.name) for column in fitting], cells)
+        ids, index = [row.seen.id for row in shown], self._table.cursor_row
         if selected is not None and selected.id in ids:
             index = ids.index(selected.id)
         index = max(0, min(index, len(ids) - 1))
-        grid.move_cursor(row=index, animate=False)
+        self._ids = ids
+        self._table.move_cursor(row=index, animate=False)
         self._chosen = ids[index] if ids else ""
         self._draw_lines()
 
@@ -173,8 +176,8 @@ class Overview(Screen[None]):
         self.query_one("#head", Static).update(_lines(lines))
         if picture is None:
             return
-        names = self._history.names
-        told = [event_line(e, names) for e in picture.events[-_EVENTS:]]
+        names, room = self._history.names, heights(self.size.height).events
+        told = [event_line(e, names) for e in picture.events[-room:] if room]
         self.query_one("#events", Static).update(_lines(told))
 
     def _state(self) -> Text:
@@ -183,15 +186,17 @@ class Overview(Screen[None]):
         if self._said:
             return words(start, self._said)
         seen = self._selected()
-        return words(start, f"{seen.name}: {seen.message}" if seen else "")
+        line = words(start, f"{seen.name}: {seen.message}" if seen else "")
+        line.truncate(self.size.width, overflow="ellipsis")  # its page has the whole
+        return line
 
     def _selected(self) -> SeenSandbox | None:
         """The one that the cursor is on."""
-        grid, picture = self._table, self._history.now
-        if picture is None or not grid.is_valid_coordinate(grid.cursor_coordinate):
+        picture, index = self._history.now, self._table.cursor_row
+        if picture is None or not 0 <= index < len(self._ids):
             return None
-        key = grid.coordinate_to_cell_key(grid.cursor_coordinate).row_key.value
-        return next((seen for seen in picture.sandboxes if seen.id == key), None)
+        name = self._ids[index]
+        return next((seen for seen in picture.sandboxes if seen.id == name), None)
 
     def on_data_table_row_highlighted(self) -> None:
         """The cursor was moved."""
@@ -214,7 +219,8 @@ class Overview(Screen[None]):
                 found = await asyncio.to_thread(inspection, self._loaded, seen.id)
                 return rendered(page(seen.id, found, utc_now()))
 
-            self.app.push_screen(Reading(f"{seen.name}  {seen.id}", make))
+            title = f"{seen.name}  {seen.id}"
+            self.app.push_screen(Reading(title, make, again_s=_PAGE_AGAIN_S))
 
     def action_console(self) -> None:
         """What its guest prints."""
@@ -355,6 +361,7 @@ class Overview(Screen[None]):
 
 def _cell(column: Column, value: Words) -> Text:
     text = words(value)
+    text.truncate(column.width, overflow="ellipsis")
     text.align("left" if column.left else "right", column.width)
     return text
 

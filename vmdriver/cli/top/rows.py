@@ -135,6 +135,8 @@ _FIXED = (
     Column("AGE", 4, lambda r, now: short_span((now - r.seen.created).total_seconds())),
 )
 _WORKSPACE = Column("WORKSPACE", 14, lambda r, _: r.seen.workspace, left=True)
+_NEEDED_LEAST = ("SHARED", "I/O/s", "NET/s", "DISK", "AGE", "OWN", "CPU%")
+"""What a terminal that is too narrow does without, first ones first."""
 _LEAST_NAME, _MOST_NAME = 8, 48
 _GAP, _SCROLLBAR = 2, 1
 _WIDE = 100
@@ -143,9 +145,35 @@ _WIDE = 100
 def columns(width: int) -> list[Column]:
     """That fit into so many characters; the name has what is left."""
     others = [_WORKSPACE, *_FIXED] if width >= _WIDE else list(_FIXED)
-    taken = sum(column.width + _GAP for column in others) + _GAP + _SCROLLBAR
-    name = min(max(width - taken, _LEAST_NAME), _MOST_NAME)
-    return [Column("NAME", name, lambda r, _: r.seen.name, left=True), *others]
+    for name in _NEEDED_LEAST:
+        if _taken(others) + _LEAST_NAME <= width:
+            break
+        others = [column for column in others if column.name != name]
+    room = min(max(width - _taken(others), _LEAST_NAME), _MOST_NAME)
+    return [Column("NAME", room, lambda r, _: r.seen.name, left=True), *others]
+
+
+def _taken(others: Sequence[Column]) -> int:
+    """Characters beside the name."""
+    return sum(column.width + _GAP for column in others) + _GAP + _SCROLLBAR
+
+
+@dataclass(frozen=True)
+class Heights:
+    """Lines of what is above and below the table."""
+
+    head: int
+    events: int
+
+
+def heights(lines: int) -> Heights:
+    """On a terminal with so many: the table has most of them, and is never without a row.
+
+    >>> heights(24), heights(10)
+    (Heights(head=3, events=4), Heights(head=1, events=0))
+    """
+    events = 4 + (lines - 24) // 6 if lines >= 24 else 4 - (24 - lines) // 2
+    return Heights(3 if lines >= 14 else 1, min(max(events, 0), 10))
 
 
 def headlines(picture: Picture, rows: Sequence[Row]) -> list[str]:
@@ -161,7 +189,7 @@ def headlines(picture: Picture, rows: Sequence[Row]) -> list[str]:
     waiting = sum(template.waiting for template in templates)
     stored = sum(template.stored for template in templates)
     counted = f"sandboxes {len(rows)}{most}" + (f": {by_phase}" if by_phase else "")
-    used = f"memory {size(memory)}, {size(own)} of it own"
+    used = f"memory {size(memory)}, own {size(own)}"
     kept = f"templates {len(templates)}, {size(stored)}"
     return [
         f"vmdriver {picture.version}  {picture.at:%H:%M:%S}  {counted}",

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vmdriver.errors import DriverError, Unavailable
+from vmdriver.errors import DriverError, InvalidRequest, Unavailable
+from vmdriver.lifecycle.ports.programs import MOST_WORDS
 from vmdriver.service.streams import frames
 from vmdriver.service.streams.frames import Broken, Kind
 
@@ -41,8 +42,12 @@ class Here:
 
 def run(path: Path, asked: dict[str, Any], here: Here) -> int:
     """Its exit code. DriverError with the driver's words; Unavailable where commands are not
-    served or the driver has gone; Left. However this ends, the command does too.
+    served or the driver has gone; InvalidRequest; Left. However this ends, the command does too.
     """
+    first = frames.pack_document(Kind.ASK, asked)
+    if len(first) > frames.HEAD.size + frames.MOST:
+        text = f"is longer than {MOST_WORDS} bytes; give the rest as input"
+        raise InvalidRequest("command", text)
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(socket.socket(socket.AF_UNIX))
         try:
@@ -50,7 +55,7 @@ def run(path: Path, asked: dict[str, Any], here: Here) -> int:
         except OSError as error:
             raise _not_served(path, error) from error
         try:
-            connection.sendall(frames.pack_document(Kind.ASK, asked))
+            connection.sendall(first)
             resized = stack.enter_context(_resizes()) if here.window else None
             return _Conversation(connection, here, resized).run()
         except (ConnectionError, EOFError, Broken) as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vmdriver.errors import DriverError, InvalidRequest, unexpected
+from vmdriver.errors import DriverError, Exhausted, InvalidRequest, unexpected
 from vmdriver.host.unix_socket import peer_of
 from vmdriver.host.visible import visible
 from vmdriver.lifecycle.control.commands import Asked, Commands
@@ -150,6 +150,8 @@ class StreamServer:
     ) -> None:
         task = asyncio.current_task()
         if task is None or len(self._connections) >= _MOST_CONNECTIONS:
+            text = f"{_MOST_CONNECTIONS} operators' commands are asked for already"
+            writer.write(_failed(Exhausted(text)))  # at once, or not at all
             writer.transport.abort()
             return
         self._connections.add(task)
