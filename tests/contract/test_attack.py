@@ -22,6 +22,7 @@ from tests.fakes.waiting import until
 from vmdriver.cli.doctor import attack
 from vmdriver.cli.doctor.attack_evidence import Evidence, Golden
 from vmdriver.host.target import facts, identity
+from vmdriver.storage.layout import Layout
 
 UID = 270_000 + os.getpid() % 10_000  # a worker beside this one runs the same tests
 GID = 250_000
@@ -368,6 +369,20 @@ async def test_rules_that_nobody_restores_are_a_surprise(namespace: list[str]) -
     found = await attack.flushed("it", show, flush)
     assert (found.control, found.level) == ("firewall", "fail")
     assert "gone" in found.text
+
+
+def test_a_layer_that_every_machine_may_read_is_nobody_elses(tmp_path: Path) -> None:
+    """With a template there, the attack on each machine was said to have got too far."""
+    layout = Layout(tmp_path)
+    template = layout.layers / "template-4f1c.9b1e.qcow2"
+    of_another = layout.layers / "250003" / "other.qcow2"
+    of_another.parent.mkdir(parents=True)
+    for path in (template, of_another):
+        path.touch()
+    known = frozenset(
+        found for path in attack.told(layout) if (found := identity(path))
+    )
+    assert list(attack.private(layout, known))[-1:] == [str(of_another)]
 
 
 def test_the_command_says_which_machine_it_cannot_find(tmp_path: Path) -> None:

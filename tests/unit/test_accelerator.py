@@ -244,4 +244,5 @@ def test_a_plan_that_is_only_shown_has_what_the_last_try_has_shown(
     path = tmp_path / "accelerator.json"
     if known is not None:
         kvm_outcome.store(path, kvm_outcome.Outcome(decided=True, works=known))
+        assert path.stat().st_mode & 0o777 == 0o600
     assert kvm_outcome.likely(wanted, path) == expected

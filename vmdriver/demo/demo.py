@@ -27,6 +27,11 @@ _SOON = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 """The driver is just being begun: whoever comes too early is not to wait for a second."""
+_KVM_IS_TRIED = (
+    "whether KVM works here is tried with a guest of its own; the first machine waits for that, "
+    "some 30 s at most"
+)
+"""As nothing else is said in that time, it looks as if nothing happened."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ def _run(place: Place, wanted: Wanted, gateway: Gateway) -> dict[str, Any]:
         driver(place) as socket,
         grpc.insecure_channel(f"unix:{socket}", _SOON) as channel,
     ):
+        if Path("/dev/kvm").exists():
+            say(_KVM_IS_TRIED)
         admin = place.state / "run" / "admin.sock"
         stub = pb_grpc.ComputeDriverStub(channel)
         try:

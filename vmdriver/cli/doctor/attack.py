@@ -94,10 +94,12 @@ def _identities(paths: list[Path]) -> frozenset[Identity]:
 
 
 def told(layout: Layout) -> list[Path]:
-    """Files that everybody may read, and nobody write: libvirt's notes, and what a machine's user
-    makes its box of. Names are in them, and nothing else.
+    """Files that every machine may read, and none write: libvirt's notes, and what a machine's user
+    makes its box of (names are in them, and nothing else); templates' layers, on which any may
+    come to stand.
     """
-    found = (layout.libvirt.glob(pattern) for pattern in _TOLD)
+    found = [layout.libvirt.glob(pattern) for pattern in _TOLD]
+    found.append(layout.layers.glob("template-*"))
     return [path for paths in found for path in paths]
 
 

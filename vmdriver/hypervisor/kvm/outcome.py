@@ -83,4 +83,5 @@ def store(path: Path, outcome: Outcome) -> None:
     """Keep it, in the place of the one before. OSError."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(outcome.model_dump_json(indent=1) + "\n")
+    part.chmod(0o600)  # nobody else's business, as all notes of the driver
     part.replace(path)
