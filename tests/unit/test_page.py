@@ -17,6 +17,7 @@ from tests.fakes.driver import spec
 from vmdriver.cli.main import main
 from vmdriver.cli.page import page, rendered
 from vmdriver.cli.terminal import show
+from vmdriver.lifecycle.engine.ledger import Scope
 from vmdriver.model.checkpoint import MemoryRef, SnapshotEntry, VolumeCopy
 from vmdriver.model.devices import PassedFunction
 from vmdriver.model.host_mount import HostMount
@@ -30,6 +31,9 @@ from vmdriver.model.timing import StartTiming, TimedStep
 GOLDEN = Path(__file__).parents[1] / "golden" / "plan.json"
 NOW = datetime(2026, 11, 26, 20, 4, 17, tzinfo=UTC)
 EVIL = "\x1b[2J\u202e[red]x[/red]\nid          forged"
+
+
+RESUMED = StartTiming(kind="resumed", at=NOW, steps=())
 
 
 def record(**changes: Any) -> SandboxRecord:
@@ -153,7 +157,7 @@ def test_what_failed_says_why_and_that_it_is_tried_again(tmp_path: Path) -> None
         {"spec": spec("s1", labels={EVIL: EVIL}, image=EVIL)},
         {"failure": Failure(reason="X", message=EVIL), "note": EVIL},
         {"image_config": ImageConfig(user=EVIL, entrypoint=(EVIL,))},
-        {"last_restore": {EVIL: 0.1}, "network_broken": EVIL},
+        {"last_restore": {EVIL: 0.1}, "last_start": RESUMED, "note": EVIL},
     ],
     ids=["name", "labels", "reasons", "image", "steps"],
 )
@@ -245,6 +249,27 @@ def test_all_that_a_machine_was_given_is_named(tmp_path: Path) -> None:
         "rule by rule: vmdriver net s1",
     ):
         assert line in text
+
+
+def test_each_thing_that_is_held_says_how_long(tmp_path: Path) -> None:
+    stored(tmp_path, record())
+    ledger = tmp_path / "sandboxes" / "s1" / "ledger.jsonl"
+    with ledger.open("a") as file:
+        for scope in Scope:
+            for op in ("intent", "done"):
+                entry = {"op": op, "key": f"a-{scope}", "scope": scope, "data": {}}
+                file.write(json.dumps(entry) + "\n")
+    text = printed(tmp_path)
+    for scope in Scope:
+        assert re.match("while|until", value(text, f"a-{scope}"))
+
+
+def test_steps_of_a_return_are_those_of_the_last_start(tmp_path: Path) -> None:
+    stored(tmp_path, record(last_restore={"load": 0.189}, last_start=RESUMED))
+    assert value(printed(tmp_path), "steps") == "load 189 ms"
+    shutil.rmtree(tmp_path / "sandboxes")
+    stored(tmp_path, record(last_restore={"load": 0.189}))
+    assert "load 189" not in printed(tmp_path), "it has booted since"
 
 
 def folder(path: str, *, read_only: bool, uid: int | None = None) -> HostMount:

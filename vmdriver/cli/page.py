@@ -32,8 +32,10 @@ _STYLES = {
 _HELD = {
     "runtime": "while the machine runs",
     "capture": "while memory or disk are kept",
+    "attached": "while its machine, or kept memory, has it",
     "persistent": "until the sandbox is deleted",
 }
+_FROM_MEMORY = {RestoreKind.RESUMED, RestoreKind.SNAPSHOT}
 _CONSOLE_LINES = 12
 
 
@@ -257,6 +259,10 @@ def _last_start(
         whole_ms = max((step.ended_ms for step in timing.steps), default=0.0)
         yield "how", f"{way(timing)} in {took(whole_ms)}"
         yield "when", moment(timing.at, now)
+        if timing.kind in _FROM_MEMORY and record["last_restore"]:
+            steps = record["last_restore"].items()
+            said = (f"{name} {took(seconds * 1e3)}" for name, seconds in steps)
+            yield "steps", ", ".join(said)
         yield "", f"step by step: vmdriver inspect {sandbox_id} --timing"
     if record["extensions"]["returned"] == RestoreKind.ADOPTED:
         yield "since then", "adopted: it ran on while no driver did"
@@ -266,10 +272,6 @@ def _memory(record: Document) -> Iterator[tuple[str, Words]]:
     if record["memory"]:
         stored = size(record["memory"]["stored_bytes"])
         yield record["memory"]["kind"], f"{stored} on disk"
-    if record["last_restore"]:
-        steps = record["last_restore"].items()
-        said = (f"{name} {seconds * 1e3:.0f} ms" for name, seconds in steps)
-        yield "restored", ", ".join(said)
 
 
 def _snapshots(record: Document, now: datetime) -> Iterator[tuple[str, Words]]:

@@ -120,6 +120,9 @@ class Reading(Screen[None]):
         except (DriverError, OSError) as error:
             text = error.text() if isinstance(error, DriverError) else str(error)
             page.update(words(Styled(text, BAD), keep="\n"))
+        except Exception as error:  # noqa: BLE001 - a page does not end the screen
+            text = f"this page cannot be made, which is a fault of ours: {error!r}"
+            page.update(words(Styled(text, BAD)))
         if follows:
             scroll.scroll_end(animate=False)
 
