@@ -15,6 +15,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 _log = logging.getLogger(__name__)
 _THEIRS = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
 _TELL_AGAIN_S = 3600.0
+_LONGEST = 500
+"""Of a reason, which is the collector's own words, too."""
 
 
 class _Why(logging.Filter):
@@ -30,7 +32,8 @@ class _Why(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Never."""
         if record.levelno >= logging.ERROR and isinstance(record.args, tuple):
-            self.of[str(next(iter(record.args), ""))] = record.getMessage()
+            what = str(next(iter(record.args), ""))
+            self.of[what] = record.getMessage()[:_LONGEST]
         return False
 
 
@@ -45,7 +48,7 @@ class _Way:
     def __init__(self, what: str) -> None:
         self._what = what
         self._failed, self._told_at = 0, 0.0
-        _THEIRS.addFilter(_why)  # once, however often
+        _THEIRS.filters = [_why]  # theirs lets one of two through that look alike
 
     def tried(self, *, sent: bool) -> None:
         """Something was to be sent."""

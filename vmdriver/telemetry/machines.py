@@ -25,8 +25,8 @@ _GROWING = ("cpu_s", "read", "written", "received", "sent")
 _SHOWN = {
     "cpu_s": ("cpu.time", "s", "CPU time of QEMU"),
     "memory": ("memory", "By", "host memory; what is shared is divided"),
-    "read": ("disk.read", "By", "read from disk"),
-    "written": ("disk.written", "By", "written to disk"),
+    "read": ("disk.read", "By", "that QEMU read from disk, kept memory included"),
+    "written": ("disk.written", "By", "that QEMU wrote to disk, kept memory included"),
     "received": ("network.received", "By", "that came to the guest"),
     "sent": ("network.sent", "By", "that the guest sent"),
 }
