@@ -16,6 +16,7 @@ quick:  ## the tiers without real machines or networks
 measure:  ## levels, imports and sizes of the code
 	@.venv/bin/python -m tests.repo.measure
 deb:  ## Debian's package, a wheel and a source archive, into dist/
+	./scripts/prepare-host --package
 	./packaging/build-deb
 bench:  ## measure against plain libvirt and others; bench/report.html shows it
 	./scripts/bench

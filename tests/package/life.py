@@ -1,8 +1,11 @@
 #!/usr/bin/python3
 """The package's life on a bare Debian: installed, tried, upgraded over a running sandbox, removed, purged.
 
-usage: life.py PACKAGE.deb NEXT.deb      inside a root of its own, as root, with tests/package/systemctl in /usr/local/bin
-Nothing but Debian's Python is needed; it says what it does, and ends with 1 at the first thing that is not as promised.
+usage: life.py PACKAGE.deb NEXT.deb [until-shutdown | after-boot | after-suspended]
+
+Inside a root of its own, as root; see tests/package/in-chroot. With systemd (tests/package/services.py) it is in three parts,
+with a shutdown of the host between them; with its stand-in it is one. Nothing but Debian's Python is needed; it says what it
+does, and ends with 1 at the first thing that is not as promised.
 """
 
 from __future__ import annotations
@@ -12,34 +15,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+import endings
+from services import Systemd, becomes, must, run, say, service
 
 HERE = Path(__file__).resolve().parent
 CONFIG = Path("/etc/vmdriver/config.toml")
-HEARD = Path("/run/systemctl.heard")
 PORT = 17670
-begun = time.monotonic()
-
-
-def say(text: str) -> None:
-    print(f"[{time.monotonic() - begun:6.1f} s] {text}", flush=True)
-
-
-def run(*words: str, check: bool = True) -> str:
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    if check and done.returncode:
-        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
-        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}")
-    return done.stdout + ("" if check else done.stderr)
-
-
-def must(true: object, text: str) -> None:
-    if not true:
-        raise SystemExit(f"NOT so: {text}")
-    say(f"  {text}")
 
 
 def machines() -> list[int]:
@@ -84,7 +67,7 @@ def looked_at() -> None:
 
 
 class Sandbox:
-    """The client, which outlives the package."""
+    """The client, which outlives the package. `image`: see tests/package/sandbox.py."""
 
     def __init__(self, image: str) -> None:
         self._process = subprocess.Popen(
@@ -143,17 +126,14 @@ def upgraded(sandbox: Sandbox, following: str) -> None:
     must(len(before) == 1, "one machine runs")
     say("upgrading over it")
     install(following)
-    must(
-        HEARD.read_text().count("READY=1") == 1,
-        "the next driver has said that it is ready",
-    )
+    must(service().is_ready(), "the next driver has said that it is ready")
     must(machines() == before, "the machine goes on")
     must(sandbox.asks("check") == "here still", "and so does what runs in it")
     must(CONFIG.read_text() == text, "the settings are as the operator wrote them")
     version = run("dpkg-query", "-W", "-f", "${Version}", "vmdriver")
     must(version.endswith("+next"), f"it is {version} now")
     run("systemctl", "reload", "vmdriver.service")
-    must("RELOADING=1" in HEARD.read_text(), "a reload is told, and ends")
+    must(service().has_reloaded(), "a reload is told, and ends")
     sandbox.asks("suspend")
     must(machines() == [], "the next release puts its memory away")
     must(sandbox.asks("resume") == "here still", "and brings it back")
@@ -165,7 +145,7 @@ def removed(following: str) -> None:
     run("dpkg", "--remove", "vmdriver")
     must(machines() == [], "no machine is left")
     must(on_the_host() == [], f"nor a link, a namespace, a table: {on_the_host()}")
-    must("ENDED=0" in HEARD.read_text(), "the driver has ended by itself")
+    must(service().has_ended_well(), "the driver has ended by itself")
     must(not Path("/usr/lib/vmdriver").exists(), "nor a file of the package")
     must(
         list(Path("/var/lib/vmdriver/sandboxes").iterdir()),
@@ -246,27 +226,83 @@ def purged() -> None:
     must(on_the_host() == [], f"nothing is on the host: {on_the_host()}")
 
 
-def main(package: str, following: str) -> int:
-    Path("/run/systemd/system").mkdir(parents=True, exist_ok=True)
-    Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)
-    run("dpkg", "--purge", "vmdriver")  # apt has installed it while nothing ran here
-    install(package)
-    must("READY=1" in HEARD.read_text(), "its service was begun, and is ready")
+def begun() -> Sandbox:
     looked_at()
     demo_told_to_end()
     image = configured()
     run("systemctl", "restart", "vmdriver.service")
     sandbox = Sandbox(image)
-    try:
-        must(sandbox.asks("check") == "here still", "a sandbox runs on the service")
-        upgraded(sandbox, following)
-        removed(following)
-        removed_without_a_driver(sandbox, following)
-        unpacked_only(sandbox, following)
-    finally:
-        sandbox.close()
+    must(sandbox.asks("check") == "here still", "a sandbox runs on the service")
+    return sandbox
+
+
+def to_the_end(sandbox: Sandbox, following: str) -> None:
+    removed(following)
+    removed_without_a_driver(sandbox, following)
+    unpacked_only(sandbox, following)
+    sandbox.close()
     purged()
     say("all as promised")
+
+
+def with_the_stand_in(package: str, following: str) -> None:
+    Path("/run/systemd/system").mkdir(parents=True, exist_ok=True)
+    Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)
+    run("dpkg", "--purge", "vmdriver")  # apt has installed it while nothing ran here
+    install(package)
+    must(service().is_ready(), "its service was begun, and is ready")
+    sandbox = begun()
+    upgraded(sandbox, following)
+    to_the_end(sandbox, following)
+
+
+def until_shutdown(systemd: Systemd, following: str) -> None:
+    """apt has installed it, and what it depends on, under systemd."""
+    must(systemd.is_ready(), "its service was begun, and is ready")
+    must(systemd.asked("UnitFileState") == "enabled", "and will be with each boot")
+    sandbox = begun()
+
+    def still() -> bool:
+        return sandbox.asks("check") == "here still"
+
+    endings.of_the_driver(systemd, machines, still)
+    endings.in_the_journal(systemd)
+    upgraded(sandbox, following)
+    sandbox.asks("write")
+
+
+def after_boot(systemd: Systemd) -> None:
+    say("booted again")
+    becomes(systemd.is_ready, "the driver is there without anybody's word")
+    becomes(lambda: len(machines()) == 1, "and so is the machine")
+    sandbox = Sandbox("known")
+    must(sandbox.asks("check") == "here still", "booted from its disk, and it answers")
+    must(sandbox.asks("written") == "late", "with what was written last, without sync")
+    sandbox.asks("suspend")
+    must(machines() == [], "its memory is put away")
+
+
+def after_suspended(systemd: Systemd, following: str) -> None:
+    say("booted again, with a suspended sandbox")
+    becomes(systemd.is_ready, "the driver is there")
+    rows = json.loads(run("vmdriver", "ls", "--json"))
+    must([row["reason"] for row in rows] == ["Suspended"], "the sandbox is suspended")
+    must(machines() == [], "no machine runs")
+    sandbox = Sandbox("suspended")
+    must(sandbox.asks("check") == "here still", "resumed, with its memory")
+    to_the_end(sandbox, following)
+
+
+def main(package: str, following: str, part: str = "") -> int:
+    found = service()
+    if not isinstance(found, Systemd):
+        with_the_stand_in(package, following)
+    elif part == "until-shutdown":
+        until_shutdown(found, following)
+    elif part == "after-boot":
+        after_boot(found)
+    else:
+        after_suspended(found, following)
     return 0
 
 

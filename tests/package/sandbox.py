@@ -1,7 +1,8 @@
 """A gateway and its one sandbox, for a driver that is a service: run with the package's own Python.
 
+Its image is given, or `known` where the sandbox is there already and runs, `suspended` where its memory is to be brought back.
 Reads words, answers each with a line: `check` runs a command in the guest, `suspend` and `resume` do that, `start` has it
-booted and says what is on its disk.
+booted and says what is on its disk, `write` writes to that and does not sync, `written` says what was.
 """
 
 from __future__ import annotations
@@ -32,20 +33,37 @@ def started(gateway: Gateway) -> str:
     return gateway.shell(SANDBOX, script).strip()
 
 
-def main(port: int, image: str) -> int:
-    gateway = Gateway(port)
+def create(image: str) -> None:
     with grpc.insecure_channel(SOCKET) as channel:
         stub = pb_grpc.ComputeDriverStub(channel)
         watcher = Watcher(stub)
         stub.CreateSandbox(pb.CreateSandboxRequest(sandbox=request(image)))
         watcher.wait("Ready=True/Running")
-    gateway.wait_hello(SANDBOX)
-    gateway.shell(SANDBOX, "echo here > /sandbox/proof; echo still > /dev/shm/proof")
+
+
+def main(port: int, image: str) -> int:
+    gateway = Gateway(port)
+    if image == "suspended":
+        admin_client.resume(ADMIN, SANDBOX, False, lambda *_: None)
+    else:
+        if image != "known":
+            create(image)
+        gateway.wait_hello(SANDBOX)
+        begun = "echo here > /sandbox/proof; " if image != "known" else ""
+        gateway.shell(SANDBOX, f"{begun}echo still > /dev/shm/proof")
     print("runs", flush=True)
     for line in sys.stdin:
         word = line.strip()
         if word == "start":
             print(started(gateway), flush=True)
+            continue
+        if word == "write":
+            gateway.shell(SANDBOX, "echo late > /sandbox/late")
+            print("written", flush=True)
+            continue
+        if word == "written":
+            said = gateway.shell(SANDBOX, "cat /sandbox/late || true")
+            print(said.strip() or "lost", flush=True)
             continue
         if word == "suspend":
             admin_client.suspend(ADMIN, SANDBOX, lambda *_: None)

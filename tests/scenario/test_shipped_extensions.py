@@ -70,7 +70,7 @@ async def test_labels_and_environment_follow_the_workspace(
 async def test_the_audit_log_has_a_line_for_every_call(
     base: ProcessDriver, tmp_path: Path
 ) -> None:
-    path = tmp_path / "audit.jsonl"
+    path = tmp_path / "log" / "audit.jsonl"
     settings, extensions = loaded(
         base, tmp_path, audit_log={"path": str(path)}, labels_and_placement={}
     )
@@ -86,6 +86,7 @@ async def test_the_audit_log_has_a_line_for_every_call(
     ]
     assert {line["workspace"] for line in lines} == {"w"}
     assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 async def test_a_workspace_has_its_quota(base: ProcessDriver, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 extensions = ["audit-log", ...]
 
 [extension.audit-log]
-path = "/var/log/vmdriver/extensions.jsonl"     # made with mode 0600; rotate it as you like
+path = "/var/log/vmdriver/extensions.jsonl"     # made with mode 0600, its folder with 0700
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class AuditLog(Extension):
 
 
 def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o600)
     try:

@@ -7,7 +7,9 @@ polls kill(pid, 0) every 200 ms until the zombie is gone. Where PID 1 reaps late
 them at once.
 
 Children that libvirt or asyncio wait for themselves must be left alone. They share our
-session, or lead a session of their own; a daemonised QEMU does neither.
+session, or lead a session of their own; a daemonised QEMU does neither. A QEMU that
+daemonises itself, since libvirt asks it what it can do, also leaves its first fork behind,
+which leads a session; nobody here begins a QEMU that leads one and waits for it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import signal
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
+_QEMU = "qemu-system-"
 
 
 def _children() -> list[int]:
@@ -38,8 +41,11 @@ def _is_orphaned_zombie(pid: int) -> bool:
         return False
     # proc(5): pid (comm) state ppid pgrp session ...; comm may hold anything, so read
     # behind its last bracket.
-    state, _, _, session = stat.rpartition(")")[2].split()[:4]
-    return state == "Z" and int(session) not in {os.getsid(0), pid}
+    head, _, rest = stat.rpartition(")")
+    state, _, _, session = rest.split()[:4]
+    if state != "Z" or int(session) == os.getsid(0):
+        return False
+    return int(session) != pid or head.partition("(")[2].startswith(_QEMU)
 
 
 def reap() -> int:
