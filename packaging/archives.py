@@ -1,12 +1,11 @@
 """Wheel and source archive, to the byte the same from the same source, wherever and by whom they are built.
 
-usage: archives.py FOLDER    in the source; with SOURCE_DATE_EPOCH
+usage: archives.py FOLDER SOURCE_DATE_EPOCH    in the source, with that in the environment, too
 """
 
 from __future__ import annotations
 
 import gzip
-import os
 import sys
 import tarfile
 from pathlib import Path
@@ -33,9 +32,9 @@ def settle(archive: Path, epoch: int) -> None:
     part.replace(archive)
 
 
-def main(folder: str) -> int:
+def main(folder: str, epoch: str) -> int:
     name = build_meta.build_sdist(folder)
-    settle(Path(folder, name), int(os.environ["SOURCE_DATE_EPOCH"]))
+    settle(Path(folder, name), int(epoch))
     build_meta.build_wheel(folder)
     return 0
 

@@ -25,6 +25,23 @@ _DATE = "@date@"
 
 # --- manual pages: man(7)
 
+_FILES = [
+    line
+    for path, what in (
+        ("/etc/vmdriver/config.toml", "Settings; every one is in there, in comments."),
+        ("/run/vmdriver/compute\\-driver.sock", "What a gateway connects to."),
+        (
+            "/var/lib/vmdriver",
+            "All that is kept: records, disks, images, kept memory, logs of machines.",
+        ),
+        (
+            "/usr/share/doc/vmdriver/docs",
+            "The documents: operating.md first, security.md, networking.md, images.md and others.",
+        ),
+    )
+    for line in (".TP", f"\\fI{path}\\fR", what)
+]
+
 
 def _text(words: str) -> str:
     """Nothing of it is a request or an escape."""
@@ -36,6 +53,8 @@ def _text(words: str) -> str:
 
 def _argument(action: argparse.Action) -> str:
     word = str(action.metavar or action.dest).upper()
+    if action.nargs in {"+", "*", argparse.REMAINDER}:
+        word += " ..."
     if not action.option_strings:
         return (
             f"[\\fI{_text(word)}\\fR]"
@@ -94,6 +113,8 @@ def command_page() -> str:
         _text(EXIT_STATUS),
         ".PP",
         _text(f"vmdriver exec ends with {ENDS}"),
+        ".SH FILES",
+        *_FILES,
         ".SH SEE ALSO",
         "\\fBvmdriver.toml\\fR(5), \\fBvirsh\\fR(1), \\fBip\\-netns\\fR(8)",
     ]
@@ -101,8 +122,12 @@ def command_page() -> str:
 
 
 def _sentence(words: str) -> str:
+    """What a value is called, or has a name of its own, stays as it is written."""
     words = words.replace("%(default)s", "").strip()
-    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+    first = words.split(" ", maxsplit=1)[0]
+    if first.islower() and first[-1] not in ":," and not first.startswith("libvirt"):
+        words = words[:1].upper() + words[1:]
+    return words + ("" if words.endswith(".") else ".")
 
 
 def settings_page() -> str:

@@ -35,9 +35,9 @@ def must(true: object, text: str) -> None:
 
 def becomes(there: Callable[[], object], text: str, most_s: float = 60) -> None:
     end = time.monotonic() + most_s
-    while not there() and time.monotonic() < end:
+    while not (found := there()) and time.monotonic() < end:
         time.sleep(0.2)
-    must(there(), text)
+    must(found, text)
 
 
 class StandIn:
@@ -71,7 +71,9 @@ class Systemd:
         return "Reloaded vmdriver.service" in self.journal() and self.is_ready()
 
     def has_ended_well(self) -> bool:
-        said = [line for line in self.journal().splitlines() if "vmdriver.service" in line]
+        said = [
+            line for line in self.journal().splitlines() if "vmdriver.service" in line
+        ]
         return any("Deactivated successfully" in line for line in said[-3:])
 
     def asked(self, name: str) -> str:
