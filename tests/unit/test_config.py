@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from vmdriver.cli import show
 from vmdriver.cli.compose import FLAGS
 from vmdriver.cli.main import main
+from vmdriver.cli.reload import reload
 from vmdriver.compose.config import load as load_compose
 from vmdriver.config import SETTINGS, load
 from vmdriver.config.views import settings_from
@@ -142,6 +143,58 @@ def test_what_looks_secret_is_hidden_and_owners_are_shown(
     assert re.search(r"extension x +plain +1 +file", printed)
     assert re.search(r"driver +mem_mib +\d+ +default", printed)
     assert "hush" not in printed
+
+
+SECRETS_IN_A_TABLE = """
+connection = "qemu+ssh://me:hush@host/system"
+default_image = "robot:hush@registry.example.org/image:1"
+insecure_registries = ["https://robot:hush@registry.example.org:5000"]
+extensions = ["x"]
+[extension.x]
+url = "https://robot:hush@example.org/path?q=1"
+"Api-Key" = "hush"
+apiKey = "hush"
+passwd = "hush"
+key = "hush"
+headers = { Authorization = "hush", Cookie = "hush", Accept = "text/plain" }
+credentials = { user = "hush", nested = ["hush"] }
+image = "registry.example.org/image:1@sha256:0123"
+[[extension.x.accounts]]
+user = "one"
+password = "hush"
+"""
+
+
+def test_secrets_are_hidden_in_lists_below_names_and_in_addresses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = loaded(tmp_path, SECRETS_IN_A_TABLE)
+    for as_json in (False, True):
+        assert show.config(result, as_json=as_json) == 0
+        printed = capsys.readouterr().out
+        assert "hush" not in printed
+        for told in (
+            *("qemu+ssh://***@host/system", "https://***@example.org/path?q=1"),
+            *("***@registry.example.org/image:1", "text/plain"),
+            *("https://***@registry.example.org:5000", "image:1@sha256:0123", "one"),
+        ):
+            assert told in printed
+    assert result.config.driver.connection == "qemu+ssh://me:hush@host/system"
+
+
+def test_a_changed_secret_is_a_changed_setting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not shown is compared all the same."""
+    monkeypatch.setattr("vmdriver.host.log.set_up", lambda *_: None)
+    text = "extensions = ['x']\n[extension.x]\ntoken = '{}'"
+    before = loaded(tmp_path, text.format("hush-1"))
+    with caplog.at_level("INFO", "vmdriver"):
+        reload(before, lambda: loaded(tmp_path, text.format("hush-1")))
+        assert "not as the driver was started" not in caplog.text
+        reload(before, lambda: loaded(tmp_path, text.format("hush-2")))
+    assert "extension: not as the driver was started" in caplog.text
+    assert "hush" not in caplog.text
 
 
 def test_two_state_directories_are_two_instances(tmp_path: Path) -> None:

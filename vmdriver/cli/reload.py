@@ -24,8 +24,8 @@ def reload(before: Loaded, again: Callable[[], Loaded]) -> None:
         _log.error("the configuration stays as it was: %s", error.text())
         return
     log.set_up(now.config.driver.log_level, now.config.driver.log_format)
-    was = {key: value for key, value, _ in before.table()}
-    changed = [key for key, value, _ in now.table() if value != was[key]]
+    was = before.values()
+    changed = [key for key, value in now.values().items() if value != was[key]]
     waiting = [key for key in changed if key not in AT_ONCE]
     _log.info(
         "the configuration was read again; log_level %s, log_format %s",

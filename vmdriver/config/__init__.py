@@ -8,6 +8,7 @@ from vmdriver.config.sources import (
     Loaded,
     hidden,
     load,
+    process_environment,
     quiet_libraries,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "config_of",
     "hidden",
     "load",
+    "process_environment",
     "quiet_libraries",
 ]

@@ -16,6 +16,7 @@ from pydantic import SecretStr, ValidationError
 
 from vmdriver.config.model import SETTINGS, Config, config_of
 from vmdriver.errors import ConfigError
+from vmdriver.model.logins import without_logins
 
 DEFAULT_FILE = Path("/etc/vmdriver/config.toml")
 ENVIRONMENT_PREFIX = "VMDRIVER_"
@@ -50,6 +51,14 @@ nothing.
 """
 
 
+_SECRETS = {"key", "pass", "pw", "pwd", "auth", "dsn", "pin"}
+_SECRET_WORDS = (
+    *("secret", "token", "password", "passwd", "passphrase", "apikey", "accesskey"),
+    *("signingkey", "private", "credentials", "authorization", "bearer", "cookie"),
+)
+"""Names, and what is in names, of what extensions' tables hold; small letters and digits alone."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A configuration and, for each key, the source of its value."""
@@ -65,25 +74,31 @@ class Loaded:
 
     def table(self) -> list[tuple[str, Any, str]]:
         """Key, JSON-able value and source; secrets hidden."""
-        sections = self.config.model_dump(mode="json").values()
         return [
             (key, hidden(key, value), self.sources.get(key, "default"))
-            for section in sections
-            for key, value in section.items()
+            for key, value in self.values().items()
         ]
+
+    def values(self) -> dict[str, Any]:
+        """JSON-able values by key, secrets and all."""
+        sections = self.config.model_dump(mode="json").values()
+        return {key: value for section in sections for key, value in section.items()}
 
 
 def hidden(key: str, value: Any) -> Any:
     """Extension tables are the only free-form part: what looks like a secret by its
-    name is not shown.
+    name is not shown, however deep it is; nor is anybody's login in an address.
     """
+    name = "".join(letter for letter in key.casefold() if letter.isalnum())
+    secret = name in _SECRETS or any(word in name for word in _SECRET_WORDS)
     if isinstance(value, dict):
-        return {inner: hidden(inner, v) for inner, v in value.items()}
-    secret = any(
-        word in key.lower()
-        for word in ("secret", "token", "password", "api_key", "private")
-    )
-    return str(SecretStr("x")) if secret and value else value
+        inside = "secret" if secret else ""
+        return {inner: hidden(inside or inner, v) for inner, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [hidden(key, inner) for inner in value]
+    if secret and value:
+        return str(SecretStr("x"))
+    return without_logins(value) if isinstance(value, str) else value
 
 
 def quiet_libraries() -> None:
