@@ -11,210 +11,42 @@ import re
 import stat
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 import pytest
-from pydantic import BaseModel
 
-from tests.fakes.driver import spec
-from vmdriver.cli.bundle import command
-from vmdriver.cli.bundle.archive import LIST, TOP
-from vmdriver.cli.bundle.contents import MOST_OF_LOG
-from vmdriver.cli.bundle.disclosure import (
-    FIELDS,
+from tests.contract.secretive import (
+    AT,
+    MARK,
+    ROOT,
+    WITHOUT_LIBVIRT,
+    canary,
+    domain,
+    made_host,
+    packed,
 )
+from vmdriver.cli.bundle.archive import LIST
+from vmdriver.cli.bundle.contents import MOST_OF_LOG
 from vmdriver.cli.bundle.logs import driver_log, of_one
 from vmdriver.cli.bundle.secrets import Secrets
+from vmdriver.cli.doctor import examination
 from vmdriver.cli.main import main
 from vmdriver.config import SETTINGS, load
 from vmdriver.host import process
 from vmdriver.host.visible import visible
-from vmdriver.model.checkpoint import MemoryManifest
-from vmdriver.model.ids import domain_name
-from vmdriver.model.record import (
-    CONSOLE_FOLLOWS,
-    NOT_SET_UP,
-    REFUSED_TO,
-    SandboxRecord,
-    utc_now,
-)
-from vmdriver.oci.cache import Entry
+from vmdriver.model.record import CONSOLE_FOLLOWS, REFUSED_TO
 from vmdriver.storage.layout import Layout
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root's files are packed")
-ROOT = Path(__file__).parents[2]
-_MARK = "canary"
-
-
-def canary(place: str) -> str:
-    """A secret that is found wherever it went; long enough to be one."""
-    return f"{_MARK}-{place}-5f0e93f1c0ffee"
-
-
-# --- a host with a secret in every place that can hold one
-
-
-def filled(kind: type[BaseModel], place: str) -> dict[str, Any]:
-    """Every field of that model that is withheld, with a canary in it, and in all that it holds."""
-    found: dict[str, Any] = {}
-    for name in FIELDS[kind][1].split():
-        found[name] = _secret_of(kind.model_fields[name].annotation, f"{place}.{name}")
-    for name in FIELDS[kind][0].split():
-        for inner in get_args(kind.model_fields[name].annotation) or (
-            kind.model_fields[name].annotation,
-        ):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                many = get_origin(kind.model_fields[name].annotation) is tuple
-                value = filled(inner, f"{place}.{name}")
-                found[name] = [value] if many else value
-    return found
-
-
-def _secret_of(annotation: Any, place: str) -> Any:
-    text = canary(place)
-    if annotation is str or annotation is Any:
-        return text
-    if get_origin(annotation) is tuple:
-        return [text]
-    return {"NAME": text, "nested": {"deeper": [text]}}
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> tuple[Layout, list[str]]:
-    """A state directory, and the flags that name it."""
-    layout = Layout(tmp_path / "state")
-    layout.make()
-    now = utc_now()
-    for name in ("s1", "s2"):
-        record = SandboxRecord(spec=spec(name), created_at=now, changed_at=now)
-        files = layout.sandbox(name)
-        files.root.mkdir(mode=0o700)
-        stored = record.model_dump(mode="json")
-        merge(stored, filled(SandboxRecord, f"{name}.record"))
-        tail = f"died{CONSOLE_FOLLOWS}\n{canary('console-in-message')}"
-        if name == "s2":
-            tail = f"{NOT_SET_UP} {canary('reason-in-message')}"
-        stored["failure"] = {"reason": "MachineCrashed", "message": tail}
-        files.record.write_text(json.dumps(stored))
-        fill(files.root, name)
-    elsewhere(layout)
-    config = tmp_path / "config.toml"
-    config.write_text(
-        f"""
-        state_dir = "{layout.root}"
-        bind_socket = "{tmp_path}/run/d.sock"
-        openshell_endpoint = "https://gateway.example.org:1"
-        guest_tls_ca = "{tmp_path}/key"
-        guest_tls_cert = "{tmp_path}/key"
-        guest_tls_key = "{tmp_path}/key"
-        image_auth_file = "{tmp_path}/auth.json"
-        extensions = ["vault"]
-        [extension.vault]
-        address = "{canary("extension-table")}"
-        [extension.vault.deep]
-        list = ["{canary("extension-table-deep")}"]
-        """
-    )
-    (tmp_path / "key").write_text(f"-----\n{canary('tls-key')}\n-----\n")
-    auth = {"auths": {"registry": {"auth": "", "identitytoken": canary("registry")}}}
-    (tmp_path / "auth.json").write_text(json.dumps(auth))
-    return layout, ["--config", str(config)]
-
-
-def merge(document: dict[str, Any], more: dict[str, Any]) -> None:
-    for name, value in more.items():
-        if isinstance(value, dict) and isinstance(document.get(name), dict):
-            merge(document[name], value)
-        else:
-            document[name] = value
-
-
-def fill(folder: Path, name: str) -> None:
-    """A sandbox's other files."""
-    (folder / "token").write_text(canary(f"{name}.token"))
-    (folder / "seed.img").write_text(canary("seed"))
-    reason = canary("guests-words")
-    (folder / "status.img").write_text(f"phase=failed\nreason={reason}\n")
-    (folder / "console.log").write_text(f"login: {canary('console')}\n")
-    (folder / "ledger.jsonl").write_text(
-        "".join(
-            json.dumps(line) + "\n"
-            for line in (
-                {"op": "intent", "key": "tap", "scope": "runtime", "data": {"tap": "t", "new": canary("ledger")}},
-                {"op": "intent", "key": "hold:vault:lease:x", "scope": "persistent",
-                 "data": {"extension": "vault", "kind": "lease", "name": "x", "undo": {"id": canary("undo")}}},
-                {"op": "intent", "key": "stay-phases:vault", "scope": "persistent",
-                 "data": {"extension": "vault", "saved": {"s": canary("saved")}}},
-            )
-        )
-        + canary("torn-line")
-    )  # fmt: skip
-    own = folder / "extensions" / "vault"
-    own.mkdir(parents=True)
-    (own / canary("file-name")).write_text(canary("extensions-file"))
-    for place in ("suspended", "mapped", "not-restored", "snapshots/one"):
-        made = folder / place
-        made.mkdir(parents=True)
-        (made / "memory").write_text(canary("memory"))
-        (made / "state").write_text(canary("state"))
-        manifest = filled(MemoryManifest, f"{name}.{place.replace('/', '.')}")
-        (made / "manifest.json").write_text(json.dumps(manifest))
-
-
-def elsewhere(layout: Layout) -> None:
-    """Everything of the state directory that is no sandbox's."""
-    (layout.layers / "l.qcow2").write_text(canary("layer"))
-    template = layout.templates / "k"
-    template.mkdir()
-    manifest = filled(MemoryManifest, "template")
-    (template / "manifest.json").write_text(json.dumps(manifest))
-    (template / "memory").write_text(canary("template-memory"))
-    disks, tree = layout.images / "disks", layout.images / "trees" / "t"
-    disks.mkdir()
-    (tree / "root").mkdir(parents=True)
-    (tree / "root" / canary("image-file-name")).write_text(canary("image-file"))
-    (disks / "d.json").write_text(json.dumps(filled(Entry, "image")))
-    (disks / "d.ext4").write_text(canary("base"))
-    (tree / "source.json").write_text(json.dumps({"digest": "sha256:x"}))
-    logs = layout.libvirt / "log" / "qemu"
-    logs.mkdir(parents=True)
-    said = f"qemu: fatal: {canary('s1.token')}\n"
-    for name in ("s1", "s2"):
-        (logs / f"{domain(layout, name)}.log").write_text(said)
-    for place in (layout.probe, layout.warm, layout.supervisors, layout.boot):
-        (place / "anything").write_text(canary(place.name))
-    aside = layout.root / "set-aside"
-    aside.mkdir()
-    (aside / "token.0").write_text(canary("set-aside"))
-
-
-def instance(layout: Layout) -> str:
-    from vmdriver.config import load
-
-    return load(
-        flags={"state_dir": str(layout.root)}, environment={}
-    ).config.driver.instance
-
-
-def domain(layout: Layout, name: str) -> str:
-    return domain_name(instance(layout), name)
-
-
-def packed(path: Path) -> dict[str, str]:
-    with tarfile.open(path) as archive:
-        found = {}
-        for entry in archive.getmembers():
-            assert entry.isreg()
-            assert entry.mode == 0o600
-            file = archive.extractfile(entry)
-            assert file is not None
-            found[entry.name.removeprefix(f"{TOP}/")] = file.read().decode()
-        return found
+    return made_host(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +56,7 @@ def _no_libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
     async def examine(_loaded: object) -> list[Any]:
         return []
 
-    monkeypatch.setattr(command, "examine", examine)
+    monkeypatch.setattr(examination, "examine", examine)
 
 
 @pytest.fixture
@@ -232,14 +64,14 @@ def log(tmp_path: Path) -> Path:
     path = tmp_path / "driver.log"
     message = f"s1: MachineCrashed: died{CONSOLE_FOLLOWS}\\n{canary('logged-console')}"
     lines = (
-        "2026 INFO vmdriver: ready: 2 sandboxes known",
-        f"2026 WARNING vmdriver: {message}",
+        f"{AT} INFO vmdriver: ready: 2 sandboxes known",
+        f"{AT} WARNING vmdriver: {message}",
         json.dumps({"level": "warning", "message": message, "sandbox": "s1"}),
-        f"2026 WARNING vmdriver: s2: NoSnapshot: {REFUSED_TO} freeze: {canary('refusal')}",
-        f"2026 ERROR vmdriver: s2: what it should not have said: {canary('s2.token')}",
-        f"2026 ERROR vmdriver: s2: nor this: {canary('s2.record.spec.environment')}",
-        f"2026 ERROR vmdriver: nor this: {canary('tls-key')} {canary('registry')}",
-        f"2026 ERROR vmdriver: nor this: {canary('extension-table-deep')}",
+        f"{AT} WARNING vmdriver: s2: NoSnapshot: {REFUSED_TO} freeze: {canary('refusal')}",
+        f"{AT} ERROR vmdriver: s2: what it should not have said: {canary('s2.token')}",
+        f"{AT} ERROR vmdriver: s2: nor this: {canary('s2.record.spec.environment')}",
+        f"{AT} ERROR vmdriver: nor this: {canary('tls-key')} {canary('registry')}",
+        f"{AT} ERROR vmdriver: nor this: {canary('extension-table-deep')}",
     )
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -259,9 +91,9 @@ def test_no_secret_of_any_place_is_packed(
     found = packed(out)
     printed = capsys.readouterr().out
     assert printed.startswith(found[LIST].rstrip("\n"))
-    leaked = {name: text for name, text in found.items() if _MARK in text}
+    leaked = {name: text for name, text in found.items() if MARK in text}
     assert leaked == {}
-    assert _MARK not in printed
+    assert MARK not in printed
     record = json.loads(found["sandboxes/s1/record.json"])
     assert record["spec"]["environment"] == dict.fromkeys(
         ("NAME", "nested"), "[withheld]"
@@ -293,7 +125,7 @@ def test_stored_secrets_are_withheld_by_field_also_where_nobody_knows_them(
     out = tmp_path / "report.tar.gz"
     words = ["doctor", "--bundle", str(out), "--log", str(log), *host[1]]
     assert main(words) == 0
-    leaked = {name for name, text in packed(out).items() if _MARK in text}
+    leaked = {name for name, text in packed(out).items() if MARK in text}
     assert leaked == {
         "driver.log",
         f"machines/{domain(host[0], 's1')}.log",
@@ -315,7 +147,7 @@ def test_what_guests_printed_is_packed_only_when_asked_for(
         for n, t in found.items()
         if "console.txt" not in n and "guest.json" not in n
     }
-    assert [name for name, text in others.items() if _MARK in text] == []
+    assert [name for name, text in others.items() if MARK in text] == []
 
 
 def test_of_one_sandbox_nothing_of_the_others_is_packed(
@@ -365,7 +197,7 @@ def test_what_cannot_be_read_keeps_nothing_out_and_lets_nothing_out(
     log.write_text("nothing\n")
     assert main(["doctor", "--bundle", str(out), "--log", str(log), *flags]) == 0
     found = packed(out)
-    assert [name for name, text in found.items() if _MARK in text] == []
+    assert [name for name, text in found.items() if MARK in text] == []
     assert "root:" not in found["sandboxes/s1/record.json"]
     assert "sandboxes/s2/record.json" in found
 
@@ -393,18 +225,6 @@ status=0
 "$@" || status=$?
 ls -A "$0"
 exit $status
-"""
-
-
-WITHOUT_LIBVIRT = """
-import sys
-from vmdriver.cli.bundle import command
-from vmdriver.cli.bundle.secrets import Secrets
-from vmdriver.cli.main import main
-async def examine(loaded):
-    return []
-command.examine = examine
-sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -494,9 +314,9 @@ def secrets_of(layout: Layout, environment: dict[str, str]) -> Secrets:
 def test_a_secret_is_found_however_it_was_written(
     value: str, written: str, host: tuple[Layout, list[str]]
 ) -> None:
-    assert _MARK in written
+    assert MARK in written
     shown = secrets_of(host[0], {"A": value}).scrubbed(f"before {written} behind")
-    assert _MARK not in shown
+    assert MARK not in shown
     assert shown.startswith("before ")
     assert shown.endswith(" behind")
 

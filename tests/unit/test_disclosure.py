@@ -25,6 +25,7 @@ from vmdriver.lifecycle.ports.host import GuestReport
 from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.phase import MachineState, Phase
 from vmdriver.model.record import NO_BARRIER, REFUSED_TO, SandboxRecord
+from vmdriver.model.volume import Volume
 from vmdriver.oci.cache import Entry, TreeEntry
 
 SECRET = "canary-5f0e93f1c0ffee"
@@ -47,7 +48,10 @@ def models(kind: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseMo
 
 
 STORED = set[type[BaseModel]]().union(
-    *(models(kind, set()) for kind in (SandboxRecord, MemoryManifest, Entry, TreeEntry))
+    *(
+        models(kind, set())
+        for kind in (SandboxRecord, MemoryManifest, Entry, TreeEntry, Volume)
+    )
 )
 
 

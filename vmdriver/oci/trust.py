@@ -27,7 +27,7 @@ nowhere but from where the driver looks for them.
 AUTH, POLICY = Path("/run/given/auth.json"), Path("/run/given/policy.json")
 REGISTRIES = Path("/run/given/registries.conf")
 CERTIFICATES = Path("/run/given/certs")
-_HOST_REGISTRIES = Path("/etc/containers/registries.conf")
+HOST_REGISTRIES = Path("/etc/containers/registries.conf")
 _HOST_CERTIFICATES = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
 LOGINS = ("/run/containers/0/auth.json", "/root/.docker/config.json")
 """Where `podman login`, `skopeo login` and `docker login` of root's put them."""
@@ -119,9 +119,9 @@ def _registries(policy: ImagePolicy) -> Iterable[tuple[Path, bytes]]:
         yield REGISTRIES, _read(policy.registries_conf, "image_registries_conf")
         return
     for path in (
-        _HOST_REGISTRIES,
-        *sorted(_HOST_REGISTRIES.with_suffix(".conf.d").glob("*.conf")),
-        *sorted(_HOST_REGISTRIES.with_name("registries.d").glob("*.yaml")),
+        HOST_REGISTRIES,
+        *sorted(HOST_REGISTRIES.with_suffix(".conf.d").glob("*.conf")),
+        *sorted(HOST_REGISTRIES.with_name("registries.d").glob("*.yaml")),
     ):
         if path.is_file():
             yield path, _read(path, "image_registries_conf")

@@ -15,6 +15,8 @@ from vmdriver.cli.new_file import new_file, taken
 from vmdriver.storage import files
 
 TOP, LIST = "vmdriver-report", "MANIFEST"
+MOST = 64 * 2**20
+"""Bytes of all that is inside, before it is packed."""
 LEFT_OUT = (
     (
         "values of environments, commands, labels, driver_config and what extensions hold: names "
@@ -35,8 +37,8 @@ class Member:
     what: str
 
 
-def listing(members: Sequence[Member], made: float) -> str:
-    """What is inside, and what is not."""
+def listing(members: Sequence[Member], made: float, no_room: Sequence[str] = ()) -> str:
+    """What is inside, and what is not. `no_room`: names of what would have made it too large."""
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made))
     width = max((len(member.name) for member in members), default=0)
     lines = [f"vmdriver {__version__}, report of {when}", "", "inside:"]
@@ -44,14 +46,17 @@ def listing(members: Sequence[Member], made: float) -> str:
         f"  {member.name.ljust(width)}  {len(member.data):9}  {member.what}"
         for member in members
     ]
-    return "\n".join([*lines, "", "not inside:", *(f"  {t}" for t in LEFT_OUT), ""])
+    lines += ["", "not inside:", *(f"  {text}" for text in LEFT_OUT)]
+    if no_room:
+        text = f"not inside, since a report has {MOST // 2**20} MiB at most:"
+        lines += ["", text, *(f"  {name}" for name in no_room)]
+    return "\n".join([*lines, ""])
 
 
-def write(path: Path, members: Sequence[Member], made: float) -> None:
+def write(path: Path, members: Sequence[Member], listed: str, made: float) -> None:
     """Make it, 0600, all of it or nothing. Refused where there is something of that name;
     StorageError, as on a full disk.
     """
-    listed = Member(LIST, listing(members, made).encode(), "this list")
     what = f"the report {path} cannot be written"
     with (
         files.or_error(what, "name a file on a disk with space"),
@@ -61,7 +66,7 @@ def write(path: Path, members: Sequence[Member], made: float) -> None:
             os.fdopen(os.dup(descriptor), "wb") as file,
             tarfile.open(fileobj=file, mode="w:gz") as archive,
         ):
-            for member in (listed, *members):
+            for member in (Member(LIST, listed.encode(), "this list"), *members):
                 archive.addfile(_entry(member, made), io.BytesIO(member.data))
         os.fsync(descriptor)
         try:

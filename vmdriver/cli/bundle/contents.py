@@ -7,9 +7,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from vmdriver.host.plain_file import open_plain, read_start
 from vmdriver.model.checkpoint import MemoryManifest
 from vmdriver.model.ids import domain_name
 from vmdriver.model.record import SandboxRecord
+from vmdriver.model.volume import Volume
 from vmdriver.oci.cache import Entry, TreeEntry
 from vmdriver.storage.layout import Layout, SandboxFiles
 from vmdriver.storage.sandboxes.guest_report import read_report
@@ -34,7 +36,7 @@ MOST_OF_LOG = 4 * 2**20
 _MOST_OF_DOCUMENT = 4 * 2**20
 _MOST_OF_MACHINES_LOG = 2**18
 _MOST_LISTED = 20_000
-_DAEMONS_LOGS = Path("/var/log/libvirt/qemu")
+DAEMONS_LOGS = Path("/var/log/libvirt/qemu")
 _PRIVATE = {"extensions", "blobs", "root"}
 """Folders whose files are not even named: extensions' own, and what images hold."""
 
@@ -71,6 +73,7 @@ def of_state(config: Config, layout: Layout, wanted: Wanted) -> Iterator[Member]
     for name in known_sandboxes(layout):
         if wanted.sandbox in {"", name}:
             yield from _of_sandbox(layout.sandbox(name), wanted)
+    yield from _of_volumes(layout, wanted.sandbox)
     yield from _of_templates(layout)
     yield as_json("images.json", list(_of_images(layout)), "images that are prepared")
     yield from _machines_logs(config, layout, wanted.sandbox)
@@ -109,12 +112,25 @@ def manifests(files: SandboxFiles) -> list[Path]:
     return [folder / "manifest.json" for folder in folders if folder.is_dir()]
 
 
-def _of_templates(layout: Layout) -> Iterator[Member]:
+def _of_volumes(layout: Layout, sandbox: str) -> Iterator[Member]:
+    """Of one sandbox: those that are attached to it."""
+    for folder in _folders(layout.volumes):
+        note = _document(folder / "volume.json", partial(disclosed, Volume))
+        attached = note.get("attached") if isinstance(note, dict) else None
+        if not sandbox or (isinstance(attached, dict) and sandbox in attached):
+            name = f"volumes/{folder.name}/volume.json"
+            yield as_json(name, note, "what is known of that volume")
+
+
+def _folders(path: Path) -> list[Path]:
     try:
-        folders = sorted(layout.templates.iterdir())
+        return sorted(inner for inner in path.iterdir() if inner.is_dir())
     except OSError:
-        return
-    for folder in folders:
+        return []
+
+
+def _of_templates(layout: Layout) -> Iterator[Member]:
+    for folder in _folders(layout.templates):
         manifest = _document(
             folder / "manifest.json", lambda found: disclosed(MemoryManifest, found)
         )
@@ -135,9 +151,12 @@ def _of_images(layout: Layout) -> Iterator[Any]:
 def _machines_logs(config: Config, layout: Layout, sandbox: str) -> Iterator[Member]:
     """libvirt's, of each machine: what QEMU was begun with, and what it said on its way out."""
     instance, embedded = config.driver.instance, config.driver.connection == "embed"
-    folder = layout.libvirt / "log" / "qemu" if embedded else _DAEMONS_LOGS
+    folder = layout.libvirt / "log" / "qemu" if embedded else DAEMONS_LOGS
     only = _domain(instance, layout.sandbox(sandbox)) if sandbox else ""
-    for path in sorted(folder.glob(f"{instance}*.log")):
+    others = re.compile(rf"{re.escape(instance)}-[0-9a-f]{{8}}-")
+    for path in _newest_first(folder.glob(f"{instance}-*.log")):
+        if others.match(path.stem):
+            continue  # of another driver, whose secrets are not known here
         if only in {"", path.stem}:
             text = _tail(path, _MOST_OF_MACHINES_LOG)
             what = "libvirt's and QEMU's log of that machine"
@@ -149,6 +168,18 @@ def _machines_logs(config: Config, layout: Layout, sandbox: str) -> Iterator[Mem
             text = _text(path)
             what = "that machine, as libvirt has it defined"
             yield Member(f"machines/{path.name}", text.encode(), what)
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Where there is no room for all, those that are there are of what happened last."""
+
+    def changed(path: Path) -> float:
+        try:
+            return -path.lstat().st_mtime
+        except OSError:
+            return 0.0
+
+    return sorted(paths, key=changed)
 
 
 def _domain(instance: str, files: SandboxFiles) -> str:

@@ -50,6 +50,7 @@ from vmdriver.model.record import (
 )
 from vmdriver.model.spec import Resources, SandboxSpec
 from vmdriver.model.timing import StartTiming, TimedStep
+from vmdriver.model.volume import Volume
 from vmdriver.oci.cache import Entry, TreeEntry
 
 WITHHELD = "[withheld]"
@@ -137,6 +138,7 @@ FIELDS: Mapping[type[BaseModel], tuple[str, str]] = {
         "",
     ),
     TreeEntry: ("schema_version digest references stored_bytes", ""),
+    Volume: ("schema_version workspace name size_mib created_at attached", ""),
 }
 """Of each model what is told, and what is not. A field that holds models is told by their lists."""
 

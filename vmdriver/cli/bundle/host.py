@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import re
 import shutil
 import sys
 from importlib import metadata
@@ -11,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver import __version__
-from vmdriver.cli.bundle.disclosure import disclosed_setting
+from vmdriver.cli.bundle.disclosure import disclosed_setting, withheld
 from vmdriver.config import Config, Loaded
 from vmdriver.errors import CommandError, DriverError
 from vmdriver.host import facts, process
 from vmdriver.host.packages import PACKAGES
 
-_FIGURES = ("meminfo", "loadavg", "cmdline", "version")
+_FIGURES = ("meminfo", "loadavg", "version")
 """Of /proc."""
+_ARGUMENTS = re.compile(
+    r"[a-z_.]*(?:iommu|vfio|kvm|cgroup|mitigations|nested|lsm|security|apparmor|selinux|huge|"
+    r"swap|isolcpus|nosmt|maxcpus|mem|userns|user_namespaces)[a-z_.]*"
+)
+"""The kernel's of which the value is told: others may hold somebody's credentials."""
 _MOST = 2**16
 _DEADLINE_S = 20.0
 _MORE_PACKAGES = (
@@ -46,11 +52,25 @@ def figures(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: _text(Path("/proc") / name).splitlines() for name in _FIGURES
     }
+    words = _text(Path("/proc/cmdline")).split()
+    found["cmdline"] = [argument(word) for word in words]
     place = config.driver.state_dir
     space = next(p for p in (place, *place.parents) if p.exists())
     found["space"] = dict(shutil.disk_usage(space)._asdict())
     found["uptime_s"] = facts.uptime_s()
     return found
+
+
+def argument(word: str) -> str:
+    """One of the kernel's, as it is told.
+
+    >>> argument("intel_iommu=on"), argument("systemd.set_credential=a:b"), argument("quiet")
+    ('intel_iommu=on', 'systemd.set_credential=[withheld]', 'quiet')
+    """
+    name, is_given, value = word.partition("=")
+    if not is_given or _ARGUMENTS.fullmatch(name):
+        return word
+    return f"{name}={withheld(value)}"
 
 
 def configuration(loaded: Loaded) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vmdriver.cli.bundle.contents import MOST_OF_LOG, end_of, tail_of
-from vmdriver.cli.bundle.disclosure import without_console
+from vmdriver.cli.bundle.disclosure import WITHHELD, without_console
 from vmdriver.errors import CommandError
 from vmdriver.host import process
 from vmdriver.host.plain_file import open_plain
@@ -34,6 +34,16 @@ def running_driver(admin_socket: Path) -> int | None:
             return peer_of(ours).pid or None
         except OSError:
             return None
+
+
+def environment_of(pid: int | None) -> dict[str, str]:
+    """What that process was begun with; nothing where it cannot be read."""
+    try:
+        found = Path(f"/proc/{pid}/environ").read_bytes() if pid else b""
+    except OSError:
+        return {}
+    entries = found.decode(errors="replace").split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 def driver_log(named: Path | None, pid: int | None) -> tuple[str, str]:
@@ -97,18 +107,33 @@ def _of_process(pid: int) -> str | None:
         os.close(descriptor)
 
 
+_BEGIN = re.compile(
+    r"(?:^|: )(?:\{|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ )|systemd\[\d+\]: "
+)
+"""Of a record of ours (host/log.py), in a file or behind what the journal says; or of its own."""
+
+
 def _told(lines: Sequence[str]) -> Iterator[str]:
+    """What follows a withheld text is its rest, up to the next record: lines of a traceback."""
+    withheld = False
     for line in lines:
-        begin = line.find("{")
-        try:
-            entry = json.loads(line[begin:]) if begin >= 0 else None
-        except (ValueError, RecursionError):
-            entry = None
-        if isinstance(entry, dict):
-            shown = {
-                key: without_console(value) if isinstance(value, str) else value
-                for key, value in entry.items()
-            }
-            yield line[:begin] + json.dumps(shown)
-        else:
-            yield without_console(line)
+        if withheld and not _BEGIN.search(line):
+            continue
+        shown = _shown(line)
+        withheld = shown.endswith(WITHHELD)
+        yield shown
+
+
+def _shown(line: str) -> str:
+    begin = line.find("{")
+    try:
+        entry = json.loads(line[begin:]) if begin >= 0 else None
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict):
+        return without_console(line)
+    shown = {
+        key: without_console(value) if isinstance(value, str) else value
+        for key, value in entry.items()
+    }
+    return line[:begin] + json.dumps(shown)

@@ -8,7 +8,8 @@ import base64
 import binascii
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,10 +18,11 @@ from xml.sax.saxutils import escape
 from vmdriver.cli.bundle.contents import manifests
 from vmdriver.cli.bundle.disclosure import WITHHELD
 from vmdriver.cli.unread import known_sandboxes
-from vmdriver.config import Config
+from vmdriver.config import Config, hidden
 from vmdriver.host.plain_file import read_start
 from vmdriver.host.visible import visible
-from vmdriver.oci.trust import LOGINS
+from vmdriver.model.logins import logins_in
+from vmdriver.oci.trust import HOST_REGISTRIES, LOGINS
 from vmdriver.storage.layout import Layout
 
 _SHORTEST = 8
@@ -35,9 +37,16 @@ _OF_USERS = {
 
 
 class Secrets:
-    """What is known of them. Reads; no file that is missing or damaged keeps it from the others."""
+    """What is known of them. Reads; no file that is missing or damaged keeps it from the others.
+    `environments`: of this process and of a driver that runs.
+    """
 
-    def __init__(self, config: Config, layout: Layout) -> None:
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        environments: Sequence[Mapping[str, str]] = (),
+    ) -> None:
         self._known: set[str] = set()
         self._ordinary: set[str] = set()
         for name in known_sandboxes(layout):
@@ -50,12 +59,9 @@ class Secrets:
                 self._of_document(_json(path))
         for path in layout.templates.glob("*/manifest.json"):
             self._of_document(_json(path))
-        for table in config.extending.extension.values():
-            self._add(table)
-        self._add(_text(config.gateway.guest_tls_key))
-        own = config.images.image_auth_file
-        for path in [own] if own else [Path(name) for name in LOGINS]:
-            self._of_logins(_json(path))
+        self._of_settings(config)
+        for environment in environments:
+            self._of_process(environment)
         self._lengths = self._by_beginning()
 
     def scrubbed(self, text: str) -> str:
@@ -82,6 +88,27 @@ class Secrets:
         for secret in self._known:
             found.setdefault(secret[:_SHORTEST], set()).add(len(secret))
         return {name: sorted(those, reverse=True) for name, those in found.items()}
+
+    def _of_settings(self, config: Config) -> None:
+        """What they say, and what is in the files that they name."""
+        for table in config.extending.extension.values():
+            self._add(table)
+        for key in (config.gateway.guest_tls_key, config.remote.tls_key):
+            self._add(_text(key))
+        images = config.images
+        own = images.image_auth_file
+        for path in [own] if own else [Path(name) for name in LOGINS]:
+            self._of_logins(_json(path))
+        mirrors = _text(images.image_registries_conf or HOST_REGISTRIES)
+        for text in (*_texts(config.model_dump(mode="json")), *_texts(_toml(mirrors))):
+            self._add(list(logins_in(text)))
+
+    def _of_process(self, environment: Mapping[str, str]) -> None:
+        """Proxies' logins, and what is secret by its name."""
+        for name, value in environment.items():
+            self._add(list(logins_in(value)))
+            if hidden(name, value) != hidden("", value):
+                self._add(value)
 
     def _add(self, value: Any) -> None:
         """Every text in it, as it is and line by line, and as JSON, XML and a log write it."""
@@ -165,6 +192,13 @@ def _text(path: Path | None) -> str:
         return read_start(path, _MOST).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _toml(text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return None
 
 
 def _json(path: Path | None) -> Any:
