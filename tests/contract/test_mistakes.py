@@ -133,7 +133,7 @@ def test_a_driver_says_when_it_starts_what_every_sandbox_will_need(place: Path) 
     assert "libvirt is not reachable" in said
     told = [line for line in said.splitlines() if "can be started yet" in line]
     boot, supervisor = told
-    assert boot.endswith(f"run images/build-boot-files {place}/state/boot")
+    assert boot.endswith(f"images/build-boot-files {place}/state/boot")
     assert "none is configured: set supervisor_path" in supervisor
     _, said = run(*given, f"--supervisor-path={place}/x", before=["unshare", "--net"])
     assert f"{place}/x is not there" in said
@@ -156,3 +156,28 @@ def test_where_metrics_cannot_be_served_is_told_in_one_line(
     assert "metrics" in last
     assert "closed" not in said
     assert "None" not in said
+
+
+WITHOUT_LIBVIRT = """
+import sys
+sys.modules["libvirt"] = None
+from vmdriver.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("command", "expected"), [("doctor", 1), ("serve", 2)])
+def test_a_host_without_pythons_libvirt_is_told_what_to_install(
+    place: Path, command: str, expected: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBVIRT, command, *settings(place)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == expected, done.stderr
+    assert "apt-get install python3-libvirt" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

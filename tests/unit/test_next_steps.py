@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from vmdriver.cli.doctor import examination
 from vmdriver.cli.doctor.finding import Finding
 from vmdriver.cli.doctor.next_steps import Outcome, next_steps, outcome
+from vmdriver.cli.doctor.showing import not_loaded, shown
 from vmdriver.cli.main import main
 
+ROOT = Path(__file__).resolve().parents[2]
 FINE = Finding("root", "ok", "runs as root")
 SLOW = Finding("accelerator", "warn", "/dev/kvm is missing", "enable virtualisation")
 NO_NFT = Finding("tool nft", "fail", "is missing", "apt-get install nftables")
@@ -87,3 +90,43 @@ def test_the_list_ends_the_output_and_is_the_same_in_json(
         "checks": ["tool nft"],
         "blocks": True,
     }
+
+
+def test_what_machines_read_has_the_names_that_the_document_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def examine(_loaded: object) -> list[Finding]:
+        return [SLOW, NO_NFT]
+
+    monkeypatch.setattr(examination, "examine", examine)
+    main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"ok", "outcome", "findings", "next"}
+    finding = {"check", "level", "message", "advice", "machines_start"}
+    step = {"do", "why", "checks", "blocks"}
+    assert {frozenset(one) for one in found["findings"]} == {frozenset(finding)}
+    assert {frozenset(one) for one in found["next"]} == {frozenset(step)}
+    page = (ROOT / "docs" / "operating.md").read_text()
+    said = next(part for part in page.split("\n\n") if "doctor --json` prints" in part)
+    words = {*found, *finding, *step, *(one.value for one in Outcome)}
+    assert {word for word in words if f"`{word}`" not in said} == set()
+
+
+def test_a_part_of_the_driver_that_cannot_be_loaded_is_a_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, way in (("libvirtmod", "apt-get install python3-libvirt"), ("grpc", "install vmdriver's package again")):  # fmt: skip
+        error = ImportError(f"{name} cannot be opened", name=name)
+        assert shown(not_loaded(error), as_json=True) == 1
+        (step,) = json.loads(capsys.readouterr().out)["next"]
+        assert step["do"].startswith(way)
+        assert name in step["why"]
+
+
+def test_without_rights_the_step_is_to_ask_again_with_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main(["doctor", "--json"]) == 1
+    step = json.loads(capsys.readouterr().out)["next"]
+    assert any(one["do"].endswith("sudo vmdriver doctor") for one in step)

@@ -8,6 +8,11 @@ import sys
 
 from vmdriver.model.reasons import Explanation, explanation, sections
 
+_OTHERS = (
+    "an extension's own reasons (`other` in metrics), and those of a driver behind a composed one, "
+    "are in their documents"
+)
+
 
 def explain(reason: str, *, as_json: bool) -> int:
     """Print one, or all for "". 1: there is none of that name."""
@@ -19,8 +24,10 @@ def explain(reason: str, *, as_json: bool) -> int:
     else:
         names = {entry.reason.casefold(): entry.reason for entry in every}
         near = difflib.get_close_matches(reason.casefold(), names)
-        meant = f"; perhaps {' or '.join(names[name] for name in near)}" if near else ""
-        print(f"there is no reason {reason!r}{meant}", file=sys.stderr)
+        text = (
+            f"perhaps {' or '.join(names[name] for name in near)}" if near else _OTHERS
+        )
+        print(f"there is no reason {reason!r}; {text}", file=sys.stderr)
         return 1
     if as_json:
         print(json.dumps([entry.model_dump() for entry in found], indent=2))

@@ -24,6 +24,7 @@ from vmdriver.cli.terminal import indented, shown_as_text
 from vmdriver.config import SETTINGS, Loaded, load, quiet_libraries
 from vmdriver.errors import DriverError
 from vmdriver.host import garbage
+from vmdriver.host.packages import way_to_module
 
 _log = logging.getLogger(__name__)
 _SETTINGS_TOO = (
@@ -303,6 +304,11 @@ def _reported(work: Any, failed: int = 2) -> int:
         return failed
     except BrokenPipeError:
         return 0
+    except ImportError as error:
+        way_out = way_to_module(error)
+        print(f"vmdriver: it cannot be loaded: {error}: {way_out}", file=sys.stderr)
+        _log.debug("where that was", exc_info=True)
+        return 2
     except OSError as error:
         # A full or a read-only disk, a missing right: what and where, for whoever typed it.
         where = f"{error.filename}: " if error.filename else ""

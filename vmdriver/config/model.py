@@ -64,6 +64,8 @@ class Config(Frozen):
     @model_validator(mode="after")
     def _folders_are_none_of_the_drivers(self) -> Self:
         """A guest that reads or writes the state directory would have all sandboxes."""
+        if not self.machines.host_mounts:
+            return self  # nor is a disk waited for that may not answer
         own = str(self.driver.state_dir)
         led_to = os.path.realpath(own)
         for folder in self.machines.host_mounts:
@@ -72,7 +74,7 @@ class Config(Frozen):
                 raise ValueError(
                     f"host_mounts: {folder.path} has state_dir in it, or is in it"
                 )
-        if self.machines.host_mounts and self.driver.connection != "embed":
+        if self.driver.connection != "embed":
             raise ValueError(
                 'host_mounts takes connection = "embed": machines of a libvirt daemon have their '
                 "boxes made otherwise, which was not tried"

@@ -177,12 +177,19 @@ def qemu_owner(config: Config) -> Ownership:
     """libvirt's own user, as which machines of earlier drivers run. ConfigError if the host has
     none of that name.
     """
-    ids = facts.user_ids(config.driver.qemu_user)
-    group = facts.group_id(config.driver.qemu_group)
+    name, group_name = config.driver.qemu_user, config.driver.qemu_group
+    ids, group = facts.user_ids(name), facts.group_id(group_name)
     if ids is None or group is None:
+        add_group = f"groupadd --system {group_name}"
+        add_user = (
+            f"useradd --system --gid {group_name} --no-create-home "
+            f"--shell /usr/sbin/nologin {name}"
+        )
+        missing = ((group, add_group), (ids, add_user))
+        commands = " && ".join(words for found, words in missing if found is None)
         raise ConfigError(
-            f"qemu_user, qemu_group: this host has no user {config.driver.qemu_user!r} "
-            f"or no group {config.driver.qemu_group!r}",
-            resolution="run scripts/prepare-host, or name others",
+            f"qemu_user, qemu_group: this host has no user {name!r} "
+            f"or no group {group_name!r}",
+            resolution=f"{commands}, or name others",
         )
     return Ownership(ids[0], group)

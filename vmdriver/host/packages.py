@@ -11,6 +11,7 @@ PACKAGES = {
     "umoci": "umoci",
     "readelf": "binutils",
     "patchelf": "patchelf",
+    "zstd": "zstd",
     "ss": "iproute2",
     "nsenter": "util-linux",
     "prlimit": "util-linux",
@@ -20,6 +21,18 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
 }
+
+
+_MODULES = {"libvirt", "libvirt_qemu", "libvirtmod", "libvirtmod_qemu"}
+
+
+def way_to_module(error: ImportError) -> str:
+    """What to do where a module of Python's cannot be loaded: libvirt's are this host's, the others
+    came with us.
+    """
+    if error.name in _MODULES:
+        return "apt-get install python3-libvirt, or in a checkout: scripts/prepare-host"
+    return "install vmdriver's package again, or in a checkout: scripts/prepare-host"
 
 
 def way_to(program: str) -> str:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vmdriver._proto import compute_driver_pb2 as pb
-from vmdriver.cli.doctor.examination import shown
 from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.cli.doctor.remote_findings import tls_findings
+from vmdriver.cli.doctor.showing import shown
 from vmdriver.compose.app import tunnel_of
 from vmdriver.compose.base import Asked, Base, BaseRejected
 from vmdriver.compose.config import ComposeConfig, load

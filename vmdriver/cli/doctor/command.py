@@ -10,19 +10,21 @@ from vmdriver.errors import ConfigError
 
 TEXT = (
     "check this host and say what is to be done, in order; ends with 0: nothing, 1: machines "
-    "cannot be started, 3: they can, and something is to be looked at"
+    "cannot be started, 3: they can, and something is to be looked at, 2: it could not be asked"
 )
+_OF_A_BUNDLE = ("sandbox", "console", "log")
 
 
 def add_arguments(one: argparse.ArgumentParser) -> None:
     """Its own."""
-    one.add_argument(
+    instead = one.add_mutually_exclusive_group()
+    instead.add_argument(
         "--compose",
         action="store_true",
         help="instead, check a composed driver's base and the way to it (its --config, or "
         "/etc/vmdriver/compose.toml)",
     )
-    one.add_argument(
+    instead.add_argument(
         "--attack",
         nargs="?",
         const="",
@@ -30,7 +32,7 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
         help="instead, try from that sandbox's machine, or from each that runs, what an escaped "
         "QEMU could do, and flush its firewall: 1 if anything got further than it should",
     )
-    one.add_argument(
+    instead.add_argument(
         "--bundle",
         type=Path,
         metavar="FILE",
@@ -54,15 +56,25 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     )
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """ConfigError for what would be ignored."""
+    if arguments.bundle is None:
+        for name in _OF_A_BUNDLE:
+            if getattr(arguments, name):
+                raise ConfigError(f"--{name} goes with --bundle")
+
+
 def run_compose(arguments: argparse.Namespace) -> int:
     """What the process ends with."""
     from vmdriver.cli.doctor.base_findings import doctor_of_compose
 
+    _check(arguments)
     return doctor_of_compose(arguments.config, as_json=arguments.json)
 
 
 def run(loaded: Loaded, arguments: argparse.Namespace) -> int:
     """What the process ends with."""
+    _check(arguments)
     if arguments.bundle is not None:
         from vmdriver.cli.bundle import bundle
         from vmdriver.cli.bundle.contents import Wanted
@@ -70,13 +82,14 @@ def run(loaded: Loaded, arguments: argparse.Namespace) -> int:
         wanted = Wanted(arguments.sandbox, arguments.console)
         path, log, as_json = arguments.bundle, arguments.log, arguments.json
         return bundle(loaded, path, wanted, log, shown_as_json=as_json)
-    for name in ("sandbox", "console", "log"):
-        if getattr(arguments, name):
-            raise ConfigError(f"--{name} goes with --bundle")
     if arguments.attack is not None:
         from vmdriver.cli.doctor.attack import attack
 
         return attack(loaded, arguments.attack, as_json=arguments.json)
-    from vmdriver.cli.doctor.examination import doctor
+    from vmdriver.cli.doctor.showing import not_loaded, shown
 
+    try:
+        from vmdriver.cli.doctor.examination import doctor
+    except ImportError as error:
+        return shown(not_loaded(error), as_json=arguments.json)
     return doctor(loaded, as_json=arguments.json)

@@ -7,27 +7,17 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 from vmdriver.app import Driver, open_driver
+from vmdriver.cli.doctor.answering import silent_findings
 from vmdriver.cli.doctor.device_findings import device_findings
 from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.cli.doctor.folder_findings import folder_findings
 from vmdriver.cli.doctor.guest_findings import guest_findings
 from vmdriver.cli.doctor.hypervisor_findings import libvirt_findings
 from vmdriver.cli.doctor.network_findings import network_findings
-from vmdriver.cli.doctor.next_steps import Outcome, next_steps, outcome
 from vmdriver.cli.doctor.remote_findings import remote_findings
-from vmdriver.cli.terminal import (
-    BAD,
-    GOOD,
-    HEAD,
-    Styled,
-    indented,
-    leveled,
-    print_json,
-    say,
-)
+from vmdriver.cli.doctor.showing import shown
 from vmdriver.cli.unread import unread
 from vmdriver.config import Config, Loaded
 from vmdriver.config.views import image_policy, machine_uids, qemu_owner
@@ -61,21 +51,41 @@ _TOOLS = (
 )
 
 
+_WITHOUT = {
+    "zstd": "images with layers of zstd cannot be used",
+    "ss": "connections of a machine that has ended stay open for a while",
+}
+"""Programs that no start needs, and what is missing without them."""
+_TRUST = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem"),
+)
+
+
 def _tools() -> Iterator[Finding]:
-    for tool in _TOOLS:
+    for tool in (*_TOOLS, *_WITHOUT):
         path = shutil.which(tool, path=process.ENVIRONMENT["PATH"])
         if path:
             yield Finding(f"tool {tool}", "ok", path)
+        elif lack := _WITHOUT.get(tool):
+            text = f"is missing: {lack}"
+            yield Finding(f"tool {tool}", "warn", text, way_to(tool))
         else:
             yield Finding(f"tool {tool}", "fail", "is missing", way_to(tool))
+    if not any(path.is_file() for path in _TRUST):
+        text = "this host trusts no authority: registries are not reached by TLS"
+        way_out = "apt-get install ca-certificates"
+        yield Finding("certificates", "warn", text, way_out)
 
 
 def _permissions(config: Config) -> Iterator[Finding]:
     if os.geteuid() == 0:
         yield Finding("root", "ok", "runs as root")
     else:
-        advice = "taps and firewall tables need root"
-        yield Finding("root", "fail", "does not run as root", advice)
+        text = "does not run as root, as taps and firewalls need: the rest is not looked at"
+        advice = "run it as root, and the driver too: sudo vmdriver doctor"
+        yield Finding("root", "fail", text, advice)
     try:
         owner = qemu_owner(config)
     except ConfigError as error:
@@ -201,6 +211,8 @@ async def examine(loaded: Loaded) -> list[Finding]:
     findings = [*_tools(), *_permissions(config)]
     if os.geteuid() != 0:
         return findings  # our files are closed to others
+    if hanging := await silent_findings(config):
+        return [*findings, *hanging]  # we would wait for them
     try:
         findings += [*_files(config)]
         if any(f.check == "QEMU user" and f.level == "fail" for f in findings):
@@ -217,10 +229,9 @@ async def examine(loaded: Loaded) -> list[Finding]:
         findings.append(way)
         if driver is not None:
             findings += await _asked(driver, alone=alone)
-        findings += [finding async for finding in remote_findings(config)]
     finally:
-        lock.release()
-    return findings
+        lock.release()  # a driver that is to start waits some seconds for it
+    return [*findings, *[finding async for finding in remote_findings(config)]]
 
 
 async def _way_in(config: Config, *, alone: bool) -> tuple[Finding, Driver | None]:
@@ -311,36 +322,3 @@ def doctor(loaded: Loaded, *, as_json: bool) -> int:
     looked at.
     """
     return shown(asyncio.run(examine(loaded)), as_json=as_json)
-
-
-def shown(findings: list[Finding], *, as_json: bool) -> int:
-    """To whoever asked; what the command ends with."""
-    if as_json:
-        print_json(as_document(findings))
-    else:
-        _print(findings)
-    return outcome(findings).status
-
-
-def as_document(findings: list[Finding]) -> dict[str, Any]:
-    """For machines."""
-    return {
-        "ok": not any(finding.level == "fail" for finding in findings),
-        "outcome": outcome(findings).value,
-        "findings": [vars(finding) for finding in findings],
-        "next": [vars(step) for step in next_steps(findings)],
-    }
-
-
-def _print(findings: list[Finding]) -> None:
-    for finding in findings:
-        level = leveled(finding.level)
-        say(level, f"  {finding.check}: {indented(finding.message)}")
-        if finding.advice:
-            say(f"      -> {indented(finding.advice)}")
-    came_to = outcome(findings)
-    style = GOOD if came_to is Outcome.FINE else HEAD
-    say("\n", Styled(f"{came_to.text}{'.' if came_to is Outcome.FINE else ':'}", style))
-    for number, step in enumerate(next_steps(findings), 1):
-        say(f"{number:3}. ", Styled(step.do, BAD if step.blocks else HEAD))
-        say(f"     {'needed' if step.blocks else 'for'}: {indented(step.why)}")

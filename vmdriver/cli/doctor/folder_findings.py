@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+from vmdriver.cli.doctor.answering import folder_finding, silent
 from vmdriver.cli.doctor.finding import Finding
 from vmdriver.errors import DriverError
 from vmdriver.folders.host_folders import VirtiofsFolders
@@ -29,8 +31,12 @@ async def folder_findings(
         yield Finding(_CHECK, "fail", text, advice, machines_start=True)
     else:
         yield Finding(_CHECK, "ok", f"{program} answers in its box")
+    hanging = await silent([Path(folder.path) for folder in allowed])
     for folder in allowed:
-        yield await _of(folder, folders, mounts)
+        if Path(folder.path) in hanging:
+            yield folder_finding(folder.path)
+        else:
+            yield await _of(folder, folders, mounts)
 
 
 async def _of(

@@ -9,7 +9,7 @@ from vmdriver.app import Driver
 from vmdriver.cli.doctor.finding import Finding
 from vmdriver.config import Config
 from vmdriver.config.views import machine_uids
-from vmdriver.errors import DriverError
+from vmdriver.errors import DriverError, TimedOut
 from vmdriver.hypervisor.memory.confined_reader import trial
 from vmdriver.hypervisor.questions import verdict as verdicts
 from vmdriver.lifecycle.ports.host import Ownership
@@ -28,8 +28,7 @@ async def libvirt_findings(driver: Driver, *, alone: bool) -> AsyncIterator[Find
     try:
         versions = await driver.machines.releases()
     except DriverError as error:
-        advice = "install libvirt-daemon-driver-qemu"
-        yield Finding(check, "fail", error.text(), advice)
+        yield Finding(check, "fail", error.text(), _way_to_libvirt(driver, error))
         return
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
@@ -39,6 +38,15 @@ async def libvirt_findings(driver: Driver, *, alone: bool) -> AsyncIterator[Find
         yield live_snapshots()
     if driver.embedded:
         yield _monitors(driver.monitor_filter.problem)
+
+
+def _way_to_libvirt(driver: Driver, error: DriverError) -> str:
+    if not driver.embedded:
+        uri = driver.config.driver.connection
+        return f"have libvirt's daemon answer on {uri} (systemctl restart libvirtd)"
+    if isinstance(error, TimedOut):
+        return "look at the kernel's log: what libvirt waits for does not answer"
+    return "apt-get install libvirt-daemon-driver-qemu"
 
 
 def _questions(driver: Driver) -> Finding:

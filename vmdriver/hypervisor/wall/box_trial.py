@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vmdriver.errors import CommandError, DriverError, StorageError
 from vmdriver.host import facts, process
+from vmdriver.host.packages import way_to
 from vmdriver.host.threads import Threads
 from vmdriver.hypervisor.wall.box import BOX_PARTS, Box
 from vmdriver.hypervisor.wall.boxes import Boxes
@@ -141,7 +142,7 @@ def _emulator() -> str:
 def _way_out(error: DriverError | OSError) -> str:
     """What helps where QEMU cannot be begun at all."""
     if not Path(_emulator()).exists():
-        return f"install QEMU, {_emulator()} (scripts/prepare-host does)"
+        return way_to(_emulator())
     if isinstance(error, StorageError):
         return error.resolution or "free space in the state directory"
     return _NO_PROGRAM

@@ -61,7 +61,7 @@ class Waker:
             return Standstill(
                 "Paused",
                 "somebody else than the driver has paused it, such as virsh suspend; "
-                "virsh resume lets it go on",
+                "virsh resume (with a libvirt daemon), or a stop and a start, let it go on",
                 utc_now(),
             )
         return None

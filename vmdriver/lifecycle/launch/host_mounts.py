@@ -105,7 +105,8 @@ class HostMounts:
             raise Refused(
                 "the guests' boot files are of an earlier release, and know no host folders",
                 reason="HostMountsUnknown",
-                resolution="make them anew (images/build-boot-files), and start the sandbox again",
+                resolution="upgrade vmdriver's package (in a checkout: images/build-boot-files), "
+                "and start the sandbox again",
             )
 
     @staticmethod

@@ -250,7 +250,8 @@ class Volumes:
             raise Refused(
                 "the guests' boot files are of an earlier release, and know no volumes",
                 reason="VolumesUnknown",
-                resolution="make them anew (images/build-boot-files), and start the sandbox again",
+                resolution="upgrade vmdriver's package (in a checkout: images/build-boot-files), "
+                "and start the sandbox again",
             )
         found = []
         for role, wish in zip(VOLUME_ROLES, wishes, strict=False):

@@ -60,7 +60,8 @@ def _damaged(boot_directory: Path, build: Path, changed: list[str]) -> Refused:
         f"the guest's {' and '.join(changed)} is not what its manifest says",
         detail=str(build),
         reason="BootFilesDamaged",
-        resolution=f"remove {build}, then run images/build-boot-files {boot_directory}",
+        resolution=f"remove {build} and restart the driver, which has those of its package, or "
+        f"in a checkout: images/build-boot-files {boot_directory}",
     )
 
 
@@ -88,5 +89,6 @@ def load(boot_directory: Path) -> BootFiles:
             "there are no guest boot files",
             detail=f"{boot_directory}: {error}",
             reason="BootFilesMissing",
-            resolution=f"run images/build-boot-files {boot_directory}",
+            resolution="install vmdriver's package again, or in a checkout: "
+            f"images/build-boot-files {boot_directory}",
         ) from error
