@@ -29,7 +29,9 @@ def reasons() -> str:
         "# Reasons",
         "",
         "Conditions, events and errors carry a reason: one word that stays the same while messages "
-        "get better. `vmdriver explain REASON` prints what is here.",
+        "get better. `vmdriver explain REASON` prints what is here. Not here are those of "
+        "extensions of yours (in metrics they are `other`), and of the driver behind a composed one: "
+        "their own documents have them.",
     ]
     for title, entries in sections().items():
         lines += ["", f"## {title}", "", "| reason | means | what to do |"]

@@ -58,6 +58,51 @@ def test_every_reason_in_the_code_is_explained_and_no_other() -> None:
     assert explained - there.keys() == set(), "nothing says that any more"
 
 
+def given() -> dict[str, str]:
+    """Whatever is given as a reason, or is an error's, whether it looks like one or not."""
+    found = {}
+    for path in sorted((ROOT / "vmdriver").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            value = None
+            if (isinstance(node, ast.keyword) and node.arg == "reason") or (
+                isinstance(node, ast.Assign)
+                and ast.unparse(node.targets[0]) == "reason"
+            ):
+                value = node.value
+            text = value.value if isinstance(value, ast.Constant) else None
+            if isinstance(text, str) and re.fullmatch(r"[A-Z]\w+", text):
+                found[text] = f"{path.relative_to(ROOT)}:{node.lineno}"
+            assert not isinstance(value, ast.JoinedStr) or " " in ast.unparse(value), (
+                f"{path.relative_to(ROOT)}:{node.lineno}: a reason is one word, written down"
+            )
+    return found
+
+
+def test_whatever_is_given_as_a_reason_is_explained() -> None:
+    """Also one that the pattern above would not take for a reason."""
+    explained = {e.reason for entries in sections().values() for e in entries}
+    found = given()
+    assert len(found) > 50
+    assert {w: where for w, where in found.items() if w not in explained} == {}
+
+
+NAMES_IN_PAGES = {
+    *("CreateSandbox", "EnsureWorkspace", "GetCapabilities", "ValidateSandboxCreate"),
+    *("CallPoint", "DeprecationWarning", "GetExtensionCapabilities", "LaunchPlan"),
+    *("SandboxSpec", "VmdriverLoopLags"),
+}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_a_reason_that_a_page_names_is_one(page: str) -> None:
+    """Not the class of an error, which nobody sees."""
+    explained = {e.reason for entries in sections().values() for e in entries}
+    words = re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z0-9]*)+)`", (ROOT / page).read_text())
+    assert set(words) - explained - NAMES_IN_PAGES == set()
+
+
 def test_what_is_said_is_a_sentence_and_said_once() -> None:
     every = [e for entries in sections().values() for e in entries]
     assert len({e.reason for e in every}) == len(every)
@@ -100,3 +145,7 @@ def test_explain_says_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> 
     assert len(every) == sum(len(entries) for entries in sections().values())
     assert main(["explain", "DiskFul"]) == 1
     assert "perhaps DiskFull" in capsys.readouterr().err
+    assert main(["explain", "other", "--json"]) == 1, "as metrics call an extension's"
+    said = capsys.readouterr()
+    assert "an extension's own reasons" in said.err
+    assert said.out == ""
