@@ -30,6 +30,7 @@ from vmdriver.cli.bundle.logs import driver_log, environment_of
 from vmdriver.cli.bundle.secrets import Secrets
 from vmdriver.cli.doctor import examination
 from vmdriver.cli.main import main
+from vmdriver.cli.unread import known_sandboxes
 from vmdriver.config import load
 from vmdriver.model.record import CONSOLE_FOLLOWS
 from vmdriver.model.volume import Volume, volume_id
@@ -308,14 +309,14 @@ def test_a_sandbox_that_is_deleted_meanwhile_is_left_out_or_said_to_be_gone(
     host: tuple[Layout, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout, flags = host
-    before = contents.known_sandboxes
+    before = known_sandboxes
 
     def known(asked: Layout) -> list[str]:
         found = before(asked)
         shutil.rmtree(layout.sandbox("s1").root, ignore_errors=True)
         return found
 
-    monkeypatch.setattr(contents, "known_sandboxes", known)
+    monkeypatch.setattr("vmdriver.cli.bundle.contents.known_sandboxes", known)
     found = bundled(flags, tmp_path)
     assert "not read" in json.loads(found["sandboxes/s1/record.json"])
     assert "sandboxes/s2/record.json" in found
