@@ -56,3 +56,25 @@ def test_a_disk_that_hangs_is_named_and_not_waited_for(
     assert done.returncode == status, done.stdout + done.stderr
     assert said.replace("{}", str(disk)) in done.stdout + done.stderr
     assert not (ROOT / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["accelerator.json", "images/kept.json", "boot/current/manifest.json"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    name: str, place: Path
+) -> None:
+    pipe = place / "state" / name
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    words = [f"--state-dir={place}/state", f"--bind-socket={place}/run/d.sock"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vmdriver", "doctor", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in {1, 3}, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

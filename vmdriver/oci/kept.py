@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 
 from vmdriver.errors import InvalidRequest
+from vmdriver.host.plain_file import read_start
 from vmdriver.oci import files
 from vmdriver.oci.reference import Reference, parse
 
 _log = logging.getLogger(__name__)
+_MOST = 4 * 2**20
 
 
 class KeptNames:
@@ -72,7 +75,7 @@ class KeptNames:
 def read(path: Path) -> dict[str, str]:
     """Name -> digest. What cannot be read counts for nothing: names are resolved anew."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_start(os.path.realpath(path), _MOST))
         return {str(name): str(digest) for name, digest in found.items()}
     except FileNotFoundError:
         return {}

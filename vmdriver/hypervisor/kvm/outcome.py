@@ -7,14 +7,17 @@ A verdict holds as long as everything that it depends on is what it was. What is
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
+from vmdriver.host.plain_file import read_start
 from vmdriver.model.plan import Accelerator
 from vmdriver.model.spec import Frozen
 
+_MOST = 2**20
 SCHEMA_VERSION = 2
 """1 (not written any more) held reasons without saying whether they were KVM's fault."""
 
@@ -63,7 +66,7 @@ def undecided(reason: str) -> Outcome:
 def load(path: Path) -> Outcome | None:
     """The last one; None when there is none, or one that an earlier version wrote."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(read_start(os.path.realpath(path), _MOST))
         if data.get("schema_version") != SCHEMA_VERSION:
             return None
         return Outcome.model_validate(data)

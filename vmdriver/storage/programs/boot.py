@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vmdriver.errors import Refused
+from vmdriver.storage import files
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def _digest(path: Path, _identity: tuple[int, ...]) -> str:
 def is_whole(build: Path) -> bool:
     """Whether the files of a build are there, and as its manifest says."""
     try:
-        manifest = json.loads((build / "manifest.json").read_text())
+        manifest = json.loads(files.read(build / "manifest.json"))
         return all(_is_sound(build / name, manifest) for name in _FILES)
     except (OSError, ValueError, AttributeError):
         return False
@@ -71,7 +72,7 @@ def load(boot_directory: Path) -> BootFiles:
     """
     try:
         directory = (boot_directory / "current").resolve(strict=True)
-        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest = json.loads(files.read(directory / "manifest.json"))
         changed = [name for name in _FILES if not _is_sound(directory / name, manifest)]
         if changed:
             raise _damaged(boot_directory, directory, changed)
