@@ -9,9 +9,12 @@ import pytest
 
 from vmdriver.cli.doctor import examination
 from vmdriver.cli.doctor.finding import Finding
+from vmdriver.cli.doctor.hypervisor_findings import libvirts_group, way_to_libvirt
 from vmdriver.cli.doctor.next_steps import Outcome, next_steps, outcome
 from vmdriver.cli.doctor.showing import not_loaded, shown
 from vmdriver.cli.main import main
+from vmdriver.errors import DriverError, HypervisorError, TimedOut, Unavailable
+from vmdriver.host import facts, process
 
 ROOT = Path(__file__).resolve().parents[2]
 FINE = Finding("root", "ok", "runs as root")
@@ -130,3 +133,48 @@ def test_without_rights_the_step_is_to_ask_again_with_them(
     assert main(["doctor", "--json"]) == 1
     step = json.loads(capsys.readouterr().out)["next"]
     assert any(one["do"].endswith("sudo vmdriver doctor") for one in step)
+
+
+def test_qemu_is_installed_before_libvirt_is_asked_about_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without it libvirt says that its driver is not active, and its package is there: on Debian 12
+    the first step was one that changed nothing."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setitem(process.ENVIRONMENT, "PATH", str(tmp_path))
+    assert main(["doctor", "--json"]) == 1
+    first = json.loads(capsys.readouterr().out)["next"][0]
+    assert first["do"].startswith("apt-get install qemu-system-")
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "way"),
+    [
+        ("embed", HypervisorError("qemu state driver is not active"), "apt-get install libvirt-daemon-driver-qemu"),
+        ("embed", TimedOut("versions: no answer within 15 s"), "look at the kernel's log"),
+        ("qemu:///system", Unavailable("no socket"), "have libvirt's daemon answer on qemu:///system"),
+    ],
+)  # fmt: skip
+def test_what_libvirt_lacks_is_what_is_to_be_done(
+    uri: str, error: DriverError, way: str
+) -> None:
+    """Not always its package."""
+    assert way_to_libvirt(uri, error).startswith(way)
+
+
+@pytest.mark.parametrize(
+    ("debian", "there", "told"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_debians_libvirt_needs_a_group_that_its_package_does_not_make(
+    debian: bool, there: bool, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Debian 12's: without it libvirt says once that it cannot parse it, and then that it is not active."""
+    if debian:
+        (tmp_path / "debian_version").touch()
+    monkeypatch.setattr(facts, "group_id", lambda _: 5 if there else None)
+    found = [*libvirts_group(tmp_path)]
+    assert [one.advice for one in found] == (
+        ["groupadd --system libvirt-qemu"] if told else []
+    )
+    assert all(one.blocks for one in found)

@@ -14,7 +14,10 @@ from vmdriver.cli.doctor.device_findings import device_findings
 from vmdriver.cli.doctor.finding import Finding, failed
 from vmdriver.cli.doctor.folder_findings import folder_findings
 from vmdriver.cli.doctor.guest_findings import guest_findings
-from vmdriver.cli.doctor.hypervisor_findings import libvirt_findings
+from vmdriver.cli.doctor.hypervisor_findings import (
+    libvirt_findings,
+    libvirts_group,
+)
 from vmdriver.cli.doctor.network_findings import network_findings
 from vmdriver.cli.doctor.remote_findings import remote_findings
 from vmdriver.cli.doctor.showing import shown
@@ -64,7 +67,9 @@ _TRUST = (
 
 
 def _tools() -> Iterator[Finding]:
-    for tool in (*_TOOLS, *_WITHOUT):
+    # First QEMU: without it libvirt fails in words that tell nothing of it.
+    emulator = f"qemu-system-{facts.machine_architecture()}"
+    for tool in (emulator, *_TOOLS, *_WITHOUT):
         path = shutil.which(tool, path=process.ENVIRONMENT["PATH"])
         if path:
             yield Finding(f"tool {tool}", "ok", path)
@@ -86,6 +91,8 @@ def _permissions(config: Config) -> Iterator[Finding]:
         text = "does not run as root, as taps and firewalls need: the rest is not looked at"
         advice = "run it as root, and the driver too: sudo vmdriver doctor"
         yield Finding("root", "fail", text, advice)
+    if config.driver.connection == "embed":
+        yield from libvirts_group()
     try:
         owner = qemu_owner(config)
     except ConfigError as error:

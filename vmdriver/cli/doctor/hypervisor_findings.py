@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from vmdriver.app import Driver
@@ -10,10 +10,12 @@ from vmdriver.cli.doctor.finding import Finding
 from vmdriver.config import Config
 from vmdriver.config.views import machine_uids
 from vmdriver.errors import DriverError, TimedOut
+from vmdriver.host import facts
 from vmdriver.hypervisor.memory.confined_reader import trial
 from vmdriver.hypervisor.questions import verdict as verdicts
 from vmdriver.lifecycle.ports.host import Ownership
 
+_GROUP = "libvirt-qemu"
 _USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
@@ -28,7 +30,12 @@ async def libvirt_findings(driver: Driver, *, alone: bool) -> AsyncIterator[Find
     try:
         versions = await driver.machines.releases()
     except DriverError as error:
-        yield Finding(check, "fail", error.text(), _way_to_libvirt(driver, error))
+        yield Finding(
+            check,
+            "fail",
+            error.text(),
+            way_to_libvirt(driver.config.driver.connection, error),
+        )
         return
     text = f"libvirt {versions['libvirt']}, QEMU {versions['hypervisor']}"
     yield Finding(check, "ok", text)
@@ -40,9 +47,18 @@ async def libvirt_findings(driver: Driver, *, alone: bool) -> AsyncIterator[Find
         yield _monitors(driver.monitor_filter.problem)
 
 
-def _way_to_libvirt(driver: Driver, error: DriverError) -> str:
-    if not driver.embedded:
-        uri = driver.config.driver.connection
+def libvirts_group(etc: Path = Path("/etc")) -> Iterator[Finding]:
+    """Debian's libvirt looks for a group when it begins, whatever its settings say, and without it
+    its driver of QEMU is not active. Debian 12 makes it with a package that we do not need.
+    """
+    if (etc / "debian_version").exists() and facts.group_id(_GROUP) is None:
+        text = f"this host has no group {_GROUP}, without which Debian's begins no QEMU"
+        yield Finding("libvirt", "fail", text, f"groupadd --system {_GROUP}")
+
+
+def way_to_libvirt(uri: str, error: DriverError) -> str:
+    """What to do where nothing can be asked of it. `uri`: of its daemon, "embed" for our own."""
+    if uri != "embed":
         return f"have libvirt's daemon answer on {uri} (systemctl restart libvirtd)"
     if isinstance(error, TimedOut):
         return "look at the kernel's log: what libvirt waits for does not answer"
