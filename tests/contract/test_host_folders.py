@@ -283,7 +283,7 @@ async def test_readers_outlive_us_are_found_and_end(
     )
     readers, size = await another.memory()
     assert readers == 2
-    assert 2**20 < size < 200 * 2**20, "two programs' own, with their boxes"
+    assert 0 < size < 200 * 2**20, "two programs' own, which have just begun"
     elsewhere = VirtiofsFolders(home / "others", "test", USER)
     assert await elsewhere.memory() == (0, 0)
     assert await elsewhere.marked() == [], "another state directory's are not ours"
