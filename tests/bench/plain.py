@@ -54,9 +54,11 @@ def reap_beside() -> None:
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
 
+    reaps = reaper.Reaper()
+
     def reap() -> None:
         while os.read(ended, 4096):
-            reaper.reap()
+            reaps.reap()
 
     threading.Thread(target=reap, name="reaper", daemon=True).start()
 

@@ -9,7 +9,8 @@ them at once.
 Children that libvirt or asyncio wait for themselves must be left alone. They share our
 session, or lead a session of their own; a daemonised QEMU does neither. A QEMU that
 daemonises itself, since libvirt asks it what it can do, also leaves its first fork behind,
-which leads a session; nobody here begins a QEMU that leads one and waits for it.
+which leads a session, as a QEMU does that is begun here to try its box. Whoever waits for
+one has it within milliseconds: what is still there after seconds nobody waits for.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import asyncio
 import ctypes
 import os
 import signal
+import time
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 _QEMU = "qemu-system-"
+LEFT_S = 2.0
+"""After so long a QEMU is taken for one that nobody waits for."""
 
 
 def _children() -> list[int]:
@@ -34,7 +38,10 @@ def _children() -> list[int]:
     return found
 
 
-def _is_orphaned_zombie(pid: int) -> bool:
+def _left_behind(pid: int) -> bool | None:
+    """Whether it has ended, and nobody but us waits for it. None: a QEMU of which
+    only time tells.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -45,19 +52,37 @@ def _is_orphaned_zombie(pid: int) -> bool:
     state, _, _, session = rest.split()[:4]
     if state != "Z" or int(session) == os.getsid(0):
         return False
-    return int(session) != pid or head.partition("(")[2].startswith(_QEMU)
+    if int(session) != pid:
+        return True
+    return None if head.partition("(")[2].startswith(_QEMU) else False
 
 
-def reap() -> int:
-    """Reap what is ours to reap; returns how many processes that were."""
-    count = 0
-    for pid in _children():
-        if _is_orphaned_zombie(pid):
-            try:
-                count += os.waitpid(pid, os.WNOHANG)[0] == pid
-            except ChildProcessError:
-                continue
-    return count
+class Reaper:
+    """Remembers since when the QEMUs are there that somebody may wait for."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+
+    def reap(self) -> int:
+        """Reap what is ours to reap; returns how many processes that were."""
+        count, now, since = 0, time.monotonic(), {}
+        for pid in _children():
+            left = _left_behind(pid)
+            if left is None:
+                since[pid] = self._since.get(pid, now)
+                left = now - since[pid] >= LEFT_S
+            if left:
+                since.pop(pid, None)
+                try:
+                    count += os.waitpid(pid, os.WNOHANG)[0] == pid
+                except ChildProcessError:
+                    continue
+        self._since = since
+        return count
+
+    def is_to_look_again(self) -> bool:
+        """Whether there are some of which it is not known yet that nobody waits for them."""
+        return bool(self._since)
 
 
 def inherit() -> None:
@@ -70,4 +95,11 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
     thread.
     """
     inherit()
-    loop.add_signal_handler(signal.SIGCHLD, reap)
+    reaper = Reaper()
+
+    def look() -> None:
+        reaper.reap()
+        if reaper.is_to_look_again():
+            loop.call_later(LEFT_S, look)
+
+    loop.add_signal_handler(signal.SIGCHLD, look)
