@@ -17,7 +17,7 @@ from vmdriver.host.users import access, access_list
 from vmdriver.hypervisor.kvm import access as kvm_access
 from vmdriver.hypervisor.wall import own_folders
 
-USER, GROUP = 250102, 250100
+USER, GROUP = 240102, 240100
 
 
 @pytest.fixture

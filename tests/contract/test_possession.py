@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.driver import FakeDriver, spec
+from tests.fakes.worker import WORKER
 from tests.fakes.world import World
 from vmdriver.host.side_by_side import together
 from vmdriver.host.threads import Threads
@@ -27,9 +28,10 @@ from vmdriver.storage.layout import Layout
 from vmdriver.storage.paths import FilePaths
 from vmdriver.storage.sandboxes.launch_files import LaunchFiles
 
-UIDS = MachineUids(250100, 250199)
-FIRST, SECOND = UIDS.user(250102), UIDS.user(250103)
-EARLIER = MachineUser(uid=250090, gid=250090)
+BASE = 250000 + 1000 * WORKER
+UIDS = MachineUids(BASE + 100, BASE + 199)
+FIRST, SECOND = UIDS.user(BASE + 102), UIDS.user(BASE + 103)
+EARLIER = MachineUser(uid=BASE + 90, gid=BASE + 90)
 STRANGER = MachineUser(uid=65534, gid=65534)
 
 
@@ -157,7 +159,7 @@ async def test_a_frozen_layer_is_read_by_its_machine_and_by_those_that_stand_on_
     await disks.freeze_layer(frozen, FIRST)  # by its next snapshot, as it is below
     assert [await usable(frozen, u) for u in (FIRST, SECOND)] == ["r", "r"]
     assert (was,) == await store.identify((frozen,)), "it is the file that it was"
-    third = UIDS.user(250104)
+    third = UIDS.user(BASE + 104)
     assert await usable(frozen, third) == "", "who knows the name, and no more"
 
 

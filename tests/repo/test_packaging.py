@@ -46,7 +46,7 @@ def test_the_version_is_written_in_one_place() -> None:
         "attr": "vmdriver.__version__"
     }
     files = [
-        *PACKAGING.rglob("*"),
+        *(path for path in PACKAGING.rglob("*") if path.suffix != ".pyc"),
         *(ROOT / "vmdriver").rglob("*.py"),
         ROOT / "pyproject.toml",
     ]

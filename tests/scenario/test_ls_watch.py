@@ -178,7 +178,7 @@ async def test_a_narrow_terminal_has_a_line_for_each_and_fewer_columns(
 ) -> None:
     async with served(tmp_path) as client:
         await client.create("0f9c3a52-7d4e-4a52-9f0b-0123456789ab", name="builder")
-        async with terminal(tmp_path, command(tmp_path), size=(80, 12)) as window:
+        async with terminal(tmp_path, command(tmp_path), size=(70, 12)) as window:
             lines = await window.shows("0f9c3a52-7d4e-4a52-9f0b-0123456789ab")
             assert lines[0].split() == ["id", "name", "reason", "since"]
             await window.resize(40, 12)

@@ -326,7 +326,7 @@ async def test_a_terminal_that_changes_its_size_keeps_all_columns(stage: Stage) 
         lines = await window.shows(" name-s1", "? keys  q quit")
         assert "sandboxes 1" in lines[0]
         await window.press("d")
-        await window.shows("| Delete name-s1 (s1) with its disk", "y yes")
+        await window.shows("|  Delete name-s1 (s1) with its disk", "y yes")
         await window.press("n")
         await window.resize(200, 60)
         lines = await window.shows("WORKSPACE", KEYS)
