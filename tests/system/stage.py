@@ -220,6 +220,8 @@ def new_driver(
         host = more.pop("host", shared.host)
         if "state" in more:
             host = replace(host, state=more.pop("state"))
+        if host.state == shared.host.state:
+            assert "false" not in options, "without templates it removes all tests' own"
         if host.instance == shared.host.instance:
             rest(shared)  # each would take the other's machines for leftovers
         talks_to = more.pop("gateway", gateway)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.waiting import until
-from tests.system.machines import Driver, in_background
+from tests.system.machines import Driver, Host, in_background
 from tests.system.stage import WITHOUT_TEMPLATES
 from tests.system.workloads import (
     CHAIN,
@@ -152,10 +152,11 @@ def permitted() -> Iterator[None]:
 
 
 def test_a_live_snapshot_is_of_one_moment_of_memory_and_disk(
-    new_driver: Callable[..., Driver],
+    new_driver: Callable[..., Driver], fresh_host: Host
 ) -> None:
     with permitted():
-        driver = new_driver("--live-snapshots", "true", *WITHOUT_TEMPLATES)
+        options = ["--live-snapshots", "true", *WITHOUT_TEMPLATES]
+        driver = new_driver(*options, host=fresh_host)
         sandbox = driver.create(command=command(HARD))
 
         def told() -> int:

@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.collector import Collector
 from tests.fakes.waiting import until
-from tests.system.machines import Driver
+from tests.system.machines import Driver, Host
+from tests.system.stage import WITHOUT_TEMPLATES
 
 
 class _Unix(http.client.HTTPConnection):
@@ -92,11 +93,12 @@ def test_a_life_is_seen_by_prometheus_and_by_a_collector(
 
 
 def test_a_collector_that_is_away_does_not_hold_up_the_drivers_end(
-    new_driver: Callable[..., Driver],
+    new_driver: Callable[..., Driver], fresh_host: Host
 ) -> None:
     """The second round of its metrics came a second after the first: 3 s instead of 1.3."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         away = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        driver = new_driver("--otlp-endpoint", away, "--templates-enabled", "false")
+        options = ["--otlp-endpoint", away, *WITHOUT_TEMPLATES]
+        driver = new_driver(*options, host=fresh_host)
         assert driver.kill(15) < 2.5
