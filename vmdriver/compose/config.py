@@ -13,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -23,7 +22,7 @@ from vmdriver.config.sources import read_toml
 from vmdriver.errors import ConfigError
 from vmdriver.service.tls.address import parse_address
 from vmdriver.service.tls.keys import Keys
-from vmdriver.telemetry.listen import check_collector, parse_listen
+from vmdriver.telemetry.listen import CollectorUrl, MetricsAddress
 
 SCHEME = "tls:"
 """Of a base on another host."""
@@ -100,26 +99,14 @@ class ComposeConfig(BaseModel):
     log_format: Literal["text", "json"] = Field(
         "text", description="one line a record, on standard error, or a JSON object"
     )
-    metrics_listen: str = Field(
+    metrics_listen: MetricsAddress = Field(
         "",
         description="where Prometheus may ask for metrics: unix:/PATH, or a port of the loopback",
     )
-    otlp_endpoint: str = Field(
+    otlp_endpoint: CollectorUrl = Field(
         "",
         description="OpenTelemetry collector that metrics and traces are sent to, by gRPC",
     )
-
-    @field_validator("metrics_listen")
-    @classmethod
-    def _metrics_listen(cls, value: str) -> str:
-        if value:
-            parse_listen(value)
-        return value
-
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _collector(cls, value: str) -> str:
-        return check_collector(value)
 
     @model_validator(mode="after")
     def _tls_together(self) -> Self:

@@ -13,7 +13,7 @@ from vmdriver.config.paths import AbsolutePath
 from vmdriver.host.log import parse_level
 from vmdriver.model.ids import check_instance
 from vmdriver.model.spec import Frozen
-from vmdriver.telemetry.listen import parse_listen
+from vmdriver.telemetry.listen import MetricsAddress
 
 DEFAULT_STATE_DIR = Path("/var/lib/vmdriver")
 
@@ -63,18 +63,11 @@ class DriverSettings(Frozen):
         description="one line a record, on standard error; json: with sandbox, trace and step",
     )
 
-    metrics_listen: str = Field(
+    metrics_listen: MetricsAddress = Field(
         "",
         description="where Prometheus may ask for metrics: unix:/PATH, or a port of the loopback "
         "such as 127.0.0.1:9464; empty: nowhere",
     )
-
-    @field_validator("metrics_listen")
-    @classmethod
-    def _metrics_listen(cls, value: str) -> str:
-        if value:
-            parse_listen(value)
-        return value
 
     @field_validator("instance")
     @classmethod

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from vmdriver.config.paths import AbsolutePath
 from vmdriver.lifecycle.launch.environment import guest_endpoint
 from vmdriver.model.spec import Frozen
-from vmdriver.telemetry.listen import check_collector
+from vmdriver.telemetry.listen import CollectorUrl
 
 
 class GatewaySettings(Frozen):
@@ -58,16 +58,11 @@ class GatewaySettings(Frozen):
     krun_log_level: int = Field(
         1, description="accepted for stock gateways; no meaning here"
     )
-    otlp_endpoint: str = Field(
+    otlp_endpoint: CollectorUrl = Field(
         "",
         description="OpenTelemetry collector that metrics and traces are sent to, by gRPC, such "
         "as http://127.0.0.1:4317; https: with the host's certificates",
     )
-
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _collector(cls, value: str) -> str:
-        return check_collector(value)
 
     @field_validator("openshell_endpoint")
     @classmethod

@@ -6,7 +6,10 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
 
 _UNIX = "unix:"
 _LONGEST = 107
@@ -50,11 +53,22 @@ def parse_listen(text: str) -> Listen:
     return Listen(host=host, port=int(port))
 
 
-def check_collector(url: str) -> str:
-    """That one, or "" for none. ValueError."""
+def _check_address(text: str) -> str:
+    if text:
+        parse_listen(text)
+    return text
+
+
+def _check_collector(url: str) -> str:
     found = urlsplit(url)
     if url and (found.scheme not in {"http", "https"} or not found.hostname):
         raise ValueError("is no http:// or https:// URL")
     if found.username is not None:  # gRPC would take it for the host, and log it
         raise ValueError("may hold no user and password")
     return url
+
+
+MetricsAddress = Annotated[str, AfterValidator(_check_address)]
+"""A setting that `parse_listen` reads, or "" for none."""
+CollectorUrl = Annotated[str, AfterValidator(_check_collector)]
+"""A setting: a collector's http:// or https:// address without a login, or "" for none."""
