@@ -66,7 +66,10 @@ def log(tmp_path: Path) -> Path:
     lines = (
         f"{AT} INFO vmdriver: ready: 2 sandboxes known",
         f"{AT} WARNING vmdriver: {message}",
-        json.dumps({"level": "warning", "message": message, "sandbox": "s1"}),
+        # As host/log.py writes them: by their beginning they are told from a guest's JSON.
+        json.dumps(
+            {"time": AT, "level": "warning", "message": message, "sandbox": "s1"}
+        ),
         f"{AT} WARNING vmdriver: s2: NoSnapshot: {REFUSED_TO} freeze: {canary('refusal')}",
         f"{AT} ERROR vmdriver: s2: what it should not have said: {canary('s2.token')}",
         f"{AT} ERROR vmdriver: s2: nor this: {canary('s2.record.spec.environment')}",

@@ -134,6 +134,9 @@ def test_what_a_guest_said_in_a_traceback_is_withheld_to_its_end(
         f"vmdriver.errors.HostError: died{CONSOLE_FOLLOWS}",
         canary("printed"),
         f"  {canary('printed-too')}",
+        f"""{{"level": "info", "said": "{canary("as-json")}"}}""",
+        f"app: {{{canary('after-a-colon')}}}",
+        f"systemd[1]: {canary('by-its-systemd')}",
         f"{AT} INFO vmdriver: it goes on",
     )
     path = tmp_path / "log"

@@ -94,6 +94,8 @@ def test_a_composed_driver_is_seen(base: ProcessDriver, tmp_path: Path) -> None:
             create(stub, "s2")
         base.stop()
         until(lambda: value(scraped(port), name) == 0)
+        with pytest.raises(grpc.RpcError):
+            stub.GetSandbox(pb.GetSandboxRequest(sandbox_id="s1"), timeout=20)
         base.start()
         until(lambda: value(scraped(port), name) == 1)
         found = scraped(port)
@@ -104,6 +106,7 @@ def test_a_composed_driver_is_seen(base: ProcessDriver, tmp_path: Path) -> None:
         calls = "vmdriver_composed_call_duration_seconds_count"
         assert value(found, calls, method="CreateSandbox", outcome="ok") == 1
         assert value(found, calls, method="CreateSandbox", outcome="refused") == 1
+        assert value(found, calls, method="GetSandbox", outcome="failed") == 1
         told = "vmdriver_extension_call_duration_seconds_count"
         assert value(found, told, extension="workspace-quota", outcome="failed") == 1
         assert value(found, "vmdriver_loop_lag_seconds_count") > 0
@@ -137,6 +140,7 @@ def test_its_log_says_whose_a_line_is_and_what_led_to_it(
         (("--metrics-listen", "0.0.0.0:9464"), "metrics_listen: is neither"),
         (("--metrics-listen", "unix:/nowhere/m"), "metrics_listen: unix:/nowhere/m"),
         (("--otlp-endpoint", "http://u:CANARY@h:1"), "otlp_endpoint: may hold no"),
+        (("--log-level", "loud"), "log_level: 'loud' is none of"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

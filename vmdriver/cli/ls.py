@@ -73,8 +73,9 @@ def listing(rows: Sequence[Row], now: datetime, width: int) -> RenderableType:
         dict(zip(COLUMNS, (*_cells(row), _age(row, now)), strict=True)) for row in rows
     ]
     shown = list(COLUMNS)
+    widths = {column: _width(column, cells) for column in COLUMNS}
     for column in _NEEDED_LEAST:
-        if sum(_width(column, cells) for column in shown) <= width:
+        if sum(widths[column] for column in shown) <= width:
             break
         shown.remove(column)
     return table(shown, [[row[column] for column in shown] for row in cells])

@@ -308,7 +308,7 @@ def _reported(work: Any, failed: int = 2) -> int:
         way_out = way_to_module(error)
         print(f"vmdriver: it cannot be loaded: {error}: {way_out}", file=sys.stderr)
         _log.debug("where that was", exc_info=True)
-        return 2
+        return failed
     except OSError as error:
         # A full or a read-only disk, a missing right: what and where, for whoever typed it.
         where = f"{error.filename}: " if error.filename else ""

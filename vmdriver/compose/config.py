@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from vmdriver.compose.dialect import Meaning
+from vmdriver.config.log_level import LogLevel
 from vmdriver.config.paths import AbsolutePath
 from vmdriver.config.sources import read_toml
 from vmdriver.errors import ConfigError
@@ -95,7 +96,7 @@ class ComposeConfig(BaseModel):
     extension: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, description="one table per extension"
     )
-    log_level: str = Field("info", description="debug, info, warning or error")
+    log_level: LogLevel = Field("info", description="debug, info, warning or error")
     log_format: Literal["text", "json"] = Field(
         "text", description="one line a record, on standard error, or a JSON object"
     )

@@ -4,6 +4,7 @@ of, as bytes.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from opentelemetry import metrics
 from vmdriver.compose.base import SERVICE, Asked, Base, BaseRejected
 from vmdriver.compose.driver import ComposedDriver
 from vmdriver.compose.relay import Relay
-from vmdriver.errors import DriverError
+from vmdriver.errors import DriverError, HostError, TimedOut, Unavailable
 from vmdriver.lifecycle.engine.measures import BUCKETS_S
 
 Flow = Callable[[bytes, Asked], Awaitable[bytes]]
@@ -98,8 +99,12 @@ def _unary(flow: Flow, method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
             outcome = "base refused"
             await context.abort(error.code, error.text, error.trailing)
             raise
-        except DriverError:
-            outcome = "refused"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except DriverError as error:
+            broken = isinstance(error, HostError | Unavailable | TimedOut)
+            outcome = "failed" if broken else "refused"
             raise
         else:
             outcome = "ok"

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from vmdriver.config.log_level import LogLevel
 from vmdriver.config.paths import AbsolutePath
-from vmdriver.host.log import parse_level
 from vmdriver.model.ids import check_instance
 from vmdriver.model.spec import Frozen
 from vmdriver.telemetry.listen import MetricsAddress
@@ -53,7 +53,7 @@ class DriverSettings(Frozen):
         le=600,
         description="time for the KVM probe guest to reach user space",
     )
-    log_level: str = Field(
+    log_level: LogLevel = Field(
         "info",
         description="debug, info, warning or error: of this driver, and of supervisors that are "
         "given none",
@@ -79,9 +79,3 @@ class DriverSettings(Frozen):
         if state_dir == DEFAULT_STATE_DIR:
             return "vmdriver"
         return f"vmdriver-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:8]}"
-
-    @field_validator("log_level")
-    @classmethod
-    def _log_level(cls, value: str) -> str:
-        parse_level(value)
-        return value

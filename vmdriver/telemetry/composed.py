@@ -37,7 +37,7 @@ CALLS = Shown(
     "vmdriver.composed.call.duration",
     "s",
     "calls of a composed driver, with those of its extensions and of the base: ok, refused, "
-    "base refused, failed",
+    "base refused, failed, cancelled",
     "histogram",
     ("method", "outcome"),
 )

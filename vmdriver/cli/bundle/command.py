@@ -14,13 +14,13 @@ from vmdriver.cli.bundle.archive import MOST, Member, listing
 from vmdriver.cli.bundle.contents import Wanted, as_json, of_state
 from vmdriver.cli.bundle.disclosure import plain
 from vmdriver.cli.bundle.secrets import Secrets
-from vmdriver.cli.doctor.answering import silent
+from vmdriver.cli.doctor.answering import silent_findings
 from vmdriver.cli.doctor.showing import as_document, not_loaded
 from vmdriver.cli.new_file import check_free
 from vmdriver.cli.progress import Step, Tell, shown_progress
 from vmdriver.cli.terminal import print_json
 from vmdriver.cli.unread import known_sandboxes
-from vmdriver.config import Loaded, process_environment
+from vmdriver.config import Config, Loaded, process_environment
 from vmdriver.config.views import admin_socket
 from vmdriver.errors import DriverError, NotFound, Refused
 from vmdriver.model.ids import domain_name
@@ -37,7 +37,7 @@ def bundle(
     layout = Layout(loaded.config.driver.state_dir)
     _check_rights(layout)
     _check_place(path)
-    _check_answer(layout.root)
+    _check_answer(loaded.config)
     known = known_sandboxes(layout)
     if wanted.sandbox and wanted.sandbox not in known:
         raise NotFound(f"sandbox {wanted.sandbox} is not known in {layout.root}")
@@ -149,12 +149,10 @@ def _check_place(path: Path) -> None:
         )
 
 
-def _check_answer(root: Path) -> None:
-    if asyncio.run(silent([root])):
-        raise Refused(
-            f"{root} does not answer: there is nothing that could be read",
-            resolution="see what is mounted there: cat /proc/mounts",
-        )
+def _check_answer(config: Config) -> None:
+    """What is secret is looked for in all files that settings name."""
+    for found in asyncio.run(silent_findings(config)):
+        raise Refused(f"{found.check}: {found.message}", resolution=found.advice)
 
 
 def _check_rights(layout: Layout) -> None:

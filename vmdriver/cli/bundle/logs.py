@@ -107,8 +107,11 @@ def _of_process(pid: int) -> str | None:
         os.close(descriptor)
 
 
+_JOURNAL = r"^\d{4}-\d\d-\d\dT\S+ \S+ "
 _BEGIN = re.compile(
-    r"(?:^|: )(?:\{|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ )|systemd\[\d+\]: "
+    rf"(?:^|{_JOURNAL}[^\s:]+\[\d+\]: )"
+    r'(?:\{"time": "|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ [\w.]+: )'
+    rf"|{_JOURNAL}systemd\[\d+\]: "
 )
 """Of a record of ours (host/log.py), in a file or behind what the journal says; or of its own."""
 

@@ -62,7 +62,7 @@ def _said(path: Path) -> tuple[str, str]:
 
 def _named(config: Config) -> Iterator[tuple[str, Path]]:
     """Settings that name what a driver reads itself."""
-    for name, section in config:
+    for _, section in config:
         for key, value in section:
-            if isinstance(value, Path) and name != "machines":
+            if isinstance(value, Path):
                 yield key, value

@@ -13,8 +13,8 @@ _MANY = 50
 
 
 class Grid(DataTable[Text]):
-    """What changes is drawn where it is: nothing is cleared, so that nobody who looks at a part of
-    it is taken elsewhere.
+    """What changes is drawn where it is: nothing is cleared but where columns change or many rows
+    go, so that nobody who looks at a part of it is taken elsewhere.
     """
 
     BINDINGS = [
