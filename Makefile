@@ -5,7 +5,7 @@ demo:  ## one sandbox through its whole life, on this machine
 	./scripts/demo
 test:  ## every test tier
 	./scripts/test
-check:  ## what to run before each commit: format, lint, types, unit, in seconds
+check:  ## what to run before each commit: format, lint, types, unit, in a minute
 	@./scripts/check
 lint:  ## ruff, mypy, import-linter, stale generated code
 	./scripts/test lint

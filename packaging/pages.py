@@ -107,7 +107,7 @@ def command_page() -> str:
                 ]
     lines += [
         ".SH SETTINGS",
-        "Commands also take every setting of \\fBvmdriver.toml\\fR(5) as an option, with hyphens: "
+        "Most commands also take every setting of \\fBvmdriver.toml\\fR(5) as an option, with hyphens: "
         "\\fB\\-\\-state\\-dir\\fR \\fIVALUE\\fR; and \\fB\\-\\-config\\fR \\fIFILE\\fR.",
         ".SH EXIT STATUS",
         _text(EXIT_STATUS),

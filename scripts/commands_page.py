@@ -6,7 +6,7 @@ import argparse
 
 from scripts.command_line import every_command, own
 from vmdriver.cli.commands_arguments import ENDS
-from vmdriver.cli.main import parser
+from vmdriver.cli.main import EXIT_STATUS, parser
 
 _HEAD = """# Commands
 
@@ -14,8 +14,8 @@ What `--help` of a command, the manual page `vmdriver(1)` and this page say is t
 
 * **Output.** Tables, colours and bars are for terminals (`NO_COLOR` is obeyed); a pipe gets plain lines. `--json` is for programs; all take it but {without}. What takes a while prints an event a line with it. Pictures: [screens.md](screens.md).
 * **What a guest says** is text, whatever is in it: control characters are shown (`\\x1b`), everywhere. `console --raw` prints the guest's own bytes.
-* **Without a running driver** work `config`, `console`, `devices ls`, `doctor`, `explain`, `inspect`, `net`, `plan`, `schema` and `sweep`. The others ask the driver, on the gateway's socket or on one of its own for operators (`vmdriver.admin.v1`, `proto/vmdriver/admin/v1/admin.proto`), both of mode 0600.
-* **Exit code.** 0: done. 1: something is wrong, and was said. 2: it could not be carried out. `doctor` has more ([operating.md](operating.md#when-something-is-wrong)); 130: it was interrupted. `console -i` ends as the shell in the guest does, `exec` with {ends}"""
+* **Without a running driver** work `config`, `console`, `devices ls`, `doctor`, `explain`, `inspect`, `net`, `plan`, `schema` and `sweep`; `stop-all` begins a driver where machines are left, and `serve`, `compose`, `demo` and `extensions new` ask none. The others ask the driver, on the gateway's socket or on one of its own for operators (`vmdriver.admin.v1`, `proto/vmdriver/admin/v1/admin.proto`), both of mode 0600.
+* **Exit code.** {status} What doctor's mean: [operating.md](operating.md#when-something-is-wrong). `console -i` ends as the shell in the guest does, `exec` with {ends}"""
 
 _GROUPS = {
     "A driver and its host": (
@@ -83,7 +83,7 @@ def commands() -> str:
         for name, one in there.items()
         if all(action.dest != "json" for action in own(one))
     )
-    lines: list[str] = [_HEAD.format(without=without, ends=ENDS)]
+    lines: list[str] = [_HEAD.format(without=without, status=EXIT_STATUS, ends=ENDS)]
     for title, names in _GROUPS.items():
         lines += ["", f"## {title}", "", "| command | what it does |", "|---|---|"]
         lines += (_row(name, there.pop(name)) for name in names)

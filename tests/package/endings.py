@@ -42,7 +42,7 @@ def of_the_driver(
     say("systemctl kill --kill-whom=main --signal=KILL")
     goes_on(systemd, machines, still, unit("kill", "--kill-whom=main", "--signal=KILL"))
     must(systemd.asked("NRestarts") == "1", "systemd has begun it again by itself")
-    say("a driver that is out of memory")
+    say("a driver that crashes")
     goes_on(
         systemd, machines, still, lambda: os.kill(systemd.main_pid(), signal.SIGSEGV)
     )

@@ -218,8 +218,11 @@ def demo_told_to_end() -> None:
 
 def purged() -> None:
     say("purging")
+    audit = Path("/var/log/vmdriver/extensions.jsonl")
+    audit.parent.mkdir(exist_ok=True)
+    audit.touch()
     run("dpkg", "--purge", "vmdriver")
-    places = [Path("/usr"), Path("/etc"), Path("/var/lib"), Path("/run")]
+    places = [Path(f"/{name}") for name in ("usr", "etc", "var/lib", "var/log", "run")]
     own = {str(HERE), "/var/lib/dpkg"}
     found = [
         path

@@ -43,8 +43,6 @@ def becomes(there: Callable[[], object], text: str, most_s: float = 60) -> None:
 class StandIn:
     """tests/package/systemctl."""
 
-    is_real = False
-
     def is_ready(self) -> bool:
         return HEARD.read_text().count("READY=1") == 1
 
@@ -57,8 +55,6 @@ class StandIn:
 
 class Systemd:
     """The one that is the first process here."""
-
-    is_real = True
 
     def is_ready(self) -> bool:
         """Type=notify: it is active when the driver has said so."""

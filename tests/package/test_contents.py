@@ -77,6 +77,11 @@ def test_nothing_in_it_is_from_this_machine(tree: Path) -> None:
     assert found == []
 
 
+def test_what_prometheus_and_grafana_are_given_is_in_it(tree: Path) -> None:
+    folder = tree / "usr/share/doc/vmdriver/dashboards"
+    assert {path.name for path in folder.iterdir()} >= {"alerts.yml", "vmdriver.json"}
+
+
 def test_manual_pages_have_no_mistakes(tree: Path) -> None:
     for page in (tree / "usr/share/man").rglob("*.gz"):
         text = subprocess.run(

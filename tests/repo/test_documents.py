@@ -86,7 +86,7 @@ def test_a_heading_that_is_not_there_is_noticed() -> None:
 def test_every_page_is_found_from_the_first_one() -> None:
     readme = (ROOT / "README.md").read_text()
     linked = set(_LINK.findall(readme))
-    assert [page for page in DOCUMENTS[1:] if page not in linked | {"README.md"}] == []
+    assert [page for page in DOCUMENTS if page not in linked | {"README.md"}] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

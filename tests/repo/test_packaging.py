@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import re
 import subprocess
@@ -91,3 +92,12 @@ def test_the_settings_file_changes_nothing_and_shows_every_setting(
 
 def test_the_completion_is_a_script(pages: ModuleType) -> None:
     subprocess.run(["bash", "-n"], input=pages.completion(), text=True, check=True)
+
+
+def test_the_audit_log_of_the_manual_is_rotated() -> None:
+    rule = (PACKAGING / "logrotate.conf").read_text()
+    (pattern,) = re.findall(r"^(/\S+) \{$", rule, re.MULTILINE)
+    for place in "docs/extensions.md", "vmdriver/extensions/audit_log.py":
+        found = re.search(r'^path = "(/var/log/\S+)"', (ROOT / place).read_text(), re.M)
+        assert found is not None, place
+        assert fnmatch.fnmatch(found[1], pattern), place
