@@ -82,6 +82,13 @@ def test_what_prometheus_and_grafana_are_given_is_in_it(tree: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"alerts.yml", "vmdriver.json"}
 
 
+def test_lists_of_files_name_what_is_there(tree: Path) -> None:
+    for site in (tree / "usr/lib/vmdriver/lib").glob("*/site-packages"):
+        for record in site.glob("*.dist-info/RECORD"):
+            named = [line.split(",")[0] for line in record.read_text().splitlines()]
+            assert [name for name in named if not (site / name).exists()] == [], record
+
+
 def test_manual_pages_have_no_mistakes(tree: Path) -> None:
     for page in (tree / "usr/share/man").rglob("*.gz"):
         text = subprocess.run(
