@@ -22,7 +22,7 @@ from vmdriver.config.views import (
 from vmdriver.errors import ConfigError
 from vmdriver.host import out_of_memory, reaper
 from vmdriver.host.lock import StateLock
-from vmdriver.host.service_manager import ServiceManager
+from vmdriver.host.service_manager import ServiceManager, is_host_ending
 from vmdriver.host.users.uid_claim import UidClaim
 from vmdriver.hypervisor.qemu_process import run_directory
 from vmdriver.hypervisor.usage import HostUsage
@@ -62,6 +62,8 @@ by the next driver.
 """
 
 _NOBODY = ServiceManager()
+_LAST_FLUSH_S = 8.0
+"""For each guest, where the host is shut down: the unit's TimeoutStopSec is 20."""
 _TELL_S = 1.5
 """From the begin of the end, for collectors."""
 
@@ -108,6 +110,8 @@ async def run_server(
     finally:
         accompanied.cancel()
         manager.tell("STOPPING=1", "STATUS=ending; machines go on")
+        if await is_host_ending():
+            await driver.core.last_flush.run(_LAST_FLUSH_S)
         await _end(driver, servers, streams, telemetry)
         claim.release()
         lock.release()

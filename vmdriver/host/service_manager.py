@@ -8,6 +8,10 @@ import logging
 import socket
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmdriver.errors import CommandError
+from vmdriver.host import process
 
 _log = logging.getLogger(__name__)
 _STARTING_S = 10.0
@@ -16,8 +20,25 @@ _MORE_S = 60
 """Until it may give up after it was told so last."""
 _AGAIN_S = 0.2
 """After it had no room for the one word that it waits for."""
+SYSTEMD = Path("/run/systemd/system")
+"""There where systemd runs the host (sd_booted(3))."""
+ASKED = ("systemctl", "show", "--property=SystemState", "--value")
 _BEATS = 3
 """In the time of the watchdog."""
+
+
+async def is_host_ending() -> bool:
+    """Whether systemd runs this host and is shutting it down. Asking costs some milliseconds, where
+    systemd is there, and two seconds at most (systemctl(1), property SystemState).
+    """
+    if not SYSTEMD.is_dir():
+        return False
+    try:
+        done = await process.run(ASKED, deadline_s=2)
+    except CommandError as error:
+        _log.info("whether this host is shut down is not known: %s", error)
+        return False
+    return done.stdout.strip() == b"stopping"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from vmdriver.lifecycle.control.admission import Admission
 from vmdriver.lifecycle.control.device_news import DeviceWatch
 from vmdriver.lifecycle.control.folder_news import FolderWatch
 from vmdriver.lifecycle.control.image_upkeep import ImageUpkeep
+from vmdriver.lifecycle.control.last_flush import LastFlush
 from vmdriver.lifecycle.control.maintenance import Housekeeping
 from vmdriver.lifecycle.control.manager import Manager
 from vmdriver.lifecycle.control.network_news import NetworkReporter
@@ -120,6 +121,7 @@ class Core:
         self.warm_pool = self._warm_pool(warm_directory)
         self.workforce = self._workforce()
         self.manager = self._manager()
+        self.last_flush = LastFlush(sandboxes=sandboxes, guest=ports.guest)
 
     def _devices(self, accelerator: AcceleratorChoice) -> Devices:
         return Devices(
