@@ -67,10 +67,10 @@ class Systemd:
         return "Reloaded vmdriver.service" in self.journal() and self.is_ready()
 
     def has_ended_well(self) -> bool:
-        said = [
-            line for line in self.journal().splitlines() if "vmdriver.service" in line
-        ]
-        return any("Deactivated successfully" in line for line in said[-3:])
+        """As systemd says since it was last told to end it."""
+        _, told, since = self.journal().rpartition("Stopping vmdriver.service")
+        good = "vmdriver.service: Deactivated successfully" in since
+        return bool(told) and good and "Failed with result" not in since
 
     def asked(self, name: str) -> str:
         said = run("systemctl", "show", f"--property={name}", "vmdriver.service")

@@ -121,7 +121,11 @@ class Core:
         self.warm_pool = self._warm_pool(warm_directory)
         self.workforce = self._workforce()
         self.manager = self._manager()
-        self.last_flush = LastFlush(sandboxes=sandboxes, guest=ports.guest)
+
+    @property
+    def last_flush(self) -> LastFlush:
+        """What is done before a host is shut down."""
+        return LastFlush(sandboxes=self.sandboxes, guest=self._ports.guest)
 
     def _devices(self, accelerator: AcceleratorChoice) -> Devices:
         return Devices(
